@@ -1,0 +1,1 @@
+"""Scopeline's core: everything that the stages share."""

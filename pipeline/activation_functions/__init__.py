@@ -1,0 +1,1 @@
+"""Activation functions on the gating value, by name."""

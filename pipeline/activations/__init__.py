@@ -1,0 +1,1 @@
+"""The activation store: schema, writer, reader and shuffling."""

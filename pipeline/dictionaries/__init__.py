@@ -1,0 +1,1 @@
+"""Sparse dictionaries behind one interface."""

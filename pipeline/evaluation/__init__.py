@@ -1,0 +1,1 @@
+"""Reconstruction, sparsity and spliced language-model metrics."""

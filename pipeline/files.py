@@ -1,0 +1,131 @@
+"""Files that are whole or absent: atomic JSON and directories, locks, free space, the project root."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+
+
+def root() -> Path:
+    """The user's checkout: $DVC_ROOT under DVC (also in temporary experiment copies), else the current directory."""
+    return Path(os.environ.get("DVC_ROOT") or os.getcwd())
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as sorted, indented JSON to a temporary sibling, flush it to disk and rename it to `path`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the whole new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def read_json(path: str | Path, what: str, next_action: str = "") -> Any:
+    """Read JSON; a missing or damaged file is a :class:`DataError` that names `what` it should have been.
+
+    Raises:
+        DataError: the file is missing or is not JSON.
+    """
+    path = Path(path)
+    hint = f"; {next_action}" if next_action else ""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path}: {what} is missing{hint}") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: {what} should be a file, got a directory{hint}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: {what} is damaged ({error}){hint}") from None
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary sibling directory; on success it takes the place of `path`, on failure it is removed.
+
+    Leftover siblings of earlier, killed calls are removed first.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}.partial-"
+    for leftover in path.parent.glob(f"{prefix}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
+    os.chmod(temporary, 0o755)
+    try:
+        yield temporary
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.exists() or path.is_symlink():
+            path.unlink()
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def locked(path: str | Path, what: str) -> Iterator[None]:
+    """Hold an exclusive lock file for the block; the kernel releases it even after kill -9.
+
+    Raises:
+        DataError: another process holds it; the message has its process id.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            stream.seek(0)
+            holder = stream.read().strip() or "unknown"
+            raise DataError(
+                f"{path.parent}: {what} is in use by another process (pid {holder}); wait for it or stop it, then run again"
+            ) from None
+        stream.seek(0)
+        stream.truncate()
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+def ensure_free_space(path: str | Path, n_bytes: int, what: str) -> None:
+    """Refuse to start writing `what` where the device has less than `n_bytes` left.
+
+    Raises:
+        DataError: too little space; the message has both numbers.
+    """
+    place = Path(path)
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < n_bytes:
+        raise DataError(
+            f"{path}: no space left on the device for {what}: needs {n_bytes / 2**20:,.1f} MiB, "
+            f"{free / 2**20:,.1f} MiB free; free some, or set SCOPELINE_STORE to a larger disk"
+        )

@@ -1,0 +1,1 @@
+"""The sparse products that dictionaries are made of."""

@@ -1,0 +1,1 @@
+"""The dictionary section of each kind of dictionary."""

@@ -1,0 +1,77 @@
+"""Progress of a long loop: a bar on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+
+def _duration(seconds: float) -> str:
+    seconds = int(seconds + 0.5)
+    hours, rest = divmod(seconds, 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
+
+
+class Progress:
+    """Counts done units against a total and shows `label done/total unit rate/s left time figures`.
+
+    Args:
+        label: what is being done.
+        total: number of units in all.
+        unit: what is counted, plural.
+        every_seconds: least time between two lines where the stream is not a terminal.
+        done: units that an earlier, interrupted run has done; they do not count for the rate.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        unit: str = "tokens",
+        every_seconds: float = 5.0,
+        *,
+        done: int = 0,
+        stream: TextIO | None = None,
+    ) -> None:
+        self.label, self.total, self.unit = label, int(total), unit
+        self.stream = stream if stream is not None else sys.stderr
+        self.terminal = self.stream.isatty()
+        self.every_seconds = 0.2 if self.terminal else every_seconds
+        self.done, self._before = int(done), int(done)
+        self._started = self._shown = time.monotonic()
+        self._figures: dict[str, float | str] = {}
+
+    def update(self, n: int, **figures: float | str) -> None:
+        """Add `n` done units; `figures` are shown with the next line."""
+        self.done += int(n)
+        self._figures.update(figures)
+        now = time.monotonic()
+        if now - self._shown >= self.every_seconds:
+            self._shown = now
+            self._show()
+
+    def line(self) -> str:
+        """The present line, without its end."""
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        rate = (self.done - self._before) / elapsed
+        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        share = self.done / self.total if self.total else 1.0
+        figures = "".join(
+            f"  {name} {value:.4g}" if isinstance(value, float) else f"  {name} {value}"
+            for name, value in self._figures.items()
+        )
+        remaining = "?" if left == float("inf") else _duration(max(left, 0.0))
+        return (
+            f"{self.label} {share:4.0%}  {self.done:,}/{self.total:,} {self.unit}  {rate:,.0f}/s  {remaining} left{figures}"
+        )
+
+    def _show(self, end: str | None = None) -> None:
+        start, stop = ("\r\x1b[K", "") if self.terminal else ("", "\n")
+        self.stream.write(start + self.line() + (end if end is not None else stop))
+        self.stream.flush()
+
+    def close(self) -> None:
+        """Show the last line."""
+        self._show(end="\n")

@@ -1,0 +1,1 @@
+"""The step loop, optimisers, schedules, dead features and checkpoints."""
