@@ -1,0 +1,1 @@
+"""The embedded default's small language model, trained from the demo corpus."""

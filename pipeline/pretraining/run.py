@@ -1,0 +1,62 @@
+"""From installed packages to a small language model in Hugging Face form with its figures."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import torch
+
+from pipeline.files import atomic_directory, root, write_json
+from pipeline.pretraining.corpus import pretraining_text, save_tokenizer, token_stream, train_tokenizer
+from pipeline.pretraining.ngrams import bigram_cross_entropy, unigram_cross_entropy
+from pipeline.pretraining.training import held_out_loss, train_language_model
+
+if TYPE_CHECKING:
+    from pipeline.params.schema import DemoParams
+
+
+def pretrain(params: DemoParams, out: Path, metrics: Path) -> dict[str, float | int | str]:
+    """Train the tokenizer and the model, write `out` (fp16 safetensors, tokenizer, config) and `metrics`.
+
+    Held-out figures are in nats a token over held-out documents, none of whose blocks was trained on; the bigram model is
+    trained on the same training text.
+
+    Args:
+        params: the demo section.
+        out: model directory, replaced when the new one is whole.
+        metrics: JSON file of the figures, also written as `out`/pretraining.json.
+    """
+    packages = [*params.text_packages, *params.pretrain_packages]
+    text = pretraining_text(packages, params.held_out_fraction, params.seed)
+    tokenizer = train_tokenizer(text.train, params.vocab_size)
+    train, held_out = token_stream(tokenizer, text.train), token_stream(tokenizer, text.held_out)
+    figures: dict[str, float | int | str] = {
+        "corpus_digest": text.digest,
+        "train_documents": len(text.train),
+        "held_out_documents": len(text.held_out),
+        "train_tokens": len(train),
+        "held_out_tokens": len(held_out),
+        "trained_tokens": params.total_tokens,
+        "ce_unigram": unigram_cross_entropy(train, held_out, params.vocab_size),
+        "ce_bigram": bigram_cross_entropy(train, held_out, params.vocab_size),
+    }
+    click.echo(f"pretrain: {len(train):,} training tokens; bigram {figures['ce_bigram']:.3f} nats", err=True)
+
+    def evaluate(model: torch.nn.Module, step: int) -> None:
+        click.echo(f"step {step}: held-out {held_out_loss(model, held_out, params.context_size):.4f} nats", err=True)
+
+    checkpoint = root() / "data" / "pretrain_checkpoints" / text.digest[:16]
+    model = train_language_model(params, train, checkpoint, evaluate=evaluate)
+    model.to(torch.float16)
+    with atomic_directory(out) as place:
+        model.save_pretrained(place)  # type: ignore[operator]
+        save_tokenizer(tokenizer, place, params.context_size)
+        figures["ce_held_out"] = held_out_loss(model.to(torch.float32), held_out, params.context_size)
+        figures["ce_below_bigram"] = float(figures["ce_bigram"]) - float(figures["ce_held_out"])
+        write_json(place / "pretraining.json", figures)
+    write_json(metrics, figures)
+    shutil.rmtree(checkpoint.parent, ignore_errors=True)
+    return figures
