@@ -1,0 +1,196 @@
+"""Tokenize a corpus into the token store.
+
+1. Each document goes to a split by a hash of its key (training and held-out contexts never share a document).
+2. A batch of documents is tokenized with character offsets, without special tokens.
+3. Each split's packer cuts contexts; the training split stops at the first whole context with which the kept tokens reach the
+   number asked for; the held-out split takes the documents read until then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.corpus.document import Document, held_out
+from pipeline.corpus.packing import Packer, PackedSplit
+from pipeline.corpus.tokens import TokenWriter
+from pipeline.errors import DataError
+from pipeline.files import atomic_directory
+from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BATCH_CHARACTERS = 1_000_000
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """A fast tokenizer with its special ids.
+
+    Attributes:
+        tokenizer: the backend tokenizer.
+        bos, eos: ids or None.
+        special_ids: ids that are ignored by default (bos, eos, pad).
+        digest: sha256 of the tokenizer's definition.
+    """
+
+    tokenizer: Tokenizer
+    bos: int | None
+    eos: int | None
+    special_ids: tuple[int, ...]
+    digest: str
+
+
+def tokenizer_info(loaded: Any, name: str) -> TokenizerInfo:
+    """What packing needs of a transformers tokenizer.
+
+    Raises:
+        DataError: the tokenizer is not a fast one (it has no character offsets).
+    """
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise DataError(f"tokenizer of '{name}': has no fast version, so tokens cannot be traced to characters; use another model")
+    special = sorted({i for i in (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) if i is not None})
+    backend.no_truncation()
+    backend.no_padding()
+    digest = hashlib.sha256(backend.to_str().encode()).hexdigest()
+    return TokenizerInfo(backend, loaded.bos_token_id, loaded.eos_token_id, tuple(special), digest)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True)
+class TokenizeSettings:
+    """What decides the content of the token store besides the documents and the tokenizer.
+
+    Attributes:
+        context_size: tokens in a context.
+        total_tokens: kept training tokens wanted.
+        prepend_bos: whether every context starts with the beginning-of-text token.
+        ignore_token_ids: ids that do not count as kept; None means the tokenizer's bos, eos and pad.
+        eval_fraction, split_seed: of the split by document.
+    """
+
+    context_size: int
+    total_tokens: int
+    prepend_bos: bool
+    ignore_token_ids: tuple[int, ...] | None
+    eval_fraction: float
+    split_seed: int
+
+
+class _Run:
+    def __init__(self, writer: TokenWriter, info: TokenizerInfo, settings: TokenizeSettings) -> None:
+        self.writer, self.info, self.settings = writer, info, settings
+        bos = info.bos if settings.prepend_bos else None
+        self.packers = {name: Packer(settings.context_size, bos, info.eos) for name in ("train", "eval")}
+        self.ignored = settings.ignore_token_ids if settings.ignore_token_ids is not None else info.special_ids
+        self.kept = {"train": 0, "eval": 0}
+        self.documents = {"train": 0, "eval": 0}
+        self.progress = Progress("tokenize", settings.total_tokens)
+
+    @property
+    def enough(self) -> bool:
+        return self.kept["train"] >= self.settings.total_tokens
+
+    def add(self, batch: list[Document]) -> None:
+        encodings = self.info.tokenizer.encode_batch([d.text for d in batch], add_special_tokens=False)
+        for document, encoding in zip(batch, encodings, strict=True):
+            if not encoding.ids:
+                continue
+            held = held_out(document.key, self.settings.eval_fraction, self.settings.split_seed)
+            split = "eval" if held else "train"
+            number = self.writer.splits[split].add_document(document)
+            self.documents[split] += 1
+            offsets = np.asarray(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+            self.packers[split].add(number, np.asarray(encoding.ids, dtype=np.int32), offsets[:, 0], offsets[:, 1])
+        for split, packer in self.packers.items():
+            for packed in packer.contexts():
+                self._write(split, packed)
+
+    def _write(self, split: str, packed: PackedSplit) -> None:
+        kept = np.cumsum((~np.isin(packed.tokens, np.asarray(self.ignored, dtype=np.int64))).sum(1))
+        if split == "train":
+            if self.enough:
+                return
+            wanted = self.settings.total_tokens - self.kept["train"]
+            n = int(np.searchsorted(kept, wanted)) + 1
+            packed = PackedSplit(*packed.rows()[:, :n])
+            kept = kept[:n]
+            self.progress.update(min(int(kept[-1]), wanted))
+        self.kept[split] += int(kept[-1])
+        self.writer.splits[split].add_contexts(packed)
+
+
+def tokenize_corpus(
+    documents: Iterable[Document], info: TokenizerInfo, settings: TokenizeSettings, out: Path
+) -> dict[str, int | float | str]:
+    """Tokenize and pack `documents` into the token store `out`; returns its figures.
+
+    Raises:
+        DataError: too little text for the tokens asked, or no held-out context.
+    """
+    if settings.prepend_bos and info.bos is None:
+        raise DataError("model.prepend_bos is true but the tokenizer has no beginning-of-text token; set model.prepend_bos=false")
+    characters = 0
+    text_digest = hashlib.sha256()
+    with atomic_directory(out) as place:
+        run = _Run(TokenWriter(place, settings.context_size), info, settings)
+        for batch in _batches(documents):
+            run.add(batch)
+            for document in batch:
+                characters += len(document.text)
+                text_digest.update(f"{document.key}\0{document.text}\0".encode())
+            if run.enough:
+                break
+        run.progress.close()
+        _check(run, characters)
+        digest = run.writer.close(
+            tokenizer_digest=info.digest,
+            prepend_bos=settings.prepend_bos,
+            ignore_token_ids=run.ignored,
+            split_seed=settings.split_seed,
+        )
+    return {
+        "digest": digest,
+        "text_digest": text_digest.hexdigest(),
+        "train_tokens": run.kept["train"],
+        "eval_tokens": run.kept["eval"],
+        "train_contexts": run.writer.splits["train"].n_contexts,
+        "eval_contexts": run.writer.splits["eval"].n_contexts,
+        "train_documents": run.documents["train"],
+        "eval_documents": run.documents["eval"],
+        "characters": characters,
+    }
+
+
+def _check(run: _Run, characters: int) -> None:
+    settings = run.settings
+    if not run.enough:
+        raise DataError(
+            f"too little text: activations.total_tokens is {settings.total_tokens:,}, the data set's training split gave "
+            f"{run.kept['train']:,} ({characters:,} characters read); lower activations.total_tokens or give more text"
+        )
+    if run.kept["eval"] == 0:
+        raise DataError(
+            f"no held-out context of {settings.context_size} tokens: {run.documents['eval']} of "
+            f"{sum(run.documents.values())} documents were held out; raise dataset.eval_fraction "
+            f"({settings.eval_fraction}) or give text in more documents"
+        )

@@ -1,0 +1,234 @@
+"""The token store, data/tokens.zarr: packed contexts of both splits, traceable to their texts.
+
+Zarr v3 group. For each split ("train", "eval") a group with int32 arrays [n_contexts, context_size]: tokens, document_ids,
+char_starts, char_ends; and `document_offsets` int64 [n_documents + 1] into documents/<split>.jsonl beside it, whose lines are
+{"key", "origin", "text"} (no text where the origin is a row of a data set of the hub). Group attributes: format_version,
+context_size, prepend_bos, packing, ignore_token_ids, tokenizer_digest, split_seed, digest (of the content), complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from pipeline.corpus.document import Document
+from pipeline.corpus.packing import FIELDS, NO_CHARACTERS, PackedSplit
+from pipeline.errors import DataError
+from pipeline.files import atomic_directory
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "eval")
+CHUNK_CONTEXTS = 4096
+_NEXT = "run `dvc repro tokenize`"
+
+
+@dataclass(frozen=True)
+class TracedToken:
+    """Where a token comes from: document key and origin, character range there, and the characters (None if not kept)."""
+
+    document: str
+    origin: dict[str, str | int]
+    start: int
+    end: int
+    text: str | None
+
+
+class TokenSplit:
+    """One split of a token store; arrays are read lazily."""
+
+    def __init__(self, group: Any, path: Path, name: str) -> None:
+        self.name = name
+        self._path = path
+        self._group = group
+        self.n_contexts, self.context_size = group["tokens"].shape
+
+    def read(self, start: int = 0, stop: int | None = None, field: str = "tokens") -> np.ndarray:
+        """int32 [n, context_size] of contexts start..stop of one of tokens, document_ids, char_starts, char_ends."""
+        return np.asarray(self._group[field][start:stop])
+
+    @cached_property
+    def n_documents(self) -> int:
+        """Number of documents in the split."""
+        return int(self._group["document_offsets"].shape[0]) - 1
+
+    def document(self, document_id: int) -> dict[str, Any]:
+        """{"key", "origin", "text"} of one document."""
+        begin, end = (int(i) for i in self._group["document_offsets"][document_id : document_id + 2])
+        with open(self._path / "documents" / f"{self.name}.jsonl", "rb") as stream:
+            stream.seek(begin)
+            return json.loads(stream.read(end - begin))
+
+    def trace(self, context: int, position: int) -> TracedToken:
+        """Trace the token at `position` of `context` to its text."""
+        document_id, start, end = (
+            int(self._group[field][context, position]) for field in ("document_ids", "char_starts", "char_ends")
+        )
+        record = self.document(document_id)
+        text = record.get("text")
+        characters = None if text is None else "" if start == NO_CHARACTERS else text[start:end]
+        return TracedToken(record["key"], record["origin"], start, end, characters)
+
+
+class TokenStore:
+    """A complete token store, opened for reading by :func:`open_tokens`."""
+
+    def __init__(self, path: Path, group: Any) -> None:
+        attributes = dict(group.attrs)
+        self.path = path
+        self.digest: str = attributes["digest"]
+        self.tokenizer_digest: str = attributes["tokenizer_digest"]
+        self.context_size: int = attributes["context_size"]
+        self.prepend_bos: bool = attributes["prepend_bos"]
+        self.ignore_token_ids: tuple[int, ...] = tuple(attributes["ignore_token_ids"])
+        self.train = TokenSplit(group["train"], path, "train")
+        self.eval = TokenSplit(group["eval"], path, "eval")
+
+    def mask(self, tokens: np.ndarray) -> np.ndarray:
+        """bool, shape of `tokens`: True where the token is kept, False where its id is ignored."""
+        return ~np.isin(tokens, np.asarray(self.ignore_token_ids, dtype=np.int64))
+
+    def trace(self, split: str, context: int, position: int) -> TracedToken:
+        """Trace a token of split "train" or "eval" to its text."""
+        return {"train": self.train, "eval": self.eval}[split].trace(context, position)
+
+
+def open_tokens(path: str | Path) -> TokenStore:
+    """Open a token store.
+
+    Raises:
+        DataError: missing, incomplete or damaged.
+    """
+    import zarr
+
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: the token store is missing; {_NEXT}")
+    try:
+        group = zarr.open_group(str(path), mode="r")
+        attributes = dict(group.attrs)
+        if attributes.get("format_version") != FORMAT_VERSION:
+            raise DataError(
+                f"{path}: token store format {attributes.get('format_version')!r}, wanted {FORMAT_VERSION}; {_NEXT}"
+            )
+        if attributes.get("complete") is not True:
+            raise DataError(f"{path}: the token store is incomplete; {_NEXT}")
+        store = TokenStore(path, group)
+    except (FileNotFoundError, KeyError, ValueError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: the token store is damaged ({error}); {_NEXT}") from None
+    for split in SPLITS:
+        if not (path / "documents" / f"{split}.jsonl").exists():
+            raise DataError(f"{path}/documents/{split}.jsonl: the texts of the token store are missing; {_NEXT}")
+    return store
+
+
+class _SplitWriter:
+    def __init__(self, group: Any, place: Path, name: str, context_size: int) -> None:
+        self.group = group.create_group(name)
+        self.arrays = {
+            field: self.group.create_array(
+                field, shape=(0, context_size), chunks=(CHUNK_CONTEXTS, context_size), dtype="int32", fill_value=NO_CHARACTERS
+            )
+            for field in FIELDS
+        }
+        self.n_contexts = 0
+        self.offsets = [0]
+        self.digest = hashlib.sha256(name.encode())
+        self._texts: IO[bytes] = open(place / "documents" / f"{name}.jsonl", "wb")
+        self._held: list[np.ndarray] = []
+        self._n_held = 0
+
+    def add_document(self, document: Document) -> int:
+        record: dict[str, Any] = {"key": document.key, "origin": document.origin}
+        if document.keep_text:
+            record["text"] = document.text
+        line = json.dumps(record, ensure_ascii=False, sort_keys=True).encode() + b"\n"
+        self._texts.write(line)
+        self.digest.update(line)
+        self.offsets.append(self.offsets[-1] + len(line))
+        return len(self.offsets) - 2
+
+    def add_contexts(self, packed: PackedSplit) -> None:
+        self._held.append(packed.rows())
+        self._n_held += len(packed.tokens)
+        self.n_contexts += len(packed.tokens)
+        if self._n_held >= CHUNK_CONTEXTS:
+            self._flush(self._n_held - self._n_held % CHUNK_CONTEXTS)
+
+    def _flush(self, n: int) -> None:
+        if n == 0:
+            return
+        rows = np.concatenate(self._held, axis=1)
+        for field, values in zip(FIELDS, rows, strict=True):
+            self.arrays[field].append(values[:n])
+        self.digest.update(np.ascontiguousarray(rows[:, :n].transpose(1, 0, 2)).tobytes())
+        self._held, self._n_held = [rows[:, n:]], rows.shape[1] - n
+
+    def close(self) -> str:
+        self._flush(self._n_held)
+        self._texts.close()
+        self.group.create_array("document_offsets", data=np.asarray(self.offsets, dtype=np.int64), chunks=(65536,))
+        return self.digest.hexdigest()
+
+
+class TokenWriter:
+    """Writes a token store in a temporary directory; :func:`write_tokens` and the tokenize stage use it."""
+
+    def __init__(self, place: Path, context_size: int) -> None:
+        import zarr
+
+        (place / "documents").mkdir()
+        self.group = zarr.create_group(str(place), zarr_format=3)
+        self.splits = {name: _SplitWriter(self.group, place, name, context_size) for name in SPLITS}
+        self.context_size = context_size
+
+    def close(self, *, tokenizer_digest: str, prepend_bos: bool, ignore_token_ids: Iterable[int], split_seed: int) -> str:
+        """Write what is left and the attributes, complete=true last; returns the content digest."""
+        about = {
+            "format_version": FORMAT_VERSION,
+            "context_size": self.context_size,
+            "prepend_bos": prepend_bos,
+            "packing": "documents end to end, each closed by the end-of-text token, cut into contexts",
+            "ignore_token_ids": sorted(int(i) for i in ignore_token_ids),
+            "tokenizer_digest": tokenizer_digest,
+            "split_seed": split_seed,
+        }
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+        for split in self.splits.values():
+            digest.update(split.close().encode())
+        self.group.attrs.update({**about, "digest": digest.hexdigest()})
+        self.group.attrs["complete"] = True
+        return digest.hexdigest()
+
+
+def write_tokens(
+    path: str | Path,
+    *,
+    train: PackedSplit,
+    eval: PackedSplit,
+    ignore_token_ids: Iterable[int] = (),
+    documents: Iterable[Document] = (Document("document", ""),),
+    tokenizer_digest: str = "",
+    prepend_bos: bool = False,
+    split_seed: int = 0,
+) -> str:
+    """Write a token store from arrays in memory (both splits get `documents`); returns its content digest."""
+    with atomic_directory(path) as place:
+        writer = TokenWriter(place, train.tokens.shape[1])
+        kept = list(documents)
+        for name, packed in (("train", train), ("eval", eval)):
+            for document in kept:
+                writer.splits[name].add_document(document)
+            writer.splits[name].add_contexts(packed)
+        return writer.close(
+            tokenizer_digest=tokenizer_digest,
+            prepend_bos=prepend_bos,
+            ignore_token_ids=ignore_token_ids,
+            split_seed=split_seed,
+        )
