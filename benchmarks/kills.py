@@ -1,9 +1,10 @@
 """Kill a stage with SIGKILL again and again under DVC and compare the weights with an unbroken run's.
 
-Run it in a clean clone after `dvc repro` has gone to its end: that run is the reference. For each stage, what the stage made is
-deleted, the pipeline is started, its whole process group is killed at a random time, and it is started again, until the
-wanted number of kills is reached; whenever a run comes to its end the hashes are compared. A kill's time is drawn uniformly from
-(0, 2 D / m), D the time of the unbroken stage measured first and m the kills of one chain, so that the kills of a chain cover the stage.
+Run it in a clean clone after `dvc repro` has gone to its end: that run is the reference. What the stage made is deleted, the
+stage is started, its whole process group is killed at a random time, and it is started again, until the wanted number of kills
+is reached; whenever a run comes to its end the hashes are compared. The first kill of a chain is drawn uniformly from
+(0, 2 D / m), the later ones half of D / m later, D the time of the unbroken stage, measured first, and m the kills aimed at in a
+chain: together they cover the stage.
 
     python -m benchmarks.kills --stage train --kills 20
     python -m benchmarks.kills --stage generate --kills 5 --mode exp
@@ -122,7 +123,9 @@ def main(stage: str, kills: int, chain: int, mode: str, seed: int, log: str) -> 
         found, left = hashes(), leftovers()
         same = found == reference and not left
         wrong += not same
-        click.echo(f"run {runs}: killed at {in_chain} s ({done}/{kills}); {'same bits' if same else 'DIFFERENT'}; leftovers {left}")
+        click.echo(
+            f"run {runs}: killed at {in_chain} s ({done}/{kills}); {'same bits' if same else 'DIFFERENT'}; leftovers {left}"
+        )
         for name, value in found.items():
             click.echo(f"  {name} {value[:16]}{'' if value == reference.get(name) else '  differs'}")
     click.echo(f"{done} kills of {stage} under dvc {mode}, {runs} whole runs, {wrong} different")

@@ -19,8 +19,27 @@ from pipeline.errors import DataError
 
 MIN_DOCUMENT_CHARACTERS = 200
 _LEFT_OUT = frozenset(
-    "test tests testing _vendor vendor vendored _vendored extern externals third_party site-packages dist-packages "
-    "__pycache__ ensurepip bin include lib2to3 turtledemo _testing".split()
+    [
+        "test",
+        "tests",
+        "testing",
+        "_vendor",
+        "vendor",
+        "vendored",
+        "_vendored",
+        "extern",
+        "externals",
+        "third_party",
+        "site-packages",
+        "dist-packages",
+        "__pycache__",
+        "ensurepip",
+        "bin",
+        "include",
+        "lib2to3",
+        "turtledemo",
+        "_testing",
+    ]
 )
 
 

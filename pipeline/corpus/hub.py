@@ -24,8 +24,8 @@ def _load(name: str, config_name: str | None, split: str, streaming: bool) -> An
     except (FileNotFoundError, ConnectionError, OSError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") not in (None, "", "0") else ""
         raise DataError(
-            f"{where} was not found on the hub or in its cache{offline}: {_first_line(error)}; dataset.dataset_name_or_path takes "
-            "'demo', a hub id, or a local file or directory (.txt, .jsonl, .parquet)"
+            f"{where} was not found on the hub or in its cache{offline}: {_first_line(error)}; "
+            "dataset.dataset_name_or_path takes 'demo', a hub id, or a local file or directory (.txt, .jsonl, .parquet)"
         ) from None
 
 

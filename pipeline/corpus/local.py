@@ -26,7 +26,9 @@ def local_files(path: Path) -> list[Path]:
     """
     if path.is_file():
         if path.suffix not in SUFFIXES:
-            raise DataError(f"{path}: dataset.dataset_name_or_path: unknown form '{path.suffix}'; wanted one of {', '.join(SUFFIXES)}")
+            raise DataError(
+                f"{path}: dataset.dataset_name_or_path: unknown form '{path.suffix}'; wanted one of {', '.join(SUFFIXES)}"
+            )
         return [path]
     files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
     if not files:

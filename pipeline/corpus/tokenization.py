@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.corpus.document import Document, held_out
-from pipeline.corpus.packing import Packer, PackedSplit
+from pipeline.corpus.packing import PackedSplit, Packer
 from pipeline.corpus.tokens import TokenWriter
 from pipeline.errors import DataError
 from pipeline.files import atomic_directory
@@ -55,7 +55,9 @@ def tokenizer_info(loaded: Any, name: str) -> TokenizerInfo:
     """
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
-        raise DataError(f"tokenizer of '{name}': has no fast version, so tokens cannot be traced to characters; use another model")
+        raise DataError(
+            f"tokenizer of '{name}': has no fast version, so tokens cannot be traced to characters; use another model"
+        )
     special = sorted({i for i in (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) if i is not None})
     backend.no_truncation()
     backend.no_padding()
@@ -148,11 +150,13 @@ def tokenize_corpus(
         DataError: too little text for the tokens asked, or no held-out context.
     """
     if settings.prepend_bos and info.bos is None:
-        raise DataError("model.prepend_bos is true but the tokenizer has no beginning-of-text token; set model.prepend_bos=false")
+        raise DataError(
+            "model.prepend_bos is true but the tokenizer has no beginning-of-text token; set model.prepend_bos=false"
+        )
     characters = 0
     text_digest = hashlib.sha256()
-    with atomic_directory(out) as place:
-        run = _Run(TokenWriter(place, settings.context_size), info, settings)
+    with atomic_directory(out) as place, TokenWriter(place, settings.context_size) as writer:
+        run = _Run(writer, info, settings)
         for batch in _batches(documents):
             run.add(batch)
             for document in batch:

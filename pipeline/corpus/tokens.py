@@ -8,13 +8,14 @@ context_size, prepend_bos, packing, ignore_token_ids, tokenizer_digest, split_se
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 
@@ -133,14 +134,18 @@ class _SplitWriter:
         self.group = group.create_group(name)
         self.arrays = {
             field: self.group.create_array(
-                field, shape=(0, context_size), chunks=(CHUNK_CONTEXTS, context_size), dtype="int32", fill_value=NO_CHARACTERS
+                field,
+                shape=(0, context_size),
+                chunks=(CHUNK_CONTEXTS, context_size),
+                dtype="int32",
+                fill_value=NO_CHARACTERS,
             )
             for field in FIELDS
         }
         self.n_contexts = 0
         self.offsets = [0]
         self.digest = hashlib.sha256(name.encode())
-        self._texts: IO[bytes] = open(place / "documents" / f"{name}.jsonl", "wb")
+        self.texts: IO[bytes] = open(place / "documents" / f"{name}.jsonl", "wb")  # noqa: SIM115
         self._held: list[np.ndarray] = []
         self._n_held = 0
 
@@ -149,7 +154,7 @@ class _SplitWriter:
         if document.keep_text:
             record["text"] = document.text
         line = json.dumps(record, ensure_ascii=False, sort_keys=True).encode() + b"\n"
-        self._texts.write(line)
+        self.texts.write(line)
         self.digest.update(line)
         self.offsets.append(self.offsets[-1] + len(line))
         return len(self.offsets) - 2
@@ -172,7 +177,7 @@ class _SplitWriter:
 
     def close(self) -> str:
         self._flush(self._n_held)
-        self._texts.close()
+        self.texts.close()
         self.group.create_array("document_offsets", data=np.asarray(self.offsets, dtype=np.int64), chunks=(65536,))
         return self.digest.hexdigest()
 
@@ -188,9 +193,16 @@ class TokenWriter:
         self.splits = {name: _SplitWriter(self.group, place, name, context_size) for name in SPLITS}
         self.context_size = context_size
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for split in self.splits.values():
+            split.texts.close()
+
     def close(self, *, tokenizer_digest: str, prepend_bos: bool, ignore_token_ids: Iterable[int], split_seed: int) -> str:
         """Write what is left and the attributes, complete=true last; returns the content digest."""
-        about = {
+        about: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "context_size": self.context_size,
             "prepend_bos": prepend_bos,
@@ -219,8 +231,9 @@ def write_tokens(
     split_seed: int = 0,
 ) -> str:
     """Write a token store from arrays in memory (both splits get `documents`); returns its content digest."""
-    with atomic_directory(path) as place:
-        writer = TokenWriter(place, train.tokens.shape[1])
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(atomic_directory(path))
+        writer = stack.enter_context(TokenWriter(place, train.tokens.shape[1]))
         kept = list(documents)
         for name, packed in (("train", train), ("eval", eval)):
             for document in kept:

@@ -40,7 +40,11 @@ def test_same_bytes_in_another_process() -> None:
     )
     for hash_seed in ("1", "2"):
         there = subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert there.stdout.strip() == here
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus.document import Document, held_out
-from pipeline.corpus.packing import Packer, PackedSplit
+from pipeline.corpus.packing import PackedSplit, Packer
 from pipeline.corpus.tokens import open_tokens, write_tokens
 from pipeline.errors import DataError
 
@@ -56,7 +56,11 @@ def test_round_trip_and_trace(tmp_path: Path) -> None:
     tokens = np.arange(12).reshape(3, 4)
     path = tmp_path / "tokens.zarr"
     digest = write_tokens(
-        path, train=split(tokens), eval=split(tokens[:1]), ignore_token_ids=(3, 5), documents=[Document("d", "abcd", {"file": "f"})]
+        path,
+        train=split(tokens),
+        eval=split(tokens[:1]),
+        ignore_token_ids=(3, 5),
+        documents=[Document("d", "abcd", {"file": "f"})],
     )
     store = open_tokens(path)
     assert store.digest == digest
@@ -66,7 +70,13 @@ def test_round_trip_and_trace(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.mask(np.array([2, 3, 4, 5])), [True, False, True, False])
     traced = store.trace("train", 1, 2)
     assert (traced.document, traced.text, traced.origin) == ("d", "c", {"file": "f"})
-    again = write_tokens(tmp_path / "b", train=split(tokens), eval=split(tokens[:1]), ignore_token_ids=(3, 5), documents=[Document("d", "abcd", {"file": "f"})])
+    again = write_tokens(
+        tmp_path / "b",
+        train=split(tokens),
+        eval=split(tokens[:1]),
+        ignore_token_ids=(3, 5),
+        documents=[Document("d", "abcd", {"file": "f"})],
+    )
     assert again == digest
     other = write_tokens(tmp_path / "c", train=split(tokens + 1), eval=split(tokens[:1]))
     assert other != digest

@@ -69,7 +69,7 @@ def test_saved_on_disk(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("e.txt", b" \n", "the text file is empty"),
-        ("b.txt", b"text\0more", r"not a UTF-8 text file \(byte 4 is 0x0\)"),
+        ("b.txt", b"text\0more", r"not a UTF-8 text file \(byte 4 is 0x00\)"),
         ("l.txt", b"caf\xe9", r"not a UTF-8 text file \(byte 3 is 0xe9\)"),
         ("x.csv", b"a,b", r"unknown form '\.csv'"),
         ("e.jsonl", b"", "the file is empty"),
