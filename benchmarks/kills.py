@@ -3,8 +3,8 @@
 Run it in a clean clone after `dvc repro` has gone to its end: that run is the reference. What the stage made is deleted, the
 stage is started, its whole process group is killed at a random time, and it is started again, until the wanted number of kills
 is reached; whenever a run comes to its end the hashes are compared. The first kill of a chain is drawn uniformly from
-(0, 2 D / m), the later ones half of D / m later, D the time of the unbroken stage, measured first, and m the kills aimed at in a
-chain: together they cover the stage.
+(0, 2 D / m), the later ones half of D / m later; D is the time of the unbroken stage, measured first, and m the number of
+kills aimed at in a chain: together they cover the stage.
 
     python -m benchmarks.kills --stage train --kills 20
     python -m benchmarks.kills --stage generate --kills 5 --mode exp

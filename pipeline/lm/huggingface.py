@@ -1,0 +1,128 @@
+"""The back end on plain transformers modules: forward hooks on the few modules that a run wants, and an early stop.
+
+hook_resid_pre is a block's input, hook_resid_post its output, hook_attn_out and hook_mlp_out the outputs of its parts,
+ln*.hook_out a norm's output and ln*.hook_normalized is computed from the norm's input:
+
+    LayerNorm  (x - mean) / sqrt(var + eps)          RMSNorm  x / sqrt(mean(x^2) + eps)
+
+in float32, given in the model's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.lm.architectures import Architecture, architecture_of
+from pipeline.lm.language_model import LanguageModel
+from pipeline.lm.source import ModelSource
+from pipeline.lm.splicing import Run
+
+
+def normalized(norm: nn.Module, x: Tensor) -> Tensor:
+    """What a norm computes before gain and bias, [..., d] -> [..., d]."""
+    wide = x.float() if x.dtype != torch.float64 else x
+    if isinstance(norm, nn.LayerNorm):
+        return nn.functional.layer_norm(wide, (x.shape[-1],), None, None, norm.eps).to(x.dtype)
+    eps: Any = getattr(norm, "variance_epsilon", None)
+    if eps is None:
+        eps = norm.eps
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def affine(norm: nn.Module, architecture: Architecture) -> tuple[Tensor | None, Tensor | None]:
+    """Gain and bias [d] that a norm applies after normalising; None where it has none."""
+    weight: Tensor | None = getattr(norm, "weight", None)
+    bias: Tensor | None = getattr(norm, "bias", None)
+    if weight is not None and architecture.gain_offset:
+        weight = weight + architecture.gain_offset
+    return weight, bias
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _with_first(output: Any, value: Any) -> Any:
+    return (value, *output[1:]) if isinstance(output, tuple) else value
+
+
+class HuggingFaceModel(LanguageModel):
+    """A transformers model read and written through forward hooks.
+
+    Args:
+        source: where it came from.
+        model: the loaded model, on its device, in evaluation mode.
+    """
+
+    backend = "huggingface"
+
+    def __init__(self, source: ModelSource, model: nn.Module) -> None:
+        parameter = next(model.parameters())
+        super().__init__(source, parameter.device, parameter.dtype)
+        self._model = model
+        self._architecture = architecture_of(source.model_type, source.name)
+        self._blocks = self._architecture.block_list(model)
+
+    def _forward(self, token_ids: Tensor, run: Run) -> Tensor:
+        with self._hooks(run):
+            return self._model(input_ids=token_ids, use_cache=False).logits
+
+    def _mlp(self, layer: int) -> nn.Module:
+        return self._blocks[layer].get_submodule(self._architecture.mlp)
+
+    def _ln2_affine(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
+        return affine(self._blocks[layer].get_submodule(self._architecture.ln2), self._architecture)
+
+    @contextmanager
+    def _hooks(self, run: Run) -> Iterator[None]:
+        with ExitStack() as stack:
+            for layer, block in enumerate(self._blocks):
+                prefix = f"blocks.{layer}."
+                if any(name.startswith(prefix) for name in run.wanted):
+                    for handle in self._block_hooks(prefix, block, run):
+                        stack.callback(handle.remove)
+            yield
+
+    def _block_hooks(self, prefix: str, block: nn.Module, run: Run) -> Iterator[Any]:
+        names = self._architecture
+        if f"{prefix}hook_resid_pre" in run.wanted:
+            yield block.register_forward_pre_hook(_input_hook(run, f"{prefix}hook_resid_pre"), with_kwargs=True)
+        for site, part in (("ln1", names.ln1), ("ln2", names.ln2)):
+            if {f"{prefix}{site}.hook_normalized", f"{prefix}{site}.hook_out"} & run.wanted:
+                norm = block.get_submodule(part)
+                yield norm.register_forward_hook(self._norm_hook(run, f"{prefix}{site}"))
+        for site, part in (("hook_attn_out", names.attention), ("hook_mlp_out", names.mlp)):
+            if f"{prefix}{site}" in run.wanted:
+                yield block.get_submodule(part).register_forward_hook(_output_hook(run, f"{prefix}{site}"))
+        if f"{prefix}hook_resid_post" in run.wanted:
+            yield block.register_forward_hook(_output_hook(run, f"{prefix}hook_resid_post"))
+
+    def _norm_hook(self, run: Run, prefix: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            gain, _ = affine(norm, self._architecture)
+            return run.visit_norm(prefix, lambda: normalized(norm, args[0]), output, gain)
+
+        return hook
+
+
+def _input_hook(run: Run, name: str) -> Callable[..., Any]:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (run.visit(name, args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": run.visit(name, kwargs["hidden_states"])}
+
+    return hook
+
+
+def _output_hook(run: Run, name: str) -> Callable[[nn.Module, Any, Any], Any]:
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        return _with_first(output, run.visit(name, _first(output)))
+
+    return hook

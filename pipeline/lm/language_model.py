@@ -1,0 +1,308 @@
+"""The interface of a language model: activations at hook points, logits, loss, with or without splicing.
+
+    model = load_language_model("demo")
+    acts = model.activations(token_ids, ["blocks.2.hook_resid_post"])            # stops after block 2
+    loss = model.loss(token_ids, replace={"blocks.2.hook_mlp_out": lambda captured, original: reconstruct(captured)})
+
+Two back ends implement it, :mod:`pipeline.lm.huggingface` and :mod:`pipeline.lm.transformer_lens`; they agree to 2e-6
+relative in float32. Nothing here knows dictionaries. Runs have no gradients.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import DataError
+from pipeline.lm.hook_points import last_of, parse_hook_points
+from pipeline.lm.source import ModelSource
+from pipeline.lm.splicing import Replacement, Run, StopRun, token_loss
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One run, every hook point kept.
+
+    Attributes:
+        tokens: text of each token, [b][T].
+        activations: {hook point: [b, T, d]} in the order of the run.
+        logits: [b, T, V].
+        loss: float32 [b, T - 1], cross entropy of token t + 1 in nats.
+    """
+
+    tokens: list[list[str]]
+    activations: dict[str, Tensor]
+    logits: Tensor
+    loss: Tensor
+
+
+class LayerMLP(nn.Module):
+    """The MLP of one layer as a function of the activation at one hook point.
+
+    Args:
+        mlp: the model's own module; it reads `ln2.hook_out`.
+        gain, bias: [d], what the norm does after `hook_normalized`; None if the input is already `ln2.hook_out`.
+    """
+
+    def __init__(self, mlp: nn.Module, gain: Tensor | None = None, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self._mlp, self._gain, self._bias = mlp, gain, bias
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d] -> what the MLP adds to the residual stream, [..., d], in the dtype of `x`."""
+        parameter = next(self._mlp.parameters())
+        hidden = x.to(device=parameter.device, dtype=parameter.dtype)
+        if self._gain is not None:
+            hidden = hidden * self._gain
+        if self._bias is not None:
+            hidden = hidden + self._bias
+        # `forward`, not a call: hooks of a run in progress are not to see it.
+        out = self._mlp.forward(hidden.reshape(1, -1, hidden.shape[-1])).reshape(hidden.shape)
+        return out.to(device=x.device, dtype=x.dtype)
+
+
+class LanguageModel(abc.ABC):
+    """A causal language model with hook points named as in TransformerLens.
+
+    Attributes:
+        backend: "huggingface" or "transformer_lens".
+        device, dtype: where and in what its weights are.
+    """
+
+    backend: str
+
+    def __init__(self, source: ModelSource, device: torch.device, dtype: torch.dtype) -> None:
+        self._source = source
+        self.device = device
+        self.dtype = dtype
+
+    # What it is.
+
+    @property
+    def name(self) -> str:
+        """The name that it was loaded by."""
+        return self._source.name
+
+    @property
+    def revision(self) -> str | None:
+        """Commit of a hub model; None for a local directory."""
+        return self._source.revision
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 of configuration and weights, wherever the files lie; the same for both back ends and every dtype."""
+        return self._source.digest()
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self._source.d_model
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self._source.n_layers
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        return self._source.vocab_size
+
+    @property
+    def max_context(self) -> int | None:
+        """Most tokens in one context, or None if the configuration does not say."""
+        return self._source.max_context
+
+    def hook_points(self) -> list[str]:
+        """Names of all hook points, in the order of a run."""
+        return self._source.hook_points()
+
+    def hook_width(self, hook_point: str) -> int:
+        """Width of the activation at a hook point.
+
+        Raises:
+            DataError: no such hook point.
+        """
+        return self._source.hook_width(hook_point)
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, loaded when first asked for."""
+        return self._source.load_tokenizer()
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The tokenizer's beginning-of-text token."""
+        return self.tokenizer.bos_token_id
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The tokenizer's end-of-text token."""
+        return self.tokenizer.eos_token_id
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The tokenizer's padding token."""
+        return self.tokenizer.pad_token_id
+
+    # What a back end does.
+
+    @abc.abstractmethod
+    def _forward(self, token_ids: Tensor, run: Run) -> Tensor:
+        """Run on int64 [b, T] on the model's device, visiting `run` at its wanted hook points; the logits [b, T, V]."""
+
+    @abc.abstractmethod
+    def _mlp(self, layer: int) -> nn.Module:
+        """The MLP of a layer: `ln2.hook_out` -> `hook_mlp_out`."""
+
+    @abc.abstractmethod
+    def _ln2_affine(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
+        """Gain and bias [d] of a layer's second norm, None where it has none."""
+
+    # What callers use.
+
+    @torch.no_grad()
+    def activations(self, token_ids: Tensor, hook_points: Sequence[str]) -> dict[str, Tensor]:
+        """Activations at `hook_points`; the model stops after the last of them.
+
+        Every position attends to all before it: padding, if any, belongs on the right, and which positions count is the
+        caller's business.
+
+        Args:
+            token_ids: integer [b, T].
+            hook_points: names, any order.
+
+        Returns:
+            {hook point: [b, T, d]} in the given order, the model's dtype and device.
+
+        Raises:
+            DataError: no such hook point, or token ids that the model does not have.
+        """
+        self._check_hook_points(hook_points)
+        ids = self._check_tokens(token_ids)
+        if not hook_points:
+            return {}
+        run = Run(capture=frozenset(hook_points), stop_after=last_of(hook_points, self.n_layers))
+        with contextlib.suppress(StopRun):
+            self._forward(ids, run)
+        return {name: run.captured[name] for name in hook_points}
+
+    @torch.no_grad()
+    def logits(
+        self,
+        token_ids: Tensor,
+        replace: Mapping[str, Replacement] | None = None,
+        *,
+        capture: Iterable[str] | None = None,
+    ) -> Tensor:
+        """Logits of the run, with activations replaced.
+
+        Args:
+            token_ids: integer [b, T].
+            replace: {hook point: function(captured, original) -> tensor like original}. `captured` maps the hook points
+                that occurred so far in this run to their values [b, T, d] after replacement.
+            capture: which hook points `captured` keeps; None: all up to the last replaced one. Naming those that the
+                functions read saves memory with large models.
+
+        Returns:
+            [b, T, V] in the model's dtype.
+
+        Raises:
+            DataError: no such hook point, or token ids that the model does not have.
+            ValueError: a replacement of another shape.
+        """
+        return self._forward(self._check_tokens(token_ids), self._splicing_run(replace or {}, capture))
+
+    def loss(
+        self,
+        token_ids: Tensor,
+        replace: Mapping[str, Replacement] | None = None,
+        *,
+        capture: Iterable[str] | None = None,
+    ) -> Tensor:
+        """Cross entropy of every next token in nats, float32 [b, T - 1]; arguments and errors as :meth:`logits`."""
+        return token_loss(self.logits(token_ids, replace, capture=capture), token_ids)
+
+    @torch.no_grad()
+    def trace(self, token_ids: Tensor) -> Trace:
+        """One run with the text of its tokens, every hook point, logits and loss.
+
+        Args:
+            token_ids: integer [b, T].
+
+        Raises:
+            DataError: token ids that the model does not have.
+        """
+        ids = self._check_tokens(token_ids)
+        run = Run(capture=frozenset(self.hook_points()))
+        logits = self._forward(ids, run)
+        activations = {name: run.captured[name] for name in self.hook_points()}
+        return Trace(self._token_texts(ids), activations, logits, token_loss(logits, ids))
+
+    def layer_mlp(self, layer: int, hook_point_in: str | None = None) -> LayerMLP:
+        """The MLP of one layer as a function of the activation at the hook point that a transcoder reads.
+
+        Args:
+            layer: block, from 0.
+            hook_point_in: `blocks.{layer}.ln2.hook_out` (the default), or `blocks.{layer}.ln2.hook_normalized`, after
+                which the norm's gain and bias are applied.
+
+        Raises:
+            DataError: no such layer, or a hook point that the MLP is no function of.
+        """
+        if not 0 <= layer < self.n_layers:
+            raise DataError(f"layer {layer} does not exist: {self.name} has layers 0 to {self.n_layers - 1}")
+        accepted = [f"blocks.{layer}.ln2.hook_out", f"blocks.{layer}.ln2.hook_normalized"]
+        if hook_point_in is None or hook_point_in == accepted[0]:
+            return LayerMLP(self._mlp(layer))
+        if hook_point_in != accepted[1]:
+            raise DataError(
+                f"the MLP of layer {layer} is no function of the activation at '{hook_point_in}'; "
+                f"hook points that it can be computed from: {', '.join(accepted)}"
+            )
+        return LayerMLP(self._mlp(layer), *self._ln2_affine(layer))
+
+    def _check_hook_points(self, names: Iterable[str]) -> None:
+        parse_hook_points(names, self.n_layers, self.name)
+
+    def _splicing_run(self, replace: Mapping[str, Replacement], capture: Iterable[str] | None) -> Run:
+        self._check_hook_points(replace)
+        if not replace:
+            return Run()
+        if capture is None:
+            names = self.hook_points()
+            capture = names[: names.index(last_of(list(replace), self.n_layers))]
+        self._check_hook_points(capture)
+        return Run(capture=frozenset(capture), replace=replace)
+
+    def _check_tokens(self, token_ids: Tensor) -> Tensor:
+        """`token_ids` as int64 on the model's device; the range is checked where that costs no synchronisation."""
+        if token_ids.ndim != 2 or token_ids.is_floating_point() or token_ids.is_complex():
+            raise DataError(
+                f"token ids should be integers [b, T], got {token_ids.dtype} of shape {tuple(token_ids.shape)}"
+            )
+        if self.max_context is not None and token_ids.shape[1] > self.max_context:
+            raise DataError(
+                f"contexts of {token_ids.shape[1]} tokens are longer than the {self.max_context} positions of "
+                f"{self.name}; set activations.context_size to at most {self.max_context}"
+            )
+        if token_ids.device.type == "cpu" and token_ids.numel():
+            low, high = int(token_ids.min()), int(token_ids.max())
+            if low < 0 or high >= self.vocab_size:
+                raise DataError(
+                    f"token id {low if low < 0 else high} is outside the vocabulary of {self.name} (0 to "
+                    f"{self.vocab_size - 1}); the tokens were made with another tokenizer: run tokenize for this model"
+                )
+        return token_ids.to(device=self.device, dtype=torch.int64)
+
+    def _token_texts(self, ids: Tensor) -> list[list[str]]:
+        texts = {i: self.tokenizer.decode([i]) for i in sorted({int(i) for i in ids.flatten().tolist()})}
+        return [[texts[i] for i in row] for row in ids.tolist()]

@@ -1,0 +1,287 @@
+"""Where a language model comes from, and what its configuration says; no weights are read and torch is not imported.
+
+A name is `demo` (the embedded model in data/demo/model), a local directory, or an id of the Hugging Face hub. A hub
+model is taken from the local cache if it is there, else fetched, and is pinned to the commit that its name and revision
+mean now.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+from pipeline.files import read_json, root
+from pipeline.lm.architectures import architecture_of
+from pipeline.lm.hook_points import hook_point_names, parse_hook_point
+
+DEMO = "demo"
+_HUB_TIMEOUT = 10.0
+_FIELDS = {
+    "d_model": ("hidden_size", "n_embd"),
+    "n_layers": ("num_hidden_layers", "n_layer"),
+    "vocab_size": ("vocab_size",),
+    "max_context": ("max_position_embeddings", "n_positions"),
+}
+# Written by transformers, without influence on what the model computes.
+_FREE_KEYS = ("_name_or_path", "transformers_version", "_commit_hash")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A language model that exists, and its configuration.
+
+    Attributes:
+        name: as it was asked for.
+        directory: local directory with the configuration; for a hub model the cached snapshot.
+        revision: commit of a hub model, None for a local directory.
+        config: contents of config.json.
+    """
+
+    name: str
+    directory: Path
+    revision: str | None
+    config: dict[str, Any]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a directory rather than a hub model."""
+        return self.revision is None
+
+    @property
+    def model_type(self) -> str:
+        """`model_type` of the configuration."""
+        return str(self.config.get("model_type", "none"))
+
+    @functools.cached_property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self._integer("d_model")
+
+    @functools.cached_property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self._integer("n_layers")
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        return self._integer("vocab_size")
+
+    @functools.cached_property
+    def max_context(self) -> int | None:
+        """Most tokens in one context, or None if the configuration does not say."""
+        found = self._field("max_context")
+        return found if isinstance(found, int) else None
+
+    def hook_points(self) -> list[str]:
+        """Names of all hook points, in the order of a run."""
+        return hook_point_names(self.n_layers)
+
+    def hook_width(self, hook_point: str) -> int:
+        """Width of the activation at a hook point.
+
+        Raises:
+            DataError: no such hook point.
+        """
+        parse_hook_point(hook_point, self.n_layers, self.name)
+        return self.d_model
+
+    def digest(self) -> str:
+        """sha256 over the configuration and the content of every weight file, or over configuration and commit (hub).
+
+        Raises:
+            DataError: a weight file is missing.
+        """
+        free = {key: value for key, value in self.config.items() if key not in _FREE_KEYS}
+        digest = hashlib.sha256(json.dumps(free, sort_keys=True).encode())
+        if self.revision is not None:
+            digest.update(f"\ncommit {self.revision}".encode())
+            return digest.hexdigest()
+        for file in self.weight_files():
+            with open(file, "rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest.update(f"\n{file.name} {content}".encode())
+        return digest.hexdigest()
+
+    def weight_files(self) -> list[Path]:
+        """The weight files of a local directory, sorted by name.
+
+        Raises:
+            DataError: there are none, or one that the index names is missing.
+        """
+        single = self.directory / "model.safetensors"
+        index = self.directory / "model.safetensors.index.json"
+        if single.is_file():
+            return [single]
+        if not index.is_file():
+            raise DataError(
+                f"{self.directory}: no model.safetensors (or model.safetensors.index.json) for model '{self.name}'; "
+                "write one with save_pretrained, or restore the file"
+            )
+        weight_map = read_json(index, "index of weight files").get("weight_map", {})
+        files = [self.directory / name for name in sorted(set(weight_map.values()))]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing or not files:
+            raise DataError(f"{index}: weight files are missing: {', '.join(missing) or 'none is named'}; restore them")
+        return files
+
+    def load_tokenizer(self) -> Any:
+        """The tokenizer beside the model.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        from pipeline.lm.quiet import quiet
+
+        if self.is_local and not any((self.directory / name).is_file() for name in _TOKENIZER_FILES):
+            raise DataError(
+                f"{self.directory}: model '{self.name}' has no tokenizer (looked for {', '.join(_TOKENIZER_FILES)}); "
+                "write one beside the model with tokenizer.save_pretrained"
+            )
+        from transformers import AutoTokenizer
+
+        with quiet():
+            try:
+                return from_hub_or_directory(self, AutoTokenizer.from_pretrained)
+            except DataError:
+                raise
+            except Exception as error:  # tokenizers raises bare Exception for a damaged file
+                raise DataError(f"{self.directory}: the tokenizer of '{self.name}' is damaged ({error})") from None
+
+    def _field(self, what: str) -> Any:
+        for key in _FIELDS[what]:
+            if key in self.config:
+                return self.config[key]
+        # A configuration may leave out what equals its family's default.
+        from transformers import AutoConfig
+
+        attribute = {"d_model": "hidden_size", "n_layers": "num_hidden_layers"}.get(what, _FIELDS[what][0])
+        full = AutoConfig.for_model(self.model_type, **{k: v for k, v in self.config.items() if k != "model_type"})
+        return getattr(full, attribute, None)
+
+    def _integer(self, what: str) -> int:
+        value = self._field(what)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            keys = " or ".join(_FIELDS[what])
+            raise DataError(f"{self.directory / 'config.json'}: {keys} should be a positive integer, got {value!r}")
+        return value
+
+
+def resolve_model(name_or_path: str | Path, revision: str | None = None) -> ModelSource:
+    """Find a model and read its configuration.
+
+    Args:
+        name_or_path: `demo`, a local directory, or a hub id such as `EleutherAI/pythia-160m`.
+        revision: branch, tag or commit of a hub model.
+
+    Raises:
+        DataError: there is none, or its architecture is not supported; the message says what was tried and what to do.
+    """
+    name = str(name_or_path)
+    directory = root() / "data" / "demo" / "model" if name == DEMO else Path(name).expanduser()
+    if name == DEMO and not (directory / "config.json").is_file():
+        raise DataError(
+            f"{directory}: the embedded model is missing; restore it with `git checkout -- data/demo/model`, "
+            "or make it anew with `dvc unfreeze pretrain && dvc repro pretrain`"
+        )
+    if name == DEMO or directory.is_dir():
+        if revision is not None:
+            raise DataError(
+                f"model.revision '{revision}' was given for '{name}', a local directory, which has no revisions; "
+                "set it to null"
+            )
+        source = ModelSource(name, directory, None, _read_config(directory, name))
+    elif directory.exists():
+        raise DataError(f"{name}: a model should be a directory with config.json and model.safetensors, this is a file")
+    elif name.startswith((".", "/", "~")) or not 0 <= name.count("/") <= 1:
+        raise DataError(f"{name}: no such directory for a model; give an existing one, a hub id, or '{DEMO}'")
+    else:
+        directory, commit = _hub_config(name, revision)
+        source = ModelSource(name, directory, commit, _read_config(directory, name))
+    architecture_of(source.model_type, name)
+    _ = (source.d_model, source.n_layers, source.vocab_size)  # checked now, so that what is returned is usable
+    return source
+
+
+def from_hub_or_directory(source: ModelSource, load: Any, **options: Any) -> Any:
+    """`load(...)` from the directory, or from the hub at the pinned commit: the cache first, then over the network.
+
+    Raises:
+        DataError: a hub model is not whole in the cache and the hub cannot be reached.
+    """
+    if source.is_local:
+        return load(str(source.directory), local_files_only=True, **options)
+    try:
+        return load(source.name, revision=source.revision, local_files_only=True, **options)
+    except OSError:
+        _check_hub(source.name, source.revision)
+        return load(source.name, revision=source.revision, **options)
+
+
+def _read_config(directory: Path, name: str) -> dict[str, Any]:
+    config = read_json(
+        directory / "config.json", f"configuration of model '{name}'", "give a directory written by save_pretrained"
+    )
+    if not isinstance(config, dict):
+        raise DataError(f"{directory / 'config.json'}: should hold an object, got {type(config).__name__}")
+    return config
+
+
+def _hub_config(name: str, revision: str | None) -> tuple[Path, str]:
+    """(snapshot directory, commit) of a hub model whose config.json is in the cache or could be fetched."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        file = hf_hub_download(name, "config.json", revision=revision, local_files_only=True)
+    except HFValidationError:
+        raise DataError(_nothing_found(name, revision, "it is neither a directory nor a hub id")) from None
+    except LocalEntryNotFoundError:
+        _check_hub(name, revision)
+        try:
+            file = hf_hub_download(name, "config.json", revision=revision)
+        except Exception as error:
+            raise DataError(_nothing_found(name, revision, f"the hub said: {_line(error)}")) from None
+    directory = Path(file).parent
+    return directory, directory.name
+
+
+def _check_hub(name: str, revision: str | None) -> None:
+    """Ask the hub for the model once, so that a wrong name or a missing network is known in seconds."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if constants.is_offline_mode():
+        raise DataError(_nothing_found(name, revision, "the hub was not asked (HF_HUB_OFFLINE is set)"))
+    try:
+        HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT)
+    except GatedRepoError:
+        raise DataError(
+            f"model '{name}': access is restricted; accept its terms on the hub and log in with `hf auth login`"
+        ) from None
+    except RepositoryNotFoundError:
+        raise DataError(_nothing_found(name, revision, "the hub has no model of this name")) from None
+    except RevisionNotFoundError:
+        raise DataError(_nothing_found(name, revision, "the hub has this model, but not this revision")) from None
+    except HfHubHTTPError as error:
+        raise DataError(_nothing_found(name, revision, f"the hub said: {_line(error)}")) from None
+    except Exception as error:  # no network: the client's own exceptions differ between versions
+        raise DataError(_nothing_found(name, revision, f"the hub cannot be reached: {_line(error)}")) from None
+
+
+def _nothing_found(name: str, revision: str | None, why: str) -> str:
+    at = f" (revision '{revision}')" if revision else ""
+    return (
+        f"model '{name}'{at} does not exist here: no directory of this name, not in the Hugging Face cache, and {why}; "
+        f"give a hub id while online, a local directory written by save_pretrained, or '{DEMO}'"
+    )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,174 @@
+"""The checks between sections. Those within one section stand beside its fields."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from pipeline.params.fields import resolve_steps
+from pipeline.params.section import Rule, rule
+from pipeline.params.sections.trainer import DIVIDES_BY_REST
+
+if TYPE_CHECKING:
+    from pipeline.params.schema import Params
+
+UNFOLDABLE = ("token-wise", "batch-wise")
+
+
+@rule("activations.hook_points")
+def store_has_the_dictionarys_hook_points(params: Params) -> str | None:
+    """A stated list of hook points must hold those of the dictionary."""
+    stated = params.activations.hook_points
+    if stated is None:
+        return None
+    absent = [hook for hook in params.dictionary_hook_points if hook not in stated]
+    if not absent:
+        return None
+    return f"the dictionary needs {', '.join(absent)} too; add it, or write null to take the dictionary's hook points"
+
+
+@rule("initializer.init_log_jumprelu_threshold_value")
+def jumprelu_has_a_first_threshold(params: Params) -> str | None:
+    """JumpReLU has no default threshold."""
+    if params.dictionary.act_fn == "jumprelu" and params.initializer.init_log_jumprelu_threshold_value is None:
+        return "is required by dictionary.act_fn jumprelu; usual: -2.302585 (log 0.1)"
+    return None
+
+
+@rule("initializer.initialize_tc_with_mlp")
+def mlp_initialisation_needs_a_transcoder(params: Params) -> str | None:
+    """The MLP's responses are the decoder rows of a transcoder only."""
+    if params.initializer.initialize_tc_with_mlp and not params.dictionary.is_transcoder:
+        return "needs a transcoder: on an SAE the hook point written is the one read, so that there is no MLP between"
+    return None
+
+
+@rule("initializer.model_layer")
+def mlp_layer_is_known(params: Params) -> str | None:
+    """The MLP's layer is stated, or both hook points are of one layer."""
+    if not params.initializer.initialize_tc_with_mlp or params.initializer.model_layer is not None:
+        return None
+    layers = {layer_of(hook) for hook in params.dictionary_hook_points}
+    if len(layers) > 1:
+        listed = " and ".join(params.dictionary_hook_points)
+        return f"is null and cannot be derived: {listed} are of different layers; state the layer of the MLP"
+    return None
+
+
+@rule("initializer.d_active_subspace")
+def subspace_fits_the_model(params: Params) -> str | None:
+    """No more directions than dimensions."""
+    rank, width = params.initializer.d_active_subspace, params.dictionary.d_model
+    if rank is not None and width is not None and rank > width:
+        return f"{rank} directions do not fit in dictionary.d_model {width}"
+    return None
+
+
+@rule("trainer.initial_k")
+def k_starts_above_its_end(params: Params) -> str | None:
+    """The k schedule falls from initial_k to top_k."""
+    first, dictionary = params.trainer.initial_k, params.dictionary
+    if first is None:
+        return None
+    if not dictionary.is_topk_family:
+        return f"only topk and batchtopk have a k to schedule; dictionary.act_fn is {dictionary.act_fn}; write null"
+    if first < dictionary.top_k:
+        return f"{first} is below dictionary.top_k {dictionary.top_k}; the schedule goes down to top_k"
+    if dictionary.d_sae is not None and first > dictionary.d_sae:
+        return f"{first} is more than the dictionary's {dictionary.d_sae} features"
+    return None
+
+
+@rule("trainer.auxk_coefficient")
+def auxk_needs_the_topk_family(params: Params) -> str | None:
+    """AuxK revives the dead features of TopK gates; relu and jumprelu are refused (SPEC section 5)."""
+    if params.trainer.auxk_coefficient is not None and not params.dictionary.is_topk_family:
+        return f"the AuxK loss is for topk and batchtopk; dictionary.act_fn is {params.dictionary.act_fn}; write null"
+    return None
+
+
+@rule("trainer.total_training_tokens")
+def at_least_one_step(params: Params) -> str | None:
+    """T = total_training_tokens // tokens of a batch is at least 1."""
+    if params.total_steps > 0:
+        return None
+    return (
+        f"{params.trainer.total_training_tokens} tokens are less than one batch "
+        f"of {params.activations.tokens_per_batch} (activations.batch_size)"
+    )
+
+
+@rule("trainer.lr_warm_up_steps")
+def warm_up_ends_before_the_run(params: Params) -> str | None:
+    """Schedules that spread something over the steps after the warm-up need such steps."""
+    trainer, total = params.trainer, params.total_steps
+    if trainer.lr_scheduler_name not in DIVIDES_BY_REST or total < 1:
+        return None
+    warm_up = resolve_steps(trainer.lr_warm_up_steps, total)
+    if warm_up < total:
+        return None
+    return f"a warm-up of {warm_up} steps leaves none of the {total} to {trainer.lr_scheduler_name}; shorten it"
+
+
+@rule("trainer.gradient_accumulation_steps")
+def batch_splits_evenly(params: Params) -> str | None:
+    """A step's batch is split in equal parts."""
+    parts, size = params.trainer.gradient_accumulation_steps, params.activations.batch_size
+    return f"activations.batch_size {size} does not split into {parts} equal parts" if size % parts else None
+
+
+@rule("fold.mode")
+def norm_can_be_folded(params: Params) -> str | None:
+    """A norm that changes with the token or the batch is no constant to fold."""
+    norm = params.dictionary.norm_activation
+    if params.fold.mode == "fold" and norm in UNFOLDABLE:
+        return (
+            f"norm_activation {norm} cannot be folded into weights; set fold.mode to keep (the inference "
+            "dictionary then carries its run-time norm), or dictionary.norm_activation to dataset-wise"
+        )
+    return None
+
+
+@rule("fold.convert_topk_to_jumprelu")
+def only_topk_is_converted(params: Params) -> str | None:
+    """relu and jumprelu have no k."""
+    if params.fold.convert_topk_to_jumprelu and not params.dictionary.is_topk_family:
+        return f"there is no top-k gate to convert; dictionary.act_fn is {params.dictionary.act_fn}"
+    return None
+
+
+@rule("fold.calibration_tokens")
+def calibration_leaves_training_rows(params: Params) -> str | None:
+    """Calibration rows are the last of the store; at least one batch must remain before them."""
+    fold, activations = params.fold, params.activations
+    needed = params.dictionary.act_fn == "batchtopk" or fold.convert_topk_to_jumprelu
+    if needed and fold.calibration_tokens < activations.tokens_per_batch:
+        return (
+            f"the threshold of the inference form is measured on whole batches: {fold.calibration_tokens} is less "
+            f"than one of {activations.tokens_per_batch} tokens"
+        )
+    rest = activations.total_tokens - fold.calibration_tokens
+    if rest < activations.tokens_per_batch:
+        return (
+            f"{fold.calibration_tokens} of activations.total_tokens {activations.total_tokens} leave "
+            f"{max(rest, 0)} tokens to train on, less than a batch of {activations.tokens_per_batch}"
+        )
+    return None
+
+
+@rule("evaluation.pca_rank")
+def pca_fits_the_model(params: Params) -> str | None:
+    """No more principal directions than dimensions."""
+    rank, width = params.evaluation.pca_rank, params.dictionary.d_model
+    if rank is not None and width is not None and rank > width:
+        return f"{rank} is more than dictionary.d_model {width}"
+    return None
+
+
+def layer_of(hook_point: str) -> int | None:
+    """The layer in a hook point's name: 2 of blocks.2.hook_resid_post."""
+    match = re.match(r"blocks\.(\d+)\.", hook_point)
+    return int(match.group(1)) if match else None
+
+
+RULES: tuple[Rule, ...] = tuple(check for check in list(globals().values()) if hasattr(check, "rule_key"))

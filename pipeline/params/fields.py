@@ -1,0 +1,220 @@
+"""One parameter: its default, what it accepts, and the conversion of a raw value read from YAML, TOML or JSON.
+
+`param(...)` is `dataclasses.field` with limits; `convert(value, annotation, limits)` gives the typed value or raises
+:class:`Refused` with a message that says what was wanted, what was found and, where it is clear, what to write.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.errors import nearest
+
+NUMBER = re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?")
+
+
+class Refused(Exception):
+    """A value that a field does not accept; the text is the fault without its place."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a field accepts beyond its type; for a list, the limits of each item."""
+
+    at_least: float | None = None
+    more_than: float | None = None
+    at_most: float | None = None
+    less_than: float | None = None
+    choices: tuple[Any, ...] | None = None
+    words: tuple[str, ...] = ()  # strings that a number field accepts, as 'auto'
+    steps: bool = False  # an int counts steps, a float is a fraction of the run
+    form: tuple[str, str] | None = None  # regular expression of the whole string, and what it means
+    also_called: tuple[str, ...] = ()  # names that people try instead, for the hint
+
+
+def param(default: Any = dataclasses.MISSING, **limits: Any) -> Any:
+    """A dataclass field with :class:`Limits`."""
+    return dataclasses.field(default=default, metadata={"limits": Limits(**limits)})
+
+
+def limits_of(field: dataclasses.Field[Any]) -> Limits:
+    """The limits given to `param`, or none."""
+    return field.metadata.get("limits", _NONE)
+
+
+_NONE = Limits()
+
+
+def resolve_steps(value: float, total: int) -> int:
+    """Steps meant by a step count: an int is itself, a float x is the fraction floor(x * total + 1e-9) of the run.
+
+    Args:
+        value: steps (int) or a fraction in [0, 1] (float).
+        total: T, the steps of the whole run.
+    Source: SPEC section 6.
+    """
+    return math.floor(value * total + 1e-9) if isinstance(value, float) else value
+
+
+def convert(value: Any, annotation: Any, limits: Limits = _NONE) -> Any:
+    """The value of a field with this annotation.
+
+    An int is accepted for a float; a bool is no number; a list becomes a tuple; nothing else is converted.
+
+    Raises:
+        Refused: wrong type, out of range, or not one of the choices.
+    """
+    members, nullable = _members(annotation)
+    if value is None:
+        if nullable:
+            return None
+        raise Refused(f"expected {_wanted(members, nullable, limits)}, got null")
+    if typing.get_origin(members[0]) is tuple:
+        return _convert_list(value, members[0], limits)
+    if value in limits.words and isinstance(value, str):
+        return value
+    converted = _convert_scalar(value, members, nullable, limits)
+    _check_limits(converted, limits, nullable)
+    return converted
+
+
+def _members(annotation: Any) -> tuple[tuple[Any, ...], bool]:
+    """The types of a union without None, and whether None was one."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        arguments = typing.get_args(annotation)
+        return tuple(a for a in arguments if a is not type(None)), type(None) in arguments
+    return (annotation,), False
+
+
+def _convert_list(value: Any, annotation: Any, limits: Limits) -> tuple[Any, ...]:
+    items = typing.get_args(annotation)
+    if not isinstance(value, (list, tuple)):
+        raise Refused(f"expected {_list_wanted(items)}, got {describe(value)}")
+    if items[-1] is Ellipsis:
+        items = (items[0],) * len(value)
+    if len(items) != len(value):
+        raise Refused(f"expected {_list_wanted(typing.get_args(annotation))}, got {len(value)} items")
+    converted = []
+    for position, (item, item_type) in enumerate(zip(value, items, strict=True)):
+        try:
+            converted.append(convert(item, item_type, limits))
+        except Refused as refused:
+            raise Refused(f"item {position}: {refused}") from None
+    return tuple(converted)
+
+
+def _convert_scalar(value: Any, members: tuple[Any, ...], nullable: bool, limits: Limits) -> Any:
+    wanted = set(members) - ({str} if limits.words else set())
+    if isinstance(value, bool):
+        accepted = bool in wanted
+    elif isinstance(value, int):
+        accepted = int in wanted or float in wanted
+        if accepted and int not in wanted:
+            value = float(value)
+    elif isinstance(value, (float, str)):
+        accepted = type(value) in wanted
+    else:
+        accepted = False
+    if accepted and nullable and value in ("None", "NULL", "nil"):
+        raise Refused(f"expected {_wanted(members, nullable, limits)}, got {describe(value)}; write null")
+    if not accepted:
+        hint = _hint(value, wanted, limits)
+        raise Refused(f"expected {_wanted(members, nullable, limits)}, got {describe(value)}{hint}")
+    return value
+
+
+def _check_limits(value: Any, limits: Limits, nullable: bool) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Refused(f"must be finite, got {value}")
+    if limits.choices is not None and value not in limits.choices:
+        raise Refused(_not_a_choice(value, limits.choices, nullable))
+    if limits.form is not None and not re.fullmatch(limits.form[0], value):
+        raise Refused(f"expected {limits.form[1]}, got '{value}'")
+    if limits.steps and isinstance(value, float) and not 0.0 <= value <= 1.0:
+        hint = f"; write {int(value)} for a number of steps" if value.is_integer() and value > 0 else ""
+        raise Refused(f"a fraction of the run must be between 0.0 and 1.0, got {value}{hint}")
+    if limits.steps and value < 0:
+        raise Refused(f"a number of steps must be at least 0, got {value}")
+    bounds = (
+        (limits.at_least, "at least", lambda bound: value >= bound),
+        (limits.more_than, "greater than", lambda bound: value > bound),
+        (limits.at_most, "at most", lambda bound: value <= bound),
+        (limits.less_than, "less than", lambda bound: value < bound),
+    )
+    wanted = [(text, bound, holds(bound)) for bound, text, holds in bounds if bound is not None]
+    if not all(holds for _, _, holds in wanted):
+        raise Refused(f"must be {' and '.join(f'{text} {bound}' for text, bound, _ in wanted)}, got {value}")
+
+
+def _not_a_choice(value: Any, choices: Sequence[Any], nullable: bool) -> str:
+    listed = ", ".join([_plain(c) for c in choices] + (["null"] if nullable else []))
+    close = nearest(str(value), [str(c) for c in choices])
+    hint = f"; did you mean '{close}'?" if close else ";"
+    return f"'{_plain(value)}' is none of the choices{hint} (choices: {listed})"
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def describe(value: Any) -> str:
+    """A found value in words: `the string '1e-3'`, `true`, `a mapping`."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return _plain(value)
+    for kind, words in ((str, "the string"), (int, "the integer"), (float, "the number")):
+        if isinstance(value, kind):
+            shown = repr(value)
+            return f"{words} {shown if len(shown) <= 80 else shown[:77] + '...'}"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    return "a mapping" if isinstance(value, dict) else f"a value of type {type(value).__name__}"
+
+
+def _wanted(members: tuple[Any, ...], nullable: bool, limits: Limits) -> str:
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+    if limits.steps:
+        words = "steps (an integer) or a fraction of the run (a number between 0.0 and 1.0)"
+    elif typing.get_origin(members[0]) is tuple:
+        words = _list_wanted(typing.get_args(members[0]))
+    else:
+        plain = [m for m in members if not (limits.words and m is str)]
+        words = " or ".join([names.get(m, "a mapping") for m in plain] + [f"'{word}'" for word in limits.words])
+    return f"{words} or null" if nullable else words
+
+
+def _list_wanted(items: tuple[Any, ...]) -> str:
+    plural = {int: "integers", float: "numbers", str: "strings"}[items[0]]
+    return f"a list of {plural}" if items[-1] is Ellipsis else f"a list of {len(items)} {plural}"
+
+
+def _hint(value: Any, wanted: set[Any], limits: Limits) -> str:
+    """What to write instead, where a slip of notation is likely."""
+    numeric = wanted & {int, float}
+    if isinstance(value, str) and numeric:
+        if value in ("None", "none"):
+            return "; write null" if type(None) in wanted else ""
+        close = nearest(value, limits.words)
+        if close:
+            return f"; did you mean '{close}'?"
+        if NUMBER.fullmatch(value):
+            return f"; write {value.replace('_', '')}, without quotes or underscores"
+    if isinstance(value, str) and bool in wanted and value.lower() in _BOOLEAN_WORDS:
+        return f"; write {_BOOLEAN_WORDS[value.lower()]}, without quotes"
+    if isinstance(value, int) and not isinstance(value, bool) and bool in wanted and value in (0, 1):
+        return f"; write {_plain(bool(value))}"
+    if isinstance(value, float) and int in wanted and value.is_integer():
+        return f"; write {int(value)}"
+    if isinstance(value, (int, float)) and wanted == {str}:
+        return "; put it in quotes"
+    return ""
+
+
+_BOOLEAN_WORDS = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}

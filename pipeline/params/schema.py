@@ -1,0 +1,93 @@
+"""All parameters: the sections together, and what follows from several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.params import cross_section
+from pipeline.params.fields import param, resolve_steps
+from pipeline.params.kinds.sae import SAEParams
+from pipeline.params.section import Rule, Section, section_from_dict
+from pipeline.params.sections.activations import ActivationsParams, BufferShuffleParams
+from pipeline.params.sections.dataset import DatasetParams
+from pipeline.params.sections.demo import DemoParams
+from pipeline.params.sections.dictionary import DictionaryParams
+from pipeline.params.sections.evaluation import EvaluationParams
+from pipeline.params.sections.fold import FoldParams
+from pipeline.params.sections.initializer import InitializerParams
+from pipeline.params.sections.model import ModelParams
+from pipeline.params.sections.norm import NormParams
+from pipeline.params.sections.per_layer import PerLayerParams
+from pipeline.params.sections.tracking import TrackingParams
+from pipeline.params.sections.trainer import TrainerParams
+
+__all__ = [
+    "ActivationsParams",
+    "BufferShuffleParams",
+    "DatasetParams",
+    "DemoParams",
+    "DictionaryParams",
+    "EvaluationParams",
+    "FoldParams",
+    "InitializerParams",
+    "ModelParams",
+    "NormParams",
+    "Params",
+    "PerLayerParams",
+    "SAEParams",
+    "TrackingParams",
+    "TrainerParams",
+    "flatten",
+    "resolve_steps",
+    "section_from_dict",
+]
+
+
+@dataclass(frozen=True)
+class Params(Section):
+    """Every parameter of a run. The dataclass defaults are SPEC's; params.yaml states the embedded default's."""
+
+    seed: int = param(0, at_least=0)
+    determinism: bool = param(True)
+    model: ModelParams = field(default_factory=ModelParams)
+    dataset: DatasetParams = field(default_factory=DatasetParams)
+    activations: ActivationsParams = field(default_factory=ActivationsParams)
+    norm: NormParams = field(default_factory=NormParams)
+    dictionary: DictionaryParams = field(default_factory=SAEParams)
+    initializer: InitializerParams = field(default_factory=InitializerParams)
+    trainer: TrainerParams = field(default_factory=TrainerParams)
+    fold: FoldParams = field(default_factory=FoldParams)
+    evaluation: EvaluationParams = field(default_factory=EvaluationParams)
+    tracking: TrackingParams = field(default_factory=TrackingParams)
+    demo: DemoParams = field(default_factory=DemoParams)
+
+    @classmethod
+    def rules(cls) -> list[Rule]:
+        """The checks between sections."""
+        return list(cross_section.RULES)
+
+    @property
+    def dictionary_hook_points(self) -> tuple[str, ...]:
+        """The hook points that the dictionary reads or writes, each once."""
+        return tuple(dict.fromkeys((*self.dictionary.hooks_in, *self.dictionary.hooks_out)))
+
+    @property
+    def hook_points(self) -> tuple[str, ...]:
+        """The hook points to store: activations.hook_points, or the dictionary's when that is null."""
+        return self.activations.hook_points or self.dictionary_hook_points
+
+    @property
+    def total_steps(self) -> int:
+        """T = total_training_tokens // tokens of a batch (2-D targets: batch_size * context_size)."""
+        return self.trainer.total_training_tokens // self.activations.tokens_per_batch
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested plain values, as `dict(flatten(params.to_dict()))` for MLflow; lists stay whole."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,276 @@
+"""A section of the parameters: a frozen dataclass that checks itself, and the reading of one from a bare mapping.
+
+A rule is a method that returns a fault, or None when all is well, and is attached to the key that it concerns:
+
+    @rule("k_aux")
+    def _k_aux_is_used(self) -> str | None: ...
+
+Rules also run when other keys of the file are wrong, so that every fault is reported at once: a rule that would read a
+faulty value is left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, TypeVar
+
+from pipeline.errors import ParamsError, nearest
+from pipeline.params.fields import Refused, convert, describe, limits_of
+
+Rule = Callable[[Any], str | None]
+S = TypeVar("S", bound="Section")
+
+
+def rule(key: str) -> Callable[[Rule], Rule]:
+    """Mark a method (or, across sections, a function of the whole Params) as a check whose fault belongs to `key`."""
+
+    def mark(check: Rule) -> Rule:
+        check.rule_key = key  # type: ignore[attr-defined]
+        return check
+
+    return mark
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One wrong parameter: its dotted key and what is wrong with it."""
+
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}" if self.key else self.message
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Base of the sections. Constructed in Python it is checked as strictly as a file is.
+
+    Raises:
+        ParamsError: every fault, each starting with the dotted key.
+    """
+
+    NAME: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        raw = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        reading = Reading(type(self), raw, self.NAME)
+        if reading.faults:
+            raise ParamsError([str(fault) for fault in reading.faults])
+        for key, value in reading.values.items():
+            object.__setattr__(self, key, value)
+
+    @classmethod
+    def chosen_by(cls, raw: Mapping[str, Any]) -> type[Section]:
+        """The class that reads this mapping; a section whose fields depend on one of them overrides it.
+
+        Raises:
+            Refused: no class fits.
+        """
+        return cls
+
+    @classmethod
+    def rules(cls) -> list[Rule]:
+        """The checks between fields, in the order of definition."""
+        members = {name: member for parent in reversed(cls.__mro__) for name, member in vars(parent).items()}
+        return [member for member in members.values() if hasattr(member, "rule_key")]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values (dicts, lists, numbers, strings) as a file would state them."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.to_dict()
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def hints(cls: type) -> dict[str, Any]:
+    """The resolved annotations of a section's fields (resolved once: it is slow)."""
+    if cls not in _HINTS:
+        _HINTS[cls] = {name: hint for name, hint in typing.get_type_hints(cls).items() if not name.isupper()}
+    return _HINTS[cls]
+
+
+class Reading:
+    """A mapping read as a section: `values` that are right, `faults` for the rest, `result()` when there are none."""
+
+    def __init__(
+        self, cls: type[Section], raw: Any, where: str, *, complete: bool = False, null_left_out: bool = False
+    ) -> None:
+        """Read `raw` as `cls`.
+
+        Args:
+            cls: the section.
+            raw: what a file or a caller gave; a Section is accepted for a nested one.
+            where: dotted place of the section, for the faults.
+            complete: every key must be stated.
+            null_left_out: a nullable key that is not stated is null (TOML has no null).
+        """
+        self.cls, self.where = cls, where
+        self.values: dict[str, Any] = {}
+        self.unknown: list[str] = []
+        self._own: list[Fault] = []
+        self._nested: dict[str, Reading] = {}
+        self._complete, self._null_left_out = complete, null_left_out
+        if not isinstance(raw, Mapping):
+            self._fault("", f"expected a mapping of keys to values, got {describe(raw)}")
+            return
+        self._read(raw, self._choose(raw))
+        self._check()
+
+    def _choose(self, raw: Mapping[str, Any]) -> bool:
+        try:
+            self.cls = self.cls.chosen_by(raw)
+        except Refused as refused:
+            self._fault("kind", str(refused))
+            return False
+        return True
+
+    def _fault(self, key: str, message: str) -> None:
+        self._own.append(Fault(".".join(filter(None, (self.where, key))), message))
+
+    def _read(self, raw: Mapping[str, Any], known_class: bool) -> None:
+        fields = {field.name: field for field in dataclasses.fields(self.cls)}
+        for key in raw:
+            if key not in fields and known_class:
+                self.unknown.append(str(key))
+                self._fault(str(key), unknown_key(str(key), self.cls))
+        for name, field in fields.items():
+            if name in raw:
+                self._convert(name, raw[name], field)
+            elif known_class:
+                self._default(name, field)
+
+    def _convert(self, name: str, value: Any, field: dataclasses.Field[Any]) -> None:
+        annotation = hints(self.cls)[name]
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            if isinstance(value, annotation):
+                self.values[name] = value
+                return
+            where = f"{self.where}.{name}" if self.where else name
+            reading = Reading(annotation, value, where, complete=self._complete, null_left_out=self._null_left_out)
+            self._nested[name] = reading
+            self.values[name] = reading.view()
+            return
+        try:
+            self.values[name] = convert(value, annotation, limits_of(field))
+        except Refused as refused:
+            if not any(fault.key.endswith(f".{name}") for fault in self._own):
+                self._fault(name, str(refused))
+
+    def _default(self, name: str, field: dataclasses.Field[Any]) -> None:
+        annotation = hints(self.cls)[name]
+        nullable = type(None) in typing.get_args(annotation)
+        if self._null_left_out and nullable:
+            self.values[name] = None
+            return
+        if field.default is not dataclasses.MISSING:
+            default = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        else:
+            default = dataclasses.MISSING
+        if self._complete or default is dataclasses.MISSING:
+            section = isinstance(annotation, type) and issubclass(annotation, Section)
+            self._fault(name, "missing section" if section else "missing key; every key must be stated")
+        else:
+            self.values[name] = default
+
+    def _check(self) -> None:
+        for check in self.cls.rules():
+            try:
+                message = check(self.view())
+            except Unavailable:
+                continue
+            if message is not None:
+                self._fault(check.rule_key, message)  # type: ignore[attr-defined]
+
+    def view(self) -> Any:
+        """The section's right values with its properties; reading a faulty one raises :class:`Unavailable`."""
+        return View(self.cls, self.values)
+
+    @property
+    def faults(self) -> list[Fault]:
+        """Every fault, nested sections first."""
+        return [fault for reading in self._nested.values() for fault in reading.faults] + self._own
+
+    def unknown_keys(self) -> Iterable[tuple[str, str]]:
+        """(dotted place of the section, key) of each unknown key."""
+        for reading in self._nested.values():
+            yield from reading.unknown_keys()
+        for key in self.unknown:
+            yield self.where, key
+
+    def result(self) -> Any:
+        """The section.
+
+        Raises:
+            ParamsError: there are faults.
+        """
+        if self.faults:
+            raise ParamsError([str(fault) for fault in self.faults])
+        nested = {name: reading.result() for name, reading in self._nested.items()}
+        return self.cls(**{**self.values, **nested})
+
+
+class Unavailable(Exception):
+    """A check asked for a value that is missing or faulty."""
+
+
+class View:
+    """What a check sees of a section that may have faults elsewhere."""
+
+    def __init__(self, cls: type[Section], values: dict[str, Any]) -> None:
+        self._cls, self._values = cls, values
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._values:
+            return self._values[name]
+        member = inspect.getattr_static(self._cls, name, None)
+        if name in hints(self._cls):
+            raise Unavailable(name)
+        if isinstance(member, property) and member.fget is not None:
+            return member.fget(self)
+        if inspect.isfunction(member):
+            return functools.partial(member, self)
+        if member is None:
+            if inspect.isabstract(self._cls):  # the fault is the key that chooses the class
+                raise Unavailable(name)
+            raise AttributeError(f"{self._cls.__name__} has no {name}")
+        return member
+
+
+def unknown_key(key: str, cls: type[Section]) -> str:
+    """`unknown key; did you mean '<nearest>'?` among the section's keys and the names that people try for them."""
+    names: dict[str, str] = {}
+    for field in dataclasses.fields(cls):
+        for name in limits_of(field).also_called:
+            names[name] = field.name
+    names.update({field.name: field.name for field in dataclasses.fields(cls)})
+    close = nearest(key, names)
+    if close:
+        return f"unknown key; did you mean '{names[close]}'?"
+    return f"unknown key (known: {', '.join(field.name for field in dataclasses.fields(cls))})"
+
+
+def section_from_dict(cls: type[S], values: Mapping[str, Any], where: str = "") -> S:
+    """Read a bare mapping strictly as a section; keys that are not given take the dataclass defaults.
+
+    Args:
+        cls: the section's class, as `TrainerParams`.
+        values: its keys and values.
+        where: what the faults start with; default the section's name.
+
+    Raises:
+        ParamsError: every unknown, mistyped, out-of-range or contradictory key.
+    """
+    return Reading(cls, values, where or cls.NAME).result()

@@ -1,0 +1,82 @@
+"""The activation store: what is captured, how much of it, and how it is read back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from pipeline.params.fields import param
+from pipeline.params.section import Section, rule
+from pipeline.params.sections.model import DEVICE, MODEL_DTYPES
+
+HOOK_POINT = (
+    r"blocks\.\d+\.[A-Za-z_]\w*(\.[A-Za-z_]\w*)*",
+    "a hook point (blocks.L.name, as blocks.2.hook_resid_post)",
+)
+
+
+@dataclass(frozen=True)
+class BufferShuffleParams(Section):
+    """Fields: see the comments of params.yaml."""
+
+    NAME: ClassVar[str] = "activations.buffer_shuffle"
+
+    perm_seed: int = param(42, at_least=0)
+    generator_device: str | None = param(None, form=DEVICE)
+
+
+@dataclass(frozen=True)
+class ActivationsParams(Section):
+    """Fields: see the comments of params.yaml."""
+
+    NAME: ClassVar[str] = "activations"
+
+    path: str | None = param(None, form=(r"(?s).*\S.*", "the path of a store"))
+    hook_points: tuple[str, ...] | None = param(None, form=HOOK_POINT)
+    context_size: int = param(128, at_least=2, also_called=("ctx_len", "n_ctx", "seq_len"))
+    model_batch_size: int = param(64, at_least=1)
+    total_tokens: int = param(1_000_000, at_least=1)
+    target: str = param("activations-1d", choices=("activations-1d", "activations-2d"))
+    batch_size: int = param(2048, at_least=1)
+    buffer_size: int = param(1_048_576, at_least=1)
+    buffer_shuffle: BufferShuffleParams = field(default_factory=BufferShuffleParams)
+    ignore_token_ids: tuple[int, ...] | None = param(None, at_least=0)
+    storage_dtype: str = param("bfloat16", choices=("bfloat16", "float16", "float32"))
+    source: str = param("store", choices=("store",))
+    device: str | None = param(None, form=DEVICE)
+    dtype: str | None = param(None, choices=MODEL_DTYPES)
+
+    @property
+    def tokens_per_row(self) -> int:
+        """Tokens in one row of the store: 1, or a whole context for activations-2d."""
+        return self.context_size if self.target == "activations-2d" else 1
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Tokens in one batch: batch_size counts tokens for 1-D targets, contexts for 2-D ones."""
+        return self.batch_size * self.tokens_per_row
+
+    @rule("hook_points")
+    def _some_hook_points(self) -> str | None:
+        points = self.hook_points
+        if points is None:
+            return None
+        if not points:
+            return "the list is empty; write null to take the dictionary's hook points"
+        twice = sorted({point for point in points if points.count(point) > 1})
+        return f"listed twice: {', '.join(twice)}" if twice else None
+
+    @rule("batch_size")
+    def _a_batch_fits_the_store(self) -> str | None:
+        if self.tokens_per_batch <= self.total_tokens:
+            return None
+        size = f"{self.batch_size}"
+        if self.tokens_per_row > 1:
+            size = f"{self.batch_size} contexts of {self.context_size} = {self.tokens_per_batch} tokens"
+        return f"a batch ({size}) is larger than activations.total_tokens ({self.total_tokens})"
+
+    @rule("total_tokens")
+    def _whole_contexts(self) -> str | None:
+        if self.target == "activations-2d" and self.total_tokens < self.context_size:
+            return f"less than one context ({self.total_tokens} < context_size {self.context_size})"
+        return None

@@ -1,0 +1,124 @@
+"""The fields that every kind of dictionary has; each kind's own ones are in pipeline/params/kinds/<kind>.py."""
+
+from __future__ import annotations
+
+import abc
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pipeline.errors import unknown_name
+from pipeline.params import kinds
+from pipeline.params.fields import Refused, describe, param
+from pipeline.params.section import Section, rule
+
+TOPK_FAMILY = ("topk", "batchtopk")
+ACT_FNS = ("relu", "jumprelu", *TOPK_FAMILY)
+NAME_FORM = (r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '.', '_' and '-'")
+
+_CLASSES: dict[str, type[DictionaryParams]] = {}
+
+
+def known_kinds() -> list[str]:
+    """The kinds that there are: the files of pipeline/params/kinds."""
+    return sorted(module.name for module in pkgutil.iter_modules(kinds.__path__))
+
+
+def register_kind(kind: str) -> Callable[[type[DictionaryParams]], type[DictionaryParams]]:
+    """Register the parameters of a kind; two classes for one kind are refused."""
+
+    def add(cls: type[DictionaryParams]) -> type[DictionaryParams]:
+        if kind in _CLASSES and _CLASSES[kind].__qualname__ != cls.__qualname__:
+            raise ValueError(f"kind '{kind}' has two parameter classes: {_CLASSES[kind].__name__} and {cls.__name__}")
+        _CLASSES[kind] = cls
+        return cls
+
+    return add
+
+
+def kind_class(kind: Any) -> type[DictionaryParams]:
+    """The parameter class of a kind, loaded on demand.
+
+    Raises:
+        Refused: no such kind; the message lists them all and the nearest.
+    """
+    if not isinstance(kind, str):
+        raise Refused(f"expected a string, got {describe(kind)}")
+    if kind not in _CLASSES:
+        names = known_kinds()
+        if kind not in names:
+            raise Refused(unknown_name("kind", kind, names))
+        importlib.import_module(f"{kinds.__name__}.{kind}")
+    return _CLASSES[kind]
+
+
+@dataclass(frozen=True)
+class DictionaryParams(Section, abc.ABC):
+    """Fields that every kind shares: see the comments of params.yaml. `kind` chooses the subclass that is read."""
+
+    NAME: ClassVar[str] = "dictionary"
+
+    name: str = param("main", form=NAME_FORM)
+    kind: str = param("sae")
+    d_model: int | None = param(None, at_least=1)
+    expansion_factor: float = param(16.0, more_than=0)
+    act_fn: str = param("relu", choices=ACT_FNS, also_called=("activation", "activation_fn"))
+    top_k: int = param(50, at_least=1, also_called=("k",))
+    use_decoder_bias: bool = param(True)
+    sparsity_include_decoder_norm: bool = param(True)
+    norm_activation: str = param(
+        "dataset-wise", choices=("dataset-wise", "dataset-rms", "token-wise", "batch-wise"), also_called=("norm",)
+    )
+    jumprelu_threshold_window: float = param(2.0, more_than=0)
+    use_triton_kernel: bool = param(False, choices=(False,))
+    sparsity_threshold_for_triton_spmm_kernel: float = param(0.996, at_least=0, at_most=1)
+    dtype: str = param("float32", choices=("float32", "float64"))
+    sae_name: str | None = param(None)
+    sae_series: str | None = param(None)
+
+    @classmethod
+    def chosen_by(cls, raw: Mapping[str, Any]) -> type[DictionaryParams]:
+        """The class of `raw['kind']` (default sae); the class of a kind reads itself."""
+        return cls if cls in _CLASSES.values() else kind_class(raw.get("kind", "sae"))
+
+    @property
+    @abc.abstractmethod
+    def hooks_in(self) -> tuple[str, ...]:
+        """The hook points that are read."""
+
+    @property
+    @abc.abstractmethod
+    def hooks_out(self) -> tuple[str, ...]:
+        """The hook points that are written."""
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it writes one other hook point than the one it reads."""
+        return False
+
+    @property
+    def is_topk_family(self) -> bool:
+        """Whether the gate keeps a number of features (topk, batchtopk), not those above a threshold."""
+        return self.act_fn in TOPK_FAMILY
+
+    @property
+    def d_sae(self) -> int | None:
+        """F = int(d_model * expansion_factor), or None while d_model is unknown."""
+        return None if self.d_model is None else int(self.d_model * self.expansion_factor)
+
+    @rule("expansion_factor")
+    def _at_least_one_feature(self) -> str | None:
+        if self.d_sae == 0:
+            return f"{self.expansion_factor} times d_model {self.d_model} leaves no feature"
+        return None
+
+    @rule("top_k")
+    def _top_k_fits(self) -> str | None:
+        if self.d_sae and self.is_topk_family and self.top_k > self.d_sae:
+            return (
+                f"{self.top_k} is more than the dictionary's {self.d_sae} features "
+                f"(d_model {self.d_model} x expansion_factor {self.expansion_factor})"
+            )
+        return None

@@ -1,0 +1,18 @@
+"""The pass that measures activation norms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pipeline.params.fields import param
+from pipeline.params.section import Section
+
+
+@dataclass(frozen=True)
+class NormParams(Section):
+    """Fields: see the comments of params.yaml."""
+
+    NAME: ClassVar[str] = "norm"
+
+    tokens: int | None = param(1_000_000, at_least=1)

@@ -1,0 +1,59 @@
+"""Optimiser, schedules, losses, logging and checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pipeline.params.fields import param
+from pipeline.params.section import Section, rule
+
+DIVIDES_BY_REST = ("linearwarmupdecay", "cosineannealingwarmup", "exponentialwarmup")
+SCHEDULERS = ("constant", "constantwithwarmup", "cosineannealing", *DIVIDES_BY_REST)
+
+
+@dataclass(frozen=True)
+class TrainerParams(Section):
+    """Fields: see the comments of params.yaml."""
+
+    NAME: ClassVar[str] = "trainer"
+
+    lr: float | str = param(4e-4, more_than=0, words=("auto",), also_called=("learning_rate",))
+    optimizer: str = param("adam", choices=("adam", "sparseadam"))
+    betas: tuple[float, float] = param((0.9, 0.999), at_least=0, less_than=1)
+    eps: float = param(1e-8, more_than=0)
+    lr_scheduler_name: str = param("constantwithwarmup", choices=SCHEDULERS, also_called=("lr_scheduler", "scheduler"))
+    lr_warm_up_steps: int | float = param(5000, steps=True, also_called=("warmup_steps", "lr_warmup_steps", "warmup"))
+    lr_cool_down_steps: int | float = param(0.2, steps=True, also_called=("cooldown_steps", "lr_decay_steps"))
+    lr_start_ratio: float = param(0.0, at_least=0, at_most=1)
+    lr_end_ratio: float = param(0.03125, at_least=0, at_most=1)
+    total_training_tokens: int = param(300_000_000, at_least=1, also_called=("total_tokens", "training_tokens"))
+    initial_k: int | None = param(None, at_least=1)
+    k_warmup_steps: int | float = param(0.1, steps=True)
+    k_cold_booting_steps: int | float = param(0, steps=True)
+    k_schedule_type: str = param("linear", choices=("linear", "exponential"))
+    k_exponential_factor: float = param(3.0, more_than=0)
+    sparsity_loss_type: str | None = param(None, choices=("power",))
+    p: float = param(1.0, at_least=1)
+    l1_coefficient: float = param(8e-5, at_least=0, also_called=("l1", "sparsity_coefficient"))
+    l1_coefficient_warmup_steps: int | float = param(0.1, steps=True)
+    auxk_coefficient: float | None = param(None, more_than=0, also_called=("auxk_alpha", "auxk_coeff"))
+    k_aux: int = param(512, at_least=1, also_called=("auxk_k",))
+    dead_threshold: int = param(10_000_000, at_least=1)
+    clip_grad_norm: float = param(0.0, at_least=0)
+    amp_dtype: str = param("float32", choices=("float32", "bfloat16", "float16"))
+    gradient_accumulation_steps: int = param(1, at_least=1)
+    jumprelu_lr_factor: float = param(0.1, at_least=0)
+    log_frequency: int = param(1000, at_least=1)
+    n_checkpoints: int = param(10, at_least=0)
+    checkpoint_schedule: str = param("linear", choices=("linear", "log"))
+    checkpoint_minutes: float = param(2.0, more_than=0)
+
+    @rule("l1_coefficient")
+    def _sparsity_loss_has_a_weight(self) -> str | None:
+        if self.sparsity_loss_type is not None and self.l1_coefficient == 0:
+            return (
+                f"is 0, so that the {self.sparsity_loss_type} sparsity loss does nothing; "
+                "give it a positive value, or set trainer.sparsity_loss_type to null"
+            )
+        return None
