@@ -63,9 +63,7 @@ class Progress:
             for name, value in self._figures.items()
         )
         remaining = "?" if left == float("inf") else _duration(max(left, 0.0))
-        return (
-            f"{self.label} {share:4.0%}  {self.done:,}/{self.total:,} {self.unit}  {rate:,.0f}/s  {remaining} left{figures}"
-        )
+        return f"{self.label} {share:4.0%}  {self.done:,}/{self.total:,} {self.unit}  {rate:,.0f}/s  {remaining} left{figures}"
 
     def _show(self, end: str | None = None) -> None:
         start, stop = ("\r\x1b[K", "") if self.terminal else ("", "\n")

@@ -19,7 +19,7 @@ UNFOLDABLE = ("token-wise", "batch-wise")
 def store_has_the_dictionarys_hook_points(params: Params) -> str | None:
     """A stated list of hook points must hold those of the dictionary."""
     stated = params.activations.hook_points
-    if stated is None:
+    if not stated:
         return None
     absent = [hook for hook in params.dictionary_hook_points if hook not in stated]
     if not absent:
@@ -52,6 +52,20 @@ def mlp_layer_is_known(params: Params) -> str | None:
     if len(layers) > 1:
         listed = " and ".join(params.dictionary_hook_points)
         return f"is null and cannot be derived: {listed} are of different layers; state the layer of the MLP"
+    return None
+
+
+@rule("initializer.model_layer")
+def mlp_reads_what_the_dictionary_reads(params: Params) -> str | None:
+    """The MLP is a function of its own layer's ln2 only."""
+    if not params.initializer.initialize_tc_with_mlp or not params.dictionary.is_transcoder:
+        return None
+    layer, read = params.initializer.model_layer, params.dictionary.hooks_in[0]
+    if not re.fullmatch(r"blocks\.\d+\.ln2\.(hook_out|hook_normalized)", read):
+        at = layer_of(read) if layer is None else layer
+        return f"no MLP is a function of '{read}'; read blocks.{at}.ln2.hook_out, or switch initialize_tc_with_mlp off"
+    if layer is not None and layer != layer_of(read):
+        return f"the MLP of layer {layer} is no function of '{read}'; write null or {layer_of(read)}"
     return None
 
 
@@ -141,6 +155,8 @@ def only_topk_is_converted(params: Params) -> str | None:
 def calibration_leaves_training_rows(params: Params) -> str | None:
     """Calibration rows are the last of the store; at least one batch must remain before them."""
     fold, activations = params.fold, params.activations
+    if activations.tokens_per_batch > activations.total_tokens:
+        return None  # the fault is the batch size
     needed = params.dictionary.act_fn == "batchtopk" or fold.convert_topk_to_jumprelu
     if needed and fold.calibration_tokens < activations.tokens_per_batch:
         return (

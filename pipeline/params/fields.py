@@ -76,7 +76,7 @@ def convert(value: Any, annotation: Any, limits: Limits = _NONE) -> Any:
             return None
         raise Refused(f"expected {_wanted(members, nullable, limits)}, got null")
     if typing.get_origin(members[0]) is tuple:
-        return _convert_list(value, members[0], limits)
+        return _convert_list(value, members[0], nullable, limits)
     if value in limits.words and isinstance(value, str):
         return value
     converted = _convert_scalar(value, members, nullable, limits)
@@ -92,10 +92,11 @@ def _members(annotation: Any) -> tuple[tuple[Any, ...], bool]:
     return (annotation,), False
 
 
-def _convert_list(value: Any, annotation: Any, limits: Limits) -> tuple[Any, ...]:
+def _convert_list(value: Any, annotation: Any, nullable: bool, limits: Limits) -> tuple[Any, ...]:
     items = typing.get_args(annotation)
     if not isinstance(value, (list, tuple)):
-        raise Refused(f"expected {_list_wanted(items)}, got {describe(value)}")
+        hint = "; write null" if nullable and value == "None" else ""
+        raise Refused(f"expected {_wanted((annotation,), nullable, limits)}, got {describe(value)}{hint}")
     if items[-1] is Ellipsis:
         items = (items[0],) * len(value)
     if len(items) != len(value):
@@ -124,7 +125,7 @@ def _convert_scalar(value: Any, members: tuple[Any, ...], nullable: bool, limits
     if accepted and nullable and value in ("None", "NULL", "nil"):
         raise Refused(f"expected {_wanted(members, nullable, limits)}, got {describe(value)}; write null")
     if not accepted:
-        hint = _hint(value, wanted, limits)
+        hint = "; write null" if nullable and value in ("None", "none") else _hint(value, wanted, limits)
         raise Refused(f"expected {_wanted(members, nullable, limits)}, got {describe(value)}{hint}")
     return value
 
@@ -199,8 +200,6 @@ def _hint(value: Any, wanted: set[Any], limits: Limits) -> str:
     """What to write instead, where a slip of notation is likely."""
     numeric = wanted & {int, float}
     if isinstance(value, str) and numeric:
-        if value in ("None", "none"):
-            return "; write null" if type(None) in wanted else ""
         close = nearest(value, limits.words)
         if close:
             return f"; did you mean '{close}'?"

@@ -37,9 +37,7 @@ LEFT_ALONE = (
 )
 
 _SAFE = re.compile(r"[A-Za-z0-9_./@%:+-]+")
-_OTHER_TYPE = re.compile(
-    r"null|true|false|inf|nan|[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)(e[-+]?\d[\d_]*)?", re.IGNORECASE
-)
+_OTHER_TYPE = re.compile(r"null|true|false|inf|nan|[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)(e[-+]?\d[\d_]*)?", re.IGNORECASE)
 
 
 def preset_names(directory: Path = DIRECTORY) -> list[str]:

@@ -238,12 +238,14 @@ class View:
         member = inspect.getattr_static(self._cls, name, None)
         if name in hints(self._cls):
             raise Unavailable(name)
+        if getattr(member, "__isabstractmethod__", False):  # the fault is the key that chooses the class
+            raise Unavailable(name)
         if isinstance(member, property) and member.fget is not None:
             return member.fget(self)
         if inspect.isfunction(member):
             return functools.partial(member, self)
         if member is None:
-            if inspect.isabstract(self._cls):  # the fault is the key that chooses the class
+            if inspect.isabstract(self._cls):
                 raise Unavailable(name)
             raise AttributeError(f"{self._cls.__name__} has no {name}")
         return member

@@ -18,9 +18,7 @@ class DemoParams(Section):
     NAME: ClassVar[str] = "demo"
 
     text_packages: tuple[str, ...] = param(("stdlib", "numpy", "sympy", "networkx"), form=PACKAGE)
-    pretrain_packages: tuple[str, ...] = param(
-        ("torch", "transformers", "scipy", "scikit-learn", "pandas"), form=PACKAGE
-    )
+    pretrain_packages: tuple[str, ...] = param(("torch", "transformers", "scipy", "scikit-learn", "pandas"), form=PACKAGE)
     vocab_size: int = param(4096, at_least=257)
     d_model: int = param(128, at_least=1)
     n_layers: int = param(4, at_least=1)

@@ -1,0 +1,386 @@
+"""Shuffled batches out of chunks, exactly repeatable from any position, read ahead in background threads.
+
+1. The chunks of the rows to read are put in an order drawn from (seed, epoch) and cut into windows of at least 16 chunks,
+   as equal as can be. Where one window holds all of them it is read once and kept for every epoch.
+2. A window's rows are permuted by (seed, epoch, window). The epoch's row sequence is its windows' sequences end to end.
+3. Batch i of an epoch is rows i B .. (i + 1) B of that sequence, gathered into fresh tensors.
+
+One thread reads the next window while batches are gathered from the present one; another gathers the next batches while
+the consumer computes.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.activations.schema import ArrayLayout
+from pipeline.seeding import generator
+
+MIN_CHUNKS = 16  # neighbours in a chunk are near in generation order: never mix fewer
+BATCHES_AHEAD = 3
+
+
+class ChunkSource(Protocol):
+    """An array that gives rows of one chunk."""
+
+    layout: ArrayLayout
+
+    def read_chunk_into(self, out: Tensor, chunk: int, start: int, stop: int) -> None: ...
+
+
+class RowsMeta(NamedTuple):
+    """Where rows come from: tokens, positions, mask [n] or [n, T]; context_ids [n] (index into tokens.zarr's train split)."""
+
+    tokens: Tensor
+    positions: Tensor
+    context_ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class ActivationBatch:
+    """One batch; its tensors belong to it alone and stay valid.
+
+    Attributes:
+        index: number of the batch, counted over all epochs.
+        epoch: pass over the rows, from 0.
+        rows: int64 [B], store rows.
+        activations: {hook point: [B, d] (1-D) or [B, T, d] (2-D)}.
+        mask: bool [B] or [B, T], True where the token is kept (all True in 1-D).
+    """
+
+    index: int
+    epoch: int
+    rows: Tensor
+    activations: dict[str, Tensor]
+    mask: Tensor
+    read_meta: Callable[[Tensor], RowsMeta] = field(repr=False)
+
+    @cached_property
+    def meta(self) -> RowsMeta:
+        """Where the batch's rows come from; read from the store when first asked for (training does not ask)."""
+        return self.read_meta(self.rows)
+
+    @property
+    def tokens(self) -> Tensor:
+        """int32 [B] or [B, T], token ids."""
+        return self.meta.tokens
+
+    @property
+    def positions(self) -> Tensor:
+        """int32 [B] or [B, T], positions in the context."""
+        return self.meta.positions
+
+    @property
+    def context_ids(self) -> Tensor:
+        """int32 [B], contexts of tokens.zarr's train split."""
+        return self.meta.context_ids
+
+
+class Piece(NamedTuple):
+    """Part of a batch: entries start..stop of the row permutation of one window of one epoch."""
+
+    epoch: int
+    window: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The order of rows, as a function of the seed."""
+
+    seed: int
+    rows: tuple[int, int]
+    chunk_rows: int
+    batch_size: int
+    buffer_rows: int
+    drop_last: bool = True
+
+    @property
+    def n_rows(self) -> int:
+        """Rows in an epoch."""
+        return self.rows[1] - self.rows[0]
+
+    @property
+    def first_chunk(self) -> int:
+        """The chunk with the first row."""
+        return self.rows[0] // self.chunk_rows
+
+    @property
+    def n_chunks(self) -> int:
+        """Chunks in an epoch."""
+        return -(-self.rows[1] // self.chunk_rows) - self.first_chunk
+
+    @property
+    def n_windows(self) -> int:
+        """Windows in an epoch."""
+        return -(-self.n_chunks // max(self.buffer_rows // self.chunk_rows, MIN_CHUNKS))
+
+    @property
+    def window_rows(self) -> int:
+        """Rows of the largest window."""
+        return -(-self.n_chunks // self.n_windows) * self.chunk_rows
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return self.n_rows // self.batch_size if self.drop_last else -(-self.n_rows // self.batch_size)
+
+    def segment(self, chunk: int) -> tuple[int, int]:
+        """The rows of a chunk that are among the rows to read."""
+        return max(chunk * self.chunk_rows, self.rows[0]), min((chunk + 1) * self.chunk_rows, self.rows[1])
+
+    def windows(self, epoch: int) -> list[np.ndarray]:
+        """Chunk numbers of each window of an epoch, in order."""
+        return _windows(self, epoch)
+
+    def window_sizes(self, epoch: int) -> list[int]:
+        """Rows of each window of an epoch."""
+        sizes = []
+        for chunks in self.windows(epoch):
+            size = len(chunks) * self.chunk_rows
+            for end in {self.first_chunk, self.first_chunk + self.n_chunks - 1}:
+                if end in chunks:
+                    start, stop = self.segment(end)
+                    size -= self.chunk_rows - (stop - start)
+            sizes.append(size)
+        return sizes
+
+    def permutation(self, epoch: int, window: int, size: int) -> Tensor:
+        """int64 [size], the order of a window's rows."""
+        return torch.randperm(size, generator=generator(self.seed, "batch rows", epoch, window))
+
+    def pieces(self, index: int) -> list[Piece]:
+        """Where batch `index` (over all epochs) is."""
+        epoch, within = divmod(index, self.batches_per_epoch)
+        start = within * self.batch_size
+        stop = min(start + self.batch_size, self.n_rows)
+        found, offset = [], 0
+        for window, size in enumerate(_window_sizes(self, epoch)):
+            first, last = max(start, offset), min(stop, offset + size)
+            if first < last:
+                found.append(Piece(epoch, window, first - offset, last - offset))
+            offset += size
+        return found
+
+
+@lru_cache(maxsize=8)
+def _windows(plan: BatchPlan, epoch: int) -> list[np.ndarray]:
+    chunks = np.arange(plan.first_chunk, plan.first_chunk + plan.n_chunks)
+    if plan.n_windows > 1:
+        chunks = chunks[torch.randperm(plan.n_chunks, generator=generator(plan.seed, "batch chunks", epoch)).numpy()]
+    return np.array_split(chunks, plan.n_windows)
+
+
+@lru_cache(maxsize=8)
+def _window_sizes(plan: BatchPlan, epoch: int) -> tuple[int, ...]:
+    return tuple(plan.window_sizes(epoch))
+
+
+def _large_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor in huge pages where the system has them: random rows then cost fewer address look-ups."""
+    n_bytes = math.prod(shape) * dtype.itemsize
+    memory = mmap.mmap(-1, max(n_bytes, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)
+
+
+class _Window:
+    """Buffers for one window's rows, filled chunk by chunk."""
+
+    def __init__(self, arrays: Mapping[str, ChunkSource], plan: BatchPlan) -> None:
+        self.arrays, self.plan = arrays, plan
+        rows = plan.window_rows
+        self.tensors = {
+            name: _large_tensor((rows, *array.layout.shape[1:]), array.layout.element.torch_dtype)
+            for name, array in arrays.items()
+        }
+        self.store_rows = torch.empty(rows, dtype=torch.int64)
+        self.chunks: np.ndarray | None = None
+        self.size = 0
+
+    def load(self, chunks: np.ndarray) -> _Window:
+        if self.chunks is not None and np.array_equal(self.chunks, chunks):
+            return self
+        self.chunks, self.size = None, 0
+        for chunk in chunks.tolist():
+            start, stop = self.plan.segment(chunk)
+            place = slice(self.size, self.size + stop - start)
+            for name, array in self.arrays.items():
+                array.read_chunk_into(self.tensors[name][place], chunk, start, stop)
+            self.store_rows[place] = torch.arange(start, stop)
+            self.size = place.stop
+        self.chunks = chunks
+        return self
+
+
+class _Windows:
+    """The window of a piece; with `ahead`, the next one is read in a thread while this one is used. Two buffers at most."""
+
+    def __init__(self, arrays: Mapping[str, ChunkSource], plan: BatchPlan, ahead: bool, last: tuple[int, int] | None) -> None:
+        self.arrays, self.plan, self.last = arrays, plan, last
+        self.pool = ThreadPoolExecutor(1, "activation windows") if ahead and plan.n_windows > 1 else None
+        self.buffers = [_Window(arrays, plan)]
+        self.key: tuple[int, int] | None = None
+        self.order = torch.empty(0, dtype=torch.int64)
+        self.future: tuple[tuple[int, int], Future[_Window]] | None = None
+
+    def _load(self, buffer: _Window, key: tuple[int, int]) -> _Window:
+        return buffer.load(self.plan.windows(key[0])[key[1]])
+
+    def get(self, epoch: int, window: int) -> tuple[_Window, Tensor]:
+        """The loaded window and the order of its rows; windows are asked for in order."""
+        key = (epoch, window)
+        if key != self.key:
+            if self.future is not None:
+                self.future[1].result()
+                self.buffers.reverse()
+            if self.future is None or self.future[0] != key:  # an epoch's left-out last rows may be a window of their own
+                self._load(self.buffers[0], key)
+            self.future = None
+            self.key = key
+            self.order = self.plan.permutation(epoch, window, self.buffers[0].size)
+            self._read_ahead(epoch, window)
+        return self.buffers[0], self.order
+
+    def _read_ahead(self, epoch: int, window: int) -> None:
+        if self.pool is None:
+            return
+        key = (epoch, window + 1) if window + 1 < self.plan.n_windows else (epoch + 1, 0)
+        if self.last is not None and key > self.last:
+            return
+        if len(self.buffers) == 1:
+            self.buffers.append(_Window(self.arrays, self.plan))
+        self.future = key, self.pool.submit(self._load, self.buffers[1], key)
+
+    def close(self) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def iterate_batches(
+    arrays: Mapping[str, ChunkSource],
+    hook_points: Sequence[str],
+    plan: BatchPlan,
+    read_meta: Callable[[Tensor], RowsMeta],
+    *,
+    start: int,
+    epochs: int | None,
+    prefetch: bool,
+    dtype: torch.dtype | None,
+    pin_memory: bool,
+) -> Iterator[ActivationBatch]:
+    """See :meth:`pipeline.activations.reader.ActivationStore.batches`; `arrays` has the hook points, and in 2-D the mask."""
+    stop = None if epochs is None else epochs * plan.batches_per_epoch
+    last = None
+    if stop is not None and stop > start:
+        piece = plan.pieces(stop - 1)[-1]
+        last = (piece.epoch, piece.window)
+    made = _make_batches(_Windows(arrays, plan, prefetch, last), hook_points, read_meta, start, stop, dtype, pin_memory)
+    return _ahead(made) if prefetch else made
+
+
+def _empty(array: ChunkSource, n: int, dtype: torch.dtype | None, pinned: bool) -> Tensor:
+    return torch.empty((n, *array.layout.shape[1:]), dtype=dtype or array.layout.element.torch_dtype, pin_memory=pinned)
+
+
+def _gather(windows: _Windows, index: int, names: Sequence[str], pinned: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """Rows of batch `index` from the windows that it lies in: {array: rows} and the store rows."""
+    pieces = windows.plan.pieces(index)
+    n = sum(piece.stop - piece.start for piece in pieces)
+    out = {name: _empty(windows.arrays[name], n, None, pinned) for name in names}
+    rows = torch.empty(n, dtype=torch.int64)
+    done = 0
+    for piece in pieces:
+        window, order = windows.get(piece.epoch, piece.window)
+        chosen = order[piece.start : piece.stop]
+        place = slice(done, done + len(chosen))
+        for name in names:
+            torch.index_select(window.tensors[name], 0, chosen, out=out[name][place])
+        torch.index_select(window.store_rows, 0, chosen, out=rows[place])
+        done = place.stop
+    return out, rows
+
+
+def _make_batches(
+    windows: _Windows,
+    hook_points: Sequence[str],
+    read_meta: Callable[[Tensor], RowsMeta],
+    start: int,
+    stop: int | None,
+    dtype: torch.dtype | None,
+    pinned: bool,
+) -> Iterator[ActivationBatch]:
+    try:
+        index = start
+        while stop is None or index < stop:
+            out, rows = _gather(windows, index, list(windows.arrays), pinned and dtype is None)
+            activations = {name: out[name] for name in hook_points}
+            if dtype is not None:
+                for name, stored in activations.items():
+                    activations[name] = _empty(windows.arrays[name], len(rows), dtype, pinned).copy_(stored)
+            mask = out["mask"] if "mask" in out else torch.ones(len(rows), dtype=torch.bool)
+            epoch = index // windows.plan.batches_per_epoch
+            yield ActivationBatch(index, epoch, rows, activations, mask, read_meta)
+            index += 1
+    finally:
+        windows.close()
+
+
+class _End(NamedTuple):
+    error: BaseException | None
+
+
+def _ahead(batches: Iterator[ActivationBatch]) -> Iterator[ActivationBatch]:
+    """`batches` made in a background thread, a few ahead; an error there is raised here, closing ends the thread."""
+    made: queue.Queue[Any] = queue.Queue(BATCHES_AHEAD)
+    stopped = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not stopped.is_set():
+            try:
+                made.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        error: BaseException | None = None
+        try:
+            for batch in batches:
+                if not put(batch):
+                    break
+        except BaseException as caught:
+            error = caught
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+            put(_End(error))
+
+    thread = threading.Thread(target=work, name="activation batches", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = made.get()
+            if isinstance(item, _End):
+                if item.error is not None:
+                    raise item.error
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

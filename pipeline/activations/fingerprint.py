@@ -1,0 +1,117 @@
+"""What a store's values depend on, as one digest; and whether a store was made for given parameters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.activations.schema import BLOCK_ROWS, FORMAT_VERSION, REGENERATE, TARGETS, storage_element
+from pipeline.errors import DataError, unknown_name
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """The parameters that generation depends on; names as in params.yaml.
+
+    Attributes:
+        context_size: tokens per context.
+        model_batch_size: contexts in one pass of the model.
+        total_tokens: kept tokens to store.
+        target: activations-1d or activations-2d.
+        storage_dtype: bfloat16, float16 or float32.
+        perm_seed: seed of the order of contexts and rows.
+        ignore_token_ids: ids that are masked; None: the token store's.
+        backend, model_dtype: how the model is run.
+    """
+
+    context_size: int
+    model_batch_size: int
+    total_tokens: int
+    target: str = "activations-1d"
+    storage_dtype: str = "bfloat16"
+    perm_seed: int = 42
+    ignore_token_ids: tuple[int, ...] | None = None
+    backend: str = "huggingface"
+    model_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise DataError(unknown_name("activations.target", self.target, TARGETS))
+        storage_element(self.storage_dtype)
+
+    @classmethod
+    def from_params(cls, params: Any) -> GenerationSettings:
+        """From loaded params."""
+        acts, model = params.activations, params.model
+        return cls(
+            context_size=acts.context_size,
+            model_batch_size=acts.model_batch_size,
+            total_tokens=acts.total_tokens,
+            target=acts.target,
+            storage_dtype=acts.storage_dtype,
+            perm_seed=acts.buffer_shuffle.perm_seed,
+            ignore_token_ids=None if acts.ignore_token_ids is None else tuple(acts.ignore_token_ids),
+            backend=model.backend,
+            model_dtype=model.dtype or "float32",
+        )
+
+
+def fingerprint_config(
+    settings: GenerationSettings, *, tokens_digest: str, ignore_token_ids: tuple[int, ...], model_digest: str
+) -> dict[str, Any]:
+    """All that a store's values depend on, except its hook points: a further one is added to the same store.
+
+    Where the model lies and on what device it runs are no part of it.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "block_rows": BLOCK_ROWS,
+        "tokens_digest": tokens_digest,
+        "ignore_token_ids": sorted(int(i) for i in ignore_token_ids),
+        "model_digest": model_digest,
+        "backend": settings.backend,
+        "model_dtype": settings.model_dtype,
+        "model_batch_size": settings.model_batch_size,
+        "context_size": settings.context_size,
+        "total_tokens": settings.total_tokens,
+        "target": settings.target,
+        "storage_dtype": settings.storage_dtype,
+        "perm_seed": settings.perm_seed,
+    }
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """32 hexadecimal digits of sha256 over the settings."""
+    return hashlib.sha256(json.dumps(dict(config), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def check_made_for(path: object, config: Mapping[str, Any], settings: GenerationSettings) -> None:
+    """Refuse a store that was made for other parameters.
+
+    Args:
+        path: named in the error.
+        config: the store's settings.
+        settings: the wanted ones.
+
+    Raises:
+        DataError: lists every parameter that differs, with both values.
+    """
+    names = {
+        "activations.context_size": "context_size",
+        "activations.model_batch_size": "model_batch_size",
+        "activations.total_tokens": "total_tokens",
+        "activations.target": "target",
+        "activations.storage_dtype": "storage_dtype",
+        "activations.buffer_shuffle.perm_seed": "perm_seed",
+        "model.backend": "backend",
+        "model.dtype": "model_dtype",
+    }
+    pairs = [(name, config.get(key), getattr(settings, key)) for name, key in names.items()]
+    if settings.ignore_token_ids is not None:
+        pairs.append(("activations.ignore_token_ids", config.get("ignore_token_ids"), sorted(settings.ignore_token_ids)))
+    differing = [f"{name} {was!r}, not {wanted!r}" for name, was, wanted in pairs if was != wanted]
+    if differing:
+        raise DataError(f"{path}: the activation store was made for other parameters ({'; '.join(differing)}); {REGENERATE}")

@@ -1,0 +1,186 @@
+"""The activation store's layout: arrays, dtypes, chunks, and which rows are trained on.
+
+A Zarr v3 group `<store root>/<fingerprint>/` with one array per hook point, [n_rows, d] (target activations-1d: kept tokens,
+rows shuffled) or [n_contexts, T, d] (activations-2d: contexts kept whole), and `tokens`, `positions`, `context_ids`, `mask`
+beside them in the same row order. A "row" is a token in 1-D and a context in 2-D. Each chunk holds whole rows and is one
+uncompressed file `c.<chunk>.0[.0]`; `digests` beside them has a line `<chunk> <xxh3_128>` for each chunk that is whole.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from pipeline.errors import DataError, unknown_name
+from pipeline.files import root
+
+FORMAT_VERSION = 1
+BLOCK_ROWS = 32768  # rows that are shuffled among each other in generation; independent of the width, so stores join
+CHUNK_BYTES = 4 * 2**20
+TARGETS = ("activations-1d", "activations-2d")
+ROW_ARRAYS = ("tokens", "positions", "context_ids", "mask")
+DIGESTS_FILE = "digests"
+REGENERATE = "run `dvc repro -s -f generate`"
+
+
+@dataclass(frozen=True)
+class ElementType:
+    """How a dtype is stored: torch's, Zarr's name, numpy's for the stored bytes, and the fill value's bits."""
+
+    torch_dtype: torch.dtype
+    zarr_name: str
+    numpy_dtype: str
+    fill: float | int | bool
+
+
+STORAGE_DTYPES = {
+    # bfloat16 is no Zarr type: its bits are stored; 0x7FC0 is its NaN, so a missing chunk does not read as zeros.
+    "bfloat16": ElementType(torch.bfloat16, "uint16", "<u2", 0x7FC0),
+    "float16": ElementType(torch.float16, "float16", "<f2", float("nan")),
+    "float32": ElementType(torch.float32, "float32", "<f4", float("nan")),
+}
+_INTEGER = ElementType(torch.int32, "int32", "<i4", -1)
+_BOOLEAN = ElementType(torch.bool, "bool", "|b1", False)
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """One array: name, shape (rows first), rows per chunk and element type."""
+
+    name: str
+    shape: tuple[int, ...]
+    chunk_rows: int
+    element: ElementType
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.shape[1:]) * np.dtype(self.element.numpy_dtype).itemsize
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a chunk's file; the last chunk is filled up."""
+        return self.chunk_rows * self.row_bytes
+
+    @property
+    def n_chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.shape[0] // self.chunk_rows)
+
+    def chunk_file(self, chunk: int) -> str:
+        """File name of a chunk inside the array's directory."""
+        return ".".join(["c", str(chunk), *("0" for _ in self.shape[1:])])
+
+    def rows_of(self, chunk: int) -> tuple[int, int]:
+        """First row of a chunk and the row after its last."""
+        return chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.shape[0])
+
+
+def chunk_rows(d_model: int, storage_dtype: str, context_size: int | None = None) -> int:
+    """Rows per chunk: the largest power of two with which a chunk of width `d_model` takes at most 4 MiB.
+
+    Args:
+        d_model: width of the model's residual stream (not of one hook point: every array of a store has the same rows).
+        storage_dtype: key of STORAGE_DTYPES.
+        context_size: T for the 2-D target, None for 1-D.
+    """
+    itemsize = np.dtype(STORAGE_DTYPES[storage_dtype].numpy_dtype).itemsize
+    fitting = max(CHUNK_BYTES // (d_model * itemsize * (context_size or 1)), 1)
+    return min(1 << (fitting.bit_length() - 1), BLOCK_ROWS)
+
+
+def hook_layout(hook_point: str, n_rows: int, width: int, context_size: int | None, rows: int, dtype: str) -> ArrayLayout:
+    """Layout of a hook point's array: [n_rows, width], or [n_rows, T, width] where `context_size` is given."""
+    inner = (width,) if context_size is None else (context_size, width)
+    return ArrayLayout(hook_point, (n_rows, *inner), rows, STORAGE_DTYPES[dtype])
+
+
+def row_layouts(n_rows: int, context_size: int | None, rows: int) -> list[ArrayLayout]:
+    """Layouts of the arrays beside the activations, in the order of ROW_ARRAYS."""
+    shape = (n_rows,) if context_size is None else (n_rows, context_size)
+    return [
+        ArrayLayout("tokens", shape, rows, _INTEGER),
+        ArrayLayout("positions", shape, rows, _INTEGER),
+        ArrayLayout("context_ids", (n_rows,), rows, _INTEGER),
+        ArrayLayout("mask", shape, rows, _BOOLEAN),
+    ]
+
+
+def storage_element(storage_dtype: str) -> ElementType:
+    """The element type of a `storage_dtype`.
+
+    Raises:
+        DataError: unknown name.
+    """
+    if storage_dtype not in STORAGE_DTYPES:
+        raise DataError(unknown_name("activations.storage_dtype", storage_dtype, STORAGE_DTYPES))
+    return STORAGE_DTYPES[storage_dtype]
+
+
+def as_bytes(tensor: torch.Tensor) -> np.ndarray:
+    """A contiguous CPU tensor's memory as uint8 [n]; no copy (bfloat16 has no numpy type, so go by bytes)."""
+    return tensor.reshape(-1).view(torch.uint8).numpy()
+
+
+def store_root() -> Path:
+    """Where stores are: $SCOPELINE_STORE, or data/store under the user's checkout.
+
+    Raises:
+        DataError: $SCOPELINE_STORE is a URL; stores are written to and read from file systems.
+    """
+    stated = os.environ.get("SCOPELINE_STORE")
+    if stated and "://" in stated:
+        raise DataError(f"SCOPELINE_STORE={stated}: URLs are not supported as store root; give a directory")
+    return Path(stated) if stated else root() / "data" / "store"
+
+
+class Rows(Protocol):
+    """What the row ranges need to know of a store."""
+
+    @property
+    def n_rows(self) -> int: ...
+    @property
+    def chunk_rows(self) -> int: ...
+    @property
+    def target(self) -> str: ...
+    @property
+    def context_size(self) -> int: ...
+
+
+def training_rows(store: Rows, calibration_tokens: int) -> tuple[int, int]:
+    """The rows that training reads: whole chunks, with at least `calibration_tokens` tokens left after them.
+
+    Args:
+        store: an open store.
+        calibration_tokens: `fold.calibration_tokens`; 0 keeps nothing back.
+
+    Returns:
+        (0, n).
+
+    Raises:
+        DataError: nothing would be left to train on.
+    """
+    per_row = 1 if store.target == "activations-1d" else store.context_size
+    kept_back = -(-calibration_tokens // per_row)
+    if kept_back <= 0:
+        return 0, store.n_rows
+    stop = (store.n_rows - kept_back) // store.chunk_rows * store.chunk_rows
+    if stop <= 0:
+        raise DataError(
+            f"activation store of {store.n_rows * per_row:,} tokens: fold.calibration_tokens = {calibration_tokens:,} leaves no "
+            f"whole chunk of {store.chunk_rows * per_row:,} tokens to train on; raise activations.total_tokens or lower "
+            "fold.calibration_tokens"
+        )
+    return 0, stop
+
+
+def calibration_rows(store: Rows, calibration_tokens: int) -> tuple[int, int]:
+    """The rows after :func:`training_rows`: kept from training, for `fold` to set thresholds on."""
+    return training_rows(store, calibration_tokens)[1], store.n_rows

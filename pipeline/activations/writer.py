@@ -1,0 +1,198 @@
+"""Writing an activation store so that a kill at any moment loses at most the chunks that were not yet recorded.
+
+A chunk is written to a temporary sibling and renamed; then a line with its digest is appended to `digests`. Opened again,
+a writer hashes every recorded chunk: those that are missing, of another size or altered, and those without a line, are
+pending. A fresh store, one that was killed, one that was damaged and one that gets a further hook point are the same case.
+An array's digests, then its content digest and complete=true, are its last writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from xxhash import xxh3_128_hexdigest
+
+from pipeline.activations.reader import array_digest, describes, read_digests
+from pipeline.activations.schema import DIGESTS_FILE, ArrayLayout, as_bytes
+from pipeline.errors import DataError
+from pipeline.files import read_json, write_bytes
+
+
+@contextlib.contextmanager
+def disk_full_named(path: Path) -> Iterator[None]:
+    """Turn "no space left" during a write into a DataError with the place and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"{path}: no space left on the device while writing activations; the chunks written so far are kept: free some "
+            "space (or set SCOPELINE_STORE to a larger disk), then run the same command again to go on"
+        ) from None
+
+
+class ArrayWriter:
+    """One array: its description, its chunks, the record of their digests."""
+
+    def __init__(self, group: Any, directory: Path, layout: ArrayLayout) -> None:
+        self.directory, self.layout = directory, layout
+        self._array = _open_array(group, directory, layout)
+        self.digests = {
+            chunk: digest for chunk, digest in read_digests(directory / DIGESTS_FILE).items() if self._is_whole(chunk, digest)
+        }
+        if self.pending.any():
+            if self._array.attrs.get("complete") is not False:
+                self._array.attrs.update({"complete": False})
+            self._record()
+
+    def _is_whole(self, chunk: int, digest: str) -> bool:
+        path = self.directory / self.layout.chunk_file(chunk)
+        if chunk >= self.layout.n_chunks:
+            return False
+        try:
+            if path.stat().st_size != self.layout.chunk_bytes:
+                return False
+            return xxh3_128_hexdigest(np.fromfile(path, dtype=np.uint8)) == digest
+        except FileNotFoundError:
+            return False
+
+    def _record(self) -> None:
+        lines = "".join(f"{chunk} {self.digests[chunk]}\n" for chunk in sorted(self.digests))
+        write_bytes(self.directory / DIGESTS_FILE, lines.encode())
+
+    @property
+    def pending(self) -> np.ndarray:
+        """bool [n_chunks]: True for a chunk that is not whole."""
+        pending = np.ones(self.layout.n_chunks, dtype=bool)
+        pending[list(self.digests)] = False
+        return pending
+
+    @property
+    def digest(self) -> str:
+        """Content digest of a finished array."""
+        return array_digest(self.layout, self.digests)
+
+    def write_chunk(self, chunk: int, rows: Tensor) -> None:
+        """Write a chunk's rows (CPU, contiguous, the array's dtype); the last chunk is filled up with the fill value."""
+        content = as_bytes(rows)
+        if len(content) < self.layout.chunk_bytes:
+            element = self.layout.element
+            missing = (self.layout.chunk_bytes - len(content)) // np.dtype(element.numpy_dtype).itemsize
+            content = np.concatenate([content, np.full(missing, element.fill, dtype=element.numpy_dtype).view(np.uint8)])
+        path = self.directory / self.layout.chunk_file(chunk)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            with open(partial, "wb", buffering=0) as stream:
+                done = 0
+                while done < len(content):
+                    done += stream.write(memoryview(content)[done:])
+            os.replace(partial, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                partial.unlink()
+            raise
+        digest = xxh3_128_hexdigest(content)
+        with open(self.directory / DIGESTS_FILE, "ab", buffering=0) as stream:
+            stream.write(f"{chunk} {digest}\n".encode())
+        self.digests[chunk] = digest
+
+    def finish(self) -> None:
+        """Record the digests in order, then the content digest and complete=true, unless that is so already."""
+        about = {"digest": self.digest, "complete": True}
+        if {key: self._array.attrs.get(key) for key in about} == about:
+            return
+        self._record()
+        self._array.attrs.update(about)
+
+
+class StoreWriter:
+    """The arrays of one store, created or opened for going on; hold the store's lock while it lives.
+
+    Args:
+        path: the store's directory.
+        attributes: of the group: format_version, fingerprint, config, model, n_rows, chunk_rows.
+        layouts: the arrays to write.
+    """
+
+    def __init__(self, path: Path, attributes: Mapping[str, Any], layouts: Sequence[ArrayLayout]) -> None:
+        import zarr
+
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self.remove_leftovers()
+        with disk_full_named(path):
+            if not _readable_node(path, "group"):
+                (path / "zarr.json").unlink(missing_ok=True)
+            group = zarr.open_group(str(path), mode="a", zarr_format=3)
+            if any(group.attrs.get(key) != value for key, value in attributes.items()):
+                group.attrs.update(dict(attributes))
+            self.arrays = {layout.name: ArrayWriter(group, path / layout.name, layout) for layout in layouts}
+
+    def remove_leftovers(self) -> None:
+        """Delete temporary siblings that a killed writer left."""
+        for leftover in self.path.rglob("*.partial"):
+            leftover.unlink(missing_ok=True)
+
+    def pending_bytes(self) -> int:
+        """Bytes still to be written."""
+        return sum(int(array.pending.sum()) * array.layout.chunk_bytes for array in self.arrays.values())
+
+    def write_rows(self, name: str, first_row: int, rows: Tensor, order: Tensor | None) -> None:
+        """Write the pending chunks of one array in a run of rows that starts at a chunk.
+
+        Args:
+            name: the array.
+            first_row: store row of the run's first row, a multiple of the rows per chunk.
+            rows: the run in sequence order, whole chunks unless it ends the array.
+            order: int64, which of `rows` each store row holds; None: the same one.
+        """
+        array = self.arrays[name]
+        step = array.layout.chunk_rows
+        pending = array.pending
+        with disk_full_named(self.path):
+            for start in range(0, len(rows), step):
+                chunk = (first_row + start) // step
+                if pending[chunk]:
+                    part = rows[start : start + step] if order is None else rows.index_select(0, order[start : start + step])
+                    array.write_chunk(chunk, part.contiguous())
+
+    def finish(self) -> None:
+        """Mark every array complete."""
+        with disk_full_named(self.path):
+            for array in self.arrays.values():
+                array.finish()
+
+
+def _readable_node(directory: Path, kind: str) -> bool:
+    try:
+        about = read_json(directory / "zarr.json", kind)
+    except DataError:
+        return False
+    return isinstance(about, dict) and about.get("node_type") == kind and about.get("zarr_format") == 3
+
+
+def _open_array(group: Any, directory: Path, layout: ArrayLayout) -> Any:
+    """The zarr array in `directory`; a description that is missing or not the layout's is written anew."""
+    if _readable_node(directory, "array") and describes(read_json(directory / "zarr.json", "array"), layout):
+        return group[layout.name]
+    (directory / "zarr.json").unlink(missing_ok=True)
+    return group.create_array(
+        layout.name,
+        shape=layout.shape,
+        chunks=(layout.chunk_rows, *layout.shape[1:]),
+        dtype=layout.element.zarr_name,
+        compressors=None,
+        filters=None,
+        fill_value=layout.element.fill,
+        chunk_key_encoding={"name": "default", "separator": "."},
+        attributes={"torch_dtype": str(layout.element.torch_dtype).removeprefix("torch."), "complete": False},
+        config={"write_empty_chunks": True},
+    )

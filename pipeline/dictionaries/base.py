@@ -1,0 +1,290 @@
+"""The interface of every dictionary, and the gating that all kinds share.
+
+    h = pre_activations(x)                       the kind's own encoder
+    n = decoder_norms()                          recomputed at every call, differentiable
+    z = h * n   if sparsity_include_decoder_norm (h * gate_scale in some folded dictionaries, else h)
+    f = act(z) / n  (or act(z))                  magnitudes stay those of h
+    x_hat = decode(f)  (+ what passes by the features, for example a skip connection)
+
+A kind gives the encoder, the linear decoder, its norms, its base initialisation and its folding algebra (`_folded`).
+The trainer, the evaluation and the fold stage use what is public here and nothing else. Nothing inside normalises: an
+unfolded dictionary takes and returns normalised activations, a folded one raw ones.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.activation_functions.calibration import Calibration, ThresholdCalibrator
+from pipeline.activation_functions.registry import GateSettings, activation_function
+from pipeline.dictionaries.config import DictionaryConfig
+from pipeline.dictionaries.folded import EPS_NORM, FoldScales, fold_scales
+from pipeline.dictionaries.initial import DEFAULT_LOG_THRESHOLD, BaseInitialization
+from pipeline.errors import ParamsError
+
+
+class Codes(NamedTuple):
+    """What the encoder makes of a batch; all [..., F].
+
+    Attributes:
+        h: pre-activations.
+        z: gating values.
+        f: feature activations, 0 at masked tokens.
+        norms: decoder norm n of each feature [F] (or [L, F]), differentiable.
+    """
+
+    h: Tensor
+    z: Tensor
+    f: Tensor
+    norms: Tensor
+
+
+class Dictionary(nn.Module, abc.ABC):
+    """A sparse dictionary. state_dict keys are the tensor names of SPEC 1.
+
+    Args:
+        config: of this kind; weights start at zero, `initialize_` draws them.
+    """
+
+    config_class: ClassVar[type[DictionaryConfig]] = DictionaryConfig
+    log_jumprelu_threshold: nn.Parameter
+    gate_scale: Tensor | None
+
+    def __init__(self, config: DictionaryConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.activation = activation_function(config.act_fn)
+        dtype = getattr(torch, config.dtype)
+        for name, shape in self._parameter_shapes().items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape, dtype=dtype)))
+        if self.activation.has_threshold:
+            threshold = torch.full(self.feature_shape, DEFAULT_LOG_THRESHOLD, dtype=dtype)
+            self.register_parameter("log_jumprelu_threshold", nn.Parameter(threshold))
+        self.register_buffer("gate_scale", None)
+
+    # What a kind defines ---------------------------------------------------------------------------------------------
+
+    @property
+    @abc.abstractmethod
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of one token's features: (F,) or (L, F)."""
+
+    @abc.abstractmethod
+    def _parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name and shape of every parameter but the threshold."""
+
+    @abc.abstractmethod
+    def _draw(self, seed: int, initialization: BaseInitialization) -> None:
+        """Draw the base initialisation in place (called without gradients; the threshold is set already)."""
+
+    @abc.abstractmethod
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """h of the batch. x: [..., d_in] (kinds with several hook points: [..., L, d_in]). Returns [..., F]."""
+
+    @abc.abstractmethod
+    def decoder_norms(self) -> Tensor:
+        """n: L2 norm of each feature's (concatenated) decoder row, [F] or [L, F], differentiable."""
+
+    @abc.abstractmethod
+    def decode_linear(self, f: Tensor) -> Tensor:
+        """The features' part of the reconstruction, without decoder bias. f: [..., F]. Returns [..., d_out]."""
+
+    @abc.abstractmethod
+    def _folded(self, weights: dict[str, Tensor], scales: FoldScales, raw_units: bool) -> dict[str, Any]:
+        """Fold float64 `weights` (by state_dict name) in place by SPEC 4; returns the config fields it changes."""
+
+    def decode(self, f: Tensor) -> Tensor:
+        """Reconstruction from features, with decoder bias, without skip. f: [..., F]. Returns [..., d_out]."""
+        bias = self._parameters.get("b_D")
+        x_hat = self.decode_linear(f)
+        return x_hat if bias is None else x_hat + bias
+
+    def reconstruct(self, f: Tensor, x: Tensor) -> Tensor:
+        """decode(f) plus what does not pass through features. f: [..., F], x: the input it was encoded from."""
+        return self.decode(f)
+
+    # Shared ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def hooks_in(self) -> tuple[str, ...]:
+        """The hook points read, in the order of the input."""
+        return self.config.hooks_in
+
+    @property
+    def hooks_out(self) -> tuple[str, ...]:
+        """The hook points written, in the order of the output."""
+        return self.config.hooks_out
+
+    @property
+    def is_batch_dependent(self) -> bool:
+        """Whether a token's features depend on the rest of its batch (BatchTopK): not an inference form."""
+        return self.activation.batch_dependent
+
+    def gate_settings(self, mask: Tensor | None = None, top_k: int | None = None) -> GateSettings:
+        """What the activation function needs beside z; `top_k` overrides the configured one (k schedule)."""
+        k = self.config.top_k if top_k is None else int(top_k)
+        log_threshold = self.log_jumprelu_threshold if self.activation.has_threshold else None
+        return GateSettings(k, mask, log_threshold, self.config.jumprelu_threshold_window)
+
+    def gating_scale(self, norms: Tensor) -> Tensor | None:
+        """The s of z = h * s, at least 1e-12: n, gate_scale, or None for 1."""
+        if self.config.sparsity_include_decoder_norm:
+            return norms
+        return self.gate_scale
+
+    def codes(self, x: Tensor, mask: Tensor | None = None, top_k: int | None = None) -> Codes:
+        """Encode a batch and keep every stage of it.
+
+        Args:
+            x: [..., d_in], normalised (raw if folded).
+            mask: bool [...], True for a kept token; masked tokens never compete and their f is 0. None: all kept.
+            top_k: the k in use now (k schedule); None: the configured one.
+
+        Returns: h, z, f [..., F] and the decoder norms.
+        """
+        mask = without_full_mask(mask)
+        h, norms = self.pre_activations(x), self.decoder_norms()
+        scale = self.gating_scale(norms)
+        z = h if scale is None else h * scale
+        divisor = None if scale is None else scale.clamp_min(EPS_NORM)
+        return Codes(h, z, self.activation.features(h, z, divisor, self.gate_settings(mask, top_k)), norms)
+
+    def encode(self, x: Tensor, mask: Tensor | None = None, top_k: int | None = None) -> Tensor:
+        """Feature activations f [..., F] of x [..., d_in]; arguments as in `codes`."""
+        return self.codes(x, mask, top_k).f
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Reconstruction [..., d_out] of x [..., d_in]."""
+        return self.reconstruct(self.encode(x, mask), x)
+
+    def run(self, x: Tensor, mask: Tensor | None = None, top_k: int | None = None) -> tuple[Codes, Tensor]:
+        """Encode and reconstruct in one call, which a kind may make faster: what a training step calls.
+
+        Returns: the codes and the reconstruction [..., d_out]: codes() followed by reconstruct(), up to rounding.
+        """
+        codes = self.codes(x, mask, top_k)
+        return codes, self.reconstruct(codes.f, x)
+
+    def thresholds(self) -> Tensor | None:
+        """theta of each feature, of `feature_shape`, in gating units, differentiable; None without thresholds."""
+        return self.log_jumprelu_threshold.exp() if self.activation.has_threshold else None
+
+    def threshold_parameters(self) -> list[nn.Parameter]:
+        """The parameters that take the threshold's learning rate and stay out of gradient clipping."""
+        return [self.log_jumprelu_threshold] if self.activation.has_threshold else []
+
+    def decode_dead(self, z: Tensor, h: Tensor, dead_mask: Tensor, k_aux: int) -> Tensor:
+        """AuxK's reconstruction: the top min(k_aux, #dead) dead features per token (and layer), without decoder bias.
+
+        Chosen by z before any ReLU and decoded with their unrectified h, so that negative ones get a gradient.
+
+        Args:
+            z, h: [..., F] as in Codes.
+            dead_mask: bool of `feature_shape`, True for a dead feature.
+            k_aux: most features per token.
+
+        Returns: e_hat [..., d_out]; zero where no feature is dead. Source: Gao et al. 2024, appendix A.2.
+        """
+        with torch.no_grad():
+            ranked = z.detach().masked_fill(~dead_mask, -torch.inf)
+            index = ranked.topk(min(k_aux, z.shape[-1]), dim=-1, sorted=False).indices
+            chosen = torch.zeros(z.shape, dtype=torch.bool, device=z.device).scatter_(-1, index, True) & dead_mask
+        return self.decode_linear(torch.where(chosen, h, 0.0))
+
+    @torch.no_grad()
+    def initialize_(self, seed: int, initialization: BaseInitialization | None = None) -> Self:
+        """Draw the base initialisation in place; the same seed gives the same weights on every device."""
+        initialization = initialization or BaseInitialization()
+        for parameter in self.threshold_parameters():
+            parameter.fill_(initialization.log_threshold)
+        self._draw(seed, initialization)
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write config.json and weights.safetensors to the directory `path`, both or neither."""
+        from pipeline.dictionaries.store import save_dictionary
+
+        save_dictionary(self, path)
+
+    def rebuilt(self, weights: Mapping[str, Tensor], **changes: Any) -> Self:
+        """A dictionary of the same kind with these weights (state_dict names, copied) and changed config fields."""
+        copy = type(self)(dataclasses.replace(self.config, **changes))
+        copy.load_weights_(weights)
+        return copy.to(next(iter(weights.values())).device)
+
+    @torch.no_grad()
+    def load_weights_(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over weights by name; a gate_scale appears or goes with them. Names and shapes must fit exactly."""
+        self.gate_scale = weights["gate_scale"].clone() if "gate_scale" in weights else None
+        dtype = next(iter(weights.values())).dtype
+        self.to(dtype).load_state_dict(dict(weights), strict=True)
+
+    def to_jumprelu(self, batches: Iterable[Any]) -> Self:
+        """The JumpReLU form of a topk or batchtopk dictionary (SPEC 2.2).
+
+        One threshold in gating units is set for all features, from batches that were not trained on: of the mean over
+        batches of the smallest positive kept z and of the quantile of z that gives the dictionary's own L0 on these
+        batches, the one whose L0 is nearer to it.
+
+        Args:
+            batches: inputs [..., d_in] as the dictionary takes them (normalised, or raw if folded), of the training
+                batch size; or pairs (input, mask).
+
+        Raises:
+            ParamsError: the activation function is not of the topk family.
+            NumericsError: no positive gating value was kept; the message has L0 before and after.
+        """
+        return self.calibrated(batches)[0]
+
+    @torch.no_grad()
+    def calibrated(self, batches: Iterable[Any]) -> tuple[Self, Calibration]:
+        """`to_jumprelu` with the calibration's figures."""
+        if not self.activation.budgeted:
+            raise ParamsError(f"dictionary.act_fn: only the topk family becomes jumprelu, got '{self.config.act_fn}'")
+        calibrator = ThresholdCalibrator(self.config.top_k)
+        for batch in batches:
+            x, mask = batch if isinstance(batch, tuple) else (batch, None)
+            codes = self.codes(x, mask)
+            calibrator.add(codes.z, self.activation.support(codes.z, self.gate_settings(mask)), mask)
+        calibration = calibrator.result()
+        theta = torch.full(self.feature_shape, calibration.threshold, dtype=torch.float64, device=codes.z.device)
+        weights = dict(self.state_dict())
+        if self.gate_scale is not None:
+            theta = theta / weights.pop("gate_scale").double()
+        weights["log_jumprelu_threshold"] = theta.log().to(codes.z.dtype)
+        return self.rebuilt(weights, act_fn="jumprelu"), calibration
+
+    @torch.no_grad()
+    def fold(self, norms: Any, *, feature_units: str = "raw") -> Self:
+        """Inference weights that take raw activations and need no norms (SPEC 4): exact, or refused.
+
+        Args:
+            norms: {hook point: {mean_norm, mean_square, d}}, a bare number in place of the inner dict being mean_norm;
+                a bare number alone is taken for every hook point.
+            feature_units: `raw`: decoder rows get unit norm, an activation is the length of what its feature adds in
+                the model's units; `normalized`: activations stay as trained, times the decoder norm.
+
+        Returns: a folded dictionary; computed in float64, in float32 unless this one is in float64.
+
+        Raises:
+            ParamsError: folded already, token-wise or batch-wise norm, a hook point without norms, unknown units.
+        """
+        scales = fold_scales(self.config, norms, feature_units)
+        dtype = torch.float64 if next(self.parameters()).dtype == torch.float64 else torch.float32
+        weights = {name: tensor.double() for name, tensor in self.state_dict().items()}
+        changes = self._folded(weights, scales, feature_units == "raw")
+        fields = {"norm_activation": "inference", "folded": True, "sparsity_include_decoder_norm": False}
+        cast = {name: tensor.to(dtype) for name, tensor in weights.items()}
+        return self.rebuilt(cast, dtype=str(dtype).removeprefix("torch."), **fields, **changes)
+
+
+def without_full_mask(mask: Tensor | None) -> Tensor | None:
+    """None for a mask that keeps every token; looked at on the CPU only, elsewhere it would wait for the device."""
+    return None if mask is None or (mask.device.type == "cpu" and bool(mask.all())) else mask

@@ -1,0 +1,174 @@
+"""What every dictionary's configuration has: fields, strict reading, checks.
+
+A kind subclasses :class:`DictionaryConfig` in its own file with its own fields and checks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pipeline.activation_functions import registry as activation_functions
+from pipeline.errors import ParamsError, nearest, unknown_name
+
+NORM_ACTIVATIONS = ("dataset-wise", "dataset-rms", "token-wise", "batch-wise", "inference")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class DictionaryConfig:
+    """The fields that all kinds share; names and meanings as in params.yaml's section `dictionary`.
+
+    Attributes:
+        d_in: width of what is read.
+        d_sae: number of features F.
+        d_out: width of what is written; null: d_in.
+        norm_activation: how activations are scaled before they come here; `inference` in a folded dictionary.
+        folded: the dictionary takes and gives raw activations.
+        norms: {hook point: {mean_norm, mean_square, d}} that go with the weights, null if not known.
+        provenance: where the weights come from (model, data, training), without times; never changes what is computed.
+    """
+
+    kind: str
+    d_in: int
+    d_sae: int
+    d_out: int | None = None
+    name: str = "main"
+    act_fn: str = "relu"
+    top_k: int = 50
+    use_decoder_bias: bool = True
+    sparsity_include_decoder_norm: bool = True
+    norm_activation: str = "dataset-wise"
+    jumprelu_threshold_window: float = 2.0
+    dtype: str = "float32"
+    use_triton_kernel: bool = False
+    sparsity_threshold_for_triton_spmm_kernel: float = 0.996
+    sae_name: str | None = None
+    sae_series: str | None = None
+    folded: bool = False
+    norms: dict | None = dataclasses.field(default=None, hash=False)
+    provenance: dict = dataclasses.field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.d_out is None:
+            object.__setattr__(self, "d_out", self.d_in)
+        faults = self.faults()
+        if faults:
+            raise ParamsError([f"dictionary.{fault}" for fault in faults])
+
+    @property
+    def hooks_in(self) -> tuple[str, ...]:
+        """The hook points that the dictionary reads, in the order of its input."""
+        raise ParamsError(f"dictionary.kind: '{self.kind}' names no hook points")
+
+    @property
+    def hooks_out(self) -> tuple[str, ...]:
+        """The hook points that the dictionary writes, in the order of its output."""
+        raise ParamsError(f"dictionary.kind: '{self.kind}' names no hook points")
+
+    @property
+    def width_out(self) -> int:
+        """Width of what is written (d_out, which is never null after construction)."""
+        return self.d_in if self.d_out is None else self.d_out
+
+    def faults(self) -> list[str]:
+        """What is wrong, one sentence for each, starting with the field's name; a kind adds its own."""
+        found = []
+        for field in ("d_in", "d_out", "d_sae", "top_k"):
+            if getattr(self, field) < 1:
+                found.append(f"{field}: must be at least 1, got {getattr(self, field)}")
+        known = activation_functions.activation_function_names()
+        if self.act_fn not in known:
+            found.append(f"act_fn: {unknown_name('activation function', self.act_fn, known)}")
+        if self.norm_activation not in NORM_ACTIVATIONS:
+            found.append(f"norm_activation: {unknown_name('norm', self.norm_activation, NORM_ACTIVATIONS)}")
+        if self.dtype not in DTYPES:
+            found.append(f"dtype: {unknown_name('dtype', self.dtype, DTYPES)}")
+        if not (self.jumprelu_threshold_window > 0 and math.isfinite(self.jumprelu_threshold_window)):
+            found.append(f"jumprelu_threshold_window: must be positive, got {self.jumprelu_threshold_window}")
+        if self.use_triton_kernel:
+            found.append("use_triton_kernel: only false is available")
+        if self.folded != (self.norm_activation == "inference"):
+            found.append(
+                f"norm_activation: 'inference' and folded go together, got '{self.norm_activation}', {self.folded}"
+            )
+        if self.folded and self.sparsity_include_decoder_norm:
+            found.append("sparsity_include_decoder_norm: must be false in a folded dictionary")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read strictly: `d_model` is d_in, `expansion_factor` gives d_sae = int(d_in * expansion_factor).
+
+        Raises:
+            ParamsError: unknown, missing, mistyped or contradicting fields, all at once.
+        """
+        given, faults = _resolve_widths(dict(values))
+        types_of = typing.get_type_hints(cls)
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for key in list(given):
+            if key not in fields:
+                close = nearest(key, [*fields, "expansion_factor", "d_model"])
+                faults.append(f"{key}: unknown key" + (f"; did you mean '{close}'?" if close else ""))
+            elif not _fits(given[key], types_of[key]):
+                faults.append(f"{key}: expected {_spelled(types_of[key])}, got {given[key]!r}")
+            elif types_of[key] is float:
+                given[key] = float(given[key])
+        for name, field in fields.items():
+            required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            if required and name not in given:
+                also = {"d_sae": " (or expansion_factor)", "d_in": " (or d_model)"}.get(name, "")
+                faults.append(f"{name}{also}: missing")
+        if faults:
+            raise ParamsError([f"dictionary.{fault}" for fault in faults])
+        return cls(**given)
+
+
+def _resolve_widths(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    faults = []
+    d_model = given.pop("d_model", None)
+    if d_model is not None and given.setdefault("d_in", d_model) != d_model:
+        faults.append(f"d_model: {d_model} contradicts d_in {given['d_in']}")
+    factor = given.pop("expansion_factor", None)
+    d_in = given.get("d_in")
+    if factor is not None and not (_fits(factor, float) and factor > 0 and math.isfinite(factor)):
+        faults.append(f"expansion_factor: expected a positive number, got {factor!r}")
+    elif factor is not None and _fits(d_in, int):
+        d_sae = int(d_in * factor)  # type: ignore[operator]
+        if given.get("d_sae") is None:
+            given["d_sae"] = d_sae
+        elif given["d_sae"] != d_sae:
+            faults.append(f"d_sae: {given['d_sae']} contradicts expansion_factor {factor}, which gives {d_sae}")
+    elif factor is not None:
+        given.setdefault("d_sae", 1)
+    return given, faults
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    if typing.get_origin(expected) in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(expected))
+    if expected is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if expected is type(None):
+        return value is None
+    origin = typing.get_origin(expected) or expected
+    if origin is dict:
+        return isinstance(value, Mapping)
+    return isinstance(value, origin)
+
+
+def _spelled(expected: Any) -> str:
+    if typing.get_origin(expected) in (typing.Union, types.UnionType):
+        return " or ".join(_spelled(option) for option in typing.get_args(expected))
+    names = {type(None): "null", bool: "true or false", float: "a number", int: "a whole number", str: "text"}
+    return names.get(expected, getattr(expected, "__name__", str(expected)))

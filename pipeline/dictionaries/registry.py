@@ -1,0 +1,71 @@
+"""Finding dictionary kinds by name, and building a dictionary from a plain configuration.
+
+Adding a kind is one file `pipeline/dictionaries/<kind>.py` with a subclass of Dictionary (and of DictionaryConfig) and
+one `@register("<kind>")`. Trainer, evaluation and folding use the interface of base.py only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline.dictionaries.initial import BaseInitialization
+from pipeline.errors import ParamsError
+from pipeline.registry import Registry
+
+if TYPE_CHECKING:
+    from pipeline.dictionaries.base import Dictionary
+    from pipeline.dictionaries.config import DictionaryConfig
+
+_REGISTRY: Registry[type[Dictionary]] = Registry(
+    "dictionary kind", __package__, helpers=("base", "config", "folded", "initial", "store")
+)
+
+register = _REGISTRY.register
+
+
+def kind_names() -> tuple[str, ...]:
+    """All kinds, without importing their files."""
+    return _REGISTRY.names()
+
+
+def dictionary_class(kind: str) -> type[Dictionary]:
+    """The class of `kind`.
+
+    Raises:
+        ParamsError: there is none; the message lists all and the nearest.
+    """
+    return _REGISTRY.get(kind)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> DictionaryConfig:
+    """Read a configuration strictly into its kind's class.
+
+    Raises:
+        ParamsError: unknown kind, or faults in the fields, all at once.
+    """
+    if "kind" not in values:
+        raise ParamsError(f"dictionary.kind: missing (known: {', '.join(kind_names())})")
+    return dictionary_class(str(values["kind"])).config_class.from_dict(values)
+
+
+def build_dictionary(config: Mapping[str, Any], *, seed: int = 0) -> Dictionary:
+    """Make a dictionary and draw its base initialisation.
+
+    Args:
+        config: kind, d_in (or d_model), d_out, expansion_factor or d_sae, act_fn, ... (the fields of DictionaryConfig
+            and of the kind), and optionally the fields of :class:`BaseInitialization`, which are used and not kept.
+        seed: of all random draws; the same seed gives the same weights.
+
+    Returns: an unfolded dictionary that takes and returns normalised activations.
+
+    Raises:
+        ParamsError: unknown, missing, mistyped or contradicting fields, all at once.
+    """
+    names = {field.name for field in dataclasses.fields(BaseInitialization)}
+    initialization = BaseInitialization(**{k: v for k, v in config.items() if k in names})
+    resolved = config_from_dict({k: v for k, v in config.items() if k not in names})
+    dictionary = dictionary_class(resolved.kind)(resolved)
+    dictionary.initialize_(seed, initialization)
+    return dictionary

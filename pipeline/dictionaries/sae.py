@@ -1,0 +1,205 @@
+"""Sparse autoencoder and per-layer transcoder (SPEC 1.1): one class, one or two hook points.
+
+    h = x W_E + b_E                      GLU: h <- h * sigmoid(x W_G + b_G)
+    x_hat = f W_D + b_D                  skip: + x W_skip
+    n_i = ||W_D[i]||_2
+
+With apply_b_dec_to_input, x - b_D is encoded instead of x (linear branch and GLU gate).
+Sources: Cunningham et al. 2023; Bricken et al. 2023; Dunefsky et al. 2024 and Ge et al. 2024 (transcoder); Paulo et al.
+2025 (skip).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.dictionaries.base import Codes, Dictionary, without_full_mask
+from pipeline.dictionaries.config import DictionaryConfig
+from pipeline.dictionaries.folded import FoldScales, divisible, fold_gate_norms_, fold_gate_units_, raw_units
+from pipeline.dictionaries.initial import BaseInitialization
+from pipeline.dictionaries.registry import register
+from pipeline.kernels.dispatch import entries_pay
+from pipeline.kernels.selected import selected_decode, selected_linear
+from pipeline.seeding import generator
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseAutoencoderConfig(DictionaryConfig):
+    """Fields of kinds `sae` and `transcoder`.
+
+    Attributes:
+        hook_point_in: what is read.
+        hook_point_out: what is written; null: hook_point_in for an SAE, "output" for a transcoder built in Python.
+        use_glu_encoder: a second, sigmoid branch gates the pre-activations.
+        apply_b_dec_to_input: SAE only; subtract b_D before encoding.
+        skip: transcoder only; a linear path around the features.
+    """
+
+    hook_point_in: str = "input"
+    hook_point_out: str | None = None
+    use_glu_encoder: bool = False
+    apply_b_dec_to_input: bool = False
+    skip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.hook_point_out is None:
+            out = "output" if self.kind == "transcoder" and self.hook_point_in == "input" else self.hook_point_in
+            object.__setattr__(self, "hook_point_out", out)
+        super().__post_init__()
+
+    @property
+    def hooks_in(self) -> tuple[str, ...]:
+        return (self.hook_point_in,)
+
+    @property
+    def hooks_out(self) -> tuple[str, ...]:
+        return (str(self.hook_point_out),)
+
+    def faults(self) -> list[str]:
+        found = super().faults()
+        same = self.hook_point_in == self.hook_point_out
+        if self.kind == "transcoder" and same:
+            found.append(f"hook_point_out: a transcoder does not write what it reads, '{self.hook_point_in}'")
+        if same and self.d_out != self.d_in:
+            found.append(f"d_out: {self.d_out} differs from d_in {self.d_in}, but hook_point_out is hook_point_in")
+        if self.skip and same:
+            found.append("skip: only a transcoder has a skip connection")
+        if self.apply_b_dec_to_input and not same:
+            found.append("apply_b_dec_to_input: only for an SAE (hook_point_out equal to hook_point_in)")
+        if self.apply_b_dec_to_input and not self.use_decoder_bias:
+            found.append("apply_b_dec_to_input: needs use_decoder_bias true")
+        return found
+
+
+@register("sae")
+class SparseAutoencoder(Dictionary):
+    """Parameters W_E [D, F], b_E [F], W_D [F, D_out], b_D [D_out]; GLU: W_G [D, F], b_G [F]; W_skip [D, D_out]."""
+
+    config_class = SparseAutoencoderConfig
+    config: SparseAutoencoderConfig
+    W_E: nn.Parameter
+    b_E: nn.Parameter
+    W_D: nn.Parameter
+    b_D: nn.Parameter
+    W_G: nn.Parameter
+    b_G: nn.Parameter
+    W_skip: nn.Parameter
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        return (self.config.d_sae,)
+
+    def _parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        d_in, d_sae, d_out = self.config.d_in, self.config.d_sae, self.config.width_out
+        shapes: dict[str, tuple[int, ...]] = {"W_E": (d_in, d_sae), "b_E": (d_sae,), "W_D": (d_sae, d_out)}
+        if self.config.use_decoder_bias:
+            shapes["b_D"] = (d_out,)
+        if self.config.use_glu_encoder:
+            shapes |= {"W_G": (d_in, d_sae), "b_G": (d_sae,)}
+        if self.config.skip:
+            shapes["W_skip"] = (d_in, d_out)
+        return shapes
+
+    def _draw(self, seed: int, initialization: BaseInitialization) -> None:
+        """W_D ~ U(+-decoder_uniform_bound); W_E = factor W_D^T (or U(+-encoder_uniform_bound)); W_G ~ U(+-sqrt(6/D)).
+
+        Biases and W_skip are zero. W_G's bound is Kaiming's, as in Language-Model-SAEs.
+        """
+
+        def uniform_(name: str, bound: float) -> None:
+            tensor = self.get_parameter(name)
+            drawn = torch.rand(tensor.shape, generator=generator(seed, "dictionary", name), dtype=torch.float32)
+            tensor.copy_((drawn * 2 - 1) * bound)
+
+        for parameter in self.parameters():
+            if all(parameter is not threshold for threshold in self.threshold_parameters()):
+                parameter.zero_()
+        uniform_("W_D", initialization.decoder_uniform_bound)
+        if initialization.init_encoder_with_decoder_transpose and self.config.d_in == self.config.width_out:
+            self.W_E.copy_(self.W_D.T * initialization.init_encoder_with_decoder_transpose_factor)
+        else:
+            uniform_("W_E", initialization.encoder_uniform_bound)
+        if self.config.use_glu_encoder:
+            uniform_("W_G", math.sqrt(6.0 / self.config.d_in))
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        return self._combine(*(out for _, _, _, out in self._branches(x)))
+
+    def _branches(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """(input, weight, bias, input @ weight + bias) of the linear branch and, with GLU, of the gate."""
+        if self.config.apply_b_dec_to_input:
+            x = x - self.b_D
+        pairs = [(self.W_E, self.b_E)]
+        if self.config.use_glu_encoder:
+            pairs.append((self.W_G, self.b_G))
+        return [(x, weight, bias, nn.functional.linear(x, weight.T, bias)) for weight, bias in pairs]
+
+    @staticmethod
+    def _combine(linear: Tensor, gate: Tensor | None = None) -> Tensor:
+        return linear if gate is None else linear * torch.sigmoid(gate)
+
+    def decoder_norms(self) -> Tensor:
+        return torch.linalg.vector_norm(self.W_D, dim=-1)
+
+    def decode_linear(self, f: Tensor) -> Tensor:
+        return f @ self.W_D
+
+    def reconstruct(self, f: Tensor, x: Tensor) -> Tensor:
+        return self._with_skip(self.decode(f), x)
+
+    def run(self, x: Tensor, mask: Tensor | None = None, top_k: int | None = None) -> tuple[Codes, Tensor]:
+        settings = self.gate_settings(without_full_mask(mask), top_k)
+        pays = entries_pay(x.device, self.W_D.dtype, settings.k, self.config.d_sae)
+        if not (self.activation.budgeted and pays):
+            return super().run(x, mask, top_k)
+        x_ND = x.reshape(-1, x.shape[-1])
+        branches = self._branches(x_ND)
+        h, norms = self._combine(*(out for _, _, _, out in branches)), self.decoder_norms()
+        scale = self.gating_scale(norms)
+        z = h if scale is None else h * scale
+        tokens = x.shape[:-1]
+        chosen = self.activation.selection(z.detach().reshape(*tokens, -1), settings)
+        assert chosen is not None  # budgeted
+        values = self._combine(*(selected_linear(*branch, chosen.flat, chosen.offsets) for branch in branches))
+        values = torch.where(chosen.open, values, 0.0)
+        f = torch.zeros(h.numel(), dtype=values.dtype, device=h.device).scatter_(0, chosen.flat, values)
+        x_hat = selected_decode(values, chosen.flat, chosen.offsets, self.W_D)
+        if self.config.use_decoder_bias:
+            x_hat = x_hat + self.b_D
+        codes = Codes(h.reshape(*tokens, -1), z.reshape(*tokens, -1), f.reshape(*tokens, -1), norms)
+        return codes, self._with_skip(x_hat.reshape(*tokens, -1), x)
+
+    def _with_skip(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        return x_hat + x @ self.W_skip if self.config.skip else x_hat
+
+    def _folded(self, weights: dict[str, Tensor], scales: FoldScales, raw: bool) -> dict[str, Any]:
+        (a,), (b,) = scales
+        include_norm = self.config.sparsity_include_decoder_norm
+        if self.config.apply_b_dec_to_input:
+            weights["b_E"] -= weights["b_D"] @ weights["W_E"]
+            if self.config.use_glu_encoder:
+                weights["b_G"] -= weights["b_D"] @ weights["W_G"]
+        if self.config.skip:
+            weights["W_skip"] *= a / b
+        norms_F = torch.linalg.vector_norm(weights["W_D"], dim=-1)
+        growth_F = norms_F if include_norm else divisible(norms_F)
+        weights["W_E"] *= growth_F
+        weights["b_E"] *= growth_F
+        weights["W_D"] /= divisible(norms_F)[:, None]
+        fold_gate_norms_(weights, norms_F, include_norm)
+        for name in {"W_E", "W_G"} & set(weights):
+            weights[name] *= a
+        for name in {"W_D", "b_D"} & set(weights):
+            weights[name] /= b
+        c_F = raw_units(torch.linalg.vector_norm(weights["W_D"], dim=-1)) if raw else torch.ones_like(norms_F)
+        weights["W_E"] *= c_F
+        weights["b_E"] *= c_F
+        weights["W_D"] /= c_F[:, None]
+        fold_gate_units_(weights, c_F, self.activation.budgeted)
+        return {"apply_b_dec_to_input": False}

@@ -1,0 +1,123 @@
+"""What a dense reconstruction with as many numbers per token would do: PCA of rank = rounded mean L0.
+
+    x_hat = mu + V V^T (x - mu)
+
+with mu the mean activation of the norm pass and V the leading eigenvectors of its covariance (data/norm_statistics).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import DataError, NumericsError
+from pipeline.evaluation.language_model import Replacement, keep_masked
+from pipeline.evaluation.reconstruction import kept_rows
+
+
+@dataclass(frozen=True)
+class PrincipalDirections:
+    """Mean [D] and orthonormal leading directions [R, D], both float64, of one hook point's activations."""
+
+    mean: Tensor
+    directions: Tensor
+
+
+def load_principal_directions(path: str | Path, hooks: tuple[str, ...]) -> dict[str, PrincipalDirections]:
+    """Read `{hook}/mean` and `{hook}/eigenvectors` of the norm stage's statistics.
+
+    Raises:
+        DataError: the file is missing or damaged, or has no statistics of a hook point.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    action = "run: dvc repro norm"
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            names = set(file.keys())
+            known = sorted(name.removesuffix("/mean") for name in names if name.endswith("/mean"))
+            for hook in hooks:
+                if not {f"{hook}/mean", f"{hook}/eigenvectors"} <= names:
+                    raise DataError(f"{path}: no statistics of {hook} (known: {', '.join(known) or 'none'}); {action}")
+            return {
+                hook: PrincipalDirections(
+                    file.get_tensor(f"{hook}/mean").double(), file.get_tensor(f"{hook}/eigenvectors").double()
+                )
+                for hook in hooks
+            }
+    except FileNotFoundError:
+        raise DataError(f"{path}: the activation statistics are missing; {action}") from None
+    except SafetensorError as error:
+        raise DataError(f"{path}: the activation statistics are damaged ({error}); {action}") from None
+
+
+class PcaMetrics:
+    """FVU of PCA at every rank at once.
+
+    Keeps, for each direction, the sum over kept tokens of the squared projection of x - mu, and the sum of
+    ||x - mu||^2; since the directions are orthonormal, the squared error at rank r is the latter less the first r of the
+    former.
+    """
+
+    def __init__(self, principal: Mapping[str, PrincipalDirections]) -> None:
+        self.principal = dict(principal)
+        self.totals = dict.fromkeys(self.principal, 0.0)
+        self.energies = {hook: torch.zeros(len(p.directions), dtype=torch.float64) for hook, p in self.principal.items()}
+
+    def update(self, labels: Mapping[str, Tensor], mask: Tensor | None = None) -> None:
+        """Add the kept tokens of the labels {hook: [..., D]}."""
+        for hook, principal in self.principal.items():
+            centred_ND = kept_rows(labels[hook], mask).cpu() - principal.mean
+            self.totals[hook] += float(centred_ND.square().sum())
+            self.energies[hook] += (centred_ND @ principal.directions.T).square().sum(0)
+
+    def fvu(self, rank: int, variances: Mapping[str, float]) -> dict[str, float]:
+        """`pca_fvu` at `rank`, overall (summed numerators over summed denominators) and, with several hook points, each.
+
+        Args:
+            rank: number of directions.
+            variances: {hook: sum ||x - mean||^2} over the same tokens, relative to their own mean.
+        """
+        errors = {hook: max(0.0, self.totals[hook] - float(self.energies[hook][:rank].sum())) for hook in self.principal}
+        results = {"pca_fvu": sum(errors.values()) / sum(variances[hook] for hook in errors)}
+        if len(errors) > 1:
+            results.update({f"pca_fvu/{hook}": error / variances[hook] for hook, error in errors.items()})
+        return results
+
+
+def checked_rank(asked: int | None, l0_mean: float, principal: Mapping[str, PrincipalDirections]) -> int:
+    """The rank to use: the one asked for, else the rounded mean L0, at least 1, at most the width.
+
+    Raises:
+        NumericsError: the statistics hold fewer directions than that; the message has both numbers.
+    """
+    rank = asked if asked is not None else max(1, round(l0_mean))
+    for hook, p in principal.items():
+        n_directions, width = p.directions.shape
+        rank = min(rank, width)
+        if rank > n_directions:
+            raise NumericsError(
+                f"{hook}: PCA of rank {rank} (the mean L0 is {l0_mean:.1f}) needs more than the {n_directions} leading "
+                "directions that the norm pass keeps; set evaluation.pca_rank"
+            )
+    return rank
+
+
+def pca_replacements(principal: Mapping[str, PrincipalDirections], rank: int, mask_BT: Tensor) -> dict[str, Replacement]:
+    """Splice the PCA reconstruction of rank `rank` in at every hook point."""
+
+    def replacement(p: PrincipalDirections) -> Replacement:
+        def replace(captured: Mapping[str, Tensor], original: Tensor) -> Tensor:
+            dtype = original.dtype if original.dtype == torch.float64 else torch.float32
+            mean = p.mean.to(original.device, dtype)
+            directions = p.directions[:rank].to(original.device, dtype)
+            x = original.to(dtype) - mean
+            return keep_masked(mask_BT, (x @ directions.T) @ directions + mean, original)
+
+        return replace
+
+    return {hook: replacement(p) for hook, p in principal.items()}

@@ -1,0 +1,86 @@
+"""The held-out contexts that are evaluated, batch by batch, the same ones at every pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import DataError
+
+
+class Contexts(Protocol):
+    """A split of a token store: what is needed of it."""
+
+    n_contexts: int
+    context_size: int
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """int32 [n, T] of contexts start..stop."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeldOutBatch:
+    """Contexts of the eval split.
+
+    Attributes:
+        tokens: int64 [b, T].
+        mask: bool [b, T], True where the token is kept.
+        label: "held-out contexts 32 to 63", for messages.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    label: str
+
+
+class HeldOutTokens:
+    """All contexts of a split, or as many as hold the tokens asked for, spread evenly over the split.
+
+    Args:
+        split: where the contexts are.
+        mask_of: tokens -> bool, True where a token is kept (not a special token).
+        tokens: how many tokens to evaluate, masked ones included, rounded up to whole contexts; None: all.
+        batch_contexts: contexts per batch.
+
+    Raises:
+        DataError: the split is empty, or has fewer tokens than asked for.
+    """
+
+    def __init__(
+        self, split: Contexts, mask_of: Callable[[np.ndarray], np.ndarray], tokens: int | None, batch_contexts: int
+    ) -> None:
+        self._split, self._mask_of, self._batch_contexts = split, mask_of, batch_contexts
+        n_all = split.n_contexts
+        if n_all == 0:
+            raise DataError(
+                "the held-out split has no context; raise dataset.eval_fraction or give more text, then: dvc repro tokenize"
+            )
+        wanted = n_all if tokens is None else math.ceil(tokens / split.context_size)
+        if wanted > n_all:
+            raise DataError(
+                f"evaluation.tokens asks for {tokens:,} held-out tokens, there are {n_all * split.context_size:,}; ask for "
+                "fewer, or raise dataset.eval_fraction"
+            )
+        self.contexts = np.arange(wanted, dtype=np.int64) * n_all // wanted
+        self.n_contexts, self.n_tokens = wanted, wanted * split.context_size
+
+    def __iter__(self) -> Iterator[HeldOutBatch]:
+        for start in range(0, self.n_contexts, self._batch_contexts):
+            chosen = self.contexts[start : start + self._batch_contexts]
+            first, last = int(chosen[0]), int(chosen[-1])
+            if last - first + 1 == len(chosen):
+                tokens = self._split.read(first, last + 1)
+            else:
+                tokens = np.concatenate([self._split.read(int(i), int(i) + 1) for i in chosen])
+            yield HeldOutBatch(
+                torch.from_numpy(tokens.astype(np.int64)),
+                torch.from_numpy(np.ascontiguousarray(self._mask_of(tokens))),
+                f"held-out contexts {first} to {last}",
+            )

@@ -1,0 +1,82 @@
+"""Evaluation of a dictionary on activations in memory, without a language model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import DataError
+from pipeline.evaluation.decoder import decoder_metrics
+from pipeline.evaluation.raw_space import split_hooks
+from pipeline.evaluation.reconstruction import LabelMean, ReconstructionMetrics
+from pipeline.evaluation.sparsity import SparsityMetrics
+
+if TYPE_CHECKING:
+    from pipeline.dictionaries.base import Dictionary
+
+
+@torch.no_grad()
+def evaluate_reconstruction(
+    dictionary: Dictionary,
+    activations: Tensor,
+    targets: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    batch_size: int = 4096,
+) -> dict[str, float]:
+    """Reconstruction, sparsity and decoder metrics on given activations.
+
+    Nothing is normalised: pass raw activations to a folded dictionary and normalised ones to an unfolded one; the metrics
+    are of the space that is passed.
+
+    Args:
+        dictionary: any kind.
+        activations: what it reads, [..., D] (several hook points: [B, L, D]; sequence dictionaries: [b, S, D]).
+        targets: what it should write, same leading shape; None: the activations.
+        mask: bool, True for a kept token: the leading shape of `activations` ([B] with several hook points). None: all.
+        batch_size: rows of the first dimension at a time; matters to batch-dependent activation functions only.
+
+    Returns:
+        flat metrics, as documented at ReconstructionSums.results, SparsityMetrics.results and decoder_metrics; with
+        several written hook points also `<metric>/<hook>`.
+
+    Raises:
+        DataError: shapes that do not fit.
+        NumericsError: a non-finite value, or a metric that is undefined on this data.
+    """
+    labels = activations if targets is None else targets
+    several = len(dictionary.hooks_in) > 1
+    leading = activations.shape[:1] if several else activations.shape[:-1]
+    if activations.shape[-1] != dictionary.config.d_in or labels.shape[-1] != dictionary.config.width_out:
+        raise DataError(
+            f"the dictionary reads width {dictionary.config.d_in} and writes {dictionary.config.width_out}, got activations "
+            f"{tuple(activations.shape)} and targets {tuple(labels.shape)}"
+        )
+    if labels.shape[: len(leading)] != leading or (mask is not None and mask.shape != leading):
+        raise DataError(
+            f"activations, targets and mask are not of the same tokens: {tuple(activations.shape)}, "
+            f"{tuple(labels.shape)}, {None if mask is None else tuple(mask.shape)}"
+        )
+    slices = [slice(start, start + batch_size) for start in range(0, len(activations), batch_size)]
+    means = {hook: LabelMean() for hook in dictionary.hooks_out}
+    for rows in slices:
+        for hook, label in split_hooks(labels[rows], dictionary.hooks_out).items():
+            means[hook].update(label, None if mask is None else mask[rows], where=f"{hook}, rows from {rows.start}")
+    reconstruction = ReconstructionMetrics({hook: mean.value(hook) for hook, mean in means.items()})
+    sparsity = SparsityMetrics(dictionary.feature_shape)
+    parameter = next(dictionary.parameters())
+    for rows in slices:
+        kept = None if mask is None else mask[rows].to(parameter.device)
+        codes, x_hat = dictionary.run(activations[rows].to(parameter.device, parameter.dtype), kept)
+        label = labels[rows].to(parameter.device)
+        hooks = dictionary.hooks_out
+        reconstruction.update(split_hooks(x_hat, hooks), split_hooks(label, hooks), kept, f"rows from {rows.start}")
+        sparsity.update(codes.f, kept)
+    return {
+        "evaluated_tokens": float(reconstruction.tokens),
+        **reconstruction.results(),
+        **sparsity.results(),
+        **decoder_metrics(dictionary),
+    }

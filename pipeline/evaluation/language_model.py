@@ -1,0 +1,183 @@
+"""What a reconstruction costs the language model: cross entropy and KL divergence with activations replaced.
+
+Interventions replace the activation at every written hook point at once, at kept positions only; masked positions
+(special tokens) keep the original. Cross entropy counts the predictions of kept tokens at positions >= 1, made at the
+position before; KL divergence counts the same predictions. Both are means over those predictions, in nats: logits in
+float32, sums in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import NumericsError
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.raw_space import RawDictionary, RawReconstruction
+
+Replacement = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+
+CHUNK_ENTRIES = 2**19  # logits turned to probabilities at once: few enough to stay in a cache (2**22 took twice as long)
+
+
+def keep_masked(mask_BT: Tensor, new_BTD: Tensor, original_BTD: Tensor) -> Tensor:
+    """`new` at kept positions, `original` at masked ones, in the dtype and on the device of the original."""
+    new_BTD = new_BTD.to(original_BTD.device, original_BTD.dtype)
+    return torch.where(mask_BT.to(original_BTD.device)[..., None], new_BTD, original_BTD)
+
+
+def constant_replacements(vectors: Mapping[str, Tensor], mask_BT: Tensor) -> dict[str, Replacement]:
+    """Ablation: replace the activation at each hook point by one vector [D] (zero, or a mean)."""
+
+    def replacement(vector: Tensor) -> Replacement:
+        return lambda captured, original: keep_masked(mask_BT, vector.to(original).expand_as(original), original)
+
+    return {hook: replacement(vector) for hook, vector in vectors.items()}
+
+
+def splice_replacements(
+    raw: RawDictionary, originals: Mapping[str, Tensor], known: RawReconstruction, mask_BT: Tensor
+) -> dict[str, Replacement]:
+    """Splice the dictionary's reconstructions in, computed from the spliced run itself.
+
+    Each input is taken as it occurs in the spliced run, before the dictionary replaces it; at a hook point that writes
+    before a later input has occurred, that input is taken from the unspliced run (no dictionary that is causal in the
+    layers looks at it). Where the inputs are bit for bit those of the unspliced run, as at the first written hook point,
+    the reconstruction that is already known is used.
+
+    Args:
+        raw: the dictionary.
+        originals: {hook point: [b, T, D]} of the unspliced run, all read and written ones.
+        known: what the dictionary makes of `originals`.
+        mask_BT: True where a token is kept.
+    """
+    occurred: dict[str, Tensor] = {}
+
+    def replacement(hook: str) -> Replacement:
+        def replace(captured: Mapping[str, Tensor], original: Tensor) -> Tensor:
+            occurred[hook] = original
+            inputs = {}
+            for name in raw.hooks_in:
+                if name not in occurred and name in captured:
+                    occurred[name] = captured[name]
+                inputs[name] = occurred.get(name, originals[name])
+            labels = {name: occurred.get(name, originals[name]) for name in raw.hooks_out}
+            unchanged = all(torch.equal(x, originals[name]) for name, x in [*inputs.items(), *labels.items()])
+            x_hat = known.x_hats[hook] if unchanged else raw(inputs, labels, mask_BT).x_hats[hook]
+            return keep_masked(mask_BT, x_hat, original)
+
+        return replace
+
+    return {hook: replacement(hook) for hook in raw.hooks_out}
+
+
+def prediction_loss(logits_BTV: Tensor, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Cross entropy of each counted prediction, float32 [n], nats: -log softmax(logits[b, t])[tokens[b, t + 1]].
+
+    Counted are the predictions of kept tokens: mask[b, t + 1] is True.
+    """
+    parts = []
+    for rows in _row_chunks(logits_BTV):
+        log_p = _log_probabilities(logits_BTV[rows])
+        parts.append(_target_loss(log_p, tokens_BT[rows], mask_BT[rows]))
+    return torch.cat(parts)
+
+
+def prediction_divergence(
+    logits_BTV: Tensor, other_BTV: Tensor, tokens_BT: Tensor, mask_BT: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross entropies of both logits and KL(softmax(logits) || softmax(other)) of each counted prediction.
+
+    Returns: float32 [n], float32 [n], float64 [n], nats.
+    """
+    first, second, divergence = [], [], []
+    for rows in _row_chunks(logits_BTV):
+        log_p, log_q = _log_probabilities(logits_BTV[rows]), _log_probabilities(other_BTV[rows])
+        tokens, mask = tokens_BT[rows], mask_BT[rows]
+        first.append(_target_loss(log_p, tokens, mask))
+        second.append(_target_loss(log_q, tokens, mask))
+        pointwise = log_q.neg_().add_(log_p).mul_(log_p.exp_())
+        divergence.append(pointwise.sum(-1, dtype=torch.float64)[mask[:, 1:]])
+    return torch.cat(first), torch.cat(second), torch.cat(divergence)
+
+
+def _row_chunks(logits_BTV: Tensor) -> list[slice]:
+    n_rows = len(logits_BTV)
+    step = max(1, CHUNK_ENTRIES // max(1, logits_BTV[0].numel()))
+    return [slice(start, start + step) for start in range(0, n_rows, step)]
+
+
+def _log_probabilities(logits_BTV: Tensor) -> Tensor:
+    logits = logits_BTV[:, :-1]
+    return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+
+
+def _target_loss(log_p_BTV: Tensor, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    targets = tokens_BT[:, 1:, None].to(log_p_BTV.device, torch.int64)
+    return -log_p_BTV.gather(-1, targets)[..., 0][mask_BT[:, 1:]]
+
+
+class PredictionMetrics:
+    """Means over counted predictions, by name of the intervention.
+
+    Args:
+        hooks: the written hook points, named in errors.
+    """
+
+    def __init__(self, hooks: tuple[str, ...]) -> None:
+        self.where = ", ".join(hooks)
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+
+    def update(self, name: str, values: Tensor, context: str) -> None:
+        """Add values [n] of `name` ("original", "spliced", "zero", "mean", "pca" or "kl").
+
+        Raises:
+            NumericsError: one of them is not finite.
+        """
+        total = float(values.sum(dtype=torch.float64))
+        if total != total or total in (float("inf"), float("-inf")):
+            what = "KL divergence" if name == "kl" else "cross entropy"
+            raise NumericsError(f"{self.where}, {context}: the {what} of the {name} run is not finite")
+        self.sums[name] = self.sums.get(name, 0.0) + total
+        self.counts[name] = self.counts.get(name, 0) + len(values)
+
+    def mean(self, name: str) -> float:
+        """Mean over the counted predictions.
+
+        Raises:
+            NumericsError: there were none.
+        """
+        if self.counts.get(name, 0) == 0:
+            raise NumericsError(f"{self.where}: no prediction to evaluate: every target is masked; evaluate on other tokens")
+        return self.sums[name] / self.counts[name]
+
+    def results(self) -> dict[str, float]:
+        """The metrics, in nats where they are cross entropies.
+
+        ce_original, ce_spliced, ce_zero, ce_mean: cross entropy of the model as it is, with the reconstruction spliced in,
+        with zeros, and with the mean activation of the norm pass in its place.
+        delta_ce = ce_spliced - ce_original.
+        loss_recovered_zero = (ce_zero - ce_spliced) / (ce_zero - ce_original), loss_recovered_mean with ce_mean: 1 if the
+        splice costs nothing, 0 if it is as bad as the ablation.
+        kl = mean of KL(original || spliced).
+
+        Raises:
+            NumericsError: no prediction was counted, or an ablation changes nothing.
+        """
+        original, spliced = self.mean("original"), self.mean("spliced")
+        results = {"ce_original": original, "ce_spliced": spliced, "delta_ce": spliced - original, "kl": self.mean("kl")}
+        for name in ("zero", "mean"):
+            ablated = self.mean(name)
+            if ablated == original:
+                raise NumericsError(
+                    f"{self.where}: loss_recovered_{name} is undefined: the {name} ablation leaves the cross entropy at "
+                    f"{original:.6g}; does the model read this hook point?"
+                )
+            results[f"ce_{name}"] = ablated
+            results[f"loss_recovered_{name}"] = (ablated - spliced) / (ablated - original)
+        return results

@@ -1,0 +1,210 @@
+"""How well a reconstruction matches its label: exact sums over tokens in float64, divided once at the end.
+
+Two quantities are taken relative to the mean label, FVU and the legacy explained variance. The second is a mean of
+per-token ratios, which no running sum can give, so the mean of the evaluated labels is found first
+(:class:`LabelMean`); with it every metric is one pass of plain sums, and results do not depend on how the tokens were
+cut into batches.
+
+Notation: x label, r reconstruction, mu mean of the evaluated labels, all raw; sums and means run over the kept
+(unmasked) tokens. With several written hook points each has its own sums; the overall figures add numerators and
+denominators (or per-token terms and their counts) over hook points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import NumericsError
+
+
+def kept_rows(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Kept tokens of `x` [..., D] as rows [n, D] in float64; `mask` [...] is True where a token is kept."""
+    rows = x.detach().reshape(-1, x.shape[-1])
+    if mask is not None:
+        rows = rows[mask.reshape(-1)]
+    return rows.to(torch.float64)
+
+
+def check_finite(rows: Tensor, mask: Tensor | None, shape: torch.Size, what: str, where: str) -> None:
+    """Refuse kept rows [n, ...] that hold a non-finite value.
+
+    Args:
+        mask: bool `shape`, True where a row was kept; None: all were.
+        what: "activation" or "reconstruction".
+        where: hook point and contexts, the start of the message.
+
+    Raises:
+        NumericsError: names the first such token by its place in the batch.
+    """
+    finite = torch.isfinite(rows.flatten(1).sum(-1) if rows.ndim > 1 else rows)
+    if bool(finite.all()):
+        return
+    row = int((~finite).nonzero()[0])
+    flat = row if mask is None else int(mask.reshape(-1).nonzero()[row])
+    place = ", ".join(str(int(i)) for i in torch.unravel_index(torch.tensor(flat), shape))
+    raise NumericsError(f"{where}: the {what} is not finite at token [{place}] of the batch")
+
+
+class LabelMean:
+    """Streaming mean vector over kept tokens, in float64."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.total: Tensor | None = None
+
+    def update(self, label: Tensor, mask: Tensor | None = None, where: str = "") -> None:
+        """Add the kept tokens of `label` [..., D]; a non-finite one is a NumericsError that starts with `where`."""
+        rows_ND = kept_rows(label, mask)
+        check_finite(rows_ND, mask, label.shape[:-1], "activation", where)
+        total_D = rows_ND.sum(0)
+        self.total = total_D if self.total is None else self.total + total_D
+        self.n += len(rows_ND)
+
+    def value(self, hook: str) -> Tensor:
+        """The mean vector [D].
+
+        Raises:
+            NumericsError: no token was kept; the message names the hook point.
+        """
+        if self.total is None or self.n == 0:
+            raise NumericsError(f"{hook}: no token to evaluate: every position is masked; evaluate on other tokens")
+        return self.total / self.n
+
+
+class ReconstructionSums:
+    """The sums behind every reconstruction metric of one hook point (or, merged, of several).
+
+    Args:
+        mean: mean of the evaluated labels, [D].
+    """
+
+    NAMES = (
+        "error", "variance", "label_square", "square", "inner",
+        "cosine", "ratio", "ratio_n", "legacy", "legacy_n", "n",
+    )  # fmt: skip
+
+    def __init__(self, mean: Tensor | None = None) -> None:
+        self.mean = None if mean is None else mean.to(torch.float64)
+        self.sums = dict.fromkeys(self.NAMES, 0.0)
+
+    def update(self, x_hat: Tensor, label: Tensor, mask: Tensor | None = None, where: str = "") -> None:
+        """Add the kept tokens of `label` and its reconstruction `x_hat`, both [..., D] in raw space.
+
+        Raises:
+            NumericsError: a label or a reconstruction is not finite; the message starts with `where`.
+        """
+        if self.mean is None:
+            raise ValueError("sums that were merged from several hook points take no more tokens")
+        x_ND, r_ND = kept_rows(label, mask), kept_rows(x_hat, mask)
+        error_N = (x_ND - r_ND).square().sum(-1)
+        x2_N, r2_N, inner_N = x_ND.square().sum(-1), r_ND.square().sum(-1), (x_ND * r_ND).sum(-1)
+        centred_N = (x_ND - self.mean).square().sum(-1)
+        check_finite(x2_N, mask, label.shape[:-1], "activation", where)
+        check_finite(r2_N, mask, label.shape[:-1], "reconstruction", where)
+        lengths_N = (x2_N * r2_N).sqrt()
+        cosine_N = torch.where(lengths_N > 0, inner_N / lengths_N.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+        has_length, has_spread = x2_N > 0, centred_N > 0
+        added = {
+            "error": error_N,
+            "variance": centred_N,
+            "label_square": x2_N,
+            "square": r2_N,
+            "inner": inner_N,
+            "cosine": cosine_N,
+            "ratio": (r2_N[has_length] / x2_N[has_length]).sqrt(),
+            "ratio_n": has_length,
+            "legacy": 1.0 - error_N[has_spread] / centred_N[has_spread],
+            "legacy_n": has_spread,
+        }
+        totals = torch.stack([value.sum(dtype=torch.float64) for value in added.values()]).tolist()
+        for name, value in zip(added, totals, strict=True):
+            self.sums[name] += value
+        self.sums["n"] += len(x_ND)
+
+    @classmethod
+    def merged(cls, parts: Iterable[ReconstructionSums]) -> ReconstructionSums:
+        """The sums of several hook points together: numerators and denominators are added."""
+        merged = cls()
+        for part in parts:
+            for name in cls.NAMES:
+                merged.sums[name] += part.sums[name]
+        return merged
+
+    def results(self, where: str) -> dict[str, float]:
+        """The metrics.
+
+        fvu = sum ||x - r||^2 / sum ||x - mu||^2; explained_variance = 1 - fvu.
+        explained_variance_legacy = mean over tokens of 1 - ||x - r||^2 / ||x - mu||^2 (without tokens equal to mu).
+        mse = mean over tokens (and hook points) of ||x - r||^2, summed over D.
+        nmse = sum ||x - r||^2 / sum ||x||^2.
+        cosine_similarity = mean over tokens of <x, r> / (||x|| ||r||), 0 where either is zero.
+        l2_ratio = mean over tokens of ||r|| / ||x|| (without tokens where x = 0).
+        relative_reconstruction_bias = sum ||r||^2 / sum <x, r>: 1 is unbiased, below 1 is shrunken. Source: SAEBench
+        (Karvonen et al. 2025), which follows Wright and Sharkey 2024.
+
+        Raises:
+            NumericsError: a metric is undefined (no token, labels without variance) or not finite; names `where`.
+        """
+        s = self.sums
+        if s["n"] == 0:
+            raise NumericsError(f"{where}: no token to evaluate: every position is masked; evaluate on other tokens")
+        if s["variance"] <= 0 or s["legacy_n"] == 0 or s["ratio_n"] == 0:
+            raise NumericsError(
+                f"{where}: FVU is undefined: the {s['n']:.0f} evaluated labels do not vary; evaluate on more tokens"
+            )
+        if s["inner"] == 0:
+            raise NumericsError(
+                f"{where}: the relative reconstruction bias is undefined: reconstructions and labels have no common part "
+                "(is the reconstruction zero everywhere?)"
+            )
+        fvu = s["error"] / s["variance"]
+        return {
+            "fvu": fvu,
+            "explained_variance": 1.0 - fvu,
+            "explained_variance_legacy": s["legacy"] / s["legacy_n"],
+            "mse": s["error"] / s["n"],
+            "nmse": s["error"] / s["label_square"],
+            "cosine_similarity": s["cosine"] / s["n"],
+            "l2_ratio": s["ratio"] / s["ratio_n"],
+            "relative_reconstruction_bias": s["square"] / s["inner"],
+        }
+
+
+class ReconstructionMetrics:
+    """Reconstruction metrics of one or several written hook points.
+
+    Args:
+        means: {hook: mean label [D]} of the evaluated labels, in the order of the dictionary's written hook points.
+    """
+
+    def __init__(self, means: Mapping[str, Tensor]) -> None:
+        self.parts = {hook: ReconstructionSums(mean) for hook, mean in means.items()}
+
+    def update(
+        self,
+        x_hats: Mapping[str, Tensor],
+        labels: Mapping[str, Tensor],
+        mask: Tensor | None = None,
+        context: str = "",
+    ) -> None:
+        """Add a batch: {hook: [..., D]} reconstructions and labels, `mask` [...] True where kept."""
+        for hook, part in self.parts.items():
+            part.update(x_hats[hook], labels[hook], mask, where=f"{hook}, {context}" if context else hook)
+
+    @property
+    def tokens(self) -> int:
+        """Kept tokens so far."""
+        return int(next(iter(self.parts.values())).sums["n"])
+
+    def results(self) -> dict[str, float]:
+        """Overall metrics; with several hook points also each metric as `<metric>/<hook>`."""
+        if len(self.parts) == 1:
+            ((hook, part),) = self.parts.items()
+            return part.results(hook)
+        results = ReconstructionSums.merged(self.parts.values()).results(", ".join(self.parts))
+        for hook, part in self.parts.items():
+            results.update({f"{name}/{hook}": value for name, value in part.results(hook).items()})
+        return results

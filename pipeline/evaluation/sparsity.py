@@ -1,0 +1,155 @@
+"""How many features are active, and which: exact counts over tokens.
+
+A feature is active on a token where f > 0. L0 of a token is its number of active features (over all layers where the
+dictionary has several). The density of a feature is the share of the evaluated tokens on which it is active. Masked
+positions count nowhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import NumericsError
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+DENSE_ABOVE = 1e-1
+COUNTED_ABOVE = ("1e-1", "1e-2")
+COUNTED_BELOW = ("1e-5", "1e-6", "1e-7")
+HISTOGRAM_LOW, HISTOGRAM_STEP = -7.0, 0.1  # log10 density; the histogram ends at 0 (active on every token)
+
+
+def quantile_key(name: str, q: float) -> str:
+    """`<name>_q05` for q = 0.05."""
+    return f"{name}_q{round(100 * q):02d}"
+
+
+def quantiles(values: Tensor, name: str, qs: tuple[float, ...] = QUANTILES) -> dict[str, float]:
+    """Quantiles of a vector, linearly interpolated, in float64, as `{name}_q05` and so on."""
+    ordered = values.detach().to(torch.float64).flatten().sort().values
+    return {quantile_key(name, q): _interpolated(ordered.tolist(), q) for q in qs}
+
+
+def _interpolated(ordered: list[float], q: float) -> float:
+    place = q * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def histogram_quantile(counts: Tensor, q: float) -> float:
+    """Linearly interpolated quantile of integer values, `counts[v]` tokens having the value v."""
+    cumulative = counts.to(torch.int64).cumsum(0)
+    place = q * (int(cumulative[-1]) - 1)
+    low = int(place)
+    at = torch.searchsorted(cumulative, torch.tensor([low, low + 1], device=counts.device), right=True)
+    at = at.clamp_max(len(counts) - 1)
+    return float(at[0]) + (place - low) * float(at[1] - at[0])
+
+
+@dataclass(frozen=True)
+class DensityHistogram:
+    """Features by log10 density: `counts[i]` features between `edges[i]` and `edges[i + 1]`; `never` were not active.
+
+    The first bin also holds every active feature below the lowest edge.
+    """
+
+    edges: list[float]
+    counts: list[int]
+    never: int
+
+
+class SparsityMetrics:
+    """Exact counts of active features.
+
+    Args:
+        feature_shape: (F,), or (L, F) for a dictionary with features per layer.
+    """
+
+    def __init__(self, feature_shape: tuple[int, ...]) -> None:
+        self.feature_shape = tuple(feature_shape)
+        self.tokens = 0
+        self.active: Tensor | None = None
+        self.sums: Tensor | None = None
+        self.l0_counts = torch.zeros(1, dtype=torch.int64)
+
+    def update(self, f: Tensor, mask: Tensor | None = None) -> None:
+        """Add feature activations `f` [..., *feature_shape]; `mask` [...] is True where the token is kept."""
+        f = f.detach().reshape(-1, *self.feature_shape)
+        if mask is not None and not bool(mask.all()):
+            f = f[mask.reshape(-1)]
+        active = f > 0
+        l0_N = active.flatten(1).sum(1)
+        counts = torch.bincount(l0_N, minlength=len(self.l0_counts)).cpu()
+        counts[: len(self.l0_counts)] += self.l0_counts
+        self.l0_counts = counts
+        n_active, total = active.sum(0), f.sum(0, dtype=torch.float64)
+        if self.active is None or self.sums is None:
+            self.active, self.sums = n_active, total
+        else:
+            self.active, self.sums = self.active + n_active, self.sums + total
+        self.tokens += len(f)
+
+    def _counted(self) -> tuple[Tensor, Tensor]:
+        if self.active is None or self.sums is None or self.tokens == 0:
+            raise NumericsError("no token to evaluate: every position is masked; evaluate on other tokens")
+        if not bool(torch.isfinite(self.sums).all()):
+            raise NumericsError("a feature activation is not finite")
+        return self.active, self.sums
+
+    def density(self) -> Tensor:
+        """Share of the evaluated tokens on which each feature is active, float64, `feature_shape`, on the CPU."""
+        return (self._counted()[0].to(torch.float64) / self.tokens).cpu()
+
+    def mean_when_active(self) -> Tensor:
+        """Mean activation over the tokens on which the feature is active (0 if never), float64, `feature_shape`."""
+        active, sums = self._counted()
+        return (sums / active.clamp_min(1)).cpu()
+
+    def l0_mean(self) -> float:
+        """Mean over tokens of the number of active features."""
+        self._counted()
+        values = torch.arange(len(self.l0_counts), dtype=torch.float64)
+        return float((values * self.l0_counts).sum()) / self.tokens
+
+    def histogram(self) -> DensityHistogram:
+        """Features by log10 of their density, in steps of 0.1 from 1e-7 to 1."""
+        density = self.density().flatten()
+        alive = density[density > 0].log10()
+        n_bins = round(-HISTOGRAM_LOW / HISTOGRAM_STEP)
+        place = ((alive - HISTOGRAM_LOW) / HISTOGRAM_STEP).floor().long().clamp(0, n_bins - 1)
+        edges = [round(HISTOGRAM_LOW + i * HISTOGRAM_STEP, 6) for i in range(n_bins + 1)]
+        return DensityHistogram(
+            edges=edges,
+            counts=torch.bincount(place, minlength=n_bins).tolist(),
+            never=int((density == 0).sum()),
+        )
+
+    def results(self) -> dict[str, float]:
+        """The metrics.
+
+        l0_mean, l0_q05 ... l0_q95: mean and quantiles over tokens of L0.
+        dead_features, dead_fraction: features never active in the evaluated tokens; dense_fraction: density > 0.1.
+        features_above_*, features_below_*: features whose density is above or below; a dead one is below each.
+        mean_activation_when_active: sum of f over its positive entries / their number, over all tokens and features.
+
+        Raises:
+            NumericsError: no token was kept, or an activation is not finite.
+        """
+        active, sums = self._counted()
+        density = self.density().flatten()
+        n_active = int(active.sum())
+        results = {"l0_mean": self.l0_mean()}
+        results.update({quantile_key("l0", q): histogram_quantile(self.l0_counts, q) for q in QUANTILES})
+        n_dead = int((density == 0).sum())
+        results["dead_features"] = float(n_dead)
+        results["dead_fraction"] = n_dead / len(density)
+        results["dense_fraction"] = float((density > DENSE_ABOVE).sum()) / len(density)
+        for bound in COUNTED_ABOVE:
+            results[f"features_above_{bound}"] = float((density > float(bound)).sum())
+        for bound in COUNTED_BELOW:
+            results[f"features_below_{bound}"] = float((density < float(bound)).sum())
+        results["mean_activation_when_active"] = float(sums.sum()) / max(n_active, 1)
+        return results

@@ -1,0 +1,253 @@
+"""Trained weights + norms -> inference weights (SPEC 2.2 and 4).
+
+  1. A batch-dependent gate becomes JumpReLU, its threshold set on calibration rows that were not trained on (TopK too, if
+     asked).
+  2. mode fold: activation and decoder norms go into the weights, which then take raw activations; checked in float64 on
+     calibration rows. mode keep: the weights stay and carry their run-time norm.
+  3. L0 before and after is measured on the same rows.
+
+The algebra is each kind's own (Dictionary.fold); this module knows the dictionary interface only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.folded import fold_scales
+from pipeline.errors import DataError, NumericsError, ParamsError, unknown_name
+from pipeline.norms import as_hook_norm, scale_factor
+
+MODES = ("fold", "keep")
+EXACT = 1e-9  # relative error in float64 above which a fold is refused
+
+Batch = tuple[Tensor, Tensor | None]
+
+
+class RowSource(Protocol):
+    """What calibration needs of an activation store."""
+
+    def read(self, hook_point: str, start: int, stop: int) -> Tensor: ...
+    def read_rows_meta(self, start: int, stop: int) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredBatches:
+    """Raw calibration batches of a store, read anew at every pass, in the store's order.
+
+    Attributes:
+        store: an open activation store.
+        hooks: the dictionary's hooks_in.
+        rows: (first, last + 1).
+        batch_size: rows per batch, as in training.
+
+    Yields (x, mask): [B, d] or [B, T, d]; several hook points stacked, [B, L, d] (tokens flattened).
+    """
+
+    store: RowSource
+    hooks: tuple[str, ...]
+    rows: tuple[int, int]
+    batch_size: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(self.rows[0], self.rows[1], self.batch_size):
+            stop = min(start + self.batch_size, self.rows[1])
+            parts = [self.store.read(hook, start, stop) for hook in self.hooks]
+            mask = self.store.read_rows_meta(start, stop).mask
+            if len(parts) == 1:
+                yield parts[0], mask
+            else:
+                yield torch.stack([part.flatten(0, -2) for part in parts], dim=1), mask.flatten()
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldReport:
+    """A fold's result.
+
+    Attributes:
+        dictionary: the inference form.
+        figures: flat numbers and names for metrics/fold.json: mode, feature_units, act_fn_before, act_fn_after; with
+            calibration rows also calibration_tokens, l0_before, l0_after (mean active features per kept token, trained
+            gate and inference form), l0_relative_difference, relative_error (of the fold, in float64); after a
+            conversion threshold (gating units), threshold_mean_of_minimum, threshold_quantile.
+    """
+
+    dictionary: Dictionary
+    figures: dict[str, float | str]
+
+    @property
+    def l0_before(self) -> float | None:
+        """Mean active features per token under the trained gate; None without calibration rows."""
+        return self._number("l0_before")
+
+    @property
+    def l0_after(self) -> float | None:
+        """The same of the inference form."""
+        return self._number("l0_after")
+
+    @property
+    def threshold(self) -> float | None:
+        """theta in gating units, where a gate was converted."""
+        return self._number("threshold")
+
+    def _number(self, name: str) -> float | None:
+        value = self.figures.get(name)
+        return None if value is None else float(value)
+
+
+def fold_dictionary(
+    dictionary: Dictionary,
+    norms: Mapping[str, Any],
+    *,
+    mode: str = "fold",
+    feature_units: str = "raw",
+    calibration_batches: Iterable[Any] | None = None,
+    convert_topk: bool = False,
+) -> FoldReport:
+    """Make the inference form of a trained dictionary.
+
+    Args:
+        dictionary: unfolded.
+        norms: {hook point: {mean_norm, mean_square, d} or mean_norm}.
+        mode: `fold`, or `keep`: the dictionary goes on normalising at run time, with the norms in its configuration.
+        feature_units: `raw` or `normalized`, see Dictionary.fold.
+        calibration_batches: raw inputs [..., d_in], or pairs (input, mask [...]), not trained on, of the training batch
+            size; gone through several times. Needed for a conversion.
+        convert_topk: turn a per-token TopK gate into JumpReLU as well.
+
+    Raises:
+        ParamsError: unknown mode or units, a fold that is not possible, or a conversion without calibration rows.
+        NumericsError: no positive gating value was kept on the calibration rows, or the fold is not exact.
+    """
+    if mode not in MODES:
+        raise ParamsError(f"fold.mode: {unknown_name('mode', mode, MODES)}")
+    if dictionary.config.folded:
+        raise ParamsError("the dictionary is folded already (norm_activation: inference); fold the trained one")
+    widths = dict.fromkeys(dictionary.hooks_in, dictionary.config.d_in)
+    widths |= dict.fromkeys(dictionary.hooks_out, dictionary.config.width_out)
+    missing = [hook for hook in widths if hook not in norms]
+    if missing:
+        raise DataError(f"norms: {unknown_name('hook point', missing[0], norms)}; run `dvc repro -s -f norm`")
+    plain = {hook: _plain(as_hook_norm(norms[hook], width)) for hook, width in widths.items()}
+    raw = _Batches(dictionary, [] if calibration_batches is None else calibration_batches, None)
+    scaled = _Batches(dictionary, raw.batches, plain)
+    converted, figures = _converted(dictionary, scaled, convert_topk)
+    if mode == "fold":
+        result = converted.fold(plain, feature_units=feature_units)
+        figures |= _checked(converted, plain, raw, feature_units)
+    else:
+        result = converted.rebuilt(converted.state_dict())
+    figures |= _l0_figures(dictionary, scaled, result, raw if mode == "fold" else scaled)
+    figures |= {"mode": mode, "act_fn_before": dictionary.config.act_fn, "act_fn_after": result.config.act_fn}
+    if mode == "fold":
+        figures["feature_units"] = feature_units
+    provenance = {**dictionary.config.provenance, "fold": figures}
+    result.config = dataclasses.replace(result.config, norms=plain, provenance=provenance)
+    return FoldReport(result, figures)
+
+
+def _plain(norm: Any) -> dict[str, Any]:
+    return {"mean_norm": norm.mean_norm, "mean_square": norm.mean_square, "d": norm.d}
+
+
+class _Batches:
+    """Calibration batches as a dictionary takes them: on its device, in its dtype, scaled if norms are given."""
+
+    def __init__(self, dictionary: Dictionary, batches: Iterable[Any], norms: Mapping[str, Any] | None) -> None:
+        self.batches = list(batches) if isinstance(batches, Iterator) else batches
+        parameter = next(dictionary.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.hooks, self.norm_activation = dictionary.hooks_in, dictionary.config.norm_activation
+        self.norms = None if norms is None else {h: as_hook_norm(norms[h], dictionary.config.d_in) for h in self.hooks}
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            x, mask = batch if isinstance(batch, tuple) else (batch, None)
+            mask = None if mask is None else mask.to(self.device)
+            yield self._scaled(x.to(self.device, self.dtype), mask), mask
+
+    def _scaled(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.norms is None:
+            return x
+        parts = [x] if len(self.hooks) == 1 else list(x.unbind(-2))
+        scaled = [
+            part * scale_factor(self.norm_activation, self.norms[hook], part, mask)
+            for hook, part in zip(self.hooks, parts, strict=True)
+        ]
+        return scaled[0] if len(scaled) == 1 else torch.stack(scaled, dim=-2)
+
+
+def _converted(
+    dictionary: Dictionary, scaled: _Batches, convert_topk: bool
+) -> tuple[Dictionary, dict[str, float | str]]:
+    wanted = dictionary.is_batch_dependent or (convert_topk and dictionary.activation.budgeted)
+    if not wanted:
+        return dictionary, {}
+    if next(iter(scaled), None) is None:
+        raise ParamsError(
+            f"fold.calibration_tokens: act_fn '{dictionary.config.act_fn}' becomes jumprelu for inference, which needs "
+            "rows that were not trained on; give some"
+        )
+    converted, calibration = dictionary.calibrated(scaled)
+    return converted, {
+        "threshold": calibration.threshold,
+        "threshold_mean_of_minimum": calibration.mean_of_minimum,
+        "threshold_quantile": calibration.quantile,
+    }
+
+
+@torch.no_grad()
+def _checked(
+    dictionary: Dictionary, norms: Mapping[str, Any], raw: _Batches, feature_units: str
+) -> dict[str, float | str]:
+    """Relative error of the folded reconstruction of the first calibration batch, all in float64."""
+    first = next(iter(raw), None)
+    if first is None:
+        return {}
+    x, mask = first[0].double(), first[1]
+    wide = dictionary.rebuilt({name: tensor.double() for name, tensor in dictionary.state_dict().items()})
+    scales = fold_scales(dictionary.config, norms, feature_units)
+
+    def per_hook(factors: tuple[float, ...]) -> Tensor:
+        tensor = torch.tensor(factors, dtype=x.dtype, device=x.device)
+        return tensor if len(factors) == 1 else tensor[:, None]
+
+    wanted = wide(x * per_hook(scales.inputs), mask) / per_hook(scales.outputs)
+    found = wide.fold(norms, feature_units=feature_units)(x, mask)
+    error = float((found - wanted).norm() / wanted.norm().clamp_min(1e-300))
+    if not error <= EXACT:
+        raise NumericsError(
+            f"fold: the folded dictionary differs from the trained one by {error:.2e} (relative, float64), allowed {EXACT}"
+        )
+    return {"relative_error": error}
+
+
+def _l0_figures(before: Dictionary, scaled: _Batches, after: Dictionary, served: _Batches) -> dict[str, float | str]:
+    l0_before, n_tokens = mean_l0(before, scaled)
+    if not n_tokens:
+        return {}
+    l0_after, _ = mean_l0(after, served)
+    difference = (l0_after - l0_before) / l0_before if l0_before else 0.0
+    return {
+        "calibration_tokens": n_tokens,
+        "l0_before": l0_before,
+        "l0_after": l0_after,
+        "l0_relative_difference": difference,
+    }
+
+
+@torch.no_grad()
+def mean_l0(dictionary: Dictionary, batches: Iterable[Batch]) -> tuple[float, int]:
+    """Mean active features per kept token (all layers together), and the number of kept tokens."""
+    active, n_tokens = 0, 0
+    for x, mask in batches:
+        f = dictionary.encode(x, mask)
+        active += int((f != 0).sum())
+        token_shape = f.shape[: f.ndim - len(dictionary.feature_shape)]
+        n_tokens += token_shape.numel() if mask is None else int(mask.sum())
+    return (active / n_tokens if n_tokens else 0.0), n_tokens

@@ -1,0 +1,75 @@
+"""initialize_W_D_with_active_subspace: decoder rows inside the span of the label's top principal directions.
+
+Where activations fill only part of their space (attention outputs), a random row lies mostly outside of it, and its
+feature dies. Each drawn row is projected on the span and set back to its length. Source: Wang et al. 2025 (active
+subspace initialisation).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pipeline.dictionaries.base import Dictionary
+from pipeline.errors import NumericsError, ParamsError
+from pipeline.initialization.sample import Sample
+from pipeline.initialization.weights import transpose_encoder_, weights_of
+
+OPTION = "initialize_W_D_with_active_subspace"
+
+
+@torch.no_grad()
+def principal_directions(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [D] descending (float64) and eigenvectors [D, D] as rows of the covariance of rows [N, D]."""
+    centred = rows - rows.mean(0)
+    covariance = (centred.T @ centred).double() / max(len(rows), 1)
+    values, vectors = torch.linalg.eigh(covariance)
+    return values.flip(0).clamp_min(0.0), vectors.T.flip(0)
+
+
+def effective_rank(eigenvalues: Tensor) -> int:
+    """exp of the entropy of the normalised eigenvalues, rounded up (SPEC 3). Source: Roy and Vetterli 2007.
+
+    Raises:
+        NumericsError: there is no variance.
+    """
+    total = float(eigenvalues.sum())
+    if not total > 0:
+        raise NumericsError("effective rank: the activations do not vary")
+    p = (eigenvalues.double() / total).clamp_min(0.0)
+    entropy = -float(torch.where(p > 0, p * p.clamp_min(1e-300).log(), 0.0).sum())
+    return min(math.ceil(math.exp(entropy) - 1e-9), len(eigenvalues))
+
+
+@torch.no_grad()
+def set_decoder_rows_(
+    dictionary: Dictionary, sample: Sample, *, d_active: int | None, transpose: bool, factor: float
+) -> int:
+    """Project W_D; the encoder becomes its transpose again if `transpose` and the widths agree.
+
+    Args:
+        dictionary: drawn already.
+        sample: tokens whose labels give the directions.
+        d_active: number of directions; None: the effective rank.
+        transpose, factor: init_encoder_with_decoder_transpose and its factor.
+
+    Returns: the number of directions.
+
+    Raises:
+        ParamsError: not for this kind, or more directions than dimensions.
+        NumericsError: labels without variance.
+    """
+    weights = weights_of(dictionary, OPTION)
+    values, vectors = principal_directions(sample.y)
+    n = effective_rank(values) if d_active is None else d_active
+    if n > len(values):
+        raise ParamsError(f"initializer.d_active_subspace: {n} directions do not fit in {len(values)} dimensions")
+    span = vectors[:n].to(weights.W_D.dtype)
+    lengths = torch.linalg.vector_norm(weights.W_D, dim=-1, keepdim=True)
+    projected = (weights.W_D @ span.T) @ span
+    weights.W_D.copy_(projected * (lengths / torch.linalg.vector_norm(projected, dim=-1, keepdim=True).clamp_min(1e-12)))
+    if transpose:
+        transpose_encoder_(weights, factor)
+    return n

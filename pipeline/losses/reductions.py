@@ -1,0 +1,41 @@
+"""MEAN of SPEC 5: over kept tokens (and over layers or hook points), in float32, outside autocast."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+@contextlib.contextmanager
+def full_precision(like: Tensor) -> Iterator[None]:
+    """No autocast on the device of `like`: bf16 reductions round a count of 4 to 3.988."""
+    with torch.autocast(like.device.type, enabled=False):
+        yield
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """float32, or float64 where it is that already."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def aligned(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask of token dimensions [...] with trailing ones, to broadcast against `like` [..., further dims]."""
+    return mask.reshape(*mask.shape, *(1,) * (like.ndim - mask.ndim))
+
+
+def mean_over_tokens(per_token: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over kept tokens, and evenly over any further dimension (layers, hook points).
+
+    Args:
+        per_token: [...] or [..., L], one value per token (and layer), float32 or float64.
+        mask: bool [...], True for a kept token; None: all. No kept token: 0.
+
+    Returns: scalar.
+    """
+    if mask is None:
+        return per_token.mean()
+    weights = aligned(mask, per_token).expand_as(per_token)
+    return torch.where(weights, per_token, 0.0).sum() / weights.sum().clamp_min(1)

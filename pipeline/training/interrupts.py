@@ -1,0 +1,47 @@
+"""SIGINT and SIGTERM as a request: the step ends, the state is saved, then the run stops."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+
+class StopRequest:
+    """Whether the user asked to stop."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.received is not None
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Within the block the first SIGINT or SIGTERM sets the request; a second one acts as before the block.
+
+    Outside the main thread, where Python allows no handlers, the request is never set.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        request.received = signal.Signals(number).name
+        restore()
+
+    for number in before:
+        signal.signal(number, receive)
+    try:
+        yield request
+    finally:
+        restore()

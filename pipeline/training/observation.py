@@ -1,0 +1,70 @@
+"""What a log step reports of its batch: loss terms, L0, explained variance, schedules, gradient, dead features.
+
+Sums stay on the device until :meth:`Observation.figures`, which waits for it once. Figures are of normalised activations
+and of the kept tokens of the step's whole batch:
+
+    explained_variance = 1 - sum ||y - r||^2 / sum ||y - mean y||^2      (a mean for each hook point)
+    l0 = mean over tokens of the number of positive features (over all layers)
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pipeline.training.objective import LossReport
+
+
+class Observation:
+    """Figures of one step.
+
+    Args:
+        step: number of the step.
+        scheduled: values of the schedules at this step.
+        token_dims: 1 for [B, ...] batches, 2 for [B, T, ...].
+    """
+
+    def __init__(self, step: int, scheduled: dict[str, float], token_dims: int) -> None:
+        self.step = step
+        self._scheduled, self._token_dims = dict(scheduled), token_dims
+        self._sums: dict[str, Tensor] = {}
+        self._tensors: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, report: LossReport, label: Tensor, mask: Tensor | None) -> None:
+        """Add a micro-batch; `label` [..., d_out] normalised, `mask` [...] True where kept."""
+        y, r, f = (t.detach().flatten(0, self._token_dims - 1) for t in (label, report.reconstruction, report.features))
+        y, r, active = y.double(), r.double(), f > 0
+        if mask is not None:
+            kept = mask.reshape(-1)
+            y, r, active = y[kept], r[kept], active[kept]
+        sums = {
+            "n": torch.full((), len(y), dtype=torch.float64, device=y.device),
+            "error": (y - r).square().sum(),
+            "square": y.square().sum(),
+            "label": y.sum(0),
+            "active": active.sum().double(),
+        }
+        self._sums = {name: self._sums[name] + value if self._sums else value for name, value in sums.items()}
+
+    @torch.no_grad()
+    def finish(self, terms: dict[str, Tensor], grad_norm: Tensor, n_dead: Tensor, tokens: Tensor) -> None:
+        """Add what is known after the update: the step's loss terms, gradient norm, dead features and tokens so far."""
+        n = self._sums["n"].clamp_min(1)
+        variance = self._sums["square"] - self._sums["label"].square().sum() / n
+        self._tensors = {
+            **terms,
+            "l0": self._sums["active"] / n,
+            "explained_variance": 1 - self._sums["error"] / variance,
+            "grad_norm": grad_norm,
+            "dead_features": n_dead,
+            "tokens": tokens,
+        }
+
+    def figures(self) -> dict[str, float]:
+        """{name: value} of the step; what is not finite (explained variance of constant labels) is left out."""
+        values = torch.stack([tensor.detach().double() for tensor in self._tensors.values()]).tolist()
+        named = {**dict(zip(self._tensors, values, strict=True)), **self._scheduled}
+        return {name: value for name, value in named.items() if math.isfinite(value)}

@@ -1,0 +1,252 @@
+"""Adam and its sparse variant over named parameters, with a separate learning rate for thresholds.
+
+Both can skip a step on the device (`skip`), so that a non-finite gradient never reaches the weights and no step waits for
+the host. Neither decays weights. State is addressed by parameter name, so that a checkpoint does not depend on an order.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import CheckpointError, ParamsError, unknown_name
+
+
+class StepOptimizer(abc.ABC):
+    """What the step loop needs of an optimiser.
+
+    Args:
+        parameters: {name: parameter}.
+        lr_factors: {name: factor of the learning rate}; 1 where a name is absent.
+        betas, eps: as in Adam.
+    """
+
+    SLOTS: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        lr_factors: Mapping[str, float] | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        self.parameters = dict(parameters)
+        self.lr_factors = {name: float((lr_factors or {}).get(name, 1.0)) for name in self.parameters}
+        self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)
+
+    @abc.abstractmethod
+    def step(self, lr: float, skip: Tensor | None = None) -> None:
+        """Update every parameter that has a gradient.
+
+        Args:
+            lr: learning rate, times the parameter's factor.
+            skip: float32 [1] on the device, 1 to change nothing at all, 0 to update; None: update.
+        """
+
+    @abc.abstractmethod
+    def slot(self, name: str, slot: str) -> Tensor:
+        """A parameter's moment (`exp_avg`, `exp_avg_sq`) or its number of updates (`step`)."""
+
+    def state(self) -> dict[str, Tensor]:
+        """{`<parameter>/<slot>`: tensor} of all that a resume needs."""
+        return {f"{name}/{slot}": self.slot(name, slot) for name in self.parameters for slot in (*self.SLOTS, "step")}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state` gave.
+
+        Raises:
+            CheckpointError: names or shapes do not fit.
+        """
+        own = self.state()
+        if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in state.items()}:
+            raise CheckpointError("the optimiser's state does not fit the dictionary's parameters")
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+
+class Adam(StepOptimizer):
+    """Adam (Kingma and Ba 2015), torch's fused implementation: m_hat / (sqrt(v_hat) + eps), no weight decay."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        lr_factors: Mapping[str, float] | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(parameters, lr_factors=lr_factors, betas=betas, eps=eps)
+        groups = [{"params": [parameter], "name": name} for name, parameter in self.parameters.items()]
+        self._adam = torch.optim.Adam(groups, lr=1.0, betas=self.betas, eps=self.eps, fused=True)
+        for parameter in self.parameters.values():
+            self._adam.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+
+    def step(self, lr: float, skip: Tensor | None = None) -> None:
+        for group in self._adam.param_groups:
+            group["lr"] = lr * self.lr_factors[group["name"]]
+        self._adam.found_inf = skip  # read by the fused kernel, as torch.amp.GradScaler sets it
+        self._adam.step()
+
+    def slot(self, name: str, slot: str) -> Tensor:
+        return self._adam.state[self.parameters[name]][slot]
+
+
+class SparseAdam(StepOptimizer):
+    """Adam whose moments decay everywhere and whose update skips entries with gradient 0 (SPEC 6).
+
+    m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  w <- w - lr m_hat / (sqrt(v_hat) + eps) where g != 0.
+    A feature that did not fire is not moved by what its moments remember.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        lr_factors: Mapping[str, float] | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(parameters, lr_factors=lr_factors, betas=betas, eps=eps)
+        self._slots: dict[str, dict[str, Tensor]] = {
+            name: {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+            for name, parameter in self.parameters.items()
+        }
+
+    @torch.no_grad()
+    def step(self, lr: float, skip: Tensor | None = None) -> None:
+        b1, b2 = self.betas
+        for name, parameter in self.parameters.items():
+            if parameter.grad is None:
+                continue
+            slots = self._slots[name]
+            grad, factor = parameter.grad, lr * self.lr_factors[name]
+            done = slots["step"] + 1
+            exp_avg = torch.lerp(slots["exp_avg"], grad, 1 - b1)
+            exp_avg_sq = (slots["exp_avg_sq"] * b2).addcmul_(grad, grad, value=1 - b2)
+            root = (exp_avg_sq.sqrt() / (1 - b2**done).sqrt().to(grad.dtype)).add_(self.eps)
+            update = (exp_avg / root).mul_(-factor / (1 - b1**done).to(grad.dtype)).mul_(grad != 0)
+            new = {"step": done, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+            if skip is None:
+                parameter.add_(update)
+                for slot, value in new.items():
+                    slots[slot].copy_(value)
+                continue
+            keep = skip.to(torch.bool).reshape(())
+            parameter.copy_(torch.where(keep, parameter, parameter + update))
+            for slot, value in new.items():
+                slots[slot].copy_(torch.where(keep, slots[slot], value))
+
+    def slot(self, name: str, slot: str) -> Tensor:
+        return self._slots[name][slot]
+
+
+_OPTIMIZERS: dict[str, Callable[..., StepOptimizer]] = {"adam": Adam, "sparseadam": SparseAdam}
+
+
+def build_optimizer(
+    name: str,
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    lr_factors: Mapping[str, float] | None = None,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> StepOptimizer:
+    """`adam` or `sparseadam`.
+
+    Raises:
+        ParamsError: unknown name.
+    """
+    if name not in _OPTIMIZERS:
+        raise ParamsError(f"trainer.optimizer: {unknown_name('optimiser', name, _OPTIMIZERS)}")
+    return _OPTIMIZERS[name](parameters, lr_factors=lr_factors, betas=betas, eps=eps)
+
+
+@torch.no_grad()
+def gradient_norm(parameters: Mapping[str, nn.Parameter], excluded: frozenset[str] = frozenset()) -> Tensor:
+    """Global L2 norm of the gradients, float32 scalar; `excluded` names (thresholds) stay out."""
+    grads = [p.grad for name, p in parameters.items() if name not in excluded and p.grad is not None]
+    if not grads:
+        return torch.zeros(())
+    return torch.stack([norm.float() for norm in torch._foreach_norm(grads)]).norm()
+
+
+@torch.no_grad()
+def clip_gradients_(
+    parameters: Mapping[str, nn.Parameter], norm: Tensor, largest: float, excluded: frozenset[str] = frozenset()
+) -> None:
+    """Scale gradients by min(1, largest / norm); those of `excluded` parameters are left as they are."""
+    factor = (largest / norm.clamp_min(1e-12)).clamp_max(1.0)
+    for name, parameter in parameters.items():
+        if name not in excluded and parameter.grad is not None:
+            parameter.grad.mul_(factor.to(parameter.grad.dtype))
+
+
+class GradientScaler:
+    """Loss scaling for float16: gradients are computed from loss * scale and divided by it again.
+
+    An overflow skips the step and halves the scale; `growth_interval` good steps double it. All on the device.
+    Source: Micikevicius et al. 2018; the constants are torch.amp.GradScaler's.
+
+    Args:
+        enabled: False makes every method a no-op.
+    """
+
+    def __init__(self, enabled: bool, device: torch.device | str, growth_interval: int = 2000) -> None:
+        self.enabled, self.growth_interval = enabled, growth_interval
+        self.scale = torch.full((), 2.0**16 if enabled else 1.0, dtype=torch.float32, device=device)
+        self.good_steps = torch.zeros((), dtype=torch.int64, device=device)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What to differentiate."""
+        return loss * self.scale if self.enabled else loss
+
+    @torch.no_grad()
+    def unscale_(self, parameters: Mapping[str, nn.Parameter]) -> Tensor | None:
+        """Divide the gradients by the scale; float32 [1], 1 if one is not finite. None if not enabled."""
+        if not self.enabled:
+            return None
+        grads = [p.grad for p in parameters.values() if p.grad is not None]
+        for grad in grads:
+            grad.div_(self.scale.to(grad.dtype))
+        finite = torch.stack([torch.isfinite(grad).all() for grad in grads]).all()
+        return (~finite).float().reshape(1)
+
+    @torch.no_grad()
+    def update(self, overflow: Tensor | None) -> None:
+        """Adapt the scale after a step."""
+        if overflow is None:
+            return
+        bad = overflow.to(torch.bool).reshape(())
+        self.good_steps.copy_(torch.where(bad, 0, self.good_steps + 1))
+        grow = self.good_steps >= self.growth_interval
+        self.scale.copy_(torch.where(bad, self.scale * 0.5, torch.where(grow, self.scale * 2.0, self.scale)))
+        self.good_steps.masked_fill_(grow, 0)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resume needs."""
+        return {"scale": self.scale, "good_steps": self.good_steps} if self.enabled else {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state` gave."""
+        if set(state) != set(self.state()):
+            raise CheckpointError("the gradient scaler's state does not fit trainer.amp_dtype")
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])

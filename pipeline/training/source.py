@@ -1,0 +1,189 @@
+"""Where the step loop gets its batches: a store on disk or tensors in memory, moved to the device ahead of use."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ParamsError
+from pipeline.seeding import generator
+
+if TYPE_CHECKING:
+    from pipeline.activations.reader import ActivationStore
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingBatch:
+    """One step's raw activations.
+
+    Attributes:
+        index: number of the batch, which is the number of the step.
+        inputs: [B, d_in] or [B, T, d_in] ([..., L, d_in] for kinds that read several hook points).
+        labels: the same with d_out; the very tensor `inputs` where input and label are one activation.
+        mask: bool [B] or [B, T], True for a kept token; None: all kept.
+    """
+
+    index: int
+    inputs: Tensor
+    labels: Tensor
+    mask: Tensor | None = None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> TrainingBatch:
+        """On `device` in `dtype`; asynchronous from page-locked memory."""
+        inputs = self.inputs.to(device, non_blocking=True).to(dtype)
+        labels = inputs if self.labels is self.inputs else self.labels.to(device, non_blocking=True).to(dtype)
+        mask = None if self.mask is None else self.mask.to(device, non_blocking=True)
+        return TrainingBatch(self.index, inputs, labels, mask)
+
+
+class Source(Protocol):
+    """What the step loop reads from."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens (masked ones too) in a batch."""
+
+    def batches(self, start: int) -> Iterator[TrainingBatch]:
+        """Batches from index `start` on, for ever; the same ones for every `start`."""
+
+    def position(self, index: int) -> str:
+        """Where batch `index` is, in words."""
+
+
+def stacked(activations: dict[str, Tensor], hooks: Sequence[str]) -> Tensor:
+    """The activations of `hooks` as a dictionary takes them: [..., d] of one, [..., L, d] of several."""
+    return activations[hooks[0]] if len(hooks) == 1 else torch.stack([activations[hook] for hook in hooks], dim=-2)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreSource:
+    """Shuffled batches of an activation store's training rows.
+
+    Args:
+        store: open activation store.
+        hooks_in, hooks_out: hook points read and written, in the dictionary's order.
+        batch_size: rows per batch: tokens (1-D) or contexts (2-D).
+        rows: (first, last + 1) of the rows to train on.
+        buffer_rows: rows mixed at a time.
+        seed: of the order.
+        dtype: in which the store's reader delivers; None: storage dtype.
+        pin_memory: page-locked batches, for a GPU.
+    """
+
+    store: ActivationStore
+    hooks_in: tuple[str, ...]
+    hooks_out: tuple[str, ...]
+    batch_size: int
+    rows: tuple[int, int]
+    buffer_rows: int
+    seed: int
+    dtype: torch.dtype | None = torch.float32
+    pin_memory: bool = False
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens in a batch."""
+        return self.batch_size * (1 if self.store.target == "activations-1d" else self.store.context_size)
+
+    def batches(self, start: int) -> Iterator[TrainingBatch]:
+        """Batches from `start` on; masks only where the target is 2-D (1-D rows are kept tokens)."""
+        made = self.store.batches(
+            self.batch_size,
+            seed=self.seed,
+            start=start,
+            hook_points=list(dict.fromkeys((*self.hooks_in, *self.hooks_out))),
+            rows=self.rows,
+            buffer_rows=self.buffer_rows,
+            dtype=self.dtype,
+            pin_memory=self.pin_memory,
+        )
+        whole = self.store.target == "activations-1d"
+        for batch in made:
+            inputs = stacked(batch.activations, self.hooks_in)
+            labels = inputs if self.hooks_in == self.hooks_out else stacked(batch.activations, self.hooks_out)
+            yield TrainingBatch(batch.index, inputs, labels, None if whole else batch.mask)
+
+    def position(self, index: int) -> str:
+        """Epoch and batch of it, and the tokens of the run so far."""
+        per_epoch = self.store.batches_per_epoch(self.batch_size, self.rows)
+        return _position(index, per_epoch, self.batch_tokens)
+
+
+class TensorSource:
+    """Shuffled batches of tensors in memory.
+
+    Args:
+        inputs: [N, ...] rows (tokens, or contexts [n, T, ...]).
+        labels: [N, ...] in the same order; None: the inputs.
+        batch_size: rows per batch; an epoch's last, smaller batch is left out.
+        seed: of the order, another one every epoch.
+        token_dims: 1 where a row is a token, 2 where it is a context.
+
+    Raises:
+        ParamsError: fewer rows than a batch.
+    """
+
+    def __init__(
+        self, inputs: Tensor, labels: Tensor | None = None, *, batch_size: int, seed: int, token_dims: int = 1
+    ) -> None:
+        if len(inputs) < batch_size:
+            raise ParamsError(f"batch_size: {batch_size} is more than the {len(inputs)} rows of activations")
+        self.inputs, self.labels = inputs, inputs if labels is None else labels
+        self.batch_size, self.seed, self.token_dims = batch_size, seed, token_dims
+        self.per_epoch = len(inputs) // batch_size
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens in a batch."""
+        return self.batch_size * (1 if self.token_dims == 1 else self.inputs.shape[1])
+
+    def batches(self, start: int) -> Iterator[TrainingBatch]:
+        """Batches from `start` on, for ever."""
+        epoch, within = divmod(start, self.per_epoch)
+        while True:
+            order = torch.randperm(len(self.inputs), generator=generator(self.seed, "batches", epoch))
+            order = order.to(self.inputs.device)
+            for batch in range(within, self.per_epoch):
+                rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+                inputs = self.inputs.index_select(0, rows)
+                labels = inputs if self.labels is self.inputs else self.labels.index_select(0, rows)
+                yield TrainingBatch(epoch * self.per_epoch + batch, inputs, labels)
+            epoch, within = epoch + 1, 0
+
+    def position(self, index: int) -> str:
+        """Epoch and batch of it, and the tokens of the run so far."""
+        return _position(index, self.per_epoch, self.batch_tokens)
+
+
+def _position(index: int, per_epoch: int, batch_tokens: int) -> str:
+    epoch, within = divmod(index, per_epoch)
+    first = index * batch_tokens
+    return (
+        f"epoch {epoch}, batch {within} of {per_epoch}, tokens {first:,} to {first + batch_tokens - 1:,} of the run's order"
+    )
+
+
+def on_device(batches: Iterator[TrainingBatch], device: torch.device, dtype: torch.dtype) -> Iterator[TrainingBatch]:
+    """`batches` on `device` in `dtype`; on a GPU the next one is copied on its own stream while this one is used."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch.to(device, dtype)
+        return
+    stream = torch.cuda.Stream(device)
+    ahead: TrainingBatch | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            copied = batch.to(device, dtype)
+        if ahead is not None:
+            yield ahead
+        torch.cuda.current_stream(device).wait_stream(stream)
+        for tensor in (copied.inputs, copied.labels, copied.mask):
+            if tensor is not None:
+                tensor.record_stream(torch.cuda.current_stream(device))
+        ahead = copied
+    if ahead is not None:
+        yield ahead

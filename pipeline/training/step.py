@@ -1,0 +1,229 @@
+"""One training step (SPEC 6): loss, gradient, clipping, update, counters.
+
+    for each micro-batch:  total += weight * loss;  backward
+    guard against a non-finite loss; clip; optimiser step with the step's learning rate; count dead features
+
+Weights stay in their own precision; autocast covers encoding and decoding only. A mean over a step of several
+micro-batches is the mean over all its kept tokens: each part weighs as many as it keeps. Nothing waits for a GPU but
+:meth:`Trainer.figures`, which the loop asks for at log steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.dictionaries.base import Dictionary
+from pipeline.training.checkpoints import check_fit
+from pipeline.training.dead_features import DeadFeatures
+from pipeline.training.finiteness import LossGuard
+from pipeline.training.normalization import Normalizer
+from pipeline.training.objective import LossReport, compute_loss
+from pipeline.training.observation import Observation
+from pipeline.training.optimizers import GradientScaler, build_optimizer, clip_gradients_, gradient_norm
+from pipeline.training.schedules import CoefficientSchedule, KSchedule, LearningRateSchedule, resolve_learning_rate
+from pipeline.training.source import TrainingBatch
+
+
+class _Part(NamedTuple):
+    x: Tensor
+    y: Tensor
+    mask: Tensor | None
+    weight: float | Tensor
+
+
+class Trainer:
+    """A dictionary in training: everything that a step reads or changes.
+
+    Args:
+        dictionary: on its device, with its initial weights.
+        params: trainer's parameters.
+        total_steps: T.
+        norms: {hook point: norm} for the normalisation.
+        position: words for the position of a step's batch, for errors.
+    """
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        params: Any,
+        *,
+        total_steps: int,
+        norms: Mapping[str, Any],
+        position: Callable[[int], str] = "batch {}".format,
+    ) -> None:
+        self.dictionary, self.params, self.total_steps = dictionary, params, total_steps
+        self.parameters = dict(dictionary.named_parameters())
+        first = next(iter(self.parameters.values()))
+        self.device, self.dtype = first.device, first.dtype
+        self.normalizer = Normalizer(dictionary, norms)
+        thresholds = {id(parameter) for parameter in dictionary.threshold_parameters()}
+        self._thresholds = frozenset(name for name, p in self.parameters.items() if id(p) in thresholds)
+        self.optimizer = build_optimizer(
+            params.optimizer,
+            self.parameters,
+            lr_factors=dict.fromkeys(self._thresholds, params.jumprelu_lr_factor),
+            betas=params.betas,
+            eps=params.eps,
+        )
+        n_features = 1
+        for size in dictionary.feature_shape:
+            n_features *= size
+        self._schedules(n_features)
+        self.scaler = GradientScaler(params.amp_dtype == "float16", self.device)
+        self.dead = DeadFeatures(dictionary.feature_shape, params.dead_threshold, self.device)
+        self.guard = LossGuard(self.device, position)
+        self.step_number = 0
+        self.tokens = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.n_auxk_dropped = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    def _schedules(self, n_features: int) -> None:
+        params, total = self.params, self.total_steps
+        self.lr = resolve_learning_rate(params.lr, n_features, total)
+        self._lr_factor = LearningRateSchedule(
+            params.lr_scheduler_name,
+            total,
+            warm_up=params.lr_warm_up_steps,
+            cool_down=params.lr_cool_down_steps,
+            start_ratio=params.lr_start_ratio,
+            end_ratio=params.lr_end_ratio,
+        )
+        self._l1 = CoefficientSchedule(params.l1_coefficient, total, params.l1_coefficient_warmup_steps)
+        self._k = KSchedule(
+            self.dictionary.config.top_k,
+            total,
+            initial_k=params.initial_k,
+            warm_up=params.k_warmup_steps,
+            cold_booting=params.k_cold_booting_steps,
+            schedule_type=params.k_schedule_type,
+            exponential_factor=params.k_exponential_factor,
+        )
+
+    def scheduled(self, s: int) -> dict[str, float]:
+        """Learning rate, k (topk family) and sparsity coefficient (with a sparsity loss) of step s."""
+        values: dict[str, float] = {"lr": self.lr * self._lr_factor(s)}
+        if self.dictionary.activation.budgeted:
+            values["k"] = self._k(s)
+        if self.params.sparsity_loss_type is not None:
+            values["l1_coefficient"] = self._l1(s)
+        return values
+
+    def step(self, batch: TrainingBatch, observe: bool = False) -> Observation | None:
+        """Train on a batch of raw activations, on the trainer's device.
+
+        Args:
+            batch: its index is the number of this step.
+            observe: gather what :meth:`Observation.figures` reports; costs a little.
+
+        Raises:
+            NumericsError: the loss is not finite (on a GPU: raised later, by `guard.read`).
+        """
+        s = self.step_number
+        parts, n_tokens = self._parts(batch)
+        dead = self.dead.mask() if self.params.auxk_coefficient is not None else None
+        observation = Observation(s, self.scheduled(s), self._token_dims(batch.inputs)) if observe else None
+        sums: dict[str, Tensor] = {}
+        fired: Tensor | None = None
+        self.optimizer.zero_grad()
+        for part in parts:
+            report = self._accumulate(part, s, dead, sums)
+            part_fired = self.dead.fired(report.features)
+            fired = part_fired if fired is None else fired | part_fired
+            self.n_auxk_dropped.add_(report.n_auxk_dropped)
+            if observation is not None:
+                observation.add(report, part.y, part.mask)
+        assert fired is not None
+        norm = self._update(s, sums)
+        self.dead.update(fired, n_tokens)
+        self.tokens.add_(n_tokens)
+        self.step_number = s + 1
+        if observation is not None:
+            observation.finish(sums, norm, self.dead.mask().sum(), self.tokens)
+        return observation
+
+    def _token_dims(self, x: Tensor) -> int:
+        return x.ndim - (1 if len(self.dictionary.hooks_in) == 1 else 2)
+
+    def _parts(self, batch: TrainingBatch) -> tuple[list[_Part], int | Tensor]:
+        """The step's micro-batches, normalised with the whole batch in view, and its number of kept tokens."""
+        x, y = self.normalizer(batch.inputs, batch.labels, batch.mask)
+        n_tokens: int | Tensor = x.shape[: self._token_dims(x)].numel() if batch.mask is None else batch.mask.sum()
+        n_parts = min(self.params.gradient_accumulation_steps, len(x))
+        if n_parts == 1:
+            return [_Part(x, y, batch.mask, 1.0)], n_tokens
+        xs, ys = x.tensor_split(n_parts), y.tensor_split(n_parts)
+        if batch.mask is None:
+            return [_Part(*pair, None, len(pair[0]) / len(x)) for pair in zip(xs, ys, strict=True)], n_tokens
+        masks = batch.mask.tensor_split(n_parts)
+        total = batch.mask.sum().clamp_min(1)
+        return [_Part(*three, three[2].sum() / total) for three in zip(xs, ys, masks, strict=True)], n_tokens
+
+    def _accumulate(self, part: _Part, s: int, dead: Tensor | None, sums: dict[str, Tensor]) -> LossReport:
+        """Loss and gradient of a micro-batch; its terms are added to `sums`."""
+        report = compute_loss(
+            self.dictionary,
+            part.x,
+            part.y,
+            part.mask,
+            self.params,
+            l1_coefficient=self._l1(s),
+            top_k=self._k(s),
+            dead=dead,
+        )
+        total = report.total * part.weight
+        self.scaler.scaled(total).backward()
+        figures = {"loss": report.total}
+        figures |= {f"unweighted/{name}": term for name, term in report.unweighted.items()}
+        figures |= {f"weighted/{name}": term for name, term in report.terms.items()}
+        for name, value in figures.items():
+            value = value.detach() * part.weight
+            sums[name] = sums[name] + value if name in sums else value
+        return report
+
+    def _update(self, s: int, sums: dict[str, Tensor]) -> Tensor:
+        """Guard, clip and update; the gradient's norm before clipping (thresholds excluded)."""
+        overflow = self.scaler.unscale_(self.parameters)
+        norm = gradient_norm(self.parameters, self._thresholds)
+        watched = {name: value for name, value in sums.items() if not name.startswith("weighted/")}
+        if overflow is None:
+            watched["grad_norm"] = norm
+        skip = self.guard.check(s, watched)
+        if self.params.clip_grad_norm > 0:
+            clip_gradients_(self.parameters, norm, self.params.clip_grad_norm, self._thresholds)
+        if overflow is not None:
+            skip = overflow if skip is None else torch.maximum(skip, overflow)
+        self.optimizer.step(self.lr * self._lr_factor(s), skip)
+        self.scaler.update(overflow)
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a resume needs, by name; on the device, not copied. The loop itself draws no random number."""
+        state = {f"dictionary/{name}": tensor.detach() for name, tensor in self.dictionary.state_dict().items()}
+        state |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state().items()}
+        state |= {f"scaler/{name}": tensor for name, tensor in self.scaler.state().items()}
+        state["dead/tokens_since"] = self.dead.tokens_since
+        state["tokens"], state["n_auxk_dropped"] = self.tokens, self.n_auxk_dropped
+        return state
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor], step_number: int) -> None:
+        """Take over what :meth:`state` gave after `step_number` steps.
+
+        Raises:
+            CheckpointError: names or shapes do not fit.
+        """
+        own = self.state()
+
+        def below(prefix: str) -> dict[str, Tensor]:
+            return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+        self.optimizer.load(below("optimizer/"))
+        self.scaler.load(below("scaler/"))
+        check_fit(own, state)
+        for name, tensor in own.items():
+            if not name.startswith(("optimizer/", "scaler/")):
+                tensor.copy_(state[name])
+        self.step_number = step_number

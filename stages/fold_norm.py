@@ -1,0 +1,56 @@
+"""fold: trained weights + norms -> data/inference/<name>/, which takes raw activations.
+
+Reads data/trained/<name>/, data/norms.json and the rows of the activation store that were kept from training. Writes the
+inference dictionary and metrics/fold.json. Cost: seconds.
+"""
+
+from __future__ import annotations
+
+import click
+
+from pipeline.command import stage_command
+
+
+@stage_command
+@click.option("--trained", default="data/trained", help="Directory of the trained dictionaries.")
+@click.option("--norms", default="data/norms.json", help="Activation norms.")
+@click.option("--activations", default="data/activations.json", help="Manifest of the activation store, or a store.")
+@click.option("--out", default="data/inference", help="Directory of the inference dictionaries.")
+@click.option("--metrics", default="metrics/fold.json", help="Figures to write.")
+@click.option("--run", default="data/run.json", help="The tracking run to go on with.")
+def main(params: str, trained: str, norms: str, activations: str, out: str, metrics: str, run: str) -> None:
+    """Fold the activation norm and the decoder norms into the weights."""
+    from pathlib import Path
+
+    from pipeline.norms import load_norms
+    from pipeline.tracking import open_tracker
+
+    from pipeline.activations.reader import open_activations
+    from pipeline.activations.schema import calibration_rows
+    from pipeline.dictionaries.store import load_dictionary, save_dictionary
+    from pipeline.files import write_json
+    from pipeline.folding import StoredBatches, fold_dictionary
+    from pipeline.params.loader import load_params
+
+    loaded = load_params(params)
+    name = loaded.dictionary.name
+    dictionary = load_dictionary(Path(trained) / name)
+    store = open_activations(activations)
+    rows = calibration_rows(store, loaded.fold.calibration_tokens)
+    report = fold_dictionary(
+        dictionary,
+        load_norms(norms),
+        mode=loaded.fold.mode,
+        feature_units=loaded.fold.feature_units,
+        calibration_batches=StoredBatches(store, dictionary.hooks_in, rows, loaded.activations.batch_size),
+        convert_topk=loaded.fold.convert_topk_to_jumprelu,
+    )
+    save_dictionary(report.dictionary, Path(out) / name)
+    write_json(metrics, report.figures)
+    tracker = open_tracker(loaded.tracking, stage="fold", run_file=Path(run), history=None)
+    tracker.log_metrics({key: value for key, value in report.figures.items() if not isinstance(value, str)})
+    tracker.close()
+
+
+if __name__ == "__main__":
+    main()

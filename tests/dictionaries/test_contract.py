@@ -1,0 +1,139 @@
+"""What every registered kind with every registered activation function must do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.activation_functions.registry import activation_function_names
+from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.registry import build_dictionary, config_from_dict, dictionary_class, kind_names
+from pipeline.dictionaries.store import load_dictionary
+from pipeline.errors import ParamsError
+from tests.dictionaries.make import ACT_FNS, filled, inputs
+
+KIND_CONFIGS: dict[str, dict[str, Any]] = {
+    "sae": {},
+    "transcoder": {"d_out": 5, "hook_point_in": "a", "hook_point_out": "b", "skip": True},
+}
+CASES = [(kind, act_fn) for kind in kind_names() for act_fn in activation_function_names()]
+every_case = pytest.mark.parametrize(("kind", "act_fn"), CASES)
+
+
+def make(kind: str, act_fn: str, **config: Any) -> Dictionary:
+    return filled(kind=kind, act_fn=act_fn, **{**KIND_CONFIGS[kind], **config})
+
+
+def test_every_registered_kind_and_activation_function_is_covered() -> None:
+    assert set(kind_names()) == set(KIND_CONFIGS)
+    assert set(ACT_FNS) <= set(activation_function_names())
+
+
+@every_case
+def test_shapes_for_one_and_two_token_dimensions(kind: str, act_fn: str) -> None:
+    dictionary = make(kind, act_fn)
+    x = inputs(12, 6)
+    for tokens in ((12,), (3, 4)):
+        codes, x_hat = dictionary.run(x.reshape(*tokens, 6))
+        assert codes.h.shape == codes.z.shape == codes.f.shape == (*tokens, *dictionary.feature_shape)
+        assert codes.norms.shape == dictionary.feature_shape
+        assert x_hat.shape == (*tokens, dictionary.config.width_out)
+        assert torch.equal(dictionary(x.reshape(*tokens, 6)).reshape(12, -1), dictionary(x))
+
+
+@every_case
+def test_call_is_decode_of_encode_and_run_agrees(kind: str, act_fn: str) -> None:
+    dictionary, x = make(kind, act_fn, top_k=1), inputs(30, 6)
+    f = dictionary.encode(x)
+    codes, x_hat = dictionary.run(x)
+    assert torch.equal(dictionary(x), dictionary.reconstruct(f, x))
+    torch.testing.assert_close(x_hat, dictionary.reconstruct(f, x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(codes.f, f, rtol=1e-12, atol=1e-12)
+
+
+@every_case
+def test_gradients_are_finite_and_reach_every_parameter(kind: str, act_fn: str) -> None:
+    dictionary, x = make(kind, act_fn), inputs(40, 6)
+    codes, x_hat = dictionary.run(x)
+    ((x_hat - x[:, : x_hat.shape[-1]]).square().sum() + (codes.f * codes.norms).sum()).backward()
+    for name, parameter in dictionary.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@every_case
+def test_masked_tokens_neither_compete_nor_activate(kind: str, act_fn: str) -> None:
+    dictionary, x = make(kind, act_fn, top_k=1), inputs(16, 6)
+    mask = torch.arange(16) % 3 != 0
+    louder = torch.where(mask[:, None], x, 1000 * x)
+    codes = dictionary.codes(louder, mask)
+    assert (codes.f[~mask] == 0).all()
+    assert torch.equal(codes.f[mask], dictionary.encode(x[mask]))
+    torch.testing.assert_close(dictionary.run(louder, mask)[0].f, codes.f, rtol=1e-12, atol=1e-12)
+
+
+@every_case
+def test_a_scheduled_k_overrides_the_configured_one(kind: str, act_fn: str) -> None:
+    dictionary, x = make(kind, act_fn, top_k=2), inputs(50, 6)
+    counts = [(dictionary.encode(x, top_k=k) != 0).sum() for k in (None, 2, 5)]
+    assert counts[0] == counts[1]
+    assert (counts[2] > counts[1]) == dictionary.activation.budgeted
+
+
+@every_case
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_save_and_load_give_the_same_dictionary(kind: str, act_fn: str, dtype: str, tmp_path: Any) -> None:
+    dictionary = make(kind, act_fn, dtype=dtype)
+    dictionary.save(tmp_path / "d")
+    loaded = load_dictionary(tmp_path / "d")
+    assert loaded.config == dictionary.config
+    assert type(loaded) is type(dictionary)
+    for name, tensor in dictionary.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    x = inputs(8, 6, dtype=getattr(torch, dtype))
+    assert torch.equal(loaded(x), dictionary(x))
+
+
+@every_case
+def test_the_seed_fixes_the_weights(kind: str, act_fn: str) -> None:
+    config = {"kind": kind, "d_in": 6, "d_sae": 20, "act_fn": act_fn, **KIND_CONFIGS[kind]}
+    one, same, other = (build_dictionary(config, seed=s) for s in (3, 3, 4))
+    assert all(torch.equal(one.state_dict()[n], t) for n, t in same.state_dict().items())
+    assert not torch.equal(one.W_D, other.W_D)
+
+
+@every_case
+def test_configuration_survives_json(kind: str, act_fn: str) -> None:
+    config = make(kind, act_fn).config
+    assert config_from_dict(config.to_dict()) == config
+    assert config.hooks_in == dictionary_class(kind).config_class.from_dict(config.to_dict()).hooks_in
+
+
+@every_case
+def test_folding_a_folded_dictionary_is_refused(kind: str, act_fn: str) -> None:
+    folded = make(kind, act_fn).fold(2.0)
+    assert folded.config.folded
+    assert folded.config.norm_activation == "inference"
+    with pytest.raises(ParamsError, match="folded already"):
+        folded.fold(2.0)
+
+
+@every_case
+@pytest.mark.parametrize("norm", ["token-wise", "batch-wise"])
+def test_norms_that_depend_on_the_data_are_not_folded(kind: str, act_fn: str, norm: str) -> None:
+    with pytest.raises(ParamsError, match=f"{norm}.*fold.mode: keep"):
+        make(kind, act_fn, norm_activation=norm).fold(2.0)
+
+
+@every_case
+def test_run_is_deterministic(kind: str, act_fn: str) -> None:
+    x = inputs(64, 6, dtype=torch.float32)
+    gradients = []
+    for _ in range(2):
+        dictionary = make(kind, act_fn, dtype="float32", top_k=1)
+        dictionary.run(x)[1].square().sum().backward()
+        gradients.append([p.grad for p in dictionary.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True) if a is not None)

@@ -1,0 +1,71 @@
+"""Every metric once more, in numpy float64, all tokens at once and one loop at a time: what the tests compare with."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def reconstruction(x: np.ndarray, r: np.ndarray) -> dict[str, float]:
+    """x, r: [n, D] kept labels and reconstructions of one hook point."""
+    x, r = x.astype(np.float64), r.astype(np.float64)
+    mean = x.mean(0)
+    error = np.array([np.sum((a - b) ** 2) for a, b in zip(x, r, strict=True)])
+    spread = np.array([np.sum((a - mean) ** 2) for a in x])
+    fvu = error.sum() / spread.sum()
+    return {
+        "fvu": fvu,
+        "explained_variance": 1 - fvu,
+        "explained_variance_legacy": float(np.mean(1 - error / spread)),
+        "mse": error.mean(),
+        "nmse": error.sum() / np.sum(x**2),
+        "cosine_similarity": float(
+            np.mean([a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in zip(x, r, strict=True)])
+        ),
+        "l2_ratio": float(np.mean([np.linalg.norm(b) / np.linalg.norm(a) for a, b in zip(x, r, strict=True)])),
+        "relative_reconstruction_bias": np.mean(np.sum(r * r, 1)) / np.mean(np.sum(x * r, 1)),
+    }
+
+
+def sparsity(f: np.ndarray) -> dict[str, float]:
+    """f: [n, F] features of kept tokens."""
+    f = f.astype(np.float64)
+    l0 = (f > 0).sum(1)
+    density = (f > 0).mean(0)
+    results = {
+        "l0_mean": l0.mean(),
+        "dead_features": float((density == 0).sum()),
+        "dead_fraction": float((density == 0).mean()),
+        "dense_fraction": float((density > 0.1).mean()),
+        "features_above_1e-1": float((density > 0.1).sum()),
+        "features_above_1e-2": float((density > 0.01).sum()),
+        "features_below_1e-5": float((density < 1e-5).sum()),
+        "features_below_1e-6": float((density < 1e-6).sum()),
+        "features_below_1e-7": float((density < 1e-7).sum()),
+        "mean_activation_when_active": f[f > 0].mean(),
+    }
+    results.update({f"l0_q{round(100 * q):02d}": float(np.quantile(l0, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)})
+    return results
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64)
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def cross_entropy(logits: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> float:
+    """Mean over predictions of kept tokens at positions >= 1. logits [b, T, V], tokens and mask [b, T]."""
+    log_p = log_softmax(logits)
+    losses = [-log_p[b, t - 1, tokens[b, t]] for b in range(tokens.shape[0]) for t in range(1, tokens.shape[1]) if mask[b, t]]
+    return float(np.mean(losses))
+
+
+def kl(logits: np.ndarray, other: np.ndarray, mask: np.ndarray) -> float:
+    log_p, log_q = log_softmax(logits), log_softmax(other)
+    values = [
+        np.sum(np.exp(log_p[b, t - 1]) * (log_p[b, t - 1] - log_q[b, t - 1]))
+        for b in range(mask.shape[0])
+        for t in range(1, mask.shape[1])
+        if mask[b, t]
+    ]
+    return float(np.mean(values))

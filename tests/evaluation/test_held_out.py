@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import DataError
+from tests.evaluation.tiny import CONTEXT, held_out, tiny_tokens
+
+
+def test_every_context_once_and_again():
+    tokens = tiny_tokens(9)
+    chosen = held_out(tokens, batch_contexts=4)
+    for _ in range(2):
+        batches = list(chosen)
+        assert [len(batch.tokens) for batch in batches] == [4, 4, 1]
+        assert torch.equal(torch.cat([batch.tokens for batch in batches]), torch.from_numpy(tokens.astype(np.int64)))
+        assert torch.equal(torch.cat([batch.mask for batch in batches]), torch.from_numpy(tokens != 0))
+    assert batches[1].label == "held-out contexts 4 to 7"
+    assert (chosen.n_contexts, chosen.n_tokens) == (9, 9 * CONTEXT)
+
+
+def test_fewer_tokens_are_spread_over_the_split():
+    tokens = tiny_tokens(9)
+    chosen = held_out(tokens, batch_contexts=2, n_tokens=3 * CONTEXT - 5)
+    assert chosen.contexts.tolist() == [0, 3, 6]
+    assert torch.equal(torch.cat([b.tokens for b in chosen]), torch.from_numpy(tokens[[0, 3, 6]].astype(np.int64)))
+
+
+def test_too_few_are_refused():
+    with pytest.raises(DataError, match=r"asks for 109 held-out tokens, there are 108; .* dataset.eval_fraction"):
+        held_out(tiny_tokens(9), n_tokens=109)
+    with pytest.raises(DataError, match="no context"):
+        held_out(tiny_tokens(0))

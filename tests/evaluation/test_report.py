@@ -1,0 +1,294 @@
+"""The whole evaluation against runs of the plain transformers model, and its meaning."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from pipeline.norms import as_hook_norm
+from torch import Tensor, nn
+
+from pipeline.dictionaries.registry import build_dictionary
+from pipeline.errors import DataError, NumericsError
+from pipeline.evaluation.raw_space import RawDictionary
+from pipeline.evaluation.report import Evaluator
+from tests.evaluation import naive
+from tests.evaluation.tiny import D_MODEL, HOOK, MLP_IN, MLP_OUT, held_out, hooked_run, principal_of, tiny_tokens
+
+SAE = {"kind": "sae", "hook_point_in": HOOK, "d_in": D_MODEL, "d_sae": 48, "act_fn": "topk", "top_k": 5}
+TRANSCODER = {**SAE, "kind": "transcoder", "hook_point_in": MLP_IN, "hook_point_out": MLP_OUT, "skip": True}
+
+
+def _norms(activations: dict[str, Tensor], mask: Tensor) -> dict:
+    norms = {}
+    for hook, x in activations.items():
+        length = x[mask].double().norm(dim=-1)
+        entry = {"mean_norm": float(length.mean()), "mean_square": float(length.square().mean()), "d": x.shape[-1]}
+        norms[hook] = as_hook_norm(entry, x.shape[-1])
+    return norms
+
+
+class Case:
+    """A dictionary with a language model, tokens, norms and principal directions."""
+
+    def __init__(self, model, config: dict, seed: int = 3) -> None:
+        self.model, self.tokens = model, tiny_tokens()
+        self.ids = torch.from_numpy(self.tokens.astype(np.int64))
+        self.mask = self.ids != 0
+        self.unfolded = build_dictionary(config, seed=seed)
+        self.hooks = tuple(dict.fromkeys((*self.unfolded.hooks_in, *self.unfolded.hooks_out)))
+        self.activations = model.activations(self.ids, self.hooks)
+        self.norms = _norms(self.activations, self.mask)
+        self.dictionary = self.unfolded.fold({hook: vars_of(norm) for hook, norm in self.norms.items()})
+        self.principal = {hook: principal_of(self.activations[hook][self.mask] + 0.1) for hook in self.hooks}
+
+    def evaluate(self, dictionary=None, *, rank: int | None = None, batch_contexts: int = 4):
+        raw = RawDictionary(dictionary if dictionary is not None else self.dictionary, self.norms)
+        return Evaluator(self.model, raw, self.principal, held_out(self.tokens, batch_contexts)).evaluate(rank)
+
+
+def vars_of(norm) -> dict:
+    return {"mean_norm": norm.mean_norm, "mean_square": norm.mean_square, "d": norm.d}
+
+
+def _assert_equal(got: dict, want: dict, rel: float = 1e-6) -> None:
+    for name in want:
+        assert got[name] == pytest.approx(want[name], rel=rel, abs=1e-9), name
+
+
+def _naive_runs(case: Case, module: nn.Module, where: nn.Module, x_hat: Tensor, rank: int) -> dict[str, float]:
+    ids, mask = case.ids, case.mask
+    (hook,) = case.dictionary.hooks_out
+    principal = case.principal[hook]
+    v = principal.directions[:rank]
+    logits = {
+        "original": hooked_run(module, ids, where, lambda x: x),
+        "spliced": hooked_run(module, ids, where, lambda x: torch.where(mask[..., None], x_hat, x)),
+        "zero": hooked_run(module, ids, where, lambda x: torch.where(mask[..., None], torch.zeros_like(x), x)),
+        "mean": hooked_run(module, ids, where, lambda x: torch.where(mask[..., None], principal.mean.float(), x)),
+        "pca": hooked_run(
+            module,
+            ids,
+            where,
+            lambda x: torch.where(mask[..., None], (principal.mean + (x.double() - principal.mean) @ v.T @ v).float(), x),
+        ),
+    }
+    ce = {name: naive.cross_entropy(run.numpy(), case.tokens, mask.numpy()) for name, run in logits.items()}
+    return {
+        **{f"ce_{name}": ce[name] for name in ("original", "spliced", "zero", "mean")},
+        "delta_ce": ce["spliced"] - ce["original"],
+        "loss_recovered_zero": (ce["zero"] - ce["spliced"]) / (ce["zero"] - ce["original"]),
+        "loss_recovered_mean": (ce["mean"] - ce["spliced"]) / (ce["mean"] - ce["original"]),
+        "kl": naive.kl(logits["original"].numpy(), logits["spliced"].numpy(), mask.numpy()),
+        "pca_delta_ce": ce["pca"] - ce["original"],
+    }
+
+
+@pytest.mark.parametrize("config", [SAE, TRANSCODER], ids=["sae", "transcoder"])
+def test_every_metric_equals_the_naive_one(model, module, config):
+    case = Case(model, config)
+    got = case.evaluate().metrics
+    (hook_in,), (hook_out,) = case.dictionary.hooks_in, case.dictionary.hooks_out
+    x, label = case.activations[hook_in], case.activations[hook_out]
+    with torch.no_grad():
+        codes, x_hat = case.dictionary.run(x, case.mask)
+    kept, rank = case.mask, round(naive.sparsity(codes.f[case.mask].numpy())["l0_mean"])
+    _assert_equal(got, naive.reconstruction(label[kept].numpy(), x_hat[kept].numpy()))
+    _assert_equal(got, naive.sparsity(codes.f[kept].numpy()))
+    layer = module.gpt_neox.layers[1]
+    _assert_equal(got, _naive_runs(case, module, layer if config is SAE else layer.mlp, x_hat, rank), rel=2e-5)
+    y, principal = label[kept].double(), case.principal[hook_out]
+    v = principal.directions[:rank]
+    pca = principal.mean + (y - principal.mean) @ v.T @ v
+    assert got["pca_fvu"] == pytest.approx(float((y - pca).square().sum() / (y - y.mean(0)).square().sum()), rel=1e-6)
+    assert got["pca_rank"] == rank
+    assert got["evaluated_tokens"] == int(kept.sum())
+    assert got["predicted_tokens"] == int(kept[:, 1:].sum())
+
+
+def test_results_do_not_depend_on_the_batches(model):
+    case = Case(model, SAE)
+    _assert_equal(case.evaluate(batch_contexts=2).metrics, case.evaluate(batch_contexts=9).metrics)
+
+
+class _TrueActivation(nn.Module):
+    """Gives back the label that it is shown, whatever it reads: a perfect dictionary."""
+
+    def __init__(self, case: Case, hook: str) -> None:
+        super().__init__()
+        self.case, self.inner, self.config = case, case.dictionary, case.dictionary.config
+        self.hooks_in = self.hooks_out = (hook,)
+        self.feature_shape = self.inner.feature_shape
+
+    def run(self, x: Tensor, mask: Tensor | None = None) -> tuple[object, Tensor]:
+        return self.inner.codes(x, mask), x
+
+    def decode_linear(self, f: Tensor) -> Tensor:
+        return self.inner.decode_linear(f)
+
+    def decoder_norms(self) -> Tensor:
+        return self.inner.decoder_norms()
+
+    def thresholds(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    "hook", [HOOK, "blocks.1.hook_mlp_out", "blocks.2.hook_attn_out", "blocks.0.hook_resid_pre", "blocks.1.ln2.hook_normalized"]
+)
+def test_splicing_the_true_activation_costs_exactly_nothing(model, hook):
+    case = Case(model, {**SAE, "hook_point_in": hook})
+    got = case.evaluate(_TrueActivation(case, hook)).metrics
+    assert got["delta_ce"] == 0.0
+    assert got["kl"] == 0.0
+    assert got["ce_spliced"] == got["ce_original"]
+    assert got["loss_recovered_zero"] == got["loss_recovered_mean"] == 1.0
+    assert got["fvu"] == 0.0
+
+
+def test_masked_positions_keep_the_original(model):
+    """A context of special tokens only is not touched by any intervention and counts nowhere."""
+    case = Case(model, SAE)
+    before = case.evaluate().metrics
+    case.tokens = np.concatenate([case.tokens, np.zeros((1, case.tokens.shape[1]), dtype=np.int32)])
+    after = case.evaluate().metrics
+    before.pop("evaluated_contexts")
+    _assert_equal(after, before, rel=1e-12)
+
+
+def test_better_reconstructions_recover_more(model):
+    case = Case(model, SAE)
+    worse = case.evaluate().metrics
+    broad = Case(model, {**SAE, "act_fn": "relu"})
+    with torch.no_grad():  # ReLU of (x, -x) with decoder (I, -I), rest dead: exact up to rounding
+        eye = torch.eye(D_MODEL)
+        for name, value in {"W_E": torch.cat([eye, -eye, 0 * eye], 1), "W_D": torch.cat([eye, -eye, eye], 0)}.items():
+            broad.dictionary.get_parameter(name).copy_(value)
+        broad.dictionary.b_E.zero_()
+        broad.dictionary.b_E[2 * D_MODEL :] = -1.0
+    better = broad.evaluate().metrics
+    assert better["fvu"] < 1e-12 < worse["fvu"]
+    assert abs(better["delta_ce"]) < 1e-5
+    assert better["dead_fraction"] == pytest.approx(1 / 3)
+    assert better["loss_recovered_zero"] == pytest.approx(1.0, abs=1e-4)
+    assert better["loss_recovered_zero"] > worse["loss_recovered_zero"]
+    assert better["kl"] < worse["kl"]
+
+
+@pytest.mark.parametrize("config", [SAE, TRANSCODER, {**SAE, "norm_activation": "dataset-rms"}])
+def test_kept_norms_equal_folded_ones(model, config):
+    """The same dictionary with its norm at run time and folded into its weights."""
+    case = Case(model, config)
+    kept, folded = case.evaluate(case.unfolded).metrics, case.evaluate().metrics
+    for name in folded:
+        if not name.startswith(("decoder_norm", "mean_activation")):
+            assert kept[name] == pytest.approx(folded[name], rel=2e-4, abs=2e-5), name
+
+
+@pytest.mark.parametrize("norm", ["token-wise", "batch-wise"])
+def test_norms_that_cannot_be_folded_are_taken_at_run_time(model, norm):
+    case = Case(model, SAE)
+    dictionary = build_dictionary({**SAE, "norm_activation": norm}, seed=3)
+    got = case.evaluate(dictionary, batch_contexts=9).metrics
+    x = case.activations[HOOK]
+    lengths = x.norm(dim=-1, keepdim=True)
+    factor = D_MODEL**0.5 / (lengths if norm == "token-wise" else lengths[case.mask].mean())
+    with torch.no_grad():
+        x_hat = dictionary.run(x * factor, case.mask)[1] / factor
+    kept = case.mask
+    _assert_equal(got, naive.reconstruction(x[kept].numpy(), x_hat[kept].numpy()), rel=1e-5)
+
+
+class _TwoLayers(nn.Module):
+    """Reads and writes two hook points, [N, 2, D]: x_hat_0 = x_0 A, x_hat_1 = x_0 B + x_1 C, by way of all-positive codes."""
+
+    hooks_in = hooks_out = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
+    feature_shape = (2, D_MODEL)
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(9)
+        self.config = case.dictionary.config
+        self.A, self.B, self.C = (nn.Parameter(0.3 * torch.randn(D_MODEL, D_MODEL, generator=rng)) for _ in range(3))
+
+    def layers(self, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
+        return x0 @ self.A, x0 @ self.B + x1 @ self.C
+
+    def run(self, x: Tensor, mask: Tensor | None = None) -> tuple[object, Tensor]:
+        assert x.ndim == 3
+        assert mask is None or mask.shape == x.shape[:1]
+        codes = SimpleNamespace(f=x.relu())
+        return codes, torch.stack(self.layers(x[:, 0], x[:, 1]), dim=1)
+
+    def decode_linear(self, f: Tensor) -> Tensor:
+        return torch.stack(self.layers(f[:, 0], f[:, 1]), dim=1)
+
+    def decoder_norms(self) -> Tensor:
+        return torch.ones(2, D_MODEL)
+
+    def thresholds(self) -> None:
+        return None
+
+
+def test_inputs_are_those_of_the_spliced_run_before_replacement(model, module):
+    """The second layer's input already carries the first one's splice, and is not itself spliced."""
+    case = Case(model, SAE)
+    dictionary = _TwoLayers(case)
+    activations = model.activations(case.ids, dictionary.hooks_out)
+    case.principal = {hook: principal_of(x[case.mask] + 0.1) for hook, x in activations.items()}
+    got = case.evaluate(dictionary).metrics
+    layers, keep, seen = module.gpt_neox.layers, case.mask[..., None], []
+
+    def splice(index: int):
+        def hook(_, args, output):
+            x = output[0] if isinstance(output, tuple) else output
+            seen.append(x)
+            new = torch.where(keep, dictionary.layers(seen[0], seen[-1])[index], x)
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return hook
+
+    handles = [layers[index].register_forward_hook(splice(index)) for index in (0, 1)]
+    with torch.no_grad():
+        spliced = module(input_ids=case.ids, use_cache=False).logits
+    for handle in handles:
+        handle.remove()
+    want = naive.cross_entropy(spliced.numpy(), case.tokens, case.mask.numpy())
+    assert got["ce_spliced"] == pytest.approx(want, rel=1e-5)
+    x0, x1 = (x[case.mask] for x in activations.values())
+    with torch.no_grad():
+        x_hats = dictionary.layers(x0, x1)
+    for hook, x, x_hat in zip(dictionary.hooks_out, (x0, x1), x_hats, strict=True):
+        assert got[f"fvu/{hook}"] == pytest.approx(naive.reconstruction(x.numpy(), x_hat.numpy())["fvu"], rel=1e-6)
+        assert 0 < got[f"pca_fvu/{hook}"] < 1
+
+
+def test_widths_that_do_not_fit_are_refused(model):
+    case = Case(model, SAE)
+    raw = RawDictionary(build_dictionary({**SAE, "d_in": 8}), case.norms)
+    with pytest.raises(DataError, match=f"{HOOK} of model .* has width 16, the dictionary reads width 8"):
+        Evaluator(model, raw, case.principal, held_out(case.tokens))
+
+
+def test_an_unfolded_dictionary_needs_norms(model):
+    with pytest.raises(DataError, match=f"the norms have no {HOOK} .*dvc repro norm"):
+        RawDictionary(build_dictionary(SAE), {})
+
+
+def test_a_non_finite_reconstruction_is_named(model):
+    case = Case(model, SAE)
+    with torch.no_grad():
+        case.dictionary.b_D[0] = torch.nan
+    with pytest.raises(NumericsError, match=f"{HOOK}, held-out contexts 0 to 3: the reconstruction is not finite at token"):
+        case.evaluate()
+
+
+def test_density_and_histogram_are_those_of_the_features(model):
+    case = Case(model, SAE)
+    evaluation = case.evaluate()
+    with torch.no_grad():
+        f = case.dictionary.encode(case.activations[HOOK])[case.mask]
+    assert torch.equal(evaluation.density, (f > 0).double().mean(0))
+    assert sum(evaluation.histogram.counts) + evaluation.histogram.never == case.dictionary.config.d_sae

@@ -1,0 +1,48 @@
+"""The defaults with some keys changed, as a file would state them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import ParamsError
+from pipeline.params.loader import params_from_dict
+from pipeline.params.schema import Params
+
+DEFAULTS = Params().to_dict()
+ABSENT = object()
+
+
+def changed(changes: Mapping[Any, Any]) -> dict[str, Any]:
+    """The defaults with dotted keys set, or taken out by ABSENT."""
+    values = copy.deepcopy(DEFAULTS)
+    for dotted, value in changes.items():
+        if not isinstance(dotted, str):
+            values[dotted] = value
+            continue
+        *sections, key = dotted.split(".")
+        place: Any = values
+        for section in sections:
+            place = place[section]
+        if value is ABSENT:
+            del place[key]
+        else:
+            place[key] = value
+    return values
+
+
+def faults(changes: Mapping[Any, Any]) -> list[str]:
+    """The faults of the defaults with these changes."""
+    try:
+        params_from_dict(changed(changes), source="params.yaml")
+    except ParamsError as error:
+        return error.faults
+    return []
+
+
+TRANSCODER = {
+    "dictionary.kind": "transcoder",
+    "dictionary.hook_point_in": "blocks.2.ln2.hook_out",
+    "dictionary.hook_point_out": "blocks.2.hook_mlp_out",
+}

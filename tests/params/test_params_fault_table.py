@@ -1,0 +1,215 @@
+"""Every refusal of the strict loader with the message that it gives, and what must not be refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.params.changes import ABSENT, TRANSCODER, faults
+
+TOPK = {"dictionary.act_fn": "topk"}
+
+ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
+    # names
+    ({"trainer.warmup_step": 5}, "trainer.warmup_step: unknown key; did you mean 'lr_warm_up_steps'?"),
+    ({"trainer.learning_rate": 1e-3}, "trainer.learning_rate: unknown key; did you mean 'lr'?"),
+    ({"dictionary.topk": 3}, "dictionary.topk: unknown key; did you mean 'top_k'?"),
+    ({"trainer.top_k": 3}, "trainer.top_k: unknown key; did you mean 'dictionary.top_k'?"),
+    ({"lr": 1e-3}, "lr: unknown key; did you mean 'trainer.lr'?"),
+    ({"perm_seed": 1}, "perm_seed: unknown key; did you mean 'activations.buffer_shuffle.perm_seed'?"),
+    ({"trainner": {}}, "trainner: unknown key; did you mean 'trainer'?"),
+    ({"norm.zzzz": 1}, "norm.zzzz: unknown key (known: tokens)"),
+    ({"activations.buffer_shuffle.seed": 1}, "activations.buffer_shuffle.seed: unknown key; did you mean 'seed'?"),
+    ({3: 1}, "params.yaml: 3: unknown key"),
+    ({"trainer.lr": ABSENT}, "trainer.lr: missing key; every key must be stated"),
+    ({"activations.buffer_shuffle.perm_seed": ABSENT}, "activations.buffer_shuffle.perm_seed: missing key"),
+    ({"fold": ABSENT}, "fold: missing section"),
+    ({"seed": ABSENT}, "seed: missing key"),
+    ({"dictionary.skip": ABSENT}, "dictionary.skip: missing key"),
+    # types
+    ({"seed": True}, "seed: expected an integer, got true"),
+    ({"seed": 1.0}, "seed: expected an integer, got the number 1.0; write 1"),
+    ({"trainer.total_training_tokens": 8e8}, "expected an integer, got the number 800000000.0; write 800000000"),
+    ({"activations.total_tokens": "1_000_000"}, "got the string '1_000_000'; write 1000000, without quotes"),
+    ({"trainer.eps": "1e-3"}, "trainer.eps: expected a number, got the string '1e-3'; write 1e-3, without quotes"),
+    ({"trainer.eps": True}, "trainer.eps: expected a number, got true"),
+    ({"trainer.eps": float("nan")}, "trainer.eps: must be finite, got nan"),
+    ({"trainer.eps": float("inf")}, "trainer.eps: must be finite, got inf"),
+    ({"trainer.eps": None}, "trainer.eps: expected a number, got null"),
+    ({"trainer.eps": [1]}, "trainer.eps: expected a number, got a list"),
+    ({"trainer.eps": {"a": 1}}, "trainer.eps: expected a number, got a mapping"),
+    ({"determinism": "yes"}, "determinism: expected true or false, got the string 'yes'; write true, without quotes"),
+    ({"determinism": 1}, "determinism: expected true or false, got the integer 1; write true"),
+    ({"model.revision": 12345}, "model.revision: expected a string or null, got the integer 12345; put it in quotes"),
+    ({"model.revision": "None"}, "model.revision: expected a string or null, got the string 'None'; write null"),
+    ({"norm.tokens": "None"}, "norm.tokens: expected an integer or null, got the string 'None'; write null"),
+    ({"trainer.betas": [0.9]}, "trainer.betas: expected a list of 2 numbers, got 1 items"),
+    ({"trainer.betas": 0.9}, "trainer.betas: expected a list of 2 numbers, got the number 0.9"),
+    ({"trainer.betas": [0.9, "0.99"]}, "trainer.betas: item 1: expected a number, got the string '0.99'; write 0.99"),
+    ({"trainer.betas": [0.9, 1]}, "trainer.betas: item 1: must be at least 0 and less than 1, got 1.0"),
+    ({"activations.ignore_token_ids": [0, -1]}, "activations.ignore_token_ids: item 1: must be at least 0, got -1"),
+    ({"activations.ignore_token_ids": "0"}, "expected a list of integers or null, got the string '0'"),
+    ({"demo.text_packages": "numpy"}, "demo.text_packages: expected a list of strings, got the string 'numpy'"),
+    ({"trainer": None}, "trainer: expected a mapping of keys to values, got null"),
+    ({"trainer": []}, "trainer: expected a mapping of keys to values, got a list"),
+    ({"activations.buffer_shuffle": 42}, "activations.buffer_shuffle: expected a mapping of keys to values, got the int"),
+    # ranges and choices
+    ({"dataset.eval_fraction": 0}, "dataset.eval_fraction: must be greater than 0 and less than 1, got 0.0"),
+    ({"dataset.eval_fraction": 1.0}, "dataset.eval_fraction: must be greater than 0 and less than 1, got 1.0"),
+    ({"seed": -1}, "seed: must be at least 0, got -1"),
+    ({"trainer.lr": 0}, "trainer.lr: must be greater than 0, got 0.0"),
+    ({"trainer.lr": "atuo"}, "trainer.lr: expected a number or 'auto', got the string 'atuo'; did you mean 'auto'?"),
+    ({"trainer.lr": "1e-3"}, "trainer.lr: expected a number or 'auto', got the string '1e-3'; write 1e-3, without"),
+    ({"dictionary.kind": "saee"}, "dictionary.kind: unknown kind 'saee'; did you mean 'sae'? (known: sae, transcoder)"),
+    ({"dictionary.kind": 3}, "dictionary.kind: expected a string, got the integer 3"),
+    ({"dictionary.act_fn": "batch_topk"}, "'batch_topk' is none of the choices; did you mean 'batchtopk'? (choices: "),
+    ({"dictionary.act_fn": "layertopk"}, "(choices: relu, jumprelu, topk, batchtopk)"),
+    ({"dictionary.use_triton_kernel": True}, "use_triton_kernel: 'true' is none of the choices; (choices: false)"),
+    ({"trainer.sparsity_loss_type": "tanh"}, "'tanh' is none of the choices; (choices: power, null)"),
+    ({"activations.source": "live"}, "activations.source: 'live' is none of the choices; (choices: store)"),
+    ({"model.device": "gpu"}, "model.device: expected a device (cpu, mps, cuda or cuda:N), got 'gpu'"),
+    ({"trainer.p": 0.5}, "trainer.p: must be at least 1, got 0.5"),
+    ({"dictionary.name": "a/b"}, "dictionary.name: expected letters, digits, '.', '_' and '-', got 'a/b'"),
+    ({"dictionary.name": ".."}, "dictionary.name: expected letters"),
+    ({"dictionary.expansion_factor": 0}, "dictionary.expansion_factor: must be greater than 0, got 0.0"),
+    ({"dictionary.hook_point_in": "block.2.x"}, "expected a hook point (blocks.L.name, as blocks.2.hook_resid_post)"),
+    ({"dictionary.hook_point_in": "blocks.2.ln2.hook_out\n"}, "dictionary.hook_point_in: expected a hook point"),
+    ({"activations.hook_points": ["resid"]}, "activations.hook_points: item 0: expected a hook point"),
+    # step counts
+    ({"trainer.lr_warm_up_steps": -1}, "trainer.lr_warm_up_steps: a number of steps must be at least 0, got -1"),
+    ({"trainer.lr_warm_up_steps": 1.5}, "a fraction of the run must be between 0.0 and 1.0, got 1.5"),
+    ({"trainer.lr_warm_up_steps": 500.0}, "between 0.0 and 1.0, got 500.0; write 500 for a number of steps"),
+    ({"trainer.k_warmup_steps": -0.1}, "trainer.k_warmup_steps: a fraction of the run must be between"),
+    ({"trainer.k_warmup_steps": "0.1"}, "expected steps (an integer) or a fraction of the run (a number between"),
+    ({"trainer.k_warmup_steps": None}, "trainer.k_warmup_steps: expected steps (an integer) or a fraction"),
+    # combinations within a section
+    ({"dictionary.skip": True}, "dictionary.skip: a skip term on an SAE would learn the identity; only a transcoder"),
+    ({**TRANSCODER, "dictionary.apply_b_dec_to_input": True}, "dictionary.apply_b_dec_to_input: a transcoder's decoder"),
+    (
+        {"dictionary.apply_b_dec_to_input": True, "dictionary.use_decoder_bias": False},
+        "dictionary.apply_b_dec_to_input: there is no decoder bias to subtract",
+    ),
+    ({"dictionary.kind": "transcoder"}, "dictionary.hook_point_out: a transcoder must write another hook point"),
+    ({**TOPK, "dictionary.d_model": 2, "dictionary.top_k": 33}, "dictionary.top_k: 33 is more than the dictionary's 32"),
+    ({"dictionary.d_model": 1, "dictionary.expansion_factor": 0.5}, "dictionary.expansion_factor: 0.5 times d_model 1"),
+    ({"initializer.d_active_subspace": 3}, "initializer.d_active_subspace: is used by initialize_W_D_with_active_sub"),
+    ({"initializer.model_layer": 3}, "initializer.model_layer: is used by initialize_tc_with_mlp only"),
+    (
+        {
+            "initializer.initialize_W_D_with_activations": True,
+            "initializer.initialize_W_D_with_active_subspace": True,
+        },
+        "only one of these may set the decoder: initialize_W_D_with_activations, initialize_W_D_with_active_subspace",
+    ),
+    (
+        {"trainer.sparsity_loss_type": "power", "trainer.l1_coefficient": 0},
+        "trainer.l1_coefficient: is 0, so that the power sparsity loss does nothing",
+    ),
+    ({"activations.batch_size": 2_000_000}, "activations.batch_size: a batch (2000000) is larger than"),
+    ({"activations.hook_points": []}, "activations.hook_points: the list is empty; write null"),
+    (
+        {"activations.hook_points": ["blocks.2.hook_resid_post"] * 2},
+        "activations.hook_points: listed twice: blocks.2.hook_resid_post",
+    ),
+    ({"demo.n_heads": 3}, "demo.n_heads: d_model 128 is not divisible by 3 heads"),
+    ({"demo.total_tokens": 100}, "demo.total_tokens: less than one batch of 4096 tokens"),
+    ({"demo.text_packages": []}, "demo.text_packages: the list is empty"),
+    # combinations across sections
+    (
+        {"activations.hook_points": ["blocks.1.hook_resid_post"]},
+        "activations.hook_points: the dictionary needs blocks.2.hook_resid_post too",
+    ),
+    (
+        {"dictionary.act_fn": "jumprelu"},
+        "initializer.init_log_jumprelu_threshold_value: is required by dictionary.act_fn jumprelu; usual: -2.302585",
+    ),
+    ({"initializer.initialize_tc_with_mlp": True}, "initializer.initialize_tc_with_mlp: needs a transcoder"),
+    (
+        {**TRANSCODER, "dictionary.hook_point_out": "blocks.3.hook_mlp_out", "initializer.initialize_tc_with_mlp": True},
+        "initializer.model_layer: is null and cannot be derived: blocks.2.ln2.hook_out and blocks.3.hook_mlp_out",
+    ),
+    (
+        {**TRANSCODER, "initializer.initialize_tc_with_mlp": True, "initializer.model_layer": 1},
+        "initializer.model_layer: the MLP of layer 1 is no function of 'blocks.2.ln2.hook_out'; write null or 2",
+    ),
+    (
+        {
+            **TRANSCODER,
+            "initializer.initialize_tc_with_mlp": True,
+            "dictionary.hook_point_in": "blocks.2.hook_resid_pre",
+        },
+        "initializer.model_layer: no MLP is a function of 'blocks.2.hook_resid_pre'; read blocks.2.ln2.hook_out",
+    ),
+    (
+        {
+            "initializer.initialize_W_D_with_active_subspace": True,
+            "initializer.d_active_subspace": 65,
+            "dictionary.d_model": 64,
+        },
+        "initializer.d_active_subspace: 65 directions do not fit in dictionary.d_model 64",
+    ),
+    ({**TOPK, "trainer.initial_k": 20}, "trainer.initial_k: 20 is below dictionary.top_k 50"),
+    ({"trainer.initial_k": 100}, "trainer.initial_k: only topk and batchtopk have a k to schedule"),
+    ({**TOPK, "trainer.initial_k": 100, "dictionary.d_model": 4}, "trainer.initial_k: 100 is more than the dictionary's"),
+    ({"trainer.auxk_coefficient": 0.03}, "trainer.auxk_coefficient: the AuxK loss is for topk and batchtopk; dictionary"),
+    (
+        {
+            "trainer.auxk_coefficient": 0.03,
+            "dictionary.act_fn": "jumprelu",
+            "initializer.init_log_jumprelu_threshold_value": -2.3,
+        },
+        "trainer.auxk_coefficient: the AuxK loss is for topk and batchtopk; dictionary.act_fn is jumprelu",
+    ),
+    ({"trainer.total_training_tokens": 2047}, "trainer.total_training_tokens: 2047 tokens are less than one batch of"),
+    (
+        {"trainer.lr_scheduler_name": "cosineannealingwarmup", "trainer.lr_warm_up_steps": 1.0},
+        "trainer.lr_warm_up_steps: a warm-up of 146484 steps leaves none of the 146484 to cosineannealingwarmup",
+    ),
+    ({"trainer.gradient_accumulation_steps": 3}, "gradient_accumulation_steps: activations.batch_size 2048 does not split"),
+    ({"dictionary.norm_activation": "token-wise"}, "fold.mode: norm_activation token-wise cannot be folded into weights"),
+    ({"dictionary.norm_activation": "batch-wise"}, "set fold.mode to keep"),
+    ({"fold.convert_topk_to_jumprelu": True}, "fold.convert_topk_to_jumprelu: there is no top-k gate to convert"),
+    ({"fold.calibration_tokens": 999_999}, "fold.calibration_tokens: 999999 of activations.total_tokens 1000000 leave 1"),
+    ({"fold.calibration_tokens": 2_000_000}, "leave 0 tokens to train on, less than a batch of 2048"),
+    (
+        {"dictionary.act_fn": "batchtopk", "fold.calibration_tokens": 100},
+        "fold.calibration_tokens: the threshold of the inference form is measured on whole batches",
+    ),
+    ({"evaluation.pca_rank": 65, "dictionary.d_model": 64}, "evaluation.pca_rank: 65 is more than dictionary.d_model 64"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), ONE_FAULT, ids=[f"{i}" for i in range(len(ONE_FAULT))])
+def test_one_fault(changes: dict[str, Any], message: str) -> None:
+    found = faults(changes)
+    assert len(found) == 1, found
+    assert message in found[0]
+    assert found[0].startswith("params.yaml: ")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        TRANSCODER,
+        {**TRANSCODER, "dictionary.skip": True},
+        {**TRANSCODER, "dictionary.kind": "sae", "dictionary.skip": True},
+        {**TRANSCODER, "initializer.initialize_tc_with_mlp": True},
+        {**TRANSCODER, "initializer.initialize_tc_with_mlp": True, "initializer.model_layer": 2},
+        {"dictionary.apply_b_dec_to_input": True},
+        {"dictionary.hook_point_out": "blocks.2.hook_resid_post"},
+        {"dictionary.norm_activation": "token-wise", "fold.mode": "keep"},
+        {**TOPK, "trainer.initial_k": 50, "trainer.auxk_coefficient": 0.03125, "fold.convert_topk_to_jumprelu": True},
+        {"dictionary.act_fn": "jumprelu", "initializer.init_log_jumprelu_threshold_value": -2},
+        {"activations.hook_points": ["blocks.0.hook_resid_pre", "blocks.2.hook_resid_post"]},
+        {"trainer.lr": "auto", "trainer.betas": [0, 0.999], "trainer.clip_grad_norm": 1},
+        {"trainer.lr_warm_up_steps": 0, "trainer.lr_cool_down_steps": 0.0, "trainer.k_warmup_steps": 1.0},
+        {"trainer.sparsity_loss_type": "power", "trainer.p": 2},
+        {"activations.target": "activations-2d", "activations.batch_size": 16},
+        {"norm.tokens": None, "model.device": "cuda:1", "fold.calibration_tokens": 0},
+        {"initializer.initialize_W_D_with_active_subspace": True, "initializer.d_active_subspace": 8},
+    ],
+)
+def test_what_makes_sense_is_accepted(changes: dict[str, Any]) -> None:
+    assert faults(changes) == []

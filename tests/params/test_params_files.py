@@ -1,0 +1,205 @@
+"""Reading parameter files: YAML 1.2 scalars, TOML, JSON, and what is wrong with a file as such."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.errors import ParamsError
+from pipeline.params.loader import load_params
+from pipeline.params.reading import Yaml12Loader, read_mapping
+from pipeline.params.schema import Params
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def read(tmp_path: Path, text: str, suffix: str = ".yaml") -> object:
+    path = tmp_path / f"p{suffix}"
+    path.write_text(text)
+    return read_mapping(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2e-05", 2e-05),
+        ("1e-4", 1e-4),
+        ("1e5", 1e5),
+        ("1E+5", 1e5),
+        ("-1.5e3", -1500.0),
+        ("1.", 1.0),
+        (".5", 0.5),
+        ("1.0", 1.0),
+        (".inf", math.inf),
+        ("-.Inf", -math.inf),
+        ("1", 1),
+        ("-7", -7),
+        ("+7", 7),
+        ("012", 12),
+        ("0o17", 15),
+        ("0x1f", 31),
+        ("1_000", "1_000"),
+        ("1e", "1e"),
+        ("e5", "e5"),
+        (".", "."),
+        ("-", ["-"]),
+        ("1.2.3", "1.2.3"),
+        ("1:30", "1:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("no", "no"),
+        ("No", "No"),
+        ("yes", "yes"),
+        ("on", "on"),
+        ("off", "off"),
+        ("y", "y"),
+        ("true", True),
+        ("False", False),
+        ("TRUE", True),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("Null", None),
+        ("none", "none"),
+        ("'1e-3'", "1e-3"),
+        ("[0.9, 1e-1]", [0.9, 0.1]),
+        ("inf", "inf"),
+        ("nan", "nan"),
+    ],
+)
+def test_yaml_1_2_scalars(tmp_path: Path, text: str, value: object) -> None:
+    if value == ["-"]:
+        value = [None]
+        text = "\n  -"
+    found = read(tmp_path, f"a: {text}\n")
+    assert found == {"a": value}
+    assert isinstance(found, dict)
+    assert type(found["a"]) is type(value)
+
+
+def test_nan_is_a_float() -> None:
+    assert math.isnan(yaml.load("a: .nan", Loader=Yaml12Loader)["a"])
+
+
+@pytest.mark.parametrize("value", [2e-05, 1e-4, 1e22, 5e-324, 123456789.125, 1.0, -0.0])
+def test_what_dumpers_write_is_read_back(tmp_path: Path, value: float) -> None:
+    assert read(tmp_path, f"a: {value!r}") == {"a": value}
+    assert read(tmp_path, yaml.safe_dump({"a": value})) == {"a": value}
+    assert read(tmp_path, json.dumps({"a": value}), ".json") == {"a": value}
+
+
+def test_standard_loader_is_not_changed() -> None:
+    assert yaml.safe_load("a: no") == {"a": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "suffix", "message"),
+    [
+        ("a: 1\na: 2\n", ".yaml", "p.yaml: a: duplicate key on lines 1 and 2"),
+        ("a:\n  b: 1\n  c: 2\n  b: 3\n", ".yaml", "p.yaml: a.b: duplicate key on lines 2 and 4"),
+        ("a: [1\nb: 2\n", ".yaml", "p.yaml: line 2, column 2: not valid YAML"),
+        ("a:\n\t- 1\n", ".yaml", "p.yaml: line 2, column 1: not valid YAML"),
+        ("a: !!python/object:os.system {}\n", ".yaml", "p.yaml: line 1, column 4: not valid YAML"),
+        ("a: 1\nb: \x07\n", ".yaml", "p.yaml: line 2: not valid YAML"),
+        ("a: 1\n---\nb: 2\n", ".yaml", "p.yaml: line 2, column 1: not valid YAML"),
+        ("? [a]\n: 1\n", ".yaml", "p.yaml: line 1: a key must be a plain word"),
+        ("- a\n", ".yaml", "p.yaml: wanted a mapping of sections, got a list"),
+        ("seed\n", ".yaml", "p.yaml: wanted a mapping of sections, got a str"),
+        ("", ".yaml", "p.yaml: the file is empty"),
+        ("# only a comment\n", ".yaml", "p.yaml: the file is empty"),
+        ("", ".json", "p.json: the file is empty"),
+        ('{"a": {"b": 1, "b": 2}}', ".json", "p.json: b: duplicate key"),
+        ('{"a": 1,\n}', ".json", "p.json: line 2, column 1: not valid JSON"),
+        ("[1]", ".json", "p.json: wanted a mapping of sections, got a list"),
+        ("a = 1\na = 2\n", ".toml", "p.toml: not valid TOML (Cannot overwrite a value (at line 2"),
+        ("a = \n", ".toml", "p.toml: not valid TOML (Invalid value (at line 1"),
+        ("a = 1", ".ini", "p.ini: unknown form of parameter file; wanted one of .yaml, .yml, .toml, .json"),
+    ],
+)
+def test_a_faulty_file_is_named_with_the_line(tmp_path: Path, text: str, suffix: str, message: str) -> None:
+    with pytest.raises(ParamsError) as error:
+        read(tmp_path, text, suffix)
+    assert message in str(error.value)
+
+
+def test_missing_directory_and_binary_files(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"absent\.yaml: parameter file is missing"):
+        load_params(tmp_path / "absent.yaml")
+    (tmp_path / "d.yaml").mkdir()
+    with pytest.raises(ParamsError, match="should be a file, got a directory"):
+        load_params(tmp_path / "d.yaml")
+    (tmp_path / "b.yaml").write_bytes(b"a: \xff\xfe")
+    with pytest.raises(ParamsError, match=r"b\.yaml: not UTF-8 text \(byte 3\)"):
+        load_params(tmp_path / "b.yaml")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_file(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("seed: 0")
+    path.chmod(0)
+    with pytest.raises(ParamsError, match="cannot be read"):
+        load_params(path)
+
+
+def toml_of(values: dict[str, object], prefix: str = "") -> str:
+    """A TOML table of plain values, without the null ones."""
+    plain = {k: v for k, v in values.items() if v is not None and not isinstance(v, dict)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += [f"[{prefix}{key}]", toml_of(value, f"{prefix}{key}.")]
+    return "\n".join(lines)
+
+
+def test_yaml_toml_and_json_give_the_same_params(tmp_path: Path) -> None:
+    wanted = Params()
+    for suffix, text in (
+        (".yaml", yaml.safe_dump(wanted.to_dict())),
+        (".yml", yaml.safe_dump(wanted.to_dict(), default_flow_style=True)),
+        (".json", json.dumps(wanted.to_dict())),
+        (".toml", toml_of(wanted.to_dict())),
+    ):
+        path = tmp_path / f"params{suffix}"
+        path.write_text(text)
+        assert load_params(path) == wanted
+
+
+def test_a_toml_file_states_every_key_that_cannot_be_null(tmp_path: Path) -> None:
+    path = tmp_path / "params.toml"
+    path.write_text(toml_of(Params().to_dict()).replace("eval_fraction", "eval_frac"))
+    with pytest.raises(ParamsError) as error:
+        load_params(path)
+    assert error.value.faults == [
+        f"{path}: dataset.eval_frac: unknown key; did you mean 'eval_fraction'?",
+        f"{path}: dataset.eval_fraction: missing key; every key must be stated",
+    ]
+
+
+def test_params_yaml_loads_fast_and_without_torch() -> None:
+    code = (
+        "import sys; from pipeline.params.loader import load_params; load_params('params.yaml');"
+        "print([m for m in ('torch', 'numpy', 'zarr', 'dvc', 'mlflow') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+    seconds = []
+    for _ in range(5):
+        start = time.process_time()
+        load_params(ROOT / "params.yaml")
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.05
+
+
+def test_every_line_of_params_yaml_has_a_comment() -> None:
+    lines = (ROOT / "params.yaml").read_text().splitlines()
+    # A list that DVC rewrote has its items on lines of their own.
+    bare = [line for line in lines if line.strip() and "# " not in line and not line.lstrip().startswith("- ")]
+    assert bare == []

@@ -1,0 +1,187 @@
+"""Sections: all faults at once, typed values, defaults, construction in Python, what follows from several keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ParamsError
+from pipeline.params.fields import limits_of, resolve_steps
+from pipeline.params.kinds.transcoder import TranscoderParams
+from pipeline.params.loader import load_params, params_from_dict
+from pipeline.params.schema import (
+    ActivationsParams,
+    FoldParams,
+    Params,
+    SAEParams,
+    TrainerParams,
+    flatten,
+    section_from_dict,
+)
+from pipeline.params.section import Section, hints
+from pipeline.params.sections.dictionary import DictionaryParams, known_kinds, register_kind
+from tests.params.changes import ABSENT, DEFAULTS, TRANSCODER, changed, faults
+
+
+def test_all_faults_at_once_of_every_sort() -> None:
+    found = faults(
+        {
+            "trainer.warmup_step": 5,
+            "trainer.lr": "1e-3",
+            "trainer.initial_k": 20,
+            "trainer.auxk_coefficient": 0.1,
+            "dictionary.skip": True,
+            "dictionary.top_k": 0,
+            "fold": ABSENT,
+            "seed": -1,
+        }
+    )
+    assert [fault.split(": ")[1] for fault in found] == [
+        "dictionary.top_k",
+        "dictionary.skip",
+        "trainer.warmup_step",
+        "trainer.lr",
+        "seed",
+        "fold",
+        "trainer.initial_k",
+        "trainer.auxk_coefficient",
+    ]
+
+
+def test_a_check_that_needs_a_faulty_value_is_left_out() -> None:
+    assert len(faults({"trainer.initial_k": 20, "dictionary.act_fn": "topkk"})) == 1
+    assert len(faults({"activations.batch_size": "many"})) == 1
+    assert len(faults({"dictionary.kind": "cltt", "activations.hook_points": ["blocks.1.hook_resid_post"]})) == 1
+
+
+def test_faults_of_a_file_start_with_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text('{"sed": 1}')
+    with pytest.raises(ParamsError) as error:
+        load_params(path)
+    assert error.value.faults[0] == f"{path}: sed: unknown key; did you mean 'seed'?"
+    assert f"{path}: trainer: missing section" in error.value.faults
+    assert all(fault.startswith(f"{path}: ") for fault in error.value.faults)
+
+
+def test_values_are_typed_after_reading() -> None:
+    params = params_from_dict(changed({"trainer.eps": 1, "dictionary.expansion_factor": 8, "trainer.betas": [0, 0.5]}))
+    assert isinstance(params.trainer.eps, float)
+    assert isinstance(params.dictionary.expansion_factor, float)
+    assert params.trainer.betas == (0.0, 0.5)
+    assert all(isinstance(beta, float) for beta in params.trainer.betas)
+    assert type(params.trainer.lr_warm_up_steps) is int
+    assert type(params.trainer.lr_cool_down_steps) is float
+    assert params_from_dict(params.to_dict()) == params
+
+
+def test_dataclass_defaults_are_the_specs() -> None:
+    trainer, dictionary, fold = TrainerParams(), SAEParams(), FoldParams()
+    assert (trainer.lr, trainer.betas, trainer.eps, trainer.optimizer) == (4e-4, (0.9, 0.999), 1e-8, "adam")
+    assert (trainer.lr_scheduler_name, trainer.lr_warm_up_steps, trainer.lr_cool_down_steps) == (
+        "constantwithwarmup",
+        5000,
+        0.2,
+    )
+    assert (trainer.lr_end_ratio, trainer.l1_coefficient, trainer.p, trainer.k_aux) == (1 / 32, 8e-5, 1.0, 512)
+    assert (trainer.k_schedule_type, trainer.k_warmup_steps, trainer.k_exponential_factor) == ("linear", 0.1, 3.0)
+    assert (trainer.auxk_coefficient, trainer.dead_threshold, trainer.log_frequency) == (None, 10_000_000, 1000)
+    assert (trainer.n_checkpoints, trainer.jumprelu_lr_factor, trainer.initial_k) == (10, 0.1, None)
+    assert (dictionary.act_fn, dictionary.top_k, dictionary.use_decoder_bias) == ("relu", 50, True)
+    assert (dictionary.norm_activation, dictionary.jumprelu_threshold_window) == ("dataset-wise", 2.0)
+    assert (dictionary.sparsity_include_decoder_norm, dictionary.use_glu_encoder) == (True, False)
+    assert (dictionary.sparsity_threshold_for_triton_spmm_kernel, dictionary.use_triton_kernel) == (0.996, False)
+    assert (fold.mode, fold.feature_units) == ("fold", "raw")
+
+
+def test_sections_built_in_python_are_checked_as_strictly() -> None:
+    assert TrainerParams(lr=1e-3, betas=(0, 0.9)).betas == (0.0, 0.9)
+    with pytest.raises(ParamsError) as error:
+        TrainerParams(lr=-1.0, p=0.5)
+    assert error.value.faults == ["trainer.lr: must be greater than 0, got -1.0", "trainer.p: must be at least 1, got 0.5"]
+    with pytest.raises(ParamsError, match="AuxK loss"):
+        Params(trainer=TrainerParams(auxk_coefficient=0.1))
+    with pytest.raises(ParamsError, match=r"fold\.mode"):
+        dataclasses.replace(Params(), dictionary=SAEParams(norm_activation="token-wise"))
+    with pytest.raises(ParamsError, match=r"dictionary\.kind: 'sae' is none of the choices; \(choices: transcoder\)"):
+        TranscoderParams(kind="sae")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainerParams().lr = 1.0  # type: ignore[misc]
+
+
+def test_section_from_dict_is_strict_and_fills_in_defaults() -> None:
+    assert section_from_dict(TrainerParams, {"lr": "auto", "clip_grad_norm": 1}) == TrainerParams(lr="auto", clip_grad_norm=1.0)
+    with pytest.raises(ParamsError) as error:
+        section_from_dict(TrainerParams, {"learning_rate": 1, "p": 0}, where="fit.trainer")
+    assert error.value.faults == [
+        "fit.trainer.learning_rate: unknown key; did you mean 'lr'?",
+        "fit.trainer.p: must be at least 1, got 0.0",
+    ]
+    with pytest.raises(ParamsError, match=r"^trainer: expected a mapping of keys to values, got a list"):
+        section_from_dict(TrainerParams, [])  # type: ignore[arg-type]
+    nested = section_from_dict(ActivationsParams, {"buffer_shuffle": {"perm_seed": 7}})
+    assert nested.buffer_shuffle.perm_seed == 7
+    with pytest.raises(ParamsError, match=r"a\.buffer_shuffle\.perm_sed: unknown key; did you mean 'perm_seed'"):
+        section_from_dict(ActivationsParams, {"buffer_shuffle": {"perm_sed": 7}}, "a")
+    kind = section_from_dict(DictionaryParams, {"kind": "transcoder"})  # type: ignore[type-abstract]
+    assert isinstance(kind, TranscoderParams)
+
+
+def test_kinds_share_their_fields_and_are_found_by_file() -> None:
+    assert known_kinds() == ["sae", "transcoder"]
+    assert [f.name for f in dataclasses.fields(SAEParams)] == [f.name for f in dataclasses.fields(TranscoderParams)]
+    with pytest.raises(ValueError, match="two parameter classes"):
+        register_kind("sae")(TranscoderParams)
+
+
+def test_hook_points_and_steps() -> None:
+    params = params_from_dict(changed(TRANSCODER))
+    assert params.hook_points == ("blocks.2.ln2.hook_out", "blocks.2.hook_mlp_out")
+    assert (params.dictionary.hooks_in, params.dictionary.hooks_out) == (params.hook_points[:1], params.hook_points[1:])
+    assert params.dictionary.is_transcoder
+    assert Params().hook_points == ("blocks.2.hook_resid_post",)
+    assert not Params().dictionary.is_transcoder
+    stated = params_from_dict(changed({"activations.hook_points": ["blocks.2.hook_resid_post", "blocks.0.hook_attn_out"]}))
+    assert stated.hook_points == ("blocks.2.hook_resid_post", "blocks.0.hook_attn_out")
+    assert Params().total_steps == 300_000_000 // 2048
+    two = params_from_dict(changed({"activations.target": "activations-2d", "activations.batch_size": 16}))
+    assert two.total_steps == 300_000_000 // (16 * 128)
+    assert SAEParams(d_model=100, expansion_factor=1.5).d_sae == 150
+
+
+def test_resolve_steps() -> None:
+    assert [resolve_steps(x, 100) for x in (0, 7, 0.0, 0.07, 0.29, 1.0, 0.999)] == [0, 7, 0, 7, 29, 100, 99]
+    assert resolve_steps(1, 100) == 1
+    assert resolve_steps(0.1, 976) == 97
+    assert isinstance(resolve_steps(0.5, 10), int)
+
+
+def test_flatten() -> None:
+    flat = dict(flatten(Params().to_dict()))
+    assert flat["activations.buffer_shuffle.perm_seed"] == 42
+    assert flat["trainer.betas"] == [0.9, 0.999]
+    assert "trainer" not in flat
+
+
+def test_every_default_is_within_its_own_limits_and_typed() -> None:
+    def sections(cls: type[Section]) -> list[type[Section]]:
+        nested = [hint for hint in hints(cls).values() if isinstance(hint, type) and issubclass(hint, Section)]
+        chosen = [hint.chosen_by({}) for hint in nested]
+        return [cls, *(inner for section in chosen for inner in sections(section))]
+
+    found = sections(Params)
+    assert len(found) == 13
+    for cls in found:
+        assert cls().to_dict()
+        names = {field.name for field in dataclasses.fields(cls)}
+        for field in dataclasses.fields(cls):
+            assert not names & set(limits_of(field).also_called)
+        for check in cls.rules():
+            key = check.rule_key  # type: ignore[attr-defined]
+            assert key in (names if cls is not Params else flatten_keys()), key
+
+
+def flatten_keys() -> set[str]:
+    return {key for key, _ in flatten(DEFAULTS)}

@@ -1,0 +1,175 @@
+"""Presets state all that they mean, and their flags reach params.yaml through the shell and DVC unchanged."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.errors import ParamsError
+from pipeline.params.loader import load_params, params_from_dict
+from pipeline.params.presets import (
+    DIRECTORY,
+    apply_preset,
+    flags,
+    header,
+    is_left_alone,
+    overlay,
+    preset_names,
+    read_preset,
+)
+from pipeline.params.reading import read_mapping
+from pipeline.params.schema import Params, flatten
+from stages.preset import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_pythia_160m_has_designs_figures() -> None:
+    params = apply_preset("pythia-160m", ROOT / "params.yaml")
+    model, acts, dictionary, trainer = params.model, params.activations, params.dictionary, params.trainer
+    assert (model.model_name, model.dtype) == ("EleutherAI/pythia-160m", "float16")
+    assert (params.dataset.dataset_name_or_path, params.dataset.split) == ("Hzfinfdu/SlimPajama-3B", "train")
+    assert (acts.context_size, acts.model_batch_size, acts.batch_size, acts.buffer_size) == (1024, 32, 4096, 16384)
+    assert (acts.total_tokens, trainer.total_training_tokens) == (800_000_000, 800_000_000)
+    assert acts.buffer_shuffle.perm_seed == 42
+    assert params.hook_points == ("blocks.6.hook_resid_post",)
+    assert (dictionary.expansion_factor, dictionary.act_fn, dictionary.top_k) == (8.0, "batchtopk", 50)
+    assert trainer.lr == 1e-4
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_states_every_key_but_those_left_alone(name: str) -> None:
+    stated = {key for key, _ in flatten(read_preset(name))}
+    every = {key for key, _ in flatten(read_mapping(ROOT / "params.yaml"))}
+    assert stated == {key for key in every if not is_left_alone(key)}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_does_not_depend_on_what_it_is_laid_over(name: str) -> None:
+    over_defaults = params_from_dict(overlay(Params().to_dict(), read_preset(name)))
+    over_file = apply_preset(name, ROOT / "params.yaml")
+    differing = {
+        key for (key, a), (_, b) in zip(flatten(over_defaults.to_dict()), flatten(over_file.to_dict()), strict=True) if a != b
+    }
+    assert all(is_left_alone(key) for key in differing)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_says_what_it_costs(name: str) -> None:
+    top = header(name)
+    assert top[0].startswith(f"{name}: ")
+    for cost in ("tokens: ", "disk: ", "GPU hours: "):
+        assert any(line.startswith(cost) for line in top), cost
+    assert any("estimate" in line for line in top)
+
+
+def test_pythia_160m_disk_figure_follows_from_the_keys() -> None:
+    acts = apply_preset("pythia-160m", ROOT / "params.yaml").activations
+    store = acts.total_tokens * 768 * 2
+    # tokens, document ids and offsets in tokens.zarr; tokens, positions, context ids and mask in the store
+    beside = acts.total_tokens * (16 + 13)
+    text = "\n".join(header("pythia-160m"))
+    assert f"{store / 1e12:.2f} TB activations" in text
+    assert f"disk: {(store + beside) / 1e12:.2f} TB" in text
+    steps = apply_preset("pythia-160m", ROOT / "params.yaml").total_steps
+    assert f"{steps:,} steps" in text
+
+
+def test_flags_have_nothing_that_a_shell_would_change() -> None:
+    for name in preset_names():
+        for word in flags(read_preset(name)):
+            assert re.fullmatch(r"-S|[a-z0-9_.A-Z]+=(\[[A-Za-z0-9_./@%:+,-]*\]|[A-Za-z0-9_./@%:+-]+)", word), word
+
+
+@pytest.mark.parametrize("value", ["a b", "it's", "*", "a=b", "", "null", "True", "1e5", "12", "a,b", "$x", "~", "nan"])
+def test_values_that_need_quotes_are_refused(value: str) -> None:
+    with pytest.raises(ParamsError, match=r"model\.model_name: .* cannot be written as a flag without quotes"):
+        flags({"model": {"model_name": value}})
+
+
+def test_flag_values() -> None:
+    values = {"a": {"b": None, "c": True, "d": [0.9, 0.999], "e": [], "f": 1e-8, "g": 3, "h": 0.0, "i": "x/y-1.z"}}
+    assert flags(values)[1::2] == [
+        "a.b=null",
+        "a.c=true",
+        "a.d=[0.9,0.999]",
+        "a.e=[]",
+        "a.f=1e-08",
+        "a.g=3",
+        "a.h=0.0",
+        "a.i=x/y-1.z",
+    ]
+
+
+DVC_ARGUMENTS = """
+import json, sys
+from dvc.cli import parse_args
+from dvc.utils.cli_parse import to_path_overrides
+from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
+args = parse_args(["exp", "run", *sys.argv[1:]])
+overrides = to_path_overrides(args.set_param)
+assert len(get_hydra_sweeps(overrides)) == 1
+for path, values in overrides.items():
+    apply_overrides(path, values)
+"""
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_flags_reach_params_yaml_through_the_shell_and_dvc(name: str, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
+    (tmp_path / "apply.py").write_text(DVC_ARGUMENTS)
+    (tmp_path / "flags.txt").write_text(" ".join(flags(read_preset(name))))
+    command = f'"{sys.executable}" -W ignore apply.py $(cat flags.txt) -S trainer.lr=2e-5'
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    wanted = overlay(read_mapping(ROOT / "params.yaml"), read_preset(name))
+    wanted["trainer"]["lr"] = 2e-05
+    assert load_params(tmp_path / "params.yaml") == params_from_dict(wanted)
+
+
+def test_preset_command(tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    options = ["--params", str(ROOT / "params.yaml")]
+    printed = run(main, ["pythia-160m", *options])
+    assert printed.exit_code == 0
+    assert printed.stdout.count("\n") == 1
+    assert "-S trainer.betas=[0.9,0.999]" in printed.stdout
+    whole = run(main, ["pythia-160m", "--yaml", *options])
+    (tmp_path / "whole.yaml").write_text(whole.stdout)
+    assert load_params(tmp_path / "whole.yaml") == apply_preset("pythia-160m", ROOT / "params.yaml")
+    listed = run(main, ["--list"])
+    assert all(f"{name}: " in listed.stdout for name in preset_names())
+    assert "disk: " in listed.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (["pythia-16m"], "unknown preset 'pythia-16m'; did you mean 'pythia-160m'? (known: pythia-160m"),
+        ([], "which preset? (known: pythia-160m"),
+        (["a b"], "unknown preset 'a b'"),
+    ],
+)
+def test_a_failed_preset_stops_dvc_too(name: list[str], message: str) -> None:
+    failed = CliRunner().invoke(main, [*name, "--params", str(ROOT / "params.yaml")])
+    assert failed.exit_code == 2
+    assert message in failed.stderr
+    assert re.fullmatch(r"--no-such-preset=[A-Za-z0-9._-]+\n", failed.stdout)
+
+
+def test_preset_faults_name_the_preset_and_the_file(tmp_path: Path) -> None:
+    broken = tmp_path / "params.yaml"
+    broken.write_text((ROOT / "params.yaml").read_text().replace("context_size:", "contextsize:"))
+    failed = CliRunner().invoke(main, ["pythia-160m", "--params", str(broken)])
+    assert failed.exit_code == 2
+    assert f"preset pythia-160m over {broken}: activations.contextsize: unknown key" in failed.stderr
+
+
+def test_presets_are_beside_the_pipeline() -> None:
+    assert DIRECTORY == ROOT / "presets"
+    assert "pythia-160m" in preset_names()
