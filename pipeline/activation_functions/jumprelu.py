@@ -23,7 +23,8 @@ class _JumpReLU(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, theta: Tensor, window: float) -> Tensor:
         ctx.save_for_backward(z, theta)
         ctx.window = window
-        return z * (z > theta)
+        # Not z * (z > theta), which gives -0; what is not a number is passed on, so that the loss notices it.
+        return torch.where(z <= theta, 0.0, z)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -11,10 +11,12 @@ the consumer computes.
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -190,13 +192,30 @@ def _window_sizes(plan: BatchPlan, epoch: int) -> tuple[int, ...]:
     return tuple(plan.window_sizes(epoch))
 
 
-def _large_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor in huge pages where the system has them: random rows then cost fewer address look-ups."""
-    n_bytes = math.prod(shape) * dtype.itemsize
+def _memory(n_bytes: int) -> mmap.mmap:
+    """Anonymous memory, in huge pages where the system has them: random rows then cost fewer address look-ups."""
     memory = mmap.mmap(-1, max(n_bytes, 1))
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)
+    return memory
+
+
+class _Recycler:
+    """Uninitialised tensors whose memory is used again once nothing refers to them any more.
+
+    New memory for every batch would cost as much as filling it: the system clears each page first.
+    """
+
+    def __init__(self) -> None:
+        self.free: dict[int, list[mmap.mmap]] = {}
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        n_bytes = math.prod(shape) * dtype.itemsize
+        free = self.free.setdefault(n_bytes, [])
+        memory = free.pop() if free else _memory(n_bytes)
+        owner = np.frombuffer(memory, dtype=np.uint8, count=n_bytes)  # lives as long as a tensor that shares its memory
+        weakref.finalize(owner, free.append, memory).atexit = False
+        return torch.from_numpy(owner).view(dtype).view(shape)
 
 
 class _Window:
@@ -205,10 +224,11 @@ class _Window:
     def __init__(self, arrays: Mapping[str, ChunkSource], plan: BatchPlan) -> None:
         self.arrays, self.plan = arrays, plan
         rows = plan.window_rows
-        self.tensors = {
-            name: _large_tensor((rows, *array.layout.shape[1:]), array.layout.element.torch_dtype)
-            for name, array in arrays.items()
-        }
+        self.tensors = {}
+        for name, array in arrays.items():
+            shape, dtype = (rows, *array.layout.shape[1:]), array.layout.element.torch_dtype
+            self.tensors[name] = torch.frombuffer(_memory(rows * array.layout.row_bytes), dtype=dtype, count=math.prod(shape))
+            self.tensors[name] = self.tensors[name].view(shape)
         self.store_rows = torch.empty(rows, dtype=torch.int64)
         self.chunks: np.ndarray | None = None
         self.size = 0
@@ -290,55 +310,64 @@ def iterate_batches(
     if stop is not None and stop > start:
         piece = plan.pieces(stop - 1)[-1]
         last = (piece.epoch, piece.window)
-    made = _make_batches(_Windows(arrays, plan, prefetch, last), hook_points, read_meta, start, stop, dtype, pin_memory)
+    maker = _BatchMaker(_Windows(arrays, plan, prefetch, last), hook_points, read_meta, dtype, pin_memory)
+    made = maker.made(start, stop)
     return _ahead(made) if prefetch else made
 
 
-def _empty(array: ChunkSource, n: int, dtype: torch.dtype | None, pinned: bool) -> Tensor:
-    return torch.empty((n, *array.layout.shape[1:]), dtype=dtype or array.layout.element.torch_dtype, pin_memory=pinned)
+class _BatchMaker:
+    """Gathers batches from windows; `made` yields them in order."""
 
+    def __init__(
+        self,
+        windows: _Windows,
+        hook_points: Sequence[str],
+        read_meta: Callable[[Tensor], RowsMeta],
+        dtype: torch.dtype | None,
+        pinned: bool,
+    ) -> None:
+        self.windows, self.hook_points, self.read_meta = windows, hook_points, read_meta
+        self.dtype, self.pinned = dtype, pinned
+        self.memory = _Recycler()
 
-def _gather(windows: _Windows, index: int, names: Sequence[str], pinned: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """Rows of batch `index` from the windows that it lies in: {array: rows} and the store rows."""
-    pieces = windows.plan.pieces(index)
-    n = sum(piece.stop - piece.start for piece in pieces)
-    out = {name: _empty(windows.arrays[name], n, None, pinned) for name in names}
-    rows = torch.empty(n, dtype=torch.int64)
-    done = 0
-    for piece in pieces:
-        window, order = windows.get(piece.epoch, piece.window)
-        chosen = order[piece.start : piece.stop]
-        place = slice(done, done + len(chosen))
-        for name in names:
-            torch.index_select(window.tensors[name], 0, chosen, out=out[name][place])
-        torch.index_select(window.store_rows, 0, chosen, out=rows[place])
-        done = place.stop
-    return out, rows
+    def _empty(self, name: str, n: int, dtype: torch.dtype | None = None, pinned: bool = False) -> Tensor:
+        layout = self.windows.arrays[name].layout
+        shape = (n, *layout.shape[1:])
+        if pinned:
+            return torch.empty(shape, dtype=dtype or layout.element.torch_dtype, pin_memory=True)
+        return self.memory.empty(shape, dtype or layout.element.torch_dtype)
 
+    def batch(self, index: int) -> ActivationBatch:
+        """Rows of batch `index` from the windows that it lies in."""
+        plan = self.windows.plan
+        pieces = plan.pieces(index)
+        n = sum(piece.stop - piece.start for piece in pieces)
+        out = {name: self._empty(name, n, pinned=self.pinned and self.dtype is None) for name in self.windows.arrays}
+        rows = torch.empty(n, dtype=torch.int64)
+        done = 0
+        for piece in pieces:
+            window, order = self.windows.get(piece.epoch, piece.window)
+            chosen = order[piece.start : piece.stop]
+            place = slice(done, done + len(chosen))
+            for name, tensor in out.items():
+                torch.index_select(window.tensors[name], 0, chosen, out=tensor[place])
+            torch.index_select(window.store_rows, 0, chosen, out=rows[place])
+            done = place.stop
+        mask = out["mask"].clone() if "mask" in out else torch.ones(n, dtype=torch.bool)
+        activations = {name: out[name] for name in self.hook_points}
+        if self.dtype is not None:
+            for name, stored in activations.items():
+                activations[name] = self._empty(name, n, self.dtype, self.pinned).copy_(stored)
+        return ActivationBatch(index, index // plan.batches_per_epoch, rows, activations, mask, self.read_meta)
 
-def _make_batches(
-    windows: _Windows,
-    hook_points: Sequence[str],
-    read_meta: Callable[[Tensor], RowsMeta],
-    start: int,
-    stop: int | None,
-    dtype: torch.dtype | None,
-    pinned: bool,
-) -> Iterator[ActivationBatch]:
-    try:
-        index = start
-        while stop is None or index < stop:
-            out, rows = _gather(windows, index, list(windows.arrays), pinned and dtype is None)
-            activations = {name: out[name] for name in hook_points}
-            if dtype is not None:
-                for name, stored in activations.items():
-                    activations[name] = _empty(windows.arrays[name], len(rows), dtype, pinned).copy_(stored)
-            mask = out["mask"] if "mask" in out else torch.ones(len(rows), dtype=torch.bool)
-            epoch = index // windows.plan.batches_per_epoch
-            yield ActivationBatch(index, epoch, rows, activations, mask, read_meta)
-            index += 1
-    finally:
-        windows.close()
+    def made(self, start: int, stop: int | None) -> Iterator[ActivationBatch]:
+        try:
+            for index in itertools.count(start):
+                if stop is not None and index >= stop:
+                    return
+                yield self.batch(index)
+        finally:
+            self.windows.close()
 
 
 class _End(NamedTuple):

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.initialization.sample import Sample
 from pipeline.initialization.weights import weights_of
 
 OPTION = "init_encoder_bias_with_mean_hidden_pre"
@@ -15,9 +14,10 @@ _BLOCK = 4096
 
 @torch.no_grad()
 def set_encoder_bias_(dictionary: Dictionary, x: Tensor) -> None:
-    """b_E <- b_E - mean h / mean(dh / db_E), exact for the GLU encoder too, where h is linear in b_E token by token.
+    """b_E <- b_E - mean h / mean(dh / db_E): the GLU encoder's h too is linear in b_E, token by token.
 
-    With a linear encoder b_E = -mean(x) W_E. Features whose gate is closed on every token are left alone.
+    Without GLU h is affine in x and dh / db_E = 1, so that b_E <- b_E - h(mean x). Features whose gate is closed on every
+    token are left alone.
 
     Args:
         dictionary: encoder set.
@@ -26,7 +26,11 @@ def set_encoder_bias_(dictionary: Dictionary, x: Tensor) -> None:
     Raises:
         ParamsError: not for this kind.
     """
-    bias = weights_of(dictionary, OPTION).b_E
+    weights = weights_of(dictionary, OPTION)
+    bias = weights.b_E
+    if not weights.gated:
+        bias.sub_(dictionary.pre_activations(x.mean(0, keepdim=True))[0])
+        return
     before = bias.clone()
     total = torch.zeros(bias.shape, dtype=torch.float64, device=bias.device)
     slope = torch.zeros_like(total)
@@ -38,8 +42,3 @@ def set_encoder_bias_(dictionary: Dictionary, x: Tensor) -> None:
         total += h.sum(0, dtype=torch.float64)
     usable = slope.abs() > 1e-6 * len(x)
     bias.sub_(torch.where(usable, total / torch.where(usable, slope, 1.0), 0.0).to(bias.dtype))
-
-
-def first_rows(sample: Sample, n: int) -> Tensor:
-    """The first `n` inputs of a sample."""
-    return sample.x[:n]

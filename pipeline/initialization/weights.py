@@ -19,12 +19,14 @@ class Weights(NamedTuple):
         b_E: [F].
         W_D: [F, d_out].
         b_D: [d_out], or None without decoder bias.
+        gated: the encoder has a second, sigmoid branch (GLU).
     """
 
     W_E: Tensor
     b_E: Tensor
     W_D: Tensor
     b_D: Tensor | None
+    gated: bool
 
 
 def weights_of(dictionary: Dictionary, option: str) -> Weights:
@@ -42,7 +44,7 @@ def weights_of(dictionary: Dictionary, option: str) -> Weights:
     }
     if any(name not in named or tuple(named[name].shape) != shape for name, shape in wanted.items()):
         raise ParamsError(f"initializer.{option}: not for dictionary.kind '{config.kind}', which has no single encoder and decoder")
-    return Weights(named["W_E"], named["b_E"], named["W_D"], named.get("b_D"))
+    return Weights(named["W_E"], named["b_E"], named["W_D"], named.get("b_D"), "W_G" in named)
 
 
 @torch.no_grad()

@@ -1,0 +1,149 @@
+"""The order of the initialisation's strategies; each is one file of this package.
+
+    base draw (the dictionary's own: uniform W_D, W_E its transpose or uniform, zero biases, thresholds)
+    -> decoder bias -> decoder rows (activations | active subspace | MLP responses), with the encoder that goes with them
+    -> encoder bias -> least-squares scale (activations, MLP) -> norm by grid search
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.initial import BaseInitialization
+from pipeline.dictionaries.registry import build_dictionary
+from pipeline.errors import ParamsError
+from pipeline.initialization import active_subspace, activation_rows, grid_search, mlp_responses
+from pipeline.initialization.decoder_bias import set_decoder_bias_
+from pipeline.initialization.encoder_bias import set_encoder_bias_
+from pipeline.initialization.sample import Sample
+from pipeline.initialization.scale import scale_by_least_squares_
+from pipeline.initialization.weights import transpose_encoder_, weights_of
+
+DECODER_OPTIONS = (activation_rows.OPTION, active_subspace.OPTION, mlp_responses.OPTION)
+
+
+def build_base(config: Mapping[str, Any], params: Any, seed: int) -> Dictionary:
+    """A dictionary with its base draw.
+
+    Args:
+        config: as for `build_dictionary`.
+        params: initializer's parameters.
+        seed: of the draw.
+    """
+    fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(BaseInitialization)}
+    return build_dictionary({**config, **fields}, seed=seed)
+
+
+def check(dictionary: Dictionary, params: Any, *, has_model: bool) -> None:
+    """Refuse, by name, options that make no sense for this dictionary; before any data is read.
+
+    Raises:
+        ParamsError: all of them at once.
+    """
+    faults: list[str] = []
+    chosen = [option for option in DECODER_OPTIONS if getattr(params, option)]
+    if len(chosen) > 1:
+        faults.append(f"initializer.{chosen[1]}: only one option sets the decoder's rows, {chosen[0]} is on too")
+    for option in (*chosen, *(name for name in (grid_search.OPTION, "init_encoder_bias_with_mean_hidden_pre"))):
+        if getattr(params, option):
+            faults += _faults_of(lambda option=option: weights_of(dictionary, option))
+    if params.bias_init_method != "all_zero":
+        faults += _faults_of(lambda: _needs_decoder_bias(dictionary, params.bias_init_method))
+    if params.initialize_tc_with_mlp:
+        faults += _faults_of(lambda: mlp_responses.mlp_layer(dictionary, params.model_layer))
+        if not has_model:
+            faults.append(f"initializer.{mlp_responses.OPTION}: needs the language model; it is an option of the pipeline only")
+    if params.init_log_jumprelu_threshold_value is not None and not dictionary.activation.has_threshold:
+        act_fn = dictionary.config.act_fn
+        faults.append(f"initializer.init_log_jumprelu_threshold_value: act_fn '{act_fn}' has no thresholds; write null")
+    d_active = params.d_active_subspace
+    if d_active is not None and d_active > dictionary.config.width_out:
+        width = dictionary.config.width_out
+        faults.append(f"initializer.d_active_subspace: {d_active} directions do not fit in the label's {width} dimensions")
+    if faults:
+        raise ParamsError(faults)
+
+
+def _faults_of(check_one: Callable[[], object]) -> list[str]:
+    try:
+        check_one()
+    except ParamsError as error:
+        return error.faults
+    return []
+
+
+def _needs_decoder_bias(dictionary: Dictionary, method: str) -> None:
+    if weights_of(dictionary, "bias_init_method").b_D is None:
+        raise ParamsError(f"initializer.bias_init_method: {method} needs dictionary.use_decoder_bias true; write all_zero")
+
+
+@torch.no_grad()
+def initialize_(
+    dictionary: Dictionary,
+    sample: Sample,
+    params: Any,
+    *,
+    batch_rows: int,
+    seed: int,
+    mlp: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, float]:
+    """Apply the chosen strategies to a dictionary with its base draw, in place.
+
+    Args:
+        dictionary: from :func:`build_base`.
+        sample: rows of the training data, on the dictionary's device.
+        params: initializer's parameters.
+        batch_rows: tokens of a training batch, on which scale and grid search are judged.
+        seed: of every draw.
+        mlp: raw input -> raw output of the layer's MLP, for initialize_tc_with_mlp.
+
+    Returns: what was found on the way: {"least_squares_factor", "d_active_subspace", "grid_search_norm", "grid_search_l_rec"},
+        those that apply.
+
+    Raises:
+        ParamsError: an option makes no sense for this dictionary.
+        NumericsError: the sample does not allow it (no variance, no active feature).
+    """
+    check(dictionary, params, has_model=mlp is not None)
+    batch = dataclasses.replace(sample, x=sample.x[:batch_rows], y=sample.y[:batch_rows])
+    transpose, factor = params.init_encoder_with_decoder_transpose, params.init_encoder_with_decoder_transpose_factor
+    same = dictionary.hooks_in == dictionary.hooks_out
+    found: dict[str, float] = {}
+
+    def encoder_bias() -> None:
+        if params.init_encoder_bias_with_mean_hidden_pre:
+            set_encoder_bias_(dictionary, sample.x)
+
+    def redo_encoder() -> None:
+        weights = weights_of(dictionary, grid_search.OPTION)
+        if transpose and (same or not (params.initialize_W_D_with_activations or params.initialize_tc_with_mlp)):
+            transpose_encoder_(weights, factor)
+        encoder_bias()
+
+    set_decoder_bias_(dictionary, sample, params.bias_init_method)
+    scaled_by, tied = "", False
+    if params.initialize_W_D_with_activations:
+        scaled_by = activation_rows.OPTION
+        tied = activation_rows.set_decoder_rows_(dictionary, sample, transpose=transpose, factor=factor, seed=seed)
+    elif params.initialize_W_D_with_active_subspace:
+        n = active_subspace.set_decoder_rows_(
+            dictionary, sample, d_active=params.d_active_subspace, transpose=transpose, factor=factor
+        )
+        found["d_active_subspace"] = n
+    elif params.initialize_tc_with_mlp:
+        assert mlp is not None  # checked above
+        scaled_by = mlp_responses.OPTION
+        mlp_responses.set_decoder_rows_(dictionary, sample, mlp)
+    encoder_bias()
+    if scaled_by:
+        found["least_squares_factor"] = scale_by_least_squares_(dictionary, batch, scaled_by, tied=tied)
+    if params.grid_search_init_norm:
+        norm, loss = grid_search.search_norm_(dictionary, batch, redo_encoder)
+        found |= {"grid_search_norm": norm, "grid_search_l_rec": loss}
+    return found
