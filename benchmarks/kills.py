@@ -38,7 +38,7 @@ def hashes() -> dict[str, str]:
     history = Path("metrics/train_history.jsonl")
     found[str(history)] = hashlib.sha256(history.read_bytes()).hexdigest()
     store = hashlib.sha256()
-    for path in sorted(p for p in (DATA / "store").rglob("*") if p.is_file() and "/c/" in p.as_posix()):
+    for path in sorted(p for p in (DATA / "store").rglob("c.*") if p.is_file()):
         store.update(path.relative_to(DATA / "store").as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
     found["store chunks"] = store.hexdigest()
     return found

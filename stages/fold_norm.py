@@ -22,15 +22,14 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     """Fold the activation norm and the decoder norms into the weights."""
     from pathlib import Path
 
-    from pipeline.norms import load_norms
-    from pipeline.tracking import open_tracker
-
     from pipeline.activations.reader import open_activations
     from pipeline.activations.schema import calibration_rows
     from pipeline.dictionaries.store import load_dictionary, save_dictionary
     from pipeline.files import write_json
     from pipeline.folding import StoredBatches, fold_dictionary
+    from pipeline.norms import load_norms
     from pipeline.params.loader import load_params
+    from pipeline.tracking import open_tracker
 
     loaded = load_params(params)
     name = loaded.dictionary.name

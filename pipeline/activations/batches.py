@@ -353,7 +353,7 @@ class _BatchMaker:
                 torch.index_select(window.tensors[name], 0, chosen, out=tensor[place])
             torch.index_select(window.store_rows, 0, chosen, out=rows[place])
             done = place.stop
-        mask = out["mask"].clone() if "mask" in out else torch.ones(n, dtype=torch.bool)
+        mask = out["mask"] if "mask" in out else torch.ones(n, dtype=torch.bool)
         activations = {name: out[name] for name in self.hook_points}
         if self.dtype is not None:
             for name, stored in activations.items():

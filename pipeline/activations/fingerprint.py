@@ -88,13 +88,16 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(dict(config), sort_keys=True).encode()).hexdigest()[:32]
 
 
-def check_made_for(path: object, config: Mapping[str, Any], settings: GenerationSettings) -> None:
+def check_made_for(
+    path: object, config: Mapping[str, Any], settings: GenerationSettings, *, only: tuple[str, ...] | None = None
+) -> None:
     """Refuse a store that was made for other parameters.
 
     Args:
         path: named in the error.
         config: the store's settings.
         settings: the wanted ones.
+        only: names of settings to compare; None: all.
 
     Raises:
         DataError: lists every parameter that differs, with both values.
@@ -109,8 +112,10 @@ def check_made_for(path: object, config: Mapping[str, Any], settings: Generation
         "model.backend": "backend",
         "model.dtype": "model_dtype",
     }
-    pairs = [(name, config.get(key), getattr(settings, key)) for name, key in names.items()]
-    if settings.ignore_token_ids is not None:
+    pairs = [
+        (name, config.get(key), getattr(settings, key)) for name, key in names.items() if only is None or key in only
+    ]
+    if settings.ignore_token_ids is not None and only is None:
         pairs.append(("activations.ignore_token_ids", config.get("ignore_token_ids"), sorted(settings.ignore_token_ids)))
     differing = [f"{name} {was!r}, not {wanted!r}" for name, was, wanted in pairs if was != wanted]
     if differing:

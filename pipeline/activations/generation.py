@@ -236,12 +236,12 @@ class _Generation:
         )
 
 
-def store_manifest(store: ActivationStore, place: str) -> dict[str, Any]:
-    """data/activations.json: what the store holds, without absolute paths or times.
+def store_manifest(store: ActivationStore, path: str | None = None) -> dict[str, Any]:
+    """data/activations.json: what the store holds and its name under the store root; no times, no place of this machine.
 
     Args:
         store: opened with the hook points to list.
-        place: the store's directory relative to the store root (or as activations.path states it).
+        path: `activations.path` where that names the store (relative to the checkout); else None.
     """
     digests = store.digests
     hook_points = {
@@ -250,7 +250,8 @@ def store_manifest(store: ActivationStore, place: str) -> dict[str, Any]:
     }
     return {
         "format_version": FORMAT_VERSION,
-        "store": place,
+        "store": store.path.name,
+        "path": path,
         "fingerprint": store.fingerprint,
         "target": store.target,
         "n_rows": store.n_rows,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from pipeline.activations.schema import (
     store_root,
 )
 from pipeline.errors import DataError, unknown_name
-from pipeline.files import read_json
+from pipeline.files import read_json, root
 
 
 def read_digests(path: Path) -> dict[int, str]:
@@ -221,6 +221,18 @@ class ActivationStore:
         """Tokens, positions, context ids and mask of rows start..stop."""
         return RowsMeta(*(self.read(name, start, stop) for name in ROW_ARRAYS))
 
+    def verify(self, done: Callable[[int], None] = lambda n: None) -> None:
+        """Read every chunk of every opened array and check its digest; `done` is called with numbers of rows.
+
+        Raises:
+            DataError: names the first chunk that is missing, truncated or altered.
+        """
+        for array in self._arrays.values():
+            for start in range(0, self.n_rows, self.chunk_rows):
+                stop = min(start + self.chunk_rows, self.n_rows)
+                array.read_into(array.empty(stop - start), start, stop)
+                done(stop - start)
+
     def rows_meta(self, rows: Tensor) -> RowsMeta:
         """Tokens, positions, context ids and mask of any rows: int64 [n], in the order given."""
         order = rows.argsort()
@@ -378,11 +390,12 @@ def open_activations(manifest_or_store: str | Path) -> ActivationStore:
         return open_store(path)
     manifest = read_json(path, "the manifest of the activation store", REGENERATE)
     try:
-        place, hooks = str(manifest["store"]), {str(k): v["digest"] for k, v in manifest["hook_points"].items()}
+        place = root() / manifest["path"] if manifest["path"] else store_root() / manifest["store"]
+        hooks = {str(name): about["digest"] for name, about in manifest["hook_points"].items()}
         fingerprint, digests = str(manifest["fingerprint"]), {**manifest["digests"], **hooks}
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: the manifest of the activation store is damaged ({error!r}); {REGENERATE}") from None
-    store = open_store(store_root() / place, list(hooks))
+    store = open_store(place, list(hooks))
     if store.fingerprint != fingerprint:
         raise DataError(
             f"{store.path}: the activation store was made for other parameters: its fingerprint is {store.fingerprint}, "

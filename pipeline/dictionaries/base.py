@@ -278,7 +278,7 @@ class Dictionary(nn.Module, abc.ABC):
         """
         scales = fold_scales(self.config, norms, feature_units)
         dtype = torch.float64 if next(self.parameters()).dtype == torch.float64 else torch.float32
-        weights = {name: tensor.double() for name, tensor in self.state_dict().items()}
+        weights = {name: tensor.to(torch.float64, copy=True) for name, tensor in self.state_dict().items()}
         changes = self._folded(weights, scales, feature_units == "raw")
         fields = {"norm_activation": "inference", "folded": True, "sparsity_include_decoder_norm": False}
         cast = {name: tensor.to(dtype) for name, tensor in weights.items()}

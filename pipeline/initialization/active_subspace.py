@@ -7,8 +7,6 @@ subspace initialisation).
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import NumericsError, ParamsError
 from pipeline.initialization.sample import Sample
 from pipeline.initialization.weights import transpose_encoder_, weights_of
+from pipeline.norms_statistics import effective_rank
 
 OPTION = "initialize_W_D_with_active_subspace"
 
@@ -27,20 +26,6 @@ def principal_directions(rows: Tensor) -> tuple[Tensor, Tensor]:
     covariance = (centred.T @ centred).double() / max(len(rows), 1)
     values, vectors = torch.linalg.eigh(covariance)
     return values.flip(0).clamp_min(0.0), vectors.T.flip(0)
-
-
-def effective_rank(eigenvalues: Tensor) -> int:
-    """exp of the entropy of the normalised eigenvalues, rounded up (SPEC 3). Source: Roy and Vetterli 2007.
-
-    Raises:
-        NumericsError: there is no variance.
-    """
-    total = float(eigenvalues.sum())
-    if not total > 0:
-        raise NumericsError("effective rank: the activations do not vary")
-    p = (eigenvalues.double() / total).clamp_min(0.0)
-    entropy = -float(torch.where(p > 0, p * p.clamp_min(1e-300).log(), 0.0).sum())
-    return min(math.ceil(math.exp(entropy) - 1e-9), len(eigenvalues))
 
 
 @torch.no_grad()
@@ -66,6 +51,8 @@ def set_decoder_rows_(
     n = effective_rank(values) if d_active is None else d_active
     if n > len(values):
         raise ParamsError(f"initializer.d_active_subspace: {n} directions do not fit in {len(values)} dimensions")
+    if n == 0:
+        raise NumericsError(f"initializer.{OPTION}: the sampled labels do not vary")
     span = vectors[:n].to(weights.W_D.dtype)
     lengths = torch.linalg.vector_norm(weights.W_D, dim=-1, keepdim=True)
     projected = (weights.W_D @ span.T) @ span

@@ -18,7 +18,7 @@ from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.initial import BaseInitialization
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import ParamsError
-from pipeline.initialization import active_subspace, activation_rows, grid_search, mlp_responses
+from pipeline.initialization import activation_rows, active_subspace, grid_search, mlp_responses
 from pipeline.initialization.decoder_bias import set_decoder_bias_
 from pipeline.initialization.encoder_bias import set_encoder_bias_
 from pipeline.initialization.sample import Sample

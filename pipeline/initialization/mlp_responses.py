@@ -43,8 +43,8 @@ def mlp_layer(dictionary: Dictionary, model_layer: int | None = None) -> int:
     reads, writes = _READS.fullmatch(hook_in), _WRITES.fullmatch(hook_out)
     if len(dictionary.hooks_in) > 1 or not reads or not writes or reads[1] != writes[1]:
         raise ParamsError(
-            f"initializer.{OPTION}: needs a transcoder from blocks.L.ln2.hook_out (or ln2.hook_normalized) to blocks.L.hook_mlp_out "
-            f"of one layer L; it reads {', '.join(dictionary.hooks_in)} and writes {', '.join(dictionary.hooks_out)}"
+            f"initializer.{OPTION}: needs a transcoder from blocks.L.ln2.hook_out (or ln2.hook_normalized) to "
+            f"blocks.L.hook_mlp_out of one layer L; it reads {', '.join(dictionary.hooks_in)} and writes {', '.join(dictionary.hooks_out)}"
         )
     layer = int(reads[1])
     if model_layer not in (None, layer):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import DataError
-from pipeline.training.normalization import Normalizer
+from pipeline.initialization.normalization import Normalizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pipeline import metric_names as names
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.store import save_dictionary
 from pipeline.errors import CheckpointError, Interrupted
@@ -162,11 +163,11 @@ class TrainingRun:
         batches.close()
 
     def _report(self, s: int, figures: dict[str, float]) -> None:
-        self.last = {"step": s, **figures}
+        self.last = {names.STEP: s, **figures}
         self.history.add(self.last)
         timing = self.timing.figures()
         if self.progress is not None:
-            shown = {name: figures[name] for name in ("loss", "explained_variance", "l0") if name in figures}
+            shown = {name: figures[name] for name in (names.LOSS, names.EXPLAINED_VARIANCE, names.L0) if name in figures}
             self.progress.update(0, **shown, wait=f"{timing['data_wait_share']:.1%}")
         if self.on_metrics is not None:
             self.on_metrics(s, figures | timing)

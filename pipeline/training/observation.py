@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from pipeline import metric_names as names
 from pipeline.training.objective import LossReport
 
 
@@ -56,11 +57,11 @@ class Observation:
         variance = self._sums["square"] - self._sums["label"].square().sum() / n
         self._tensors = {
             **terms,
-            "l0": self._sums["active"] / n,
-            "explained_variance": 1 - self._sums["error"] / variance,
-            "grad_norm": grad_norm,
-            "dead_features": n_dead,
-            "tokens": tokens,
+            names.L0: self._sums["active"] / n,
+            names.EXPLAINED_VARIANCE: 1 - self._sums["error"] / variance,
+            names.GRAD_NORM: grad_norm,
+            names.DEAD_FEATURES: n_dead,
+            names.TOKENS: tokens,
         }
 
     def figures(self) -> dict[str, float]:

@@ -16,16 +16,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline import metric_names as names
 from pipeline.dictionaries.base import Dictionary
+from pipeline.initialization.normalization import Normalizer
 from pipeline.training.checkpoints import check_fit
 from pipeline.training.dead_features import DeadFeatures
 from pipeline.training.finiteness import LossGuard
-from pipeline.training.normalization import Normalizer
 from pipeline.training.objective import LossReport, compute_loss
 from pipeline.training.observation import Observation
 from pipeline.training.optimizers import GradientScaler, build_optimizer, clip_gradients_, gradient_norm
 from pipeline.training.schedules import CoefficientSchedule, KSchedule, LearningRateSchedule, resolve_learning_rate
 from pipeline.training.source import TrainingBatch
+
+WEIGHTED = "_weighted"  # end of the name of a term that its coefficient has multiplied
 
 
 class _Part(NamedTuple):
@@ -104,11 +107,11 @@ class Trainer:
 
     def scheduled(self, s: int) -> dict[str, float]:
         """Learning rate, k (topk family) and sparsity coefficient (with a sparsity loss) of step s."""
-        values: dict[str, float] = {"lr": self.lr * self._lr_factor(s)}
+        values: dict[str, float] = {names.LR: self.lr * self._lr_factor(s)}
         if self.dictionary.activation.budgeted:
-            values["k"] = self._k(s)
+            values[names.TOP_K] = self._k(s)
         if self.params.sparsity_loss_type is not None:
-            values["l1_coefficient"] = self._l1(s)
+            values[names.L1_COEFFICIENT] = self._l1(s)
         return values
 
     def step(self, batch: TrainingBatch, observe: bool = False) -> Observation | None:
@@ -175,9 +178,9 @@ class Trainer:
         )
         total = report.total * part.weight
         self.scaler.scaled(total).backward()
-        figures = {"loss": report.total}
-        figures |= {f"unweighted/{name}": term for name, term in report.unweighted.items()}
-        figures |= {f"weighted/{name}": term for name, term in report.terms.items()}
+        figures = {names.LOSS: report.total}
+        figures |= report.unweighted
+        figures |= {f"{name}{WEIGHTED}": term for name, term in report.terms.items()}
         for name, value in figures.items():
             value = value.detach() * part.weight
             sums[name] = sums[name] + value if name in sums else value
@@ -187,9 +190,9 @@ class Trainer:
         """Guard, clip and update; the gradient's norm before clipping (thresholds excluded)."""
         overflow = self.scaler.unscale_(self.parameters)
         norm = gradient_norm(self.parameters, self._thresholds)
-        watched = {name: value for name, value in sums.items() if not name.startswith("weighted/")}
+        watched = {name: value for name, value in sums.items() if not name.endswith(WEIGHTED)}
         if overflow is None:
-            watched["grad_norm"] = norm
+            watched[names.GRAD_NORM] = norm
         skip = self.guard.check(s, watched)
         if self.params.clip_grad_norm > 0:
             clip_gradients_(self.parameters, norm, self.params.clip_grad_norm, self._thresholds)

@@ -59,6 +59,7 @@ def raw_inputs(dictionary: Dictionary) -> Tensor:
     return inputs(40, dictionary.config.d_in) / factors(dictionary)[0]
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("feature_units", ["raw", "normalized"])
 @pytest.mark.parametrize("glu", [False, True], ids=["linear", "glu"])
 @pytest.mark.parametrize("include_norm", [True, False], ids=["with-norm", "without-norm"])
@@ -90,6 +91,7 @@ def test_folding_is_exact(act_fn: str, kind: str, include_norm: bool, glu: bool,
             torch.testing.assert_close(folded.decoder_norms(), torch.ones(20, dtype=torch.float64))
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("act_fn", ACT_FNS)
 @pytest.mark.parametrize("include_norm", [True, False])
 def test_a_zero_decoder_row_folds_exactly(act_fn: str, include_norm: bool) -> None:
@@ -139,7 +141,7 @@ def test_float32_folding_rounds_once() -> None:
 
 def test_refusals_say_what_is_wrong() -> None:
     dictionary = filled()
-    with pytest.raises(ParamsError, match="unknown hook point 'input'.*inputs"):
+    with pytest.raises(ParamsError, match=r"unknown hook point .input..*inputs"):
         dictionary.fold({"inputs": 3.0})
-    with pytest.raises(ParamsError, match="feature_units.*'normalised'; did you mean 'normalized'"):
+    with pytest.raises(ParamsError, match=r"feature_units.*'normalised'; did you mean 'normalized'"):
         dictionary.fold(3.0, feature_units="normalised")

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from pipeline.norms import as_hook_norm
 from torch import Tensor, nn
 
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import DataError, NumericsError
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.evaluation.report import Evaluator
+from pipeline.norms import as_hook_norm
 from tests.evaluation import naive
 from tests.evaluation.tiny import D_MODEL, HOOK, MLP_IN, MLP_OUT, held_out, hooked_run, principal_of, tiny_tokens
 

@@ -37,24 +37,22 @@ class Normalizer:
             )
         self.norms = {hook: as_hook_norm(norms[hook], width) for hook, width in widths.items()}
 
-    def _factor(self, hooks: Sequence[str], x: Tensor, mask: Tensor | None) -> float | Tensor:
+    def _scaled(self, hooks: Sequence[str], x: Tensor, mask: Tensor | None) -> Tensor:
         if len(hooks) == 1:
-            return scale_factor(self.norm_activation, self.norms[hooks[0]], x, mask)
-        parts = []
-        for place, hook in enumerate(hooks):
-            factor = scale_factor(self.norm_activation, self.norms[hook], x[..., place, :], mask)
-            parts.append(torch.as_tensor(factor, dtype=x.dtype, device=x.device))
-        return torch.stack(torch.broadcast_tensors(*parts), dim=0 if parts[0].ndim == 0 else -2).reshape(
-            (len(hooks), 1) if parts[0].ndim == 0 else (*parts[0].shape[:-1], len(hooks), 1)
-        )
+            return x * scale_factor(self.norm_activation, self.norms[hooks[0]], x, mask)
+        parts = [
+            part * scale_factor(self.norm_activation, self.norms[hook], part, mask)
+            for hook, part in zip(hooks, x.unbind(-2), strict=True)
+        ]
+        return torch.stack(parts, dim=-2)
 
     def inputs(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Normalised input of raw `x` [..., d_in]; mask [...] for batch-wise means."""
-        return x * self._factor(self.hooks_in, x, mask)
+        """Normalised input of raw `x` [..., d_in]; `mask` [...] for batch-wise means."""
+        return self._scaled(self.hooks_in, x, mask)
 
     def labels(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalised label of raw `y` [..., d_out]."""
-        return y * self._factor(self.hooks_out, y, mask)
+        return self._scaled(self.hooks_out, y, mask)
 
     def __call__(self, inputs: Tensor, labels: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Both; one tensor for both where the raw ones are one."""

@@ -1,0 +1,123 @@
+"""From loaded params to a store: generate (or only verify) it, and open the one that params ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.activations.fingerprint import GenerationSettings, check_made_for
+from pipeline.activations.generation import Model, ModelFacts, generate_store, store_manifest
+from pipeline.activations.reader import ActivationStore, open_activations, open_store
+from pipeline.activations.schema import store_root
+from pipeline.corpus.tokens import open_tokens
+from pipeline.errors import DataError
+from pipeline.files import root, write_json
+from pipeline.progress import Progress
+
+
+class ModelConfiguration(Protocol):
+    """What a model's configuration says, without its weights (pipeline.lm.loading.model_widths)."""
+
+    name: str
+    revision: str | None
+
+    @property
+    def d_model(self) -> int: ...
+    def hook_width(self, hook_point: str) -> int: ...
+    def digest(self) -> str: ...
+
+
+def generate_for(
+    params: Any,
+    find_model: Callable[[], ModelConfiguration],
+    load_model: Callable[[], Model],
+    tokens_path: Path,
+    manifest_path: Path,
+) -> dict[str, Any]:
+    """Make the activation store that `params` ask for and write its manifest.
+
+    Where `activations.path` names an existing store, it is verified to the last byte instead, and the manifest says where
+    it is.
+
+    Args:
+        params: loaded params.
+        find_model: the model's configuration; called unless an existing store is named.
+        load_model: the model itself; called if there is something to compute.
+        tokens_path: data/tokens.zarr.
+        manifest_path: data/activations.json.
+
+    Returns:
+        figures for metrics/generate.json: rows, tokens, contexts, tokens_per_context (kept ones), bytes, hook_points.
+
+    Raises:
+        DataError, NumericsError: see :func:`pipeline.activations.generation.generate_store`.
+    """
+    settings = GenerationSettings.from_params(params)
+    stated = params.activations.path
+    if stated is not None:
+        store = _existing(stated, params.hook_points, settings)
+    else:
+        model = find_model()
+        facts = ModelFacts(
+            name=model.name,
+            revision=model.revision,
+            digest=model.digest(),
+            d_model=model.d_model,
+            widths={name: model.hook_width(name) for name in params.hook_points},
+        )
+        path = generate_store(open_tokens(tokens_path), facts, load_model, settings, store_root())
+        store = open_store(path, params.hook_points)
+    write_json(manifest_path, store_manifest(store, stated))
+    return _figures(store)
+
+
+def open_for(params: Any, manifest_path: str | Path) -> ActivationStore:
+    """Open the store of a manifest after checking that it was made for `params`.
+
+    Raises:
+        DataError: other settings, a hook point of the dictionary is not in it, or see
+            :func:`pipeline.activations.reader.open_activations`.
+    """
+    store = open_activations(manifest_path)
+    only = None if params.activations.path is None else ("target", "context_size")
+    check_made_for(store.path, store.config, GenerationSettings.from_params(params), only=only)
+    for name in params.hook_points:
+        store.array(name)
+    return store
+
+
+def _existing(stated: str, hook_points: tuple[str, ...], settings: GenerationSettings) -> ActivationStore:
+    path = root() / stated
+    if not path.is_dir():
+        raise DataError(f"activations.path: {path}: no such activation store; give the directory of one, or null to generate")
+    store = open_store(path, hook_points)
+    check_made_for(path, store.config, settings, only=("target", "context_size"))
+    progress = Progress("verify", store.n_rows * len(store.digests), unit="rows")
+    store.verify(progress.update)
+    progress.close()
+    return store
+
+
+def _figures(store: ActivationStore) -> dict[str, Any]:
+    contexts, kept = _contexts_and_kept(store)
+    layouts = [store.array(name).layout for name in store.digests]
+    return {
+        "rows": store.n_rows,
+        "tokens": kept,
+        "contexts": contexts,
+        "tokens_per_context": kept / contexts,
+        "bytes": sum(layout.n_chunks * layout.chunk_bytes for layout in layouts),
+        "hook_points": len(store.hook_points),
+    }
+
+
+def _contexts_and_kept(store: ActivationStore) -> tuple[int, int]:
+    """Number of contexts with a row in the store, and of kept tokens."""
+    seen: set[int] = set()
+    kept = 0
+    for start in range(0, store.n_rows, store.chunk_rows):
+        meta = store.read_rows_meta(start, start + store.chunk_rows)
+        seen.update(meta.context_ids.unique().tolist())
+        kept += int(meta.mask.sum())
+    return len(seen), kept

@@ -1,0 +1,54 @@
+"""Evaluation of what the stages before it left on the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.corpus.tokens import open_tokens
+from pipeline.dictionaries.store import load_dictionary
+from pipeline.evaluation.baselines import load_principal_directions
+from pipeline.evaluation.held_out import HeldOutTokens
+from pipeline.evaluation.raw_space import RawDictionary
+from pipeline.evaluation.report import RUNS, Evaluation, Evaluator
+from pipeline.lm.loading import load_language_model
+from pipeline.norms import load_norms
+from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from pipeline.params.schema import Params
+
+
+def evaluate_saved(
+    params: Params, dictionary: str | Path, *, tokens: str | Path, norms: str | Path, statistics: str | Path
+) -> Evaluation:
+    """Evaluate a dictionary directory in its language model on the held-out split.
+
+    Args:
+        params: sections `model` and `evaluation` are used.
+        dictionary: directory of the dictionary, folded or with its run-time norm.
+        tokens: the token store.
+        norms: norms.json of the norm stage, for a dictionary with a run-time norm.
+        statistics: norm_statistics.safetensors of the norm stage: mean vectors and principal directions.
+
+    Raises:
+        DataError: something of these is missing, damaged, or does not fit the rest.
+        NumericsError: a non-finite value, or a metric that is undefined on this data.
+    """
+    store = open_tokens(tokens)
+    held_out = HeldOutTokens(store.eval, store.mask, params.evaluation.tokens, params.evaluation.batch_contexts)
+    loaded = load_dictionary(dictionary)
+    principal = load_principal_directions(statistics, loaded.hooks_out)
+    hook_norms = load_norms(norms)
+    model = load_language_model(
+        params.model.model_name,
+        revision=params.model.revision,
+        backend=params.model.backend,
+        dtype=params.model.dtype,
+        device=params.model.device,
+    )
+    raw = RawDictionary(loaded.to(model.device), hook_norms)
+    progress = Progress("evaluate", RUNS * held_out.n_tokens, unit=f"tokens in {RUNS} runs")
+    evaluation = Evaluator(model, raw, principal, held_out, progress).evaluate(params.evaluation.pca_rank)
+    progress.close()
+    return evaluation

@@ -1,0 +1,93 @@
+"""What a training run's weights depend on: the name of its checkpoints' directory.
+
+Two runs with one fingerprint end with the same bits on the same machine, so one may go on from the other's checkpoint, or
+take over its end. The code counts too: after an edit of the trainer, an old end must not be mistaken for a new one.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.activations.reader import ActivationStore
+from pipeline.dictionaries.base import Dictionary
+from pipeline.initialization.normalization import Normalizer
+from pipeline.training.source import StoreSource
+
+# Fields of trainer that change what is written down, not what is learnt.
+WITHOUT_INFLUENCE = ("log_frequency", "n_checkpoints", "checkpoint_schedule", "checkpoint_minutes")
+_CODE = ("training", "losses", "dictionaries", "activation_functions", "kernels")
+_CODE_FILES = ("norms.py", "seeding.py", "activations/batches.py", "initialization/normalization.py")
+
+
+def describe_run(
+    dictionary: Dictionary,
+    normalizer: Normalizer,
+    source: StoreSource,
+    trainer: dict[str, Any],
+    *,
+    total_steps: int,
+    determinism: bool,
+    device: torch.device,
+) -> dict[str, Any]:
+    """All that changes the weights, as plain values; the checkpoints keep it, to name a difference.
+
+    Args:
+        dictionary: with its initial weights.
+        normalizer: with the norms in use.
+        source: of the batches.
+        trainer: the parameters of trainer.
+        total_steps: T.
+        determinism, device: as the run uses them.
+    """
+    store = source.store
+    norms = {hook: {"mean_norm": n.mean_norm, "mean_square": n.mean_square, "d": n.d} for hook, n in normalizer.norms.items()}
+    config = {key: value for key, value in dictionary.config.to_dict().items() if key not in ("provenance", "norms")}
+    return {
+        "code": code_digest(),
+        "torch": torch.__version__,
+        "device": device.type,
+        "determinism": determinism,
+        "dictionary": config,
+        "initial_weights": weights_digest(dictionary),
+        "norms": norms,
+        "trainer": {key: value for key, value in trainer.items() if key not in WITHOUT_INFLUENCE},
+        "total_steps": total_steps,
+        "batches": {
+            "store": {hook: store.digests[hook] for hook in (*source.hooks_in, *source.hooks_out)} | _row_digests(store),
+            "batch_size": source.batch_size,
+            "rows": list(source.rows),
+            "buffer_rows": source.buffer_rows,
+            "seed": source.seed,
+            "dtype": str(source.dtype),
+        },
+    }
+
+
+def _row_digests(store: ActivationStore) -> dict[str, str]:
+    return {} if store.target == "activations-1d" else {"mask": store.array("mask").digest}
+
+
+def weights_digest(dictionary: Dictionary) -> str:
+    """sha256 over the names, shapes and bytes of the weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(dictionary.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def code_digest() -> str:
+    """sha256 over the source of everything that a step runs."""
+    package = Path(__file__).resolve().parent.parent
+    files = sorted({file for folder in _CODE for file in (package / folder).glob("*.py")} | {package / f for f in _CODE_FILES})
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(package).as_posix()}\n".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

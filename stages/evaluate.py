@@ -1,0 +1,46 @@
+"""evaluate: held-out metrics of the inference dictionary, alone and spliced into its language model.
+
+Reads data/inference/<name>/, data/tokens.zarr (the eval split), data/norms.json, data/norm_statistics.safetensors and the
+model. Writes metrics/evaluation.json and metrics/plots/evaluation/ (feature densities and their plot). Cost: about six
+runs of the model over the held-out tokens.
+"""
+
+from __future__ import annotations
+
+import click
+
+from pipeline.command import stage_command
+
+
+@stage_command
+@click.option("--inference", default="data/inference", help="Directory of the inference dictionaries.")
+@click.option("--tokens", default="data/tokens.zarr", help="Token store.")
+@click.option("--norms", default="data/norms.json", help="Activation norms.")
+@click.option("--statistics", default="data/norm_statistics.safetensors", help="Activation means and principal directions.")
+@click.option("--out", default="metrics/evaluation.json", help="Metrics to write.")
+@click.option("--plots", default="metrics/plots/evaluation", help="Directory of densities and plots to write.")
+@click.option("--run", default="data/run.json", help="The tracking run to go on with.")
+def main(params: str, inference: str, tokens: str, norms: str, statistics: str, out: str, plots: str, run: str) -> None:
+    """Measure reconstruction, sparsity and language-model loss on held-out tokens."""
+    from pathlib import Path
+
+    from pipeline.evaluation.plots import write_densities
+
+    from pipeline.evaluation.saved import evaluate_saved
+    from pipeline.files import write_json
+    from pipeline.params.loader import load_params
+    from pipeline.tracking import open_tracker
+
+    loaded = load_params(params)
+    place = Path(inference) / loaded.dictionary.name
+    evaluation = evaluate_saved(loaded, place, tokens=tokens, norms=norms, statistics=statistics)
+    write_json(out, evaluation.metrics)
+    write_densities(plots, evaluation)
+    with open_tracker(loaded.tracking, stage="evaluation", run_file=Path(run)) as tracker:
+        tracker.log_metrics(evaluation.metrics)
+        tracker.log_artifact(out, "metrics")
+        tracker.log_artifact(plots, "plots/evaluation")
+
+
+if __name__ == "__main__":
+    main()

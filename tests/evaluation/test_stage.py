@@ -1,0 +1,74 @@
+"""The evaluate stage in a small project."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+SPEC_KEYS = {
+    "fvu", "explained_variance", "l0_mean", "dead_fraction", "dense_fraction", "ce_original", "ce_spliced", "ce_zero",
+    "ce_mean", "delta_ce", "loss_recovered_zero", "loss_recovered_mean", "kl", "pca_fvu", "pca_delta_ce", "pca_rank",
+    "explained_variance_legacy", "mse", "nmse", "cosine_similarity", "l2_ratio", "relative_reconstruction_bias",
+}  # fmt: skip
+
+
+def test_metrics_are_flat_finite_and_without_times(finished_project):
+    text = (finished_project.path / "metrics" / "evaluation.json").read_text()
+    metrics = json.loads(text)
+    assert metrics.keys() >= SPEC_KEYS
+    assert all(isinstance(value, float) and math.isfinite(value) for value in metrics.values())
+    assert not any("second" in name or "time" in name for name in metrics)
+    assert metrics["l0_mean"] == pytest.approx(4.0, abs=0.01)
+    assert metrics["pca_rank"] == 4
+    assert 0 < metrics["fvu"] < 1
+    assert metrics["explained_variance"] == 1 - metrics["fvu"]
+    assert metrics["delta_ce"] == metrics["ce_spliced"] - metrics["ce_original"]
+
+
+def test_run_again_it_writes_the_same_bytes(project):
+    def written() -> dict[str, bytes]:
+        folder = project.path / "metrics"
+        places = [folder / "evaluation.json", *sorted((folder / "plots" / "evaluation").rglob("*"))]
+        return {place.name: place.read_bytes() for place in places if place.is_file()}
+
+    before = written()
+    assert len(before) > 1
+    outcome = project.run("evaluate")
+    assert (outcome.exit_code, outcome.exception) == (0, None)
+    assert written() == before
+
+
+def test_a_dictionary_with_its_run_time_norm_is_evaluated_in_raw_space(project):
+    folded = json.loads((project.path / "metrics" / "evaluation.json").read_text())
+    project.set(fold__mode="keep")
+    for stage in ("fold_norm", "evaluate"):
+        outcome = project.run(stage)
+        assert outcome.exit_code == 0, outcome.stderr or outcome.exception
+    kept = json.loads((project.path / "metrics" / "evaluation.json").read_text())
+    for name in ("fvu", "mse", "l0_mean", "ce_spliced", "ce_zero", "kl", "pca_fvu", "decoder_max_cosine_q50"):
+        assert kept[name] == pytest.approx(folded[name], rel=1e-3, abs=1e-5), name
+
+
+def test_faults_are_one_line_and_exit_code_2(project):
+    def fails(*useful: str) -> None:
+        outcome = project.run("evaluate")
+        assert outcome.exception is None
+        assert outcome.exit_code == 2
+        (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+        assert all(part in line for part in useful), line
+
+    project.set(evaluation__tokens=10**9)
+    fails("evaluation.tokens asks for 1,000,000,000 held-out tokens", "dataset.eval_fraction")
+    project.set(evaluation__tokens=None)
+    statistics = project.path / "data" / "norm_statistics.safetensors"
+    tensors = load_file(statistics)
+    save_file({name: tensor for name, tensor in tensors.items() if not name.endswith("/mean")}, statistics)
+    fails("norm_statistics.safetensors: no statistics of blocks.0.hook_resid_post", "dvc repro norm")
+    statistics.unlink()
+    fails("norm_statistics.safetensors: the activation statistics are missing")
+    shutil.rmtree(project.path / "data" / "inference")
+    fails("data/inference/main")

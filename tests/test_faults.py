@@ -1,0 +1,275 @@
+"""The fault table: each fault that a user can meet, the stage that meets it, and the message that it gives.
+
+Every row prepares a fault in a copy of a finished project, runs one stage as its command line would, and wants exit code 2, one
+`error:` line with the message, and nothing lost: what stood in data/ before the fault is still there.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.project import Project
+
+HOOK = "blocks.0.hook_resid_post"
+
+
+def nothing(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parameters alone are the fault."""
+
+
+def empty_text(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project.path / "text.txt").write_text("\n \n")
+
+
+def binary_text(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project.path / "text.txt").write_bytes(b"some text \0 and more")
+
+
+def remove_store(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(project.store)
+
+
+def chunk(project: Project) -> Path:
+    """The first chunk of the hook point's array."""
+    return sorted((project.store / HOOK).glob("c.*"))[0]
+
+
+def truncate_chunk(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunk(project).write_bytes(chunk(project).read_bytes()[:-2])
+
+
+def alter_chunk(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bytearray(chunk(project).read_bytes())
+    content[1000] ^= 1
+    chunk(project).write_bytes(bytes(content))
+
+
+def remove_chunk(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunk(project).unlink()
+
+
+def other_manifest(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = project.path / "data" / "activations.json"
+    manifest = json.loads(path.read_text())
+    manifest["config"]["perm_seed"] += 1
+    path.write_text(json.dumps(manifest))
+
+
+def remove_manifest(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project.path / "data" / "activations.json").unlink()
+
+
+def non_finite_model(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = project.path / "model" / "model.safetensors"
+    weights = load_file(path)
+    weights["gpt_neox.embed_in.weight"][3:280] = torch.inf
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def full_disk_ahead(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(project.path / "data" / "store")
+    usage = shutil.disk_usage(project.path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+
+
+def full_disk(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(project.path / "data" / "store")
+    import os
+
+    whole = os.replace
+
+    def replace(source: str | Path, target: str | Path) -> None:
+        if Path(target).name.startswith("c."):
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        whole(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
+def full_disk_in_training(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(project.path / "data" / "checkpoints")
+    import safetensors.torch
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "weights.safetensors")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", refuse)
+    for name in ("pipeline.dictionaries.store", "pipeline.training.checkpoints"):
+        monkeypatch.setattr(f"{name}.save_file", refuse, raising=False)
+
+
+def hold(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold a lock file as another process would (a second open file description conflicts within a process too)."""
+    stream = open(path, "a+")  # noqa: SIM115
+    fcntl.flock(stream, fcntl.LOCK_EX)
+    stream.truncate(0)
+    stream.write("4711")
+    stream.flush()
+    held.append(stream)
+
+
+held: list = []
+
+
+@pytest.fixture(autouse=True)
+def release():  # type: ignore[no-untyped-def]  # noqa: ANN201
+    """Give back the locks that a row holds."""
+    yield
+    while held:
+        held.pop().close()
+
+
+def second_generation(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(next((project.path / "data" / "store").glob("*.lock")), monkeypatch)
+
+
+def second_training(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(next((project.path / "data" / "checkpoints").rglob("*lock*")), monkeypatch)
+
+
+def states(project: Project) -> list[Path]:
+    """The JSON files of the resume points."""
+    return sorted(p for p in (project.path / "data" / "checkpoints").rglob("*.json"))
+
+
+def other_checkpoint(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in states(project):
+        state = json.loads(path.read_text())
+        state["fingerprint"] = "0" * 32
+        path.write_text(json.dumps(state))
+
+
+def damaged_checkpoints(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (project.path / "data" / "checkpoints").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:40])
+
+
+def altered_dictionary(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = project.path / "data" / "inference" / "main" / "weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def missing_tokens(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(project.path / "data" / "tokens.zarr")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row: what is wrong, the parameters changed, the preparation, the stage, and the message (a pattern)."""
+
+    name: str
+    stage: str
+    message: str
+    changes: dict[str, object]
+    prepare: Callable[[Project, pytest.MonkeyPatch], None] = nothing
+
+
+FAULTS = [
+    Fault("mistyped parameter", "train", r"trainer\.lr: .*'fast'", {"trainer__lr": "fast"}),
+    Fault("parameter out of range", "train", r"trainer\.k_aux: .*0", {"trainer__k_aux": 0}),
+    Fault("model does not exist", "tokenize_corpus", r"no-such/model", {"model__model_name": "no-such/model"}),
+    Fault("model directory does not exist", "tokenize_corpus", r"\./none", {"model__model_name": "./none"}),
+    Fault(
+        "data set does not exist",
+        "tokenize_corpus",
+        r"none\.txt: dataset\.dataset_name_or_path: no such file or directory",
+        {"dataset__dataset_name_or_path": "none.txt"},
+    ),
+    Fault(
+        "hook point does not exist",
+        "generate_activations",
+        r"unknown hook point.*blocks\.0\.hook_resid_pst.*hook_resid_post",
+        {"dictionary__hook_point_in": "blocks.0.hook_resid_pst"},
+    ),
+    Fault(
+        "layer does not exist",
+        "generate_activations",
+        r"blocks\.7\.hook_resid_post.*(layers|0\.\.1|0-1|0 to 1)",
+        {"dictionary__hook_point_in": "blocks.7.hook_resid_post"},
+    ),
+    Fault("d_model does not fit", "initialize", r"dictionary\.d_model.*17.*16", {"dictionary__d_model": 17}),
+    Fault("width does not fit", "initialize", r"top_k.*100.*64", {"dictionary__top_k": 100}),
+    Fault(
+        "too little text",
+        "tokenize_corpus",
+        r"too little text: activations\.total_tokens is 9,000,000, .* gave",
+        {"activations__total_tokens": 9_000_000},
+    ),
+    Fault(
+        "empty text file",
+        "tokenize_corpus",
+        r"text\.txt: the text file is empty",
+        {"dataset__dataset_name_or_path": "text.txt"},
+        empty_text,
+    ),
+    Fault(
+        "binary text file",
+        "tokenize_corpus",
+        r"text\.txt: not a UTF-8 text file \(byte 10 is 0x00\)",
+        {"dataset__dataset_name_or_path": "text.txt"},
+        binary_text,
+    ),
+    Fault("tokens missing", "generate_activations", r"tokens\.zarr: the token store is missing", {}, missing_tokens),
+    Fault("store missing", "train", r"store.*missing.*dvc repro -s -f generate", {"seed": 1}, remove_store),
+    Fault("chunk missing", "train", rf"{HOOK}.*c\.0.*missing", {"seed": 1}, remove_chunk),
+    Fault("chunk truncated", "train", rf"{HOOK}.*c\.0.*bytes", {"seed": 1}, truncate_chunk),
+    Fault("chunk altered", "train", rf"{HOOK}.*c\.0.*altered", {"seed": 1}, alter_chunk),
+    Fault("store for other parameters", "train", r"perm_seed|other parameters|fingerprint", {"seed": 1}, other_manifest),
+    Fault("manifest missing", "train", r"activations\.json.*missing", {"seed": 1}, remove_manifest),
+    Fault("non-finite activations", "generate_activations", rf"non-finite.*{HOOK}.*token", {}, non_finite_model),
+    Fault("non-finite loss", "train", r"non-finite loss.*step \d+.*l_rec", {"trainer__lr": 1e36}),
+    Fault("no space left, seen ahead", "generate_activations", r"no space left on the device", {}, full_disk_ahead),
+    Fault("no space left, while writing", "generate_activations", r"no space left on the device", {}, full_disk),
+    Fault("no space left for a checkpoint", "train", r"no space left on the device", {}, full_disk_in_training),
+    Fault("second process on a store", "generate_activations", r"in use by another process \(pid 4711\)", {}, second_generation),
+    Fault("second process on a checkpoint", "train", r"in use by another process \(pid 4711\)", {}, second_training),
+    Fault("checkpoint for other parameters", "train", r"checkpoint.*other parameters", {}, other_checkpoint),
+    Fault("checkpoints damaged", "train", r"checkpoint.*damaged", {}, damaged_checkpoints),
+    Fault("inference weights altered", "evaluate", r"weights\.safetensors.*altered", {}, altered_dictionary),
+]
+
+
+def tree(project: Project) -> set[str]:
+    """Every file below data/ but lock files."""
+    return {str(p.relative_to(project.path)) for p in (project.path / "data").rglob("*") if p.is_file() and "lock" not in p.name}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "_"))
+def test_fault(fault: Fault, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.set(**fault.changes)
+    fault.prepare(project, monkeypatch)
+    before = tree(project)
+    outcome = project.run(fault.stage)
+    if outcome.exception is not None:
+        raise outcome.exception
+    errors = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    assert outcome.exit_code == 2, outcome.stderr
+    assert len(errors) == 1, outcome.stderr
+    assert re.search(fault.message, errors[0]), errors[0]
+    assert before <= tree(project)
+    assert not [p for p in (project.path / "data").rglob("*partial*")]
+
+
+def test_all_parameter_faults_at_once(project: Project) -> None:
+    text = (project.path / "params.yaml").read_text()
+    text = text.replace("lr_warm_up_steps", "warmup_step").replace("top_k: 4", "top_k: four").replace("kind: sae", "kind: sea")
+    (project.path / "params.yaml").write_text(text)
+    outcome = project.run("train")
+    assert outcome.exit_code == 2
+    lines = outcome.stderr.splitlines()
+    assert all(line.startswith("error: params.yaml: ") for line in lines)
+    for wanted in (r"trainer\.warmup_step: unknown key; did you mean 'lr_warm_up_steps'", r"trainer\.lr_warm_up_steps: .*missing", r"dictionary\.kind.*sae"):
+        assert any(re.search(wanted, line) for line in lines), (wanted, outcome.stderr)

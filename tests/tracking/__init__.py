@@ -1,0 +1,1 @@
+"""Tests of tracking, metric names and provenance."""

@@ -1,0 +1,59 @@
+"""Where the runs are kept: parameter, environment, default; what is wrong is said before anything starts."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import ParamsError
+from pipeline.params.sections.tracking import TrackingParams
+from pipeline.tracking import open_tracker, tracking_uri
+
+
+def test_default_is_a_database_in_the_project(project):
+    assert tracking_uri(None) == f"sqlite:///{project}/mlflow.db"
+
+
+def test_environment_wins_over_the_default_and_the_parameter_over_both(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
+    assert tracking_uri(None) == "http://localhost:5000"
+    assert tracking_uri("sqlite:////elsewhere/a.db") == "sqlite:////elsewhere/a.db"
+
+
+def test_relative_databases_are_of_the_project_not_of_the_working_directory(project, monkeypatch, tmp_path_factory):
+    monkeypatch.chdir(tmp_path_factory.mktemp("temporary-experiment"))
+    assert tracking_uri("sqlite:///runs/a.db") == f"sqlite:///{project}/runs/a.db"
+    assert tracking_uri("sqlite:///:memory:") == "sqlite:///:memory:"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["postgresql://u@h/d", "postgresql+psycopg2://u@h/d", "mysql+pymysql://u@h/d", "https://h", "databricks", "databricks://profile"],
+)
+def test_known_kinds(project, uri):
+    assert tracking_uri(uri) == uri
+
+
+@pytest.mark.parametrize(
+    ("uri", "part"),
+    [
+        ("sqllite:///a.db", "'sqllite:///a.db' has no scheme that MLflow knows (known: sqlite"),
+        ("ftp://host", "has no scheme"),
+        ("mlruns", "'mlruns' is a directory, which MLflow no longer keeps runs in; wanted sqlite:///mlflow.db"),
+        ("file:///tmp/mlruns", "is a directory"),
+        ("sqlite:mlflow.db", "names no file; wanted sqlite:///mlflow.db"),
+        ("sqlite:///", "names no file"),
+    ],
+)
+def test_a_wrong_uri_is_an_error_at_the_start(project, monkeypatch, uri, part):
+    with pytest.raises(ParamsError) as caught:
+        open_tracker(TrackingParams(tracking_uri=uri), stage="train", run_file=project / "run.json")
+    assert str(caught.value).startswith("tracking.tracking_uri: ")
+    assert part in str(caught.value)
+    assert not (project / "run.json").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ParamsError, match="^MLFLOW_TRACKING_URI: "):
+        tracking_uri(None)
+
+
+def test_a_wrong_uri_does_not_matter_when_off(project):
+    open_tracker(TrackingParams(enabled=False, tracking_uri="ftp://x"), stage="train", run_file=project / "run.json").close()
