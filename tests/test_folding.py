@@ -46,7 +46,7 @@ def test_conversion_keeps_the_l0_on_rows_it_has_not_seen(act_fn: str, include_no
 
 def test_the_threshold_is_one_value_in_gating_units() -> None:
     dictionary = make("batchtopk")
-    converted = dictionary.to_jumprelu([x * SCALE for x in batches()])
+    converted = dictionary.to_jumprelu([x * SCALE for x in batches()]).requires_grad_(False)
     report = fold_dictionary(dictionary, NORMS, calibration_batches=batches())
     assert report.threshold == pytest.approx(float(converted.thresholds()[0]), rel=1e-6)
     assert float(converted.thresholds().std()) == pytest.approx(0, abs=1e-7)

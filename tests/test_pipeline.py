@@ -1,0 +1,111 @@
+"""The stages one after another on a small project: what they write, that it is the same every time, and that it can be traced."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.activations.reader import open_activations
+from pipeline.corpus.tokens import open_tokens
+from pipeline.dictionaries.store import load_dictionary
+from pipeline.lm.loading import load_language_model
+from tests.project import CONTEXT, Project, make_project
+
+OUTS = ("data/initial/main", "data/trained/main", "data/inference/main")
+FLAT_KEYS = (
+    "fvu explained_variance l0_mean dead_fraction dense_fraction ce_original ce_spliced ce_zero ce_mean delta_ce "
+    "loss_recovered_zero loss_recovered_mean kl pca_fvu pca_delta_ce"
+).split()
+
+
+def digest(project: Project, name: str) -> str:
+    return hashlib.sha256((project.path / name).read_bytes()).hexdigest()
+
+
+def weights(project: Project) -> list[str]:
+    return [digest(project, f"{out}/weights.safetensors") for out in OUTS]
+
+
+def test_metrics_have_their_flat_keys(finished_project: Project) -> None:
+    metrics = json.loads((finished_project.path / "metrics" / "evaluation.json").read_text())
+    assert not [key for key in FLAT_KEYS if key not in metrics]
+    assert metrics["explained_variance"] == pytest.approx(1 - metrics["fvu"])
+    assert metrics["delta_ce"] == pytest.approx(metrics["ce_spliced"] - metrics["ce_original"])
+    assert 0 < metrics["l0_mean"] <= 4
+    history = [json.loads(line) for line in (finished_project.path / "metrics" / "train_history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in history] == sorted({line["step"] for line in history})
+    assert len(history) >= 8
+
+
+def test_same_parameters_same_bytes(finished_project: Project, tmp_path: Path) -> None:
+    other = make_project(tmp_path / "other").run_all()
+    for name in (*(f"{out}/{file}" for out in OUTS for file in ("config.json", "weights.safetensors")), "data/activations.json", "data/norms.json", "metrics/evaluation.json", "metrics/train_history.jsonl"):  # fmt: skip
+        assert digest(other, name) == digest(finished_project, name), name
+
+
+def test_every_row_traces_back_to_its_token_and_text(finished_project: Project) -> None:
+    tokens = open_tokens(finished_project.path / "data" / "tokens.zarr")
+    store = open_activations(finished_project.store)
+    model = load_language_model(str(finished_project.path / "model"), device="cpu")
+    (hook,) = store.hook_points
+    rows = store.read(hook, 0, store.n_rows).float()
+    meta = store.read_rows_meta(0, store.n_rows)
+    seen = set()
+    for row in range(0, store.n_rows, 97):
+        context, position = int(meta.context_ids[row]), int(meta.positions[row])
+        ids = tokens.train.read(context, context + 1)
+        assert int(meta.tokens[row]) == ids[0, position]
+        traced = tokens.trace("train", context, position)
+        record = tokens.train.document(int(tokens.train.read(context, context + 1, "document_ids")[0, position]))
+        assert traced.text == record["text"][traced.start : traced.end]
+        expected = model.activations(torch.from_numpy(ids.astype(np.int64)), [hook])[hook][0, position]
+        torch.testing.assert_close(rows[row], expected, rtol=1e-2, atol=1e-2)
+        seen.add((context, position))
+    assert len({(int(c), int(p)) for c, p in zip(meta.context_ids, meta.positions, strict=True)}) == store.n_rows
+
+
+def test_folded_is_the_trained_function(finished_project: Project) -> None:
+    trained = load_dictionary(finished_project.path / "data/trained/main", dtype=torch.float64)
+    folded = load_dictionary(finished_project.path / "data/inference/main", dtype=torch.float64)
+    norms = json.loads((finished_project.path / "data/norms.json").read_text())
+    store = open_activations(finished_project.store)
+    (hook,) = store.hook_points
+    x = store.read(hook, 0, 200).double()
+    scale = store.width(hook) ** 0.5 / norms[hook]["mean_norm"]
+    torch.testing.assert_close(folded(x), trained(x * scale) / scale, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dictionary__act_fn": "batchtopk"},
+        {"dictionary__act_fn": "jumprelu", "initializer__init_log_jumprelu_threshold_value": -2.3, "trainer__sparsity_loss_type": "power", "fold__calibration_tokens": 0},
+        {"dictionary__act_fn": "relu", "trainer__sparsity_loss_type": "power", "fold__mode": "keep", "dictionary__norm_activation": "token-wise"},
+        {"dictionary__kind": "transcoder", "dictionary__hook_point_in": "blocks.1.ln2.hook_out", "dictionary__hook_point_out": "blocks.1.hook_mlp_out", "dictionary__skip": True, "initializer__initialize_tc_with_mlp": True, "initializer__initialize_W_D_with_activations": False},
+        {"activations__target": "activations-2d", "activations__batch_size": 8, "dictionary__use_glu_encoder": True},
+        {"model__backend": "transformer_lens", "trainer__auxk_coefficient": 0.03125, "trainer__dead_threshold": 500, "trainer__initial_k": 8},
+    ],
+    ids=["batchtopk", "jumprelu", "relu_kept", "transcoder", "sequences", "bridge_auxk"],
+)  # fmt: skip
+def test_other_pipelines_run_to_the_end(project: Project, changes: dict[str, object]) -> None:
+    project.set(**changes).run_all()
+    metrics = json.loads((project.path / "metrics" / "evaluation.json").read_text())
+    assert metrics["fvu"] < 1.0
+    assert 0 < metrics["l0_mean"] <= 64
+    if changes.get("dictionary__act_fn") == "batchtopk":
+        folded = load_dictionary(project.path / "data/inference/main")
+        assert folded.config.act_fn == "jumprelu"
+        assert metrics["l0_mean"] == pytest.approx(4, rel=0.25)
+
+
+def test_contexts_hold_no_more_than_their_tokens(finished_project: Project) -> None:
+    tokens = open_tokens(finished_project.path / "data" / "tokens.zarr")
+    assert tokens.train.context_size == CONTEXT
+    train = {tokens.train.document(i)["key"] for i in range(tokens.train.n_documents)}
+    held = {tokens.eval.document(i)["key"] for i in range(tokens.eval.n_documents)}
+    assert not train & held
