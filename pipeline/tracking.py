@@ -183,8 +183,8 @@ def open_tracker(
         history: JSON lines to write as well.
         run_id: train: the run that its checkpoint belongs to; None: a new one. Other stages: instead of `run_file`.
         resume_step: last step whose figures are kept from before an interruption; None: from the start.
-        past: JSON lines of the steps before `resume_step`, which a new run that continues an old one gets as well; None:
-            `history`.
+        past: train, resumed: JSON lines of the steps before the interruption; what the run lacks of them (its last buffer, or
+            everything if it is a new one in an old one's place) is logged. None: `history`.
         name: name of the run where neither DVC_EXP_NAME nor tracking.run_name gives one.
 
     Raises:
@@ -206,9 +206,9 @@ def open_tracker(
             name=os.environ.get("DVC_EXP_NAME") or params.run_name or name or stage,
             owner=starts,
         )
-        if starts and mlflow.continues is not None and resume_step is not None:
+        if starts and run_id is not None:
             for row in history_rows(past or history, resume_step):
-                mlflow.log_metrics({key: value for key, value in row.items() if key != "step"}, row["step"])
+                mlflow.log_past({key: value for key, value in row.items() if key != "step"}, row["step"])
         parts.append(mlflow)
     tracker = Combined(*parts)
     if starts:
@@ -226,10 +226,10 @@ def read_run_id(path: str | Path) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def history_rows(path: str | Path | None, last_step: int) -> Iterator[dict[str, Any]]:
-    """The whole lines of a history up to a step; none where there is no file."""
+def history_rows(path: str | Path | None, last_step: int | None = None) -> Iterator[dict[str, Any]]:
+    """The whole lines of a history up to a step (None: all); none where there is no file."""
     if path is not None:
-        yield from (row for _, row in _lines(Path(path)) if row["step"] <= last_step)
+        yield from (row for _, row in _lines(Path(path)) if last_step is None or row["step"] <= last_step)
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -96,6 +96,7 @@ class MlflowTracker(Tracker):
         """Find or start the run."""
         client = _client(uri)
         with _first_use(uri):
+            _check_database(uri)
             self._client = client(tracking_uri=uri)
             experiment_id = _experiment(self._client, experiment, uri)
         tags = {key: _shortened(value, MAX_TAG_LENGTH) for key, value in provenance_tags().items()}
@@ -134,6 +135,13 @@ class MlflowTracker(Tracker):
             self.lost += excess
         if len(self._metrics) >= FLUSH_AT and time.monotonic() >= self._retry_at:
             self.flush()
+
+    def log_past(self, values: Mapping[str, float], step: int) -> None:
+        """Log figures of a step before an interruption where the run lacks them; the same step does not come again."""
+        self.log_metrics(values, step)
+        for name in values:
+            key = grouped(self.stage, name)
+            self._last_step[key] = max(step, self._last_step.get(key, -1))
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Buffer parameters (those of `tracking` left out); one that the run has with another value becomes a tag."""
@@ -294,8 +302,8 @@ def _first_use(uri: str) -> Iterator[None]:
     if uri.split(":", 1)[0].split("+")[0] not in DATABASES:
         yield
         return
-    in_file = uri.startswith("sqlite:////")
-    place = Path(f"{uri[len('sqlite:///') :].split('?')[0]}.lock") if in_file else root() / "mlflow.db.lock"
+    file = _database_file(uri)
+    place = root() / "mlflow.db.lock" if file is None else Path(f"{file}.lock")
     place.parent.mkdir(parents=True, exist_ok=True)
     with open(place, "a") as stream:
         limit = time.monotonic() + LOCK_SECONDS
@@ -308,6 +316,20 @@ def _first_use(uri: str) -> Iterator[None]:
                     raise TimeoutError(f"{place} has been locked by another process for {LOCK_SECONDS:.0f} s") from None
                 time.sleep(0.05)
         yield
+
+
+def _database_file(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:////") else None
+
+
+def _check_database(uri: str) -> None:
+    """Fail at once where SQLite cannot open its file; MLflow tries for minutes."""
+    import sqlite3
+
+    file = _database_file(uri)
+    if file is not None:
+        with contextlib.closing(sqlite3.connect(file, timeout=LOCK_SECONDS)) as database:
+            database.execute("PRAGMA schema_version").fetchone()
 
 
 def _experiment(client: Any, name: str, uri: str) -> str:
@@ -337,6 +359,8 @@ def _matching_run(client: Any, experiment_id: str, run_id: str | None, dvc_exper
     run = _run(client, run_id)
     if run is not None and fits(run):
         return run
+    if not run_id.isalnum():
+        return None
     others = client.search_runs([experiment_id], f"tags.{CONTINUES_TAG} = '{run_id}'", order_by=["start_time DESC"])
     return next((other for other in others if fits(other)), None)
 
@@ -353,7 +377,7 @@ def _run(client: Any, run_id: str) -> Any:
 
 def _say_stopped(client: Any, run_id: str, owner: bool) -> None:
     run = _run(client, run_id) if owner else None
-    if run is not None and run.info.status == "RUNNING":
+    if run is not None and (run.info.status, run.info.lifecycle_stage) == ("RUNNING", "active"):
         client.set_terminated(run_id, STOPPED)
 
 

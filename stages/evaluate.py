@@ -36,7 +36,7 @@ def main(params: str, inference: str, tokens: str, norms: str, statistics: str, 
     evaluation = evaluate_saved(loaded, place, tokens=tokens, norms=norms, statistics=statistics)
     write_json(out, evaluation.metrics)
     write_densities(plots, evaluation)
-    with open_tracker(loaded.tracking, stage="evaluation", run_file=Path(run)) as tracker:
+    with open_tracker(loaded.tracking, stage="evaluate", run_file=Path(run)) as tracker:
         tracker.log_metrics(evaluation.metrics)
         tracker.log_artifact(out, "metrics")
         tracker.log_artifact(plots, "plots/evaluation")

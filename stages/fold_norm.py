@@ -46,9 +46,9 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     )
     save_dictionary(report.dictionary, Path(out) / name)
     write_json(metrics, report.figures)
-    tracker = open_tracker(loaded.tracking, stage="fold", run_file=Path(run), history=None)
-    tracker.log_metrics({key: value for key, value in report.figures.items() if not isinstance(value, str)})
-    tracker.close()
+    with open_tracker(loaded.tracking, stage="fold", run_file=run) as tracker:
+        tracker.log_metrics({key: value for key, value in report.figures.items() if not isinstance(value, str)})
+        tracker.log_artifact(metrics, "metrics")
 
 
 if __name__ == "__main__":

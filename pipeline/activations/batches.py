@@ -128,8 +128,9 @@ class BatchPlan:
 
     @property
     def n_windows(self) -> int:
-        """Windows in an epoch."""
-        return -(-self.n_chunks // max(self.buffer_rows // self.chunk_rows, MIN_CHUNKS))
+        """Windows in an epoch: of at most `buffer_rows` rows, unless that is less than MIN_CHUNKS chunks."""
+        wanted = -(-self.n_chunks // max(self.buffer_rows // self.chunk_rows, 1))
+        return min(wanted, max(self.n_chunks // MIN_CHUNKS, 1))
 
     @property
     def window_rows(self) -> int:

@@ -49,8 +49,8 @@ class ContextTokens:
         if 4 * shape[0] * shape[1] <= IN_MEMORY_BYTES:
             self.tokens = np.empty(shape, dtype=np.int32)
         else:
-            self._file = tempfile.TemporaryFile(dir=scratch)
-            self.tokens = np.memmap(self._file, dtype=np.int32, mode="w+", shape=shape)
+            with tempfile.TemporaryFile(dir=scratch) as file:
+                self.tokens = np.memmap(file, dtype=np.int32, mode="w+", shape=shape)
         self._ignored = np.asarray(sorted(ignore_token_ids), dtype=np.int64)
         self.kept_counts = np.empty(split.n_contexts, dtype=np.int64)
         for start in range(0, split.n_contexts, _READ_CONTEXTS):

@@ -155,7 +155,9 @@ class Rows(Protocol):
 
 
 def training_rows(store: Rows, calibration_tokens: int) -> tuple[int, int]:
-    """The rows that training reads: whole chunks, with at least `calibration_tokens` tokens left after them.
+    """The rows that training reads; at least `calibration_tokens` tokens are left after them.
+
+    They end with a chunk, so that few contexts have rows on both sides; in a store of about one chunk they end anywhere.
 
     Args:
         store: an open store.
@@ -171,14 +173,13 @@ def training_rows(store: Rows, calibration_tokens: int) -> tuple[int, int]:
     kept_back = -(-calibration_tokens // per_row)
     if kept_back <= 0:
         return 0, store.n_rows
-    stop = (store.n_rows - kept_back) // store.chunk_rows * store.chunk_rows
+    stop = store.n_rows - kept_back
     if stop <= 0:
         raise DataError(
-            f"activation store of {store.n_rows * per_row:,} tokens: fold.calibration_tokens = {calibration_tokens:,} leaves no "
-            f"whole chunk of {store.chunk_rows * per_row:,} tokens to train on; raise activations.total_tokens or lower "
-            "fold.calibration_tokens"
+            f"activation store of {store.n_rows * per_row:,} tokens: fold.calibration_tokens = {calibration_tokens:,} "
+            "leaves none to train on; raise activations.total_tokens or lower fold.calibration_tokens"
         )
-    return 0, stop
+    return 0, stop // store.chunk_rows * store.chunk_rows or stop
 
 
 def calibration_rows(store: Rows, calibration_tokens: int) -> tuple[int, int]:

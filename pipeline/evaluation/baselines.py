@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.errors import DataError, NumericsError
 from pipeline.evaluation.language_model import Replacement, keep_masked
 from pipeline.evaluation.reconstruction import kept_rows
+from pipeline.norms import load_norm_arrays
 
 
 @dataclass(frozen=True)
@@ -33,26 +34,16 @@ def load_principal_directions(path: str | Path, hooks: tuple[str, ...]) -> dict[
     Raises:
         DataError: the file is missing or damaged, or has no statistics of a hook point.
     """
-    from safetensors import SafetensorError, safe_open
-
-    action = "run: dvc repro norm"
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            names = set(file.keys())
-            known = sorted(name.removesuffix("/mean") for name in names if name.endswith("/mean"))
-            for hook in hooks:
-                if not {f"{hook}/mean", f"{hook}/eigenvectors"} <= names:
-                    raise DataError(f"{path}: no statistics of {hook} (known: {', '.join(known) or 'none'}); {action}")
-            return {
-                hook: PrincipalDirections(
-                    file.get_tensor(f"{hook}/mean").double(), file.get_tensor(f"{hook}/eigenvectors").double()
-                )
-                for hook in hooks
-            }
-    except FileNotFoundError:
-        raise DataError(f"{path}: the activation statistics are missing; {action}") from None
-    except SafetensorError as error:
-        raise DataError(f"{path}: the activation statistics are damaged ({error}); {action}") from None
+    arrays = load_norm_arrays(path)
+    known = sorted(name.removesuffix("/mean") for name in arrays if name.endswith("/mean"))
+    missing = [hook for hook in hooks if not {f"{hook}/mean", f"{hook}/eigenvectors"} <= arrays.keys()]
+    if missing:
+        raise DataError(
+            f"{path}: no statistics of {', '.join(missing)} (known: {', '.join(known) or 'none'}); run `dvc repro -s -f norm`"
+        )
+    return {
+        hook: PrincipalDirections(arrays[f"{hook}/mean"].double(), arrays[f"{hook}/eigenvectors"].double()) for hook in hooks
+    }
 
 
 class PcaMetrics:
@@ -85,7 +76,7 @@ class PcaMetrics:
         errors = {hook: max(0.0, self.totals[hook] - float(self.energies[hook][:rank].sum())) for hook in self.principal}
         results = {"pca_fvu": sum(errors.values()) / sum(variances[hook] for hook in errors)}
         if len(errors) > 1:
-            results.update({f"pca_fvu/{hook}": error / variances[hook] for hook, error in errors.items()})
+            results.update({f"pca_fvu.{hook}": error / variances[hook] for hook, error in errors.items()})
         return results
 
 

@@ -60,7 +60,7 @@ class HeldOutTokens:
         n_all = split.n_contexts
         if n_all == 0:
             raise DataError(
-                "the held-out split has no context; raise dataset.eval_fraction or give more text, then: dvc repro tokenize"
+                "the held-out split has no context; raise dataset.eval_fraction or give more text, then `dvc repro`"
             )
         wanted = n_all if tokens is None else math.ceil(tokens / split.context_size)
         if wanted > n_all:

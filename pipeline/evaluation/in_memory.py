@@ -40,7 +40,7 @@ def evaluate_reconstruction(
 
     Returns:
         flat metrics, as documented at ReconstructionSums.results, SparsityMetrics.results and decoder_metrics; with
-        several written hook points also `<metric>/<hook>`.
+        several written hook points also `<metric>.<hook>`.
 
     Raises:
         DataError: shapes that do not fit.

@@ -61,7 +61,7 @@ class RawDictionary:
         if missing and not dictionary.config.folded:
             raise DataError(
                 f"the norms have no {', '.join(missing)} (they have {', '.join(self.norms) or 'nothing'}), which the unfolded "
-                "dictionary needs at run time; run: dvc repro norm"
+                "dictionary needs at run time; run `dvc repro -s -f norm`"
             )
 
     def scale(self, hook: str, x: Tensor, mask: Tensor | None) -> Tensor | float:

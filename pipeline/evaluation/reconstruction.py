@@ -200,11 +200,11 @@ class ReconstructionMetrics:
         return int(next(iter(self.parts.values())).sums["n"])
 
     def results(self) -> dict[str, float]:
-        """Overall metrics; with several hook points also each metric as `<metric>/<hook>`."""
+        """Overall metrics; with several hook points also each metric as `<metric>.<hook>`."""
         if len(self.parts) == 1:
             ((hook, part),) = self.parts.items()
             return part.results(hook)
         results = ReconstructionSums.merged(self.parts.values()).results(", ".join(self.parts))
         for hook, part in self.parts.items():
-            results.update({f"{name}/{hook}": value for name, value in part.results(hook).items()})
+            results.update({f"{name}.{hook}": value for name, value in part.results(hook).items()})
         return results

@@ -29,9 +29,7 @@ def principal_directions(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def set_decoder_rows_(
-    dictionary: Dictionary, sample: Sample, *, d_active: int | None, transpose: bool, factor: float
-) -> int:
+def set_decoder_rows_(dictionary: Dictionary, sample: Sample, *, d_active: int | None, transpose: bool, factor: float) -> int:
     """Project W_D; the encoder becomes its transpose again if `transpose` and the widths agree.
 
     Args:

@@ -1,13 +1,14 @@
 """The order of the initialisation's strategies; each is one file of this package.
 
-    base draw (the dictionary's own: uniform W_D, W_E its transpose or uniform, zero biases, thresholds)
-    -> decoder bias -> decoder rows (activations | active subspace | MLP responses), with the encoder that goes with them
-    -> encoder bias -> least-squares scale (activations, MLP) -> norm by grid search
+base draw (the dictionary's own: uniform W_D, W_E its transpose or uniform, zero biases, thresholds)
+-> decoder bias -> decoder rows (activations | active subspace | MLP responses), with the encoder that goes with them
+-> encoder bias -> least-squares scale (activations, MLP) -> norm by grid search
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,9 +19,8 @@ from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.initial import BaseInitialization
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import ParamsError
-from pipeline.initialization import activation_rows, active_subspace, grid_search, mlp_responses
-from pipeline.initialization.decoder_bias import set_decoder_bias_
-from pipeline.initialization.encoder_bias import set_encoder_bias_
+from pipeline.initialization import activation_rows, active_subspace, encoder_bias, grid_search, mlp_responses
+from pipeline.initialization.decoder_bias import bias_of, set_decoder_bias_
 from pipeline.initialization.sample import Sample
 from pipeline.initialization.scale import scale_by_least_squares_
 from pipeline.initialization.weights import transpose_encoder_, weights_of
@@ -50,13 +50,13 @@ def check(dictionary: Dictionary, params: Any, *, has_model: bool) -> None:
     chosen = [option for option in DECODER_OPTIONS if getattr(params, option)]
     if len(chosen) > 1:
         faults.append(f"initializer.{chosen[1]}: only one option sets the decoder's rows, {chosen[0]} is on too")
-    for option in (*chosen, *(name for name in (grid_search.OPTION, "init_encoder_bias_with_mean_hidden_pre"))):
+    for option in (*chosen, grid_search.OPTION, encoder_bias.OPTION):
         if getattr(params, option):
-            faults += _faults_of(lambda option=option: weights_of(dictionary, option))
+            faults += _faults_of(functools.partial(weights_of, dictionary, option))
     if params.bias_init_method != "all_zero":
-        faults += _faults_of(lambda: _needs_decoder_bias(dictionary, params.bias_init_method))
+        faults += _faults_of(functools.partial(bias_of, dictionary, params.bias_init_method))
     if params.initialize_tc_with_mlp:
-        faults += _faults_of(lambda: mlp_responses.mlp_layer(dictionary, params.model_layer))
+        faults += _faults_of(functools.partial(mlp_responses.mlp_layer, dictionary, params.model_layer))
         if not has_model:
             faults.append(f"initializer.{mlp_responses.OPTION}: needs the language model; it is an option of the pipeline only")
     if params.init_log_jumprelu_threshold_value is not None and not dictionary.activation.has_threshold:
@@ -76,11 +76,6 @@ def _faults_of(check_one: Callable[[], object]) -> list[str]:
     except ParamsError as error:
         return error.faults
     return []
-
-
-def _needs_decoder_bias(dictionary: Dictionary, method: str) -> None:
-    if weights_of(dictionary, "bias_init_method").b_D is None:
-        raise ParamsError(f"initializer.bias_init_method: {method} needs dictionary.use_decoder_bias true; write all_zero")
 
 
 @torch.no_grad()
@@ -116,15 +111,15 @@ def initialize_(
     same = dictionary.hooks_in == dictionary.hooks_out
     found: dict[str, float] = {}
 
-    def encoder_bias() -> None:
+    def redo_encoder_bias() -> None:
         if params.init_encoder_bias_with_mean_hidden_pre:
-            set_encoder_bias_(dictionary, sample.x)
+            encoder_bias.set_encoder_bias_(dictionary, sample.x)
 
     def redo_encoder() -> None:
         weights = weights_of(dictionary, grid_search.OPTION)
         if transpose and (same or not (params.initialize_W_D_with_activations or params.initialize_tc_with_mlp)):
             transpose_encoder_(weights, factor)
-        encoder_bias()
+        redo_encoder_bias()
 
     set_decoder_bias_(dictionary, sample, params.bias_init_method)
     scaled_by, tied = "", False
@@ -140,7 +135,7 @@ def initialize_(
         assert mlp is not None  # checked above
         scaled_by = mlp_responses.OPTION
         mlp_responses.set_decoder_rows_(dictionary, sample, mlp)
-    encoder_bias()
+    redo_encoder_bias()
     if scaled_by:
         found["least_squares_factor"] = scale_by_least_squares_(dictionary, batch, scaled_by, tied=tied)
     if params.grid_search_init_norm:

@@ -54,6 +54,18 @@ def geometric_median(
     return GeometricMedian(m, max_iterations, False)
 
 
+def bias_of(dictionary: Dictionary, method: str) -> Tensor:
+    """The decoder bias that `bias_init_method: <method>` sets.
+
+    Raises:
+        ParamsError: the dictionary has none.
+    """
+    bias = weights_of(dictionary, "bias_init_method").b_D
+    if bias is None:
+        raise ParamsError(f"initializer.bias_init_method: {method} needs dictionary.use_decoder_bias true; write all_zero")
+    return bias
+
+
 @torch.no_grad()
 def set_decoder_bias_(dictionary: Dictionary, sample: Sample, method: str) -> None:
     """b_D = 0, the labels' mean, or their geometric median.
@@ -61,9 +73,5 @@ def set_decoder_bias_(dictionary: Dictionary, sample: Sample, method: str) -> No
     Raises:
         ParamsError: the dictionary has no decoder bias.
     """
-    if method == "all_zero":
-        return
-    bias = weights_of(dictionary, "bias_init_method").b_D
-    if bias is None:
-        raise ParamsError(f"initializer.bias_init_method: {method} needs dictionary.use_decoder_bias true; write all_zero")
-    bias.copy_(sample.y.mean(0) if method == "mean" else geometric_median(sample.y).point)
+    if method != "all_zero":
+        bias_of(dictionary, method).copy_(sample.y.mean(0) if method == "mean" else geometric_median(sample.y).point)

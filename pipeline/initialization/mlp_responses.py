@@ -44,7 +44,8 @@ def mlp_layer(dictionary: Dictionary, model_layer: int | None = None) -> int:
     if len(dictionary.hooks_in) > 1 or not reads or not writes or reads[1] != writes[1]:
         raise ParamsError(
             f"initializer.{OPTION}: needs a transcoder from blocks.L.ln2.hook_out (or ln2.hook_normalized) to "
-            f"blocks.L.hook_mlp_out of one layer L; it reads {', '.join(dictionary.hooks_in)} and writes {', '.join(dictionary.hooks_out)}"
+            f"blocks.L.hook_mlp_out of one layer L; this dictionary reads {', '.join(dictionary.hooks_in)} and "
+            f"writes {', '.join(dictionary.hooks_out)}"
         )
     layer = int(reads[1])
     if model_layer not in (None, layer):

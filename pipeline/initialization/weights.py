@@ -43,7 +43,9 @@ def weights_of(dictionary: Dictionary, option: str) -> Weights:
         "W_D": (config.d_sae, config.width_out),
     }
     if any(name not in named or tuple(named[name].shape) != shape for name, shape in wanted.items()):
-        raise ParamsError(f"initializer.{option}: not for dictionary.kind '{config.kind}', which has no single encoder and decoder")
+        raise ParamsError(
+            f"initializer.{option}: not for dictionary.kind '{config.kind}', which has no single encoder and decoder"
+        )
     return Weights(named["W_E"], named["b_E"], named["W_D"], named.get("b_D"), "W_G" in named)
 
 

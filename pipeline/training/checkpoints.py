@@ -190,7 +190,9 @@ class Checkpoints:
                 raise CheckpointError(f"{place / 'state.safetensors'}: altered, its sha256 is not the recorded one")
             past = int(about_state["history_bytes"])
             if self.history.size() < past:
-                raise CheckpointError(f"{self.history.file}: {self.history.size():,} bytes, {past:,} at step {about_state['step']}")
+                raise CheckpointError(
+                    f"{self.history.file}: {self.history.size():,} bytes, {past:,} at step {about_state['step']}"
+                )
             return ResumePoint(int(about_state["step"]), load_tensors(content), past, dict(about_state["extra"]))
         except OSError as error:
             raise CheckpointError(f"{place}: {error.filename or ''} cannot be read ({error.strerror})") from None

@@ -1,7 +1,7 @@
 """The step loop: the same for a store on disk (stages.train) and tensors in memory (api.fit).
 
-    resume from the newest whole checkpoint, if any
-    for each step: next batch; train on it; at log steps report; now and then save; stop when asked
+resume from the newest whole checkpoint, if any
+for each step: next batch; train on it; at log steps report; now and then save; stop when asked
 """
 
 from __future__ import annotations
@@ -140,11 +140,11 @@ class TrainingRun:
             self.timing.wait += time.perf_counter() - started
             last = s == trainer.total_steps - 1
             observation = trainer.step(batch, observe=last or s % self.params.log_frequency == 0)
+            self.timing.total += time.perf_counter() - started
+            self.timing.tokens += self.source.batch_tokens
             if observation is not None:
                 trainer.guard.read()
                 self._report(s, observation.figures())
-            self.timing.total += time.perf_counter() - started
-            self.timing.tokens += self.source.batch_tokens
             if self.progress is not None:
                 self.progress.update(self.source.batch_tokens)
             if s + 1 in snapshots:
@@ -204,11 +204,12 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
     import os
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before, filled = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    before, filled = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it would write every new tensor once more
+    # Off, since it would write every new tensor once more.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

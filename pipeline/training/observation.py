@@ -17,6 +17,8 @@ from torch import Tensor
 from pipeline import metric_names as names
 from pipeline.training.objective import LossReport
 
+_COUNTS = (names.TOKENS, names.DEAD_FEATURES)
+
 
 class Observation:
     """Figures of one step.
@@ -68,4 +70,5 @@ class Observation:
         """{name: value} of the step; what is not finite (explained variance of constant labels) is left out."""
         values = torch.stack([tensor.detach().double() for tensor in self._tensors.values()]).tolist()
         named = {**dict(zip(self._tensors, values, strict=True)), **self._scheduled}
-        return {name: value for name, value in named.items() if math.isfinite(value)}
+        finite = {name: value for name, value in named.items() if math.isfinite(value)}
+        return finite | {name: int(finite[name]) for name in _COUNTS}

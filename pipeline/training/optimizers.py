@@ -98,7 +98,7 @@ class Adam(StepOptimizer):
     def step(self, lr: float, skip: Tensor | None = None) -> None:
         for group in self._adam.param_groups:
             group["lr"] = lr * self.lr_factors[group["name"]]
-        self._adam.found_inf = skip  # read by the fused kernel, as torch.amp.GradScaler sets it
+        self._adam.found_inf = skip  # type: ignore[attr-defined]  # read by the fused kernel, as torch.amp.GradScaler sets it
         self._adam.step()
 
     def slot(self, name: str, slot: str) -> Tensor:

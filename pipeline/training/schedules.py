@@ -110,9 +110,7 @@ class LearningRateSchedule:
 
     def __call__(self, s: int) -> float:
         """The factor at step s, 0 <= s < T."""
-        return self._factor(
-            s, self.total_steps, self.warm_up_steps, self.cool_down_steps, self.start_ratio, self.end_ratio
-        )
+        return self._factor(s, self.total_steps, self.warm_up_steps, self.cool_down_steps, self.start_ratio, self.end_ratio)
 
 
 class CoefficientSchedule:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -162,12 +162,10 @@ class TensorSource:
 def _position(index: int, per_epoch: int, batch_tokens: int) -> str:
     epoch, within = divmod(index, per_epoch)
     first = index * batch_tokens
-    return (
-        f"epoch {epoch}, batch {within} of {per_epoch}, tokens {first:,} to {first + batch_tokens - 1:,} of the run's order"
-    )
+    return f"epoch {epoch}, batch {within} of {per_epoch}, tokens {first:,} to {first + batch_tokens - 1:,} of the run's order"
 
 
-def on_device(batches: Iterator[TrainingBatch], device: torch.device, dtype: torch.dtype) -> Iterator[TrainingBatch]:
+def on_device(batches: Iterator[TrainingBatch], device: torch.device, dtype: torch.dtype) -> Generator[TrainingBatch]:
     """`batches` on `device` in `dtype`; on a GPU the next one is copied on its own stream while this one is used."""
     if device.type != "cuda":
         for batch in batches:

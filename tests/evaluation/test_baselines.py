@@ -38,7 +38,7 @@ def test_several_hook_points():
     metrics.update(parts)
     variances = {hook: float((x.double() - x.double().mean(0)).square().sum()) for hook, x in parts.items()}
     got = metrics.fvu(2, variances)
-    total = sum(got[f"pca_fvu/{hook}"] * variances[hook] for hook in parts)
+    total = sum(got[f"pca_fvu.{hook}"] * variances[hook] for hook in parts)
     assert got["pca_fvu"] == pytest.approx(total / sum(variances.values()))
 
 
@@ -66,7 +66,7 @@ def test_rank_is_the_rounded_mean_l0_unless_asked_for():
 
 def test_statistics_are_read_and_faults_named(tmp_path):
     path = tmp_path / "norm_statistics.safetensors"
-    with pytest.raises(DataError, match=r"norm_statistics.safetensors: the activation statistics are missing; run: dvc repro"):
+    with pytest.raises(DataError, match=r"norm_statistics.safetensors: the statistics .* missing; run `dvc repro"):
         load_principal_directions(path, ("h",))
     principal = principal_of(_rows(50, 8, seed=8))
     save_file({"h/mean": principal.mean, "h/eigenvectors": principal.directions.float()}, path)

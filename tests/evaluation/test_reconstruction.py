@@ -92,8 +92,8 @@ def test_several_hook_points_add_numerators_and_denominators():
     assert got["fvu"] == pytest.approx(sum(error.values()) / sum(spread.values()), rel=1e-6)
     assert got["mse"] == pytest.approx((each["a"]["mse"] + each["b"]["mse"]) / 2, rel=1e-9)
     for hook in pairs:
-        assert got[f"fvu/{hook}"] == pytest.approx(each[hook]["fvu"], rel=1e-9)
-        assert got[f"l2_ratio/{hook}"] == pytest.approx(each[hook]["l2_ratio"], rel=1e-9)
+        assert got[f"fvu.{hook}"] == pytest.approx(each[hook]["fvu"], rel=1e-9)
+        assert got[f"l2_ratio.{hook}"] == pytest.approx(each[hook]["l2_ratio"], rel=1e-9)
 
 
 def test_float16_labels_are_summed_in_float64():

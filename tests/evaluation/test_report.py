@@ -261,8 +261,8 @@ def test_inputs_are_those_of_the_spliced_run_before_replacement(model, module):
     with torch.no_grad():
         x_hats = dictionary.layers(x0, x1)
     for hook, x, x_hat in zip(dictionary.hooks_out, (x0, x1), x_hats, strict=True):
-        assert got[f"fvu/{hook}"] == pytest.approx(naive.reconstruction(x.numpy(), x_hat.numpy())["fvu"], rel=1e-6)
-        assert 0 < got[f"pca_fvu/{hook}"] < 1
+        assert got[f"fvu.{hook}"] == pytest.approx(naive.reconstruction(x.numpy(), x_hat.numpy())["fvu"], rel=1e-6)
+        assert 0 < got[f"pca_fvu.{hook}"] < 1
 
 
 def test_widths_that_do_not_fit_are_refused(model):
@@ -273,7 +273,7 @@ def test_widths_that_do_not_fit_are_refused(model):
 
 
 def test_an_unfolded_dictionary_needs_norms(model):
-    with pytest.raises(DataError, match=f"the norms have no {HOOK} .*dvc repro norm"):
+    with pytest.raises(DataError, match=f"the norms have no {HOOK} .*dvc repro -s -f norm"):
         RawDictionary(build_dictionary(SAE), {})
 
 

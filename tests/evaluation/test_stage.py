@@ -67,8 +67,8 @@ def test_faults_are_one_line_and_exit_code_2(project):
     statistics = project.path / "data" / "norm_statistics.safetensors"
     tensors = load_file(statistics)
     save_file({name: tensor for name, tensor in tensors.items() if not name.endswith("/mean")}, statistics)
-    fails("norm_statistics.safetensors: no statistics of blocks.0.hook_resid_post", "dvc repro norm")
+    fails("norm_statistics.safetensors: no statistics of blocks.0.hook_resid_post", "dvc repro -s -f norm")
     statistics.unlink()
-    fails("norm_statistics.safetensors: the activation statistics are missing")
+    fails("norm_statistics.safetensors: the statistics of the activations are missing")
     shutil.rmtree(project.path / "data" / "inference")
     fails("data/inference/main")

@@ -127,7 +127,7 @@ def test_auxk_by_hand_and_without_gradient_to_the_living() -> None:
     assert r.grad is None
     assert e_hat.grad is not None
     assert e_hat.grad.tolist() == [[-0.5, 0.0], [0.0, -3.0]]
-    assert float(auxk_loss(r, y, e_hat, DEAD, torch.tensor([True, False])).value) == 0.25
+    assert float(auxk_loss(r.detach(), y, e_hat.detach(), DEAD, torch.tensor([True, False])).value) == 0.25
 
 
 def test_auxk_without_dead_features_is_zero() -> None:

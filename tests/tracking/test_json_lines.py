@@ -64,7 +64,7 @@ def test_non_finite_values_are_dropped_and_counted(tmp_path):
 
 def test_lines_that_are_no_steps_are_passed_over(tmp_path):
     (tmp_path / "h.jsonl").write_text('nonsense\n[1]\n{"l0": 2}\n{"step": "1"}\n\n{"step": 2}\n{"step": 3}\n{"step": 4}')
-    assert list(history_rows(tmp_path / "h.jsonl", 9)) == [{"step": 2}, {"step": 3}]
+    assert list(history_rows(tmp_path / "h.jsonl")) == [{"step": 2}, {"step": 3}]
     assert list(history_rows(tmp_path / "h.jsonl", 2)) == [{"step": 2}]
     assert list(history_rows(None, 2)) == list(history_rows(tmp_path / "none.jsonl", 2)) == []
 

@@ -27,7 +27,14 @@ def test_relative_databases_are_of_the_project_not_of_the_working_directory(proj
 
 @pytest.mark.parametrize(
     "uri",
-    ["postgresql://u@h/d", "postgresql+psycopg2://u@h/d", "mysql+pymysql://u@h/d", "https://h", "databricks", "databricks://profile"],
+    [
+        "postgresql://u@h/d",
+        "postgresql+psycopg2://u@h/d",
+        "mysql+pymysql://u@h/d",
+        "https://h",
+        "databricks",
+        "databricks://profile",
+    ],
 )
 def test_known_kinds(project, uri):
     assert tracking_uri(uri) == uri
@@ -51,7 +58,7 @@ def test_a_wrong_uri_is_an_error_at_the_start(project, monkeypatch, uri, part):
     assert part in str(caught.value)
     assert not (project / "run.json").exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(ParamsError, match="^MLFLOW_TRACKING_URI: "):
+    with pytest.raises(ParamsError, match=r"^MLFLOW_TRACKING_URI: "):
         tracking_uri(None)
 
 

@@ -1,0 +1,71 @@
+"""The public functions: what a notebook imports. Importing them needs torch, numpy, safetensors and pyyaml only.
+
+from pipeline.api import fit, load_dictionary, load_language_model
+
+result = fit(activations, dictionary={"top_k": 32}, trainer={"total_training_tokens": 1_000_000})
+features = result.inference.encode(activations)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.activations.reader import ActivationStore, open_activations
+from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.store import load_dictionary
+from pipeline.errors import ParamsError
+from pipeline.evaluation.in_memory import evaluate_reconstruction
+from pipeline.lm.loading import load_language_model
+from pipeline.params.schema import TrainerParams, section_from_dict
+from pipeline.training.fit import FitResult, fit
+from pipeline.training.objective import LossReport, compute_loss
+
+__all__ = [
+    "ActivationStore",
+    "Dictionary",
+    "FitResult",
+    "LossReport",
+    "build_dictionary",
+    "evaluate_reconstruction",
+    "fit",
+    "load_dictionary",
+    "load_language_model",
+    "loss",
+    "open_activations",
+]
+
+
+def loss(
+    dictionary: Dictionary,
+    x: Tensor,
+    target: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    dead: Tensor | None = None,
+    **trainer: Any,
+) -> LossReport:
+    """The training loss of a batch, term by term (SPEC 5).
+
+    Args:
+        dictionary: unfolded.
+        x: input [..., d_in], normalised.
+        target: label [..., d_out], normalised; None: x.
+        mask: bool [...], True for a kept token; None: all.
+        dead: bool [F], the features that AuxK revives; None: none, and the term is 0.
+        trainer: fields of trainer that the loss depends on: sparsity_loss_type, l1_coefficient (taken without warm-up), p,
+            auxk_coefficient, k_aux, amp_dtype. Those that are not given have SPEC's defaults.
+
+    Returns: total, the weighted terms that it is the sum of, and the features.
+
+    Raises:
+        ParamsError: unknown or mistyped fields, or a term that makes no sense for the activation function.
+    """
+    params = section_from_dict(TrainerParams, trainer)
+    if params.auxk_coefficient is not None and not dictionary.activation.budgeted:
+        act_fn = dictionary.config.act_fn
+        raise ParamsError(f"trainer.auxk_coefficient: the AuxK loss is for topk and batchtopk, act_fn is {act_fn}; write null")
+    y = x if target is None else target
+    return compute_loss(dictionary, x, y, mask, params, l1_coefficient=params.l1_coefficient, dead=dead)

@@ -1,0 +1,112 @@
+"""The initialize stage's work: a dictionary for a store's hook points, started from a sample of its training rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.activations.reader import ActivationStore, open_activations
+from pipeline.activations.schema import training_rows
+from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.store import save_dictionary
+from pipeline.errors import DataError, ParamsError
+from pipeline.initialization.compose import build_base, check, initialize_
+from pipeline.initialization.mlp_responses import mlp_layer
+from pipeline.initialization.normalization import Normalizer
+from pipeline.initialization.sample import Sample, make_sample
+from pipeline.norms import load_norms
+from pipeline.params.schema import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """What the stage reads (manifest of the store, norms) and the dictionary directory that it writes."""
+
+    activations: Path
+    norms: Path
+    initial: Path
+
+
+def initialize_dictionary(params: Params, places: Places) -> dict[str, float]:
+    """Make and write the initial dictionary.
+
+    Returns: what the strategies found (see `compose.initialize_`).
+
+    Raises:
+        ParamsError: an option makes no sense for this dictionary, or a width is not the one stated.
+        DataError: the store, the norms or the model are missing or do not fit.
+    """
+    store = open_activations(places.activations)
+    dictionary = build_base(dictionary_config(params, store), params.initializer, params.seed)
+    check(dictionary, params.initializer, has_model=True)
+    normalizer = Normalizer(dictionary, load_norms(places.norms))
+    sample = read_sample(store, dictionary, normalizer, params)
+    found = initialize_(
+        dictionary,
+        sample,
+        params.initializer,
+        batch_rows=params.activations.tokens_per_batch,
+        seed=params.seed,
+        mlp=_load_mlp(params, dictionary) if params.initializer.initialize_tc_with_mlp else None,
+    )
+    norms = {hook: {"mean_norm": n.mean_norm, "mean_square": n.mean_square, "d": n.d} for hook, n in normalizer.norms.items()}
+    initialization = {**params.initializer.to_dict(), "seed": params.seed, "found": found}
+    save_dictionary(dictionary, places.initial, {"norms": norms, "model": store.model, "initialization": initialization})
+    return found
+
+
+def dictionary_config(params: Params, store: ActivationStore) -> dict[str, Any]:
+    """The configuration of `build_dictionary`, widths read from the store.
+
+    Raises:
+        ParamsError: dictionary.d_model is not the width of the hook point.
+    """
+    stated = params.dictionary.to_dict()
+    d_model = stated.pop("d_model")
+    d_in, d_out = (store.width(hooks[0]) for hooks in (params.dictionary.hooks_in, params.dictionary.hooks_out))
+    if d_model not in (None, d_in):
+        hook = params.dictionary.hooks_in[0]
+        raise ParamsError(f"dictionary.d_model: {d_model}, but activations at {hook} are {d_in} wide; write {d_in} or null")
+    return {**stated, "d_in": d_in, "d_out": d_out}
+
+
+def read_sample(store: ActivationStore, dictionary: Dictionary, normalizer: Normalizer, params: Params) -> Sample:
+    """The first initializer.tokens tokens of the training rows (rows are shuffled, so they are a fair sample).
+
+    Raises:
+        DataError: an activation is not finite, or none is kept.
+    """
+    flat = store.target == "activations-1d"
+    start, stop = training_rows(store, params.fold.calibration_tokens)
+    stop = min(stop, start + -(-params.initializer.tokens // (1 if flat else store.context_size)))
+    hook_in, hook_out = dictionary.hooks_in[0], dictionary.hooks_out[0]
+    dtype = next(dictionary.parameters()).dtype
+
+    def read(hook: str) -> Tensor:
+        values = store.read(hook, start, stop).to(dtype)
+        if not bool(torch.isfinite(values).all()):
+            raise DataError(f"{store.path}: activations at {hook} are not all finite; run `dvc repro -s -f generate`")
+        return values
+
+    inputs = read(hook_in)
+    labels = inputs if hook_out == hook_in else read(hook_out)
+    mask = None if flat else store.read("mask", start, stop)
+    return make_sample(dictionary, normalizer, inputs, labels, mask)
+
+
+def _load_mlp(params: Params, dictionary: Dictionary) -> Callable[[Tensor], Tensor]:
+    from pipeline.lm.loading import load_language_model
+
+    layer = mlp_layer(dictionary, params.initializer.model_layer)
+    model = load_language_model(
+        params.model.model_name,
+        revision=params.model.revision,
+        backend=params.model.backend,
+        device="cpu",
+    )
+    return model.layer_mlp(layer, dictionary.hooks_in[0])

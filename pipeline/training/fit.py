@@ -1,0 +1,216 @@
+"""Train on tensors in memory: norms, initialisation, the step loop and the fold of the pipeline, without its files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.dictionaries.base import Dictionary
+from pipeline.errors import DataError, ParamsError
+from pipeline.folding import fold_dictionary
+from pipeline.initialization.compose import build_base, check, initialize_
+from pipeline.initialization.normalization import Normalizer
+from pipeline.initialization.sample import make_sample
+from pipeline.norms_statistics import ActivationStatistics
+from pipeline.params.schema import (
+    ActivationsParams,
+    DictionaryParams,
+    FoldParams,
+    InitializerParams,
+    Params,
+    TrainerParams,
+    section_from_dict,
+)
+from pipeline.training import recipe
+from pipeline.training.device import training_device
+from pipeline.training.loop import train
+from pipeline.training.source import TensorSource
+
+_NOT_IN_PARAMS = ("d_in", "d_out", "d_sae", "d_model", "expansion_factor", "hook_point_in", "hook_point_out")
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What `fit` gives.
+
+    Attributes:
+        dictionary: as trained; takes and returns normalised activations.
+        inference: its inference form; takes and returns raw activations (with token-wise or batch-wise norms, which cannot
+            be folded: normalised ones).
+        history: figures of the log steps, as in metrics/train_history.jsonl.
+        norms: {hook point: {"mean_norm", "mean_square", "d"}} of the activations.
+    """
+
+    dictionary: Dictionary
+    inference: Dictionary
+    history: list[dict[str, Any]]
+    norms: dict[str, dict[str, Any]]
+
+
+def fit(
+    activations: Tensor,
+    *,
+    targets: Tensor | None = None,
+    dictionary: Mapping[str, Any],
+    trainer: Mapping[str, Any],
+    initializer: Mapping[str, Any] | None = None,
+    batch_size: int = 4096,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> FitResult:
+    """Train a dictionary on activations in memory, with the pipeline's own step code.
+
+    Fields that are not given take the embedded default's recipe (`recipe.py`).
+
+    Args:
+        activations: raw, [N, D] tokens or [n, T, D] contexts.
+        targets: labels [N, D_out] or [n, T, D_out] of a transcoder; None: the activations.
+        dictionary: fields as for `build_dictionary`; d_in and d_out are read from the tensors, kind from `targets`.
+        trainer: fields of trainer (params.yaml).
+        initializer: fields of initializer; needs no language model.
+        batch_size: tokens, or contexts for [n, T, D].
+        seed: of the draw of the weights and the order of the rows; the same seed gives the same bits on the CPU.
+        device: None: cuda if there is one, else cpu.
+        progress: show a progress line on standard error.
+
+    Returns: on the CPU or device that it was trained on. For BatchTopK the last rows (up to 16,384 tokens, at least a batch
+        and at most a tenth of them where that is more) are not trained on but set the inference threshold.
+
+    Raises:
+        ParamsError: unknown, mistyped or contradictory fields, all at once; shapes that do not fit them.
+        DataError: non-finite activations.
+        NumericsError: the loss was not finite.
+    """
+    labels = activations if targets is None else targets
+    _check_shapes(activations, labels)
+    config = _config(dictionary, activations, labels, targets is not None)
+    params = _params(config, dict(trainer), dict(initializer or {}), activations, batch_size, seed)
+    where = training_device(device)
+    made = build_base(config, params.initializer, seed).to(where)
+    check(made, params.initializer, has_model=False)
+    norms = _norms(made, activations, labels)
+    n_held_back = _held_back(made, activations, batch_size)
+    kept = len(activations) - n_held_back
+    inputs, wanted = activations[:kept], labels[:kept]
+    if targets is None:
+        wanted = inputs
+    normalizer = Normalizer(made, norms)
+    n_rows = min(kept, -(-params.initializer.tokens // activations[0, ..., 0].numel()))
+    sampled = inputs[:n_rows].to(where)
+    sample = make_sample(made, normalizer, sampled, sampled if wanted is inputs else wanted[:n_rows].to(where))
+    initialize_(made, sample, params.initializer, batch_rows=params.activations.tokens_per_batch, seed=seed)
+    source = TensorSource(
+        inputs, None if wanted is inputs else wanted, batch_size=batch_size, seed=seed, token_dims=activations.ndim - 1
+    )
+    run = train(
+        made,
+        source,
+        params=params.trainer,
+        norms=norms,
+        total_steps=params.total_steps,
+        label="fit" if progress else None,
+    )
+    unfoldable = made.config.norm_activation in ("token-wise", "batch-wise")
+    report = fold_dictionary(
+        made,
+        norms,
+        mode="keep" if unfoldable else "fold",
+        calibration_batches=list(_batches(activations[kept:], batch_size)) if n_held_back else None,
+    )
+    made.config = dataclasses.replace(made.config, norms=norms)
+    return FitResult(made, report.dictionary, run.history.rows, norms)
+
+
+def _check_shapes(activations: Tensor, labels: Tensor) -> None:
+    if activations.ndim not in (2, 3) or activations.shape[:-1] != labels.shape[:-1] or not activations.is_floating_point():
+        raise ParamsError(
+            "fit: activations should be floating point [N, D] or [n, T, D], and targets of the same tokens; got "
+            f"{activations.dtype} {tuple(activations.shape)} and {tuple(labels.shape)}"
+        )
+
+
+def _config(given: Mapping[str, Any], activations: Tensor, labels: Tensor, transcoder: bool) -> dict[str, Any]:
+    """The dictionary's configuration, widths checked against the tensors."""
+    config = recipe.dictionary_fields(given)
+    config.setdefault("kind", "transcoder" if transcoder else "sae")
+    d_in = config.pop("d_model", None) or config.get("d_in") or activations.shape[-1]
+    d_out = config.get("d_out") or labels.shape[-1]
+    faults = [
+        f"dictionary.{name}: {stated}, but the {what} are {found} wide"
+        for name, stated, found, what in (
+            ("d_in", d_in, activations.shape[-1], "activations"),
+            ("d_out", d_out, labels.shape[-1], "targets"),
+        )
+        if stated != found
+    ]
+    if faults:
+        raise ParamsError(faults)
+    if transcoder and config["kind"] == "sae":
+        config.setdefault("hook_point_out", "output")
+    return {**config, "d_in": d_in, "d_out": d_out}
+
+
+def _params(
+    config: Mapping[str, Any],
+    trainer: dict[str, Any],
+    initializer: dict[str, Any],
+    activations: Tensor,
+    batch_size: int,
+    seed: int,
+) -> Params:
+    """All parameters, so that everything that a file is checked for is checked here too."""
+    flat = activations.ndim == 2
+    shared = {key: value for key, value in config.items() if key not in _NOT_IN_PARAMS}
+    known = {field.name for field in dataclasses.fields(DictionaryParams.chosen_by(shared))}
+    tokens = activations[..., 0].numel()
+    return Params(
+        seed=seed,
+        activations=ActivationsParams(
+            context_size=128 if flat else max(activations.shape[1], 2),
+            total_tokens=tokens,
+            batch_size=batch_size,
+            target="activations-1d" if flat else "activations-2d",
+        ),
+        dictionary=section_from_dict(DictionaryParams, {k: v for k, v in shared.items() if k in known}),
+        initializer=section_from_dict(InitializerParams, recipe.initializer_fields(initializer, str(config.get("act_fn")))),
+        trainer=section_from_dict(TrainerParams, recipe.trainer_fields(trainer)),
+        fold=FoldParams(mode="keep", calibration_tokens=0),
+    )
+
+
+def _norms(dictionary: Dictionary, activations: Tensor, labels: Tensor) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for hook, tensor in ((dictionary.hooks_in[0], activations), (dictionary.hooks_out[0], labels)):
+        if hook in found:
+            continue
+        statistics = ActivationStatistics(tensor.shape[-1])
+        statistics.update(tensor)
+        if statistics.nonfinite:
+            raise DataError(f"fit: {statistics.nonfinite} of the tokens at '{hook}' hold non-finite values")
+        found[hook] = {"mean_norm": statistics.mean_norm, "mean_square": statistics.mean_square, "d": tensor.shape[-1]}
+    return found
+
+
+def _held_back(dictionary: Dictionary, activations: Tensor, batch_size: int) -> int:
+    """Rows kept from training for the inference threshold: whole batches, only where the gate depends on the batch."""
+    if not dictionary.is_batch_dependent:
+        return 0
+    per_row = activations[0, ..., 0].numel()
+    rows = min(-(-recipe.CALIBRATION_TOKENS // per_row), len(activations) // 10)
+    rows = max(rows // batch_size, 1) * batch_size
+    if rows + batch_size > len(activations):
+        raise ParamsError(
+            f"batch_size: {batch_size} leaves nothing to train on of {len(activations)} rows, since one batch sets the inference "
+            f"threshold of act_fn '{dictionary.config.act_fn}'"
+        )
+    return rows
+
+
+def _batches(rows: Tensor, batch_size: int) -> Iterator[Tensor]:
+    for start in range(0, len(rows) - batch_size + 1, batch_size):
+        yield rows[start : start + batch_size]

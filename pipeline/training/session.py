@@ -1,0 +1,242 @@
+"""The train stage's work: open what it reads, train or go on, write what it leaves.
+
+    data/trained/<name>/           config.json + weights.safetensors
+    metrics/train.json             figures of the last step, and what the run was
+    metrics/train_history.jsonl    figures of the log steps
+    data/run.json                  id of the tracked run (written by the tracker)
+
+Checkpoints are in $DVC_ROOT/data/checkpoints/<fingerprint>/. A run whose end is kept there writes its outputs again
+without training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import metric_names as names
+from pipeline.activations.reader import ActivationStore, open_activations
+from pipeline.activations.schema import training_rows
+from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.store import load_dictionary, save_dictionary
+from pipeline.errors import DataError
+from pipeline.files import read_json, root, write_bytes, write_json
+from pipeline.initialization.normalization import Normalizer
+from pipeline.norms import load_norms
+from pipeline.params.schema import Params
+from pipeline.tracking import Tracker, open_tracker
+from pipeline.training.checkpoints import Checkpoints, fingerprint
+from pipeline.training.device import training_device
+from pipeline.training.fingerprint import describe_run
+from pipeline.training.loop import deterministic, train
+from pipeline.training.schedules import resolve_learning_rate
+from pipeline.training.source import StoreSource
+
+NOT_EARLIER = ("train", "fold", "evaluation")  # metrics files of this stage and of later ones
+INITIALIZE = "run `dvc repro -s -f initialize`"
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """What the stage reads (manifest of the store, norms, initial dictionary) and writes."""
+
+    activations: Path
+    norms: Path
+    initial: Path
+    trained: Path
+    metrics: Path
+    history: Path
+    run: Path
+
+
+def train_dictionary(params: Params, places: Places) -> dict[str, Any]:
+    """Train `places.initial` on the store, from its checkpoint if it has one, and write the outputs.
+
+    Returns: the figures of metrics/train.json.
+
+    Raises:
+        DataError, CheckpointError, NumericsError, ParamsError: as the message says.
+        Interrupted: stopped by a signal; the state is saved.
+    """
+    device = training_device(params.activations.device or params.model.device, "activations.device")
+    dictionary = load_dictionary(places.initial, device=device)
+    check_matches(dictionary, params, places.initial)
+    store = open_activations(places.activations)
+    source = make_source(params, dictionary, store, device)
+    norms = load_norms(places.norms)
+    normalizer = Normalizer(dictionary, norms)
+    about = describe_run(
+        dictionary,
+        normalizer,
+        source,
+        params.trainer.to_dict(),
+        total_steps=params.total_steps,
+        determinism=params.determinism,
+        device=device,
+    )
+    directory = root() / "data" / "checkpoints" / fingerprint(about)
+    with (
+        Checkpoints(directory, about).opened() as checkpoints,
+        deterministic(params.determinism, device),
+        _tracked(params, places, checkpoints, store) as tracker,
+    ):
+        last = _train(params, dictionary, source, norms, checkpoints, tracker)
+        figures = _figures(params, dictionary, source, last)
+        _write(dictionary, normalizer, figures, checkpoints, store, params, places)
+        tracker.log_metrics({key: value for key, value in figures.items() if isinstance(value, (int, float))})
+        for path in (places.metrics, places.history):
+            tracker.log_artifact(path, "metrics")
+    return figures
+
+
+def check_matches(dictionary: Dictionary, params: Params, place: Path) -> None:
+    """Refuse an initial dictionary that was made for other parameters (a stage run alone can meet one).
+
+    Raises:
+        DataError: names the fields.
+    """
+    stated = params.dictionary.to_dict()
+    config = dictionary.config.to_dict()
+    wanted = {key: value for key, value in stated.items() if key in config and value is not None and key != "kind"}
+    wanted["d_sae"] = int(dictionary.config.d_in * params.dictionary.expansion_factor)
+    wanted["d_in"] = params.dictionary.d_model or dictionary.config.d_in
+    different = [f"{key} is {config[key]!r}, wanted {value!r}" for key, value in wanted.items() if config[key] != value]
+    if different or dictionary.config.folded:
+        reason = "; ".join(different) or "it is folded"
+        raise DataError(f"{place}: the initial dictionary was made for other parameters ({reason}); {INITIALIZE}")
+
+
+def make_source(params: Params, dictionary: Dictionary, store: ActivationStore, device: torch.device) -> StoreSource:
+    """The store's training rows as the parameters want them.
+
+    Raises:
+        DataError: a width does not fit, or there is nothing to train on.
+    """
+    widths = dict.fromkeys(dictionary.hooks_in, dictionary.config.d_in)
+    widths |= dict.fromkeys(dictionary.hooks_out, dictionary.config.width_out)
+    for hook, width in widths.items():
+        if store.width(hook) != width:
+            raise DataError(
+                f"{store.path}: activations at {hook} are {store.width(hook)} wide, the initial dictionary wants {width}; "
+                f"{INITIALIZE}"
+            )
+    stated = None if params.activations.dtype is None else getattr(torch, params.activations.dtype)
+    return StoreSource(
+        store=store,
+        hooks_in=dictionary.hooks_in,
+        hooks_out=dictionary.hooks_out,
+        batch_size=params.activations.batch_size,
+        rows=training_rows(store, params.fold.calibration_tokens),
+        buffer_rows=params.activations.buffer_size,
+        seed=params.seed,
+        # The CPU converts in the reader's thread; to a GPU go the stored bytes, which are half as many.
+        dtype=stated or (torch.float32 if device.type == "cpu" else None),
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _tracked(params: Params, places: Places, checkpoints: Checkpoints, store: ActivationStore) -> Tracker:
+    """The run's tracker: the one that the checkpoints belong to, or a new one."""
+    run_file = checkpoints.directory / "run.json"
+    run_id = read_json(run_file, "run id").get("run_id") if run_file.exists() else None
+    point = checkpoints.finished() or checkpoints.latest()[0]
+    tracker = open_tracker(
+        params.tracking,
+        stage="train",
+        run_file=places.run,
+        run_id=run_id,
+        resume_step=None if point is None else point.extra.get("last", {}).get(names.STEP),
+        past=checkpoints.history.file,
+        name=params.dictionary.name,
+    )
+    write_json(run_file, {"run_id": tracker.run_id})
+    tracker.log_params(params.to_dict())
+    shape = (store.n_rows, *store.shape(store.hook_points[0])[1:])
+    about = {"store": str(store.path), "model": store.model}
+    tracker.log_dataset("activations", store.fingerprint, source=about, shape=shape, dtype=store.storage_dtype)
+    tracker.set_tags(
+        {"kind": params.dictionary.kind, "name": params.dictionary.name, "checkpoints": checkpoints.directory.name}
+    )
+    _log_earlier(tracker, places.metrics.parent)
+    return tracker
+
+
+def _log_earlier(tracker: Tracker, metrics: Path) -> None:
+    """Figures of the stages that ran before there was a run to log to; those of later ones are of an earlier run."""
+    for file in sorted(metrics.glob("*.json")):
+        if file.stem not in NOT_EARLIER:
+            found = names.flatten(read_json(file, f"metrics of {file.stem}"))
+            numbers = {k: v for k, v in found if isinstance(v, (int, float)) and not isinstance(v, bool)}
+            tracker.log_metrics({f"{file.stem}/{key}": value for key, value in numbers.items()})
+
+
+def _train(
+    params: Params,
+    dictionary: Dictionary,
+    source: StoreSource,
+    norms: Mapping[str, Any],
+    checkpoints: Checkpoints,
+    tracker: Tracker,
+) -> dict[str, Any]:
+    """Bring the dictionary to the end of its run; figures of the last step."""
+    done = checkpoints.finished()
+    if done is not None:
+        dictionary.load_weights_(
+            {name: tensor.to(next(dictionary.parameters()).device) for name, tensor in done.tensors.items()}
+        )
+        return done.extra["last"]
+    run = train(
+        dictionary,
+        source,
+        params=params.trainer,
+        norms=norms,
+        total_steps=params.total_steps,
+        checkpoints=checkpoints,
+        on_metrics=lambda step, figures: tracker.log_metrics(figures, step),
+        label="train",
+    )
+    checkpoints.finish(params.total_steps, dictionary.state_dict(), {"last": run.last})
+    return run.last
+
+
+def _figures(params: Params, dictionary: Dictionary, source: StoreSource, last: Mapping[str, Any]) -> dict[str, Any]:
+    """metrics/train.json: nothing in it depends on time."""
+    d_sae = dictionary.config.d_sae
+    final = {f"final_{key}": value for key, value in last.items() if key not in (names.STEP, names.TOKENS)}
+    return {
+        **final,
+        "steps": params.total_steps,
+        "tokens": int(last[names.TOKENS]),
+        "epochs": params.total_steps / source.store.batches_per_epoch(source.batch_size, source.rows),
+        "learning_rate": resolve_learning_rate(params.trainer.lr, d_sae, params.total_steps),
+        "d_sae": d_sae,
+    }
+
+
+def _write(
+    dictionary: Dictionary,
+    normalizer: Normalizer,
+    figures: Mapping[str, Any],
+    checkpoints: Checkpoints,
+    store: ActivationStore,
+    params: Params,
+    places: Places,
+) -> None:
+    """The stage's outputs."""
+    norms = {hook: {"mean_norm": n.mean_norm, "mean_square": n.mean_square, "d": n.d} for hook, n in normalizer.norms.items()}
+    training = {
+        "trainer": params.trainer.to_dict() | {"lr": figures["learning_rate"]},
+        "steps": figures["steps"],
+        "tokens": figures["tokens"],
+        "batch_size": params.activations.batch_size,
+        "seed": params.seed,
+        "store": store.fingerprint,
+    }
+    save_dictionary(dictionary, places.trained, {"norms": norms, "model": store.model, "training": training})
+    assert checkpoints.history.file is not None
+    write_bytes(places.history, checkpoints.history.file.read_bytes())
+    write_json(places.metrics, dict(figures))

@@ -1,0 +1,32 @@
+"""initialize: a sample of the store -> data/initial/<name>/, the dictionary's first weights.
+
+Reads the activation store, data/norms.json and, for initialize_tc_with_mlp, the language model. Writes data/initial/<name>/.
+Cost: seconds; grid_search_init_norm runs 70 batches.
+"""
+
+from __future__ import annotations
+
+import click
+
+from pipeline.command import stage_command
+
+
+@stage_command
+@click.option("--activations", default="data/activations.json", help="Manifest of the activation store, or a store.")
+@click.option("--norms", default="data/norms.json", help="Activation norms.")
+@click.option("--out", default="data/initial", help="Directory of the initial dictionaries.")
+def main(params: str, activations: str, norms: str, out: str) -> None:
+    """Draw the dictionary's first weights."""
+    from pathlib import Path
+
+    from pipeline.initialization.from_store import Places, initialize_dictionary
+    from pipeline.params.loader import load_params
+
+    loaded = load_params(params)
+    found = initialize_dictionary(loaded, Places(Path(activations), Path(norms), Path(out) / loaded.dictionary.name))
+    for name, value in found.items():
+        click.echo(f"initialize: {name} {value:.6g}", err=True)
+
+
+if __name__ == "__main__":
+    main()

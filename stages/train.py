@@ -1,0 +1,45 @@
+"""train: the store + data/initial/<name>/ -> data/trained/<name>/, from the last checkpoint if there is one.
+
+Reads the activation store, data/norms.json and data/initial/<name>/. Writes data/trained/<name>/, data/run.json (the tracked
+run), metrics/train.json and metrics/train_history.jsonl. Cost: about a minute and a half a million tokens of the embedded
+default on two cores. Stopped or killed, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import click
+
+from pipeline.command import stage_command
+
+
+@stage_command
+@click.option("--activations", default="data/activations.json", help="Manifest of the activation store, or a store.")
+@click.option("--norms", default="data/norms.json", help="Activation norms.")
+@click.option("--initial", default="data/initial", help="Directory of the initial dictionaries.")
+@click.option("--out", default="data/trained", help="Directory of the trained dictionaries.")
+@click.option("--run", default="data/run.json", help="Id of the tracked run to write.")
+@click.option("--metrics", default="metrics/train.json", help="Figures to write.")
+@click.option("--history", default="metrics/train_history.jsonl", help="Figures of the log steps to write.")
+def main(params: str, activations: str, norms: str, initial: str, out: str, run: str, metrics: str, history: str) -> None:
+    """Train the dictionary."""
+    from pathlib import Path
+
+    from pipeline.params.loader import load_params
+    from pipeline.training.session import Places, train_dictionary
+
+    loaded = load_params(params)
+    name = loaded.dictionary.name
+    places = Places(
+        activations=Path(activations),
+        norms=Path(norms),
+        initial=Path(initial) / name,
+        trained=Path(out) / name,
+        metrics=Path(metrics),
+        history=Path(history),
+        run=Path(run),
+    )
+    train_dictionary(loaded, places)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""One MLflow run across stages; reopened, continued, resumed after a kill; buffered; what it holds."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import subprocess
+
+import pytest
+
+from pipeline.errors import Interrupted
+from pipeline.tracking import JsonLines, open_tracker
+from pipeline.tracking_mlflow import MlflowTracker
+
+RUN_FILE = "data/run.json"
+
+
+def _open(params, stage="train", **options):
+    return open_tracker(params, stage=stage, run_file=RUN_FILE, **options)
+
+
+def _mlflow(tracker) -> MlflowTracker:
+    (found,) = (part for part in tracker.parts if isinstance(part, MlflowTracker))
+    return found
+
+
+def _kill(tracker) -> None:
+    """As kill -9: nothing is written any more."""
+    for part in tracker.parts:
+        part._closed = True
+        atexit.unregister(part.close)
+        if isinstance(part, JsonLines):
+            part._stream.close()
+
+
+def _steps(client, run_id, key) -> list[int]:
+    return [metric.step for metric in client.get_metric_history(run_id, key)]
+
+
+def test_one_run_across_stages(tracked, client, params):
+    with _open(params) as tracker:
+        tracker.log_params({"seed": 0, "trainer": {"lr": 2e-4, "betas": [0.9, 0.99]}, "model": {"revision": None}})
+        for step in range(3):
+            tracker.log_metrics({"l0": 24.0 + step}, step)
+    first = tracker.run_id
+    assert json.loads((tracked / RUN_FILE).read_text()) == {"run_id": first}
+    assert client.get_run(first).info.status == "FINISHED"
+    for stage, values in (("fold", {"l0_after": 23.5}), ("evaluate", {"fvu": 0.125})):
+        with _open(params, stage) as tracker:
+            assert tracker.run_id == first
+            assert client.get_run(first).info.status == "RUNNING"
+            tracker.log_params({"seed": 0, "trainer": {"lr": 2e-4}})
+            tracker.log_metrics(values)
+    run = client.get_run(first)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"train/l0": 26.0, "fold/l0_after": 23.5, "evaluation/fvu": 0.125}
+    assert run.data.params == {"seed": "0", "trainer.lr": "0.0002", "trainer.betas": "[0.9, 0.99]", "model.revision": "null"}
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+
+
+def test_experiment_and_artifacts_are_in_the_project(tracked, client, params):
+    with _open(params) as tracker:
+        (tracked / "plots").mkdir()
+        (tracked / "plots" / "index.html").write_text("<p>plot</p>")
+        (tracked / "weights.bin").write_bytes(b"123")
+        tracker.log_artifact(tracked / "plots", "report")
+        tracker.log_artifact("weights.bin", "weights")
+        tracker.log_artifact("weights.bin")
+    run = client.get_run(tracker.run_id)
+    assert client.get_experiment(run.info.experiment_id).name == "scopeline"
+    assert run.info.artifact_uri == f"file://{tracked}/mlartifacts/{tracker.run_id}/artifacts"
+    kept = tracked / "mlartifacts" / tracker.run_id / "artifacts"
+    assert {str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()} == {
+        "report/index.html", "weights/weights.bin", "weights.bin",
+    }  # fmt: skip
+    assert not (tracked / "mlruns").exists()
+
+
+def test_a_missing_artifact_is_said_and_harmless(tracked, client, params, capsys):
+    with _open(params) as tracker:
+        tracker.log_artifact("no-such-file", "x")
+        tracker.log_metrics({"l0": 1.0}, 1)
+    assert "MLflow could not keep no-such-file" in capsys.readouterr().err
+    assert client.get_run(tracker.run_id).data.metrics == {"train/l0": 1.0}
+
+
+@pytest.mark.parametrize(("name", "run_name", "given", "wanted"), [
+    ("brave-lynx", "mine", "what", "brave-lynx"), (None, "mine", "what", "mine"), (None, None, "what", "what"), (None, None, None, "train"),
+])  # fmt: skip
+def test_run_name(tracked, client, params, monkeypatch, name, run_name, given, wanted):
+    if name:
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+    import dataclasses
+
+    with _open(dataclasses.replace(params, run_name=run_name), name=given) as tracker:
+        pass
+    assert client.get_run(tracker.run_id).info.run_name == wanted
+
+
+def test_the_outcome_of_the_stage_is_the_status(tracked, client, params):
+    ids = {}
+    for error, wanted in ((Interrupted("stop"), "KILLED"), (KeyboardInterrupt(), "KILLED"), (RuntimeError("bug"), "FAILED")):
+        tracker = _open(params)
+        with pytest.raises(type(error)), tracker:
+            raise error
+        ids[tracker.run_id] = wanted
+    assert {run_id: client.get_run(run_id).info.status for run_id in ids} == ids
+
+
+def test_provenance_are_tags_only(tracked, client, params, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "brave-lynx")
+    (tracked / "dvc.lock").write_text("a")
+    with _open(params) as tracker:
+        tracker.set_tags({"model_digest": "abc", "long": "x" * 9000})
+    run = client.get_run(tracker.run_id)
+    assert run.data.params == {}
+    tags = run.data.tags
+    assert tags["dvc_exp_name"] == "brave-lynx"
+    assert tags["model_digest"] == "abc"
+    assert len(tags["long"]) == 8000
+    assert tags["long"].endswith("]")
+    assert "version.torch" in tags
+    (tracked / "dvc.lock").write_text("b")
+    with _open(params, "evaluate") as tracker:
+        pass
+    changed = {key for key in client.get_run(tracker.run_id).data.tags if key.startswith("evaluate.")}
+    assert changed == {"evaluate.dvc_lock_sha256"}
+
+
+def test_long_params_are_shortened_and_many_are_split(tracked, client, params):
+    many = {f"key{i:03d}": i for i in range(250)}
+    with _open(params) as tracker:
+        tracker.log_params({"many": many, "long": "y" * 7000, "tracking": {"enabled": True}})
+        tracker.set_tags({f"tag{i:03d}": i for i in range(130)})
+    run = client.get_run(tracker.run_id)
+    assert {key: value for key, value in run.data.params.items() if key != "long"} == {
+        f"many.key{i:03d}": str(i) for i in range(250)
+    }
+    long = run.data.params["long"]
+    assert len(long) == 6000
+    assert long.startswith("yyy")
+    assert "[7000 characters, sha256 " in long
+    assert run.data.tags["tag129"] == "129"
+
+
+def test_params_cannot_change_and_a_changed_one_is_a_tag(tracked, client, params):
+    with _open(params) as tracker:
+        tracker.log_params({"evaluation": {"tokens": 100}, "same": "x"})
+        tracker.log_params({"evaluation": {"tokens": 150}})
+    with _open(params, "evaluate") as tracker:
+        tracker.log_params({"evaluation": {"tokens": 200}, "same": "x", "new": 1})
+        tracker.log_metrics({"fvu": 0.5})
+    run = client.get_run(tracker.run_id)
+    assert run.data.params == {"evaluation.tokens": "100", "same": "x", "new": "1"}
+    assert run.data.tags["train.changed.evaluation.tokens"] == "150"
+    assert run.data.tags["evaluate.changed.evaluation.tokens"] == "200"
+    assert run.data.metrics == {"evaluation/fvu": 0.5}
+
+
+def test_data_set_entry(tracked, client, params):
+    with _open(params) as tracker:
+        for _ in range(2):
+            tracker.log_dataset("activations", "f" * 40, source={"fingerprint": "f" * 40}, shape=(1000, 128), dtype="bfloat16")
+    with _open(params, "evaluate") as tracker:
+        tracker.log_dataset("activations", "f" * 40, shape=(1000, 128), dtype="bfloat16", context="evaluation")
+        tracker.log_dataset("tokens", "abc", context="evaluation")
+    entries = client.get_run(tracker.run_id).inputs.dataset_inputs
+    assert {(e.dataset.name, e.dataset.digest) for e in entries} == {("activations", "f" * 36), ("tokens", "abc")}
+    train = next(e for e in entries if e.dataset.name == "activations")
+    assert json.loads(train.dataset.source) == {"fingerprint": "f" * 40}
+    assert "bfloat16" in train.dataset.schema
+    assert "128" in train.dataset.schema
+    assert next(tag.value for tag in train.tags) == "training"
+
+
+def test_killed_and_resumed_has_every_step_once(tracked, client, params):
+    killed = _open(params, history="h.jsonl")
+    run_id = killed.run_id
+    for step in range(1, 9):
+        killed.log_metrics({"l0": float(step)}, step)
+    killed.flush()  # MLflow has steps 1 to 8
+    for step in range(9, 13):
+        killed.log_metrics({"l0": float(step)}, step)
+    _kill(killed)  # 9 to 12 are in the JSON lines only
+    assert client.get_run(run_id).info.status == "RUNNING"
+    with _open(params, history="h.jsonl", run_id=run_id, resume_step=10) as tracker:
+        for step in range(11, 16):
+            tracker.log_metrics({"l0": float(step)}, step)
+    assert tracker.run_id == run_id
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert _steps(client, run_id, "train/l0") == list(range(1, 16))
+    assert [json.loads(line)["step"] for line in (tracked / "h.jsonl").read_text().splitlines()] == list(range(1, 16))
+
+
+def test_resumed_from_before_what_was_flushed(tracked, client, params):
+    killed = _open(params)
+    for step in range(1, 9):
+        killed.log_metrics({"l0": float(step), f"only{step % 2}": 1.0}, step)
+    killed.flush()
+    _kill(killed)
+    with _open(params, run_id=killed.run_id) as tracker:
+        for step in range(3, 11):
+            tracker.log_metrics({"l0": float(step), f"only{step % 2}": 1.0}, step)
+    assert _steps(client, tracker.run_id, "train/l0") == list(range(1, 11))
+    assert _steps(client, tracker.run_id, "train/only0") == [2, 4, 6, 8, 10]
+
+
+@pytest.mark.parametrize("why", ["unknown", "malformed", "other experiment", "deleted"])
+def test_a_run_that_cannot_go_on_is_continued_by_a_new_one(tracked, client, params, monkeypatch, why):
+    (tracked / "past.jsonl").write_text("".join(json.dumps({"l0": 1.0, "step": step}) + "\n" for step in range(5)))
+    old = "0" * 32 if why == "unknown" else "no run: 'quoted'" if why == "malformed" else None
+    if old is None:
+        started = _open(params)
+        old = started.run_id
+        _kill(started)
+    if why == "deleted":
+        client.delete_run(old)
+    if why == "other experiment":
+        monkeypatch.setenv("DVC_EXP_NAME", "brave-lynx")
+    with _open(params, run_id=old, past="past.jsonl", resume_step=3) as tracker:
+        for step in range(4, 7):
+            tracker.log_metrics({"l0": 2.0}, step)
+    run = client.get_run(tracker.run_id)
+    assert run.info.run_id != old
+    assert run.data.tags["continues"] == old
+    assert json.loads((tracked / RUN_FILE).read_text()) == {"run_id": run.info.run_id}
+    assert _steps(client, tracker.run_id, "train/l0") == list(range(7))
+    if why == "other experiment":
+        assert client.get_run(old).info.status == "KILLED"
+
+
+def test_later_stages_of_another_experiment_share_one_new_run(tracked, client, params, monkeypatch):
+    """As in `dvc exp run -S fold.feature_units=normalized`: train is not run again, data/run.json has the baseline's id."""
+    with _open(params) as tracker:
+        pass
+    baseline = tracker.run_id
+    new = {}
+    for name in ("brave-lynx", "calm-owl"):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        for stage in ("fold", "evaluate"):
+            with _open(params, stage) as tracker:
+                tracker.log_metrics({"figure": 1.0})
+            new.setdefault(name, set()).add(tracker.run_id)
+    assert [len(ids) for ids in new.values()] == [1, 1]
+    assert len({baseline}.union(*new.values())) == 3
+    run = client.get_run(*new["calm-owl"])
+    assert run.data.tags["continues"] == baseline
+    assert run.info.run_name == "calm-owl"
+    assert set(run.data.metrics) == {"fold/figure", "evaluation/figure"}
+    assert client.get_run(baseline).info.status == "FINISHED"
+    assert client.get_run(baseline).data.metrics == {}
+    monkeypatch.delenv("DVC_EXP_NAME")
+    with _open(params, "evaluate") as tracker:
+        assert tracker.run_id == baseline
+
+
+def test_without_a_run_file_a_stage_has_its_own_run(tracked, client, params):
+    with _open(params, "evaluate") as tracker:
+        tracker.log_metrics({"fvu": 0.5})
+    run = client.get_run(tracker.run_id)
+    assert run.info.run_name == "evaluate"
+    assert "continues" not in run.data.tags
+    assert not (tracked / RUN_FILE).exists()
+
+
+def test_a_second_training_is_a_new_run(tracked, params):
+    with _open(params) as first:
+        pass
+    with _open(params) as second:
+        pass
+    assert first.run_id != second.run_id
+
+
+def test_logging_after_the_end_is_ignored(tracked, client, params):
+    tracker = _open(params)
+    tracker.close()
+    tracker.close()
+    tracker.log_metrics({"l0": 1.0}, 1)
+    tracker.log_artifact("x")
+    tracker.flush()
+    run = client.get_run(tracker.run_id)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {})
+
+
+def test_what_was_not_closed_is_written_at_exit(tracked, client, params):
+    import sys
+    from pathlib import Path
+
+    code = """
+from pipeline.params.sections.tracking import TrackingParams
+from pipeline.tracking import open_tracker
+open_tracker(TrackingParams(), stage="train", run_file="data/run.json").log_metrics({"l0": 7.0}, 3)
+"""
+    root = Path(__file__).parents[2]
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=120, env={**__import__("os").environ, "PYTHONPATH": str(root)}
+    )
+    run = client.get_run(json.loads((tracked / RUN_FILE).read_text())["run_id"])
+    assert (run.info.status, run.data.metrics) == ("FAILED", {"train/l0": 7.0})
