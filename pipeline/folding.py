@@ -182,9 +182,7 @@ class _Batches:
         return scaled[0] if len(scaled) == 1 else torch.stack(scaled, dim=-2)
 
 
-def _converted(
-    dictionary: Dictionary, scaled: _Batches, convert_topk: bool
-) -> tuple[Dictionary, dict[str, float | str]]:
+def _converted(dictionary: Dictionary, scaled: _Batches, convert_topk: bool) -> tuple[Dictionary, dict[str, float | str]]:
     wanted = dictionary.is_batch_dependent or (convert_topk and dictionary.activation.budgeted)
     if not wanted:
         return dictionary, {}
@@ -202,9 +200,7 @@ def _converted(
 
 
 @torch.no_grad()
-def _checked(
-    dictionary: Dictionary, norms: Mapping[str, Any], raw: _Batches, feature_units: str
-) -> dict[str, float | str]:
+def _checked(dictionary: Dictionary, norms: Mapping[str, Any], raw: _Batches, feature_units: str) -> dict[str, float | str]:
     """Relative error of the folded reconstruction of the first calibration batch, all in float64."""
     first = next(iter(raw), None)
     if first is None:

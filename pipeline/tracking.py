@@ -212,7 +212,7 @@ def open_tracker(
         parts.append(mlflow)
     tracker = Combined(*parts)
     if starts:
-        write_json(run_file, {"run_id": tracker.run_id})
+        write_json(run_file, {"run_id": tracker.run_id or run_id})
     return tracker
 
 

@@ -1,8 +1,8 @@
 """evaluate: held-out metrics of the inference dictionary, alone and spliced into its language model.
 
 Reads data/inference/<name>/, data/tokens.zarr (the eval split), data/norms.json, data/norm_statistics.safetensors and the
-model. Writes metrics/evaluation.json and metrics/plots/evaluation/ (feature densities and their plot). Cost: about six
-runs of the model over the held-out tokens.
+model. Writes metrics/evaluation.json and metrics/plots/evaluation/ (densities of features and norms of activations, as
+data, PNG and HTML). Cost: about six runs of the model over the held-out tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(params: str, inference: str, tokens: str, norms: str, statistics: str, 
     """Measure reconstruction, sparsity and language-model loss on held-out tokens."""
     from pathlib import Path
 
-    from pipeline.evaluation.plots import write_densities
+    from pipeline.evaluation.plots import write_plots
 
     from pipeline.evaluation.saved import evaluate_saved
     from pipeline.files import write_json
@@ -35,7 +35,7 @@ def main(params: str, inference: str, tokens: str, norms: str, statistics: str, 
     place = Path(inference) / loaded.dictionary.name
     evaluation = evaluate_saved(loaded, place, tokens=tokens, norms=norms, statistics=statistics)
     write_json(out, evaluation.metrics)
-    write_densities(plots, evaluation)
+    write_plots(plots, evaluation, place, norms=norms, statistics=statistics)
     with open_tracker(loaded.tracking, stage="evaluate", run_file=Path(run)) as tracker:
         tracker.log_metrics(evaluation.metrics)
         tracker.log_artifact(out, "metrics")

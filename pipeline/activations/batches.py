@@ -1,12 +1,8 @@
-"""Shuffled batches out of chunks, exactly repeatable from any position, read ahead in background threads.
+"""Shuffled batches out of chunks, in the order of pipeline.activations.order, read ahead in background threads.
 
-1. The chunks of the rows to read are put in an order drawn from (seed, epoch) and cut into windows of at least 16 chunks,
-   as equal as can be. Where one window holds all of them it is read once and kept for every epoch.
-2. A window's rows are permuted by (seed, epoch, window). The epoch's row sequence is its windows' sequences end to end.
-3. Batch i of an epoch is rows i B .. (i + 1) B of that sequence, gathered into fresh tensors.
-
-One thread reads the next window while batches are gathered from the present one; another gathers the next batches while
-the consumer computes.
+A window's chunks are read into one buffer, and batches are gathered from it by the window's permutation. One thread reads the
+next window into a second buffer while batches are gathered from the first; another gathers the next batches while the
+consumer computes. Where one window holds all rows it is read once and gathered from in every epoch.
 """
 
 from __future__ import annotations
@@ -20,17 +16,16 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.activations.order import BatchPlan
 from pipeline.activations.schema import ArrayLayout
-from pipeline.seeding import generator
 
-MIN_CHUNKS = 16  # neighbours in a chunk are near in generation order: never mix fewer
 BATCHES_AHEAD = 3
 
 
@@ -89,108 +84,6 @@ class ActivationBatch:
     def context_ids(self) -> Tensor:
         """int32 [B], contexts of tokens.zarr's train split."""
         return self.meta.context_ids
-
-
-class Piece(NamedTuple):
-    """Part of a batch: entries start..stop of the row permutation of one window of one epoch."""
-
-    epoch: int
-    window: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """The order of rows, as a function of the seed."""
-
-    seed: int
-    rows: tuple[int, int]
-    chunk_rows: int
-    batch_size: int
-    buffer_rows: int
-    drop_last: bool = True
-
-    @property
-    def n_rows(self) -> int:
-        """Rows in an epoch."""
-        return self.rows[1] - self.rows[0]
-
-    @property
-    def first_chunk(self) -> int:
-        """The chunk with the first row."""
-        return self.rows[0] // self.chunk_rows
-
-    @property
-    def n_chunks(self) -> int:
-        """Chunks in an epoch."""
-        return -(-self.rows[1] // self.chunk_rows) - self.first_chunk
-
-    @property
-    def n_windows(self) -> int:
-        """Windows in an epoch: of at most `buffer_rows` rows, unless that is less than MIN_CHUNKS chunks."""
-        wanted = -(-self.n_chunks // max(self.buffer_rows // self.chunk_rows, 1))
-        return min(wanted, max(self.n_chunks // MIN_CHUNKS, 1))
-
-    @property
-    def window_rows(self) -> int:
-        """Rows of the largest window."""
-        return -(-self.n_chunks // self.n_windows) * self.chunk_rows
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches in an epoch."""
-        return self.n_rows // self.batch_size if self.drop_last else -(-self.n_rows // self.batch_size)
-
-    def segment(self, chunk: int) -> tuple[int, int]:
-        """The rows of a chunk that are among the rows to read."""
-        return max(chunk * self.chunk_rows, self.rows[0]), min((chunk + 1) * self.chunk_rows, self.rows[1])
-
-    def windows(self, epoch: int) -> list[np.ndarray]:
-        """Chunk numbers of each window of an epoch, in order."""
-        return _windows(self, epoch)
-
-    def window_sizes(self, epoch: int) -> list[int]:
-        """Rows of each window of an epoch."""
-        sizes = []
-        for chunks in self.windows(epoch):
-            size = len(chunks) * self.chunk_rows
-            for end in {self.first_chunk, self.first_chunk + self.n_chunks - 1}:
-                if end in chunks:
-                    start, stop = self.segment(end)
-                    size -= self.chunk_rows - (stop - start)
-            sizes.append(size)
-        return sizes
-
-    def permutation(self, epoch: int, window: int, size: int) -> Tensor:
-        """int64 [size], the order of a window's rows."""
-        return torch.randperm(size, generator=generator(self.seed, "batch rows", epoch, window))
-
-    def pieces(self, index: int) -> list[Piece]:
-        """Where batch `index` (over all epochs) is."""
-        epoch, within = divmod(index, self.batches_per_epoch)
-        start = within * self.batch_size
-        stop = min(start + self.batch_size, self.n_rows)
-        found, offset = [], 0
-        for window, size in enumerate(_window_sizes(self, epoch)):
-            first, last = max(start, offset), min(stop, offset + size)
-            if first < last:
-                found.append(Piece(epoch, window, first - offset, last - offset))
-            offset += size
-        return found
-
-
-@lru_cache(maxsize=8)
-def _windows(plan: BatchPlan, epoch: int) -> list[np.ndarray]:
-    chunks = np.arange(plan.first_chunk, plan.first_chunk + plan.n_chunks)
-    if plan.n_windows > 1:
-        chunks = chunks[torch.randperm(plan.n_chunks, generator=generator(plan.seed, "batch chunks", epoch)).numpy()]
-    return np.array_split(chunks, plan.n_windows)
-
-
-@lru_cache(maxsize=8)
-def _window_sizes(plan: BatchPlan, epoch: int) -> tuple[int, ...]:
-    return tuple(plan.window_sizes(epoch))
 
 
 def _memory(n_bytes: int) -> mmap.mmap:

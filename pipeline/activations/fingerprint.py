@@ -112,9 +112,7 @@ def check_made_for(
         "model.backend": "backend",
         "model.dtype": "model_dtype",
     }
-    pairs = [
-        (name, config.get(key), getattr(settings, key)) for name, key in names.items() if only is None or key in only
-    ]
+    pairs = [(name, config.get(key), getattr(settings, key)) for name, key in names.items() if only is None or key in only]
     if settings.ignore_token_ids is not None and only is None:
         pairs.append(("activations.ignore_token_ids", config.get("ignore_token_ids"), sorted(settings.ignore_token_ids)))
     differing = [f"{name} {was!r}, not {wanted!r}" for name, was, wanted in pairs if was != wanted]

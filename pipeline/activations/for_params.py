@@ -19,9 +19,10 @@ from pipeline.progress import Progress
 class ModelConfiguration(Protocol):
     """What a model's configuration says, without its weights (pipeline.lm.loading.model_widths)."""
 
-    name: str
-    revision: str | None
-
+    @property
+    def name(self) -> str: ...
+    @property
+    def revision(self) -> str | None: ...
     @property
     def d_model(self) -> int: ...
     def hook_width(self, hook_point: str) -> int: ...

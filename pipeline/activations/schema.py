@@ -124,9 +124,9 @@ def storage_element(storage_dtype: str) -> ElementType:
     return STORAGE_DTYPES[storage_dtype]
 
 
-def as_bytes(tensor: torch.Tensor) -> np.ndarray:
-    """A contiguous CPU tensor's memory as uint8 [n]; no copy (bfloat16 has no numpy type, so go by bytes)."""
-    return tensor.reshape(-1).view(torch.uint8).numpy()
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """A contiguous CPU tensor's memory, writable; no copy (bfloat16 has no numpy type, so go by bytes)."""
+    return tensor.view(-1).view(torch.uint8).numpy().data
 
 
 def store_root() -> Path:

@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 from xxhash import xxh3_128_hexdigest
 
-from pipeline.activations.reader import array_digest, describes, read_digests
+from pipeline.activations.arrays import array_digest, describes, read_digests
 from pipeline.activations.schema import DIGESTS_FILE, ArrayLayout, as_bytes
 from pipeline.errors import DataError
 from pipeline.files import read_json, write_bytes
@@ -60,7 +60,7 @@ class ArrayWriter:
         try:
             if path.stat().st_size != self.layout.chunk_bytes:
                 return False
-            return xxh3_128_hexdigest(np.fromfile(path, dtype=np.uint8)) == digest
+            return xxh3_128_hexdigest(path.read_bytes()) == digest
         except FileNotFoundError:
             return False
 
@@ -82,11 +82,11 @@ class ArrayWriter:
 
     def write_chunk(self, chunk: int, rows: Tensor) -> None:
         """Write a chunk's rows (CPU, contiguous, the array's dtype); the last chunk is filled up with the fill value."""
-        content = as_bytes(rows)
+        content: bytes | memoryview = as_bytes(rows)
         if len(content) < self.layout.chunk_bytes:
             element = self.layout.element
             missing = (self.layout.chunk_bytes - len(content)) // np.dtype(element.numpy_dtype).itemsize
-            content = np.concatenate([content, np.full(missing, element.fill, dtype=element.numpy_dtype).view(np.uint8)])
+            content = bytes(content) + np.full(missing, element.fill, dtype=element.numpy_dtype).tobytes()
         path = self.directory / self.layout.chunk_file(chunk)
         partial = path.with_name(path.name + ".partial")
         try:

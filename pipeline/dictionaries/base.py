@@ -106,6 +106,10 @@ class Dictionary(nn.Module, abc.ABC):
         x_hat = self.decode_linear(f)
         return x_hat if bias is None else x_hat + bias
 
+    def _features(self, h: Tensor, z: Tensor, divisor: Tensor | None, settings: GateSettings) -> Tensor:
+        """f from h and z; a kind whose layers compete apart from one another says so here."""
+        return self.activation.features(h, z, divisor, settings)
+
     def reconstruct(self, f: Tensor, x: Tensor) -> Tensor:
         """decode(f) plus what does not pass through features. f: [..., F], x: the input it was encoded from."""
         return self.decode(f)
@@ -154,7 +158,7 @@ class Dictionary(nn.Module, abc.ABC):
         scale = self.gating_scale(norms)
         z = h if scale is None else h * scale
         divisor = None if scale is None else scale.clamp_min(EPS_NORM)
-        return Codes(h, z, self.activation.features(h, z, divisor, self.gate_settings(mask, top_k)), norms)
+        return Codes(h, z, self._features(h, z, divisor, self.gate_settings(mask, top_k)), norms)
 
     def encode(self, x: Tensor, mask: Tensor | None = None, top_k: int | None = None) -> Tensor:
         """Feature activations f [..., F] of x [..., d_in]; arguments as in `codes`."""
@@ -252,7 +256,7 @@ class Dictionary(nn.Module, abc.ABC):
         for batch in batches:
             x, mask = batch if isinstance(batch, tuple) else (batch, None)
             codes = self.codes(x, mask)
-            calibrator.add(codes.z, self.activation.support(codes.z, self.gate_settings(mask)), mask)
+            calibrator.add(codes.z, codes.f != 0, mask)
         calibration = calibrator.result()
         theta = torch.full(self.feature_shape, calibration.threshold, dtype=torch.float64, device=codes.z.device)
         weights = dict(self.state_dict())

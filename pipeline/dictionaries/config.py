@@ -93,9 +93,7 @@ class DictionaryConfig:
         if self.use_triton_kernel:
             found.append("use_triton_kernel: only false is available")
         if self.folded != (self.norm_activation == "inference"):
-            found.append(
-                f"norm_activation: 'inference' and folded go together, got '{self.norm_activation}', {self.folded}"
-            )
+            found.append(f"norm_activation: 'inference' and folded go together, got '{self.norm_activation}', {self.folded}")
         if self.folded and self.sparsity_include_decoder_norm:
             found.append("sparsity_include_decoder_norm: must be false in a folded dictionary")
         return found

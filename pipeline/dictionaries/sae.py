@@ -155,7 +155,7 @@ class SparseAutoencoder(Dictionary):
 
     def run(self, x: Tensor, mask: Tensor | None = None, top_k: int | None = None) -> tuple[Codes, Tensor]:
         settings = self.gate_settings(without_full_mask(mask), top_k)
-        pays = entries_pay(x.device, self.W_D.dtype, settings.k, self.config.d_sae)
+        pays = entries_pay(x.device.type, self.W_D.dtype, settings.k, self.config.d_sae)
         if not (self.activation.budgeted and pays):
             return super().run(x, mask, top_k)
         x_ND = x.reshape(-1, x.shape[-1])

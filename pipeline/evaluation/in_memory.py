@@ -47,18 +47,7 @@ def evaluate_reconstruction(
         NumericsError: a non-finite value, or a metric that is undefined on this data.
     """
     labels = activations if targets is None else targets
-    several = len(dictionary.hooks_in) > 1
-    leading = activations.shape[:1] if several else activations.shape[:-1]
-    if activations.shape[-1] != dictionary.config.d_in or labels.shape[-1] != dictionary.config.width_out:
-        raise DataError(
-            f"the dictionary reads width {dictionary.config.d_in} and writes {dictionary.config.width_out}, got activations "
-            f"{tuple(activations.shape)} and targets {tuple(labels.shape)}"
-        )
-    if labels.shape[: len(leading)] != leading or (mask is not None and mask.shape != leading):
-        raise DataError(
-            f"activations, targets and mask are not of the same tokens: {tuple(activations.shape)}, "
-            f"{tuple(labels.shape)}, {None if mask is None else tuple(mask.shape)}"
-        )
+    _check_shapes(dictionary, activations, labels, mask)
     slices = [slice(start, start + batch_size) for start in range(0, len(activations), batch_size)]
     means = {hook: LabelMean() for hook in dictionary.hooks_out}
     for rows in slices:
@@ -80,3 +69,18 @@ def evaluate_reconstruction(
         **sparsity.results(),
         **decoder_metrics(dictionary),
     }
+
+
+def _check_shapes(dictionary: Dictionary, activations: Tensor, labels: Tensor, mask: Tensor | None) -> None:
+    several = len(dictionary.hooks_in) > 1
+    leading = activations.shape[:1] if several else activations.shape[:-1]
+    if activations.shape[-1] != dictionary.config.d_in or labels.shape[-1] != dictionary.config.width_out:
+        raise DataError(
+            f"the dictionary reads width {dictionary.config.d_in} and writes {dictionary.config.width_out}, got activations "
+            f"{tuple(activations.shape)} and targets {tuple(labels.shape)}"
+        )
+    if labels.shape[: len(leading)] != leading or (mask is not None and mask.shape != leading):
+        raise DataError(
+            f"activations, targets and mask are not of the same tokens: {tuple(activations.shape)}, "
+            f"{tuple(labels.shape)}, {None if mask is None else tuple(mask.shape)}"
+        )

@@ -1,23 +1,36 @@
-"""Feature densities of an evaluation as files: per feature, as a histogram, and as a plot."""
+"""An evaluation as files to look at: feature densities, activation norms, and a page with the figures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.dictionaries.store import read_config
 from pipeline.files import atomic_directory, write_bytes, write_json
+from pipeline.metric_names import EVALUATION
+from pipeline.norms import load_norm_arrays, load_norms
+from pipeline.plots.histograms import density_chart, norm_charts
+from pipeline.plots.report import describe, write_report
 
 if TYPE_CHECKING:
     from pipeline.evaluation.report import Evaluation
 
 
-def write_densities(folder: str | Path, evaluation: Evaluation) -> None:
-    """Write the directory `folder`, whole or not at all.
+def write_plots(
+    folder: str | Path, evaluation: Evaluation, dictionary: str | Path, *, norms: str | Path, statistics: str | Path
+) -> None:
+    """Write the directory `folder`, whole or not at all; it holds no times.
 
-    feature_density.safetensors: "density" and "mean_when_active", float64 of the dictionary's feature shape.
-    feature_density.json: the histogram, one {"log10_density": lower edge, "features": count} a bin, and before them the
-    features that were never active, with log10_density null.
-    feature_density.png, .html: its plot.
+    - feature_density.safetensors: "density" and "mean_when_active", float64 of the dictionary's feature shape.
+    - feature_density.json: the histogram, one {"log10_density": lower edge, "features": count} a bin, and before them the
+      features that were never active, with log10_density null.
+    - feature_density.png, activation_norm.<hook point>.png, and index.html with both and the metrics.
+
+    Args:
+        folder: what is there is replaced.
+        evaluation: of the dictionary.
+        dictionary: its directory; the heading is made of its configuration.
+        norms, statistics: what the norm stage wrote.
     """
     from safetensors.torch import save
 
@@ -25,7 +38,13 @@ def write_densities(folder: str | Path, evaluation: Evaluation) -> None:
     bins = [
         {"log10_density": edge, "features": count} for edge, count in zip(histogram.edges[:-1], histogram.counts, strict=True)
     ]
+    density = density_chart(histogram.edges, histogram.counts, histogram.never, evaluation.metrics["l0_mean"])
+    arrays = {name: [float(v) for v in x] for name, x in load_norm_arrays(statistics).items() if "norm_histogram" in name}
+    lengths = norm_charts(arrays, {hook: {"mean_norm": norm.mean_norm} for hook, norm in load_norms(norms).items()})
+    figures = {name: evaluation.metrics[name] for name in (*EVALUATION, "pca_rank", "evaluated_tokens")}
+    about = describe(read_config(dictionary).to_dict())
     with atomic_directory(folder) as place:
         tensors = {"density": evaluation.density, "mean_when_active": evaluation.mean_when_active}
         write_bytes(place / "feature_density.safetensors", save({name: t.contiguous() for name, t in tensors.items()}))
         write_json(place / "feature_density.json", [{"log10_density": None, "features": histogram.never}, *bins])
+        write_report(place, "Evaluation on held-out text", about, [density, *lengths], figures)

@@ -101,7 +101,7 @@ class ReconstructionSums:
         x_ND, r_ND = kept_rows(label, mask), kept_rows(x_hat, mask)
         error_N = (x_ND - r_ND).square().sum(-1)
         x2_N, r2_N, inner_N = x_ND.square().sum(-1), r_ND.square().sum(-1), (x_ND * r_ND).sum(-1)
-        centred_N = (x_ND - self.mean).square().sum(-1)
+        centred_N = (x_ND - self.mean.to(x_ND.device)).square().sum(-1)
         check_finite(x2_N, mask, label.shape[:-1], "activation", where)
         check_finite(r2_N, mask, label.shape[:-1], "reconstruction", where)
         lengths_N = (x2_N * r2_N).sqrt()

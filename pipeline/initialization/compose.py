@@ -107,38 +107,48 @@ def initialize_(
     """
     check(dictionary, params, has_model=mlp is not None)
     batch = dataclasses.replace(sample, x=sample.x[:batch_rows], y=sample.y[:batch_rows])
-    transpose, factor = params.init_encoder_with_decoder_transpose, params.init_encoder_with_decoder_transpose_factor
-    same = dictionary.hooks_in == dictionary.hooks_out
-    found: dict[str, float] = {}
-
-    def redo_encoder_bias() -> None:
-        if params.init_encoder_bias_with_mean_hidden_pre:
-            encoder_bias.set_encoder_bias_(dictionary, sample.x)
-
-    def redo_encoder() -> None:
-        weights = weights_of(dictionary, grid_search.OPTION)
-        if transpose and (same or not (params.initialize_W_D_with_activations or params.initialize_tc_with_mlp)):
-            transpose_encoder_(weights, factor)
-        redo_encoder_bias()
-
     set_decoder_bias_(dictionary, sample, params.bias_init_method)
-    scaled_by, tied = "", False
+    scaled_by, tied, found = _set_decoder_rows_(dictionary, sample, params, seed, mlp)
+    _set_encoder_bias_(dictionary, sample, params)
+    if scaled_by is not None:
+        found["least_squares_factor"] = scale_by_least_squares_(dictionary, batch, scaled_by, tied=tied)
+    if params.grid_search_init_norm:
+        norm, loss = grid_search.search_norm_(dictionary, batch, lambda: _redo_encoder_(dictionary, sample, params))
+        found |= {"grid_search_norm": norm, "grid_search_l_rec": loss}
+    return found
+
+
+def _set_decoder_rows_(
+    dictionary: Dictionary, sample: Sample, params: Any, seed: int, mlp: Callable[[Tensor], Tensor] | None
+) -> tuple[str | None, bool, dict[str, float]]:
+    """The chosen strategy for W_D: the option that wants a least-squares scale, whether the encoder follows, findings."""
+    transpose, factor = params.init_encoder_with_decoder_transpose, params.init_encoder_with_decoder_transpose_factor
     if params.initialize_W_D_with_activations:
-        scaled_by = activation_rows.OPTION
         tied = activation_rows.set_decoder_rows_(dictionary, sample, transpose=transpose, factor=factor, seed=seed)
-    elif params.initialize_W_D_with_active_subspace:
+        return activation_rows.OPTION, tied, {}
+    if params.initialize_W_D_with_active_subspace:
         n = active_subspace.set_decoder_rows_(
             dictionary, sample, d_active=params.d_active_subspace, transpose=transpose, factor=factor
         )
-        found["d_active_subspace"] = n
-    elif params.initialize_tc_with_mlp:
-        assert mlp is not None  # checked above
-        scaled_by = mlp_responses.OPTION
+        return None, transpose, {"d_active_subspace": n}
+    if params.initialize_tc_with_mlp:
+        assert mlp is not None  # checked before
         mlp_responses.set_decoder_rows_(dictionary, sample, mlp)
-    redo_encoder_bias()
-    if scaled_by:
-        found["least_squares_factor"] = scale_by_least_squares_(dictionary, batch, scaled_by, tied=tied)
-    if params.grid_search_init_norm:
-        norm, loss = grid_search.search_norm_(dictionary, batch, redo_encoder)
-        found |= {"grid_search_norm": norm, "grid_search_l_rec": loss}
-    return found
+        return mlp_responses.OPTION, False, {}
+    return None, transpose, {}
+
+
+def _set_encoder_bias_(dictionary: Dictionary, sample: Sample, params: Any) -> None:
+    if params.init_encoder_bias_with_mean_hidden_pre:
+        encoder_bias.set_encoder_bias_(dictionary, sample.x)
+
+
+def _redo_encoder_(dictionary: Dictionary, sample: Sample, params: Any) -> None:
+    """Encoder and its bias from the decoder as it is, for the grid search.
+
+    A transcoder's encoder that was set from inputs, or that its decoder was made from, stays.
+    """
+    own_encoder = params.initialize_W_D_with_activations or params.initialize_tc_with_mlp
+    if params.init_encoder_with_decoder_transpose and (dictionary.hooks_in == dictionary.hooks_out or not own_encoder):
+        transpose_encoder_(weights_of(dictionary, grid_search.OPTION), params.init_encoder_with_decoder_transpose_factor)
+    _set_encoder_bias_(dictionary, sample, params)

@@ -16,9 +16,7 @@ from torch.nn.functional import embedding_bag
 
 class _SelectedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x_BD: Tensor, W_DF: Tensor, b_F: Tensor, out_BF: Tensor, flat: Tensor, offsets: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x_BD: Tensor, W_DF: Tensor, b_F: Tensor, out_BF: Tensor, flat: Tensor, offsets: Tensor) -> Tensor:
         ctx.save_for_backward(x_BD, W_DF, flat, offsets)
         ctx.mark_non_differentiable(flat, offsets)
         return out_BF.reshape(-1)[flat]

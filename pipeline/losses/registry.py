@@ -48,9 +48,7 @@ class SparsityLoss(NamedTuple):
         return self.function(inputs, **{name: getattr(settings, name) for name in self.fields})
 
 
-_REGISTRY: Registry[SparsityLoss] = Registry(
-    "sparsity loss", __package__, helpers=("auxk", "reconstruction", "reductions")
-)
+_REGISTRY: Registry[SparsityLoss] = Registry("sparsity loss", __package__, helpers=("auxk", "reconstruction", "reductions"))
 
 
 def register(name: str, *fields: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:

@@ -20,8 +20,8 @@ from pipeline.training.source import StoreSource
 
 # Fields of trainer that change what is written down, not what is learnt.
 WITHOUT_INFLUENCE = ("log_frequency", "n_checkpoints", "checkpoint_schedule", "checkpoint_minutes")
-_CODE = ("training", "losses", "dictionaries", "activation_functions", "kernels")
-_CODE_FILES = ("norms.py", "seeding.py", "activations/batches.py", "initialization/normalization.py")
+_CODE = ("training", "losses", "dictionaries", "activation_functions", "kernels", "activations")
+_CODE_FILES = ("norms.py", "seeding.py", "initialization/normalization.py")
 
 
 def describe_run(

@@ -16,15 +16,18 @@ from pipeline.initialization.compose import build_base, check, initialize_
 from pipeline.initialization.normalization import Normalizer
 from pipeline.initialization.sample import make_sample
 from pipeline.norms_statistics import ActivationStatistics
+from pipeline.params.cross_section import UNFOLDABLE
+from pipeline.params.fields import Refused
 from pipeline.params.schema import (
     ActivationsParams,
-    DictionaryParams,
     FoldParams,
     InitializerParams,
     Params,
     TrainerParams,
     section_from_dict,
 )
+from pipeline.params.sections.dictionary import kind_class
+from pipeline.seeding import generator
 from pipeline.training import recipe
 from pipeline.training.device import training_device
 from pipeline.training.loop import train
@@ -90,40 +93,39 @@ def fit(
     _check_shapes(activations, labels)
     config = _config(dictionary, activations, labels, targets is not None)
     params = _params(config, dict(trainer), dict(initializer or {}), activations, batch_size, seed)
-    where = training_device(device)
-    made = build_base(config, params.initializer, seed).to(where)
+    made = build_base(config, params.initializer, seed).to(training_device(device))
     check(made, params.initializer, has_model=False)
     norms = _norms(made, activations, labels)
-    n_held_back = _held_back(made, activations, batch_size)
-    kept = len(activations) - n_held_back
-    inputs, wanted = activations[:kept], labels[:kept]
-    if targets is None:
-        wanted = inputs
-    normalizer = Normalizer(made, norms)
-    n_rows = min(kept, -(-params.initializer.tokens // activations[0, ..., 0].numel()))
-    sampled = inputs[:n_rows].to(where)
-    sample = make_sample(made, normalizer, sampled, sampled if wanted is inputs else wanted[:n_rows].to(where))
-    initialize_(made, sample, params.initializer, batch_rows=params.activations.tokens_per_batch, seed=seed)
-    source = TensorSource(
-        inputs, None if wanted is inputs else wanted, batch_size=batch_size, seed=seed, token_dims=activations.ndim - 1
-    )
+    kept = len(activations) - _held_back(made, activations, batch_size)
+    inputs = activations[:kept]
+    wanted = inputs if targets is None else labels[:kept]
+    _initialize_(made, inputs, wanted, norms, params)
     run = train(
         made,
-        source,
+        TensorSource(inputs, wanted, batch_size=batch_size, seed=seed, token_dims=activations.ndim - 1),
         params=params.trainer,
         norms=norms,
         total_steps=params.total_steps,
         label="fit" if progress else None,
     )
-    unfoldable = made.config.norm_activation in ("token-wise", "batch-wise")
     report = fold_dictionary(
         made,
         norms,
-        mode="keep" if unfoldable else "fold",
-        calibration_batches=list(_batches(activations[kept:], batch_size)) if n_held_back else None,
+        mode="keep" if made.config.norm_activation in UNFOLDABLE else "fold",
+        calibration_batches=list(_batches(activations[kept:], batch_size)),
     )
     made.config = dataclasses.replace(made.config, norms=norms)
     return FitResult(made, report.dictionary, run.history.rows, norms)
+
+
+def _initialize_(made: Dictionary, inputs: Tensor, labels: Tensor, norms: Mapping[str, Any], params: Params) -> None:
+    """The initialisation's strategies, on the first initializer.tokens tokens of a random order of the rows."""
+    n_rows = min(len(inputs), -(-params.initializer.tokens // inputs[0, ..., 0].numel()))
+    rows = torch.randperm(len(inputs), generator=generator(params.seed, "initialize", "sample"))[:n_rows].to(inputs.device)
+    device = next(made.parameters()).device
+    sampled = inputs[rows].to(device)
+    sample = make_sample(made, Normalizer(made, norms), sampled, sampled if labels is inputs else labels[rows].to(device))
+    initialize_(made, sample, params.initializer, batch_rows=params.activations.tokens_per_batch, seed=params.seed)
 
 
 def _check_shapes(activations: Tensor, labels: Tensor) -> None:
@@ -166,20 +168,25 @@ def _params(
     """All parameters, so that everything that a file is checked for is checked here too."""
     flat = activations.ndim == 2
     shared = {key: value for key, value in config.items() if key not in _NOT_IN_PARAMS}
-    known = {field.name for field in dataclasses.fields(DictionaryParams.chosen_by(shared))}
-    tokens = activations[..., 0].numel()
+    try:
+        section = kind_class(config["kind"])
+    except Refused as refused:
+        raise ParamsError(f"dictionary.kind: {refused}") from None
+    known = {field.name for field in dataclasses.fields(section)}
+    batches = ActivationsParams(
+        context_size=128 if flat else max(activations.shape[1], 2),
+        total_tokens=activations[..., 0].numel(),
+        batch_size=batch_size,
+        target="activations-1d" if flat else "activations-2d",
+    )
     return Params(
         seed=seed,
-        activations=ActivationsParams(
-            context_size=128 if flat else max(activations.shape[1], 2),
-            total_tokens=tokens,
-            batch_size=batch_size,
-            target="activations-1d" if flat else "activations-2d",
-        ),
-        dictionary=section_from_dict(DictionaryParams, {k: v for k, v in shared.items() if k in known}),
+        activations=batches,
+        dictionary=section_from_dict(section, {k: v for k, v in shared.items() if k in known}),
         initializer=section_from_dict(InitializerParams, recipe.initializer_fields(initializer, str(config.get("act_fn")))),
         trainer=section_from_dict(TrainerParams, recipe.trainer_fields(trainer)),
-        fold=FoldParams(mode="keep", calibration_tokens=0),
+        # At least that many are held back: see _held_back.
+        fold=FoldParams(mode="keep", calibration_tokens=batches.tokens_per_batch if config["act_fn"] == "batchtopk" else 0),
     )
 
 
@@ -205,8 +212,8 @@ def _held_back(dictionary: Dictionary, activations: Tensor, batch_size: int) -> 
     rows = max(rows // batch_size, 1) * batch_size
     if rows + batch_size > len(activations):
         raise ParamsError(
-            f"batch_size: {batch_size} leaves nothing to train on of {len(activations)} rows, since one batch sets the inference "
-            f"threshold of act_fn '{dictionary.config.act_fn}'"
+            f"batch_size: {batch_size} leaves nothing to train on of {len(activations)} rows, since one batch sets the "
+            f"inference threshold of act_fn '{dictionary.config.act_fn}'"
         )
     return rows
 

@@ -37,9 +37,7 @@ def naive_gradient(z: Tensor, t: Tensor, g: Tensor, window: float) -> tuple[list
             if abs(v - theta) < window / 2 and v > 0:
                 dtheta += float(g[b, i]) * (-theta / window)
         dt.append(theta * dtheta)
-    dz = [
-        [float(g[b, i]) * (float(z[b, i]) > math.exp(float(t[i]))) for i in range(z.shape[1])] for b in range(len(z))
-    ]
+    dz = [[float(g[b, i]) * (float(z[b, i]) > math.exp(float(t[i]))) for i in range(z.shape[1])] for b in range(len(z))]
     return dt, dz
 
 

@@ -31,9 +31,7 @@ def packed(n_contexts: int, context_size: int, seed: int = 0) -> PackedSplit:
 
 def make_tokens(path: Path, n_contexts: int = 400, context_size: int = 16) -> TokenStore:
     """A token store that ignores id 0."""
-    write_tokens(
-        path, train=packed(n_contexts, context_size), eval=packed(4, context_size, 1), ignore_token_ids=(0,)
-    )
+    write_tokens(path, train=packed(n_contexts, context_size), eval=packed(4, context_size, 1), ignore_token_ids=(0,))
     return open_tokens(path)
 
 
@@ -46,7 +44,7 @@ class FakeModel:
     bad_value: float = float("nan")
     calls: list[tuple[str, ...]] = field(default_factory=list)
     stop_after: int | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def value(self, tokens: Tensor, positions: Tensor, hook_point: str) -> Tensor:
         """float32 [..., width] of tokens and positions [...]."""

@@ -144,7 +144,7 @@ def test_leftovers_of_a_killed_writer_are_removed(tokens, place):
     (store.path / HOOK / "c.1.0.partial").write_bytes(b"x")
     (store.path / "zarr.0123.partial").write_bytes(b"x")
     make_store(place, tokens)
-    assert [p for p in store.path.rglob("*.partial")] == []
+    assert list(store.path.rglob("*.partial")) == []
 
 
 def test_settings_tokens_and_model_make_the_fingerprint_and_hook_points_do_not(tokens, place, tmp_path):
@@ -224,7 +224,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tokens, place, tmp_pat
         replace(source, target)
 
     monkeypatch.setattr(writer.os, "replace", full)
-    with pytest.raises(DataError, match="no space left on the device .* the chunks written so far are kept"):
+    with pytest.raises(DataError, match=r"no space left on the device .* the chunks written so far are kept"):
         make_store(tmp_path / "other", tokens)
     monkeypatch.setattr(writer.os, "replace", replace)
     (path,) = [p for p in (tmp_path / "other").iterdir() if p.is_dir()]

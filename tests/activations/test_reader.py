@@ -42,7 +42,10 @@ def manifest(store, tmp_path) -> Path:
 def written(tmp_path_factory) -> Path:
     """A store written chunk by chunk from random bits, with a partial last chunk: 1,000 rows in chunks of 64."""
     place = tmp_path_factory.mktemp("written") / "fingerprint"
-    layouts = [*row_layouts(1000, None, 64), *(hook_layout(d, 1000, 6, None, 64, d) for d in ("bfloat16", "float16", "float32"))]
+    layouts = [
+        *row_layouts(1000, None, 64),
+        *(hook_layout(d, 1000, 6, None, 64, d) for d in ("bfloat16", "float16", "float32")),
+    ]
     config = {"target": "activations-1d", "context_size": 8, "storage_dtype": "bfloat16"}
     about = {"format_version": 1, "fingerprint": "f", "config": config, "model": {}, "n_rows": 1000, "chunk_rows": 64}
     writer = StoreWriter(place, about, layouts)
@@ -152,7 +155,7 @@ def test_another_description_is_not_read_by_the_fast_path(store, manifest):
     path = store.path / HOOK / "zarr.json"
     about = read_json(path, "array")
     write_json(path, {**about, "codecs": [*about["codecs"], {"name": "zstd", "configuration": {}}]})
-    with pytest.raises(DataError, match="its description zarr.json is altered"):
+    with pytest.raises(DataError, match=r"its description zarr.json is altered"):
         open_activations(manifest)
 
 

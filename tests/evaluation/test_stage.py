@@ -29,6 +29,22 @@ def test_metrics_are_flat_finite_and_without_times(finished_project):
     assert metrics["delta_ce"] == metrics["ce_spliced"] - metrics["ce_original"]
 
 
+def test_plots_and_densities_are_written(finished_project):
+    folder = finished_project.path / "metrics" / "plots" / "evaluation"
+    metrics = json.loads((finished_project.path / "metrics" / "evaluation.json").read_text())
+    tensors = load_file(folder / "feature_density.safetensors")
+    assert float(tensors["density"].sum()) == pytest.approx(metrics["l0_mean"])
+    assert int((tensors["density"] == 0).sum()) == metrics["dead_features"]
+    never, *bins = json.loads((folder / "feature_density.json").read_text())
+    assert never == {"log10_density": None, "features": metrics["dead_features"]}
+    assert sum(row["features"] for row in bins) + metrics["dead_features"] == len(tensors["density"])
+    pictures = {path.name for path in folder.glob("*.png")}
+    assert pictures == {"feature_density.png", "activation_norm.blocks.0.hook_resid_post.png"}
+    page = (folder / "index.html").read_text()
+    assert "<svg" in page
+    assert "pca_delta_ce" in page
+
+
 def test_run_again_it_writes_the_same_bytes(project):
     def written() -> dict[str, bytes]:
         folder = project.path / "metrics"

@@ -68,9 +68,7 @@ def test_reductions_run_in_float32_under_autocast() -> None:
 def test_power_by_scalars(p: float) -> None:
     f, n = randn(7, 5).relu(), randn(5, seed=1).abs()
     mask = torch.tensor([1, 1, 0, 1, 0, 1, 1], dtype=torch.bool)
-    tokens = [
-        sum((float(f[b, i]) * float(n[i])) ** p for i in range(5)) ** (1 / p) for b in range(7) if bool(mask[b])
-    ]
+    tokens = [sum((float(f[b, i]) * float(n[i])) ** p for i in range(5)) ** (1 / p) for b in range(7) if bool(mask[b])]
     found = power_loss(SparsityInputs(f, f, n, None, mask), p=p)
     assert float(found) == pytest.approx(sum(tokens) / len(tokens), rel=1e-12)
 

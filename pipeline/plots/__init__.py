@@ -1,0 +1,1 @@
+"""Plots that open offline: the same charts as PNG files and as one HTML page."""

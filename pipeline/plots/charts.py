@@ -1,0 +1,178 @@
+"""What a chart shows, apart from how it is drawn (png.py, svg.py)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+MAX_POINTS = 1000
+LATE = 0.75  # a mark beyond this share of x has its label on its left
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a line chart.
+
+    Attributes:
+        label: named in the legend where there are several.
+        x, y: its points; y may have gaps (nan).
+    """
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """Lines over a common x.
+
+    Attributes:
+        name: stem of its file.
+        title, x_label, y_label: labels have the unit.
+        lines: at most six.
+        y_log: logarithmic y; values that are not positive are gaps.
+        y_range: what y shows; None: all of it.
+        note: a sentence below the title.
+    """
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    lines: tuple[Line, ...]
+    y_log: bool = False
+    y_range: tuple[float, float] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """A histogram.
+
+    Attributes:
+        name, title, x_label, y_label, note: as of a line chart.
+        edges: m + 1 ascending edges of bins.
+        counts: m counts.
+        x_log: logarithmic x; edges are positive.
+        marks: (x, label) of upright lines.
+    """
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    edges: tuple[float, ...]
+    counts: tuple[float, ...]
+    x_log: bool = False
+    marks: tuple[tuple[float, str], ...] = field(default=())
+    note: str = ""
+
+
+Chart = LineChart | BarChart
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A scale from `low` to `high` with the places of its ticks."""
+
+    low: float
+    high: float
+    log: bool
+    ticks: tuple[float, ...]
+
+    def share(self, value: float) -> float:
+        """Where the value lies, 0 at `low`, 1 at `high`."""
+        if self.log:
+            return (math.log10(value) - math.log10(self.low)) / (math.log10(self.high) - math.log10(self.low))
+        return (value - self.low) / (self.high - self.low)
+
+
+def linear_axis(low: float, high: float, n: int = 6, *, tight: bool = False) -> Axis:
+    """An axis with about `n` round ticks (1, 2 or 5 times a power of ten apart).
+
+    Args:
+        low, high: the values to show.
+        tight: the axis ends at the values; else at ticks.
+    """
+    if not low < high:
+        room = abs(low) * 0.1 or 1.0
+        low, high = low - room, high + room
+    raw = (high - low) / n
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    if not tight:
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+        low, high = first * step, last * step
+    return Axis(low, high, False, tuple(_round(i * step, step) for i in range(first, last + 1)))
+
+
+def log_axis(low: float, high: float) -> Axis:
+    """A logarithmic axis from `low` to `high`, with ticks at 1, 2 and 5 times powers of ten, or at powers only."""
+    if not low < high:
+        low, high = low / 1.5, high * 1.5
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        ticks = tuple(m * 10.0**e for e in exponents for m in factors if low <= m * 10.0**e <= high)
+        if len(ticks) <= 8:
+            break
+    if len(ticks) < 2:
+        return Axis(low, high, True, linear_axis(low, high, 5, tight=True).ticks)
+    return Axis(low, high, True, ticks)
+
+
+def _round(value: float, step: float) -> float:
+    digits = max(0, 1 - math.floor(math.log10(step)))
+    return round(value, digits) + 0.0
+
+
+def axes(chart: Chart) -> tuple[Axis, Axis]:
+    """x and y of a chart."""
+    if isinstance(chart, BarChart):
+        x = (
+            log_axis(chart.edges[0], chart.edges[-1])
+            if chart.x_log
+            else linear_axis(chart.edges[0], chart.edges[-1], tight=True)
+        )
+        return x, linear_axis(0.0, max(chart.counts, default=0.0) or 1.0, 5)
+    xs = [x for line in chart.lines for x in line.x]
+    x = linear_axis(min(xs, default=0.0), max(xs, default=1.0), tight=True)
+    ys = [y for line in chart.lines for y in line.y if math.isfinite(y) and (y > 0 or not chart.y_log)]
+    low, high = chart.y_range or (min(ys, default=0.0 if not chart.y_log else 0.1), max(ys, default=1.0))
+    if chart.y_log:
+        return x, log_axis(low / 1.1, high * 1.1)
+    return x, linear_axis(low, high, 5)
+
+
+def segments(line: Line, chart: LineChart) -> list[list[tuple[float, float]]]:
+    """The line's points, thinned to means over groups where there are many, cut where y is a gap."""
+    found: list[list[tuple[float, float]]] = [[]]
+    for x, y in thinned(line.x, line.y):
+        if math.isfinite(y) and (y > 0 or not chart.y_log):
+            found[-1].append((x, y))
+        elif found[-1]:
+            found.append([])
+    return [points for points in found if points]
+
+
+def thinned(x: Sequence[float], y: Sequence[float], most: int = MAX_POINTS) -> list[tuple[float, float]]:
+    """At most `most` points: means over equal groups of neighbours."""
+    size = math.ceil(len(x) / most) or 1
+    groups = [(x[i : i + size], y[i : i + size]) for i in range(0, len(x), size)]
+    return [(math.fsum(a) / len(a), math.fsum(b) / len(b)) for a, b in groups]
+
+
+def number(value: float) -> str:
+    """A number for a tick or a tooltip: 4 digits, thousands as k, M, G."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    size = abs(value)
+    for bound, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size >= bound * (10 if unit == "k" else 1):
+            return f"{value / bound:.4g}{unit}"
+    if size < 1e-3:
+        mantissa, exponent = f"{value:.3e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:,.0f}" if size >= 1000 else f"{value:.4g}"

@@ -1,0 +1,98 @@
+"""Histograms: how often each feature is active, and how long the activations are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from pipeline.plots.charts import BarChart
+
+NORM_BINS = 90
+
+
+def density_chart(edges: Sequence[float], counts: Sequence[float], never: int, l0_mean: float | None = None) -> BarChart:
+    """Features by log10 of the share of tokens on which they are active.
+
+    Args:
+        edges: m + 1 edges of bins, log10 of the density.
+        counts: m numbers of features.
+        never: features that were never active, which no bin holds.
+        l0_mean: mean L0; marks the mean density, L0 / number of features.
+    """
+    total = int(sum(counts)) + never
+    edges, counts = _trimmed(edges, counts)
+    marks = []
+    if l0_mean and total and edges[0] <= math.log10(l0_mean / total) <= edges[-1]:
+        marks.append((math.log10(l0_mean / total), "mean density"))
+    if edges[0] <= -1.0 < edges[-1]:
+        marks.append((-1.0, "dense: above 0.1"))
+    return BarChart(
+        name="feature_density",
+        title="Feature density",
+        x_label="log10 of the share of tokens on which a feature is active",
+        y_label="features",
+        edges=tuple(edges),
+        counts=tuple(counts),
+        marks=tuple(marks),
+        note=f"never active: {never:,} of {total:,} features",
+    )
+
+
+def norm_chart(hook_point: str, edges: Sequence[float], counts: Sequence[float], mean_norm: float | None = None) -> BarChart:
+    """Tokens by the L2 norm of their activation at a hook point, in at most 90 bins of equal ratio.
+
+    Args:
+        hook_point: where.
+        edges: m + 1 ascending positive edges of bins; neighbours are joined.
+        counts: m numbers of tokens.
+        mean_norm: m_p, marked.
+    """
+    edges, counts = rebinned(edges, counts, NORM_BINS)
+    marks = () if mean_norm is None else ((mean_norm, f"mean {mean_norm:.4g}"),)
+    return BarChart(
+        name="activation_norm." + "".join(c if c.isalnum() or c in "._-" else "_" for c in hook_point),
+        title="Activation norm",
+        x_label=f"L2 norm of the activation at {hook_point} (model's units)",
+        y_label="tokens",
+        edges=tuple(edges),
+        counts=tuple(counts),
+        x_log=True,
+        marks=marks,
+        note=f"{int(sum(counts)):,} tokens",
+    )
+
+
+def norm_charts(statistics: Mapping[str, Sequence[float]], norms: Mapping[str, Mapping[str, float]]) -> list[BarChart]:
+    """One chart for each hook point of data/norms.json.
+
+    Args:
+        statistics: arrays of data/norm_statistics.safetensors ("<hook>/norm_histogram_edges" and "..._counts").
+        norms: {hook point: {"mean_norm": ...}}.
+    """
+    return [
+        norm_chart(
+            hook,
+            [float(edge) for edge in statistics[f"{hook}/norm_histogram_edges"]],
+            [float(count) for count in statistics[f"{hook}/norm_histogram_counts"]],
+            float(norm["mean_norm"]),
+        )
+        for hook, norm in sorted(norms.items())
+    ]
+
+
+def rebinned(edges: Sequence[float], counts: Sequence[float], most: int) -> tuple[list[float], list[float]]:
+    """Join equally many neighbours so that at most `most` bins are left; every count stays, the last bin may be narrower."""
+    size = max(1, math.ceil(len(counts) / most))
+    joined = [math.fsum(counts[i : i + size]) for i in range(0, len(counts), size)]
+    if not joined:
+        return [1.0, 10.0], [0.0]
+    return [*edges[: len(counts) : size], edges[-1]], joined
+
+
+def _trimmed(edges: Sequence[float], counts: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Without the empty bins at both ends, but one."""
+    filled = [i for i, count in enumerate(counts) if count]
+    if not filled:
+        return list(edges), list(counts)
+    first, last = max(filled[0] - 1, 0), min(filled[-1] + 2, len(counts))
+    return list(edges[first : last + 1]), list(counts[first:last])

@@ -1,0 +1,88 @@
+"""Charts as PNG files by matplotlib; equal charts give equal bytes."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from pipeline.plots.charts import LATE, Axis, BarChart, Chart, LineChart, axes, number, segments
+
+COLORS = ("#2563a8", "#d9622b", "#2a8c5a", "#8a55b5", "#b83253", "#6b7280")
+TEXT, FAINT, GRID = "#1f2430", "#5b6270", "#e3e6eb"
+SIZE, DOTS_PER_INCH = (7.2, 4.3), 130
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": TEXT,
+    "axes.labelcolor": TEXT,
+    "axes.edgecolor": "#9aa1ad",
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def png(chart: Chart, about: str = "") -> bytes:
+    """The chart as a PNG file.
+
+    Args:
+        chart: what it shows.
+        about: what it is of, a line below the title.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=SIZE, dpi=DOTS_PER_INCH, layout=None)
+        FigureCanvasAgg(figure)
+        plane = figure.add_axes((0.115, 0.125, 0.855, 0.665))
+        x_axis, y_axis = axes(chart)
+        _scale(plane, x_axis, y_axis)
+        if isinstance(chart, BarChart):
+            _bars(plane, chart)
+        else:
+            _lines(plane, chart)
+        plane.set_xlabel(chart.x_label)
+        plane.set_ylabel(chart.y_label)
+        figure.text(0.03, 0.945, chart.title, fontsize=13, fontweight="bold")
+        for i, below in enumerate(part for part in (about, chart.note) if part):
+            figure.text(0.03, 0.895 - 0.045 * i, below, fontsize=8.5, color=FAINT)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", metadata={"Software": None})
+    return stream.getvalue()
+
+
+def _scale(plane: Any, x_axis: Axis, y_axis: Axis) -> None:
+    for axis, own, setters in ((plane.xaxis, x_axis, "x"), (plane.yaxis, y_axis, "y")):
+        if own.log:
+            getattr(plane, f"set_{setters}scale")("log")
+        axis.set_ticks(list(own.ticks), labels=[number(tick) for tick in own.ticks])
+        axis.set_ticks([], minor=True)
+        getattr(plane, f"set_{setters}lim")(own.low, own.high)
+    plane.grid(True, axis="y", color=GRID, linewidth=0.8)
+    plane.tick_params(length=3)
+    plane.set_axisbelow(True)
+
+
+def _lines(plane: Any, chart: LineChart) -> None:
+    for line, color in zip(chart.lines, COLORS, strict=False):
+        for i, points in enumerate(segments(line, chart)):
+            xs, ys = zip(*points, strict=True)
+            label = line.label if i == 0 else None
+            marker = "o" if len(points) <= 40 else None
+            plane.plot(xs, ys, color=color, linewidth=1.8, marker=marker, markersize=3.2, label=label)
+    if len(chart.lines) > 1:
+        plane.legend(frameon=False, fontsize=9)
+
+
+def _bars(plane: Any, chart: BarChart) -> None:
+    plane.stairs(chart.counts, chart.edges, fill=True, color=COLORS[0], alpha=0.85)
+    x_axis, y_axis = axes(chart)
+    for i, (x, label) in enumerate(chart.marks):
+        plane.axvline(x, color=COLORS[1], linewidth=1.3, linestyle=(0, (4, 3)))
+        side = "right" if x_axis.share(x) > LATE else "left"
+        plane.text(x, y_axis.high * (0.97 - 0.07 * i), f" {label} ", fontsize=8.5, color=COLORS[1], va="top", ha=side)

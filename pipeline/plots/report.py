@@ -1,0 +1,80 @@
+"""Charts into a directory: a PNG each, and one HTML page of all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.files import write_bytes
+from pipeline.plots.charts import Chart
+from pipeline.plots.page import page
+from pipeline.plots.png import png
+from pipeline.plots.training import training_charts
+
+PAGE = "index.html"
+FIRST = 3  # loss, L0, explained variance: the ones that get a PNG of their own
+_KINDS = {"sae": "SAE", "clt": "CLT"}
+
+
+def write_report(
+    folder: str | Path,
+    title: str,
+    about: str,
+    charts: Sequence[Chart],
+    figures: Mapping[str, float | str] | None = None,
+    *,
+    pictures: int | None = None,
+) -> None:
+    """Write `<name>.png` of each chart (or of the first `pictures`) and index.html of all into a directory.
+
+    Args:
+        folder: made if it is not there; other files in it stay.
+        title: heading of the page.
+        about: what is shown, see :func:`describe`.
+        charts, figures: see :func:`pipeline.plots.page.page`.
+    """
+    folder = Path(folder)
+    for chart in charts[:pictures]:
+        write_bytes(folder / f"{chart.name}.png", png(chart, about))
+    write_bytes(folder / PAGE, page(title, about, charts, figures).encode("ascii", "xmlcharrefreplace"))
+
+
+def write_training_report(
+    folder: str | Path, history: Sequence[Mapping[str, float]], about: str, figures: Mapping[str, float | str] | None = None
+) -> None:
+    """Write the report of a training run: loss.png, l0.png, explained_variance.png, index.html, and history.json, which is the
+    history in a form that DVC plots (it reads no JSON lines).
+
+    Args:
+        folder: made if it is not there.
+        history: rows of metrics/train_history.jsonl, in order.
+        about: what was trained.
+        figures: shown as a table.
+    """
+    folder = Path(folder)
+    rows = ",\n".join(json.dumps(dict(row), sort_keys=True) for row in history)
+    write_bytes(folder / "history.json", f"[{rows}]\n".encode())
+    write_report(folder, "Training", about, training_charts(history), figures, pictures=FIRST)
+
+
+def describe(config: Mapping[str, Any], model: str | None = None) -> str:
+    """What a dictionary is, in a line: `SAE main, topk 24, 2,048 features, blocks.2.hook_resid_post of demo`.
+
+    Args:
+        config: config.json of a dictionary directory, or as much of it as there is.
+        model: the language model; None: the one in the configuration's provenance.
+    """
+    model = model or ((config.get("provenance") or {}).get("model") or {}).get("name")
+    kind = str(config.get("kind", "dictionary"))
+    act = config.get("act_fn")
+    source, target = config.get("hook_point_in"), config.get("hook_point_out")
+    where = source if not target or target == source else f"{source} to {target}"
+    parts = [
+        " ".join(part for part in (_KINDS.get(kind, kind), config.get("name")) if part),
+        f"{act} {config['top_k']}" if act and "topk" in act and config.get("top_k") else act,
+        f"{config['d_sae']:,} features" if config.get("d_sae") else None,
+        f"{where} of {model}" if where and model else where or model,
+    ]
+    return ", ".join(str(part) for part in parts if part)

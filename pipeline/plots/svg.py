@@ -1,0 +1,103 @@
+"""Charts as inline SVG, whose colours are the page's: readable in light and in dark."""
+
+from __future__ import annotations
+
+from html import escape
+
+from pipeline.plots.charts import LATE, Axis, BarChart, Chart, LineChart, axes, number, segments
+
+WIDTH, HEIGHT = 640, 320
+LEFT, RIGHT, TOP, BOTTOM = 68, 14, 12, 44
+PLANE_WIDTH, PLANE_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+MAX_HINTS = 240
+
+
+def svg(chart: Chart) -> str:
+    """The chart as an <svg> element; a <title> in each bin or step shows its numbers on hovering."""
+    x_axis, y_axis = axes(chart)
+    middle = TOP + PLANE_HEIGHT / 2
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">',
+        f'<clipPath id="plane-{chart.name}"><rect x="{LEFT - 3}" y="{TOP - 3}" width="{PLANE_WIDTH + 6}" height="{PLANE_HEIGHT + 3}"/>'
+        "</clipPath>",
+        *_grid(x_axis, y_axis),
+        f'<g clip-path="url(#plane-{chart.name})">',
+        *(_bars(chart, x_axis, y_axis) if isinstance(chart, BarChart) else _lines(chart, x_axis, y_axis)),
+        "</g>",
+        f'<text class="label" x="{LEFT + PLANE_WIDTH / 2:.0f}" y="{HEIGHT - 6}">{escape(chart.x_label)}</text>',
+        f'<text class="label" transform="translate(13 {middle:.0f}) rotate(-90)">{escape(chart.y_label)}</text>',
+        "</svg>",
+    ]
+    return "\n".join(parts)
+
+
+def _x(axis: Axis, value: float) -> float:
+    return LEFT + PLANE_WIDTH * axis.share(value)
+
+
+def _y(axis: Axis, value: float) -> float:
+    return TOP + PLANE_HEIGHT * (1 - axis.share(value))
+
+
+def _grid(x_axis: Axis, y_axis: Axis) -> list[str]:
+    bottom, right = TOP + PLANE_HEIGHT, LEFT + PLANE_WIDTH
+    parts = []
+    for tick in y_axis.ticks:
+        y = _y(y_axis, tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 6}" y="{y + 3.5:.1f}">{number(tick)}</text>')
+    for tick in x_axis.ticks:
+        x = _x(x_axis, tick)
+        parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
+        parts.append(f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="{bottom + 16}">{number(tick)}</text>')
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+    return parts
+
+
+def _lines(chart: LineChart, x_axis: Axis, y_axis: Axis) -> list[str]:
+    parts = []
+    for i, line in enumerate(chart.lines):
+        for points in segments(line, chart):
+            places = [(_x(x_axis, x), _y(y_axis, y)) for x, y in points]
+            path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+            parts.append(f'<path class="line c{i}" d="M{path}"/>')
+            if len(places) <= 40:
+                parts.extend(f'<circle class="dot c{i}" cx="{x:.1f}" cy="{y:.1f}" r="2.4"/>' for x, y in places)
+    return parts + _hints(chart, x_axis)
+
+
+def _hints(chart: LineChart, x_axis: Axis) -> list[str]:
+    """Upright strips, one around each step (or group of steps), that say its values."""
+    if not chart.lines:
+        return []
+    xs = chart.lines[0].x
+    size = max(1, -(-len(xs) // MAX_HINTS))
+    chosen = list(range(0, len(xs), size))
+    places = [_x(x_axis, xs[i]) for i in chosen]
+    parts = []
+    for n, i in enumerate(chosen):
+        left = (places[n - 1] + places[n]) / 2 if n else LEFT
+        right = (places[n] + places[n + 1]) / 2 if n + 1 < len(chosen) else LEFT + PLANE_WIDTH
+        values = ", ".join(f"{line.label} {number(line.y[i])}" for line in chart.lines if i < len(line.y))
+        text = escape(f"{chart.x_label.split(' (')[0]} {xs[i]:,.0f}: {values}")
+        strip = f'x="{left:.1f}" y="{TOP}" width="{right - left:.1f}" height="{PLANE_HEIGHT}"'
+        parts.append(f'<rect class="hint" {strip}><title>{text}</title></rect>')
+    return parts
+
+
+def _bars(chart: BarChart, x_axis: Axis, y_axis: Axis) -> list[str]:
+    parts = []
+    bottom = TOP + PLANE_HEIGHT
+    for low, high, count in zip(chart.edges[:-1], chart.edges[1:], chart.counts, strict=True):
+        left, right, y = _x(x_axis, low), _x(x_axis, high), _y(y_axis, count)
+        text = escape(f"{number(low)} to {number(high)}: {count:,.0f} {chart.y_label}")
+        bar = f'x="{left:.1f}" width="{max(right - left - 0.6, 0.4):.1f}"'
+        parts.append(f'<rect class="bar" {bar} y="{y:.1f}" height="{bottom - y:.1f}"/>')
+        parts.append(f'<rect class="hint" {bar} y="{TOP}" height="{PLANE_HEIGHT}"><title>{text}</title></rect>')
+    for i, (value, label) in enumerate(chart.marks):
+        x = _x(x_axis, value)
+        y = TOP + 12 + 15 * i
+        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>')
+        anchor, shift = ("end", -5) if x_axis.share(value) > LATE else ("start", 5)
+        parts.append(f'<text class="marked" text-anchor="{anchor}" x="{x + shift:.1f}" y="{y}">{escape(label)}</text>')
+    return parts

@@ -1,0 +1,79 @@
+"""The charts of a training run: loss, L0, explained variance, and what explains them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from pipeline import metric_names as names
+from pipeline.plots.charts import Chart, Line, LineChart
+
+WEIGHTED = "_weighted"
+# Drawn where they change at all.
+MINOR = (
+    (names.DEAD_FEATURES, "Dead features", "features"),
+    (names.GRAD_NORM, "Gradient norm", "norm"),
+    (names.LR, "Learning rate", "learning rate"),
+    (names.TOP_K, "Features kept (k)", "features a token"),
+    (names.L1_COEFFICIENT, "Sparsity coefficient", "coefficient"),
+)
+
+
+def training_charts(rows: Sequence[Mapping[str, float]]) -> list[Chart]:
+    """Charts of a history: of each log step its number `step`, and the figures that metric_names.py names.
+
+    What no row has is left out; loss, L0 and explained variance are always there.
+    """
+    found = [name for name in (*(r for row in rows[:1] for r in row), names.LOSS) if name.endswith(WEIGHTED)]
+    terms = [(name, name.removesuffix(WEIGHTED)) for name in sorted(found)]
+    losses = [(names.LOSS, "total"), *(terms if len(terms) > 1 else ())]
+    charts: list[Chart] = [
+        _chart(rows, names.LOSS, "Training loss", "loss, normalised activations", losses, log=True),
+        _chart(rows, names.L0, "L0", "active features a token", [(names.L0, "L0")]),
+        _chart(
+            rows, names.EXPLAINED_VARIANCE, "Explained variance", "1 - FVU", [(names.EXPLAINED_VARIANCE, "explained variance")]
+        ),
+    ]
+    for name, title, unit in MINOR:
+        values = {row[name] for row in rows if name in row}
+        if len(values) > 1:
+            charts.append(_chart(rows, name, title, unit, [(name, title.lower())]))
+    return charts
+
+
+def _chart(
+    rows: Sequence[Mapping[str, float]],
+    name: str,
+    title: str,
+    y_label: str,
+    columns: Sequence[tuple[str, str]],
+    *,
+    log: bool = False,
+) -> LineChart:
+    steps = tuple(float(row[names.STEP]) for row in rows)
+    lines = tuple(Line(label, steps, tuple(float(row.get(column, math.nan)) for row in rows)) for column, label in columns)
+    low, high = _bounds(lines, positive=False)
+    note = ""
+    y_range = None
+    if name == names.EXPLAINED_VARIANCE and low < 0.0 < high:
+        y_range, note = (0.0, 1.0), "values below 0 are not shown"
+    elif name == names.EXPLAINED_VARIANCE and low >= 0.0 and high <= 1.0:
+        y_range = (low, 1.0)
+    elif name == names.L0 and low >= 0.0:
+        y_range = (0.0, high * 1.15 or 1.0)
+    log = log and _bounds(lines, positive=True)[0] > 0.0
+    return LineChart(name, title, _x_label(rows), y_label, lines, y_log=log, y_range=y_range, note=note)
+
+
+def _bounds(lines: Sequence[Line], *, positive: bool) -> tuple[float, float]:
+    values = [y for line in lines for y in line.y if math.isfinite(y) and (y > 0 or not positive)]
+    return min(values, default=0.0), max(values, default=1.0)
+
+
+def _x_label(rows: Sequence[Mapping[str, float]]) -> str:
+    """The steps, with their size in tokens if the rows have it."""
+    ends = [(row[names.STEP], row[names.TOKENS]) for row in rows if names.TOKENS in row]
+    if len(ends) < 2 or ends[-1][0] <= ends[0][0]:
+        return "step"
+    size = (ends[-1][1] - ends[0][1]) / (ends[-1][0] - ends[0][0])
+    return f"step (of {size:,.0f} tokens)"
