@@ -25,7 +25,6 @@ def main(params: str, inference: str, tokens: str, norms: str, statistics: str, 
     from pathlib import Path
 
     from pipeline.evaluation.plots import write_plots
-
     from pipeline.evaluation.saved import evaluate_saved
     from pipeline.files import write_json
     from pipeline.params.loader import load_params

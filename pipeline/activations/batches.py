@@ -88,7 +88,7 @@ class ActivationBatch:
 
 def _memory(n_bytes: int) -> mmap.mmap:
     """Anonymous memory, in huge pages where the system has them: random rows then cost fewer address look-ups."""
-    memory = mmap.mmap(-1, max(n_bytes, 1))
+    memory = mmap.mmap(-1, max(n_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
@@ -186,42 +186,40 @@ class _Windows:
             self.pool.shutdown(wait=True, cancel_futures=True)
 
 
+@dataclass(frozen=True)
+class Delivery:
+    """What a batch carries.
+
+    Attributes:
+        hook_points: their activations.
+        read_meta: where rows come from, for batches that are asked.
+        dtype: of the activations; None: the storage dtype.
+        pinned: in page-locked memory.
+    """
+
+    hook_points: Sequence[str]
+    read_meta: Callable[[Tensor], RowsMeta]
+    dtype: torch.dtype | None = None
+    pinned: bool = False
+
+
 def iterate_batches(
-    arrays: Mapping[str, ChunkSource],
-    hook_points: Sequence[str],
-    plan: BatchPlan,
-    read_meta: Callable[[Tensor], RowsMeta],
-    *,
-    start: int,
-    epochs: int | None,
-    prefetch: bool,
-    dtype: torch.dtype | None,
-    pin_memory: bool,
+    arrays: Mapping[str, ChunkSource], plan: BatchPlan, delivery: Delivery, *, start: int, stop: int | None, prefetch: bool
 ) -> Iterator[ActivationBatch]:
-    """See :meth:`pipeline.activations.reader.ActivationStore.batches`; `arrays` has the hook points, and in 2-D the mask."""
-    stop = None if epochs is None else epochs * plan.batches_per_epoch
+    """Batches start..stop (None: for ever) of a plan; `arrays` has the hook points and, in 2-D, the mask."""
     last = None
     if stop is not None and stop > start:
         piece = plan.pieces(stop - 1)[-1]
         last = (piece.epoch, piece.window)
-    maker = _BatchMaker(_Windows(arrays, plan, prefetch, last), hook_points, read_meta, dtype, pin_memory)
-    made = maker.made(start, stop)
+    made = _BatchMaker(_Windows(arrays, plan, prefetch, last), delivery).made(start, stop)
     return _ahead(made) if prefetch else made
 
 
 class _BatchMaker:
     """Gathers batches from windows; `made` yields them in order."""
 
-    def __init__(
-        self,
-        windows: _Windows,
-        hook_points: Sequence[str],
-        read_meta: Callable[[Tensor], RowsMeta],
-        dtype: torch.dtype | None,
-        pinned: bool,
-    ) -> None:
-        self.windows, self.hook_points, self.read_meta = windows, hook_points, read_meta
-        self.dtype, self.pinned = dtype, pinned
+    def __init__(self, windows: _Windows, delivery: Delivery) -> None:
+        self.windows, self.delivery = windows, delivery
         self.memory = _Recycler()
 
     def _empty(self, name: str, n: int, dtype: torch.dtype | None = None, pinned: bool = False) -> Tensor:
@@ -233,10 +231,10 @@ class _BatchMaker:
 
     def batch(self, index: int) -> ActivationBatch:
         """Rows of batch `index` from the windows that it lies in."""
-        plan = self.windows.plan
+        plan, dtype, pinned = self.windows.plan, self.delivery.dtype, self.delivery.pinned
         pieces = plan.pieces(index)
         n = sum(piece.stop - piece.start for piece in pieces)
-        out = {name: self._empty(name, n, pinned=self.pinned and self.dtype is None) for name in self.windows.arrays}
+        out = {name: self._empty(name, n, pinned=pinned and dtype is None) for name in self.windows.arrays}
         rows = torch.empty(n, dtype=torch.int64)
         done = 0
         for piece in pieces:
@@ -248,11 +246,11 @@ class _BatchMaker:
             torch.index_select(window.store_rows, 0, chosen, out=rows[place])
             done = place.stop
         mask = out["mask"] if "mask" in out else torch.ones(n, dtype=torch.bool)
-        activations = {name: out[name] for name in self.hook_points}
-        if self.dtype is not None:
+        activations = {name: out[name] for name in self.delivery.hook_points}
+        if dtype is not None:
             for name, stored in activations.items():
-                activations[name] = self._empty(name, n, self.dtype, self.pinned).copy_(stored)
-        return ActivationBatch(index, index // plan.batches_per_epoch, rows, activations, mask, self.read_meta)
+                activations[name] = self._empty(name, n, dtype, pinned).copy_(stored)
+        return ActivationBatch(index, index // plan.batches_per_epoch, rows, activations, mask, self.delivery.read_meta)
 
     def made(self, start: int, stop: int | None) -> Iterator[ActivationBatch]:
         try:

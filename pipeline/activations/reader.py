@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.activations.arrays import ArrayReader, read_node
-from pipeline.activations.batches import ActivationBatch, RowsMeta, iterate_batches
+from pipeline.activations.batches import ActivationBatch, Delivery, RowsMeta, iterate_batches
 from pipeline.activations.order import BatchPlan
 from pipeline.activations.schema import (
     FORMAT_VERSION,
@@ -166,8 +166,8 @@ class ActivationStore:
             start: index of the first batch, counted over all epochs.
             hook_points: which ones to read; None: all that are open.
             rows: (first, last + 1) of the rows to read, as from `training_rows`; None: all.
-            buffer_rows: rows mixed at a time (at least 16 chunks); None: 1,048,576. Memory is two such windows, or one
-                where it covers all rows, which is then read once and reshuffled every epoch.
+            buffer_rows: tokens mixed at a time (also in 2-D; at least 16 chunks); None: 1,048,576. Memory is two such
+                windows, or one where it covers all rows, which is then read once and reshuffled every epoch.
             drop_last: leave out an epoch's last, smaller batch.
             prefetch: read and gather ahead in background threads.
             dtype: of the delivered activations; None: the storage dtype.
@@ -176,14 +176,8 @@ class ActivationStore:
         Raises:
             DataError: fewer rows than a batch, a chunk that is missing or altered.
         """
-        plan = BatchPlan(
-            seed=seed,
-            rows=rows or (0, self.n_rows),
-            chunk_rows=self.chunk_rows,
-            batch_size=batch_size,
-            buffer_rows=buffer_rows or 2**20,
-            drop_last=drop_last,
-        )
+        window = (buffer_rows or 2**20) * self.n_rows // self.n_tokens
+        plan = BatchPlan(seed, rows or (0, self.n_rows), self.chunk_rows, batch_size, window, drop_last)
         if plan.batches_per_epoch < 1:
             raise DataError(
                 f"{self.path}: activation store: a batch of {batch_size:,} rows is more than the {plan.n_rows:,} rows to read; "
@@ -193,17 +187,9 @@ class ActivationStore:
         arrays = {name: self.array(name) for name in names}
         if self.target == "activations-2d":
             arrays["mask"] = self.array("mask")
-        return iterate_batches(
-            arrays,
-            names,
-            plan,
-            self.rows_meta,
-            start=start,
-            epochs=epochs,
-            prefetch=prefetch,
-            dtype=dtype,
-            pin_memory=pin_memory,
-        )
+        stop = None if epochs is None else epochs * plan.batches_per_epoch
+        delivery = Delivery(names, self.rows_meta, dtype, pin_memory)
+        return iterate_batches(arrays, plan, delivery, start=start, stop=stop, prefetch=prefetch)
 
 
 def _stored_hook_points(path: Path) -> dict[str, int]:

@@ -196,6 +196,9 @@ class Dictionary(nn.Module, abc.ABC):
 
         Returns: e_hat [..., d_out]; zero where no feature is dead. Source: Gao et al. 2024, appendix A.2.
         """
+        if dead_mask.device.type == "cpu" and int(dead_mask.sum()) <= k_aux:
+            # All of them: nothing to rank. Elsewhere asking would wait for the device.
+            return self.decode_linear(torch.where(dead_mask, h, 0.0))
         with torch.no_grad():
             ranked = z.detach().masked_fill(~dead_mask, -torch.inf)
             index = ranked.topk(min(k_aux, z.shape[-1]), dim=-1, sorted=False).indices

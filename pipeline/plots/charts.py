@@ -29,7 +29,7 @@ class LineChart:
     """Lines over a common x.
 
     Attributes:
-        name: stem of its file.
+        name: unique on a page. Charts whose names are equal up to the first dot share a PNG file of that name.
         title, x_label, y_label: labels have the unit.
         lines: at most six.
         y_log: logarithmic y; values that are not positive are gaps.

@@ -29,7 +29,8 @@ svg { display: block; width: 100%; height: auto; font: 11px system-ui, "DejaVu S
 .key { display: inline-block; margin-right: 14px; } .key i { display: inline-block; width: 16px; height: 3px;
   margin-right: 5px; vertical-align: middle; }
 .figures { grid-column: 1 / -1; } dl { margin: 6px 0; columns: 3 260px; column-gap: 40px; }
-dl div { display: flex; justify-content: space-between; padding: 3px 0; border-top: 1px solid var(--grid); break-inside: avoid; }
+dl div { display: flex; justify-content: space-between; padding: 3px 0; border-top: 1px solid var(--grid);
+  break-inside: avoid; }
 dd { margin: 0; font-variant-numeric: tabular-nums; }
 """
 _COLORS = "".join(f".line.c{i} {{ stroke: var(--c{i}); }} .dot.c{i} {{ fill: var(--c{i}); }}\n" for i in range(6))
@@ -49,7 +50,7 @@ def page(title: str, about: str, charts: Sequence[Chart], figures: Mapping[str, 
     return "\n".join(
         [
             "<!DOCTYPE html>",
-            f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
+            f'<html lang="en"><head><meta charset="utf-8"><title>{escape(f"{title}: {about}" if about else title)}</title>',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<style>{_STYLE}{_COLORS}</style></head>",
             f"<body><h1>{escape(title)}</h1><p>{escape(about)}</p><main>",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.plots.charts import LATE, Axis, BarChart, Chart, LineChart, axes, number, segments
@@ -23,12 +24,12 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def png(chart: Chart, about: str = "") -> bytes:
-    """The chart as a PNG file.
+def png(charts: Sequence[Chart], about: str = "") -> bytes:
+    """The charts, one below the other, as a PNG file.
 
     Args:
-        chart: what it shows.
-        about: what it is of, a line below the title.
+        charts: what they show; at least one.
+        about: what they are of, a line below each title.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -37,23 +38,28 @@ def png(chart: Chart, about: str = "") -> bytes:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
-        figure = Figure(figsize=SIZE, dpi=DOTS_PER_INCH, layout=None)
+        figure = Figure(figsize=(SIZE[0], SIZE[1] * len(charts)), dpi=DOTS_PER_INCH, layout=None)
         FigureCanvasAgg(figure)
-        plane = figure.add_axes((0.115, 0.125, 0.855, 0.665))
-        x_axis, y_axis = axes(chart)
-        _scale(plane, x_axis, y_axis)
-        if isinstance(chart, BarChart):
-            _bars(plane, chart)
-        else:
-            _lines(plane, chart)
-        plane.set_xlabel(chart.x_label)
-        plane.set_ylabel(chart.y_label)
-        figure.text(0.03, 0.945, chart.title, fontsize=13, fontweight="bold")
-        for i, below in enumerate(part for part in (about, chart.note) if part):
-            figure.text(0.03, 0.895 - 0.045 * i, below, fontsize=8.5, color=FAINT)
+        for i, chart in enumerate(reversed(charts)):
+            _panel(figure, chart, about, i / len(charts), 1 / len(charts))
         stream = io.BytesIO()
         figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
+
+
+def _panel(figure: Any, chart: Chart, about: str, bottom: float, height: float) -> None:
+    plane = figure.add_axes((0.115, bottom + 0.125 * height, 0.855, 0.665 * height))
+    x_axis, y_axis = axes(chart)
+    _scale(plane, x_axis, y_axis)
+    if isinstance(chart, BarChart):
+        _bars(plane, chart, x_axis, y_axis)
+    else:
+        _lines(plane, chart)
+    plane.set_xlabel(chart.x_label)
+    plane.set_ylabel(chart.y_label)
+    figure.text(0.03, bottom + 0.945 * height, chart.title, fontsize=13, fontweight="bold")
+    for i, below in enumerate(part for part in (about, chart.note) if part):
+        figure.text(0.03, bottom + (0.895 - 0.045 * i) * height, below, fontsize=8.5, color=FAINT)
 
 
 def _scale(plane: Any, x_axis: Axis, y_axis: Axis) -> None:
@@ -79,9 +85,8 @@ def _lines(plane: Any, chart: LineChart) -> None:
         plane.legend(frameon=False, fontsize=9)
 
 
-def _bars(plane: Any, chart: BarChart) -> None:
+def _bars(plane: Any, chart: BarChart, x_axis: Axis, y_axis: Axis) -> None:
     plane.stairs(chart.counts, chart.edges, fill=True, color=COLORS[0], alpha=0.85)
-    x_axis, y_axis = axes(chart)
     for i, (x, label) in enumerate(chart.marks):
         plane.axvline(x, color=COLORS[1], linewidth=1.3, linestyle=(0, (4, 3)))
         side = "right" if x_axis.share(x) > LATE else "left"

@@ -27,17 +27,21 @@ def write_report(
     *,
     pictures: int | None = None,
 ) -> None:
-    """Write `<name>.png` of each chart (or of the first `pictures`) and index.html of all into a directory.
+    """Write PNG files of the charts and index.html of all into a directory.
 
     Args:
         folder: made if it is not there; other files in it stay.
+        pictures: how many charts, the first ones, are in PNG files as well; None: all.
         title: heading of the page.
         about: what is shown, see :func:`describe`.
         charts, figures: see :func:`pipeline.plots.page.page`.
     """
     folder = Path(folder)
+    files: dict[str, list[Chart]] = {}
     for chart in charts[:pictures]:
-        write_bytes(folder / f"{chart.name}.png", png(chart, about))
+        files.setdefault(chart.name.split(".")[0], []).append(chart)
+    for name, panels in files.items():
+        write_bytes(folder / f"{name}.png", png(panels, about))
     write_bytes(folder / PAGE, page(title, about, charts, figures).encode("ascii", "xmlcharrefreplace"))
 
 

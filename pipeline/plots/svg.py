@@ -16,10 +16,10 @@ def svg(chart: Chart) -> str:
     """The chart as an <svg> element; a <title> in each bin or step shows its numbers on hovering."""
     x_axis, y_axis = axes(chart)
     middle = TOP + PLANE_HEIGHT / 2
+    clip = f'x="{LEFT - 3}" y="{TOP - 3}" width="{PLANE_WIDTH + 6}" height="{PLANE_HEIGHT + 3}"'
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">',
-        f'<clipPath id="plane-{chart.name}"><rect x="{LEFT - 3}" y="{TOP - 3}" width="{PLANE_WIDTH + 6}" height="{PLANE_HEIGHT + 3}"/>'
-        "</clipPath>",
+        f'<clipPath id="plane-{chart.name}"><rect {clip}/></clipPath>',
         *_grid(x_axis, y_axis),
         f'<g clip-path="url(#plane-{chart.name})">',
         *(_bars(chart, x_axis, y_axis) if isinstance(chart, BarChart) else _lines(chart, x_axis, y_axis)),

@@ -27,7 +27,7 @@ class LossGuard:
         self.immediate = device.type == "cpu"
         self._position = position
         self._names: list[str] = []
-        self._tripped = torch.zeros(1, dtype=torch.bool, device=device)
+        self._tripped = torch.zeros((), dtype=torch.bool, device=device)
         self._step = torch.zeros((), dtype=torch.int64, device=device)
         self._values: Tensor | None = None
 
@@ -39,7 +39,7 @@ class LossGuard:
             step: number of the step.
             figures: {name: scalar on the device}: total, each term, the gradient's norm.
 
-        Returns: None on the CPU; elsewhere float32 [1], 1 if the update must change nothing.
+        Returns: None on the CPU; elsewhere float32 scalar, 1 if the update must change nothing.
 
         Raises:
             NumericsError: on the CPU, a figure is not finite.
@@ -55,7 +55,7 @@ class LossGuard:
         if self._values is None:
             self._values = values.clone()
         self._values = torch.where(first, values, self._values)
-        self._step = torch.where(first.squeeze(0), step, self._step)
+        self._step = torch.where(first, step, self._step)
         self._tripped = self._tripped | bad
         return self._tripped.float()
 

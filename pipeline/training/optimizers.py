@@ -44,7 +44,7 @@ class StepOptimizer(abc.ABC):
 
         Args:
             lr: learning rate, times the parameter's factor.
-            skip: float32 [1] on the device, 1 to change nothing at all, 0 to update; None: update.
+            skip: float32 scalar on the device, 1 to change nothing at all, 0 to update; None: update.
         """
 
     @abc.abstractmethod
@@ -149,7 +149,7 @@ class SparseAdam(StepOptimizer):
                 for slot, value in new.items():
                     slots[slot].copy_(value)
                 continue
-            keep = skip.to(torch.bool).reshape(())
+            keep = skip.to(torch.bool)
             parameter.copy_(torch.where(keep, parameter, parameter + update))
             for slot, value in new.items():
                 slots[slot].copy_(torch.where(keep, slots[slot], value))
@@ -220,21 +220,21 @@ class GradientScaler:
 
     @torch.no_grad()
     def unscale_(self, parameters: Mapping[str, nn.Parameter]) -> Tensor | None:
-        """Divide the gradients by the scale; float32 [1], 1 if one is not finite. None if not enabled."""
+        """Divide the gradients by the scale; float32 scalar, 1 if one is not finite. None if not enabled."""
         if not self.enabled:
             return None
         grads = [p.grad for p in parameters.values() if p.grad is not None]
         for grad in grads:
             grad.div_(self.scale.to(grad.dtype))
         finite = torch.stack([torch.isfinite(grad).all() for grad in grads]).all()
-        return (~finite).float().reshape(1)
+        return (~finite).float()
 
     @torch.no_grad()
     def update(self, overflow: Tensor | None) -> None:
         """Adapt the scale after a step."""
         if overflow is None:
             return
-        bad = overflow.to(torch.bool).reshape(())
+        bad = overflow.to(torch.bool)
         self.good_steps.copy_(torch.where(bad, 0, self.good_steps + 1))
         grow = self.good_steps >= self.growth_interval
         self.scale.copy_(torch.where(bad, self.scale * 0.5, torch.where(grow, self.scale * 2.0, self.scale)))

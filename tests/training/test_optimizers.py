@@ -54,10 +54,10 @@ def test_a_skipped_step_changes_nothing(name: str) -> None:
     parameter = nn.Parameter(torch.ones(5))
     optimizer = build_optimizer(name, {"W": parameter})
     parameter.grad = torch.full((5,), 0.5)
-    optimizer.step(0.1, torch.zeros(1))
+    optimizer.step(0.1, torch.zeros(()))
     before = {k: v.clone() for k, v in optimizer.state().items()} | {"W": parameter.detach().clone()}
     parameter.grad = torch.full((5,), float("nan"))
-    optimizer.step(0.1, torch.ones(1))
+    optimizer.step(0.1, torch.ones(()))
     after = {**optimizer.state(), "W": parameter.detach()}
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert float(before["W/step"]) == 1.0
@@ -120,6 +120,6 @@ def test_gradient_scaler_halves_on_overflow_and_grows_after_good_steps() -> None
     scaler.update(bad)
     assert float(scaler.scale) == 2.0**15
     for _ in range(2):
-        scaler.update(torch.zeros(1))
+        scaler.update(torch.zeros(()))
     assert (float(scaler.scale), int(scaler.good_steps)) == (2.0**16, 0)
     assert GradientScaler(False, "cpu").unscale_({}) is None

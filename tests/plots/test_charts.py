@@ -1,0 +1,86 @@
+"""Axes, thinning, numbers: what both drawings share."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.plots.charts import BarChart, Line, LineChart, axes, linear_axis, log_axis, number, segments, thinned
+
+VALUES = st.floats(-1e9, 1e9, allow_nan=False)
+
+
+@given(VALUES, VALUES)
+def test_a_linear_axis_covers_its_values_with_a_few_round_ticks(a, b):
+    low, high = min(a, b), max(a, b)
+    axis = linear_axis(low, high)
+    assert axis.low <= low + 1e-6 * abs(low) + 1e-12
+    assert axis.high >= high - 1e-6 * abs(high) - 1e-12
+    assert axis.low < axis.high
+    assert 2 <= len(axis.ticks) <= 9
+
+
+@given(st.floats(1e-9, 1e9), st.floats(1, 1e9))
+def test_a_log_axis_has_ticks_inside(low, ratio):
+    axis = log_axis(low, low * ratio)
+    assert axis.low <= low
+    assert axis.high >= low * ratio
+    assert 1 <= len(axis.ticks) <= 25
+    assert all(axis.low * (1 - 1e-9) <= tick <= axis.high * (1 + 1e-9) for tick in axis.ticks)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"),
+    [(0, 100, (0, 20, 40, 60, 80, 100)), (0.0, 1.0, (0, 0.2, 0.4, 0.6, 0.8, 1.0)), (-3, 1, (-3, -2, -1, 0, 1)), (0, 0.003, (0, 0.0005, 0.001, 0.0015, 0.002, 0.0025, 0.003))],
+)  # fmt: skip
+def test_ticks(low, high, wanted):
+    assert linear_axis(low, high).ticks == pytest.approx(wanted)
+    assert [number(tick) for tick in linear_axis(low, high).ticks] == [number(tick) for tick in wanted]
+
+
+def test_log_ticks():
+    assert log_axis(0.8, 60).ticks == pytest.approx((1, 2, 5, 10, 20, 50))
+    assert log_axis(1, 1e6).ticks == pytest.approx(tuple(10.0**i for i in range(7)))
+    assert log_axis(0.5, 5).share(math.sqrt(2.5)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (24, "24"), (0.0025, "0.0025"), (2.546e-4, "2.546e-4"), (1e-5, "1e-5"), (-0.5, "-0.5"), (1500, "1,500"), (15000, "15k"),
+     (2e6, "2M"), (1.5e9, "1.5G"), (-20000, "-20k"), (math.nan, "nan"), (0.98954, "0.9895")],
+)  # fmt: skip
+def test_number(value, text):
+    assert number(value) == text
+
+
+def test_thinning_takes_means_of_neighbours():
+    assert thinned([0, 1, 2, 3, 4], [0, 2, 4, 6, 9], 3) == [(0.5, 1), (2.5, 5), (4, 9)]
+    assert thinned([1, 2], [3, 4]) == [(1, 3), (2, 4)]
+    assert thinned([], []) == []
+
+
+def test_gaps_and_what_a_log_axis_cannot_show_cut_a_line():
+    line = Line("a", (0, 1, 2, 3, 4), (math.nan, 1.0, 2.0, -1.0, 3.0))
+    chart = LineChart("a", "A", "x", "y", (line,), y_log=True)
+    assert segments(line, chart) == [[(1, 1.0), (2, 2.0)], [(4, 3.0)]]
+    x, y = axes(chart)
+    assert (x.low, x.high) == (0, 4)
+    assert y.log
+    assert y.low > 0
+
+
+@pytest.mark.parametrize(
+    "chart",
+    [
+        LineChart("a", "A", "x", "y", ()),
+        LineChart("a", "A", "x", "y", (Line("a", (), ()),), y_log=True),
+        LineChart("a", "A", "x", "y", (Line("a", (0.0,), (math.nan,)),)),
+        BarChart("b", "B", "x", "y", (0.0, 1.0), (0.0,)),
+    ],
+)
+def test_axes_of_nothing(chart):
+    for axis in axes(chart):
+        assert axis.low < axis.high

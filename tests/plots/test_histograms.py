@@ -1,0 +1,83 @@
+"""Feature density and activation norm."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.plots.histograms import density_chart, norm_chart, norm_charts, rebinned
+from pipeline.plots.report import write_report
+
+EDGES = [round(-7 + 0.1 * i, 6) for i in range(71)]
+
+
+def test_density_leaves_out_empty_ends_and_marks_mean_and_dense():
+    counts = [0.0] * 70
+    counts[40], counts[45], counts[65] = 10, 80, 6
+    chart = density_chart(EDGES, counts, 4, l0_mean=1.0)
+    assert (chart.edges[0], chart.edges[-1]) == (EDGES[39], EDGES[67])
+    assert sum(chart.counts) == 96
+    assert chart.note == "never active: 4 of 100 features"
+    assert chart.marks == ((-2.0, "mean density"), (-1.0, "dense: above 0.1"))
+
+
+def test_density_of_all_dead_features():
+    chart = density_chart(EDGES, [0] * 70, 100, l0_mean=0.0)
+    assert chart.note == "never active: 100 of 100 features"
+    assert len(chart.edges) == 71
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=400), st.integers(1, 100))
+def test_rebinning_keeps_every_count_and_both_ends(counts, most):
+    edges = [1.001**i for i in range(len(counts) + 1)]
+    new_edges, new_counts = rebinned(edges, counts, most)
+    assert len(new_counts) <= most
+    assert len(new_edges) == len(new_counts) + 1
+    assert (new_edges[0], new_edges[-1]) == (edges[0], edges[-1])
+    assert sum(new_counts) == sum(counts)
+    assert new_edges == sorted(set(new_edges))
+
+
+def test_rebinned_histogram_is_the_histogram():
+    norms = np.random.default_rng(0).lognormal(2.0, 0.3, 20_000)
+    edges = np.exp(np.arange(0, 5, 1e-3))
+    counts, _ = np.histogram(norms, edges)
+    chart = norm_chart("blocks.2.hook_resid_post", edges.tolist(), counts.tolist(), float(norms.mean()))
+    again, _ = np.histogram(norms, chart.edges)
+    assert list(chart.counts) == again.tolist()
+    assert chart.x_log
+    assert "blocks.2.hook_resid_post (model's units)" in chart.x_label
+    assert chart.marks[0][0] == norms.mean()
+
+
+def test_no_norms():
+    chart = norm_chart("a", [0.0], [])
+    assert chart.counts == (0.0,)
+
+
+def test_one_bin():
+    assert norm_chart("a", [5.0, 5.005], [100]).counts == (100,)
+
+
+def test_hook_points_share_a_picture_and_have_a_card_each(tmp_path):
+    statistics, norms = {}, {}
+    for i, hook in enumerate(("blocks.1.ln2.hook_normalized", "alias:blocks.1.hook_mlp_out")):
+        statistics[f"{hook}/norm_histogram_edges"] = np.exp(np.linspace(i, i + 1, 101))
+        statistics[f"{hook}/norm_histogram_counts"] = np.arange(100)
+        norms[hook] = {"mean_norm": math.exp(i + 0.7)}
+    charts = norm_charts(statistics, norms)
+    write_report(tmp_path, "Evaluation", "what", charts, {"FVU": 0.125, "model": "demo"})
+    assert {path.name for path in tmp_path.iterdir()} == {"activation_norm.png", "index.html"}
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<svg") == 2
+    assert "alias:blocks.1.hook_mlp_out" in page
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_norms_of_any_size(tmp_path, scale):
+    edges = [scale * 1.001**i for i in range(301)]
+    write_report(tmp_path, "t", "a", [norm_chart("h", edges, [1.0] * 300, 1.1 * scale)])

@@ -1,0 +1,97 @@
+"""The page opens offline: nothing in it comes from elsewhere, and it is well-formed."""
+
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from pipeline.plots.charts import BarChart, Line, LineChart
+from pipeline.plots.page import page
+from pipeline.plots.report import write_report
+from pipeline.plots.svg import MAX_HINTS, svg
+
+LINES = LineChart(
+    "loss",
+    "Loss <b> & more",
+    "step (of 10 tokens)",
+    'loss "x"',
+    tuple(Line(f"term {i}", tuple(range(50)), tuple(1.0 + i + math.sin(j) for j in range(50))) for i in range(2)),
+)
+BARS = BarChart(
+    "density", "Density", "log10", "features", (-3.0, -2.0, -1.0, 0.0), (1, 5, 0), marks=((-1.0, "dense <"), (-0.1, "late"))
+)
+
+
+def test_nothing_is_fetched():
+    text = page("Title", "About", [LINES, BARS], {"FVU": 0.1})
+    assert not re.search(r"https?:|//|@import|url\((?!#)|<script|<link|<img|<iframe|src=", text)
+
+
+def test_both_colour_schemes():
+    text = page("Title", "About", [LINES, BARS])
+    assert "prefers-color-scheme: dark" in text
+    assert "color-scheme: light dark" in text
+    body = text.split("</style>")[1]
+    assert not re.search(r"#[0-9a-f]{6}", body)  # colours are the page's variables
+
+
+def test_tags_are_balanced_and_text_is_escaped():
+    open_tags, seen = [], []
+
+    class Balance(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta", "rect", "line", "path", "circle", "br"):
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag):
+            assert open_tags.pop() == tag
+
+        def handle_data(self, data):
+            seen.append(data)
+
+    parser = Balance()
+    parser.feed(page("A <title> & so", "about <i>", [LINES, BARS], {"<k>": "<v>"}).replace("/>", ">"))
+    assert open_tags == []
+    for text in ("A <title> & so", "about <i>", "Loss <b> & more", "<k>", "<v>", "dense <"):
+        assert text in seen
+
+
+@pytest.mark.parametrize("chart", [LINES, BARS])
+def test_svg_is_xml_within_its_frame(chart):
+    root = ElementTree.fromstring(svg(chart))
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    for element in root.iter():
+        for key, limit in (("x", width), ("x1", width), ("cx", width), ("y", height), ("y1", height), ("cy", height)):
+            if key in element.attrib:
+                assert -1 <= float(element.attrib[key]) <= limit + 1, ElementTree.tostring(element)
+    labels = {text.text for text in root.iter("text")}
+    assert {chart.x_label, chart.y_label} <= labels
+
+
+def test_hints_say_the_numbers():
+    titles = [title.text for title in ElementTree.fromstring(svg(LINES)).iter("title")]
+    assert titles[3] == f"step 3: term 0 {1 + math.sin(3):.4g}, term 1 {2 + math.sin(3):.4g}"
+    titles = [title.text for title in ElementTree.fromstring(svg(BARS)).iter("title")]
+    assert titles == ["-3 to -2: 1 features", "-2 to -1: 5 features", "-1 to 0: 0 features"]
+
+
+def test_a_long_history_stays_a_small_page():
+    n = 100_000
+    line = Line("loss", tuple(float(i) for i in range(n)), tuple(1.0 + (i % 7) for i in range(n)))
+    text = svg(LineChart("loss", "Loss", "step", "loss", (line,)))
+    assert len(text) < 120_000
+    assert text.count("<title>") <= MAX_HINTS
+
+
+def test_file_is_ascii(tmp_path):
+    write_report(tmp_path, "Tr\u00e4ining", "caf\u00e9", [BARS])
+    assert (tmp_path / "index.html").read_bytes().isascii()
+
+
+def test_an_empty_page():
+    assert "<main>" in page("Title", "", [])
+    assert svg(LineChart("a", "A", "x", "y", ()))

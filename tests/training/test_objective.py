@@ -1,0 +1,88 @@
+"""The loss of a batch: terms, weights, masks, AuxK, autocast; and `api.loss` on top of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.api import loss
+from pipeline.errors import ParamsError
+from tests.training.cases import F, dictionary, rows
+
+
+def test_total_is_the_plain_sum_of_weighted_terms() -> None:
+    made = dictionary(act_fn="relu")
+    x = rows(32)
+    report = loss(made, x, sparsity_loss_type="power", l1_coefficient=0.25)
+    f, n = made.encode(x), made.decoder_norms()
+    l_rec = (made(x) - x).square().sum(-1).mean()
+    power = (f * n).sum(-1).mean()
+    torch.testing.assert_close(report.unweighted["l_rec"], l_rec)
+    torch.testing.assert_close(report.unweighted["power"], power)
+    torch.testing.assert_close(report.terms["power"], 0.25 * power)
+    torch.testing.assert_close(report.total, l_rec + 0.25 * power)
+    torch.testing.assert_close(report.total, sum(report.terms.values()))
+    assert torch.equal(report.features, f)
+
+
+def test_masked_tokens_count_nowhere() -> None:
+    made = dictionary(act_fn="batchtopk")
+    x = rows(40).reshape(4, 10, -1)
+    mask = torch.rand(4, 10, generator=torch.Generator().manual_seed(0)) < 0.6
+    report = loss(made, x, mask=mask, sparsity_loss_type="power")
+    wild = torch.where(mask[..., None], x, 1e3)
+    other = loss(made, wild, mask=mask, sparsity_loss_type="power")
+    alone = loss(made, x[mask], sparsity_loss_type="power")
+    for name, term in report.terms.items():
+        torch.testing.assert_close(term, other.terms[name])
+        torch.testing.assert_close(term, alone.terms[name])
+    assert float(report.features[~mask].abs().sum()) == 0.0
+
+
+def test_auxk_term_is_written_out() -> None:
+    made, x = dictionary(), rows(16)
+    dead = torch.zeros(F, dtype=torch.bool)
+    dead[[1, 4, 7]] = True
+    report = loss(made, x, auxk_coefficient=0.5, k_aux=2, dead=dead)
+    codes, r = made.run(x)
+    e_hat = torch.zeros_like(x)
+    for row in range(len(x)):
+        best = sorted([1, 4, 7], key=lambda i: float(codes.z[row, i]), reverse=True)[:2]
+        e_hat[row] = sum(codes.h[row, i] * made.get_parameter("W_D")[i] for i in best)
+    wanted = ((x - r).detach() - e_hat).square().sum(-1).mean()
+    torch.testing.assert_close(report.unweighted["auxk"], wanted)
+    torch.testing.assert_close(report.terms["auxk"], 0.5 * wanted)
+    report.total.backward()
+    grads = made.get_parameter("W_D").grad
+    assert grads is not None
+    assert float(grads[1].abs().sum()) > 0
+
+
+def test_auxk_is_zero_without_dead_features() -> None:
+    made, x = dictionary(), rows(16)
+    for dead in (None, torch.zeros(F, dtype=torch.bool)):
+        report = loss(made, x, auxk_coefficient=0.5, dead=dead)
+        assert float(report.terms["auxk"]) == 0.0
+        torch.testing.assert_close(report.total, report.terms["l_rec"])
+
+
+@pytest.mark.parametrize("amp_dtype", ["bfloat16", "float16"])
+def test_reductions_stay_in_float32(amp_dtype: str) -> None:
+    made, x = dictionary(act_fn="relu"), rows(64)
+    exact = loss(made, x, sparsity_loss_type="power")
+    report = loss(made, x, sparsity_loss_type="power", amp_dtype=amp_dtype)
+    for name, term in report.terms.items():
+        assert term.dtype == torch.float32
+        torch.testing.assert_close(term, exact.terms[name], rtol=2e-2, atol=1e-3)
+    assert report.codes.h.dtype != torch.float32
+    report.total.backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in made.parameters())
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ParamsError, match=r"trainer\.sparsity_los_type: unknown key; did you mean 'sparsity_loss_type'"):
+        loss(dictionary(), rows(4), sparsity_los_type="power")
+    with pytest.raises(ParamsError, match=r"auxk_coefficient.*relu"):
+        loss(dictionary(act_fn="relu"), rows(4), auxk_coefficient=0.1)
+    with pytest.raises(ParamsError, match=r"trainer\.p"):
+        loss(dictionary(), rows(4), p=0.5)

@@ -1,0 +1,200 @@
+"""One step: accumulation, masks, observation, schedules, scaling, and what stops it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pipeline.errors import CheckpointError, NumericsError
+from pipeline.training.finiteness import LossGuard
+from pipeline.training.source import TrainingBatch
+from pipeline.training.step import Trainer
+from tests.training.cases import D, dictionary, rows, same, trainer, weights
+
+
+def batches(n: int, size: int = 16) -> list[TrainingBatch]:
+    return [TrainingBatch(i, x, x) for i, x in enumerate(rows(n * size).split(size))]
+
+
+def gradients(made: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in made.parameters.items() if p.grad is not None}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("act_fn", ["topk", "jumprelu"])
+def test_accumulation_takes_means_over_the_whole_step(act_fn: str, masked: bool) -> None:
+    x = rows(60).reshape(6, 10, D)
+    mask = torch.rand(6, 10, generator=torch.Generator().manual_seed(1)) < 0.5 if masked else None
+    found = []
+    for parts in (1, 3, 4):
+        made = trainer(
+            dictionary(act_fn=act_fn),
+            gradient_accumulation_steps=parts,
+            sparsity_loss_type="power",
+            l1_coefficient=0.1,
+            auxk_coefficient=0.1 if act_fn == "topk" else None,
+            dead_threshold=1,
+        )
+        made.dead.tokens_since[:5] = 10
+        observation = made.step(TrainingBatch(0, x, x, mask), observe=True)
+        assert observation is not None
+        found.append((gradients(made), observation.figures(), made.dead.tokens_since.clone()))
+    for grads, figures, since in found[1:]:
+        assert torch.equal(since, found[0][2])
+        assert figures == pytest.approx(found[0][1], rel=1e-5)
+        for name, grad in grads.items():
+            torch.testing.assert_close(grad, found[0][0][name], rtol=1e-4, atol=1e-6)
+
+
+def test_batchtopk_competes_within_a_micro_batch() -> None:
+    x = rows(32)
+    made = trainer(dictionary(act_fn="batchtopk"), gradient_accumulation_steps=2)
+    observation = made.step(TrainingBatch(0, x, x), observe=True)
+    assert observation is not None
+    y = x * math.sqrt(D) / 2.0
+    fresh = dictionary(act_fn="batchtopk")
+    wanted = torch.stack([(fresh(part) - part).square().sum(-1).mean() for part in y.split(16)]).mean()
+    assert observation.figures()["loss"] == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_a_step_is_adam_on_the_gradient_of_the_loss() -> None:
+    made = trainer(dictionary(act_fn="jumprelu"), sparsity_loss_type="power", l1_coefficient=0.5, clip_grad_norm=0.7)
+    reference = dictionary(act_fn="jumprelu")
+    adam = torch.optim.Adam(reference.parameters(), lr=1.0)
+    for s, batch in enumerate(batches(5)):
+        made.step(batch)
+        x = batch.inputs * math.sqrt(D) / 2.0
+        codes, r = reference.run(x)
+        power = (codes.f * codes.norms).sum(-1).mean()
+        adam.zero_grad()
+        ((r - x).square().sum(-1).mean() + 0.5 * min(1, (s + 1) / 2) * power).backward()
+        plain = [p for name, p in reference.named_parameters() if name != "log_jumprelu_threshold"]
+        torch.nn.utils.clip_grad_norm_(plain, 0.7)
+        lr = 1e-2 * min(1, (s + 1) / 2)
+        adam.param_groups[0]["lr"] = lr
+        before = reference.get_parameter("log_jumprelu_threshold").detach().clone()
+        adam.step()
+        with torch.no_grad():  # jumprelu_lr_factor 0.1
+            t = reference.get_parameter("log_jumprelu_threshold")
+            t.copy_(before + 0.1 * (t - before))
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(made.parameters[name], parameter, rtol=1e-4, atol=1e-6)
+
+
+def test_observing_changes_no_bit() -> None:
+    plain, observed = trainer(dictionary()), trainer(dictionary())
+    for batch in batches(4):
+        plain.step(batch)
+        observed.step(batch, observe=True)
+    assert same(weights(plain.dictionary), weights(observed.dictionary))
+
+
+def test_observation_is_written_out() -> None:
+    made = trainer(dictionary(), auxk_coefficient=0.5, dead_threshold=16, initial_k=6, k_warmup_steps=3)
+    (batch,) = batches(1)
+    made.dead.tokens_since[:] = 1
+    made.dead.tokens_since[0] = 10**6
+    start = dictionary()
+    x = batch.inputs * math.sqrt(D) / 2.0
+    codes, r = start.run(x, top_k=6)
+    observation = made.step(batch, observe=True)
+    assert observation is not None
+    figures = observation.figures()
+    fvu = float((x - r).square().sum() / (x - x.mean(0)).square().sum())
+    assert figures["explained_variance"] == pytest.approx(1 - fvu, rel=1e-5)
+    assert figures["l0"] == pytest.approx(float((codes.f > 0).sum(-1).float().mean()))
+    assert figures["top_k"] == 6
+    assert figures["lr"] == pytest.approx(0.5e-2)
+    assert figures["tokens"] == 16
+    assert figures["auxk_weighted"] == pytest.approx(0.5 * figures["auxk"])
+    assert figures["loss"] == pytest.approx(figures["l_rec_weighted"] + figures["auxk_weighted"])
+    fired = (codes.f > 0).any(0)
+    assert figures["dead_features"] == int((~fired).sum())  # 1 + 16 tokens, or many, without an activation
+    assert made.scheduled(3)["top_k"] == 3
+
+
+def test_labels_of_their_own_and_norms_of_their_own() -> None:
+    made = dictionary(kind="transcoder", d_out=5)
+    run = Trainer(made, trainer(dictionary()).params, total_steps=5, norms={"input": 2.0, "output": 4.0})
+    x, y = rows(16), rows(16, d=5, seed=1)
+    reference = dictionary(kind="transcoder", d_out=5)
+    wanted = (reference(x * math.sqrt(D) / 2.0) - y * math.sqrt(5) / 4.0).square().sum(-1).mean()
+    observation = run.step(TrainingBatch(0, x, y), observe=True)
+    assert observation is not None
+    assert observation.figures()["l_rec"] == pytest.approx(float(wanted), rel=1e-5)
+
+
+@pytest.mark.parametrize("norm_activation", ["token-wise", "batch-wise"])
+def test_run_time_norms(norm_activation: str) -> None:
+    made = trainer(dictionary(norm_activation=norm_activation), gradient_accumulation_steps=2)
+    x = rows(16) * torch.arange(1, 17)[:, None]
+    lengths = x.norm(dim=-1, keepdim=True)
+    factor = math.sqrt(D) / (lengths if norm_activation == "token-wise" else lengths.mean())
+    reference = dictionary()
+    observation = made.step(TrainingBatch(0, x, x), observe=True)
+    assert observation is not None
+    wanted = (reference(x * factor) - x * factor).square().sum(-1).mean()
+    assert observation.figures()["l_rec"] == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_a_non_finite_loss_stops_before_the_update() -> None:
+    made = trainer(dictionary(), sparsity_loss_type="power")
+    first, second = batches(2)
+    made.step(first)
+    before = weights(made.dictionary)
+    broken = second.inputs.clone()
+    broken[3, 2] = float("inf")
+    with pytest.raises(
+        NumericsError, match=r"not finite at step 1 \(batch 1\): loss (nan|inf), l_rec (nan|inf), power .*grad_norm"
+    ):
+        made.step(TrainingBatch(1, broken, broken))
+    assert same(before, weights(made.dictionary))
+
+
+def test_the_deferred_guard_keeps_the_first_bad_step() -> None:
+    guard = LossGuard(torch.device("cpu"), "position {}".format)
+    guard.immediate = False
+    bad = float("nan")
+    skips = [
+        guard.check(s, {"loss": torch.tensor(v), "l_rec": torch.tensor(float(s))}) for s, v in enumerate([1.0, bad, 2.0, bad])
+    ]
+    assert [float(skip) for skip in skips if skip is not None] == [0.0, 1.0, 1.0, 1.0]
+    with pytest.raises(NumericsError, match=r"step 1 \(position 1\): loss nan, l_rec 1;"):
+        guard.read()
+    LossGuard(torch.device("cpu"), str).read()
+
+
+def test_float16_scales_the_loss_and_skips_an_overflow() -> None:
+    made = trainer(dictionary(act_fn="relu"), amp_dtype="float16")
+    made.scaler.scale.fill_(2.0**40)
+    before = weights(made.dictionary)
+    first, second = batches(2)
+    made.step(first)
+    assert same(before, weights(made.dictionary))  # gradients of 2^40 times the loss are not float16 numbers
+    made.scaler.scale.fill_(2.0**8)
+    made.step(second)
+    assert not same(before, weights(made.dictionary))
+    assert all(bool(torch.isfinite(p).all()) for p in made.parameters.values())
+
+
+@pytest.mark.parametrize(("act_fn", "amp_dtype"), [("topk", "float32"), ("jumprelu", "bfloat16"), ("relu", "float16")])
+def test_state_resumes_bit_for_bit(act_fn: str, amp_dtype: str) -> None:
+    def new() -> Trainer:
+        return trainer(dictionary(act_fn=act_fn), amp_dtype=amp_dtype, sparsity_loss_type="power", dead_threshold=20)
+
+    unbroken, cut = new(), new()
+    for batch in batches(3):
+        unbroken.step(batch)
+        cut.step(batch)
+    state = {name: tensor.clone() for name, tensor in cut.state().items()}
+    resumed = new()
+    resumed.load(state, 3)
+    for batch in batches(6)[3:]:
+        unbroken.step(batch)
+        resumed.step(batch)
+    assert same(unbroken.state(), resumed.state())
+    state.pop("tokens")
+    with pytest.raises(CheckpointError, match="tokens"):
+        new().load(state, 3)
