@@ -62,7 +62,7 @@ def remove_chunk(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
 def other_manifest(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     path = project.path / "data" / "activations.json"
     manifest = json.loads(path.read_text())
-    manifest["config"]["perm_seed"] += 1
+    manifest["hook_points"][HOOK]["digest"] = "0" * 32
     path.write_text(json.dumps(manifest))
 
 
@@ -99,14 +99,8 @@ def full_disk(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def full_disk_in_training(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(project.path / "data" / "checkpoints")
-    import safetensors.torch
-
-    def refuse(*arguments: object, **options: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "weights.safetensors")
-
-    monkeypatch.setattr(safetensors.torch, "save_file", refuse)
-    for name in ("pipeline.dictionaries.store", "pipeline.training.checkpoints"):
-        monkeypatch.setattr(f"{name}.save_file", refuse, raising=False)
+    usage = shutil.disk_usage(project.path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
 
 
 def hold(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,21 +132,18 @@ def second_training(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     hold(next((project.path / "data" / "checkpoints").rglob("*lock*")), monkeypatch)
 
 
-def states(project: Project) -> list[Path]:
-    """The JSON files of the resume points."""
-    return sorted(p for p in (project.path / "data" / "checkpoints").rglob("*.json"))
-
-
 def other_checkpoint(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in states(project):
-        state = json.loads(path.read_text())
-        state["fingerprint"] = "0" * 32
-        path.write_text(json.dumps(state))
+    (path,) = (project.path / "data" / "checkpoints").rglob("about.json")
+    about = json.loads(path.read_text())
+    about["seed"] = 99
+    path.write_text(json.dumps(about))
 
 
 def damaged_checkpoints(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in (project.path / "data" / "checkpoints").rglob("*.safetensors"):
-        path.write_bytes(path.read_bytes()[:40])
+    (finished,) = (project.path / "data" / "checkpoints").glob("*/finished")
+    state = finished / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:40])
+    finished.rename(finished.parent / "step-000000032")
 
 
 def altered_dictionary(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,13 +215,21 @@ FAULTS = [
     ),
     Fault("tokens missing", "generate_activations", r"tokens\.zarr: the token store is missing", {}, missing_tokens),
     Fault("store missing", "train", r"store.*missing.*dvc repro -s -f generate", {"seed": 1}, remove_store),
-    Fault("chunk missing", "train", rf"{HOOK}.*c\.0.*missing", {"seed": 1}, remove_chunk),
-    Fault("chunk truncated", "train", rf"{HOOK}.*c\.0.*bytes", {"seed": 1}, truncate_chunk),
-    Fault("chunk altered", "train", rf"{HOOK}.*c\.0.*altered", {"seed": 1}, alter_chunk),
-    Fault("store for other parameters", "train", r"perm_seed|other parameters|fingerprint", {"seed": 1}, other_manifest),
+    Fault("chunk missing", "train", rf"array '{HOOK}': chunk 0 is missing", {"seed": 1}, remove_chunk),
+    Fault("chunk truncated", "train", rf"array '{HOOK}': chunk 0 is truncated: .* bytes, wanted", {"seed": 1}, truncate_chunk),
+    Fault("chunk altered", "train", rf"array '{HOOK}': chunk 0 is altered", {"seed": 1}, alter_chunk),
+    Fault(
+        "store for other parameters",
+        "train",
+        r"store was made for other parameters \(activations\.buffer_shuffle\.perm_seed 42, not 7\)",
+        {"activations__buffer_shuffle__perm_seed": 7},
+    ),
+    Fault("store with other hook points", "initialize", r"blocks\.1\.hook_mlp_out.*blocks\.0", {"dictionary__hook_point_in": "blocks.1.hook_mlp_out"}),
+    Fault("store with another content", "train", r"array '.*': altered: its content digest is", {}, other_manifest),
+    Fault("initial dictionary for other parameters", "train", r"initial dictionary was made for other parameters", {"dictionary__top_k": 5}),
     Fault("manifest missing", "train", r"activations\.json.*missing", {"seed": 1}, remove_manifest),
-    Fault("non-finite activations", "generate_activations", rf"non-finite.*{HOOK}.*token", {}, non_finite_model),
-    Fault("non-finite loss", "train", r"non-finite loss.*step \d+.*l_rec", {"trainer__lr": 1e36}),
+    Fault("non-finite activations", "generate_activations", rf"hook point {HOOK}: context \d+, position \d+, token id \d+ \(store row \d+\): non-finite activation", {}, non_finite_model),
+    Fault("non-finite loss", "train", r"the loss is not finite at step \d+ .*tokens \d+ to \d+.*: loss .*, l_rec .*nothing was updated", {"trainer__lr": 1e36}),
     Fault("no space left, seen ahead", "generate_activations", r"no space left on the device", {}, full_disk_ahead),
     Fault("no space left, while writing", "generate_activations", r"no space left on the device", {}, full_disk),
     Fault("no space left for a checkpoint", "train", r"no space left on the device", {}, full_disk_in_training),

@@ -1,7 +1,8 @@
 """Reading one array of an activation store, chunk by chunk, each verified by its digest when it is first read.
 
-Chunks are read by open + readinto straight into preallocated tensors (3x faster than through zarr on a warm page cache); the
-result equals zarr's own reading (tested). zarr itself is not imported here.
+Chunks are read from their files straight into preallocated tensors, in order (readinto, 3x faster than through zarr on a warm
+page cache) or each row to a place of its own (preadv); the result equals zarr's own reading (tested). zarr itself is not
+imported here.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.activations.schema import DIGESTS_FILE, REGENERATE, ArrayLayout, as_bytes
+from pipeline.activations.vectored import read_rows_to
 from pipeline.errors import DataError
 from pipeline.files import read_json
 
@@ -88,18 +91,39 @@ class ArrayReader:
         Raises:
             DataError: the chunk is missing, truncated or altered.
         """
-        first, last = self.layout.rows_of(chunk)
-        whole = (start, stop) == (first, last) and last - first == self.layout.chunk_rows
+        first = chunk * self.layout.chunk_rows
         if self._verified[chunk]:
             self._read_bytes(chunk, (start - first) * self.layout.row_bytes, as_bytes(out))
-        elif whole:
+        elif stop - start == self.layout.chunk_rows:
             self._read_bytes(chunk, 0, as_bytes(out))
             self._verify(chunk, out)
         else:
-            content = self.empty(self.layout.chunk_rows)
-            self._read_bytes(chunk, 0, as_bytes(content))
-            self._verify(chunk, content)
-            out.copy_(content[start - first : stop - first])
+            out.copy_(self._whole(chunk)[start - first : stop - first])
+
+    def scatter_chunk(self, out: Tensor, places: np.ndarray, chunk: int, start: int, stop: int) -> None:
+        """Read rows start..stop, all inside one chunk, to the rows `places` (int64) of `out`; otherwise the same.
+
+        Raises:
+            DataError: the chunk is missing, truncated or altered.
+        """
+        if not self._verified[chunk]:
+            self._whole(chunk)
+        path = self.directory / self.layout.chunk_file(chunk)
+        offset = (start - chunk * self.layout.chunk_rows) * self.layout.row_bytes
+        try:
+            done = read_rows_to(path, offset, self.layout.row_bytes, out.data_ptr(), places)
+        except FileNotFoundError:
+            raise self._fault(f"chunk {chunk} is missing") from None
+        if not done:
+            content = self.empty(stop - start)
+            self.read_chunk_into(content, chunk, start, stop)
+            out.index_copy_(0, torch.from_numpy(places), content)
+
+    def _whole(self, chunk: int) -> Tensor:
+        content = self.empty(self.layout.chunk_rows)
+        self._read_bytes(chunk, 0, as_bytes(content))
+        self._verify(chunk, content)
+        return content
 
     def _read_bytes(self, chunk: int, offset: int, view: Any) -> None:
         try:

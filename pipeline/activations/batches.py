@@ -1,8 +1,9 @@
 """Shuffled batches out of chunks, in the order of pipeline.activations.order, read ahead in background threads.
 
-A window's chunks are read into one buffer, and batches are gathered from it by the window's permutation. One thread reads the
-next window into a second buffer while batches are gathered from the first; another gathers the next batches while the
-consumer computes. Where one window holds all rows it is read once and gathered from in every epoch.
+The rows of a window's chunks are read straight to their places in the window's shuffled order, so that a batch is a slice of
+the window and nothing is gathered. One thread reads the next window while batches are taken from the present one; another
+makes the next batches (in the dtype asked for) while the consumer computes. A window is read anew in every epoch, also where
+it holds all rows: from the page cache that costs less than gathering its rows in a new order in memory.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.activations.order import BatchPlan
+from pipeline.activations.order import BatchPlan, Piece
 from pipeline.activations.schema import ArrayLayout
 
 BATCHES_AHEAD = 3
@@ -34,7 +35,7 @@ class ChunkSource(Protocol):
 
     layout: ArrayLayout
 
-    def read_chunk_into(self, out: Tensor, chunk: int, start: int, stop: int) -> None: ...
+    def scatter_chunk(self, out: Tensor, places: np.ndarray, chunk: int, start: int, stop: int) -> None: ...
 
 
 class RowsMeta(NamedTuple):
@@ -48,7 +49,7 @@ class RowsMeta(NamedTuple):
 
 @dataclass(frozen=True)
 class ActivationBatch:
-    """One batch; its tensors belong to it alone and stay valid.
+    """One batch. Its tensors stay valid and are shared with no other batch, but holding them may hold a window's memory.
 
     Attributes:
         index: number of the batch, counted over all epochs.
@@ -112,78 +113,67 @@ class _Recycler:
         return torch.from_numpy(owner).view(dtype).view(shape)
 
 
-class _Window:
-    """Buffers for one window's rows, filled chunk by chunk."""
+class _Window(NamedTuple):
+    """A window's rows in their shuffled order."""
 
-    def __init__(self, arrays: Mapping[str, ChunkSource], plan: BatchPlan) -> None:
-        self.arrays, self.plan = arrays, plan
-        rows = plan.window_rows
-        self.tensors = {}
-        for name, array in arrays.items():
-            shape, dtype = (rows, *array.layout.shape[1:]), array.layout.element.torch_dtype
-            self.tensors[name] = torch.frombuffer(_memory(rows * array.layout.row_bytes), dtype=dtype, count=math.prod(shape))
-            self.tensors[name] = self.tensors[name].view(shape)
-        self.store_rows = torch.empty(rows, dtype=torch.int64)
-        self.chunks: np.ndarray | None = None
-        self.size = 0
-
-    def load(self, chunks: np.ndarray) -> _Window:
-        if self.chunks is not None and np.array_equal(self.chunks, chunks):
-            return self
-        self.chunks, self.size = None, 0
-        for chunk in chunks.tolist():
-            start, stop = self.plan.segment(chunk)
-            place = slice(self.size, self.size + stop - start)
-            for name, array in self.arrays.items():
-                array.read_chunk_into(self.tensors[name][place], chunk, start, stop)
-            self.store_rows[place] = torch.arange(start, stop)
-            self.size = place.stop
-        self.chunks = chunks
-        return self
+    tensors: dict[str, Tensor]
+    rows: Tensor
 
 
 class _Windows:
-    """The window of a piece; with `ahead`, the next one is read in a thread while this one is used. Two buffers at most."""
+    """Windows in order; with `ahead`, the next one is read in a thread while batches are taken from this one."""
 
     def __init__(self, arrays: Mapping[str, ChunkSource], plan: BatchPlan, ahead: bool, last: tuple[int, int] | None) -> None:
         self.arrays, self.plan, self.last = arrays, plan, last
-        self.pool = ThreadPoolExecutor(1, "activation windows") if ahead and plan.n_windows > 1 else None
-        self.buffers = [_Window(arrays, plan)]
+        self.memory = _Recycler()
+        self.pool = ThreadPoolExecutor(1, "activation windows") if ahead else None
         self.key: tuple[int, int] | None = None
-        self.order = torch.empty(0, dtype=torch.int64)
+        self.window: _Window | None = None
         self.future: tuple[tuple[int, int], Future[_Window]] | None = None
 
-    def _load(self, buffer: _Window, key: tuple[int, int]) -> _Window:
-        return buffer.load(self.plan.windows(key[0])[key[1]])
+    def _load(self, epoch: int, number: int) -> _Window:
+        segments = [(chunk, *self.plan.segment(chunk)) for chunk in self.plan.windows(epoch)[number].tolist()]
+        rows = np.concatenate([np.arange(start, stop) for _, start, stop in segments])
+        order = self.plan.permutation(epoch, number, len(rows)).numpy()
+        places = np.empty_like(order)
+        places[order] = np.arange(len(order))
+        tensors = {name: _empty(self.memory, array, len(rows)) for name, array in self.arrays.items()}
+        done = 0
+        for chunk, start, stop in segments:
+            part = places[done : done + stop - start]
+            for name, array in self.arrays.items():
+                array.scatter_chunk(tensors[name], part, chunk, start, stop)
+            done += stop - start
+        return _Window(tensors, torch.from_numpy(rows[order]))
 
-    def get(self, epoch: int, window: int) -> tuple[_Window, Tensor]:
-        """The loaded window and the order of its rows; windows are asked for in order."""
-        key = (epoch, window)
+    def get(self, piece: Piece) -> _Window:
+        """The window of a piece; pieces are asked for in order."""
+        key = (piece.epoch, piece.window)
         if key != self.key:
-            if self.future is not None:
-                self.future[1].result()
-                self.buffers.reverse()
-            if self.future is None or self.future[0] != key:  # an epoch's left-out last rows may be a window of their own
-                self._load(self.buffers[0], key)
-            self.future = None
+            ahead, self.future, self.window = self.future, None, None
+            window = ahead[1].result() if ahead is not None else None
+            # An epoch's left-out last rows may be a window of their own, read ahead and not asked for.
+            self.window = window if ahead is not None and ahead[0] == key and window is not None else self._load(*key)
             self.key = key
-            self.order = self.plan.permutation(epoch, window, self.buffers[0].size)
-            self._read_ahead(epoch, window)
-        return self.buffers[0], self.order
+        assert self.window is not None
+        # Not at once: until the consumer has dropped the last batches of the window before, its memory is in use.
+        if piece.stop >= min((BATCHES_AHEAD + 2) * self.plan.batch_size, len(self.window.rows) // 4):
+            self._read_ahead(piece.epoch, piece.window)
+        return self.window
 
     def _read_ahead(self, epoch: int, window: int) -> None:
-        if self.pool is None:
-            return
         key = (epoch, window + 1) if window + 1 < self.plan.n_windows else (epoch + 1, 0)
-        if self.last is not None and key > self.last:
-            return
-        if len(self.buffers) == 1:
-            self.buffers.append(_Window(self.arrays, self.plan))
-        self.future = key, self.pool.submit(self._load, self.buffers[1], key)
+        if self.pool is not None and self.future is None and (self.last is None or key <= self.last):
+            self.future = key, self.pool.submit(self._load, *key)
 
     def close(self) -> None:
         if self.pool is not None:
             self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _empty(memory: _Recycler, array: ChunkSource, n: int, dtype: torch.dtype | None = None, pinned: bool = False) -> Tensor:
+    shape, dtype = (n, *array.layout.shape[1:]), dtype or array.layout.element.torch_dtype
+    return torch.empty(shape, dtype=dtype, pin_memory=True) if pinned else memory.empty(shape, dtype)
 
 
 @dataclass(frozen=True)
@@ -222,35 +212,25 @@ class _BatchMaker:
         self.windows, self.delivery = windows, delivery
         self.memory = _Recycler()
 
-    def _empty(self, name: str, n: int, dtype: torch.dtype | None = None, pinned: bool = False) -> Tensor:
-        layout = self.windows.arrays[name].layout
-        shape = (n, *layout.shape[1:])
-        if pinned:
-            return torch.empty(shape, dtype=dtype or layout.element.torch_dtype, pin_memory=True)
-        return self.memory.empty(shape, dtype or layout.element.torch_dtype)
-
     def batch(self, index: int) -> ActivationBatch:
-        """Rows of batch `index` from the windows that it lies in."""
-        plan, dtype, pinned = self.windows.plan, self.delivery.dtype, self.delivery.pinned
-        pieces = plan.pieces(index)
-        n = sum(piece.stop - piece.start for piece in pieces)
-        out = {name: self._empty(name, n, pinned=pinned and dtype is None) for name in self.windows.arrays}
-        rows = torch.empty(n, dtype=torch.int64)
-        done = 0
-        for piece in pieces:
-            window, order = self.windows.get(piece.epoch, piece.window)
-            chosen = order[piece.start : piece.stop]
-            place = slice(done, done + len(chosen))
-            for name, tensor in out.items():
-                torch.index_select(window.tensors[name], 0, chosen, out=tensor[place])
-            torch.index_select(window.store_rows, 0, chosen, out=rows[place])
-            done = place.stop
-        mask = out["mask"] if "mask" in out else torch.ones(n, dtype=torch.bool)
-        activations = {name: out[name] for name in self.delivery.hook_points}
-        if dtype is not None:
+        """Batch `index`: a slice of a window, or slices of several end to end."""
+        plan, delivery = self.windows.plan, self.delivery
+        parts = []
+        for piece in plan.pieces(index):
+            window, place = self.windows.get(piece), slice(piece.start, piece.stop)
+            parts.append(_Window({name: x[place] for name, x in window.tensors.items()}, window.rows[place]))
+        rows = torch.cat([part.rows for part in parts])
+        found = {
+            name: parts[0].tensors[name] if len(parts) == 1 else torch.cat([part.tensors[name] for part in parts])
+            for name in self.windows.arrays
+        }
+        mask = found["mask"].clone() if "mask" in found else torch.ones(len(rows), dtype=torch.bool)
+        activations = {name: found[name] for name in delivery.hook_points}
+        if delivery.dtype is not None or delivery.pinned:
             for name, stored in activations.items():
-                activations[name] = self._empty(name, n, dtype, pinned).copy_(stored)
-        return ActivationBatch(index, index // plan.batches_per_epoch, rows, activations, mask, self.delivery.read_meta)
+                new = _empty(self.memory, self.windows.arrays[name], len(rows), delivery.dtype, delivery.pinned)
+                activations[name] = new.copy_(stored)
+        return ActivationBatch(index, index // plan.batches_per_epoch, rows, activations, mask, delivery.read_meta)
 
     def made(self, start: int, stop: int | None) -> Iterator[ActivationBatch]:
         try:

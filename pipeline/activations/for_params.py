@@ -1,4 +1,4 @@
-"""From loaded params to a store: generate (or only verify) it, and open the one that params ask for."""
+"""From loaded params to a store: generate it, or only verify an existing one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from pipeline.activations.fingerprint import GenerationSettings, check_made_for
 from pipeline.activations.generation import Model, ModelFacts, generate_store, store_manifest
-from pipeline.activations.reader import ActivationStore, open_activations, open_store
+from pipeline.activations.reader import ActivationStore, open_store
 from pipeline.activations.schema import store_root
 from pipeline.corpus.tokens import open_tokens
 from pipeline.errors import DataError
@@ -71,21 +71,6 @@ def generate_for(
         store = open_store(path, params.hook_points)
     write_json(manifest_path, store_manifest(store, stated))
     return _figures(store)
-
-
-def open_for(params: Any, manifest_path: str | Path) -> ActivationStore:
-    """Open the store of a manifest after checking that it was made for `params`.
-
-    Raises:
-        DataError: other settings, a hook point of the dictionary is not in it, or see
-            :func:`pipeline.activations.reader.open_activations`.
-    """
-    store = open_activations(manifest_path)
-    only = None if params.activations.path is None else ("target", "context_size")
-    check_made_for(store.path, store.config, GenerationSettings.from_params(params), only=only)
-    for name in params.hook_points:
-        store.array(name)
-    return store
 
 
 def _existing(stated: str, hook_points: tuple[str, ...], settings: GenerationSettings) -> ActivationStore:

@@ -166,8 +166,8 @@ class ActivationStore:
             start: index of the first batch, counted over all epochs.
             hook_points: which ones to read; None: all that are open.
             rows: (first, last + 1) of the rows to read, as from `training_rows`; None: all.
-            buffer_rows: tokens mixed at a time (also in 2-D; at least 16 chunks); None: 1,048,576. Memory is two such
-                windows, or one where it covers all rows, which is then read once and reshuffled every epoch.
+            buffer_rows: tokens mixed at a time (also in 2-D; at least 16 chunks); None: 1,048,576. Two such windows are
+                held in memory.
             drop_last: leave out an epoch's last, smaller batch.
             prefetch: read and gather ahead in background threads.
             dtype: of the delivered activations; None: the storage dtype.

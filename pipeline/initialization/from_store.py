@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.activations.reader import ActivationStore, open_activations
+from pipeline.activations.opening import open_for
+from pipeline.activations.reader import ActivationStore
 from pipeline.activations.schema import training_rows
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.store import save_dictionary
@@ -41,7 +42,7 @@ def initialize_dictionary(params: Params, places: Places) -> dict[str, float]:
         ParamsError: an option makes no sense for this dictionary, or a width is not the one stated.
         DataError: the store, the norms or the model are missing or do not fit.
     """
-    store = open_activations(places.activations)
+    store = open_for(params, places.activations)
     dictionary = build_base(dictionary_config(params, store), params.initializer, params.seed)
     check(dictionary, params.initializer, has_model=True)
     normalizer = Normalizer(dictionary, load_norms(places.norms))
@@ -64,7 +65,7 @@ def dictionary_config(params: Params, store: ActivationStore) -> dict[str, Any]:
     """The configuration of `build_dictionary`, widths read from the store.
 
     Raises:
-        ParamsError: dictionary.d_model is not the width of the hook point.
+        ParamsError: dictionary.d_model is not the width of the hook point, or top_k is more than there are features.
     """
     stated = params.dictionary.to_dict()
     d_model = stated.pop("d_model")
@@ -72,6 +73,12 @@ def dictionary_config(params: Params, store: ActivationStore) -> dict[str, Any]:
     if d_model not in (None, d_in):
         hook = params.dictionary.hooks_in[0]
         raise ParamsError(f"dictionary.d_model: {d_model}, but activations at {hook} are {d_in} wide; write {d_in} or null")
+    d_sae = int(d_in * params.dictionary.expansion_factor)
+    if params.dictionary.is_topk_family and params.dictionary.top_k > d_sae:
+        raise ParamsError(
+            f"dictionary.top_k: {params.dictionary.top_k} is more than the {d_sae} features of a dictionary of width {d_in} "
+            f"and expansion_factor {params.dictionary.expansion_factor}; lower top_k or raise expansion_factor"
+        )
     return {**stated, "d_in": d_in, "d_out": d_out}
 
 

@@ -22,9 +22,10 @@ class StepOptimizer(abc.ABC):
         parameters: {name: parameter}.
         lr_factors: {name: factor of the learning rate}; 1 where a name is absent.
         betas, eps: as in Adam.
-    """
 
-    SLOTS: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
+    Attributes:
+        slots: {parameter's name: {"step": number of updates, "exp_avg", "exp_avg_sq": its moments}}.
+    """
 
     def __init__(
         self,
@@ -37,6 +38,14 @@ class StepOptimizer(abc.ABC):
         self.parameters = dict(parameters)
         self.lr_factors = {name: float((lr_factors or {}).get(name, 1.0)) for name in self.parameters}
         self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)
+        self.slots = {
+            name: {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+            }
+            for name, parameter in self.parameters.items()
+        }
 
     @abc.abstractmethod
     def step(self, lr: float, skip: Tensor | None = None) -> None:
@@ -47,13 +56,9 @@ class StepOptimizer(abc.ABC):
             skip: float32 scalar on the device, 1 to change nothing at all, 0 to update; None: update.
         """
 
-    @abc.abstractmethod
-    def slot(self, name: str, slot: str) -> Tensor:
-        """A parameter's moment (`exp_avg`, `exp_avg_sq`) or its number of updates (`step`)."""
-
     def state(self) -> dict[str, Tensor]:
         """{`<parameter>/<slot>`: tensor} of all that a resume needs."""
-        return {f"{name}/{slot}": self.slot(name, slot) for name in self.parameters for slot in (*self.SLOTS, "step")}
+        return {f"{name}/{slot}": tensor for name, slots in self.slots.items() for slot, tensor in slots.items()}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -75,34 +80,38 @@ class StepOptimizer(abc.ABC):
 
 
 class Adam(StepOptimizer):
-    """Adam (Kingma and Ba 2015), torch's fused implementation: m_hat / (sqrt(v_hat) + eps), no weight decay."""
+    """Adam (Kingma and Ba 2015): w <- w - lr m_hat / (sqrt(v_hat) + eps).
 
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        *,
-        lr_factors: Mapping[str, float] | None = None,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-    ) -> None:
-        super().__init__(parameters, lr_factors=lr_factors, betas=betas, eps=eps)
-        groups = [{"params": [parameter], "name": name} for name, parameter in self.parameters.items()]
-        self._adam = torch.optim.Adam(groups, lr=1.0, betas=self.betas, eps=self.eps, fused=True)
-        for parameter in self.parameters.values():
-            self._adam.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            }
+    Calls the fused kernel behind torch.optim.Adam(fused=True) directly: the class around it imports torch._dynamo, which
+    takes a second and a half at the start of every run.
+    """
 
+    @torch.no_grad()
     def step(self, lr: float, skip: Tensor | None = None) -> None:
-        for group in self._adam.param_groups:
-            group["lr"] = lr * self.lr_factors[group["name"]]
-        self._adam.found_inf = skip  # type: ignore[attr-defined]  # read by the fused kernel, as torch.amp.GradScaler sets it
-        self._adam.step()
-
-    def slot(self, name: str, slot: str) -> Tensor:
-        return self._adam.state[self.parameters[name]][slot]
+        for factor in sorted(set(self.lr_factors.values())):
+            names = [name for name, p in self.parameters.items() if p.grad is not None and self.lr_factors[name] == factor]
+            if not names:
+                continue
+            steps = [self.slots[name]["step"] for name in names]
+            torch._foreach_add_(steps, 1)
+            torch._fused_adam_(
+                [self.parameters[name] for name in names],
+                [self.parameters[name].grad for name in names],
+                [self.slots[name]["exp_avg"] for name in names],
+                [self.slots[name]["exp_avg_sq"] for name in names],
+                [],
+                steps,
+                lr=lr * factor,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                weight_decay=0.0,
+                eps=self.eps,
+                amsgrad=False,
+                maximize=False,
+                found_inf=skip,
+            )
+            if skip is not None:
+                torch._foreach_sub_(steps, [skip] * len(steps))
 
 
 class SparseAdam(StepOptimizer):
@@ -112,31 +121,13 @@ class SparseAdam(StepOptimizer):
     A feature that did not fire is not moved by what its moments remember.
     """
 
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        *,
-        lr_factors: Mapping[str, float] | None = None,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-    ) -> None:
-        super().__init__(parameters, lr_factors=lr_factors, betas=betas, eps=eps)
-        self._slots: dict[str, dict[str, Tensor]] = {
-            name: {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-            for name, parameter in self.parameters.items()
-        }
-
     @torch.no_grad()
     def step(self, lr: float, skip: Tensor | None = None) -> None:
         b1, b2 = self.betas
         for name, parameter in self.parameters.items():
             if parameter.grad is None:
                 continue
-            slots = self._slots[name]
+            slots = self.slots[name]
             grad, factor = parameter.grad, lr * self.lr_factors[name]
             done = slots["step"] + 1
             exp_avg = torch.lerp(slots["exp_avg"], grad, 1 - b1)
@@ -153,9 +144,6 @@ class SparseAdam(StepOptimizer):
             parameter.copy_(torch.where(keep, parameter, parameter + update))
             for slot, value in new.items():
                 slots[slot].copy_(torch.where(keep, slots[slot], value))
-
-    def slot(self, name: str, slot: str) -> Tensor:
-        return self._slots[name][slot]
 
 
 _OPTIMIZERS: dict[str, Callable[..., StepOptimizer]] = {"adam": Adam, "sparseadam": SparseAdam}

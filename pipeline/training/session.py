@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from pipeline import metric_names as names
-from pipeline.activations.reader import ActivationStore, open_activations
+from pipeline.activations.opening import open_for
+from pipeline.activations.reader import ActivationStore
 from pipeline.activations.schema import training_rows
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.store import load_dictionary, save_dictionary
@@ -65,7 +66,7 @@ def train_dictionary(params: Params, places: Places) -> dict[str, Any]:
     device = training_device(params.activations.device or params.model.device, "activations.device")
     dictionary = load_dictionary(places.initial, device=device)
     check_matches(dictionary, params, places.initial)
-    store = open_activations(places.activations)
+    store = open_for(params, places.activations)
     source = make_source(params, dictionary, store, device)
     norms = load_norms(places.norms)
     normalizer = Normalizer(dictionary, norms)

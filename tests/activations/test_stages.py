@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from pipeline.activations.for_params import generate_for, open_for
+from pipeline.activations.for_params import generate_for
+from pipeline.activations.opening import open_for
 from pipeline.activations.reader import open_activations
 from pipeline.corpus.tokens import TokenStore
 from pipeline.errors import DataError

@@ -44,7 +44,7 @@ def test_tags_are_balanced_and_text_is_escaped():
 
     class Balance(HTMLParser):
         def handle_starttag(self, tag, attrs):
-            if tag not in ("meta", "rect", "line", "path", "circle", "br"):
+            if tag != "meta":
                 open_tags.append(tag)
 
         def handle_endtag(self, tag):
@@ -54,7 +54,7 @@ def test_tags_are_balanced_and_text_is_escaped():
             seen.append(data)
 
     parser = Balance()
-    parser.feed(page("A <title> & so", "about <i>", [LINES, BARS], {"<k>": "<v>"}).replace("/>", ">"))
+    parser.feed(page("A <title> & so", "about <i>", [LINES, BARS], {"<k>": "<v>"}))
     assert open_tags == []
     for text in ("A <title> & so", "about <i>", "Loss <b> & more", "<k>", "<v>", "dense <"):
         assert text in seen

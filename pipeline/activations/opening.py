@@ -1,0 +1,24 @@
+"""Open the store that loaded params ask for, and no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.activations.fingerprint import GenerationSettings, check_made_for
+from pipeline.activations.reader import ActivationStore, open_activations
+
+
+def open_for(params: Any, manifest_path: str | Path) -> ActivationStore:
+    """Open the store of a manifest after checking that it was made for `params`.
+
+    Raises:
+        DataError: other settings, a hook point of the dictionary is not in it, or see
+            :func:`pipeline.activations.reader.open_activations`.
+    """
+    store = open_activations(manifest_path)
+    only = None if params.activations.path is None else ("target", "context_size")
+    check_made_for(store.path, store.config, GenerationSettings.from_params(params), only=only)
+    for name in params.hook_points:
+        store.array(name)
+    return store

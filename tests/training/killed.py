@@ -1,0 +1,73 @@
+"""A run in a process of its own, to be killed: `python -m tests.training.killed DIRECTORY HOW AT`.
+
+HOW: `end` (not at all), `step` (kill -9 at step AT), `save` (kill -9 in the middle of the AT-th checkpoint), `replace` (kill -9
+between the removal of AT old checkpoints), `interrupt` (SIGINT at step AT), `wait` (a kill from outside, steps take 20 ms). At
+the end it prints the digest of the weights and of the history.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pipeline.training.checkpoints as checkpoints_module
+from pipeline.errors import PipelineError
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.fingerprint import weights_digest
+from pipeline.training.loop import train
+from pipeline.training.source import TensorSource
+from tests.training.cases import NORMS, dictionary, params, rows
+
+STEPS = 30
+
+
+def main(directory: str, how: str, at: int) -> int:
+    """Run; see the module."""
+    calls = 0
+
+    def kill_at(original):  # type: ignore[no-untyped-def]
+        def called(*args, **kwargs):  # type: ignore[no-untyped-def]
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        return called
+
+    if how == "replace":
+        checkpoints_module.shutil.rmtree = kill_at(checkpoints_module.shutil.rmtree)
+
+    def on_metrics(step: int, figures: dict[str, float]) -> None:
+        if how == "step" and step == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "interrupt" and step == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        if how == "wait":
+            print(step, flush=True)  # noqa: T201
+            time.sleep(0.02)
+
+    made = dictionary()
+    every_step = params(log_frequency=1, checkpoint_minutes=1e-9, dead_threshold=50, auxk_coefficient=0.1, initial_k=6)
+    try:
+        with Checkpoints(directory, {"seed": 0}).opened() as checkpoints:
+            if how == "save":  # after about.json
+                checkpoints_module.write_json = kill_at(checkpoints_module.write_json)
+            source = TensorSource(rows(100), batch_size=16, seed=0)
+            train(
+                made, source, params=every_step, norms=NORMS, total_steps=STEPS, checkpoints=checkpoints, on_metrics=on_metrics
+            )
+    except PipelineError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    history = hashlib.sha256(Path(directory, "history.jsonl").read_bytes()).hexdigest()
+    print(weights_digest(made), history)  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -1,0 +1,142 @@
+"""Resume points: whole or passed over, the newest two, of this run only; snapshots and history."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import CheckpointError, DataError
+from pipeline.training.checkpoints import Checkpoints, History, check_fit, fingerprint, snapshot_steps
+
+ABOUT = {"trainer": {"lr": 1e-3, "betas": (0.9, 0.99)}, "seed": 0}
+
+
+def tensors(value: float) -> dict[str, torch.Tensor]:
+    return {"W": torch.full((2, 3), value), "step": torch.tensor(value)}
+
+
+def saved(path: Path, *steps: int) -> Checkpoints:
+    made = Checkpoints(path, ABOUT)
+    for step in steps:
+        made.save(step, tensors(step), {"last": {"step": step}})
+    return made
+
+
+def test_newest_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
+    made = saved(tmp_path, 5, 10, 100)
+    assert made.points() == [100, 10]
+    point, faults = made.latest()
+    assert point is not None
+    assert (point.step, point.extra, faults) == (100, {"last": {"step": 100}}, [])
+    assert torch.equal(point.tensors["W"], torch.full((2, 3), 100.0))
+    assert Checkpoints(tmp_path / "other", ABOUT).latest() == (None, [])
+
+
+@pytest.mark.parametrize("damage", ["truncate", "alter", "remove weights", "remove record", "garble record", "version"])
+def test_a_damaged_newest_point_falls_back(tmp_path: Path, damage: str) -> None:
+    made = saved(tmp_path, 5, 10)
+    state, record = (tmp_path / "step-000000010" / name for name in ("state.safetensors", "state.json"))
+    content = state.read_bytes()
+    if damage == "truncate":
+        state.write_bytes(content[:-3])
+    elif damage == "alter":
+        state.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "remove weights":
+        state.unlink()
+    elif damage == "remove record":
+        record.unlink()
+    elif damage == "garble record":
+        record.write_text("{")
+    else:
+        record.write_text(json.dumps({**json.loads(record.read_text()), "format_version": 9}))
+    point, faults = made.latest()
+    assert point is not None
+    assert point.step == 5
+    assert len(faults) == 1
+    assert "step-000000010" in faults[0]
+
+
+def test_all_damaged_is_an_error_with_the_next_action(tmp_path: Path) -> None:
+    made = saved(tmp_path, 5, 10)
+    for step in (5, 10):
+        (tmp_path / f"step-{step:09d}" / "state.safetensors").write_bytes(b"")
+    with pytest.raises(
+        CheckpointError, match=r"every checkpoint of this run is damaged.*truncated, 0 of .*remove the directory"
+    ):
+        made.latest()
+
+
+def test_other_parameters_are_named(tmp_path: Path) -> None:
+    with saved(tmp_path, 5).opened():
+        pass
+    other = {**ABOUT, "trainer": {"lr": 2e-3, "betas": [0.9, 0.99]}}
+    with (
+        pytest.raises(CheckpointError, match=r"other parameters \(trainer\.lr 0\.001 there, 0\.002 here\)"),
+        Checkpoints(tmp_path, other).opened(),
+    ):
+        pass
+    assert fingerprint(other) != fingerprint(ABOUT)
+    assert fingerprint(dict(reversed(ABOUT.items()))) == fingerprint(ABOUT)
+
+
+def test_a_second_process_is_refused_and_leftovers_are_removed(tmp_path: Path) -> None:
+    leftover = tmp_path / ".step-000000007.partial-abc"
+    leftover.mkdir()
+    (leftover / "state.safetensors").write_bytes(b"half")
+    (tmp_path / ".run.json.abc.partial").write_bytes(b"half")
+    with saved(tmp_path, 5).opened():
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["about.json", "lock", "step-000000005"]
+        with pytest.raises(DataError, match="in use by another process"), Checkpoints(tmp_path, ABOUT).opened():
+            pass
+
+
+def test_the_end_of_a_run_replaces_its_points(tmp_path: Path) -> None:
+    made = saved(tmp_path, 5, 10)
+    assert made.finished() is None
+    made.finish(12, tensors(12), {"last": {"step": 11}})
+    found = made.finished()
+    assert found is not None
+    assert (found.step, made.points()) == (12, [])
+    (tmp_path / "finished" / "state.safetensors").write_bytes(b"")
+    assert made.finished() is None
+
+
+def test_history_goes_back_to_the_point(tmp_path: Path) -> None:
+    made = Checkpoints(tmp_path, ABOUT)
+    made.history.add({"step": 0, "loss": 2.0})
+    made.save(1, tensors(1), {})
+    made.history.add({"step": 1, "loss": 1.0})
+    made.save(2, tensors(2), {})
+    (tmp_path / "step-000000002" / "state.json").unlink()
+    point, _ = made.latest()
+    assert point is not None
+    made.history.resume(point.history_bytes)
+    made.history.add({"step": 1, "loss": 1.5})
+    assert made.history.file is not None
+    assert [json.loads(line) for line in made.history.file.read_text().splitlines()] == [
+        {"step": 0, "loss": 2.0},
+        {"step": 1, "loss": 1.5},
+    ]
+    made.history.file.write_text("")
+    with pytest.raises(CheckpointError, match=r"history\.jsonl: 0 bytes"):
+        made.latest()
+    in_memory = History()
+    in_memory.add({"step": 0})
+    assert in_memory.rows == [{"step": 0}]
+
+
+def test_snapshot_steps() -> None:
+    assert snapshot_steps(100, 4, "linear") == [25, 50, 75, 100]
+    assert snapshot_steps(1000, 3, "log") == [10, 100, 1000]
+    assert snapshot_steps(3, 10, "linear") == [1, 2, 3]
+    assert snapshot_steps(100, 0, "linear") == []
+
+
+def test_check_fit_names_the_tensor() -> None:
+    with pytest.raises(CheckpointError, match=r"'W' has the shape \(3,\), wanted \(2,\)"):
+        check_fit({"W": torch.zeros(2)}, {"W": torch.zeros(3)})
+    with pytest.raises(CheckpointError, match=r"'b' has the shape None"):
+        check_fit({"b": torch.zeros(2)}, {})

@@ -1,0 +1,120 @@
+"""The loop: reports, snapshots, resuming, and stopping."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.store import load_dictionary
+from pipeline.errors import CheckpointError, Interrupted, NumericsError
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.interrupts import stop_on_signals
+from pipeline.training.loop import TrainingRun, train
+from pipeline.training.source import TensorSource
+from tests.training.cases import NORMS, dictionary, params, rows, same, weights
+
+STEPS = 11
+
+
+def run(made: Dictionary, directory: Path | None = None, source: TensorSource | None = None, **fields: object) -> TrainingRun:
+    source = source or TensorSource(rows(100), batch_size=16, seed=0)
+    settings = params(**fields)
+    if directory is None:
+        return train(made, source, params=settings, norms=NORMS, total_steps=STEPS)
+    with Checkpoints(directory, {}).opened() as checkpoints:
+        return train(made, source, params=settings, norms=NORMS, total_steps=STEPS, checkpoints=checkpoints)
+
+
+def test_reports_at_log_steps_and_at_the_end() -> None:
+    seen: list[int] = []
+    source = TensorSource(rows(100), batch_size=16, seed=0)
+    made = dictionary()
+    ended = train(
+        made,
+        source,
+        params=params(log_frequency=4),
+        norms=NORMS,
+        total_steps=STEPS,
+        on_metrics=lambda step, figures: seen.append(step) if "data_wait_share" in figures else None,
+    )
+    assert seen == [row["step"] for row in ended.history.rows] == [0, 4, 8, 10]
+    assert ended.history.rows[-1]["tokens"] == STEPS * 16
+    assert "data_wait_share" not in ended.history.rows[-1]
+    assert ended.last == ended.history.rows[-1]
+    assert ended.history.rows[-1]["loss"] < ended.history.rows[0]["loss"]
+
+
+def test_files_change_no_bit_and_snapshots_are_dictionaries(tmp_path: Path) -> None:
+    plain, saved = dictionary(), dictionary()
+    first = run(plain)
+    run(saved, tmp_path, checkpoint_minutes=1e-9, n_checkpoints=2, log_frequency=4)
+    assert same(weights(plain), weights(saved))
+    assert [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()] == first.history.rows
+    names = sorted(p.name for p in tmp_path.glob("s*"))
+    assert names == ["snapshot-000000006", "snapshot-000000011", "step-000000009", "step-000000010"]
+    assert same(weights(load_dictionary(tmp_path / "snapshot-000000011")), weights(saved))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sparseadam"])
+def test_going_on_from_a_checkpoint_gives_the_same_bits(tmp_path: Path, optimizer: str) -> None:
+    def stopping(step: int) -> None:
+        class Stop(TensorSource):
+            def batches(self, start: int):  # type: ignore[no-untyped-def]
+                for batch in super().batches(start):
+                    if batch.index == step:
+                        raise KeyboardInterrupt
+                    yield batch
+
+        with pytest.raises(KeyboardInterrupt):
+            run(dictionary(), tmp_path, Stop(rows(100), batch_size=16, seed=0), checkpoint_minutes=1e-9, optimizer=optimizer)
+
+    unbroken, broken = dictionary(), dictionary()
+    ended = run(unbroken, optimizer=optimizer)
+    stopping(3)
+    stopping(7)
+    (tmp_path / "step-000000007" / "state.safetensors").write_bytes(b"")
+    again = run(broken, tmp_path, optimizer=optimizer)
+    assert same(unbroken.state_dict(), broken.state_dict())
+    assert same(ended.trainer.state(), again.trainer.state())
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    run(dictionary(), tmp_path, checkpoint_minutes=1e-9)
+    with pytest.raises(CheckpointError, match=r"after step 10 does not fit.*remove the directory"):
+        run(dictionary(d_sae=12), tmp_path)
+
+
+def test_a_signal_saves_and_stops(tmp_path: Path) -> None:
+    class Signal(TensorSource):
+        def batches(self, start: int):  # type: ignore[no-untyped-def]
+            for batch in super().batches(start):
+                if batch.index == 5:
+                    signal.raise_signal(signal.SIGTERM)
+                yield batch
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match=r"SIGTERM after step 6 of 11") as caught:
+        run(dictionary(), tmp_path, Signal(rows(100), batch_size=16, seed=0))
+    assert caught.value.exit_code == 130
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert Checkpoints(tmp_path, {}).points() == [6]
+    with stop_on_signals() as request:
+        signal.raise_signal(signal.SIGINT)
+        assert request
+        with pytest.raises(KeyboardInterrupt):  # a second one acts as usual
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_nothing_is_saved_of_a_bad_step(tmp_path: Path) -> None:
+    x = rows(100)
+    x[7, 3] = float("nan")
+    with pytest.raises(NumericsError, match=r"not finite at step \d+ \(epoch 0, batch \d of 6, tokens"):
+        run(dictionary(), tmp_path, TensorSource(x, batch_size=16, seed=0), checkpoint_minutes=1e-9)
+    for step in Checkpoints(tmp_path, {}).points():
+        point = Checkpoints(tmp_path, {})._read(f"step-{step:09d}")
+        assert all(bool(torch.isfinite(t).all()) for t in point.tensors.values())
