@@ -18,6 +18,17 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
+def _full_disk(error: BaseException | None) -> str | None:
+    """`<path>: ` (or nothing, if it is not known) where the error, or what it was raised from, is a full disk; else None."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{error.filename}: " if error.filename else ""
+        if not isinstance(error, OSError) and "No space left on device" in str(error):  # libraries that are not Python
+            return ""
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
 def stage_command(function: Callable[..., Any]) -> click.Command:
     """Make a click command of a stage's main function, which takes `params` (a path) and its own options.
 
@@ -33,11 +44,11 @@ def stage_command(function: Callable[..., Any]) -> click.Command:
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             _fail("interrupted; run the same command again to go on", 130)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except Exception as error:
+            full = _full_disk(error)
+            if full is None:
                 raise
-            place = f"{error.filename}: " if error.filename else ""
-            _fail(f"{place}no space left on the device; free some, then run the same command again", 2)
+            _fail(f"{full}no space left on the device; free some, then run the same command again", 2)
 
     option = click.option(
         "--params",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -60,30 +61,36 @@ def read_json(path: str | Path, what: str, next_action: str = "") -> Any:
         raise DataError(f"{path}: {what} is missing{hint}") from None
     except IsADirectoryError:
         raise DataError(f"{path}: {what} should be a file, got a directory{hint}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: {what} is damaged ({error}){hint}") from None
+    except OSError as error:
+        raise DataError(f"{path}: {what} cannot be read ({error.strerror}){hint}") from None
 
 
 @contextlib.contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling directory; on success it takes the place of `path`, on failure it is removed.
 
-    Leftover siblings of earlier, killed calls are removed first.
+    A reader sees the old directory or the whole new one; killed between two renames, neither, but never a part. Leftover
+    siblings of earlier, killed calls are removed first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.partial-"
-    for leftover in path.parent.glob(f"{prefix}*"):
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
     os.chmod(temporary, 0o755)
     try:
         yield temporary
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.exists() or path.is_symlink():
-            path.unlink()
-        os.replace(temporary, path)
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
+            os.replace(path, old)
+            os.replace(temporary, path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+            os.replace(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -101,7 +108,7 @@ def locked(path: str | Path, what: str) -> Iterator[None]:
     with open(path, "a+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             stream.seek(0)
             holder = stream.read().strip() or "unknown"
             raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import TextIO
@@ -67,7 +68,10 @@ class Progress:
 
     def _show(self, end: str | None = None) -> None:
         start, stop = ("\r\x1b[K", "") if self.terminal else ("", "\n")
-        self.stream.write(start + self.line() + (end if end is not None else stop))
+        line = self.line()
+        if self.terminal:  # a line that wraps cannot be overwritten
+            line = line[: max(shutil.get_terminal_size().columns - 1, 20)]
+        self.stream.write(start + line + (end if end is not None else stop))
         self.stream.flush()
 
     def close(self) -> None:

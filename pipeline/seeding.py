@@ -7,6 +7,7 @@ independent, and adding one never moves another.
 from __future__ import annotations
 
 import hashlib
+import numbers
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """A 63-bit seed that depends on `seed` and on every name, in order."""
-    text = "\x1f".join([str(int(seed)), *(f"{type(n).__name__}:{n}" for n in names)])
+    """A 63-bit seed that depends on `seed` and on every name, in order; whole numbers of any type count alike."""
+    plain = [int(n) if isinstance(n, numbers.Integral) and not isinstance(n, bool) else n for n in names]
+    text = "\x1f".join([str(int(seed)), *(f"{type(n).__name__}:{n}" for n in plain)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 

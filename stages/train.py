@@ -20,7 +20,10 @@ from pipeline.command import stage_command
 @click.option("--run", default="data/run.json", help="Id of the tracked run to write.")
 @click.option("--metrics", default="metrics/train.json", help="Figures to write.")
 @click.option("--history", default="metrics/train_history.jsonl", help="Figures of the log steps to write.")
-def main(params: str, activations: str, norms: str, initial: str, out: str, run: str, metrics: str, history: str) -> None:
+@click.option("--plots", default="metrics/plots/training", help="Directory of plots to write.")
+def main(
+    params: str, activations: str, norms: str, initial: str, out: str, run: str, metrics: str, history: str, plots: str
+) -> None:
     """Train the dictionary."""
     from pathlib import Path
 
@@ -36,6 +39,7 @@ def main(params: str, activations: str, norms: str, initial: str, out: str, run:
         trained=Path(out) / name,
         metrics=Path(metrics),
         history=Path(history),
+        plots=Path(plots),
         run=Path(run),
     )
     train_dictionary(loaded, places)

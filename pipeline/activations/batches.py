@@ -137,7 +137,9 @@ class _Windows:
         order = self.plan.permutation(epoch, number, len(rows)).numpy()
         places = np.empty_like(order)
         places[order] = np.arange(len(order))
-        tensors = {name: _empty(self.memory, array, len(rows)) for name, array in self.arrays.items()}
+        # All of one size, so that memory is used again.
+        full = {name: _empty(self.memory, array, self.plan.window_rows) for name, array in self.arrays.items()}
+        tensors = {name: x[: len(rows)] for name, x in full.items()}
         done = 0
         for chunk, start, stop in segments:
             part = places[done : done + stop - start]
@@ -220,10 +222,11 @@ class _BatchMaker:
             window, place = self.windows.get(piece), slice(piece.start, piece.stop)
             parts.append(_Window({name: x[place] for name, x in window.tensors.items()}, window.rows[place]))
         rows = torch.cat([part.rows for part in parts])
-        found = {
-            name: parts[0].tensors[name] if len(parts) == 1 else torch.cat([part.tensors[name] for part in parts])
-            for name in self.windows.arrays
-        }
+        found = parts[0].tensors
+        if len(parts) > 1:
+            for name, array in self.windows.arrays.items():
+                out = _empty(self.memory, array, len(rows))
+                found[name] = torch.cat([part.tensors[name] for part in parts], out=out)
         mask = found["mask"].clone() if "mask" in found else torch.ones(len(rows), dtype=torch.bool)
         activations = {name: found[name] for name in delivery.hook_points}
         if delivery.dtype is not None or delivery.pinned:

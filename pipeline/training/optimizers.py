@@ -89,16 +89,17 @@ class Adam(StepOptimizer):
     @torch.no_grad()
     def step(self, lr: float, skip: Tensor | None = None) -> None:
         for factor in sorted(set(self.lr_factors.values())):
-            names = [name for name, p in self.parameters.items() if p.grad is not None and self.lr_factors[name] == factor]
-            if not names:
+            chosen = {name: p for name, p in self.parameters.items() if self.lr_factors[name] == factor}
+            grads = {name: p.grad for name, p in chosen.items() if p.grad is not None}
+            if not grads:
                 continue
-            steps = [self.slots[name]["step"] for name in names]
+            steps = [self.slots[name]["step"] for name in grads]
             torch._foreach_add_(steps, 1)
             torch._fused_adam_(
-                [self.parameters[name] for name in names],
-                [self.parameters[name].grad for name in names],
-                [self.slots[name]["exp_avg"] for name in names],
-                [self.slots[name]["exp_avg_sq"] for name in names],
+                [self.parameters[name] for name in grads],
+                list(grads.values()),
+                [self.slots[name]["exp_avg"] for name in grads],
+                [self.slots[name]["exp_avg_sq"] for name in grads],
                 [],
                 steps,
                 lr=lr * factor,

@@ -3,6 +3,7 @@
     data/trained/<name>/           config.json + weights.safetensors
     metrics/train.json             figures of the last step, and what the run was
     metrics/train_history.jsonl    figures of the log steps
+    metrics/plots/training/        their curves
     data/run.json                  id of the tracked run (written by the tracker)
 
 Checkpoints are in $DVC_ROOT/data/checkpoints/<fingerprint>/. A run whose end is kept there writes its outputs again
@@ -12,6 +13,7 @@ without training.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,11 @@ from pipeline.activations.schema import training_rows
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.store import load_dictionary, save_dictionary
 from pipeline.errors import DataError
-from pipeline.files import read_json, root, write_bytes, write_json
+from pipeline.files import atomic_directory, read_json, root, write_bytes, write_json
 from pipeline.initialization.normalization import Normalizer
 from pipeline.norms import load_norms
 from pipeline.params.schema import Params
+from pipeline.plots.report import describe, write_training_report
 from pipeline.tracking import Tracker, open_tracker
 from pipeline.training.checkpoints import Checkpoints, fingerprint
 from pipeline.training.device import training_device
@@ -51,6 +54,7 @@ class Places:
     trained: Path
     metrics: Path
     history: Path
+    plots: Path
     run: Path
 
 
@@ -91,6 +95,7 @@ def train_dictionary(params: Params, places: Places) -> dict[str, Any]:
         tracker.log_metrics({key: value for key, value in figures.items() if isinstance(value, (int, float))})
         for path in (places.metrics, places.history):
             tracker.log_artifact(path, "metrics")
+        tracker.log_artifact(places.plots, "plots/training")
     return figures
 
 
@@ -241,3 +246,7 @@ def _write(
     assert checkpoints.history.file is not None
     write_bytes(places.history, checkpoints.history.file.read_bytes())
     write_json(places.metrics, dict(figures))
+    rows = [json.loads(line) for line in places.history.read_text().splitlines()]
+    about = describe(dictionary.config.to_dict(), store.model.get("name"))
+    with atomic_directory(places.plots) as folder:
+        write_training_report(folder, rows, about, {k: v for k, v in figures.items() if isinstance(v, (int, float))})

@@ -17,6 +17,7 @@ from pipeline.activations.fingerprint import check_made_for
 from pipeline.activations.generation import store_manifest
 from pipeline.activations.reader import ActivationStore, open_activations, open_store
 from pipeline.activations.schema import calibration_rows, chunk_rows, hook_layout, row_layouts, training_rows
+from pipeline.activations.vectored import read_rows_to
 from pipeline.activations.writer import StoreWriter
 from pipeline.errors import DataError
 from pipeline.files import read_json, write_json
@@ -72,6 +73,36 @@ def test_reading_equals_zarrs_reading(written, ends, fresh, data):
         theirs = np.ascontiguousarray(group[name][start:stop])
         assert tuple(ours.shape) == theirs.shape
         assert ours.view(torch.uint8).numpy().tobytes() == theirs.tobytes()
+
+
+@given(data=st.data(), dtype=st.sampled_from(["bfloat16", "float16", "float32"]), verified=st.booleans())
+def test_scattered_rows_equal_zarrs_reading(written, data, dtype, verified):
+    """Any rows of a chunk put to any places, and no other place touched."""
+    store = _opened(written, dtype)
+    if verified:
+        store.verify()
+    chunk = data.draw(st.integers(0, 15))
+    first, last = store.array(dtype).layout.rows_of(chunk)
+    start, stop = sorted(data.draw(st.tuples(st.integers(first, last), st.integers(first, last))))
+    places = np.array(data.draw(st.permutations(range(70))), dtype=np.int64)[: stop - start]
+    for name in (dtype, "tokens", "mask"):
+        array = store.array(name)
+        out = array.empty(70).zero_()
+        array.scatter_chunk(out, places, chunk, start, stop)
+        wanted = np.zeros((70, array.layout.row_bytes), dtype=np.uint8)
+        rows = np.ascontiguousarray(zarr.open_group(str(written), mode="r")[name][start:stop])
+        wanted[places] = rows.view(np.uint8).reshape(len(places), array.layout.row_bytes)
+        assert out.contiguous().view(torch.uint8).numpy().tobytes() == wanted.tobytes()
+
+
+def test_more_rows_than_one_call_takes(tmp_path):
+    content = np.random.default_rng(0).integers(0, 256, (3000, 6), dtype=np.uint8)
+    (tmp_path / "rows").write_bytes(content.tobytes())
+    places = np.random.default_rng(1).permutation(3000)
+    out = np.zeros((3000, 6), dtype=np.uint8)
+    assert read_rows_to(tmp_path / "rows", 12, 6, out.ctypes.data, places[:2998])
+    np.testing.assert_array_equal(out[places[:2998]], content[2:])
+    assert not read_rows_to(tmp_path / "rows", 12, 6, out.ctypes.data, places)  # too short by two rows
 
 
 def _opened(path: Path, dtype: str) -> ActivationStore:

@@ -1,0 +1,110 @@
+"""Stage commands: one line and an exit code for what went wrong outside the code, a traceback for a bug."""
+
+from __future__ import annotations
+
+import errno
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from pipeline.command import stage_command
+from pipeline.errors import CheckpointError, DataError, Interrupted, NumericsError, ParamsError, PipelineError
+
+
+def _run(error: BaseException | None = None, *arguments: str):
+    @stage_command
+    @click.option("--out", default="data/out", help="Where to.")
+    def main(params: str, out: str) -> None:
+        """Do the thing."""
+        if error is not None:
+            raise error
+        click.echo(f"{params} {out}")
+
+    return CliRunner().invoke(main, list(arguments))
+
+
+def test_options():
+    assert _run().output == "params.yaml data/out\n"
+    assert _run(None, "--params", "p.toml", "--out", "x").output == "p.toml x\n"
+
+
+def test_help():
+    result = _run(None, "--help")
+    assert result.exit_code == 0
+    for part in ("Do the thing.", "--params", "[default: params.yaml]", "[default: data/out]", "YAML, TOML or JSON"):
+        assert part in result.output
+
+
+@pytest.mark.parametrize("kind", [PipelineError, DataError, CheckpointError, NumericsError])
+def test_a_fault_is_one_line_and_2(kind):
+    result = _run(kind("a.zarr: the store is missing; run it"))
+    assert result.exit_code == 2
+    assert result.stderr == "error: a.zarr: the store is missing; run it\n"
+    assert result.stdout == ""
+
+
+def test_every_wrong_parameter_has_a_line():
+    result = _run(ParamsError(["params.yaml: a: wrong", "params.yaml: b: wrong"]))
+    assert result.exit_code == 2
+    assert result.stderr == "error: params.yaml: a: wrong\nerror: params.yaml: b: wrong\n"
+
+
+def test_an_interrupt_is_130():
+    result = _run(Interrupted("stopped after step 3; the state is saved"))
+    assert (result.exit_code, result.stderr) == (130, "error: stopped after step 3; the state is saved\n")
+    result = _run(KeyboardInterrupt())
+    assert (result.exit_code, result.stderr) == (130, "error: interrupted; run the same command again to go on\n")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_2(number):
+    result = _run(OSError(number, "full", "data/x"))
+    assert result.exit_code == 2
+    assert result.stderr == "error: data/x: no space left on the device; free some, then run the same command again\n"
+    assert _run(OSError(number, "full")).stderr.startswith("error: no space left")
+
+
+def _chained(cause: BaseException) -> BaseException:
+    try:
+        try:
+            raise cause
+        except BaseException as error:
+            raise RuntimeError("the writer failed") from error
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        _chained(OSError(errno.ENOSPC, "full", "data/x")),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_in_a_librarys_clothes(error):
+    result = _run(error)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "no space left on the device" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("bug"), OSError(errno.EACCES, "denied"), KeyError("x"), _chained(ValueError("bug"))]
+)
+def test_a_bug_keeps_its_traceback(error):
+    result = _run(error)
+    assert result.exception is error
+    assert result.exit_code == 1
+
+
+def test_a_pipeline_error_says_what_it_says_whatever_came_before_it():
+    error = DataError("no space for the store")
+    error.__context__ = OSError(errno.ENOSPC, "full")
+    assert _run(error).stderr == "error: no space for the store\n"
+
+
+def test_what_was_raised_from_none_is_not_searched():
+    error = ValueError("bug")
+    error.__context__, error.__suppress_context__ = OSError(errno.ENOSPC, "full"), True
+    assert _run(error).exception is error

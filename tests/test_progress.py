@@ -1,0 +1,120 @@
+"""Progress: what a line says, how often it comes, and that a terminal's line is one line."""
+
+from __future__ import annotations
+
+import io
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline import progress as module
+from pipeline.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now.seconds)
+    return now
+
+
+def test_a_line(clock):
+    progress = Progress("train", 2_000_000, stream=io.StringIO())
+    clock.seconds += 10
+    progress.update(500_000, loss=1.23456789, wait="1.5%")
+    assert progress.line() == "train  25%  500,000/2,000,000 tokens  50,000/s  30s left  loss 1.235  wait 1.5%"
+
+
+def test_what_an_earlier_run_did_does_not_count_for_the_rate(clock):
+    progress = Progress("train", 1000, done=500, stream=io.StringIO())
+    clock.seconds += 10
+    progress.update(100)
+    assert progress.line() == "train  60%  600/1,000 tokens  10/s  40s left"
+
+
+@pytest.mark.parametrize(
+    ("left", "text"),
+    [
+        (0, "0s"),
+        (0.4, "0s"),
+        (59, "59s"),
+        (59.6, "1m00s"),
+        (61, "1m01s"),
+        (3599.6, "1h00m"),
+        (3661, "1h01m"),
+        (90_000, "25h00m"),
+    ],
+)
+def test_time_left(clock, left, text):
+    progress = Progress("x", 1_000_000, stream=io.StringIO())
+    clock.seconds += 1_000_000 - left
+    progress.update(0)
+    progress.done = 1_000_000 - left
+    assert f"  {text} left" in progress.line()
+
+
+def test_before_anything_is_done(clock):
+    progress = Progress("x", 10, unit="rows", stream=io.StringIO())
+    assert progress.line() == "x   0%  0/10 rows  0/s  ? left"
+
+
+def test_nothing_to_do_and_more_than_was_to_do(clock):
+    assert Progress("x", 0, stream=io.StringIO()).line().startswith("x 100%  0/0 tokens")
+    progress = Progress("x", 10, stream=io.StringIO())
+    clock.seconds += 1
+    progress.update(15)
+    assert "15/10" in progress.line()
+    assert "0s left" in progress.line()
+
+
+def test_a_line_every_so_many_seconds_elsewhere(clock):
+    stream = io.StringIO()
+    progress = Progress("x", 100, every_seconds=5, stream=stream)
+    for _ in range(21):
+        clock.seconds += 1
+        progress.update(1)
+    assert stream.getvalue().count("\n") == 4
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 5
+    assert "\r" not in stream.getvalue()
+    assert "\x1b" not in stream.getvalue()
+    assert lines[-1].startswith("x  21%  21/100")
+
+
+def test_figures_stay_until_they_change(clock):
+    progress = Progress("x", 10, stream=io.StringIO())
+    progress.update(1, l0=24.0)
+    progress.update(1, loss=2.0)
+    progress.update(1, loss=3.0)
+    assert progress.line().endswith("l0 24  loss 3")
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_terminal_has_one_line_that_fits(clock, monkeypatch, columns):
+    """A line that wraps would leave its first part on the screen at every update."""
+    monkeypatch.setattr(module.shutil, "get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    stream = Terminal()
+    progress = Progress("train", 10_000_000, stream=stream)
+    for _ in range(10):
+        clock.seconds += 0.25
+        progress.update(10_000, loss=1.23456789, explained_variance=0.987654, l0=24.0, wait="1.5%")
+    progress.close()
+    assert stream.getvalue().count("\n") == 1
+    assert stream.getvalue().endswith("\n")
+    shown = stream.getvalue().strip("\n").split("\r\x1b[K")[1:]
+    assert len(shown) == 11
+    assert max(map(len, shown)) < columns
+
+
+def test_default_stream_is_standard_error(clock, capsys):
+    Progress("x", 1).close()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("x ")
