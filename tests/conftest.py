@@ -16,7 +16,7 @@ for variable in ("DVC_ROOT", "DVC_EXP_NAME", "SCOPELINE_STORE", "MLFLOW_TRACKING
 
 
 @pytest.fixture(scope="session")
-def finished_project(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]  # noqa: ANN201
+def finished_project(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     """A small project in which every stage has run; tests take a copy before they change it."""
     from tests.project import make_project
 
@@ -24,6 +24,6 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[
 
 
 @pytest.fixture
-def project(finished_project, tmp_path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def project(finished_project, tmp_path: Path):  # type: ignore[no-untyped-def]
     """A copy of the finished project."""
     return finished_project.copy(tmp_path / "project")

@@ -117,7 +117,7 @@ held: list = []
 
 
 @pytest.fixture(autouse=True)
-def release():  # type: ignore[no-untyped-def]  # noqa: ANN201
+def release():  # type: ignore[no-untyped-def]
     """Give back the locks that a row holds."""
     yield
     while held:
@@ -224,16 +224,39 @@ FAULTS = [
         r"store was made for other parameters \(activations\.buffer_shuffle\.perm_seed 42, not 7\)",
         {"activations__buffer_shuffle__perm_seed": 7},
     ),
-    Fault("store with other hook points", "initialize", r"blocks\.1\.hook_mlp_out.*blocks\.0", {"dictionary__hook_point_in": "blocks.1.hook_mlp_out"}),
+    Fault(
+        "store with other hook points",
+        "initialize",
+        r"blocks\.1\.hook_mlp_out.*blocks\.0",
+        {"dictionary__hook_point_in": "blocks.1.hook_mlp_out"},
+    ),
     Fault("store with another content", "train", r"array '.*': altered: its content digest is", {}, other_manifest),
-    Fault("initial dictionary for other parameters", "train", r"initial dictionary was made for other parameters", {"dictionary__top_k": 5}),
+    Fault(
+        "initial dictionary for other parameters",
+        "train",
+        r"initial dictionary was made for other parameters",
+        {"dictionary__top_k": 5},
+    ),
     Fault("manifest missing", "train", r"activations\.json.*missing", {"seed": 1}, remove_manifest),
-    Fault("non-finite activations", "generate_activations", rf"hook point {HOOK}: context \d+, position \d+, token id \d+ \(store row \d+\): non-finite activation", {}, non_finite_model),
-    Fault("non-finite loss", "train", r"the loss is not finite at step \d+ .*tokens \d+ to \d+.*: loss .*, l_rec .*nothing was updated", {"trainer__lr": 1e36}),
+    Fault(
+        "non-finite activations",
+        "generate_activations",
+        rf"hook point {HOOK}: context \d+, position \d+, token id \d+ \(store row \d+\): non-finite activation",
+        {},
+        non_finite_model,
+    ),
+    Fault(
+        "non-finite loss",
+        "train",
+        r"the loss is not finite at step \d+ .*tokens \d+ to \d+.*: loss .*, l_rec .*nothing was updated",
+        {"trainer__lr": 1e36},
+    ),
     Fault("no space left, seen ahead", "generate_activations", r"no space left on the device", {}, full_disk_ahead),
     Fault("no space left, while writing", "generate_activations", r"no space left on the device", {}, full_disk),
     Fault("no space left for a checkpoint", "train", r"no space left on the device", {}, full_disk_in_training),
-    Fault("second process on a store", "generate_activations", r"in use by another process \(pid 4711\)", {}, second_generation),
+    Fault(
+        "second process on a store", "generate_activations", r"in use by another process \(pid 4711\)", {}, second_generation
+    ),
     Fault("second process on a checkpoint", "train", r"in use by another process \(pid 4711\)", {}, second_training),
     Fault("checkpoint for other parameters", "train", r"checkpoint.*other parameters", {}, other_checkpoint),
     Fault("checkpoints damaged", "train", r"checkpoint.*damaged", {}, damaged_checkpoints),
@@ -243,7 +266,9 @@ FAULTS = [
 
 def tree(project: Project) -> set[str]:
     """Every file below data/ but lock files."""
-    return {str(p.relative_to(project.path)) for p in (project.path / "data").rglob("*") if p.is_file() and "lock" not in p.name}
+    return {
+        str(p.relative_to(project.path)) for p in (project.path / "data").rglob("*") if p.is_file() and "lock" not in p.name
+    }
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "_"))
@@ -270,5 +295,9 @@ def test_all_parameter_faults_at_once(project: Project) -> None:
     assert outcome.exit_code == 2
     lines = outcome.stderr.splitlines()
     assert all(line.startswith("error: params.yaml: ") for line in lines)
-    for wanted in (r"trainer\.warmup_step: unknown key; did you mean 'lr_warm_up_steps'", r"trainer\.lr_warm_up_steps: .*missing", r"dictionary\.kind.*sae"):
+    for wanted in (
+        r"trainer\.warmup_step: unknown key; did you mean 'lr_warm_up_steps'",
+        r"trainer\.lr_warm_up_steps: .*missing",
+        r"dictionary\.kind.*sae",
+    ):
         assert any(re.search(wanted, line) for line in lines), (wanted, outcome.stderr)

@@ -17,10 +17,7 @@ from pipeline.lm.loading import load_language_model
 from tests.project import CONTEXT, Project, make_project
 
 OUTS = ("data/initial/main", "data/trained/main", "data/inference/main")
-FLAT_KEYS = (
-    "fvu explained_variance l0_mean dead_fraction dense_fraction ce_original ce_spliced ce_zero ce_mean delta_ce "
-    "loss_recovered_zero loss_recovered_mean kl pca_fvu pca_delta_ce"
-).split()
+FLAT_KEYS = ["fvu", "explained_variance", "l0_mean", "dead_fraction", "dense_fraction", "ce_original", "ce_spliced", "ce_zero", "ce_mean", "delta_ce", "loss_recovered_zero", "loss_recovered_mean", "kl", "pca_fvu", "pca_delta_ce"]
 
 
 def digest(project: Project, name: str) -> str:
@@ -37,7 +34,9 @@ def test_metrics_have_their_flat_keys(finished_project: Project) -> None:
     assert metrics["explained_variance"] == pytest.approx(1 - metrics["fvu"])
     assert metrics["delta_ce"] == pytest.approx(metrics["ce_spliced"] - metrics["ce_original"])
     assert 0 < metrics["l0_mean"] <= 4
-    history = [json.loads(line) for line in (finished_project.path / "metrics" / "train_history.jsonl").read_text().splitlines()]
+    history = [
+        json.loads(line) for line in (finished_project.path / "metrics" / "train_history.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in history] == sorted({line["step"] for line in history})
     assert len(history) >= 8
 

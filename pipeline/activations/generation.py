@@ -23,7 +23,7 @@ from torch import Tensor
 from pipeline.activations.fingerprint import GenerationSettings, fingerprint, fingerprint_config
 from pipeline.activations.plan import ContextTokens, RowPlan, Split, plan_rows
 from pipeline.activations.reader import ActivationStore
-from pipeline.activations.schema import FORMAT_VERSION, ArrayLayout, chunk_rows, hook_layout, row_layouts, storage_element
+from pipeline.activations.schema import FORMAT_VERSION, chunk_rows, hook_layout, row_layouts, storage_element
 from pipeline.activations.writer import StoreWriter
 from pipeline.errors import DataError, NumericsError
 from pipeline.files import ensure_free_space, locked
@@ -263,8 +263,3 @@ def store_manifest(store: ActivationStore, path: str | None = None) -> dict[str,
         "digests": digests,
         "config": store.config,
     }
-
-
-def total_bytes(layouts: Sequence[ArrayLayout]) -> int:
-    """Bytes that arrays take on disk."""
-    return sum(layout.n_chunks * layout.chunk_bytes for layout in layouts)

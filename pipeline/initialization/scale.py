@@ -6,7 +6,10 @@ for unit rows untrained, 0.55 for the same rows times this factor).
 
 from __future__ import annotations
 
+import math
+
 import torch
+from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import NumericsError
@@ -21,7 +24,8 @@ def scale_by_least_squares_(dictionary: Dictionary, batch: Sample, option: str, 
     """Scale the rows by the a that minimises sum ||y - b_D - a r||^2, r the features' part of the reconstruction.
 
     a = sum <y - b_D, r> / sum ||r||^2. With a tied encoder both sides take sqrt(a) (biases b_E too), since activations grow
-    with the encoder. A gate with fixed thresholds opens differently at another scale: there it is repeated.
+    with the encoder. A gate with fixed thresholds opens differently at another scale: there it is repeated. Where no
+    positive factor reduces the error (an encoder drawn on its own), r gets the length of what it should be instead.
 
     Args:
         dictionary: with its biases set.
@@ -32,20 +36,12 @@ def scale_by_least_squares_(dictionary: Dictionary, batch: Sample, option: str, 
     Returns: the product of the factors.
 
     Raises:
-        NumericsError: no feature is active, or the reconstruction points away from the labels.
+        NumericsError: no feature is active, or something is not finite.
     """
     weights = weights_of(dictionary, option)
     product = 1.0
     for _ in range(THRESHOLD_ROUNDS if dictionary.activation.has_threshold else 1):
-        part = dictionary.decode_linear(dictionary.encode(batch.x)).double()
-        wanted = batch.y.double() if weights.b_D is None else (batch.y - weights.b_D).double()
-        square = float(part.square().sum())
-        factor = float((wanted * part).sum()) / square if square > 0 else 0.0
-        if not 0 < factor < float("inf"):
-            raise NumericsError(
-                f"initializer.{option}: no scale fits the decoder rows (sum of squares {square:.3g}, least-squares factor "
-                f"{factor:.3g}): are features active at the start, and activations finite?"
-            )
+        factor = _factor(dictionary, batch, weights.b_D, option)
         product *= factor
         root = factor**0.5
         weights.W_D.mul_(root if tied else factor)
@@ -55,3 +51,15 @@ def scale_by_least_squares_(dictionary: Dictionary, batch: Sample, option: str, 
         if abs(factor - 1) < 1e-3:
             break
     return product
+
+
+def _factor(dictionary: Dictionary, batch: Sample, bias: Tensor | None, option: str) -> float:
+    part = dictionary.decode_linear(dictionary.encode(batch.x)).double()
+    wanted = batch.y.double() if bias is None else (batch.y - bias).double()
+    square, inner, length = (float((a * b).sum()) for a, b in ((part, part), (wanted, part), (wanted, wanted)))
+    if not (0 < square < math.inf and 0 < length < math.inf):
+        raise NumericsError(
+            f"initializer.{option}: no scale fits the decoder rows (sum of squares {square:.3g} of the features' part, "
+            f"{length:.3g} of what it should be): are features active at the start, and activations finite?"
+        )
+    return inner / square if inner > 0 else math.sqrt(length / square)

@@ -56,7 +56,5 @@ def architecture_of(model_type: str, model: str) -> Architecture:
         DataError: it is not supported; the message lists those that are.
     """
     if model_type not in ARCHITECTURES:
-        raise DataError(
-            f"model '{model}': model_type '{model_type}' is not supported; supported: {', '.join(ARCHITECTURES)}"
-        )
+        raise DataError(f"model '{model}': model_type '{model_type}' is not supported; supported: {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[model_type]

@@ -111,9 +111,7 @@ class HuggingFaceModel(LanguageModel):
 
 
 def _input_hook(run: Run, name: str) -> Callable[..., Any]:
-    def hook(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             return (run.visit(name, args[0]), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": run.visit(name, kwargs["hidden_states"])}

@@ -286,9 +286,7 @@ class LanguageModel(abc.ABC):
     def _check_tokens(self, token_ids: Tensor) -> Tensor:
         """`token_ids` as int64 on the model's device; the range is checked where that costs no synchronisation."""
         if token_ids.ndim != 2 or token_ids.is_floating_point() or token_ids.is_complex():
-            raise DataError(
-                f"token ids should be integers [b, T], got {token_ids.dtype} of shape {tuple(token_ids.shape)}"
-            )
+            raise DataError(f"token ids should be integers [b, T], got {token_ids.dtype} of shape {tuple(token_ids.shape)}")
         if self.max_context is not None and token_ids.shape[1] > self.max_context:
             raise DataError(
                 f"contexts of {token_ids.shape[1]} tokens are longer than the {self.max_context} positions of "

@@ -99,9 +99,7 @@ def _torch_device(device: str | torch.device | None) -> torch.device:
     except RuntimeError as error:
         raise DataError(f"model.device: unknown device '{device}' ({str(error).splitlines()[0]})") from None
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise DataError(
-            f"model.device: '{device}' was asked for, but this machine has no usable GPU; set it to cpu or null"
-        )
+        raise DataError(f"model.device: '{device}' was asked for, but this machine has no usable GPU; set it to cpu or null")
     return found
 
 

@@ -193,8 +193,7 @@ def resolve_model(name_or_path: str | Path, revision: str | None = None) -> Mode
     if name == DEMO or directory.is_dir():
         if revision is not None:
             raise DataError(
-                f"model.revision '{revision}' was given for '{name}', a local directory, which has no revisions; "
-                "set it to null"
+                f"model.revision '{revision}' was given for '{name}', a local directory, which has no revisions; set it to null"
             )
         source = ModelSource(name, directory, None, _read_config(directory, name))
     elif directory.exists():

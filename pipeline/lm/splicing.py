@@ -91,14 +91,10 @@ class Run:
         new = function(self.captured, original)
         if not isinstance(new, Tensor) or new.shape != original.shape:
             got = f"shape {tuple(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
-            raise ValueError(
-                f"the replacement at {name} should give a tensor of shape {tuple(original.shape)}, it gave {got}"
-            )
+            raise ValueError(f"the replacement at {name} should give a tensor of shape {tuple(original.shape)}, it gave {got}")
         return new.to(device=original.device, dtype=original.dtype)
 
-    def visit_norm(
-        self, prefix: str, normalized: Tensor | Callable[[], Tensor], output: Tensor, gain: Tensor | None
-    ) -> Tensor:
+    def visit_norm(self, prefix: str, normalized: Tensor | Callable[[], Tensor], output: Tensor, gain: Tensor | None) -> Tensor:
         """:meth:`visit` at a norm's `hook_normalized` and then its `hook_out`; returns the norm's output to go on with.
 
         Args:

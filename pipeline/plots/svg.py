@@ -7,7 +7,7 @@ from html import escape
 from pipeline.plots.charts import LATE, Axis, BarChart, Chart, LineChart, axes, number, segments
 
 WIDTH, HEIGHT = 640, 320
-LEFT, RIGHT, TOP, BOTTOM = 68, 14, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 68, 24, 12, 44
 PLANE_WIDTH, PLANE_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 MAX_HINTS = 240
 

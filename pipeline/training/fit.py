@@ -183,8 +183,8 @@ def _params(
         seed=seed,
         activations=batches,
         dictionary=section_from_dict(section, {k: v for k, v in shared.items() if k in known}),
-        initializer=section_from_dict(InitializerParams, recipe.initializer_fields(initializer, str(config.get("act_fn")))),
-        trainer=section_from_dict(TrainerParams, recipe.trainer_fields(trainer)),
+        initializer=section_from_dict(InitializerParams, recipe.initializer_fields(initializer, config["act_fn"])),
+        trainer=section_from_dict(TrainerParams, recipe.trainer_fields(trainer, config["act_fn"])),
         # At least that many are held back: see _held_back.
         fold=FoldParams(mode="keep", calibration_tokens=batches.tokens_per_batch if config["act_fn"] == "batchtopk" else 0),
     )

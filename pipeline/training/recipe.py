@@ -1,12 +1,15 @@
 """The embedded default's recipe: what `fit()` takes where nothing is given.
 
-The same values as in params.yaml (a test compares them); fields that are not here have the dataclass default.
+The same values as in params.yaml (a test compares them); fields that are not here have the dataclass default, which for
+logging and checkpoints may be another one than params.yaml's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from pipeline.params.sections.dictionary import TOPK_FAMILY
 
 DICTIONARY: dict[str, Any] = {"act_fn": "topk", "top_k": 24, "expansion_factor": 16.0}
 INITIALIZER: dict[str, Any] = {"initialize_W_D_with_activations": True}
@@ -16,6 +19,9 @@ TRAINER: dict[str, Any] = {
     "lr_warm_up_steps": 0.05,
     "lr_cool_down_steps": 0.3,
     "total_training_tokens": 2_000_000,
+    "auxk_coefficient": 0.03125,
+    "k_aux": 64,
+    "dead_threshold": 40960,
     "log_frequency": 50,
     "n_checkpoints": 0,
 }
@@ -40,6 +46,9 @@ def initializer_fields(given: Mapping[str, Any], act_fn: str) -> dict[str, Any]:
     return {**recipe, **given}
 
 
-def trainer_fields(given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` completed."""
-    return {**TRAINER, **given}
+def trainer_fields(given: Mapping[str, Any], act_fn: str) -> dict[str, Any]:
+    """`given` completed; AuxK is for the topk family."""
+    recipe = dict(TRAINER)
+    if act_fn not in TOPK_FAMILY:
+        del recipe["auxk_coefficient"]
+    return {**recipe, **given}

@@ -159,7 +159,7 @@ def _tracked(params: Params, places: Places, checkpoints: Checkpoints, store: Ac
         past=checkpoints.history.file,
         name=params.dictionary.name,
     )
-    write_json(run_file, {"run_id": tracker.run_id})
+    write_json(run_file, {"run_id": tracker.run_id or run_id})
     tracker.log_params(params.to_dict())
     shape = (store.n_rows, *store.shape(store.hook_points[0])[1:])
     about = {"store": str(store.path), "model": store.model}

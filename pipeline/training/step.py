@@ -72,10 +72,7 @@ class Trainer:
             betas=params.betas,
             eps=params.eps,
         )
-        n_features = 1
-        for size in dictionary.feature_shape:
-            n_features *= size
-        self._schedules(n_features)
+        self._schedules()
         self.scaler = GradientScaler(params.amp_dtype == "float16", self.device)
         self.dead = DeadFeatures(dictionary.feature_shape, params.dead_threshold, self.device)
         self.guard = LossGuard(self.device, position)
@@ -83,9 +80,9 @@ class Trainer:
         self.tokens = torch.zeros((), dtype=torch.int64, device=self.device)
         self.n_auxk_dropped = torch.zeros((), dtype=torch.int64, device=self.device)
 
-    def _schedules(self, n_features: int) -> None:
+    def _schedules(self) -> None:
         params, total = self.params, self.total_steps
-        self.lr = resolve_learning_rate(params.lr, n_features, total)
+        self.lr = resolve_learning_rate(params.lr, self.dictionary.config.d_sae, total)
         self._lr_factor = LearningRateSchedule(
             params.lr_scheduler_name,
             total,

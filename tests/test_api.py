@@ -1,0 +1,171 @@
+"""The public functions, foremost `fit`: a planted dictionary is recovered, and what comes back fits together."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline import api
+from pipeline.errors import DataError, ParamsError
+from pipeline.params.loader import load_params
+from pipeline.params.schema import InitializerParams, TrainerParams
+from pipeline.seeding import generator
+from pipeline.training import recipe
+from pipeline.training.fingerprint import WITHOUT_INFLUENCE
+from tests.project import REPOSITORY
+
+D, DIRECTIONS, ACTIVE = 32, 64, 4
+SHORT = {"total_training_tokens": 20_000, "log_frequency": 5}
+
+
+def planted(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows that are sparse non-negative mixtures of fixed unit directions, and the directions."""
+    directions = torch.nn.functional.normalize(torch.randn(DIRECTIONS, D, generator=generator(5, "tests", "planted")), dim=-1)
+    draw = generator(seed, "tests", "planted rows")
+    active = torch.rand(n, DIRECTIONS, generator=draw) < ACTIVE / DIRECTIONS
+    sizes = 0.5 + torch.empty(n, DIRECTIONS).exponential_(generator=draw)
+    return (active * sizes) @ directions + 0.02 * torch.randn(n, D, generator=draw), directions
+
+
+def short(n: int = 1500, *shape: int) -> Tensor:
+    return planted(n, seed=1)[0].reshape(*(shape or (n,)), D)
+
+
+def test_a_planted_dictionary_is_recovered() -> None:
+    activations, directions = planted(20_000, seed=0)
+    result = api.fit(
+        activations,
+        dictionary={"top_k": ACTIVE, "d_sae": 4 * DIRECTIONS},
+        trainer={"total_training_tokens": 400_000},
+        batch_size=1024,
+        seed=9,
+        device="cpu",
+    )
+    rows = torch.nn.functional.normalize(result.inference.get_parameter("W_D").detach(), dim=-1)
+    found = (directions @ rows.T).amax(1)
+    assert float(found.mean()) > 0.99
+    assert float(found.min()) > 0.9
+    metrics = api.evaluate_reconstruction(result.inference, planted(4000, seed=2)[0])
+    assert metrics["fvu"] < 0.13
+    assert metrics["l0_mean"] <= ACTIVE
+    assert result.history[-1]["tokens"] == 390 * 1024
+
+
+@pytest.mark.parametrize(
+    ("dictionary", "trainer"),
+    [
+        ({}, {}),
+        ({"act_fn": "batchtopk"}, {"gradient_accumulation_steps": 2}),
+        ({"act_fn": "jumprelu"}, {"sparsity_loss_type": "power", "l1_coefficient": 0.1}),
+        ({"act_fn": "relu", "use_glu_encoder": True}, {"sparsity_loss_type": "power", "clip_grad_norm": 1.0}),
+        ({"norm_activation": "dataset-rms", "apply_b_dec_to_input": True}, {"auxk_coefficient": 0.03, "dead_threshold": 500}),
+    ],
+)
+def test_inference_form_is_the_trained_dictionary(dictionary: dict[str, object], trainer: dict[str, object]) -> None:
+    activations = short()
+    result = api.fit(
+        activations, dictionary={"top_k": 3, "d_sae": 48, **dictionary}, trainer=SHORT | trainer, batch_size=100, device="cpu"
+    )
+    norm = result.norms["input"]
+    assert norm["mean_norm"] == pytest.approx(float(activations.norm(dim=-1).mean()), rel=1e-5)
+    rms = dictionary.get("norm_activation") == "dataset-rms"
+    scale = 1 / math.sqrt(norm["mean_square"]) if rms else math.sqrt(D) / norm["mean_norm"]
+    assert result.inference.config.folded
+    assert [row["step"] for row in result.history][:3] == [0, 5, 10]
+    if dictionary.get("act_fn") == "batchtopk":
+        assert result.inference.config.act_fn == "jumprelu"
+        l0 = float((result.inference.encode(activations) > 0).sum(-1).float().mean())
+        assert l0 == pytest.approx(3.0, rel=0.15)
+        return
+    x = activations[:50]
+    trained = result.dictionary(x * scale) / scale
+    torch.testing.assert_close(result.inference(x), trained, rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    first, again, other = (
+        api.fit(short(), dictionary={"d_sae": 48, "top_k": 3}, trainer=SHORT, batch_size=100, seed=seed, device="cpu")
+        for seed in (0, 0, 1)
+    )
+    assert first.history == again.history
+    assert all(torch.equal(t, again.dictionary.state_dict()[name]) for name, t in first.dictionary.state_dict().items())
+    assert first.history != other.history
+
+
+def test_targets_make_a_transcoder() -> None:
+    x = short()
+    y = torch.relu(x @ torch.randn(D, 20, generator=generator(0, "tests", "map")))
+    result = api.fit(
+        x, targets=y, dictionary={"d_sae": 64, "top_k": 8, "skip": True}, trainer=SHORT, batch_size=100, device="cpu"
+    )
+    config = result.dictionary.config
+    assert (config.kind, config.d_in, config.width_out, sorted(result.norms)) == ("transcoder", D, 20, ["input", "output"])
+    assert result.history[-1]["explained_variance"] > 0.5
+    assert result.inference(x).shape == y.shape
+
+
+def test_sequences() -> None:
+    contexts = short(1600, 100, 16)
+    result = api.fit(contexts, dictionary={"d_sae": 48, "top_k": 3}, trainer=SHORT, batch_size=5, device="cpu")
+    assert result.history[-1]["tokens"] == 20_000
+    assert result.inference(contexts).shape == contexts.shape
+
+
+def test_norms_that_cannot_be_folded_are_kept() -> None:
+    result = api.fit(
+        short(),
+        dictionary={"d_sae": 48, "top_k": 3, "norm_activation": "token-wise"},
+        trainer=SHORT,
+        batch_size=100,
+        device="cpu",
+    )
+    assert not result.inference.config.folded
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dictionary": {"act_fun": "topk"}}, r"dictionary\.act_fun: unknown key; did you mean 'act_fn'"),
+        ({"dictionary": {"kind": "say"}}, r"kind.*did you mean 'sae'"),
+        ({"dictionary": {"d_in": 31}}, r"dictionary\.d_in: 31, but the activations are 32 wide"),
+        ({"trainer": {"lr": "fast"}}, r"trainer\.lr"),
+        ({"trainer": {"auxk_coefficient": 0.1}, "dictionary": {"act_fn": "relu"}}, r"auxk_coefficient.*relu"),
+        ({"trainer": {"initial_k": 2}, "dictionary": {"top_k": 4}}, r"initial_k: 2 is below"),
+        ({"initializer": {"initialize_tc_with_mlp": True}}, r"initialize_tc_with_mlp"),
+        ({"batch_size": 1501}, r"batch"),
+        ({"batch_size": 800, "dictionary": {"act_fn": "batchtopk"}}, r"batch"),
+        ({"targets": torch.zeros(3, D)}, r"targets of the same tokens"),
+    ],
+)
+def test_bad_input_is_refused(change: dict[str, object], message: str) -> None:
+    call = {"dictionary": {}, "trainer": {}, "batch_size": 100, **change}
+    with pytest.raises(ParamsError, match=message):
+        api.fit(short(), **call)  # type: ignore[arg-type]
+
+
+def test_non_finite_activations_are_refused() -> None:
+    x = short()
+    x[3, 4] = float("nan")
+    with pytest.raises(DataError, match="1 of the tokens at 'input' hold non-finite values"):
+        api.fit(x, dictionary={}, trainer={}, batch_size=100)
+
+
+def test_the_recipe_is_the_embedded_default() -> None:
+    default = load_params(REPOSITORY / "params.yaml")
+    made, stated = TrainerParams(**recipe.trainer_fields({}, "topk")).to_dict(), default.trainer.to_dict()
+    assert {k: v for k, v in made.items() if k not in WITHOUT_INFLUENCE} == {
+        k: v for k, v in stated.items() if k not in WITHOUT_INFLUENCE
+    }
+    assert InitializerParams(**recipe.initializer_fields({}, "topk")) == default.initializer
+    stated = default.dictionary.to_dict()
+    assert {key: stated[key] for key in recipe.DICTIONARY} == recipe.DICTIONARY
+    assert default.fold.calibration_tokens == recipe.CALIBRATION_TOKENS
+
+
+def test_public_names() -> None:
+    assert all(callable(getattr(api, name)) for name in api.__all__)
+    assert {"build_dictionary", "load_dictionary", "loss", "fit", "evaluate_reconstruction"} <= set(api.__all__)
+    assert {"load_language_model", "open_activations"} <= set(api.__all__)

@@ -1,0 +1,129 @@
+"""The stages initialize and train on a small store: outputs, going on, and the kept end of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.dictionaries.store import load_dictionary, read_config
+from tests.project import Project
+
+WEIGHTS = "data/trained/main/weights.safetensors"
+
+
+def outputs(project: Project) -> dict[str, bytes]:
+    names = (WEIGHTS, "data/trained/main/config.json", "metrics/train.json", "metrics/train_history.jsonl")
+    return {name: (project.path / name).read_bytes() for name in names}
+
+
+def checkpoints(project: Project) -> list[Path]:
+    return sorted((project.path / "data" / "checkpoints").iterdir())
+
+
+def test_what_is_written(finished_project: Project) -> None:
+    metrics = json.loads((finished_project.path / "metrics" / "train.json").read_text())
+    assert metrics["steps"] == 8192 // 128
+    assert metrics["tokens"] == 8192
+    assert metrics["learning_rate"] == pytest.approx(3.6 / (metrics["d_sae"] * metrics["steps"]) ** 0.5)
+    assert not any("second" in name or "time" in name for name in metrics)
+    config = read_config(finished_project.path / "data" / "trained" / "main")
+    assert set(config.norms or {}) == {"blocks.0.hook_resid_post"}
+    assert config.provenance["training"]["trainer"]["lr"] == metrics["learning_rate"]
+    assert config.provenance["initialization"]["found"]["least_squares_factor"] > 0
+    assert config.provenance["model"]["name"] == "model"
+    history = [
+        json.loads(line) for line in (finished_project.path / "metrics" / "train_history.jsonl").read_text().splitlines()
+    ]
+    assert [row["step"] for row in history] == [*range(0, 64, 8), 63]
+    assert {"loss", "l_rec", "l_rec_weighted", "l0", "explained_variance", "lr", "top_k", "grad_norm", "dead_features"} <= set(
+        history[0]
+    )
+
+
+def test_lost_outputs_are_written_again_without_training(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = outputs(project)
+    for name in wanted:
+        (project.path / name).unlink()
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("trained again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.training.session.train", never)
+        assert project.run("train").exit_code == 0
+    assert outputs(project) == wanted
+    (directory,) = checkpoints(project)
+    (directory / "finished" / "state.safetensors").write_bytes(b"")
+    assert project.run("train").exit_code == 0  # a damaged end is made again
+    assert outputs(project) == wanted
+
+
+def test_another_parameter_has_other_checkpoints(project: Project) -> None:
+    wanted = outputs(project)
+    project.set(trainer__log_frequency=16, trainer__checkpoint_minutes=1e-9)
+    assert project.run("train").exit_code == 0
+    assert len(checkpoints(project)) == 1  # of no influence on the weights
+    assert outputs(project)[WEIGHTS] == wanted[WEIGHTS]
+    project.set(trainer__lr=1e-3)
+    assert project.run("train").exit_code == 0
+    assert len(checkpoints(project)) == 2
+    assert outputs(project)[WEIGHTS] != wanted[WEIGHTS]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    import signal
+
+    from pipeline.training.step import Trainer
+
+    project.set(trainer__log_frequency=5)
+    (directory,) = checkpoints(project)
+    (directory / "finished" / "state.json").unlink()
+    assert project.run("train").exit_code == 0
+    wanted = outputs(project)
+    (directory / "finished" / "state.json").unlink()
+    step = Trainer.step
+
+    def stopping(trainer: Trainer, batch: object, observe: bool = False) -> object:
+        if trainer.step_number in (13, 14, 40):
+            signal.raise_signal(signal.SIGINT)
+        return step(trainer, batch, observe)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+    for done in (14, 15, 41):
+        outcome = project.run("train")
+        assert outcome.exit_code == 130
+        assert f"stopped by SIGINT after step {done} of 64" in outcome.stderr
+    assert project.run("train").exit_code == 0
+    assert outputs(project) == wanted
+
+
+def test_a_dictionary_for_other_parameters_is_refused(project: Project) -> None:
+    project.set(dictionary__top_k=5)
+    outcome = project.run("train")
+    assert outcome.exit_code == 2
+    assert "made for other parameters (top_k is 4, wanted 5); run `dvc repro -s -f initialize`" in outcome.stderr
+
+
+def test_initializers_of_the_pipeline(project: Project) -> None:
+    project.set(
+        dictionary__kind="transcoder",
+        dictionary__hook_point_in="blocks.0.ln2.hook_normalized",
+        dictionary__hook_point_out="blocks.0.hook_mlp_out",
+        initializer__initialize_W_D_with_activations=False,
+        initializer__initialize_tc_with_mlp=True,
+        activations__target="activations-2d",
+        activations__batch_size=8,
+    )
+    for stage in ("generate_activations", "compute_norm", "initialize"):
+        outcome = project.run(stage)
+        assert outcome.exception is None, outcome.exception
+        assert outcome.exit_code == 0, outcome.stderr
+    made = load_dictionary(project.path / "data" / "initial" / "main")
+    assert made.config.kind == "transcoder"
+    assert made.config.provenance["initialization"]["found"]["least_squares_factor"] > 0
+    project.set(initializer__model_layer=1)
+    outcome = project.run("initialize")
+    assert outcome.exit_code == 2
+    assert "initializer.model_layer: the MLP of layer 1" in outcome.stderr
