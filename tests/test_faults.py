@@ -284,7 +284,7 @@ def test_fault(fault: Fault, project: Project, monkeypatch: pytest.MonkeyPatch) 
     assert len(errors) == 1, outcome.stderr
     assert re.search(fault.message, errors[0]), errors[0]
     assert before <= tree(project)
-    assert not [p for p in (project.path / "data").rglob("*partial*")]
+    assert not list((project.path / "data").rglob("*partial*"))
 
 
 def test_all_parameter_faults_at_once(project: Project) -> None:
