@@ -17,7 +17,23 @@ from pipeline.lm.loading import load_language_model
 from tests.project import CONTEXT, Project, make_project
 
 OUTS = ("data/initial/main", "data/trained/main", "data/inference/main")
-FLAT_KEYS = ["fvu", "explained_variance", "l0_mean", "dead_fraction", "dense_fraction", "ce_original", "ce_spliced", "ce_zero", "ce_mean", "delta_ce", "loss_recovered_zero", "loss_recovered_mean", "kl", "pca_fvu", "pca_delta_ce"]
+FLAT_KEYS = [
+    "fvu",
+    "explained_variance",
+    "l0_mean",
+    "dead_fraction",
+    "dense_fraction",
+    "ce_original",
+    "ce_spliced",
+    "ce_zero",
+    "ce_mean",
+    "delta_ce",
+    "loss_recovered_zero",
+    "loss_recovered_mean",
+    "kl",
+    "pca_fvu",
+    "pca_delta_ce",
+]
 
 
 def digest(project: Project, name: str) -> str:

@@ -81,13 +81,12 @@ def fit(
         device: None: cuda if there is one, else cpu.
         progress: show a progress line on standard error.
 
-    Returns: on the CPU or device that it was trained on. For BatchTopK the last rows (up to 16,384 tokens, at least a batch
-        and at most a tenth of them where that is more) are not trained on but set the inference threshold.
+    Returns: on the device of the training. For BatchTopK the last rows (up to 16,384 tokens, at least a batch, at most a
+        tenth of them where that is more) are not trained on but set the inference threshold.
 
     Raises:
         ParamsError: unknown, mistyped or contradictory fields, all at once; shapes that do not fit them.
-        DataError: non-finite activations.
-        NumericsError: the loss was not finite.
+        DataError, NumericsError: non-finite activations; a non-finite loss.
     """
     labels = activations if targets is None else targets
     _check_shapes(activations, labels)
@@ -108,12 +107,9 @@ def fit(
         total_steps=params.total_steps,
         label="fit" if progress else None,
     )
-    report = fold_dictionary(
-        made,
-        norms,
-        mode="keep" if made.config.norm_activation in UNFOLDABLE else "fold",
-        calibration_batches=list(_batches(activations[kept:], batch_size)),
-    )
+    mode = "keep" if made.config.norm_activation in UNFOLDABLE else "fold"
+    held_back = list(_batches(activations[kept:], batch_size))
+    report = fold_dictionary(made, norms, mode=mode, calibration_batches=held_back)
     made.config = dataclasses.replace(made.config, norms=norms)
     return FitResult(made, report.dictionary, run.history.rows, norms)
 

@@ -39,7 +39,7 @@ def test_plots_and_densities_are_written(finished_project):
     assert never == {"log10_density": None, "features": metrics["dead_features"]}
     assert sum(row["features"] for row in bins) + metrics["dead_features"] == len(tensors["density"])
     pictures = {path.name for path in folder.glob("*.png")}
-    assert pictures == {"feature_density.png", "activation_norm.blocks.0.hook_resid_post.png"}
+    assert pictures == {"feature_density.png", "activation_norm.png"}
     page = (folder / "index.html").read_text()
     assert "<svg" in page
     assert "pca_delta_ce" in page

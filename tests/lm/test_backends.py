@@ -33,7 +33,9 @@ def test_the_back_ends_agree_everywhere(family, language_model, token_ids):
     for name in names:
         assert a[name].shape == b[name].shape == (*token_ids.shape, D)
         assert relative(b[name], a[name]) < TOLERANCE, name
-        worst_token = ((a[name] - b[name]).norm(dim=-1) / a[name].norm(dim=-1)).max().item()
+        # Relative to the hook point's usual size: a token whose own activation happens to be tiny is all rounding.
+        usual = a[name].norm(dim=-1).square().mean().sqrt()
+        worst_token = ((a[name] - b[name]).norm(dim=-1).max() / usual).item()
         assert worst_token < TOLERANCE, name
     assert relative(theirs.logits(token_ids), ours.logits(token_ids)) < TOLERANCE
     assert ours.digest == theirs.digest
