@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 import torch
 
-from pipeline.files import atomic_directory, root, write_json
 from pipeline.corpus.demo import source_files
+from pipeline.files import atomic_directory, root, write_json
 from pipeline.pretraining.corpus import pretraining_text, save_tokenizer, token_stream, train_tokenizer
 from pipeline.pretraining.ngrams import bigram_cross_entropy, unigram_cross_entropy
 from pipeline.pretraining.training import held_out_loss, train_language_model
