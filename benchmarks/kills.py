@@ -26,6 +26,7 @@ from pathlib import Path
 import click
 
 DATA = Path("data")
+RUN_CACHE = Path(".dvc/cache/runs")
 MADE = {
     "generate": [DATA / "store", DATA / "activations.json"],
     "train": [DATA / "checkpoints", DATA / "trained", DATA / "run.json", Path("metrics/train_history.jsonl")],
@@ -52,7 +53,7 @@ def leftovers() -> list[str]:
 def command(stage: str, mode: str) -> list[str]:
     """The DVC command under which the stage is killed."""
     if mode == "exp":
-        return ["dvc", "exp", "run", "--no-run-cache", "-s", "-f", stage]
+        return ["dvc", "exp", "run", "-f", "-s", stage]
     return ["dvc", "repro", "--no-run-cache", "-s", "-f", stage]
 
 
@@ -74,8 +75,8 @@ def run(line: list[str], kill_after: float | None, log: Path) -> tuple[bool, flo
 
 
 def clean(stage: str) -> None:
-    """Delete what the stage made, its resume points too."""
-    for path in MADE[stage]:
+    """Delete what the stage made, its resume points and DVC's memory of its runs too (`dvc exp run` cannot be told to forget)."""
+    for path in [*MADE[stage], RUN_CACHE]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
