@@ -75,7 +75,7 @@ def run(line: list[str], kill_after: float | None, log: Path) -> tuple[bool, flo
 
 
 def clean(stage: str) -> None:
-    """Delete what the stage made, its resume points and DVC's memory of its runs too (`dvc exp run` cannot be told to forget)."""
+    """Delete what the stage made, its resume points, and DVC's memory of runs (`dvc exp run` cannot be told to forget)."""
     for path in [*MADE[stage], RUN_CACHE]:
         if path.is_dir():
             shutil.rmtree(path)
