@@ -89,7 +89,15 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         run(dictionary(d_sae=12), tmp_path)
 
 
-def test_a_signal_saves_and_stops(tmp_path: Path) -> None:
+@pytest.fixture
+def usual_interrupts():
+    """Ctrl-C as in a terminal, also where the tests run in the background, which starts them with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_saves_and_stops(usual_interrupts, tmp_path: Path) -> None:
     class Signal(TensorSource):
         def batches(self, start: int):  # type: ignore[no-untyped-def]
             for batch in super().batches(start):
