@@ -56,7 +56,8 @@ def loss(
         mask: bool [...], True for a kept token; None: all.
         dead: bool [F], the features that AuxK revives; None: none, and the term is 0.
         trainer: fields of trainer that the loss depends on: sparsity_loss_type, l1_coefficient (taken without warm-up), p,
-            auxk_coefficient, k_aux, amp_dtype. Those that are not given have SPEC's defaults.
+            tanh_stretch_coefficient, frequency_scale, l0_bandwidth, target_l0 and its mode, lp_coefficient,
+            auxk_coefficient, k_aux, matryoshka_widths, amp_dtype. Those that are not given have SPEC's defaults.
 
     Returns: total, the weighted terms that it is the sum of, and the features.
 
@@ -67,5 +68,8 @@ def loss(
     if params.auxk_coefficient is not None and not dictionary.activation.budgeted:
         act_fn = dictionary.config.act_fn
         raise ParamsError(f"trainer.auxk_coefficient: the AuxK loss is for topk and batchtopk, act_fn is {act_fn}; write null")
+    if (params.sparsity_loss_type == "l0" or params.lp_coefficient is not None) and not dictionary.activation.has_threshold:
+        name = "sparsity_loss_type" if params.sparsity_loss_type == "l0" else "lp_coefficient"
+        raise ParamsError(f"trainer.{name}: needs the thresholds of jumprelu; act_fn is {dictionary.config.act_fn}")
     y = x if target is None else target
     return compute_loss(dictionary, x, y, mask, params, l1_coefficient=params.l1_coefficient, dead=dead)

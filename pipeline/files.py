@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
+
+
+def fingerprint(about: Mapping[str, Any]) -> str:
+    """32 hexadecimal digits of the sha256 of plain values as sorted JSON."""
+    return hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def root() -> Path:

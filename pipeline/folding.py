@@ -1,7 +1,7 @@
 """Trained weights + norms -> inference weights (SPEC 2.2 and 4).
 
   1. A batch-dependent gate becomes JumpReLU, its threshold set on calibration rows that were not trained on (TopK too, if
-     asked).
+     asked). Thresholds that were steered to a target L0 are multiplied by the one factor that gives it on those rows.
   2. mode fold: activation and decoder norms go into the weights, which then take raw activations; checked in float64 on
      calibration rows. mode keep: the weights stay and carry their run-time norm.
   3. L0 before and after is measured on the same rows.
@@ -74,7 +74,8 @@ class FoldReport:
         figures: flat numbers and names for metrics/fold.json: mode, feature_units, act_fn_before, act_fn_after; with
             calibration rows also calibration_tokens, l0_before, l0_after (mean active features per kept token, trained
             gate and inference form), l0_relative_difference, relative_error (of the fold, in float64); after a
-            conversion threshold (gating units), threshold_mean_of_minimum, threshold_quantile.
+            conversion threshold (gating units), threshold_mean_of_minimum, threshold_quantile; with a target L0 target_l0,
+        threshold_factor.
     """
 
     dictionary: Dictionary
@@ -108,6 +109,7 @@ def fold_dictionary(
     feature_units: str = "raw",
     calibration_batches: Iterable[Any] | None = None,
     convert_topk: bool = False,
+    target_l0: float | None = None,
 ) -> FoldReport:
     """Make the inference form of a trained dictionary.
 
@@ -119,6 +121,7 @@ def fold_dictionary(
         calibration_batches: raw inputs [..., d_in], or pairs (input, mask [...]), not trained on, of the training batch
             size; gone through several times. Needed for a conversion.
         convert_topk: turn a per-token TopK gate into JumpReLU as well.
+        target_l0: L0 (a layer) that the thresholds of a jumprelu dictionary are set to; None: they stay.
 
     Raises:
         ParamsError: unknown mode or units, a fold that is not possible, or a conversion without calibration rows.
@@ -136,7 +139,7 @@ def fold_dictionary(
     plain = {hook: _plain(as_hook_norm(norms[hook], width)) for hook, width in widths.items()}
     raw = _Batches(dictionary, [] if calibration_batches is None else calibration_batches, None)
     scaled = _Batches(dictionary, raw.batches, plain)
-    converted, figures = _converted(dictionary, scaled, convert_topk)
+    converted, figures = _converted(dictionary, scaled, convert_topk, target_l0)
     if mode == "fold":
         result = converted.fold(plain, feature_units=feature_units)
         figures |= _checked(converted, plain, raw, feature_units)
@@ -182,15 +185,21 @@ class _Batches:
         return scaled[0] if len(scaled) == 1 else torch.stack(scaled, dim=-2)
 
 
-def _converted(dictionary: Dictionary, scaled: _Batches, convert_topk: bool) -> tuple[Dictionary, dict[str, float | str]]:
-    wanted = dictionary.is_batch_dependent or (convert_topk and dictionary.activation.budgeted)
-    if not wanted:
+def _converted(
+    dictionary: Dictionary, scaled: _Batches, convert_topk: bool, target_l0: float | None
+) -> tuple[Dictionary, dict[str, float | str]]:
+    becomes = dictionary.is_batch_dependent or (convert_topk and dictionary.activation.budgeted)
+    if not becomes and target_l0 is None:
         return dictionary, {}
     if next(iter(scaled), None) is None:
+        what = "becomes jumprelu for inference" if becomes else "gets its thresholds for trainer.target_l0"
         raise ParamsError(
-            f"fold.calibration_tokens: act_fn '{dictionary.config.act_fn}' becomes jumprelu for inference, which needs "
-            "rows that were not trained on; give some"
+            f"fold.calibration_tokens: act_fn '{dictionary.config.act_fn}' {what}, which needs rows that were not trained "
+            "on; give some"
         )
+    if target_l0 is not None:
+        steered, calibration = dictionary.with_l0(scaled, target_l0)
+        return steered, {"target_l0": target_l0, "threshold_factor": calibration.threshold}
     converted, calibration = dictionary.calibrated(scaled)
     return converted, {
         "threshold": calibration.threshold,

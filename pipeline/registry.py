@@ -1,7 +1,8 @@
 """Things found by name: dictionary kinds, activation functions, sparsity losses.
 
-A thing is one file of a package and one registration inside it; the file has the thing's name and is imported when the
-name is first asked for. Listing the names imports nothing, so parameters are checked without torch.
+A thing is one file of a package and one registration inside it; the file has the thing's name, with '_' for each '-',
+and is imported when the name is first asked for. Listing the names imports nothing, so parameters are checked without
+torch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,16 @@ from typing import Generic, TypeVar
 from pipeline.errors import ParamsError, unknown_name
 
 T = TypeVar("T")
+
+
+def module_name(name: str) -> str:
+    """The module that holds the thing called `name`: tanh-quad -> tanh_quad."""
+    return name.replace("-", "_")
+
+
+def thing_name(module: str) -> str:
+    """The name of the thing that a module holds: tanh_quad -> tanh-quad."""
+    return module.replace("_", "-")
 
 
 class Registry(Generic[T]):
@@ -44,8 +55,8 @@ class Registry(Generic[T]):
     def names(self) -> tuple[str, ...]:
         """All names, sorted, without importing their files."""
         path = importlib.import_module(self.package).__path__
-        found = {m.name for m in pkgutil.iter_modules(path)} - self._helpers
-        return tuple(sorted(found | set(self._things)))
+        modules = {m.name for m in pkgutil.iter_modules(path)} - self._helpers
+        return tuple(sorted({thing_name(module) for module in modules} | set(self._things)))
 
     def get(self, name: str) -> T:
         """The thing called `name`.
@@ -54,7 +65,7 @@ class Registry(Generic[T]):
             ParamsError: there is none; the message lists all and the nearest.
         """
         if name not in self._things and name in self.names():
-            importlib.import_module(f"{self.package}.{name}")
+            importlib.import_module(f"{self.package}.{module_name(name)}")
         if name not in self._things:
             raise ParamsError(unknown_name(self.what, name, self.names()))
         return self._things[name]

@@ -43,6 +43,7 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
         feature_units=loaded.fold.feature_units,
         calibration_batches=StoredBatches(store, dictionary.hooks_in, rows, loaded.activations.batch_size),
         convert_topk=loaded.fold.convert_topk_to_jumprelu,
+        target_l0=loaded.trainer.steered_l0,
     )
     save_dictionary(report.dictionary, Path(out) / name)
     write_json(metrics, report.figures)

@@ -25,10 +25,14 @@ PACKAGES = ("pipeline", "stages")
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Files of `package` that are imported by name, the name being the value of the parameter `key`."""
+    """Files of `package` that are imported by name, the name being the value of the parameter `key`.
+
+    `whole`: deps hold the whole directory, as no template of dvc turns a name (tanh-quad) into its file (tanh_quad.py).
+    """
 
     package: str
     key: str
+    whole: bool = False
 
     @property
     def template(self) -> str:
@@ -39,7 +43,7 @@ class Dynamic:
 DYNAMIC = {
     "pipeline/dictionaries/registry.py": Dynamic("pipeline/dictionaries", "dictionary.kind"),
     "pipeline/activation_functions/registry.py": Dynamic("pipeline/activation_functions", "dictionary.act_fn"),
-    "pipeline/losses/registry.py": Dynamic("pipeline/losses", "trainer.sparsity_loss_type"),
+    "pipeline/losses/registry.py": Dynamic("pipeline/losses/sparsity", "trainer.sparsity_loss_type", whole=True),
     "pipeline/params/sections/dictionary.py": Dynamic("pipeline/params/kinds", "dictionary.kind"),
 }
 # The machinery of the above: it imports what its callers name.
@@ -157,7 +161,7 @@ def candidates(dynamic: Dynamic) -> list[str]:
 
 def named_files(dynamic: Dynamic, params: Mapping[str, Any]) -> list[str]:
     """The file that the parameters name; empty if they name none."""
-    path = f"{dynamic.package}/{value_of(params, dynamic.key)}.py"
+    path = f"{dynamic.package}/{str(value_of(params, dynamic.key)).replace('-', '_')}.py"
     return [path] if (ROOT / path).is_file() else []
 
 
@@ -204,14 +208,14 @@ def stage_modules(pipeline: Mapping[str, Any]) -> dict[str, str]:
 def suggested(stage: str, params: Mapping[str, Any]) -> list[str]:
     """Deps for dvc.yaml that hold the closure for every value of the parameters, and nothing beyond `permitted`.
 
-    What a parameter names is a template (the whole directory if it may name nothing, null); what any of the files that it
-    may name imports in turn is listed; a directory stands for its files where all of them are in.
+    What a parameter names is a template (the whole directory if it names nothing, null, or if Dynamic says so); what any
+    of the files that it may name imports in turn is listed; a directory stands for its files where all of them are in.
     """
     dynamics = {dynamic for source, dynamic in DYNAMIC.items() if source in permitted(stage)}
     explicit = _reach(_start(stage), {})
     for path in (path for dynamic in dynamics for path in candidates(dynamic)):
         explicit |= _reach([path], {}) - {path}
-    templates = {dynamic.template if named_files(dynamic, params) else dynamic.package for dynamic in dynamics}
+    templates = {d.template if named_files(d, params) and not d.whole else d.package for d in dynamics}
     folders = {parent.as_posix() for path in explicit for parent in Path(path).parents if len(parent.parts) > 1}
     held = explicit | {path for path in permitted(stage) if any(covers(entry, path) for entry in templates)}
     whole = {f for f in folders if (files := _modules(f)) <= held and len(files) > 1}

@@ -155,11 +155,12 @@ def test_non_finite_activations_are_refused() -> None:
 
 def test_the_recipe_is_the_embedded_default() -> None:
     default = load_params(REPOSITORY / "params.yaml")
-    made, stated = TrainerParams(**recipe.trainer_fields({}, "topk")).to_dict(), default.trainer.to_dict()
+    fields = recipe.dictionary_fields({"kind": "sae"})
+    made, stated = TrainerParams(**recipe.trainer_fields({}, fields)).to_dict(), default.trainer.to_dict()
     assert {k: v for k, v in made.items() if k not in WITHOUT_INFLUENCE} == {
         k: v for k, v in stated.items() if k not in WITHOUT_INFLUENCE
     }
-    assert InitializerParams(**recipe.initializer_fields({}, "topk")) == default.initializer
+    assert InitializerParams(**recipe.initializer_fields({}, fields, made)) == default.initializer
     stated = default.dictionary.to_dict()
     assert {key: stated[key] for key in recipe.DICTIONARY} == recipe.DICTIONARY
     assert default.fold.calibration_tokens == recipe.CALIBRATION_TOKENS

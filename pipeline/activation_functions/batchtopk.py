@@ -38,6 +38,10 @@ class BatchTopK(BudgetedActivation):
         starts = torch.arange(rows.shape[0], device=z.device) * n_features
         return Selection(flat, open_[order], torch.searchsorted(flat, starts))
 
+    def edge(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
+        """The smallest open z of the batch."""
+        return torch.where(support, z, torch.inf).amin()
+
 
 def largest(values: Tensor, count: int, n_features: int) -> tuple[Tensor, Tensor]:
     """The `count` largest of a vector, in descending order, and their places: torch.topk with less work on the CPU.

@@ -1,6 +1,7 @@
-"""One JumpReLU threshold from batches of a topk-family dictionary (SPEC 2.2).
+"""One number that sets how many features open, from gating values: the threshold of a gate that has none yet, or the
+factor of thresholds that are there (SPEC 2.2, 5).
 
-Two estimates, in gating units:
+Two estimates of a topk-family dictionary's threshold, in gating units:
   mean of minimum   mean over batches of the smallest positive kept z (Bussmann et al. 2024)
   quantile          halfway between the K-th and the (K+1)-th largest z of all batches, K the number of kept entries
 The one whose L0 on these batches is nearer to the dictionary's own is used. For BatchTopK the two agree; the minimum
@@ -10,6 +11,7 @@ over a batch of per-token TopK gates is an extreme value, there the quantile win
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -39,14 +41,46 @@ class Calibration:
     n_tokens: int
 
 
+def quantile_threshold(z: Tensor, target_l0: float, mask: Tensor | None = None) -> Tensor:
+    """The threshold above which a batch has `target_l0` gating values a token.
+
+    Args:
+        z: gating values [..., F].
+        target_l0: wanted mean number of z > theta over kept tokens, positive.
+        mask: bool [...] over tokens, True for a kept one; None: all.
+
+    Returns: positive scalar of z's dtype, halfway between the K-th and the (K + 1)-th largest z, K = round(target * kept
+        tokens); between the smallest positive one and 0 where there are not so many positive ones. On the device of z;
+        waits for the device only if there is a mask.
+
+    Raises:
+        NumericsError: no positive z (on the CPU; elsewhere the result is not finite).
+    """
+    rows = z.detach().reshape(-1, z.shape[-1])
+    if mask is not None:
+        rows = rows[mask.reshape(-1)]
+    count = max(min(round(target_l0 * len(rows)), rows.numel()), 1)
+    largest = torch.topk(rows.reshape(-1), min(count + 1, rows.numel())).values.clamp_min(0.0)
+    at = largest[count - 1]
+    below = largest[count] if len(largest) > count else torch.zeros_like(at)
+    least = torch.where(largest > 0, largest, torch.inf).min()
+    theta = torch.where(at + below > 0, (at + below) / 2, least / 2)
+    if theta.device.type == "cpu" and not bool(theta.isfinite()):
+        raise NumericsError(
+            f"target_l0 {target_l0:g}: none of the gating values of {len(rows):,} tokens is positive, so that no threshold "
+            "opens a feature; look at the encoder's start (initializer)"
+        )
+    return theta
+
+
 class ThresholdCalibrator:
     """Collects batches; memory is 4 k values per token.
 
     Args:
-        k: the trained gate's features per token.
+        k: features per token that are aimed at.
     """
 
-    def __init__(self, k: int) -> None:
+    def __init__(self, k: float) -> None:
         self.k = k
         self._pools: list[Tensor] = []
         self._minima: list[float] = []
@@ -67,14 +101,17 @@ class ThresholdCalibrator:
         if open_values.numel():
             self._minima.append(float(open_values.min()))
         positive = rows[rows > 0]
-        room = POOL_FACTOR * self.k * rows.shape[0]
+        room = math.ceil(POOL_FACTOR * self.k * rows.shape[0])
         if positive.numel() > room:
             positive = positive.topk(room, sorted=False).values
             self._edge = max(self._edge, float(positive.min()))
         self._pools.append(positive.double().cpu())
 
-    def result(self) -> Calibration:
+    def result(self, target_l0: float | None = None) -> Calibration:
         """The threshold.
+
+        Args:
+            target_l0: wanted L0, met by the quantile; None: that of the trained gate.
 
         Raises:
             NumericsError: no positive gating value was kept.
@@ -82,18 +119,20 @@ class ThresholdCalibrator:
         if not self._n_kept:
             raise NumericsError(
                 f"calibration: no positive gating value was kept on {self._n_tokens:,} tokens, so there is no "
-                f"threshold: L0 before 0.0 (budget {self.k}), L0 after 0.0; the dictionary is dead or its input is not "
+                f"threshold: L0 before 0.0 (wanted {self.k:g}), L0 after 0.0; the dictionary is dead or its input is not "
                 "scaled as it was in training"
             )
         values = torch.cat(self._pools).sort(descending=True).values
-        below = float(values[self._n_kept]) if len(values) > self._n_kept else 0.0
-        quantile = (float(values[self._n_kept - 1]) + below) / 2
+        count = self._n_kept if target_l0 is None else min(max(round(target_l0 * self._n_tokens), 1), len(values))
+        below = float(values[count]) if len(values) > count else 0.0
+        quantile = (float(values[count - 1]) + below) / 2
         mean_of_minimum = sum(self._minima) / len(self._minima)
 
         def served(threshold: float) -> float:
             return float((values > threshold).sum()) / self._n_tokens
 
         l0_before = self._n_kept / self._n_tokens
-        usable = [theta for theta in (mean_of_minimum, quantile) if theta >= self._edge] or [mean_of_minimum]
+        estimates = (mean_of_minimum, quantile) if target_l0 is None else (quantile,)
+        usable = [theta for theta in estimates if theta >= self._edge] or [estimates[0]]
         threshold = min(usable, key=lambda theta: abs(served(theta) - l0_before))
         return Calibration(threshold, mean_of_minimum, quantile, l0_before, served(threshold), self._n_tokens)

@@ -73,6 +73,13 @@ class ActivationFunction(abc.ABC):
         """
         return torch.where(self.support(z.detach(), settings), h, 0.0)
 
+    @abc.abstractmethod
+    def edge(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
+        """What z had to exceed to open, given the support [..., F] that z [..., F] has.
+
+        Returns: broadcastable to z; infinite where nothing can open (a masked token of a gate with its own edge per token).
+        """
+
     def selection(self, z: Tensor, settings: GateSettings) -> Selection | None:
         """The same as `support`, as a list of entries; None where their number has no bound."""
         return None
@@ -86,6 +93,10 @@ class BudgetedActivation(ActivationFunction):
     @abc.abstractmethod
     def selection(self, z: Tensor, settings: GateSettings) -> Selection:
         """The open entries, by token. z: [..., F] gating values."""
+
+    def edge(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
+        """The smallest open z of each token (and layer)."""
+        return torch.where(support, z, torch.inf).amin(-1, keepdim=True)
 
     def support(self, z: Tensor, settings: GateSettings) -> Tensor:
         chosen = self.selection(z, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pipeline.activation_functions.registry import ActivationFunction, GateSettings, mask_features, register
@@ -13,3 +14,6 @@ class ReLU(ActivationFunction):
 
     def support(self, z: Tensor, settings: GateSettings) -> Tensor:
         return mask_features(~(z <= 0), settings.mask)
+
+    def edge(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
+        return torch.zeros((), dtype=z.dtype, device=z.device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,11 +79,6 @@ def fingerprint_config(
         "storage_dtype": settings.storage_dtype,
         "perm_seed": settings.perm_seed,
     }
-
-
-def fingerprint(config: Mapping[str, Any]) -> str:
-    """32 hexadecimal digits of sha256 over the settings."""
-    return hashlib.sha256(json.dumps(dict(config), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def check_made_for(

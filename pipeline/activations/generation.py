@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.activations.fingerprint import GenerationSettings, fingerprint, fingerprint_config
+from pipeline.activations.fingerprint import GenerationSettings, fingerprint_config
 from pipeline.activations.plan import ContextTokens, RowPlan, Split, plan_rows
 from pipeline.activations.reader import ActivationStore
 from pipeline.activations.schema import FORMAT_VERSION, chunk_rows, hook_layout, row_layouts, storage_element
 from pipeline.activations.writer import StoreWriter
 from pipeline.errors import DataError, NumericsError
-from pipeline.files import ensure_free_space, locked
+from pipeline.files import ensure_free_space, fingerprint, locked
 from pipeline.progress import Progress
 
 MARGIN_BYTES = 16 * 2**20

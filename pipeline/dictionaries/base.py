@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.activation_functions.calibration import Calibration, ThresholdCalibrator
-from pipeline.activation_functions.registry import GateSettings, activation_function
+from pipeline.activation_functions.registry import ActivationFunction, GateSettings, activation_function
 from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.folded import EPS_NORM, FoldScales, fold_scales
 from pipeline.dictionaries.initial import DEFAULT_LOG_THRESHOLD, BaseInitialization
@@ -44,6 +45,23 @@ class Codes(NamedTuple):
     z: Tensor
     f: Tensor
     norms: Tensor
+
+
+class Gate(NamedTuple):
+    """What a training step uses in place of the configured gate; None: as configured.
+
+    Attributes:
+        top_k: k of the topk family.
+        window: width of JumpReLU's straight-through window.
+        activation: another activation function.
+    """
+
+    top_k: int | None = None
+    window: float | None = None
+    activation: ActivationFunction | None = None
+
+
+CONFIGURED = Gate()
 
 
 class Dictionary(nn.Module, abc.ABC):
@@ -106,13 +124,37 @@ class Dictionary(nn.Module, abc.ABC):
         x_hat = self.decode_linear(f)
         return x_hat if bias is None else x_hat + bias
 
-    def _features(self, h: Tensor, z: Tensor, divisor: Tensor | None, settings: GateSettings) -> Tensor:
+    def _features(
+        self, activation: ActivationFunction, h: Tensor, z: Tensor, divisor: Tensor | None, settings: GateSettings
+    ) -> Tensor:
         """f from h and z; a kind whose layers compete apart from one another says so here."""
-        return self.activation.features(h, z, divisor, settings)
+        return activation.features(h, z, divisor, settings)
 
     def reconstruct(self, f: Tensor, x: Tensor) -> Tensor:
         """decode(f) plus what does not pass through features. f: [..., F], x: the input it was encoded from."""
         return self.decode(f)
+
+    def nested_reconstructions(self, f: Tensor, x: Tensor, widths: Sequence[int]) -> list[Tensor]:
+        """The reconstruction from the first w features only, for each w (Matryoshka). f: [..., F]; each [..., d_out]."""
+        index = torch.arange(f.shape[-1], device=f.device)
+        return [self.reconstruct(torch.where(index < width, f, 0.0), x) for width in widths]
+
+    def encoder_bias(self) -> nn.Parameter:
+        """The bias of the pre-activations, of `feature_shape`."""
+        return self.get_parameter("b_E")
+
+    @torch.no_grad()
+    def scale_encoder_(self, factor: Tensor) -> None:
+        """Multiply each feature's encoder weights, without the bias, by `factor` of `feature_shape`."""
+        self.get_parameter("W_E").mul_(factor.unsqueeze(-2))
+
+    def decoder_rows(self) -> nn.Parameter:
+        """W_D [F, d_out], whose rows `decoder_constraint: unit_norm` keeps at unit length.
+
+        Raises:
+            ParamsError: a feature of this kind has more than one row.
+        """
+        raise ParamsError(f"trainer.decoder_constraint: unit_norm is not for dictionary.kind '{self.config.kind}'; write none")
 
     # Shared ----------------------------------------------------------------------------------------------------------
 
@@ -131,11 +173,12 @@ class Dictionary(nn.Module, abc.ABC):
         """Whether a token's features depend on the rest of its batch (BatchTopK): not an inference form."""
         return self.activation.batch_dependent
 
-    def gate_settings(self, mask: Tensor | None = None, top_k: int | None = None) -> GateSettings:
-        """What the activation function needs beside z; `top_k` overrides the configured one (k schedule)."""
-        k = self.config.top_k if top_k is None else int(top_k)
+    def gate_settings(self, mask: Tensor | None = None, gate: Gate = CONFIGURED) -> GateSettings:
+        """What the activation function needs beside z."""
+        k = self.config.top_k if gate.top_k is None else gate.top_k
+        window = self.config.jumprelu_threshold_window if gate.window is None else gate.window
         log_threshold = self.log_jumprelu_threshold if self.activation.has_threshold else None
-        return GateSettings(k, mask, log_threshold, self.config.jumprelu_threshold_window)
+        return GateSettings(k, mask, log_threshold, window)
 
     def gating_scale(self, norms: Tensor) -> Tensor | None:
         """The s of z = h * s, at least 1e-12: n, gate_scale, or None for 1."""
@@ -143,13 +186,13 @@ class Dictionary(nn.Module, abc.ABC):
             return norms
         return self.gate_scale
 
-    def codes(self, x: Tensor, mask: Tensor | None = None, top_k: int | None = None) -> Codes:
+    def codes(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED) -> Codes:
         """Encode a batch and keep every stage of it.
 
         Args:
             x: [..., d_in], normalised (raw if folded).
             mask: bool [...], True for a kept token; masked tokens never compete and their f is 0. None: all kept.
-            top_k: the k in use now (k schedule); None: the configured one.
+            gate: what is used in place of the configured gate (schedules of the training).
 
         Returns: h, z, f [..., F] and the decoder norms.
         """
@@ -158,22 +201,23 @@ class Dictionary(nn.Module, abc.ABC):
         scale = self.gating_scale(norms)
         z = h if scale is None else h * scale
         divisor = None if scale is None else scale.clamp_min(EPS_NORM)
-        return Codes(h, z, self._features(h, z, divisor, self.gate_settings(mask, top_k)), norms)
+        f = self._features(gate.activation or self.activation, h, z, divisor, self.gate_settings(mask, gate))
+        return Codes(h, z, f, norms)
 
-    def encode(self, x: Tensor, mask: Tensor | None = None, top_k: int | None = None) -> Tensor:
+    def encode(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED) -> Tensor:
         """Feature activations f [..., F] of x [..., d_in]; arguments as in `codes`."""
-        return self.codes(x, mask, top_k).f
+        return self.codes(x, mask, gate).f
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Reconstruction [..., d_out] of x [..., d_in]."""
         return self.reconstruct(self.encode(x, mask), x)
 
-    def run(self, x: Tensor, mask: Tensor | None = None, top_k: int | None = None) -> tuple[Codes, Tensor]:
+    def run(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED) -> tuple[Codes, Tensor]:
         """Encode and reconstruct in one call, which a kind may make faster: what a training step calls.
 
         Returns: the codes and the reconstruction [..., d_out]: codes() followed by reconstruct(), up to rounding.
         """
-        codes = self.codes(x, mask, top_k)
+        codes = self.codes(x, mask, gate)
         return codes, self.reconstruct(codes.f, x)
 
     def thresholds(self) -> Tensor | None:
@@ -267,6 +311,35 @@ class Dictionary(nn.Module, abc.ABC):
             theta = theta / weights.pop("gate_scale").double()
         weights["log_jumprelu_threshold"] = theta.log().to(codes.z.dtype)
         return self.rebuilt(weights, act_fn="jumprelu"), calibration
+
+    @torch.no_grad()
+    def with_l0(self, batches: Iterable[Any], target_l0: float) -> tuple[Self, Calibration]:
+        """The same dictionary with all thresholds times one factor, the one that gives `target_l0` on these batches.
+
+        Args:
+            batches: as for `to_jumprelu`.
+            target_l0: wanted mean number of active features a token (and layer).
+
+        Returns: the dictionary, and the calibration, whose `threshold` is the factor.
+
+        Raises:
+            ParamsError: the dictionary has no thresholds.
+            NumericsError: no feature is active.
+        """
+        if not self.activation.has_threshold:
+            raise ParamsError(f"trainer.target_l0: act_fn '{self.config.act_fn}' has no thresholds to set it with")
+        target = target_l0 * (torch.Size(self.feature_shape).numel() // self.feature_shape[-1])
+        calibrator = ThresholdCalibrator(target)
+        for batch in batches:
+            x, mask = batch if isinstance(batch, tuple) else (batch, None)
+            codes = self.codes(x, mask)
+            lead = codes.z.ndim - len(self.feature_shape)
+            ratios = codes.z / self.log_jumprelu_threshold.exp()
+            calibrator.add(ratios.flatten(lead), (codes.f != 0).flatten(lead), mask)
+        calibration = calibrator.result(target)
+        weights = dict(self.state_dict())
+        weights["log_jumprelu_threshold"] = weights["log_jumprelu_threshold"] + math.log(calibration.threshold)
+        return self.rebuilt(weights), calibration
 
     @torch.no_grad()
     def fold(self, norms: Any, *, feature_units: str = "raw") -> Self:

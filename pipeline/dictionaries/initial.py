@@ -21,6 +21,7 @@ class BaseInitialization:
         init_encoder_with_decoder_transpose: W_E = factor * W_D^T; needs d_in == d_out, where they differ W_E is drawn.
         init_encoder_with_decoder_transpose_factor: that factor.
         init_log_jumprelu_threshold_value: first value of t = log theta; null: log 0.1.
+        unit_rows: the drawn decoder rows get unit length before the encoder is made of them (trainer.decoder_constraint).
     """
 
     decoder_uniform_bound: float = 1.0
@@ -28,6 +29,7 @@ class BaseInitialization:
     init_encoder_with_decoder_transpose: bool = True
     init_encoder_with_decoder_transpose_factor: float = 1.0
     init_log_jumprelu_threshold_value: float | None = None
+    unit_rows: bool = False
 
     def __post_init__(self) -> None:
         faults = []

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.dictionaries.base import Codes, Dictionary, without_full_mask
+from pipeline.dictionaries.base import CONFIGURED, Codes, Dictionary, Gate, without_full_mask
 from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.folded import FoldScales, divisible, fold_gate_norms_, fold_gate_units_, raw_units
 from pipeline.dictionaries.initial import BaseInitialization
@@ -107,9 +107,9 @@ class SparseAutoencoder(Dictionary):
         return shapes
 
     def _draw(self, seed: int, initialization: BaseInitialization) -> None:
-        """W_D ~ U(+-decoder_uniform_bound); W_E = factor W_D^T (or U(+-encoder_uniform_bound)); W_G ~ U(+-sqrt(6/D)).
+        """W_D ~ U(+-decoder_uniform_bound), at unit length if asked; W_E = factor W_D^T (or U(+-encoder_uniform_bound)).
 
-        Biases and W_skip are zero. W_G's bound is Kaiming's, as in Language-Model-SAEs.
+        W_G ~ U(+-sqrt(6/D)), Kaiming's bound as in Language-Model-SAEs; biases and W_skip are zero.
         """
 
         def uniform_(name: str, bound: float) -> None:
@@ -121,6 +121,8 @@ class SparseAutoencoder(Dictionary):
             if all(parameter is not threshold for threshold in self.threshold_parameters()):
                 parameter.zero_()
         uniform_("W_D", initialization.decoder_uniform_bound)
+        if initialization.unit_rows:
+            self.W_D.div_(divisible(torch.linalg.vector_norm(self.W_D, dim=-1))[:, None])
         if initialization.init_encoder_with_decoder_transpose and self.config.d_in == self.config.width_out:
             self.W_E.copy_(self.W_D.T * initialization.init_encoder_with_decoder_transpose_factor)
         else:
@@ -153,18 +155,34 @@ class SparseAutoencoder(Dictionary):
     def reconstruct(self, f: Tensor, x: Tensor) -> Tensor:
         return self._with_skip(self.decode(f), x)
 
-    def run(self, x: Tensor, mask: Tensor | None = None, top_k: int | None = None) -> tuple[Codes, Tensor]:
-        settings = self.gate_settings(without_full_mask(mask), top_k)
+    def nested_reconstructions(self, f: Tensor, x: Tensor, widths: Sequence[int]) -> list[Tensor]:
+        """As in the base class, each feature decoded once: every prefix adds its own features to the one before."""
+        found: list[Tensor] = []
+        start, x_hat = 0, self._with_skip(torch.zeros((), dtype=f.dtype, device=f.device), x)
+        if self.config.use_decoder_bias:
+            x_hat = x_hat + self.b_D
+        for width in widths:
+            x_hat = x_hat + f[..., start:width] @ self.W_D[start:width]
+            start = width
+            found.append(x_hat)
+        return found
+
+    def decoder_rows(self) -> nn.Parameter:
+        return self.W_D
+
+    def run(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED) -> tuple[Codes, Tensor]:
+        activation = gate.activation or self.activation
+        settings = self.gate_settings(without_full_mask(mask), gate)
         pays = entries_pay(x.device.type, self.W_D.dtype, settings.k, self.config.d_sae)
-        if not (self.activation.budgeted and pays):
-            return super().run(x, mask, top_k)
+        if not (activation.budgeted and pays):
+            return super().run(x, mask, gate)
         x_ND = x.reshape(-1, x.shape[-1])
         branches = self._branches(x_ND)
         h, norms = self._combine(*(out for _, _, _, out in branches)), self.decoder_norms()
         scale = self.gating_scale(norms)
         z = h if scale is None else h * scale
         tokens = x.shape[:-1]
-        chosen = self.activation.selection(z.detach().reshape(*tokens, -1), settings)
+        chosen = activation.selection(z.detach().reshape(*tokens, -1), settings)
         assert chosen is not None  # budgeted
         values = self._combine(*(selected_linear(*branch, chosen.flat, chosen.offsets) for branch in branches))
         values = torch.where(chosen.open, values, 0.0)

@@ -2,7 +2,10 @@
 
 base draw (the dictionary's own: uniform W_D, W_E its transpose or uniform, zero biases, thresholds)
 -> decoder bias -> decoder rows (activations | active subspace | MLP responses), with the encoder that goes with them
--> encoder bias -> least-squares scale (activations, MLP) -> norm by grid search
+-> encoder bias -> thresholds for a target L0 -> least-squares scale (activations, MLP) -> norm by grid search
+
+With unit rows (trainer.decoder_constraint) every decoder row has unit length throughout, and what would be its length is
+the encoder's.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.folded import divisible
 from pipeline.dictionaries.initial import BaseInitialization
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import ParamsError
@@ -23,21 +27,24 @@ from pipeline.initialization import activation_rows, active_subspace, encoder_bi
 from pipeline.initialization.decoder_bias import bias_of, set_decoder_bias_
 from pipeline.initialization.sample import Sample
 from pipeline.initialization.scale import scale_by_least_squares_
+from pipeline.initialization.thresholds import set_thresholds_
 from pipeline.initialization.weights import transpose_encoder_, weights_of
 
 DECODER_OPTIONS = (activation_rows.OPTION, active_subspace.OPTION, mlp_responses.OPTION)
 
 
-def build_base(config: Mapping[str, Any], params: Any, seed: int) -> Dictionary:
+def build_base(config: Mapping[str, Any], params: Any, seed: int, *, unit_rows: bool = False) -> Dictionary:
     """A dictionary with its base draw.
 
     Args:
         config: as for `build_dictionary`.
         params: initializer's parameters.
         seed: of the draw.
+        unit_rows: decoder rows of unit length.
     """
-    fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(BaseInitialization)}
-    return build_dictionary({**config, **fields}, seed=seed)
+    names = {field.name for field in dataclasses.fields(BaseInitialization)} - {"unit_rows"}
+    fields = {name: getattr(params, name) for name in names}
+    return build_dictionary({**config, **fields, "unit_rows": unit_rows}, seed=seed)
 
 
 def check(dictionary: Dictionary, params: Any, *, has_model: bool) -> None:
@@ -87,6 +94,8 @@ def initialize_(
     batch_rows: int,
     seed: int,
     mlp: Callable[[Tensor], Tensor] | None = None,
+    unit_rows: bool = False,
+    target_l0: float | None = None,
 ) -> dict[str, float]:
     """Apply the chosen strategies to a dictionary with its base draw, in place.
 
@@ -97,9 +106,11 @@ def initialize_(
         batch_rows: tokens of a training batch, on which scale and grid search are judged.
         seed: of every draw.
         mlp: raw input -> raw output of the layer's MLP, for initialize_tc_with_mlp.
+        unit_rows: decoder rows keep unit length.
+        target_l0: L0 that JumpReLU's thresholds are set for; None: they stay as drawn.
 
-    Returns: what was found on the way: {"least_squares_factor", "d_active_subspace", "grid_search_norm", "grid_search_l_rec"},
-        those that apply.
+    Returns: what was found on the way: {"least_squares_factor", "d_active_subspace", "grid_search_norm", "grid_search_l_rec",
+        "threshold"}, those that apply.
 
     Raises:
         ParamsError: an option makes no sense for this dictionary.
@@ -109,13 +120,36 @@ def initialize_(
     batch = dataclasses.replace(sample, x=sample.x[:batch_rows], y=sample.y[:batch_rows])
     set_decoder_bias_(dictionary, sample, params.bias_init_method)
     scaled_by, tied, found = _set_decoder_rows_(dictionary, sample, params, seed, mlp)
+    if unit_rows:
+        _give_lengths_to_encoder_(dictionary)
     _set_encoder_bias_(dictionary, sample, params)
+    if target_l0 is not None:
+        set_thresholds_(dictionary, batch, target_l0)
     if scaled_by is not None:
-        found["least_squares_factor"] = scale_by_least_squares_(dictionary, batch, scaled_by, tied=tied)
+        found["least_squares_factor"] = scale_by_least_squares_(
+            dictionary, batch, scaled_by, tied=tied, unit_rows=unit_rows, target_l0=target_l0
+        )
+
+    def redo_encoder() -> None:
+        _redo_encoder_(dictionary, sample, params)
+        if target_l0 is not None:
+            set_thresholds_(dictionary, batch, target_l0)
+
     if params.grid_search_init_norm:
-        norm, loss = grid_search.search_norm_(dictionary, batch, lambda: _redo_encoder_(dictionary, sample, params))
+        norm, loss = grid_search.search_norm_(dictionary, batch, redo_encoder)
         found |= {"grid_search_norm": norm, "grid_search_l_rec": loss}
+    if target_l0 is not None:
+        found["threshold"] = float(dictionary.log_jumprelu_threshold.max().exp())
     return found
+
+
+def _give_lengths_to_encoder_(dictionary: Dictionary) -> None:
+    """Unit decoder rows (the MLP's responses have lengths of their own); f grows by what the row loses."""
+    rows = dictionary.decoder_rows()
+    lengths = divisible(torch.linalg.vector_norm(rows, dim=-1))
+    rows.div_(lengths[:, None])
+    dictionary.scale_encoder_(lengths)
+    dictionary.encoder_bias().mul_(lengths)
 
 
 def _set_decoder_rows_(

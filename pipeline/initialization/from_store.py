@@ -43,7 +43,8 @@ def initialize_dictionary(params: Params, places: Places) -> dict[str, float]:
         DataError: the store, the norms or the model are missing or do not fit.
     """
     store = open_for(params, places.activations)
-    dictionary = build_base(dictionary_config(params, store), params.initializer, params.seed)
+    unit_rows = params.trainer.decoder_constraint == "unit_norm"
+    dictionary = build_base(dictionary_config(params, store), params.initializer, params.seed, unit_rows=unit_rows)
     check(dictionary, params.initializer, has_model=True)
     normalizer = Normalizer(dictionary, load_norms(places.norms))
     sample = read_sample(store, dictionary, normalizer, params)
@@ -54,6 +55,8 @@ def initialize_dictionary(params: Params, places: Places) -> dict[str, float]:
         batch_rows=params.activations.tokens_per_batch,
         seed=params.seed,
         mlp=_load_mlp(params, dictionary) if params.initializer.initialize_tc_with_mlp else None,
+        unit_rows=unit_rows,
+        target_l0=params.trainer.steered_l0,
     )
     norms = {hook: {"mean_norm": n.mean_norm, "mean_square": n.mean_square, "d": n.d} for hook, n in normalizer.norms.items()}
     initialization = {**params.initializer.to_dict(), "seed": params.seed, "found": found}

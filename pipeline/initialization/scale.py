@@ -14,17 +14,27 @@ from torch import Tensor
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import NumericsError
 from pipeline.initialization.sample import Sample
+from pipeline.initialization.thresholds import set_thresholds_
 from pipeline.initialization.weights import weights_of
 
 THRESHOLD_ROUNDS = 8
 
 
 @torch.no_grad()
-def scale_by_least_squares_(dictionary: Dictionary, batch: Sample, option: str, *, tied: bool) -> float:
+def scale_by_least_squares_(
+    dictionary: Dictionary,
+    batch: Sample,
+    option: str,
+    *,
+    tied: bool,
+    unit_rows: bool = False,
+    target_l0: float | None = None,
+) -> float:
     """Scale the rows by the a that minimises sum ||y - b_D - a r||^2, r the features' part of the reconstruction.
 
     a = sum <y - b_D, r> / sum ||r||^2. With a tied encoder both sides take sqrt(a) (biases b_E too), since activations grow
-    with the encoder. A gate with fixed thresholds opens differently at another scale: there it is repeated. Where no
+    with the encoder. With unit rows the encoder takes all of it. A gate with fixed thresholds opens differently at another
+    scale: there it is repeated; thresholds that are set for a target L0 follow the scale instead. Where no
     positive factor reduces the error (an encoder drawn on its own), r gets the length of what it should be instead.
 
     Args:
@@ -32,6 +42,8 @@ def scale_by_least_squares_(dictionary: Dictionary, batch: Sample, option: str, 
         batch: of the training batch size, for gates that depend on it.
         option: the initializer option that asks, for errors.
         tied: whether the encoder follows the decoder.
+        unit_rows: decoder rows keep their length.
+        target_l0: L0 that thresholds are set for; None: they stay as they are.
 
     Returns: the product of the factors.
 
@@ -40,16 +52,20 @@ def scale_by_least_squares_(dictionary: Dictionary, batch: Sample, option: str, 
     """
     weights = weights_of(dictionary, option)
     product = 1.0
-    for _ in range(THRESHOLD_ROUNDS if dictionary.activation.has_threshold else 1):
+    fixed = dictionary.activation.has_threshold and target_l0 is None
+    for _ in range(THRESHOLD_ROUNDS if fixed else 1):
+        if target_l0 is not None:
+            set_thresholds_(dictionary, batch, target_l0)
         factor = _factor(dictionary, batch, weights.b_D, option)
         product *= factor
-        root = factor**0.5
-        weights.W_D.mul_(root if tied else factor)
-        if tied:
-            weights.W_E.mul_(root)
-            weights.b_E.mul_(root)
+        encoder = factor if unit_rows else factor**0.5 if tied else 1.0
+        weights.W_D.mul_(factor / encoder)
+        weights.W_E.mul_(encoder)
+        weights.b_E.mul_(encoder)
         if abs(factor - 1) < 1e-3:
             break
+    if target_l0 is not None:
+        set_thresholds_(dictionary, batch, target_l0)
     return product
 
 

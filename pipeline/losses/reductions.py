@@ -39,3 +39,20 @@ def mean_over_tokens(per_token: Tensor, mask: Tensor | None) -> Tensor:
         return per_token.mean()
     weights = aligned(mask, per_token).expand_as(per_token)
     return torch.where(weights, per_token, 0.0).sum() / weights.sum().clamp_min(1)
+
+
+def mean_per_entry(values: Tensor, mask: Tensor | None, entry_dims: int) -> Tensor:
+    """Mean over kept tokens of each entry by itself (of a feature, of a layer).
+
+    Args:
+        values: [..., *entry], float32 or float64; the last `entry_dims` dimensions are no tokens.
+        mask: bool [...], True for a kept token; None: all. No kept token: 0.
+        entry_dims: 0 for one value per token.
+
+    Returns: [*entry].
+    """
+    by_token = values.reshape(-1, *values.shape[values.ndim - entry_dims :])
+    if mask is None:
+        return by_token.mean(0)
+    kept = mask.reshape(-1)
+    return torch.where(aligned(kept, by_token), by_token, 0.0).sum(0) / kept.sum().clamp_min(1)

@@ -1,7 +1,15 @@
 """Sparsity losses by name: what `trainer.sparsity_loss_type` may be.
 
-A sparsity loss is one file of this package with a pure function of :class:`SparsityInputs` and one `@register`, which
+A sparsity loss is one file of losses/sparsity with a pure function of :class:`SparsityInputs` and one `@register`, which
 says the trainer fields that the function takes by keyword. It returns the unweighted term; the trainer multiplies it.
+
+Most are means over tokens, so that a step in micro-batches only averages them. One that is not (a square of a mean) names
+its linear part, the statistic u: the step first averages u over all of its tokens, and every micro-batch then uses
+
+    U + (u - stop_gradient(u))        U: the whole step's u, u: the micro-batch's own
+
+in place of u. That has the value U and the gradient of u, so the weighted sum over the micro-batches has the value and the
+gradient of the whole batch, whatever the loss does with u.
 """
 
 from __future__ import annotations
@@ -23,6 +31,8 @@ class SparsityInputs(NamedTuple):
         norms: decoder norms n [F] (or [L, F]), differentiable.
         thresholds: theta of the same shape, differentiable; None without thresholds.
         mask: bool [...] over tokens, None: all kept.
+        step_statistic: of a micro-batch: the loss's statistic over the whole step's kept tokens, without gradient; None
+            where the batch is the whole step.
     """
 
     f: Tensor
@@ -30,6 +40,11 @@ class SparsityInputs(NamedTuple):
     norms: Tensor
     thresholds: Tensor | None = None
     mask: Tensor | None = None
+    step_statistic: Tensor | None = None
+
+    def over_step(self, own: Tensor) -> Tensor:
+        """The statistic to go on with: `own`, of this batch, or the whole step's with the gradient of `own`."""
+        return own if self.step_statistic is None else self.step_statistic + (own - own.detach())
 
 
 class SparsityLoss(NamedTuple):
@@ -38,24 +53,40 @@ class SparsityLoss(NamedTuple):
     Attributes:
         function: (inputs, **fields) -> scalar, unweighted.
         fields: trainer fields that it takes by keyword.
+        statistic: (inputs, **fields) -> the means over tokens that the loss is not linear in, or None if these fields make
+            it linear; None for a loss that always is.
     """
 
     function: Callable[..., Tensor]
     fields: tuple[str, ...]
+    statistic: Callable[..., Tensor | None] | None = None
 
     def __call__(self, inputs: SparsityInputs, settings: Any) -> Tensor:
         """The term; the fields are read off `settings`, the trainer's parameters."""
-        return self.function(inputs, **{name: getattr(settings, name) for name in self.fields})
+        return self.function(inputs, **self._chosen(settings))
+
+    def step_statistic(self, inputs: SparsityInputs, settings: Any) -> Tensor | None:
+        """The statistic of a micro-batch, without gradient; None where the loss is linear in means over tokens.
+
+        The whole step's value is the mean of its micro-batches' values, each weighted by its kept tokens.
+        """
+        found = None if self.statistic is None else self.statistic(inputs, **self._chosen(settings))
+        return None if found is None else found.detach()
+
+    def _chosen(self, settings: Any) -> dict[str, Any]:
+        return {name: getattr(settings, name) for name in self.fields}
 
 
-_REGISTRY: Registry[SparsityLoss] = Registry("sparsity loss", __package__, helpers=("auxk", "reconstruction", "reductions"))
+_REGISTRY: Registry[SparsityLoss] = Registry("sparsity loss", f"{__package__}.sparsity")
 
 
-def register(name: str, *fields: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Decorator: file a sparsity loss under `name`; it takes the trainer fields `fields` by keyword."""
+def register(
+    name: str, *fields: str, statistic: Callable[..., Tensor | None] | None = None
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Decorator: file a sparsity loss under `name`; it and its statistic take the trainer fields `fields` by keyword."""
 
     def add(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        _REGISTRY.register(name)(SparsityLoss(function, fields))
+        _REGISTRY.register(name)(SparsityLoss(function, fields, statistic))
         return function
 
     return add

@@ -1,10 +1,13 @@
-"""The checks between sections. Those within one section stand beside its fields."""
+"""The checks between sections. Those within one section stand beside its fields, those of losses and of L0 in
+cross_section_losses.py."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
+from pipeline.params.cross_section_losses import RULES as RULES_OF_LOSSES
+from pipeline.params.cross_section_losses import steers_thresholds
 from pipeline.params.fields import resolve_steps
 from pipeline.params.section import Rule, rule
 from pipeline.params.sections.trainer import DIVIDES_BY_REST
@@ -25,14 +28,6 @@ def store_has_the_dictionarys_hook_points(params: Params) -> str | None:
     if not absent:
         return None
     return f"the dictionary needs {', '.join(absent)} too; add it, or write null to take the dictionary's hook points"
-
-
-@rule("initializer.init_log_jumprelu_threshold_value")
-def jumprelu_has_a_first_threshold(params: Params) -> str | None:
-    """JumpReLU has no default threshold."""
-    if params.dictionary.act_fn == "jumprelu" and params.initializer.init_log_jumprelu_threshold_value is None:
-        return "is required by dictionary.act_fn jumprelu; usual: -2.302585 (log 0.1)"
-    return None
 
 
 @rule("initializer.initialize_tc_with_mlp")
@@ -93,14 +88,6 @@ def k_starts_above_its_end(params: Params) -> str | None:
     return None
 
 
-@rule("trainer.auxk_coefficient")
-def auxk_needs_the_topk_family(params: Params) -> str | None:
-    """AuxK revives the dead features of TopK gates; relu and jumprelu are refused (SPEC section 5)."""
-    if params.trainer.auxk_coefficient is not None and not params.dictionary.is_topk_family:
-        return f"the AuxK loss is for topk and batchtopk; dictionary.act_fn is {params.dictionary.act_fn}; write null"
-    return None
-
-
 @rule("trainer.total_training_tokens")
 def at_least_one_step(params: Params) -> str | None:
     """T = total_training_tokens // tokens of a batch is at least 1."""
@@ -157,7 +144,7 @@ def calibration_leaves_training_rows(params: Params) -> str | None:
     fold, activations = params.fold, params.activations
     if activations.tokens_per_batch > activations.total_tokens:
         return None  # the fault is the batch size
-    needed = params.dictionary.act_fn == "batchtopk" or fold.convert_topk_to_jumprelu
+    needed = params.dictionary.act_fn == "batchtopk" or fold.convert_topk_to_jumprelu or steers_thresholds(params)
     if needed and fold.calibration_tokens < activations.tokens_per_batch:
         return (
             f"the threshold of the inference form is measured on whole batches: {fold.calibration_tokens} is less "
@@ -187,4 +174,7 @@ def layer_of(hook_point: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-RULES: tuple[Rule, ...] = tuple(check for check in list(globals().values()) if hasattr(check, "rule_key"))
+RULES: tuple[Rule, ...] = (
+    *(check for check in list(globals().values()) if hasattr(check, "rule_key")),
+    *RULES_OF_LOSSES,
+)

@@ -34,6 +34,7 @@ class Limits:
     choices: tuple[Any, ...] | None = None
     words: tuple[str, ...] = ()  # strings that a number field accepts, as 'auto'
     steps: bool = False  # an int counts steps, a float is a fraction of the run
+    share: tuple[str, str] | None = None  # (things, whole): an int counts things, a float is a share of it
     form: tuple[str, str] | None = None  # regular expression of the whole string, and what it means
     also_called: tuple[str, ...] = ()  # names that people try instead, for the hint
 
@@ -60,6 +61,16 @@ def resolve_steps(value: float, total: int) -> int:
     Source: SPEC section 6.
     """
     return math.floor(value * total + 1e-9) if isinstance(value, float) else value
+
+
+def resolve_share(value: float, whole: int) -> int:
+    """A number of things: an int is itself, a float x is the share floor(x * whole + 1e-9), at least 1.
+
+    Args:
+        value: a number (int) or a share in (0, 1] (float).
+        whole: what a share is a share of, >= 1: tokens of the run, features of the dictionary.
+    """
+    return max(1, math.floor(value * whole + 1e-9)) if isinstance(value, float) else value
 
 
 def convert(value: Any, annotation: Any, limits: Limits = _NONE) -> Any:
@@ -100,7 +111,7 @@ def _convert_list(value: Any, annotation: Any, nullable: bool, limits: Limits) -
     if items[-1] is Ellipsis:
         items = (items[0],) * len(value)
     if len(items) != len(value):
-        raise Refused(f"expected {_list_wanted(typing.get_args(annotation))}, got {len(value)} items")
+        raise Refused(f"expected {_list_wanted(typing.get_args(annotation), limits)}, got {len(value)} items")
     converted = []
     for position, (item, item_type) in enumerate(zip(value, items, strict=True)):
         try:
@@ -142,6 +153,8 @@ def _check_limits(value: Any, limits: Limits, nullable: bool) -> None:
         raise Refused(f"a fraction of the run must be between 0.0 and 1.0, got {value}{hint}")
     if limits.steps and value < 0:
         raise Refused(f"a number of steps must be at least 0, got {value}")
+    if limits.share is not None:
+        _check_share(value, *limits.share)
     bounds = (
         (limits.at_least, "at least", lambda bound: value >= bound),
         (limits.more_than, "greater than", lambda bound: value > bound),
@@ -151,6 +164,14 @@ def _check_limits(value: Any, limits: Limits, nullable: bool) -> None:
     wanted = [(text, bound, holds(bound)) for bound, text, holds in bounds if bound is not None]
     if not all(holds for _, _, holds in wanted):
         raise Refused(f"must be {' and '.join(f'{text} {bound}' for text, bound, _ in wanted)}, got {value}")
+
+
+def _check_share(value: float, things: str, whole: str) -> None:
+    if isinstance(value, float) and not 0.0 < value <= 1.0:
+        hint = f"; write {int(value)} for a number of {things}" if value.is_integer() and value > 0 else ""
+        raise Refused(f"a share of {whole} must be greater than 0.0 and at most 1.0, got {value}{hint}")
+    if isinstance(value, int) and value < 1:
+        raise Refused(f"a number of {things} must be at least 1, got {value}")
 
 
 def _not_a_choice(value: Any, choices: Sequence[Any], nullable: bool) -> str:
@@ -184,15 +205,20 @@ def _wanted(members: tuple[Any, ...], nullable: bool, limits: Limits) -> str:
     if limits.steps:
         words = "steps (an integer) or a fraction of the run (a number between 0.0 and 1.0)"
     elif typing.get_origin(members[0]) is tuple:
-        words = _list_wanted(typing.get_args(members[0]))
+        words = _list_wanted(typing.get_args(members[0]), limits)
+    elif limits.share is not None:
+        words = f"{limits.share[0]} (an integer) or a share of {limits.share[1]} (a number above 0.0, at most 1.0)"
     else:
         plain = [m for m in members if not (limits.words and m is str)]
         words = " or ".join([names.get(m, "a mapping") for m in plain] + [f"'{word}'" for word in limits.words])
     return f"{words} or null" if nullable else words
 
 
-def _list_wanted(items: tuple[Any, ...]) -> str:
-    plural = {int: "integers", float: "numbers", str: "strings"}[items[0]]
+def _list_wanted(items: tuple[Any, ...], limits: Limits) -> str:
+    members, _ = _members(items[0])
+    plural = " or ".join({int: "integers", float: "numbers", str: "strings"}[member] for member in members)
+    if limits.share is not None:
+        plural = f"{limits.share[0]} (integers) or shares of {limits.share[1]} (numbers above 0.0, at most 1.0)"
     return f"a list of {plural}" if items[-1] is Ellipsis else f"a list of {len(items)} {plural}"
 
 

@@ -61,11 +61,6 @@ def check_fit(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
             raise CheckpointError(f"tensor '{name}' has the shape {got}, wanted {wanted}")
 
 
-def fingerprint(about: Mapping[str, Any]) -> str:
-    """32 hex digits of the sha256 of `about` as sorted JSON."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
-
-
 class Checkpoints:
     """The resume points of one run.
 

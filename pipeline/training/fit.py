@@ -81,8 +81,8 @@ def fit(
         device: None: cuda if there is one, else cpu.
         progress: show a progress line on standard error.
 
-    Returns: on the device of the training. For BatchTopK the last rows (up to 16,384 tokens, at least a batch, at most a
-        tenth of them where that is more) are not trained on but set the inference threshold.
+    Returns: on the device of the training. For BatchTopK, and JumpReLU with a target L0, the last rows (up to 16,384 tokens,
+        at least a batch, at most a tenth of them where that is more) are not trained on but set the inference threshold.
 
     Raises:
         ParamsError: unknown, mistyped or contradictory fields, all at once; shapes that do not fit them.
@@ -92,10 +92,12 @@ def fit(
     _check_shapes(activations, labels)
     config = _config(dictionary, activations, labels, targets is not None)
     params = _params(config, dict(trainer), dict(initializer or {}), activations, batch_size, seed)
-    made = build_base(config, params.initializer, seed).to(training_device(device))
+    unit_rows = params.trainer.decoder_constraint == "unit_norm"
+    made = build_base(config, params.initializer, seed, unit_rows=unit_rows).to(training_device(device))
     check(made, params.initializer, has_model=False)
     norms = _norms(made, activations, labels)
-    kept = len(activations) - _held_back(made, activations, batch_size)
+    held = _held_back(made, activations, batch_size) if made.is_batch_dependent or params.trainer.steered_l0 else 0
+    kept = len(activations) - held
     inputs = activations[:kept]
     wanted = inputs if targets is None else labels[:kept]
     _initialize_(made, inputs, wanted, norms, params)
@@ -109,7 +111,7 @@ def fit(
     )
     mode = "keep" if made.config.norm_activation in UNFOLDABLE else "fold"
     held_back = list(_batches(activations[kept:], batch_size))
-    report = fold_dictionary(made, norms, mode=mode, calibration_batches=held_back)
+    report = fold_dictionary(made, norms, mode=mode, calibration_batches=held_back, target_l0=params.trainer.steered_l0)
     made.config = dataclasses.replace(made.config, norms=norms)
     return FitResult(made, report.dictionary, run.history.rows, norms)
 
@@ -121,7 +123,15 @@ def _initialize_(made: Dictionary, inputs: Tensor, labels: Tensor, norms: Mappin
     device = next(made.parameters()).device
     sampled = inputs[rows].to(device)
     sample = make_sample(made, Normalizer(made, norms), sampled, sampled if labels is inputs else labels[rows].to(device))
-    initialize_(made, sample, params.initializer, batch_rows=params.activations.tokens_per_batch, seed=params.seed)
+    initialize_(
+        made,
+        sample,
+        params.initializer,
+        batch_rows=params.activations.tokens_per_batch,
+        seed=params.seed,
+        unit_rows=params.trainer.decoder_constraint == "unit_norm",
+        target_l0=params.trainer.steered_l0,
+    )
 
 
 def _check_shapes(activations: Tensor, labels: Tensor) -> None:
@@ -134,8 +144,10 @@ def _check_shapes(activations: Tensor, labels: Tensor) -> None:
 
 def _config(given: Mapping[str, Any], activations: Tensor, labels: Tensor, transcoder: bool) -> dict[str, Any]:
     """The dictionary's configuration, widths checked against the tensors."""
-    config = recipe.dictionary_fields(given)
-    config.setdefault("kind", "transcoder" if transcoder else "sae")
+    stated = {"kind": "transcoder" if transcoder else "sae", **given}
+    if transcoder and stated["kind"] == "sae":
+        stated.setdefault("hook_point_out", "output")
+    config = recipe.dictionary_fields(stated)
     d_in = config.pop("d_model", None) or config.get("d_in") or activations.shape[-1]
     d_out = config.get("d_out") or labels.shape[-1]
     faults = [
@@ -148,8 +160,6 @@ def _config(given: Mapping[str, Any], activations: Tensor, labels: Tensor, trans
     ]
     if faults:
         raise ParamsError(faults)
-    if transcoder and config["kind"] == "sae":
-        config.setdefault("hook_point_out", "output")
     return {**config, "d_in": d_in, "d_out": d_out}
 
 
@@ -169,6 +179,8 @@ def _params(
     except Refused as refused:
         raise ParamsError(f"dictionary.kind: {refused}") from None
     known = {field.name for field in dataclasses.fields(section)}
+    complete = recipe.trainer_fields(trainer, config)
+    calibrated = config["act_fn"] == "batchtopk" or complete.get("target_l0") is not None
     batches = ActivationsParams(
         context_size=128 if flat else max(activations.shape[1], 2),
         total_tokens=activations[..., 0].numel(),
@@ -179,10 +191,10 @@ def _params(
         seed=seed,
         activations=batches,
         dictionary=section_from_dict(section, {k: v for k, v in shared.items() if k in known}),
-        initializer=section_from_dict(InitializerParams, recipe.initializer_fields(initializer, config["act_fn"])),
-        trainer=section_from_dict(TrainerParams, recipe.trainer_fields(trainer, config["act_fn"])),
-        # At least that many are held back: see _held_back.
-        fold=FoldParams(mode="keep", calibration_tokens=batches.tokens_per_batch if config["act_fn"] == "batchtopk" else 0),
+        initializer=section_from_dict(InitializerParams, recipe.initializer_fields(initializer, config, complete)),
+        trainer=section_from_dict(TrainerParams, complete),
+        # At least that many are held back where an inference threshold is set: see _held_back.
+        fold=FoldParams(mode="keep", calibration_tokens=batches.tokens_per_batch if calibrated else 0),
     )
 
 
@@ -200,9 +212,7 @@ def _norms(dictionary: Dictionary, activations: Tensor, labels: Tensor) -> dict[
 
 
 def _held_back(dictionary: Dictionary, activations: Tensor, batch_size: int) -> int:
-    """Rows kept from training for the inference threshold: whole batches, only where the gate depends on the batch."""
-    if not dictionary.is_batch_dependent:
-        return 0
+    """Rows kept from training for the inference thresholds: whole batches."""
     per_row = activations[0, ..., 0].numel()
     rows = min(-(-recipe.CALIBRATION_TOKENS // per_row), len(activations) // 10)
     rows = max(rows // batch_size, 1) * batch_size

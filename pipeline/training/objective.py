@@ -1,8 +1,9 @@
 """The loss of a batch: the plain sum of weighted terms (SPEC 5).
 
-    total = l_rec + lambda * sparsity + alpha * auxk
+    total = l_rec + lambda * sparsity + lambda_p * lp + alpha * auxk
 
-Terms that are off are absent. Every term is a mean over kept tokens, in float32, outside autocast.
+With matryoshka_widths l_rec is the mean over the nested prefixes (Bussmann et al. 2025). Terms that are off are absent. Every
+term is a mean over kept tokens, in float32, outside autocast.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.dictionaries.base import Codes, Dictionary
+from pipeline.dictionaries.base import CONFIGURED, Codes, Dictionary, Gate
 from pipeline.errors import ParamsError, unknown_name
 from pipeline.losses.auxk import auxk_loss
+from pipeline.losses.pre_act import pre_act_loss
 from pipeline.losses.reconstruction import reconstruction_loss
 from pipeline.losses.registry import SparsityInputs, sparsity_loss
+from pipeline.params.fields import resolve_share
 
 RECONSTRUCTION = "l_rec"
+PRE_ACT = "lp"
 AUXK = "auxk"
+TERMS = {"l0": "l0_loss"}  # where a sparsity loss's name is a metric's
 AMP_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -31,7 +36,7 @@ class LossReport:
 
     Attributes:
         total: scalar, differentiable; the sum of `terms`.
-        terms: {name: weighted term}: l_rec, the sparsity loss by its name, auxk.
+        terms: {name: weighted term}: l_rec, the sparsity loss by its name (l0: l0_loss), lp, auxk.
         unweighted: {name: the same before its coefficient}.
         features: f [..., F].
         codes, reconstruction: all stages of the encoding, and r [..., d_out].
@@ -66,9 +71,10 @@ def compute_loss(
     mask: Tensor | None,
     params: Any,
     *,
-    l1_coefficient: float,
-    top_k: int | None = None,
+    l1_coefficient: float | Tensor,
+    gate: Gate = CONFIGURED,
     dead: Tensor | None = None,
+    step_statistic: Tensor | None = None,
 ) -> LossReport:
     """The loss of a batch of normalised activations.
 
@@ -76,20 +82,28 @@ def compute_loss(
         dictionary: unfolded.
         x, y: input and label, [..., d_in] and [..., d_out].
         mask: bool [...], True for a kept token; None: all.
-        params: trainer's parameters (amp_dtype, sparsity_loss_type and its fields, auxk_coefficient, k_aux).
+        params: trainer's parameters (amp_dtype, sparsity_loss_type and its fields, lp_coefficient, auxk_coefficient, k_aux,
+            matryoshka_widths).
         l1_coefficient: lambda at this step.
-        top_k: k at this step; None: the dictionary's.
+        gate: what the step uses in place of the configured gate.
         dead: bool of `feature_shape`, the dead features; None: AuxK is 0.
+        step_statistic: for a micro-batch, the whole step's value of what the sparsity loss is not linear in.
     """
-    with autocast(x.device, params.amp_dtype):
-        codes, r = dictionary.run(x, mask, top_k)
-    unweighted = {RECONSTRUCTION: reconstruction_loss(r, y, mask)}
+    codes, reconstructions = _forward(dictionary, x, mask, params, gate)
+    r = reconstructions[-1]
+    parts = [reconstruction_loss(part, y, mask) for part in reconstructions]
+    unweighted = {RECONSTRUCTION: torch.stack(parts).mean() if len(parts) > 1 else parts[0]}
     terms = dict(unweighted)
+    inputs = SparsityInputs(codes.f, codes.z, codes.norms, dictionary.thresholds(), mask, step_statistic)
     if params.sparsity_loss_type is not None:
-        inputs = SparsityInputs(codes.f, codes.z, codes.norms, dictionary.thresholds(), mask)
         value = sparsity_loss(params.sparsity_loss_type)(inputs, params)
-        unweighted[params.sparsity_loss_type] = value
-        terms[params.sparsity_loss_type] = value * l1_coefficient
+        name = TERMS.get(params.sparsity_loss_type, params.sparsity_loss_type)
+        unweighted[name] = value
+        terms[name] = value * l1_coefficient
+    if params.lp_coefficient is not None:
+        value = pre_act_loss(inputs, dictionary.config.sparsity_include_decoder_norm)
+        unweighted[PRE_ACT] = value
+        terms[PRE_ACT] = value * params.lp_coefficient
     dropped = torch.zeros((), dtype=torch.int64, device=x.device)
     if params.auxk_coefficient is not None:
         value = torch.zeros_like(unweighted[RECONSTRUCTION])
@@ -102,3 +116,32 @@ def compute_loss(
         terms[AUXK] = value * params.auxk_coefficient
     total = sum(terms.values(), start=torch.zeros((), dtype=terms[RECONSTRUCTION].dtype, device=x.device))
     return LossReport(total, terms, unweighted, codes.f, codes, r, dropped)
+
+
+def _forward(dictionary: Dictionary, x: Tensor, mask: Tensor | None, params: Any, gate: Gate) -> tuple[Codes, list[Tensor]]:
+    """The codes and the reconstructions that are compared with the label, the whole one last."""
+    if params.sparsity_loss_type == "l0":
+        gate = gate._replace(window=params.l0_bandwidth)  # in this mode JumpReLU's own window too (SPEC 5)
+    with autocast(x.device, params.amp_dtype):
+        if params.matryoshka_widths is None:
+            codes, r = dictionary.run(x, mask, gate)
+            return codes, [r]
+        codes = dictionary.codes(x, mask, gate)
+        widths = [resolve_share(width, dictionary.feature_shape[-1]) for width in params.matryoshka_widths]
+        return codes, dictionary.nested_reconstructions(codes.f, x, widths)
+
+
+@torch.no_grad()
+def step_statistic(
+    dictionary: Dictionary, x: Tensor, mask: Tensor | None, params: Any, gate: Gate = CONFIGURED
+) -> Tensor | None:
+    """A micro-batch's share of what the sparsity loss is not linear in; None where there is nothing of the kind.
+
+    Arguments as in :func:`compute_loss`. The whole step's value is the mean of the parts', weighted by kept tokens.
+    """
+    if params.sparsity_loss_type is None or sparsity_loss(params.sparsity_loss_type).statistic is None:
+        return None
+    with autocast(x.device, params.amp_dtype):
+        codes = dictionary.codes(x, mask, gate)
+    inputs = SparsityInputs(codes.f, codes.z, codes.norms, dictionary.thresholds(), mask)
+    return sparsity_loss(params.sparsity_loss_type).step_statistic(inputs, params)

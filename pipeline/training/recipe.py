@@ -9,46 +9,61 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.params.sections.dictionary import TOPK_FAMILY
-
-DICTIONARY: dict[str, Any] = {"act_fn": "topk", "top_k": 24, "expansion_factor": 16.0}
-INITIALIZER: dict[str, Any] = {"initialize_W_D_with_activations": True}
+DICTIONARY: dict[str, Any] = {"act_fn": "topk", "top_k": 24, "expansion_factor": 16.0, "apply_b_dec_to_input": True}
+INITIALIZER: dict[str, Any] = {"initialize_W_D_with_activations": True, "bias_init_method": "mean"}
 TRAINER: dict[str, Any] = {
     "lr": "auto",
-    "betas": (0.9, 0.99),
+    "betas": (0.5, 0.99),
     "lr_warm_up_steps": 0.05,
     "lr_cool_down_steps": 0.3,
     "total_training_tokens": 2_000_000,
-    "auxk_coefficient": 0.03125,
-    "k_aux": 64,
-    "dead_threshold": 40960,
+    "dead_threshold": 0.03,
+    "revive_dead_features": True,
     "log_frequency": 50,
     "n_checkpoints": 0,
 }
 CALIBRATION_TOKENS = 16384
 # Of each pair, a given field makes the recipe's one for the same purpose give way.
+_DECIDES_L0 = ("sparsity_loss_type", "lp_coefficient", "target_l0")
 _DECODER_ROWS = ("initialize_W_D_with_activations", "initialize_W_D_with_active_subspace", "initialize_tc_with_mlp")
 
 
 def dictionary_fields(given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` completed; a stated d_sae takes the place of expansion_factor."""
-    recipe = {key: value for key, value in DICTIONARY.items() if not (key == "expansion_factor" and "d_sae" in given)}
+    """`given`, with its kind, completed; a stated d_sae takes the place of expansion_factor.
+
+    Only an SAE with a decoder bias can subtract that from its input.
+    """
+    recipe = dict(DICTIONARY)
+    if "d_sae" in given:
+        del recipe["expansion_factor"]
+    writes_another = given.get("hook_point_out") not in (None, given.get("hook_point_in", "input"))
+    if given["kind"] != "sae" or writes_another or not given.get("use_decoder_bias", True):
+        del recipe["apply_b_dec_to_input"]
     return {**recipe, **given}
 
 
-def initializer_fields(given: Mapping[str, Any], act_fn: str) -> dict[str, Any]:
-    """`given` completed; another choice of decoder rows takes the place of the recipe's, jumprelu starts at log 0.1."""
+def initializer_fields(given: Mapping[str, Any], dictionary: Mapping[str, Any], trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` completed, for completed `dictionary` and `trainer`; another choice of decoder rows takes the recipe's place.
+
+    JumpReLU starts at log 0.1 where its thresholds are not set by target_l0. An input that b_D is not subtracted from is
+    centred by the encoder's bias. Without decoder bias there is none to start.
+    """
     recipe = dict(INITIALIZER)
     if any(given.get(name) for name in _DECODER_ROWS):
         recipe = {key: value for key, value in recipe.items() if key not in _DECODER_ROWS}
-    if act_fn == "jumprelu":
+    by_target = trainer.get("target_l0") is not None and trainer.get("target_l0_mode", "threshold") == "threshold"
+    if dictionary["act_fn"] == "jumprelu" and not by_target:
         recipe["init_log_jumprelu_threshold_value"] = -2.302585
+    if not dictionary.get("apply_b_dec_to_input"):
+        recipe["init_encoder_bias_with_mean_hidden_pre"] = True
+    if not dictionary.get("use_decoder_bias", True):
+        del recipe["bias_init_method"]
     return {**recipe, **given}
 
 
-def trainer_fields(given: Mapping[str, Any], act_fn: str) -> dict[str, Any]:
-    """`given` completed; AuxK is for the topk family."""
+def trainer_fields(given: Mapping[str, Any], dictionary: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` completed, for a completed `dictionary`: JumpReLU's L0 is steered to top_k where no given loss decides it."""
     recipe = dict(TRAINER)
-    if act_fn not in TOPK_FAMILY:
-        del recipe["auxk_coefficient"]
+    if dictionary["act_fn"] == "jumprelu" and not any(given.get(name) for name in _DECIDES_L0):
+        recipe["target_l0"] = dictionary["top_k"]
     return {**recipe, **given}

@@ -27,13 +27,13 @@ from pipeline.activations.schema import training_rows
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.store import load_dictionary, save_dictionary
 from pipeline.errors import DataError
-from pipeline.files import atomic_directory, read_json, root, write_bytes, write_json
+from pipeline.files import atomic_directory, fingerprint, read_json, root, write_bytes, write_json
 from pipeline.initialization.normalization import Normalizer
 from pipeline.norms import load_norms
 from pipeline.params.schema import Params
 from pipeline.plots.report import describe, write_training_report
 from pipeline.tracking import Tracker, open_tracker
-from pipeline.training.checkpoints import Checkpoints, fingerprint
+from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.device import training_device
 from pipeline.training.fingerprint import describe_run
 from pipeline.training.loop import deterministic, train

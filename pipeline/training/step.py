@@ -1,7 +1,8 @@
 """One training step (SPEC 6): loss, gradient, clipping, update, counters.
 
     for each micro-batch:  total += weight * loss;  backward
-    guard against a non-finite loss; clip; optimiser step with the step's learning rate; count dead features
+    guard against a non-finite loss; clip; optimiser step with the step's learning rate; decoder constraint
+    count dead features; revive them; steer L0
 
 Weights stay in their own precision; autocast covers encoding and decoding only. A mean over a step of several
 micro-batches is the mean over all its kept tokens: each part weighs as many as it keeps. Nothing waits for a GPU but
@@ -17,16 +18,21 @@ import torch
 from torch import Tensor
 
 from pipeline import metric_names as names
-from pipeline.dictionaries.base import Dictionary
+from pipeline.activation_functions.registry import activation_function
+from pipeline.dictionaries.base import Codes, Dictionary, Gate
 from pipeline.initialization.normalization import Normalizer
+from pipeline.params.fields import resolve_share, resolve_steps
 from pipeline.training.checkpoints import check_fit
+from pipeline.training.constraints import normalize_rows_, remove_parallel_gradient_
 from pipeline.training.dead_features import DeadFeatures
 from pipeline.training.finiteness import LossGuard
-from pipeline.training.objective import LossReport, compute_loss
+from pipeline.training.objective import LossReport, compute_loss, step_statistic
 from pipeline.training.observation import Observation
 from pipeline.training.optimizers import GradientScaler, build_optimizer, clip_gradients_, gradient_norm
+from pipeline.training.revival import revive_
 from pipeline.training.schedules import CoefficientSchedule, KSchedule, LearningRateSchedule, resolve_learning_rate
 from pipeline.training.source import TrainingBatch
+from pipeline.training.target_l0 import L0Control
 
 WEIGHTED = "_weighted"  # end of the name of a term that its coefficient has multiplied
 
@@ -36,6 +42,26 @@ class _Part(NamedTuple):
     y: Tensor
     mask: Tensor | None
     weight: float | Tensor
+
+
+class _Tally:
+    """What a step counts of its features, over its micro-batches; on the device."""
+
+    def __init__(self, dead: DeadFeatures) -> None:
+        self._dead = dead
+        self.fired: Tensor | None = None
+        self.n_active: Tensor | int = 0
+        self.codes: Codes | None = None
+        self.mask: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, report: LossReport, mask: Tensor | None, counted: bool) -> None:
+        """Add a micro-batch; `counted`: also how many features are active. The last one's codes are kept."""
+        self.codes, self.mask = report.codes, mask
+        fired = self._dead.fired(report.features)
+        self.fired = fired if self.fired is None else self.fired | fired
+        if counted:
+            self.n_active = self.n_active + (report.features.detach() > 0).sum()
 
 
 class Trainer:
@@ -73,8 +99,13 @@ class Trainer:
             eps=params.eps,
         )
         self._schedules()
+        self._rows = dictionary.decoder_rows() if params.decoder_constraint == "unit_norm" else None
+        if self._rows is not None:
+            normalize_rows_(self._rows)
+        self.l0 = L0Control(dictionary, params, self.device)
         self.scaler = GradientScaler(params.amp_dtype == "float16", self.device)
-        self.dead = DeadFeatures(dictionary.feature_shape, params.dead_threshold, self.device)
+        dead_threshold = resolve_share(params.dead_threshold, params.total_training_tokens)
+        self.dead = DeadFeatures(dictionary.feature_shape, dead_threshold, self.device)
         self.guard = LossGuard(self.device, position)
         self.step_number = 0
         self.tokens = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -101,15 +132,24 @@ class Trainer:
             schedule_type=params.k_schedule_type,
             exponential_factor=params.k_exponential_factor,
         )
+        self.topk_start_steps = resolve_steps(params.topk_start_steps, total)
 
     def scheduled(self, s: int) -> dict[str, float]:
-        """Learning rate, k (topk family) and sparsity coefficient (with a sparsity loss) of step s."""
+        """Learning rate, k (topk family) and sparsity coefficient (with a sparsity loss) of step s, as far as scheduled."""
         values: dict[str, float] = {names.LR: self.lr * self._lr_factor(s)}
-        if self.dictionary.activation.budgeted:
-            values[names.TOP_K] = self._k(s)
-        if self.params.sparsity_loss_type is not None:
+        if (k := self.gate(s).top_k) is not None:
+            values[names.TOP_K] = k
+        if self.params.sparsity_loss_type is not None and not self.l0.coefficient:
             values[names.L1_COEFFICIENT] = self._l1(s)
         return values
+
+    def gate(self, s: int) -> Gate:
+        """The gate of step s: the scheduled k, and TopK before topk_start_steps (k = target_l0 where that is steered to)."""
+        k = self._k(s) if self.dictionary.activation.budgeted else None
+        if s >= self.topk_start_steps:
+            return Gate(top_k=k)
+        target = self.params.steered_l0
+        return Gate(top_k=k if target is None else max(1, round(target)), activation=activation_function("topk"))
 
     def step(self, batch: TrainingBatch, observe: bool = False) -> Observation | None:
         """Train on a batch of raw activations, on the trainer's device.
@@ -123,26 +163,48 @@ class Trainer:
         """
         s = self.step_number
         parts, n_tokens = self._parts(batch)
+        if s == self.topk_start_steps and s > 0:
+            self.l0.start_(parts[0].x, parts[0].mask)
         dead = self.dead.mask() if self.params.auxk_coefficient is not None else None
         observation = Observation(s, self.scheduled(s), self._token_dims(batch.inputs)) if observe else None
         sums: dict[str, Tensor] = {}
-        fired: Tensor | None = None
+        tally = _Tally(self.dead)
+        statistic = self._statistic(parts, s)
         self.optimizer.zero_grad()
         for part in parts:
-            report = self._accumulate(part, s, dead, sums)
-            part_fired = self.dead.fired(report.features)
-            fired = part_fired if fired is None else fired | part_fired
+            report = self._accumulate(part, s, dead, sums, statistic)
+            tally.add(report, part.mask, self.l0.steers)
             self.n_auxk_dropped.add_(report.n_auxk_dropped)
             if observation is not None:
                 observation.add(report, part.y, part.mask)
-        assert fired is not None
+        if self.l0.coefficient and self.params.sparsity_loss_type is not None:
+            sums[names.L1_COEFFICIENT] = torch.as_tensor(self._l1(s) * self.l0.coefficient_factor())
         norm = self._update(s, sums)
-        self.dead.update(fired, n_tokens)
+        self._count(s, tally, n_tokens)
         self.tokens.add_(n_tokens)
         self.step_number = s + 1
         if observation is not None:
             observation.finish(sums, norm, self.dead.mask().sum(), self.tokens)
         return observation
+
+    def _statistic(self, parts: list[_Part], s: int) -> Tensor | None:
+        """For a step in several parts: the whole step's value of what the sparsity loss is not linear in."""
+        if len(parts) == 1:
+            return None
+        found = [step_statistic(self.dictionary, part.x, part.mask, self.params, self.gate(s)) for part in parts]
+        weighted = [value * part.weight for value, part in zip(found, parts, strict=True) if value is not None]
+        return torch.stack(weighted).sum(0) if weighted else None
+
+    def _count(self, s: int, tally: _Tally, n_tokens: int | Tensor) -> None:
+        """After the update: dead features, their revival, the steering of L0."""
+        assert tally.fired is not None
+        self.dead.update(tally.fired, n_tokens)
+        dead = self.dead.mask()
+        # On the CPU looking is free and saves the work; elsewhere it would wait for the device.
+        if self.params.revive_dead_features and (dead.device.type != "cpu" or bool(dead.any())):
+            self._revive(s, tally, dead)
+        if self.l0.steers and s >= self.topk_start_steps:
+            self.l0.update_(torch.as_tensor(tally.n_active), n_tokens, dead)
 
     def _token_dims(self, x: Tensor) -> int:
         return x.ndim - (1 if len(self.dictionary.hooks_in) == 1 else 2)
@@ -161,7 +223,18 @@ class Trainer:
         total = batch.mask.sum().clamp_min(1)
         return [_Part(*three, three[2].sum() / total) for three in zip(xs, ys, masks, strict=True)], n_tokens
 
-    def _accumulate(self, part: _Part, s: int, dead: Tensor | None, sums: dict[str, Tensor]) -> LossReport:
+    def _revive(self, s: int, tally: _Tally, dead: Tensor) -> None:
+        """Move dead features to the edge of the gate, as the step's last micro-batch has it."""
+        assert tally.codes is not None
+        gate = self.gate(s)
+        activation = gate.activation or self.dictionary.activation
+        settings = self.dictionary.gate_settings(tally.mask, gate)
+        edge = activation.edge(tally.codes.z.detach(), tally.codes.f.detach() > 0, settings)
+        revive_(self.dictionary, tally.codes, edge, dead, tally.mask)
+
+    def _accumulate(
+        self, part: _Part, s: int, dead: Tensor | None, sums: dict[str, Tensor], statistic: Tensor | None
+    ) -> LossReport:
         """Loss and gradient of a micro-batch; its terms are added to `sums`."""
         report = compute_loss(
             self.dictionary,
@@ -169,9 +242,10 @@ class Trainer:
             part.y,
             part.mask,
             self.params,
-            l1_coefficient=self._l1(s),
-            top_k=self._k(s),
+            l1_coefficient=self._l1(s) * self.l0.coefficient_factor(),
+            gate=self.gate(s),
             dead=dead,
+            step_statistic=statistic,
         )
         total = report.total * part.weight
         self.scaler.scaled(total).backward()
@@ -193,10 +267,14 @@ class Trainer:
         skip = self.guard.check(s, watched)
         if self.params.clip_grad_norm > 0:
             clip_gradients_(self.parameters, norm, self.params.clip_grad_norm, self._thresholds)
+        if self._rows is not None:
+            remove_parallel_gradient_(self._rows)
         if overflow is not None:
             skip = overflow if skip is None else torch.maximum(skip, overflow)
         self.optimizer.step(self.lr * self._lr_factor(s), skip)
         self.scaler.update(overflow)
+        if self._rows is not None:
+            normalize_rows_(self._rows)
         return norm
 
     def state(self) -> dict[str, Tensor]:
@@ -204,6 +282,7 @@ class Trainer:
         state = {f"dictionary/{name}": tensor.detach() for name, tensor in self.dictionary.state_dict().items()}
         state |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state().items()}
         state |= {f"scaler/{name}": tensor for name, tensor in self.scaler.state().items()}
+        state |= {f"target_l0/{name}": tensor for name, tensor in self.l0.state().items()}
         state["dead/tokens_since"] = self.dead.tokens_since
         state["tokens"], state["n_auxk_dropped"] = self.tokens, self.n_auxk_dropped
         return state

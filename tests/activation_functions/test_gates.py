@@ -1,13 +1,16 @@
-"""relu, topk and batchtopk against sorting by hand: budgets, ties, masks, odd sizes."""
+"""Every gate against sorting by hand: budgets, ties, masks, odd sizes, dtypes."""
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.activation_functions import batchtopk
 from pipeline.activation_functions.batchtopk import SAMPLE_FROM, largest
 from pipeline.activation_functions.registry import (
     GateSettings,
@@ -17,56 +20,35 @@ from pipeline.activation_functions.registry import (
 )
 from pipeline.errors import ParamsError
 from pipeline.seeding import generator
+from tests.activation_functions.cases import ACT_FNS, DTYPES, KINDS, PROPERTY, Case, cases, expected, found, gating_values
 
 Z = torch.tensor([[0.9, -1.0, 0.2, 0.5], [3.0, 2.0, 1.0, 0.5], [-1.0, -2.0, 0.0, 0.1]])
+every_gate = pytest.mark.parametrize("act_fn", ACT_FNS)
 
 
 def opened(name: str, z: Tensor, k: int = 2, mask: Tensor | None = None) -> Tensor:
     return activation_function(name).support(z, GateSettings(k, mask))
 
 
-def test_relu_keeps_what_is_positive() -> None:
+def support(act_fn: str, case: Case) -> Tensor:
+    return activation_function(act_fn).support(case.z, case.settings)
+
+
+# By hand ------------------------------------------------------------------------------------------------------------
+
+
+def test_three_tokens_by_hand() -> None:
     assert opened("relu", Z).int().tolist() == [[1, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]
-
-
-def test_topk_keeps_the_largest_positive_of_each_token() -> None:
     assert opened("topk", Z).int().tolist() == [[1, 0, 0, 1], [1, 1, 0, 0], [0, 0, 0, 1]]
-
-
-def test_batchtopk_keeps_the_largest_positive_of_the_batch() -> None:
     assert opened("batchtopk", Z).int().tolist() == [[1, 0, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0]]
 
 
-def test_masked_tokens_take_no_part() -> None:
+def test_three_tokens_of_which_one_is_masked_by_hand() -> None:
     mask = torch.tensor([True, False, True])
     assert opened("relu", Z, mask=mask).int().tolist() == [[1, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 1]]
     assert opened("topk", Z, mask=mask).int().tolist() == [[1, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 1]]
     assert opened("batchtopk", Z, mask=mask).int().tolist() == [[1, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 1]]
     assert opened("batchtopk", Z, k=1, mask=mask).int().tolist() == [[1, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
-
-
-@pytest.mark.parametrize("name", ["topk", "batchtopk"])
-def test_ties_never_exceed_the_budget(name: str) -> None:
-    z = torch.ones(5, 7)
-    assert int(opened(name, z, k=3).sum()) == 15
-    mask = torch.tensor([True, True, False, True, False])
-    chosen = opened(name, z, k=3, mask=mask)
-    assert int(chosen.sum()) == 9
-    assert not chosen[~mask].any()
-
-
-def test_nothing_positive_opens_nothing() -> None:
-    for name in ("relu", "topk", "batchtopk"):
-        assert not opened(name, torch.tensor([[-1.0, 0.0], [0.0, -3.0]])).any()
-    none_kept = torch.zeros(3, dtype=torch.bool)
-    for name in ("relu", "topk", "batchtopk"):
-        assert not opened(name, Z, mask=none_kept).any()
-
-
-def test_k_may_reach_the_number_of_features_and_beyond() -> None:
-    for name in ("topk", "batchtopk"):
-        for k in (4, 9):
-            assert torch.equal(opened(name, Z, k=k), Z > 0)
 
 
 def test_what_is_not_a_number_is_open_so_that_the_loss_notices() -> None:
@@ -79,77 +61,174 @@ def test_what_is_not_a_number_is_open_so_that_the_loss_notices() -> None:
         assert bool(function.features(z, z, None, settings_)[1, 2].isnan()), name
 
 
-@settings(max_examples=60, deadline=None)
+# Properties ---------------------------------------------------------------------------------------------------------
+
+
+@every_gate
+@PROPERTY
+@given(case=cases())
+def test_the_support_is_that_of_a_loop_and_within_its_budget(act_fn: str, case: Case) -> None:
+    is_open = support(act_fn, case)
+    assert is_open.shape == case.z.shape
+    assert is_open.dtype == torch.bool
+    assert found(act_fn, case, is_open) == expected(act_fn, case)
+    by_row = is_open.reshape(-1, case.z.shape[-1])
+    assert not by_row[~case.kept].any()
+    if act_fn == "topk":
+        assert int(by_row.sum(-1).max()) <= case.k
+    if act_fn == "batchtopk":
+        assert int(by_row.sum()) <= case.k * int(case.kept.sum())
+
+
+@pytest.mark.parametrize("act_fn", ["relu", "jumprelu", "topk"])
+@PROPERTY
+@given(case=cases(layers=True))
+def test_layers_of_a_token_do_not_compete(act_fn: str, case: Case) -> None:
+    is_open = support(act_fn, case)
+    assert found(act_fn, case, is_open) == expected(act_fn, case)
+    for layer in range(case.z.shape[-2]):
+        alone = Case(case.z[..., layer, :], case.k, case.mask, case.t[layer])
+        assert torch.equal(support(act_fn, alone), is_open[..., layer, :])
+
+
+@every_gate
+@PROPERTY
+@given(case=cases(), loud=st.sampled_from([1e6, -1e6, torch.inf, torch.nan]))
+def test_masked_tokens_never_compete(act_fn: str, case: Case, loud: float) -> None:
+    function = activation_function(act_fn)
+    width = case.z.shape[-1]
+    z = torch.where(case.kept[:, None], case.z.reshape(-1, width), loud).reshape(case.z.shape)
+    is_open = function.support(z, case.settings)
+    quiet = torch.where(case.kept[:, None], case.z.reshape(-1, width), -1.0).reshape(case.z.shape)
+    assert found(act_fn, case, is_open) == found(act_fn, case, function.support(quiet, case.settings))
+    f = function.features(z, z, None, case.settings).reshape(-1, width)
+    assert (f[~case.kept] == 0).all()
+    alone = case._replace(z=case.z.reshape(-1, width)[case.kept], mask=None)
+    if len(alone.z):
+        assert found(act_fn, alone, is_open.reshape(-1, width)[case.kept]) == expected(act_fn, alone)
+
+
+@every_gate
+@PROPERTY
+@given(case=cases(), scaled=st.booleans())
+def test_a_kept_entry_is_h_with_gradient_one_and_the_rest_are_zero(act_fn: str, case: Case, scaled: bool) -> None:
+    g = generator(case.k, "upstream")
+    scale = torch.rand(case.z.shape[-1], generator=g, dtype=torch.float64).add(0.5).to(case.z.dtype) if scaled else None
+    h = case.z.clone().requires_grad_()
+    z = h if scale is None else h * scale
+    f = activation_function(act_fn).features(h, z, scale, case.settings)
+    is_open = activation_function(act_fn).support(z.detach(), case.settings)
+    assert f.dtype == (case.t.dtype if act_fn == "jumprelu" else h.dtype)
+    tolerance = 1e-2 if h.dtype == torch.bfloat16 else 1e-6  # jumprelu's h n / n
+    torch.testing.assert_close(f.to(h.dtype), torch.where(is_open, h, 0.0), rtol=tolerance, atol=0.0)
+    assert (f[~is_open] == 0).all()
+    upstream = torch.randn(f.shape, generator=g, dtype=torch.float64).to(f.dtype)
+    (grad,) = torch.autograd.grad(f, h, upstream)
+    torch.testing.assert_close(grad, torch.where(is_open, upstream, 0.0).to(h.dtype), rtol=tolerance, atol=0.0)
+
+
+@pytest.mark.parametrize("act_fn", ["topk", "batchtopk"])
+@PROPERTY
+@given(case=cases())
+def test_the_selection_lists_the_support_by_token(act_fn: str, case: Case) -> None:
+    chosen = activation_function(act_fn).selection(case.z, case.settings)
+    assert chosen is not None
+    width = case.z.shape[-1]
+    tokens = (chosen.flat // width).tolist()
+    assert tokens == sorted(tokens)
+    assert len(set(chosen.flat.tolist())) == len(chosen.flat)
+    assert chosen.offsets.tolist() == [sum(t < b for t in tokens) for b in range(case.z.numel() // width)]
+    listed = torch.zeros(case.z.numel(), dtype=torch.bool)
+    listed[chosen.flat[chosen.open]] = True
+    assert torch.equal(listed.reshape(case.z.shape), support(act_fn, case))
+
+
+@pytest.mark.parametrize("act_fn", ["relu", "jumprelu"])
+def test_without_a_budget_there_is_no_selection(act_fn: str) -> None:
+    assert activation_function(act_fn).selection(Z, GateSettings(2, None, torch.zeros(4))) is None
+
+
+@PROPERTY
+@given(case=cases())
+def test_batchtopk_counts_kept_tokens_only(case: Case) -> None:
+    positive = int((case.z.reshape(-1, case.z.shape[-1])[case.kept] > 0).sum())
+    assert int(support("batchtopk", case).sum()) == min(case.k * int(case.kept.sum()), positive)
+
+
+@every_gate
+@PROPERTY
+@given(case=cases())
+def test_the_edge_parts_open_from_closed(act_fn: str, case: Case) -> None:
+    """Where something is open, an open z is at or above the edge and a closed positive one at or below it."""
+    is_open = support(act_fn, case)
+    edge = activation_function(act_fn).edge(case.z, is_open, case.settings).to(case.t.dtype)
+    z, edge, is_open = (
+        tensor.reshape(-1, case.z.shape[-1])[case.kept]
+        for tensor in (case.z.to(case.t.dtype), edge.expand(case.z.shape), is_open)
+    )
+    assert (z >= edge)[is_open].all()
+    assert (z <= edge)[~is_open & edge.isfinite()].all()
+    if act_fn in ("topk", "batchtopk"):
+        rows_open = is_open.any(-1, keepdim=True) if act_fn == "topk" else is_open.any()
+        assert torch.equal(edge.isfinite(), rows_open.expand(edge.shape))
+
+
+# The sampled path of batchtopk --------------------------------------------------------------------------------------
+
+
+@PROPERTY
 @given(
-    n=st.integers(1, 9),
-    f=st.integers(1, 13),
-    k=st.integers(1, 15),
+    n=st.integers(1, 12),
+    f=st.integers(1, 40),
+    kind=st.sampled_from(KINDS),
+    dtype=st.sampled_from(DTYPES),
+    share=st.floats(0.001, 1.0),
     seed=st.integers(0, 1000),
-    ties=st.booleans(),
-    masked=st.booleans(),
-    dims=st.integers(1, 2),
 )
-def test_budgeted_gates_equal_sorting(n: int, f: int, k: int, seed: int, ties: bool, masked: bool, dims: int) -> None:
-    """Odd sizes, ties, empty rows: the kept values are the largest, whichever of equal ones are taken."""
-    g = generator(seed, "gates")
-    z = torch.randn(n, f, generator=g)
-    z = (z * 2).round() / 2 if ties else z
-    mask = torch.rand(n, generator=g) < 0.6 if masked else None
-    kept = [b for b in range(n) if mask is None or mask[b]]
-    shape = (n, f) if dims == 1 else (n, 1, f)
-    given_mask = mask if mask is None or dims == 1 else mask[:, None]
-    by_token = opened("topk", z.reshape(shape), k, given_mask).reshape(n, f)
-    for b in range(n):
-        wanted = sorted((v for v in z[b].tolist() if v > 0), reverse=True)[:k] if b in kept else []
-        assert sorted(z[b][by_token[b]].tolist(), reverse=True) == wanted
-    by_batch = opened("batchtopk", z.reshape(shape), k, given_mask).reshape(n, f)
-    everything = sorted((v for b in kept for v in z[b].tolist() if v > 0), reverse=True)
-    assert sorted(z[by_batch].tolist(), reverse=True) == everything[: k * len(kept)]
+def test_the_largest_are_found_at_every_size(n: int, f: int, kind: str, dtype: torch.dtype, share: float, seed: int) -> None:
+    values = gating_values(kind, (n, f), generator(seed, "largest")).to(dtype).reshape(-1)
+    count = max(1, int(share * n * f))
+    with mock.patch.object(batchtopk, "SAMPLE_FROM", 32):
+        kept, index = largest(values, count, f)
+    assert kept.tolist() == sorted(values.tolist(), reverse=True)[:count]
+    assert torch.equal(values[index], kept)
+    assert len(set(index.tolist())) == count
 
 
-@settings(max_examples=30, deadline=None)
-@given(n=st.integers(1, 9), f=st.integers(1, 13), k=st.integers(1, 15), seed=st.integers(0, 1000))
-def test_a_selection_lists_the_support_by_token(n: int, f: int, k: int, seed: int) -> None:
-    z = torch.randn(n, f, generator=generator(seed, "selection"))
-    for name in ("topk", "batchtopk"):
-        function = activation_function(name)
-        chosen = function.selection(z, GateSettings(k))
-        assert chosen is not None
-        tokens = (chosen.flat // f).tolist()
-        assert tokens == sorted(tokens)
-        assert len(set(chosen.flat.tolist())) == len(chosen.flat)
-        assert chosen.offsets.tolist() == [sum(t < b for t in tokens) for b in range(n)]
-        support = torch.zeros(n * f, dtype=torch.bool)
-        support[chosen.flat[chosen.open]] = True
-        assert torch.equal(support.reshape(n, f), function.support(z, GateSettings(k)))
-
-
-@pytest.mark.parametrize("case", ["gaussian", "few-positive", "ties", "one-token-has-all", "one-feature-has-all"])
-def test_the_largest_of_many_are_found_whatever_the_sample_says(case: str) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_large_batch_keeps_its_largest(kind: str, masked: bool) -> None:
     n, f = SAMPLE_FROM // 512 + 3, 512
-    z = torch.randn(n, f, generator=generator(0, case))
-    if case == "few-positive":
-        z = z - 6
-    elif case == "ties":
-        z = z.round()
-    elif case == "one-token-has-all":
-        z[7] += 100
-    elif case == "one-feature-has-all":
-        z[:, 0] += 100
+    g = generator(0, kind)
+    z = gating_values(kind, (n, f), g).float()
+    mask = torch.rand(n, generator=g) < 0.3 if masked else None
     for k in (1, 7, 400):
-        values, index = largest(z.reshape(-1), k * n, f)
-        assert torch.equal(values, z.reshape(-1).topk(k * n).values)
-        assert torch.equal(z.reshape(-1)[index], values)
-        assert len(index.unique()) == k * n
+        case = Case(z, k, mask, torch.zeros(f))
+        is_open = support("batchtopk", case)
+        assert found("batchtopk", case, is_open) == expected("batchtopk", case)
+        assert not is_open[~case.kept].any()
 
 
-def test_the_gradient_of_an_open_entry_is_one() -> None:
-    h = Z.clone().requires_grad_()
-    for name in ("relu", "topk", "batchtopk"):
-        h.grad = None
-        activation_function(name).features(h, h * 3, torch.tensor(3.0), GateSettings(2)).sum().backward()
-        assert h.grad is not None
-        assert torch.equal(h.grad, opened(name, Z).float())
+def test_a_large_batch_ranks_fewer_values_than_it_has() -> None:
+    """The sample is for speed: if it were never used, nothing else here would tell."""
+    n, f = SAMPLE_FROM // 512, 512
+    ranked: list[int] = []
+    topk = Tensor.topk
+
+    def counted(values: Tensor, *args: object, **kwargs: object) -> object:
+        ranked.append(values.numel())
+        return topk(values, *args, **kwargs)
+
+    with mock.patch.object(Tensor, "topk", counted):
+        largest(torch.randn(n * f, generator=generator(0, "ranked")), 8 * n, f)
+    assert sum(ranked) < n * f / 8
+
+
+# The registry -------------------------------------------------------------------------------------------------------
+
+
+def test_every_registered_gate_is_covered() -> None:
+    assert set(activation_function_names()) == set(ACT_FNS)
 
 
 def test_unknown_names_list_all_and_the_nearest() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.activation_functions.registry import activation_function_names
-from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.base import Dictionary, Gate
 from pipeline.dictionaries.registry import build_dictionary, config_from_dict, dictionary_class, kind_names
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import ParamsError
@@ -79,7 +79,7 @@ def test_masked_tokens_neither_compete_nor_activate(kind: str, act_fn: str) -> N
 @every_case
 def test_a_scheduled_k_overrides_the_configured_one(kind: str, act_fn: str) -> None:
     dictionary, x = make(kind, act_fn, top_k=2), inputs(50, 6)
-    counts = [(dictionary.encode(x, top_k=k) != 0).sum() for k in (None, 2, 5)]
+    counts = [(dictionary.encode(x, gate=Gate(top_k=k)) != 0).sum() for k in (None, 2, 5)]
     assert counts[0] == counts[1]
     assert (counts[2] > counts[1]) == dictionary.activation.budgeted
 

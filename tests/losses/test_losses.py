@@ -1,4 +1,4 @@
-"""Loss terms against sums by hand, with masks, layers and awkward values."""
+"""Reconstruction, power, pre-act and AuxK by hand, with masks, layers and awkward values."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from pipeline.errors import ParamsError
 from pipeline.losses.auxk import auxk_loss
-from pipeline.losses.power import power_loss
+from pipeline.losses.pre_act import pre_act_loss
 from pipeline.losses.reconstruction import reconstruction_loss
-from pipeline.losses.registry import SparsityInputs, sparsity_loss, sparsity_loss_names
-from pipeline.seeding import generator
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=generator(seed, "losses", str(shape)), dtype=torch.float64)
+from pipeline.losses.registry import SparsityInputs
+from pipeline.losses.sparsity.power import power_loss
+from tests.losses.cases import randn
 
 
 def test_reconstruction_by_hand() -> None:
@@ -98,17 +94,27 @@ def test_p_below_one_is_refused() -> None:
         power_loss(SparsityInputs(randn(2, 3), randn(2, 3), randn(3)), p=0.5)
 
 
-def test_sparsity_losses_are_found_by_name_and_take_their_fields() -> None:
-    class Settings:
-        p = 2.0
+def test_pre_act_by_hand() -> None:
+    """Only features below their thresholds count; in h's domain each by its norm."""
+    z, theta = torch.tensor([[0.5, 3.0], [-1.0, 1.0]]), torch.tensor([1.0, 2.0])
+    inputs = SparsityInputs(z.relu(), z, torch.tensor([10.0, 100.0]), theta)
+    assert float(pre_act_loss(inputs, True)) == (0.5 + 2 + 1) / 2
+    assert float(pre_act_loss(inputs, False)) == (5 + 20 + 100) / 2
+    assert float(pre_act_loss(inputs._replace(mask=torch.tensor([True, False])), False)) == 5
 
-    inputs = SparsityInputs(randn(4, 5).relu(), randn(4, 5), randn(5).abs())
-    assert "power" in sparsity_loss_names()
-    assert not {"auxk", "reconstruction", "reductions"} & set(sparsity_loss_names())
-    assert sparsity_loss("power").fields == ("p",)
-    assert float(sparsity_loss("power")(inputs, Settings)) == float(power_loss(inputs, p=2.0))
-    with pytest.raises(ParamsError, match="unknown sparsity loss 'powr'; did you mean 'power'"):
-        sparsity_loss("powr")
+
+def test_pre_act_pulls_closed_features_up_and_their_thresholds_down() -> None:
+    z = torch.tensor([[0.5, 3.0]], requires_grad=True)
+    theta = torch.tensor([1.0, 2.0], requires_grad=True)
+    pre_act_loss(SparsityInputs(z, z, torch.ones(2), theta), True).backward()
+    assert z.grad is not None
+    assert theta.grad is not None
+    assert (z.grad.tolist(), theta.grad.tolist()) == ([[-1.0, 0.0]], [1.0, 0.0])
+
+
+def test_pre_act_without_thresholds_is_refused() -> None:
+    with pytest.raises(ParamsError, match=r"trainer\.lp_coefficient: the pre-act loss is of thresholds.*jumprelu"):
+        pre_act_loss(SparsityInputs(randn(2, 3), randn(2, 3), randn(3)), True)
 
 
 DEAD = torch.tensor([True, False])
@@ -147,3 +153,10 @@ def test_auxk_drops_and_counts_what_is_not_finite(bad: float) -> None:
     found.value.backward()
     assert e_hat.grad is not None
     assert e_hat.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 3)])
+def test_auxk_gradient_by_differences(shape: tuple[int, ...]) -> None:
+    r, y, e_hat = randn(*shape), randn(*shape, seed=1), randn(*shape, seed=2).requires_grad_()
+    mask = torch.arange(math.prod(shape[:-1])).reshape(shape[:-1]) % 3 != 1
+    assert torch.autograd.gradcheck(lambda e_hat: auxk_loss(r, y, e_hat, DEAD, mask).value, (e_hat,))

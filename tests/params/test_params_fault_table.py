@@ -9,6 +9,11 @@ import pytest
 from tests.params.changes import ABSENT, TRANSCODER, faults
 
 TOPK = {"dictionary.act_fn": "topk"}
+BATCHTOPK = {"dictionary.act_fn": "batchtopk"}
+THRESHOLDS = {"dictionary.act_fn": "jumprelu", "initializer.init_log_jumprelu_threshold_value": -2.3}
+STEERED = {"dictionary.act_fn": "jumprelu", "trainer.target_l0": 32}
+POWER = {"trainer.sparsity_loss_type": "power"}
+WIDTHS = "trainer.matryoshka_widths"
 
 ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
     # names
@@ -66,7 +71,17 @@ ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
     ({"dictionary.act_fn": "batch_topk"}, "'batch_topk' is none of the choices; did you mean 'batchtopk'? (choices: "),
     ({"dictionary.act_fn": "layertopk"}, "(choices: relu, jumprelu, topk, batchtopk)"),
     ({"dictionary.use_triton_kernel": True}, "use_triton_kernel: 'true' is none of the choices; (choices: false)"),
-    ({"trainer.sparsity_loss_type": "tanh"}, "'tanh' is none of the choices; (choices: power, null)"),
+    ({"trainer.sparsity_loss_type": "tanhquad"}, "'tanhquad' is none of the choices; did you mean 'tanh-quad'? (choices: "),
+    ({"trainer.sparsity_loss_type": "x"}, "'x' is none of the choices; (choices: l0, power, tanh, tanh-quad, null)"),
+    ({"trainer.tanh_stretch_coefficient": 0}, "trainer.tanh_stretch_coefficient: must be greater than 0, got 0.0"),
+    ({"trainer.frequency_scale": -0.01}, "trainer.frequency_scale: must be greater than 0, got -0.01"),
+    ({"trainer.l0_bandwidth": 0}, "trainer.l0_bandwidth: must be greater than 0, got 0.0"),
+    ({"trainer.target_l0_gain": 0}, "trainer.target_l0_gain: must be greater than 0, got 0.0"),
+    ({**THRESHOLDS, "trainer.lp_coefficient": 0}, "trainer.lp_coefficient: must be greater than 0, got 0.0"),
+    ({"dictionary.act_fn": "jumprelu", "trainer.target_l0": 0}, "trainer.target_l0: must be greater than 0, got 0.0"),
+    ({"trainer.target_l0_mode": "treshold"}, "'treshold' is none of the choices; did you mean 'threshold'? (choices: thre"),
+    ({"trainer.decoder_constraint": "unit-norm"}, "'unit-norm' is none of the choices; did you mean 'unit_norm'? (choices:"),
+    ({"trainer.decoder_constraint": None}, "trainer.decoder_constraint: expected a string, got null"),
     ({"activations.source": "live"}, "activations.source: 'live' is none of the choices; (choices: store)"),
     ({"model.device": "gpu"}, "model.device: expected a device (cpu, mps, cuda or cuda:N), got 'gpu'"),
     ({"trainer.p": 0.5}, "trainer.p: must be at least 1, got 0.5"),
@@ -83,6 +98,27 @@ ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
     ({"trainer.k_warmup_steps": -0.1}, "trainer.k_warmup_steps: a fraction of the run must be between"),
     ({"trainer.k_warmup_steps": "0.1"}, "expected steps (an integer) or a fraction of the run (a number between"),
     ({"trainer.k_warmup_steps": None}, "trainer.k_warmup_steps: expected steps (an integer) or a fraction"),
+    ({"trainer.topk_start_steps": 50.0}, "trainer.topk_start_steps: a fraction of the run must be between 0.0 and 1.0"),
+    # numbers of things, or shares of a whole
+    ({"trainer.dead_threshold": 0}, "trainer.dead_threshold: a number of tokens must be at least 1, got 0"),
+    ({"trainer.dead_threshold": 0.0}, "a share of the run must be greater than 0.0 and at most 1.0, got 0.0"),
+    ({"trainer.dead_threshold": -0.5}, "a share of the run must be greater than 0.0 and at most 1.0, got -0.5"),
+    ({"trainer.dead_threshold": 1e7}, "at most 1.0, got 10000000.0; write 10000000 for a number of tokens"),
+    ({"trainer.dead_threshold": float("nan")}, "trainer.dead_threshold: must be finite, got nan"),
+    (
+        {"trainer.dead_threshold": "0.03"},
+        "trainer.dead_threshold: expected tokens (an integer) or a share of the run (a number above 0.0, at most 1.0), "
+        "got the string '0.03'; write 0.03",
+    ),
+    ({"trainer.dead_threshold": None}, "trainer.dead_threshold: expected tokens (an integer) or a share of the run"),
+    ({"trainer.dead_threshold": True}, "trainer.dead_threshold: expected tokens (an integer) or a share of the run"),
+    ({WIDTHS: 2048}, "expected a list of features (integers) or shares of the dictionary (numbers above 0.0, at most 1.0)"),
+    ({WIDTHS: "None"}, "(numbers above 0.0, at most 1.0) or null, got the string 'None'; write null"),
+    ({WIDTHS: [0, 32]}, "trainer.matryoshka_widths: item 0: a number of features must be at least 1, got 0"),
+    ({WIDTHS: [0.5, 2.0]}, "item 1: a share of the dictionary must be greater than 0.0 and at most 1.0, got 2.0; write 2"),
+    ({WIDTHS: [True]}, "item 0: expected features (an integer) or a share of the dictionary (a number above 0.0, at most"),
+    ({WIDTHS: ["1"]}, "trainer.matryoshka_widths: item 0: expected features (an integer) or a share"),
+    ({WIDTHS: [0.5, None]}, "trainer.matryoshka_widths: item 1: expected features (an integer) or a share"),
     # combinations within a section
     ({"dictionary.skip": True}, "dictionary.skip: a skip term on an SAE would learn the identity; only a transcoder"),
     ({**TRANSCODER, "dictionary.apply_b_dec_to_input": True}, "dictionary.apply_b_dec_to_input: a transcoder's decoder"),
@@ -106,6 +142,33 @@ ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
         {"trainer.sparsity_loss_type": "power", "trainer.l1_coefficient": 0},
         "trainer.l1_coefficient: is 0, so that the power sparsity loss does nothing",
     ),
+    (
+        {**THRESHOLDS, "trainer.sparsity_loss_type": "l0", "trainer.l1_coefficient": 0, "trainer.target_l0": 32}
+        | {"trainer.target_l0_mode": "quadratic"},
+        "trainer.l1_coefficient: is 0, so that the l0 sparsity loss does nothing",
+    ),
+    (
+        {**POWER, "trainer.l1_coefficient": 0, "trainer.target_l0": 32, "trainer.target_l0_mode": "coefficient"},
+        "trainer.l1_coefficient: is 0, so that the power sparsity loss does nothing",
+    ),
+    (
+        {**THRESHOLDS, "trainer.target_l0": 32, "trainer.target_l0_mode": "quadratic"},
+        "trainer.target_l0_mode: quadratic is the form lambda * (L0 / target_l0 - 1)^2 of the l0 loss; "
+        "trainer.sparsity_loss_type is null; set it to l0",
+    ),
+    (
+        {**THRESHOLDS, **POWER, "trainer.target_l0": 32, "trainer.target_l0_mode": "quadratic"},
+        "of the l0 loss; trainer.sparsity_loss_type is power; set it to l0",
+    ),
+    (
+        {"trainer.target_l0": 32, "trainer.target_l0_mode": "coefficient"},
+        "trainer.target_l0_mode: coefficient steers the weight of the sparsity loss, and trainer.sparsity_loss_type is null",
+    ),
+    ({WIDTHS: []}, "trainer.matryoshka_widths: the list is empty; write null"),
+    ({WIDTHS: [0.25, 1]}, "features (integers) and shares (as 1.0, not 1) cannot be mixed, got [0.25, 1]"),
+    ({WIDTHS: [512, 128]}, "trainer.matryoshka_widths: must ascend, got [512, 128]"),
+    ({WIDTHS: [0.5, 0.5, 1.0]}, "trainer.matryoshka_widths: must ascend, got [0.5, 0.5, 1.0]"),
+    ({WIDTHS: [0.25, 0.5]}, "trainer.matryoshka_widths: the last width is the whole dictionary, 1.0, got 0.5"),
     ({"activations.batch_size": 2_000_000}, "activations.batch_size: a batch (2000000) is larger than"),
     ({"activations.hook_points": []}, "activations.hook_points: the list is empty; write null"),
     (
@@ -123,6 +186,10 @@ ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
     (
         {"dictionary.act_fn": "jumprelu"},
         "initializer.init_log_jumprelu_threshold_value: is required by dictionary.act_fn jumprelu; usual: -2.302585",
+    ),
+    (
+        {**TOPK, "initializer.init_log_jumprelu_threshold_value": -2.3},
+        "initializer.init_log_jumprelu_threshold_value: -2.3 is for jumprelu only; dictionary.act_fn is topk; write null",
     ),
     ({"initializer.initialize_tc_with_mlp": True}, "initializer.initialize_tc_with_mlp: needs a transcoder"),
     (
@@ -160,6 +227,83 @@ ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
             "initializer.init_log_jumprelu_threshold_value": -2.3,
         },
         "trainer.auxk_coefficient: the AuxK loss is for topk and batchtopk; dictionary.act_fn is jumprelu",
+    ),
+    (
+        {"trainer.sparsity_loss_type": "l0"},
+        "trainer.sparsity_loss_type: the l0 loss trains JumpReLU's thresholds; dictionary.act_fn is relu; set it to jumprelu",
+    ),
+    ({**TOPK, "trainer.sparsity_loss_type": "l0"}, "l0 loss trains JumpReLU's thresholds; dictionary.act_fn is topk"),
+    (
+        {"trainer.lp_coefficient": 3e-6},
+        "trainer.lp_coefficient: the pre-act loss needs JumpReLU's thresholds; dictionary.act_fn is relu; write null",
+    ),
+    ({**BATCHTOPK, "trainer.lp_coefficient": 3e-6}, "needs JumpReLU's thresholds; dictionary.act_fn is batchtopk; write null"),
+    (
+        {**TOPK, "trainer.target_l0": 32},
+        "trainer.target_l0: the L0 of topk is dictionary.top_k (50); write null, and set top_k",
+    ),
+    (
+        {**BATCHTOPK, **POWER, "trainer.target_l0": 32, "trainer.target_l0_mode": "coefficient"},
+        "trainer.target_l0: the L0 of batchtopk is dictionary.top_k (50); write null",
+    ),
+    (
+        {**STEERED, "dictionary.d_model": 4, "trainer.target_l0": 64.5},
+        "trainer.target_l0: 64.5 is more than the dictionary's 64 features",
+    ),
+    (
+        {"trainer.target_l0": 32},
+        "trainer.target_l0_mode: threshold steers JumpReLU's thresholds; dictionary.act_fn is relu; set the mode to coeff",
+    ),
+    (
+        {**THRESHOLDS, "trainer.target_l0": 32},
+        "initializer.init_log_jumprelu_threshold_value: -2.3 is not used: thresholds start where they give "
+        "trainer.target_l0 32.0 on the data (target_l0_mode threshold); write null",
+    ),
+    (
+        {**STEERED, **POWER, "trainer.target_l0_mode": "coefficient"},
+        "initializer.init_log_jumprelu_threshold_value: is required by dictionary.act_fn jumprelu",
+    ),
+    (
+        {**STEERED, "fold.calibration_tokens": 2047},
+        "fold.calibration_tokens: the threshold of the inference form is measured on whole batches: 2047 is less than one",
+    ),
+    (
+        {"trainer.topk_start_steps": 0.9},
+        "trainer.topk_start_steps: a TopK start is for batchtopk and jumprelu; dictionary.act_fn is relu; write 0",
+    ),
+    ({**TOPK, "trainer.topk_start_steps": 5}, "a TopK start is for batchtopk and jumprelu; dictionary.act_fn is topk; write 0"),
+    (
+        {**THRESHOLDS, "trainer.topk_start_steps": 0.9},
+        "trainer.topk_start_steps: with jumprelu a TopK start takes its k from trainer.target_l0 in target_l0_mode threshold",
+    ),
+    (
+        {**THRESHOLDS, **POWER, "trainer.topk_start_steps": 0.9, "trainer.target_l0": 32}
+        | {"trainer.target_l0_mode": "coefficient"},
+        "trainer.topk_start_steps: with jumprelu a TopK start takes its k from trainer.target_l0 in target_l0_mode threshold",
+    ),
+    (
+        {**STEERED, "trainer.target_l0": 0.4, "trainer.topk_start_steps": 0.9},
+        "trainer.topk_start_steps: a TopK start needs a k of at least 1; trainer.target_l0 is 0.4",
+    ),
+    (
+        {**BATCHTOPK, "trainer.topk_start_steps": 1.0},
+        "trainer.topk_start_steps: a TopK start of 146484 steps leaves none of the 146484 to batchtopk; shorten it",
+    ),
+    (
+        {"trainer.decoder_constraint": "unit_norm", "initializer.grid_search_init_norm": True},
+        "trainer.decoder_constraint: unit_norm fixes the decoder norm that initializer.grid_search_init_norm searches",
+    ),
+    (
+        {WIDTHS: [2, 63], "dictionary.d_model": 4},
+        "trainer.matryoshka_widths: the last width is the whole dictionary, 64 features, got 63",
+    ),
+    (
+        {WIDTHS: [2, 65], "dictionary.d_model": 4},
+        "trainer.matryoshka_widths: the last width is the whole dictionary, 64 features, got 65",
+    ),
+    (
+        {WIDTHS: [0.001, 0.01, 0.5, 1.0], "dictionary.d_model": 4},
+        "[0.001, 0.01, 0.5, 1.0] of 64 features are the widths [1, 1, 32, 64]: no two may be the same",
     ),
     ({"trainer.total_training_tokens": 2047}, "trainer.total_training_tokens: 2047 tokens are less than one batch of"),
     (
@@ -206,6 +350,22 @@ def test_one_fault(changes: dict[str, Any], message: str) -> None:
         {"trainer.lr": "auto", "trainer.betas": [0, 0.999], "trainer.clip_grad_norm": 1},
         {"trainer.lr_warm_up_steps": 0, "trainer.lr_cool_down_steps": 0.0, "trainer.k_warmup_steps": 1.0},
         {"trainer.sparsity_loss_type": "power", "trainer.p": 2},
+        {**TOPK, **POWER},
+        {"trainer.sparsity_loss_type": "tanh-quad", "trainer.frequency_scale": 0.1, "trainer.tanh_stretch_coefficient": 2},
+        {**THRESHOLDS, "trainer.sparsity_loss_type": "l0", "trainer.lp_coefficient": 3e-6},
+        {**THRESHOLDS, "trainer.sparsity_loss_type": "l0", "trainer.target_l0": 32, "trainer.target_l0_mode": "quadratic"},
+        {**THRESHOLDS, **POWER, "trainer.target_l0": 32, "trainer.target_l0_mode": "coefficient"},
+        {**POWER, "trainer.target_l0": 32, "trainer.target_l0_mode": "coefficient", "fold.calibration_tokens": 0},
+        {**STEERED, "trainer.topk_start_steps": 0.9, "dictionary.d_model": 2, "fold.calibration_tokens": 2048},
+        {**BATCHTOPK, "trainer.topk_start_steps": 146_483},
+        {**TOPK, "trainer.topk_start_steps": 0.0},
+        {"trainer.target_l0_mode": "coefficient", "trainer.target_l0_gain": 1},
+        {"trainer.dead_threshold": 1, "trainer.revive_dead_features": True, "trainer.decoder_constraint": "unit_norm"},
+        {"trainer.dead_threshold": 1.0, "initializer.grid_search_init_norm": True},
+        {WIDTHS: [2, 16, 64], "dictionary.d_model": 4},
+        {WIDTHS: [0.0625, 0.25, 1.0], "dictionary.d_model": 4},
+        {WIDTHS: [2, 16, 63]},
+        {WIDTHS: [1.0], **TRANSCODER},
         {"activations.target": "activations-2d", "activations.batch_size": 16},
         {"norm.tokens": None, "model.device": "cuda:1", "fold.calibration_tokens": 0},
         {"initializer.initialize_W_D_with_active_subspace": True, "initializer.d_active_subspace": 8},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import ParamsError
-from pipeline.params.fields import limits_of, resolve_steps
+from pipeline.params.fields import limits_of, resolve_share, resolve_steps
 from pipeline.params.kinds.transcoder import TranscoderParams
 from pipeline.params.loader import load_params, params_from_dict
 from pipeline.params.schema import (
@@ -22,6 +24,7 @@ from pipeline.params.schema import (
 )
 from pipeline.params.section import Section, hints
 from pipeline.params.sections.dictionary import DictionaryParams, known_kinds, register_kind
+from pipeline.params.sections.trainer import LOSSES, sparsity_losses
 from tests.params.changes import ABSENT, DEFAULTS, TRANSCODER, changed, faults
 
 
@@ -77,6 +80,16 @@ def test_values_are_typed_after_reading() -> None:
     assert params_from_dict(params.to_dict()) == params
 
 
+def test_numbers_and_shares_keep_their_types() -> None:
+    shares = params_from_dict(changed({"trainer.dead_threshold": 0.03, "trainer.matryoshka_widths": [0.25, 1.0]})).trainer
+    assert (shares.dead_threshold, shares.matryoshka_widths) == (0.03, (0.25, 1.0))
+    numbers = params_from_dict(changed({"trainer.dead_threshold": 1, "trainer.matryoshka_widths": [4, 8]})).trainer
+    assert (type(numbers.dead_threshold), numbers.dead_threshold) == (int, 1)
+    assert numbers.matryoshka_widths is not None
+    assert [type(width) for width in numbers.matryoshka_widths] == [int, int]
+    assert numbers.to_dict()["matryoshka_widths"] == [4, 8]
+
+
 def test_dataclass_defaults_are_the_specs() -> None:
     trainer, dictionary, fold = TrainerParams(), SAEParams(), FoldParams()
     assert (trainer.lr, trainer.betas, trainer.eps, trainer.optimizer) == (4e-4, (0.9, 0.999), 1e-8, "adam")
@@ -89,6 +102,10 @@ def test_dataclass_defaults_are_the_specs() -> None:
     assert (trainer.k_schedule_type, trainer.k_warmup_steps, trainer.k_exponential_factor) == ("linear", 0.1, 3.0)
     assert (trainer.auxk_coefficient, trainer.dead_threshold, trainer.log_frequency) == (None, 10_000_000, 1000)
     assert (trainer.n_checkpoints, trainer.jumprelu_lr_factor, trainer.initial_k) == (10, 0.1, None)
+    assert (trainer.sparsity_loss_type, trainer.tanh_stretch_coefficient, trainer.frequency_scale) == (None, 4.0, 0.01)
+    assert (trainer.l0_bandwidth, trainer.lp_coefficient, trainer.topk_start_steps) == (0.001, None, 0)
+    assert (trainer.target_l0, trainer.target_l0_mode, trainer.target_l0_gain) == (None, "threshold", 0.3)
+    assert (trainer.revive_dead_features, trainer.decoder_constraint, trainer.matryoshka_widths) == (False, "none", None)
     assert (dictionary.act_fn, dictionary.top_k, dictionary.use_decoder_bias) == ("relu", 50, True)
     assert (dictionary.norm_activation, dictionary.jumprelu_threshold_window) == ("dataset-wise", 2.0)
     assert (dictionary.sparsity_include_decoder_norm, dictionary.use_glu_encoder) == (True, False)
@@ -136,6 +153,15 @@ def test_kinds_share_their_fields_and_are_found_by_file() -> None:
         register_kind("sae")(TranscoderParams)
 
 
+def test_sparsity_losses_are_found_by_file_without_torch() -> None:
+    assert sparsity_losses() == tuple(sorted(p.stem.replace("_", "-") for p in LOSSES.glob("*.py") if p.stem != "__init__"))
+    assert {"power", "tanh", "tanh-quad", "l0"} <= set(sparsity_losses())
+    for name in sparsity_losses():
+        assert TrainerParams(sparsity_loss_type=name).sparsity_loss_type == name
+    code = "import sys, pipeline.params.schema; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=LOSSES.parents[2]).returncode == 0
+
+
 def test_hook_points_and_steps() -> None:
     params = params_from_dict(changed(TRANSCODER))
     assert params.hook_points == ("blocks.2.ln2.hook_out", "blocks.2.hook_mlp_out")
@@ -156,6 +182,12 @@ def test_resolve_steps() -> None:
     assert resolve_steps(1, 100) == 1
     assert resolve_steps(0.1, 976) == 97
     assert isinstance(resolve_steps(0.5, 10), int)
+
+
+def test_resolve_share() -> None:
+    assert [resolve_share(x, 2048) for x in (1, 7, 4096, 0.0625, 0.25, 1.0)] == [1, 7, 4096, 128, 512, 2048]
+    assert [resolve_share(x, 100) for x in (0.29, 0.07, 0.001, 0.999)] == [29, 7, 1, 99]
+    assert type(resolve_share(0.03, 1_000_000)) is int
 
 
 def test_flatten() -> None:

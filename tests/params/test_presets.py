@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -28,6 +29,23 @@ from pipeline.params.schema import Params, flatten
 from stages.preset import main
 
 ROOT = Path(__file__).resolve().parents[2]
+SMALL = [name for name in preset_names() if name.startswith("demo-")]
+LARGE = [name for name in preset_names() if name not in SMALL]
+# Trainer's keys that make a method; the others are sizes, rates and lengths.
+OF_THE_METHOD = (
+    "optimizer",
+    "betas",
+    "lr_scheduler_name",
+    "sparsity_loss_type",
+    "p",
+    "tanh_stretch_coefficient",
+    "frequency_scale",
+    "l0_bandwidth",
+    "target_l0_mode",
+    "auxk_coefficient",
+    "decoder_constraint",
+    "matryoshka_widths",
+)
 
 
 def test_pythia_160m_has_designs_figures() -> None:
@@ -66,19 +84,77 @@ def test_a_preset_says_what_it_costs(name: str) -> None:
     assert top[0].startswith(f"{name}: ")
     for cost in ("tokens: ", "disk: ", "GPU hours: "):
         assert any(line.startswith(cost) for line in top), cost
-    assert any("estimate" in line for line in top)
+    assert any("estimate" in line for line in top) or name in SMALL
 
 
-def test_pythia_160m_disk_figure_follows_from_the_keys() -> None:
-    acts = apply_preset("pythia-160m", ROOT / "params.yaml").activations
-    store = acts.total_tokens * 768 * 2
+@pytest.mark.parametrize("name", LARGE)
+def test_figures_of_the_large_follow_from_their_keys(name: str) -> None:
+    params = apply_preset(name, ROOT / "params.yaml")
+    tokens = params.activations.total_tokens
+    assert params.trainer.total_training_tokens == tokens
+    store = tokens * 768 * 2 * len(params.hook_points)
     # tokens, document ids and offsets in tokens.zarr; tokens, positions, context ids and mask in the store
-    beside = acts.total_tokens * (16 + 13)
-    text = "\n".join(header("pythia-160m"))
+    beside = tokens * (16 + 13)
+    text = "\n".join(header(name))
+    assert f"tokens: {tokens // 10**6}M, " in text
     assert f"{store / 1e12:.2f} TB activations" in text
     assert f"disk: {(store + beside) / 1e12:.2f} TB" in text
-    steps = apply_preset("pythia-160m", ROOT / "params.yaml").total_steps
-    assert f"{steps:,} steps" in text
+    assert f"({params.total_steps:,} steps of 4,096)" in text
+    assert f"{params.dictionary.d_sae:,} features (8x)" in header(name)[0]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_small_run_on_the_embedded_defaults_store(name: str) -> None:
+    default = load_params(ROOT / "params.yaml")
+    small = apply_preset(name, ROOT / "params.yaml")
+    assert (small.model, small.dataset, small.activations) == (default.model, default.dataset, default.activations)
+    assert (small.norm, small.evaluation) == (default.norm, default.evaluation)
+    assert all(hook.startswith("blocks.2.") for hook in small.hook_points)
+    assert 1_000_000 <= small.trainer.total_training_tokens <= 2_000_000
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_small_are_the_large_at_another_size(name: str) -> None:
+    """What makes a preset what it is (gate, losses, constraint, start, hook points but for the layer) is in both."""
+    small = dict(flatten(apply_preset(name, ROOT / "params.yaml").to_dict()))
+    large = dict(flatten(apply_preset(name.removeprefix("demo-"), ROOT / "params.yaml").to_dict()))
+    sized = {"d_model", "expansion_factor", "top_k", "hook_point_in", "hook_point_out"}
+    same = [key for key in small if key.startswith(("dictionary.", "initializer.")) and key.split(".")[1] not in sized]
+    same = [key for key in same if not key.endswith("_bound")]  # goes with the width
+    same += [f"trainer.{key}" for key in OF_THE_METHOD]
+    differing = {key: (small[key], large[key]) for key in same if small[key] != large[key]}
+    assert not differing
+    for key in ("dictionary.hook_point_in", "dictionary.hook_point_out"):
+        assert (small[key] or "").replace("blocks.2.", "blocks.6.") == (large[key] or "")
+
+
+def test_presets_are_what_their_names_say() -> None:
+    def of(name: str) -> Params:
+        return apply_preset(name, ROOT / "params.yaml")
+
+    tanh = of("jumprelu-tanh-quad")
+    assert (tanh.dictionary.act_fn, tanh.dictionary.jumprelu_threshold_window) == ("jumprelu", 2.0)
+    assert tanh.trainer.sparsity_loss_type == "tanh-quad"
+    assert tanh.trainer.lp_coefficient is not None
+    gemma = of("gemma-scope")
+    assert (gemma.dictionary.act_fn, gemma.dictionary.norm_activation) == ("jumprelu", "dataset-rms")
+    assert gemma.dictionary.to_dict()["apply_b_dec_to_input"]
+    assert gemma.initializer.init_log_jumprelu_threshold_value == pytest.approx(math.log(0.001), abs=1e-5)
+    assert gemma.initializer.init_encoder_with_decoder_transpose
+    t = gemma.trainer
+    assert (t.sparsity_loss_type, t.l0_bandwidth, t.decoder_constraint) == ("l0", 0.001, "unit_norm")
+    assert (t.betas, t.lr, t.lr_start_ratio, t.lr_warm_up_steps) == ((0.0, 0.999), 7e-5, 0.1, 1000)
+    assert (t.l1_coefficient_warmup_steps, gemma.activations.batch_size) == (10_000, 4096)
+    matryoshka = of("matryoshka-batchtopk")
+    assert (matryoshka.dictionary.act_fn, matryoshka.trainer.matryoshka_widths) == ("batchtopk", (0.0625, 0.25, 1.0))
+    for name, skip in (("transcoder", False), ("transcoder-skip", True)):
+        transcoder = of(name)
+        assert transcoder.hook_points == ("blocks.6.ln2.hook_out", "blocks.6.hook_mlp_out")
+        assert (transcoder.dictionary.kind, transcoder.dictionary.to_dict()["skip"]) == ("transcoder", skip)
+    attention = of("attention-out")
+    assert attention.hook_points == ("blocks.6.hook_attn_out",)
+    assert attention.initializer.initialize_W_D_with_active_subspace
+    assert attention.initializer.d_active_subspace is None
 
 
 def test_flags_have_nothing_that_a_shell_would_change() -> None:
@@ -108,28 +184,35 @@ def test_flag_values() -> None:
 
 
 DVC_ARGUMENTS = """
-import json, sys
+import itertools, os, sys
 from dvc.cli import parse_args
 from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
-args = parse_args(["exp", "run", *sys.argv[1:]])
-overrides = to_path_overrides(args.set_param)
-assert len(get_hydra_sweeps(overrides)) == 1
-for path, values in overrides.items():
-    apply_overrides(path, values)
+for is_end, words in itertools.groupby(sys.argv[1:], lambda word: word == "END"):
+    if is_end:
+        continue
+    directory, *rest = words
+    args = parse_args(["exp", "run", *rest])
+    overrides = to_path_overrides(args.set_param)
+    assert len(get_hydra_sweeps(overrides)) == 1
+    for path, values in overrides.items():
+        apply_overrides(os.path.join(directory, path), values)
 """
 
 
-@pytest.mark.parametrize("name", preset_names())
-def test_flags_reach_params_yaml_through_the_shell_and_dvc(name: str, tmp_path: Path) -> None:
-    shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
+def test_flags_reach_params_yaml_through_the_shell_and_dvc(tmp_path: Path) -> None:
     (tmp_path / "apply.py").write_text(DVC_ARGUMENTS)
-    (tmp_path / "flags.txt").write_text(" ".join(flags(read_preset(name))))
-    command = f'"{sys.executable}" -W ignore apply.py $(cat flags.txt) -S trainer.lr=2e-5'
+    command = f'"{sys.executable}" -W ignore apply.py'
+    for name in preset_names():  # one process for all: dvc takes seconds to import
+        (tmp_path / name).mkdir()
+        shutil.copy(ROOT / "params.yaml", tmp_path / name / "params.yaml")
+        (tmp_path / name / "flags.txt").write_text(" ".join(flags(read_preset(name))))
+        command += f" {name} $(cat {name}/flags.txt) -S trainer.lr=2e-5 END"
     subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
-    wanted = overlay(read_mapping(ROOT / "params.yaml"), read_preset(name))
-    wanted["trainer"]["lr"] = 2e-05
-    assert load_params(tmp_path / "params.yaml") == params_from_dict(wanted)
+    for name in preset_names():
+        wanted = overlay(read_mapping(ROOT / "params.yaml"), read_preset(name))
+        wanted["trainer"]["lr"] = 2e-05
+        assert load_params(tmp_path / name / "params.yaml") == params_from_dict(wanted), name
 
 
 def test_preset_command(tmp_path: Path) -> None:
@@ -150,8 +233,8 @@ def test_preset_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (["pythia-16m"], "unknown preset 'pythia-16m'; did you mean 'pythia-160m'? (known: pythia-160m"),
-        ([], "which preset? (known: pythia-160m"),
+        (["pythia-16m"], "unknown preset 'pythia-16m'; did you mean 'pythia-160m'? (known: attention-out, "),
+        ([], "which preset? (known: attention-out, "),
         (["a b"], "unknown preset 'a b'"),
     ],
 )

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipeline.errors import CheckpointError, DataError
-from pipeline.training.checkpoints import Checkpoints, History, check_fit, fingerprint, snapshot_steps
+from pipeline.files import fingerprint
+from pipeline.training.checkpoints import Checkpoints, History, check_fit, snapshot_steps
 
 ABOUT = {"trainer": {"lr": 1e-3, "betas": (0.9, 0.99)}, "seed": 0}
 

@@ -111,6 +111,7 @@ def test_initializers_of_the_pipeline(project: Project) -> None:
         dictionary__kind="transcoder",
         dictionary__hook_point_in="blocks.0.ln2.hook_normalized",
         dictionary__hook_point_out="blocks.0.hook_mlp_out",
+        dictionary__apply_b_dec_to_input=False,
         initializer__initialize_W_D_with_activations=False,
         initializer__initialize_tc_with_mlp=True,
         activations__target="activations-2d",

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from pipeline.dictionaries.base import Gate
 from pipeline.errors import CheckpointError, NumericsError
 from pipeline.training.finiteness import LossGuard
 from pipeline.training.source import TrainingBatch
@@ -98,7 +99,7 @@ def test_observation_is_written_out() -> None:
     made.dead.tokens_since[0] = 10**6
     start = dictionary()
     x = batch.inputs * math.sqrt(D) / 2.0
-    codes, r = start.run(x, top_k=6)
+    codes, r = start.run(x, gate=Gate(top_k=6))
     observation = made.step(batch, observe=True)
     assert observation is not None
     figures = observation.figures()

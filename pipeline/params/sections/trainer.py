@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import pkgutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from pipeline.params.fields import param
@@ -10,6 +13,15 @@ from pipeline.params.section import Section, rule
 
 DIVIDES_BY_REST = ("linearwarmupdecay", "cosineannealingwarmup", "exponentialwarmup")
 SCHEDULERS = ("constant", "constantwithwarmup", "cosineannealing", *DIVIDES_BY_REST)
+LOSSES = Path(__file__).resolve().parents[2] / "losses" / "sparsity"
+
+
+def sparsity_losses() -> tuple[str, ...]:
+    """The sparsity losses that there are: the files of pipeline/losses/sparsity, tanh_quad.py being tanh-quad.
+
+    By path: importing the package would make every stage depend on it.
+    """
+    return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules([str(LOSSES)])))
 
 
 @dataclass(frozen=True)
@@ -33,13 +45,24 @@ class TrainerParams(Section):
     k_cold_booting_steps: int | float = param(0, steps=True)
     k_schedule_type: str = param("linear", choices=("linear", "exponential"))
     k_exponential_factor: float = param(3.0, more_than=0)
-    sparsity_loss_type: str | None = param(None, choices=("power",))
+    sparsity_loss_type: str | None = param(None, choices=sparsity_losses())
     p: float = param(1.0, at_least=1)
+    tanh_stretch_coefficient: float = param(4.0, more_than=0)
+    frequency_scale: float = param(0.01, more_than=0)
+    l0_bandwidth: float = param(0.001, more_than=0)
     l1_coefficient: float = param(8e-5, at_least=0, also_called=("l1", "sparsity_coefficient"))
     l1_coefficient_warmup_steps: int | float = param(0.1, steps=True)
+    lp_coefficient: float | None = param(None, more_than=0)
+    target_l0: float | None = param(None, more_than=0)
+    target_l0_mode: str = param("threshold", choices=("threshold", "quadratic", "coefficient"))
+    target_l0_gain: float = param(0.3, more_than=0)
+    topk_start_steps: int | float = param(0, steps=True)
     auxk_coefficient: float | None = param(None, more_than=0, also_called=("auxk_alpha", "auxk_coeff"))
     k_aux: int = param(512, at_least=1, also_called=("auxk_k",))
-    dead_threshold: int = param(10_000_000, at_least=1)
+    dead_threshold: int | float = param(10_000_000, share=("tokens", "the run"))
+    revive_dead_features: bool = param(False)
+    decoder_constraint: str = param("none", choices=("none", "unit_norm"))
+    matryoshka_widths: tuple[int | float, ...] | None = param(None, share=("features", "the dictionary"))
     clip_grad_norm: float = param(0.0, at_least=0)
     amp_dtype: str = param("float32", choices=("float32", "bfloat16", "float16"))
     gradient_accumulation_steps: int = param(1, at_least=1)
@@ -49,6 +72,11 @@ class TrainerParams(Section):
     checkpoint_schedule: str = param("linear", choices=("linear", "log"))
     checkpoint_minutes: float = param(2.0, more_than=0)
 
+    @property
+    def steered_l0(self) -> float | None:
+        """The L0 that thresholds are steered to (target_l0_mode threshold), or None."""
+        return self.target_l0 if self.target_l0_mode == "threshold" else None
+
     @rule("l1_coefficient")
     def _sparsity_loss_has_a_weight(self) -> str | None:
         if self.sparsity_loss_type is not None and self.l1_coefficient == 0:
@@ -56,4 +84,32 @@ class TrainerParams(Section):
                 f"is 0, so that the {self.sparsity_loss_type} sparsity loss does nothing; "
                 "give it a positive value, or set trainer.sparsity_loss_type to null"
             )
+        return None
+
+    @rule("target_l0_mode")
+    def _mode_has_its_loss(self) -> str | None:
+        if self.target_l0 is None:
+            return None
+        if self.target_l0_mode == "quadratic" and self.sparsity_loss_type != "l0":
+            return (
+                "quadratic is the form lambda * (L0 / target_l0 - 1)^2 of the l0 loss; trainer.sparsity_loss_type is "
+                f"{self.sparsity_loss_type or 'null'}; set it to l0"
+            )
+        if self.target_l0_mode == "coefficient" and self.sparsity_loss_type is None:
+            return "coefficient steers the weight of the sparsity loss, and trainer.sparsity_loss_type is null; set one"
+        return None
+
+    @rule("matryoshka_widths")
+    def _widths_ascend(self) -> str | None:
+        widths = self.matryoshka_widths
+        if widths is None:
+            return None
+        if not widths:
+            return "the list is empty; write null to train the whole dictionary only"
+        if len({type(width) for width in widths}) > 1:
+            return f"features (integers) and shares (as 1.0, not 1) cannot be mixed, got {list(widths)}"
+        if any(a >= b for a, b in itertools.pairwise(widths)):
+            return f"must ascend, got {list(widths)}"
+        if isinstance(widths[-1], float) and widths[-1] != 1.0:
+            return f"the last width is the whole dictionary, 1.0, got {widths[-1]}"
         return None

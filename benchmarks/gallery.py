@@ -1,0 +1,110 @@
+"""Run the small presets (presets/demo-*.yaml) one after another on one activation store and make a table of their metrics.
+
+Each is `dvc exp run $(python -m stages.preset NAME)` in this working tree, so run it in a clean clone after `dvc repro`: the
+store is there already, and each preset adds the hook points that it needs. Afterwards params.yaml, dvc.lock and metrics/
+are as before. `--tokens` shortens the runs for a check that they work; the table is written for whole runs of all only.
+
+    python -m benchmarks.gallery
+    python -m benchmarks.gallery --tokens 200000 demo-gemma-scope
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from pipeline.params.presets import flags, header, preset_names, read_preset
+
+RESULTS = Path("benchmarks/results/gallery.md")
+RESTORED = ("params.yaml", "dvc.lock", "metrics")
+COLUMNS = {
+    "L0": ("l0_mean", "{:.1f}"),
+    "FVU": ("fvu", "{:.3f}"),
+    "PCA's FVU": ("pca_fvu", "{:.3f}"),
+    "delta CE": ("delta_ce", "{:.3f}"),
+    "PCA's": ("pca_delta_ce", "{:.3f}"),
+    "recovered (mean)": ("loss_recovered_mean", "{:.3f}"),
+    "dead": ("dead_fraction", "{:.2%}"),
+}
+
+
+def demo_presets() -> list[str]:
+    """The small presets."""
+    return [name for name in preset_names() if name.startswith("demo-")]
+
+
+def run(name: str, tokens: int | None) -> tuple[dict[str, float], float]:
+    """Run a preset to its end; its evaluation and the seconds it took.
+
+    Raises:
+        ClickException: it did not end well.
+    """
+    line = ["dvc", "exp", "run", "-n", name, "-f", *flags(read_preset(name))]
+    if tokens is not None:
+        line += ["-S", f"trainer.total_training_tokens={tokens}"]
+    began = time.monotonic()
+    outcome = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if outcome.returncode:
+        raise click.ClickException(f"{name}: dvc exp run exited {outcome.returncode}\n{outcome.stdout[-4000:]}")
+    return json.loads(Path("metrics/evaluation.json").read_text()), time.monotonic() - began
+
+
+def row(name: str, found: dict[str, float], seconds: float) -> str:
+    """A line of the table."""
+    title = header(name)[0].partition(":")[2].strip()
+    cells = [form.format(found[key]) if key in found else "" for key, form in COLUMNS.values()]
+    return f"| `{name}` | {title} | {' | '.join(cells)} | {seconds:.0f} s |"
+
+
+def check_clean() -> None:
+    """Refuse to overwrite changes.
+
+    Raises:
+        ClickException: params.yaml, dvc.lock or metrics/ differ from the last commit.
+    """
+    changed = subprocess.run(["git", "status", "--porcelain", *RESTORED], capture_output=True, text=True, check=True).stdout
+    if changed:
+        raise click.ClickException(f"these would be overwritten, commit or restore them first:\n{changed}")
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--tokens", type=int, help="Train on so many tokens instead (a check, not a result).")
+def main(names: tuple[str, ...], tokens: int | None) -> None:
+    """Run the small presets and print their metrics."""
+    check_clean()
+    unknown = set(names) - set(preset_names())
+    if unknown:
+        raise click.ClickException(f"no such preset: {', '.join(sorted(unknown))} (known: {', '.join(preset_names())})")
+    head = ["preset", "what it is", *COLUMNS, "time"]
+    lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (len(head) - 2)]
+    try:
+        for name in names or demo_presets():
+            lines.append(row(name, *run(name, tokens)))
+            click.echo(lines[-1])
+    finally:
+        subprocess.run(["git", "checkout", "-q", "--", *RESTORED], check=True)
+        subprocess.run(["dvc", "checkout", "-q", "--force"], check=False)
+    if names or tokens is not None:
+        return
+    text = "\n".join(
+        [
+            "# The small presets on the embedded default",
+            "",
+            "Held-out text. `python -m benchmarks.gallery` in a clean clone after `dvc repro`; Python "
+            f"{sys.version.split()[0]}, two shared cores without a GPU. Times are of the whole experiment.",
+            "",
+            *lines,
+            "",
+        ]
+    )
+    RESULTS.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Revival of dead features (trainer.revive_dead_features): after each step a feature that has been silent for
+`dead_threshold` tokens is moved to the edge of the gate, where it opens on the token of the batch that suits it best.
+
+With e_b the edge that z must exceed on token b and m_i the mean of z_i over the batch's kept tokens,
+
+    r_i = max_b (z_bi - m_i) / e_b        at token b*
+    s_i = max(1, 1 / r_i)                 at most LARGEST
+    z_bi <- s_i (z_bi - m_i) + c_i        with c_i such that z_b*i = (1 + MARGIN) e_b*
+
+by scaling the feature's encoder weights and setting its bias. A feature that lost early has small weights, so that its z
+hardly varies: raising the bias alone would open it on all tokens or on none, and a batch-wide gate answers by raising its
+edge until the run diverges (measured on planted data and on a language model). With s_i its z gets the spread of a feature
+in use. What it writes is left alone. AuxK, which trains dead features on the residual, needs more steps than short runs have.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.dictionaries.base import Codes, Dictionary
+from pipeline.dictionaries.folded import EPS_NORM
+from pipeline.losses.reductions import widened
+
+LARGEST = 100.0
+SMALLEST = 1e-6  # ratio below which z does not vary but by rounding
+MARGIN = 1e-3
+
+
+@torch.no_grad()
+def revive_(dictionary: Dictionary, codes: Codes, edge: Tensor, dead: Tensor, mask: Tensor | None) -> None:
+    """Move dead features to the edge of the gate.
+
+    Args:
+        dictionary: in training, as it was when `codes` were computed but for the step's update.
+        codes: of a batch.
+        edge: what z must exceed to open, broadcastable to z; infinite where nothing can (see ActivationFunction.edge).
+        dead: bool of `feature_shape`.
+        mask: bool over tokens; None: all kept.
+    """
+    shape = dead.shape
+    z = widened(codes.z.detach()).reshape(-1, *shape)
+    edge = edge.detach().to(z.dtype).expand(codes.z.shape).reshape(z.shape)
+    kept = None if mask is None else mask.reshape(-1)
+    if z.device.type == "cpu":  # only the columns that matter; elsewhere their number would have to be waited for
+        columns = dead.reshape(-1).nonzero().squeeze(1)
+    else:
+        columns = torch.arange(dead.numel(), device=z.device)
+    z, edge = z.flatten(1)[:, columns], edge.flatten(1)[:, columns]
+    if kept is not None:
+        z, edge = z[kept], edge[kept]
+    mean = z.mean(0)
+    ratio, token = ((z - mean) / edge.clamp_min(EPS_NORM)).max(0)
+    scale = torch.where(ratio > 0, 1.0 / ratio, torch.inf).clamp(1.0, LARGEST)
+    best, wanted = z.gather(0, token[None])[0], edge.gather(0, token[None])[0]
+    shift = wanted - scale * (best - mean) + MARGIN * scale * (best - mean)
+    usable = dead.reshape(-1)[columns] & wanted.isfinite() & (ratio > SMALLEST)
+    gain = dictionary.gating_scale(codes.norms.detach())
+    gain = torch.ones_like(mean) if gain is None else gain.to(z.dtype).expand(shape).reshape(-1)[columns].clamp_min(EPS_NORM)
+    bias = dictionary.encoder_bias()
+    flat = bias.reshape(-1)
+    new = scale * (flat[columns] - mean / gain) + shift / gain
+    flat[columns] = torch.where(usable, new, flat[columns]).to(bias.dtype)
+    bias.copy_(flat.reshape(bias.shape))
+    factors = torch.ones(dead.numel(), dtype=bias.dtype, device=bias.device)
+    factors[columns] = torch.where(usable, scale, 1.0).to(bias.dtype)
+    dictionary.scale_encoder_(factors.reshape(shape))

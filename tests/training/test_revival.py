@@ -1,0 +1,138 @@
+"""Revival: a dead feature is moved to where it opens on one token of the batch it was judged on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.activation_functions.registry import activation_function
+from pipeline.dictionaries.base import Dictionary
+from pipeline.training.revival import MARGIN, revive_
+from pipeline.training.source import TrainingBatch
+from tests.training.cases import F, dictionary, rows, trainer, weights
+
+BATCH = 64
+DEAD = torch.zeros(F, dtype=torch.bool)
+DEAD[[3, 7]] = True
+
+
+def lost(act_fn: str, **fields: Any) -> Dictionary:
+    """Features 3 and 7 never open: 3 has tiny weights, 7 a very negative bias."""
+    made = dictionary(act_fn=act_fn, top_k=4, dtype="float64", **fields)
+    with torch.no_grad():
+        made.get_parameter("W_E")[:, 3] *= 0.01
+        made.get_parameter("b_E")[3] = -1.0
+        made.get_parameter("b_E")[7] = -60.0
+    return made
+
+
+def by_hand(z: Tensor, edge: Tensor, dead: Tensor) -> dict[int, tuple[float, float]]:
+    """{feature: (scale, wanted z at its token)}, with loops."""
+    found = {}
+    for i in dead.nonzero().flatten().tolist():
+        mean = sum(z[b, i].item() for b in range(len(z))) / len(z)
+        ratios = [(z[b, i].item() - mean) / edge[b, i].item() for b in range(len(z))]
+        found[i] = (max(1.0, 1.0 / max(ratios)), edge[ratios.index(max(ratios)), i].item())
+    return found
+
+
+@pytest.mark.parametrize("include_norm", [True, False])
+@pytest.mark.parametrize("act_fn", ["topk", "batchtopk", "jumprelu"])
+def test_a_dead_feature_opens_at_its_best_token_and_only_there(act_fn: str, include_norm: bool) -> None:
+    made = lost(act_fn, sparsity_include_decoder_norm=include_norm)
+    x = rows(BATCH).double()
+    codes = made.codes(x)
+    assert not bool((codes.f[:, DEAD] > 0).any())
+    edge = activation_function(act_fn).edge(codes.z.detach(), codes.f.detach() > 0, made.gate_settings()).detach()
+    z, full = codes.z.detach(), edge.expand(codes.z.shape)
+    hand = by_hand(z, full, DEAD)
+    before = weights(made)
+    revive_(made, codes, edge, DEAD, None)
+    after, now = weights(made), made.codes(x).z.detach()
+    for i, (scale, _) in hand.items():
+        wanted = before["W_E"][:, i] * scale
+        assert after["W_E"][:, i].numpy() == pytest.approx(wanted.numpy(), rel=1e-5)
+        assert float((now[:, i] > full[:, i]).sum()) == pytest.approx(1, abs=0 if act_fn != "topk" else 3)
+        spread = float(now[:, i].max() - now[:, i].mean())
+        at = int(((now[:, i] - now[:, i].mean()) / full[:, i]).argmax())
+        assert float(now[at, i] - full[at, i]) == pytest.approx(MARGIN * float(now[at, i] - now[:, i].mean()), rel=1e-3)
+        assert spread > 0
+    assert hand[3][0] > 5  # small weights: scaled
+    alive = ~DEAD
+    assert torch.equal(after["W_E"][:, alive], before["W_E"][:, alive])
+    assert torch.equal(after["b_E"][alive], before["b_E"][alive])
+    assert torch.equal(after["W_D"], before["W_D"])
+
+
+def test_masked_tokens_are_not_looked_at() -> None:
+    made, other = lost("topk"), lost("topk")
+    x = rows(BATCH).double()
+    mask = torch.arange(BATCH) % 3 > 0
+    codes = made.codes(x, mask)
+    edge = activation_function("topk").edge(codes.z.detach(), codes.f.detach() > 0, made.gate_settings(mask))
+    revive_(made, codes, edge, DEAD, mask)
+    kept = other.codes(x[mask])
+    edge = activation_function("topk").edge(kept.z.detach(), kept.f.detach() > 0, other.gate_settings())
+    revive_(other, kept, edge, DEAD, None)
+    assert weights(made)["b_E"].numpy() == pytest.approx(weights(other)["b_E"].numpy(), abs=1e-6)
+
+
+def test_a_relu_feature_opens_too() -> None:
+    made = dictionary(act_fn="relu")
+    with torch.no_grad():
+        made.get_parameter("b_E")[3] = -60.0
+    x = rows(BATCH)
+    codes = made.codes(x)
+    edge = activation_function("relu").edge(codes.z.detach(), codes.f.detach() > 0, made.gate_settings())
+    revive_(made, codes, edge, torch.arange(F) == 3, None)
+    assert int((made.encode(x)[:, 3] > 0).sum()) == 1
+
+
+def test_a_feature_that_does_not_vary_is_left_alone() -> None:
+    made = dictionary()
+    with torch.no_grad():
+        made.get_parameter("W_E")[:, 3] = 0.0
+    codes = made.codes(rows(BATCH))
+    edge = activation_function("topk").edge(codes.z.detach(), codes.f.detach() > 0, made.gate_settings())
+    before = weights(made)
+    revive_(made, codes, edge, torch.arange(F) == 3, None)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(made).items())
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("act_fn", ["topk", "batchtopk"])
+def test_in_training_a_dead_feature_fires_again(act_fn: str, parts: int) -> None:
+    fields: dict[str, Any] = {"total_steps": 60, "lr": 1e-3, "dead_threshold": 3 * BATCH, "gradient_accumulation_steps": parts}
+    fired = {}
+    for revive in (True, False):
+        made = trainer(dictionary(act_fn=act_fn), revive_dead_features=revive, **fields)
+        with torch.no_grad():
+            made.dictionary.get_parameter("b_E")[3] = -8.0
+        fired[revive] = 0
+        for i, x in enumerate(rows(60 * BATCH).split(BATCH)):
+            fired[revive] += bool((made.dictionary.encode(made.normalizer.inputs(x))[:, 3] > 0).any())
+            made.step(TrainingBatch(i, x, x))
+    assert fired[False] == 0
+    assert fired[True] > 10
+
+
+def test_a_share_of_the_run_makes_a_feature_dead() -> None:
+    made = trainer(dictionary(), dead_threshold=0.03, total_training_tokens=10_000)
+    assert made.dead.dead_threshold == 300
+    assert trainer(dictionary(), dead_threshold=300, total_training_tokens=10_000).dead.dead_threshold == 300
+
+
+def test_the_edge_is_what_z_has_to_exceed() -> None:
+    z = torch.tensor([[3.0, 1.0, 2.0, -1.0], [0.5, 0.2, 0.1, 0.4]])
+    for name, wanted in (("topk", [[2.0], [0.4]]), ("batchtopk", 0.5)):
+        activation = activation_function(name)
+        settings = dictionary(act_fn=name, top_k=2).gate_settings()
+        edge = activation.edge(z, activation.support(z, settings), settings)
+        assert edge.numpy() == pytest.approx(torch.tensor(wanted).numpy())
+    mask = torch.tensor([True, False])
+    settings = dictionary(act_fn="topk", top_k=2).gate_settings(mask)
+    edge = activation_function("topk").edge(z, activation_function("topk").support(z, settings), settings)
+    assert edge[1].isinf().all()
