@@ -183,3 +183,27 @@ def test_stored_batches_of_contexts_and_of_several_hook_points() -> None:
         make("topk", hook_point_in="a"), {"a": 12.0}, calibration_batches=StoredBatches(store, ("a",), (0, 10), 3)
     )
     assert report.figures["calibration_tokens"] == int(store.mask.sum())
+
+
+def test_a_fold_that_is_not_the_trained_function_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    dictionary = make("relu")
+    exact = type(dictionary)._folded
+
+    def wrong(self: Any, weights: dict[str, Tensor], *arguments: Any) -> dict[str, Any]:
+        changes = exact(self, weights, *arguments)
+        weights["W_D"] *= 1 + 1e-6
+        return changes
+
+    monkeypatch.setattr(type(dictionary), "_folded", wrong)
+    with pytest.raises(NumericsError, match="differs from the trained one"):
+        fold_dictionary(dictionary, NORMS, calibration_batches=batches())
+
+
+def test_l0_is_that_of_the_trained_gate_and_of_the_served_one() -> None:
+    """A gate that serves another L0 than it was trained with: thresholds set to a target."""
+    dictionary = make("jumprelu")
+    report = fold_dictionary(dictionary, NORMS, calibration_batches=batches(), target_l0=3.0)
+    scaled = [(x * SCALE, None) for x in batches()]
+    assert report.l0_before == pytest.approx(mean_l0(dictionary, scaled)[0])
+    assert report.l0_after == pytest.approx(3.0, rel=0.01)
+    assert abs(report.l0_before - report.l0_after) > 1.0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Codes, Dictionary
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.registry import build_dictionary, config_from_dict
 from tests.dictionaries.make import filled, inputs
 
 VARIANTS: list[dict[str, Any]] = [
@@ -195,3 +195,42 @@ def test_runs_under_autocast(amp: torch.dtype) -> None:
         assert float(((x_hat.float() - reference).norm() / reference.norm()).detach()) < 0.1
         assert all(p.grad is None or p.grad.isfinite().all() for p in dictionary.parameters())
         assert codes.norms.dtype == torch.float32
+
+
+def test_drawn_weights_fill_their_bounds() -> None:
+    """W_D ~ U(-b, b): both signs, mean 0, variance b^2 / 3."""
+    made = build_dictionary({"kind": "sae", "d_in": 64, "d_sae": 500, "act_fn": "relu", "decoder_uniform_bound": 0.5}, seed=0)
+    w = made.W_D.detach().double()
+    assert 0.499 < float(w.max()) <= 0.5
+    assert -0.5 <= float(w.min()) < -0.499
+    assert float(w.square().mean()) == pytest.approx(0.25 / 3, rel=0.02)
+    assert abs(float(w.mean())) < 0.01
+
+
+def test_defaults_are_those_of_the_specification() -> None:
+    config = config_from_dict({"kind": "sae", "d_in": 4, "d_sae": 8})
+    found = {
+        name: getattr(config, name)
+        for name in (
+            "act_fn",
+            "top_k",
+            "use_decoder_bias",
+            "sparsity_include_decoder_norm",
+            "norm_activation",
+            "use_glu_encoder",
+            "jumprelu_threshold_window",
+            "apply_b_dec_to_input",
+            "skip",
+        )
+    }
+    assert found == {
+        "act_fn": "relu",
+        "top_k": 50,
+        "use_decoder_bias": True,
+        "sparsity_include_decoder_norm": True,
+        "norm_activation": "dataset-wise",
+        "use_glu_encoder": False,
+        "jumprelu_threshold_window": 2.0,
+        "apply_b_dec_to_input": False,
+        "skip": False,
+    }

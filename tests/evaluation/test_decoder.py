@@ -27,6 +27,8 @@ def test_max_cosine_similarity_of_hand_sized_rows():
     got = max_cosine_similarity(rows)
     assert got.tolist() == pytest.approx([2**-0.5, 2**-0.5, 2**-0.5, 0.0])
     assert max_cosine_similarity(rows[:1]).tolist() == [0.0]
+    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert max_cosine_similarity(opposite).tolist() == [-1.0, -1.0]
 
 
 @pytest.mark.parametrize("block", [10, 2**22])

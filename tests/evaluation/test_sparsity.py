@@ -34,6 +34,23 @@ def test_every_metric_equals_the_naive_one():
     assert torch.allclose(metrics.mean_when_active(), mean, rtol=1e-12)
 
 
+def test_rare_features_are_counted_at_their_bounds():
+    """One activation in 20,000 tokens: rare, but neither dead nor below 1e-5; a feature without any is below every bound."""
+    f = torch.zeros(20_000, 3)
+    f[:, 0], f[7, 1] = 1.0, 1.0
+    metrics = SparsityMetrics((3,))
+    metrics.update(f)
+    got = metrics.results()
+    assert (got["dead_features"], got["dead_fraction"]) == (1.0, pytest.approx(1 / 3))
+    assert [got[f"features_below_{bound}"] for bound in ("1e-5", "1e-6", "1e-7")] == [1.0, 1.0, 1.0]
+    metrics = SparsityMetrics((2,))
+    f = torch.zeros(2**18, 2)
+    f[0, 0] = 1.0  # 3.8e-6
+    metrics.update(f)
+    got = metrics.results()
+    assert [got[f"features_below_{bound}"] for bound in ("1e-5", "1e-6", "1e-7")] == [2.0, 1.0, 1.0]
+
+
 def test_features_of_several_layers_count_together():
     f = _features(50, 24, seed=2).view(50, 3, 8)
     layered, flat = SparsityMetrics((3, 8)), SparsityMetrics((24,))

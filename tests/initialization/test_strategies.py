@@ -89,7 +89,11 @@ def test_the_factor_is_the_least_squares_one(act_fn: str) -> None:
 def test_an_encoder_of_its_own_gets_a_scale_all_the_same() -> None:
     made, sample, _ = initialized({}, initialize_W_D_with_activations=True, init_encoder_with_decoder_transpose=False)
     drawn, _, _ = initialized({}, init_encoder_with_decoder_transpose=False)
-    torch.testing.assert_close(weights(made)["W_E"], weights(drawn)["W_E"])
+    w = weights(made)
+    ratio = w["W_E"] / weights(drawn)["W_E"]
+    torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio))
+    # Neither side is much longer than the other, and the gate, z = h n, is what it was at the drawn encoder.
+    torch.testing.assert_close(w["W_E"].norm(dim=0).mean(), w["W_D"].norm(dim=-1).mean())
     part = made.decode_linear(made.encode(sample.x[:64])).detach()
     assert 0.0 < float(part.square().sum() / sample.y[:64].square().sum()) < 1.01
 
@@ -140,6 +144,21 @@ def test_mean_pre_activation_becomes_zero(fields: dict[str, bool]) -> None:
     assert float(mean.abs().max()) < 1e-4
     fresh, _, _ = initialized(fields)
     assert float(fresh.pre_activations(sample.x).detach().mean(0).abs().max()) > 0.1
+
+
+def test_grid_search_looks_between_its_coarse_norms() -> None:
+    """The best norm of a straight line of losses' minimum lies off the coarse grid, and the fine grid comes nearer."""
+    made, sample, found = initialized({}, grid_search_init_norm=True)
+    coarse = [0.1 + 4.9 * i / 49 for i in range(50)]
+    assert min(abs(found["grid_search_norm"] - norm) for norm in coarse) > 1e-3
+    directions = torch.nn.functional.normalize(weights(made)["W_D"], dim=-1)
+    losses = []
+    for norm in coarse:
+        with torch.no_grad():
+            made.get_parameter("W_D").copy_(directions * norm)
+            made.get_parameter("W_E").copy_(norm * directions.T)
+        losses.append(float(reconstruction_loss(made(sample.x[:64]).detach(), sample.y[:64])))
+    assert found["grid_search_l_rec"] < min(losses)
 
 
 def test_grid_search_finds_the_best_norm() -> None:

@@ -25,6 +25,45 @@ def test_total_is_the_plain_sum_of_weighted_terms() -> None:
     assert torch.equal(report.features, f)
 
 
+def test_every_term_is_there_weighted_and_unweighted() -> None:
+    made, x = dictionary(act_fn="jumprelu"), rows(32)
+    report = loss(made, x, sparsity_loss_type="tanh", l1_coefficient=0.5, lp_coefficient=0.125)
+    z, theta = made.codes(x).z, made.thresholds()
+    lp = (theta - z).relu().sum(-1).mean()
+    torch.testing.assert_close(report.unweighted["lp"], lp)
+    torch.testing.assert_close(report.terms["lp"], 0.125 * lp)
+    torch.testing.assert_close(report.terms["tanh"], 0.5 * report.unweighted["tanh"])
+    torch.testing.assert_close(report.total, sum(report.terms.values()))
+
+
+def test_in_l0_mode_the_gate_has_the_loss_s_window() -> None:
+    """d l_rec / d t with the l0 loss at next to no weight is that of a gate with window l0_bandwidth."""
+    x = rows(64)
+    found = []
+    for fields in ({"sparsity_loss_type": "l0", "l0_bandwidth": 0.3, "l1_coefficient": 1e-12}, {}):
+        made = dictionary(act_fn="jumprelu", jumprelu_threshold_window=2.0 if fields else 0.3)
+        loss(made, x, **fields).total.backward()
+        grad = made.log_jumprelu_threshold.grad
+        assert grad is not None
+        found.append(grad)
+    assert float(found[1].abs().max()) > 0
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_matryoshka_is_the_mean_over_nested_prefixes() -> None:
+    made, x = dictionary(act_fn="topk"), rows(32)
+    widths = (6, 12, F)
+    report = loss(made, x, matryoshka_widths=widths)
+    f = made.encode(x)
+    total = 0.0
+    for width in widths:
+        x_hat = sum(f[:, i : i + 1] * made.W_D[i] for i in range(width)) + made.b_D
+        total = total + (x_hat - x).square().sum(-1).mean()
+    torch.testing.assert_close(report.unweighted["l_rec"], total / 3)
+    shares = loss(made, x, matryoshka_widths=(0.25, 0.5, 1.0))
+    torch.testing.assert_close(shares.total, report.total)
+
+
 def test_masked_tokens_count_nowhere() -> None:
     made = dictionary(act_fn="batchtopk")
     x = rows(40).reshape(4, 10, -1)

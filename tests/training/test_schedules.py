@@ -100,6 +100,11 @@ def test_k_waits_at_its_start_and_falls_at_once_without_warm_up() -> None:
     assert KSchedule(10, 100)(0) == 10
 
 
+def test_k_stays_at_top_k_where_the_schedule_would_start_below_it() -> None:
+    k = KSchedule(10, 100, initial_k=4, warm_up=10)
+    assert [k(s) for s in (0, 5, 10)] == [10, 10, 10]
+
+
 @given(
     st.integers(1, 50),
     st.integers(0, 50),

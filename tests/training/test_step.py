@@ -186,6 +186,7 @@ def test_state_resumes_bit_for_bit(act_fn: str, amp_dtype: str) -> None:
         return trainer(dictionary(act_fn=act_fn), amp_dtype=amp_dtype, sparsity_loss_type="power", dead_threshold=20)
 
     unbroken, cut = new(), new()
+    assert "dead/tokens_since" in unbroken.state()
     for batch in batches(3):
         unbroken.step(batch)
         cut.step(batch)
