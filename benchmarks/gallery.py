@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -38,8 +37,8 @@ def demo_presets() -> list[str]:
     return [name for name in preset_names() if name.startswith("demo-")]
 
 
-def run(name: str, tokens: int | None) -> tuple[dict[str, float], float]:
-    """Run a preset to its end; its evaluation and the seconds it took.
+def run(name: str, tokens: int | None) -> dict[str, float]:
+    """Run a preset to its end; its evaluation.
 
     Raises:
         ClickException: it did not end well.
@@ -47,18 +46,18 @@ def run(name: str, tokens: int | None) -> tuple[dict[str, float], float]:
     line = ["dvc", "exp", "run", "-n", name, "-f", *flags(read_preset(name))]
     if tokens is not None:
         line += ["-S", f"trainer.total_training_tokens={tokens}"]
-    began = time.monotonic()
     outcome = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if outcome.returncode:
         raise click.ClickException(f"{name}: dvc exp run exited {outcome.returncode}\n{outcome.stdout[-4000:]}")
-    return json.loads(Path("metrics/evaluation.json").read_text()), time.monotonic() - began
+    found: dict[str, float] = json.loads(Path("metrics/evaluation.json").read_text())
+    return found
 
 
-def row(name: str, found: dict[str, float], seconds: float) -> str:
+def row(name: str, found: dict[str, float]) -> str:
     """A line of the table."""
     title = header(name)[0].partition(":")[2].strip()
     cells = [form.format(found[key]) if key in found else "" for key, form in COLUMNS.values()]
-    return f"| `{name}` | {title} | {' | '.join(cells)} | {seconds:.0f} s |"
+    return f"| `{name}` | {title} | {' | '.join(cells)} |"
 
 
 def check_clean() -> None:
@@ -81,11 +80,11 @@ def main(names: tuple[str, ...], tokens: int | None) -> None:
     unknown = set(names) - set(preset_names())
     if unknown:
         raise click.ClickException(f"no such preset: {', '.join(sorted(unknown))} (known: {', '.join(preset_names())})")
-    head = ["preset", "what it is", *COLUMNS, "time"]
+    head = ["preset", "what it is", *COLUMNS]
     lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (len(head) - 2)]
     try:
         for name in names or demo_presets():
-            lines.append(row(name, *run(name, tokens)))
+            lines.append(row(name, run(name, tokens)))
             click.echo(lines[-1])
     finally:
         subprocess.run(["git", "checkout", "-q", "--", *RESTORED], check=True)
@@ -97,7 +96,7 @@ def main(names: tuple[str, ...], tokens: int | None) -> None:
             "# The small presets on the embedded default",
             "",
             "Held-out text. `python -m benchmarks.gallery` in a clean clone after `dvc repro`; Python "
-            f"{sys.version.split()[0]}, two shared cores without a GPU. Times are of the whole experiment.",
+            f"{sys.version.split()[0]}, two shared cores without a GPU.",
             "",
             *lines,
             "",

@@ -25,6 +25,7 @@ from pipeline.corpus.tokens import TokenSplit, TokenStore, open_tokens
 from pipeline.evaluation.in_memory import evaluate_reconstruction
 from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.loading import load_language_model
+from pipeline.seeding import generator
 from pipeline.training.fit import fit
 
 RESULTS = Path("benchmarks/results/sites.md")
@@ -35,13 +36,14 @@ CONTEXTS_AT_A_TIME = 64
 
 
 def activations(model: LanguageModel, store: TokenStore, split: TokenSplit, hook: str) -> Tensor:
-    """float32 [N, D] of the split's tokens that are not ignored, in the order of the text."""
+    """float32 [N, D] of the split's tokens that are not ignored, shuffled as the rows of an activation store are."""
     found = []
     for start in range(0, split.n_contexts, CONTEXTS_AT_A_TIME):
         ids = split.read(start, start + CONTEXTS_AT_A_TIME)
         captured = model.activations(torch.from_numpy(ids).long(), [hook])[hook]
         found.append(captured[torch.from_numpy(store.mask(ids))].float())
-    return torch.cat(found)
+    rows = torch.cat(found)
+    return rows[torch.randperm(len(rows), generator=generator(0, "sites", hook, split.name))]
 
 
 def measure(training: Tensor, held_out: Tensor, act_fn: str, seed: int) -> dict[str, float]:
