@@ -19,11 +19,13 @@ SAMPLE_FROM = 2**18  # values; below, a sample saves nothing
 
 @register("batchtopk")
 class BatchTopK(BudgetedActivation):
-    """Keeps the k * B largest positive z over all tokens and features."""
+    """Keeps the k * B largest positive z over all tokens and features (of each layer by itself, where there are layers)."""
 
     batch_dependent = True
 
     def selection(self, z: Tensor, settings: GateSettings) -> Selection:
+        if settings.layered:
+            return self._of_each_layer(z, settings._replace(layered=False))
         n_features = z.shape[-1]
         rows = z.reshape(-1, n_features)
         budget = min(settings.k * rows.shape[0], rows.numel())
@@ -39,8 +41,21 @@ class BatchTopK(BudgetedActivation):
         return Selection(flat, open_[order], torch.searchsorted(flat, starts))
 
     def edge(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
-        """The smallest open z of the batch."""
-        return torch.where(support, z, torch.inf).amin()
+        """The smallest open z of the batch (of each layer: [L, 1])."""
+        open_ = torch.where(support, z, torch.inf)
+        return open_.flatten(0, -3).amin((0, 2))[:, None] if settings.layered else open_.amin()
+
+    def _of_each_layer(self, z: Tensor, settings: GateSettings) -> Selection:
+        n_layers, n_features = z.shape[-2:]
+        places, opened = [], []
+        for layer in range(n_layers):
+            chosen = self.selection(z[..., layer, :], settings)
+            token, feature = chosen.flat // n_features, chosen.flat % n_features
+            places.append((token * n_layers + layer) * n_features + feature)
+            opened.append(chosen.open)
+        flat, order = torch.cat(places).sort()
+        starts = torch.arange(z.numel() // n_features, device=z.device) * n_features
+        return Selection(flat, torch.cat(opened)[order], torch.searchsorted(flat, starts))
 
 
 def largest(values: Tensor, count: int, n_features: int) -> tuple[Tensor, Tensor]:

@@ -24,12 +24,14 @@ class GateSettings(NamedTuple):
         mask: bool [...], True for a kept token; None when every token is kept.
         log_threshold: t = log theta, [F] (functions with a threshold).
         window: full width w of the straight-through window (JumpReLU).
+        layered: z is [..., L, F]; a mask has the dimensions before L.
     """
 
     k: int = 0
     mask: Tensor | None = None
     log_threshold: Tensor | None = None
     window: float = 2.0
+    layered: bool = False
 
 
 class Selection(NamedTuple):
@@ -38,7 +40,7 @@ class Selection(NamedTuple):
     Attributes:
         flat: int64 [N], where they are in the flattened tensor; each at most once.
         open: bool [N], False for a place of the budget that nothing positive (or only a masked token) fills.
-        offsets: int64 [tokens], where each token's entries begin in `flat`.
+        offsets: int64, where the entries of each token (or of each token and layer) begin in `flat`.
     """
 
     flat: Tensor
@@ -53,11 +55,13 @@ class ActivationFunction(abc.ABC):
         budgeted: the number of open features is bounded by k; the topk family, for which AuxK makes sense.
         batch_dependent: whether a feature opens depends on the other tokens of the batch: not an inference form.
         has_threshold: a learned threshold per feature, log_jumprelu_threshold.
+        joint_layers: the layers of a token compete with one another; only for kinds with features per layer.
     """
 
     budgeted: bool = False
     batch_dependent: bool = False
     has_threshold: bool = False
+    joint_layers: bool = False
 
     @abc.abstractmethod
     def support(self, z: Tensor, settings: GateSettings) -> Tensor:

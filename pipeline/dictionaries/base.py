@@ -23,11 +23,12 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from pipeline.activation_functions.calibration import Calibration, ThresholdCalibrator
+from pipeline.activation_functions.calibration import Calibration
 from pipeline.activation_functions.registry import ActivationFunction, GateSettings, activation_function
 from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.folded import EPS_NORM, FoldScales, fold_scales
 from pipeline.dictionaries.initial import DEFAULT_LOG_THRESHOLD, BaseInitialization
+from pipeline.dictionaries.served import served_thresholds, threshold_factor
 from pipeline.errors import ParamsError
 
 
@@ -103,8 +104,11 @@ class Dictionary(nn.Module, abc.ABC):
         """Draw the base initialisation in place (called without gradients; the threshold is set already)."""
 
     @abc.abstractmethod
-    def pre_activations(self, x: Tensor) -> Tensor:
-        """h of the batch. x: [..., d_in] (kinds with several hook points: [..., L, d_in]). Returns [..., F]."""
+    def pre_activations(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """h of the batch. x: [..., d_in] (several hook points: [..., L, d_in]); mask [...], for kinds that read other tokens.
+
+        Returns [..., F] (or [..., L, F]).
+        """
 
     @abc.abstractmethod
     def decoder_norms(self) -> Tensor:
@@ -123,12 +127,6 @@ class Dictionary(nn.Module, abc.ABC):
         bias = self._parameters.get("b_D")
         x_hat = self.decode_linear(f)
         return x_hat if bias is None else x_hat + bias
-
-    def _features(
-        self, activation: ActivationFunction, h: Tensor, z: Tensor, divisor: Tensor | None, settings: GateSettings
-    ) -> Tensor:
-        """f from h and z; a kind whose layers compete apart from one another says so here."""
-        return activation.features(h, z, divisor, settings)
 
     def reconstruct(self, f: Tensor, x: Tensor) -> Tensor:
         """decode(f) plus what does not pass through features. f: [..., F], x: the input it was encoded from."""
@@ -178,7 +176,7 @@ class Dictionary(nn.Module, abc.ABC):
         k = self.config.top_k if gate.top_k is None else gate.top_k
         window = self.config.jumprelu_threshold_window if gate.window is None else gate.window
         log_threshold = self.log_jumprelu_threshold if self.activation.has_threshold else None
-        return GateSettings(k, mask, log_threshold, window)
+        return GateSettings(k, mask, log_threshold, window, layered=len(self.feature_shape) > 1)
 
     def gating_scale(self, norms: Tensor) -> Tensor | None:
         """The s of z = h * s, at least 1e-12: n, gate_scale, or None for 1."""
@@ -197,11 +195,11 @@ class Dictionary(nn.Module, abc.ABC):
         Returns: h, z, f [..., F] and the decoder norms.
         """
         mask = without_full_mask(mask)
-        h, norms = self.pre_activations(x), self.decoder_norms()
+        h, norms = self.pre_activations(x, mask), self.decoder_norms()
         scale = self.gating_scale(norms)
         z = h if scale is None else h * scale
         divisor = None if scale is None else scale.clamp_min(EPS_NORM)
-        f = self._features(gate.activation or self.activation, h, z, divisor, self.gate_settings(mask, gate))
+        f = (gate.activation or self.activation).features(h, z, divisor, self.gate_settings(mask, gate))
         return Codes(h, z, f, norms)
 
     def encode(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED) -> Tensor:
@@ -280,9 +278,9 @@ class Dictionary(nn.Module, abc.ABC):
     def to_jumprelu(self, batches: Iterable[Any]) -> Self:
         """The JumpReLU form of a topk or batchtopk dictionary (SPEC 2.2).
 
-        One threshold in gating units is set for all features, from batches that were not trained on: of the mean over
-        batches of the smallest positive kept z and of the quantile of z that gives the dictionary's own L0 on these
-        batches, the one whose L0 is nearer to it.
+        One threshold in gating units is set for all features (for those of each layer, where the layers do not compete),
+        from batches that were not trained on: of the mean over batches of the smallest positive kept z and of the quantile
+        of z that gives the dictionary's own L0 on these batches, the one whose L0 is nearer to it.
 
         Args:
             batches: inputs [..., d_in] as the dictionary takes them (normalised, or raw if folded), of the training
@@ -299,17 +297,12 @@ class Dictionary(nn.Module, abc.ABC):
         """`to_jumprelu` with the calibration's figures."""
         if not self.activation.budgeted:
             raise ParamsError(f"dictionary.act_fn: only the topk family becomes jumprelu, got '{self.config.act_fn}'")
-        calibrator = ThresholdCalibrator(self.config.top_k)
-        for batch in batches:
-            x, mask = batch if isinstance(batch, tuple) else (batch, None)
-            codes = self.codes(x, mask)
-            calibrator.add(codes.z, codes.f != 0, mask)
-        calibration = calibrator.result()
-        theta = torch.full(self.feature_shape, calibration.threshold, dtype=torch.float64, device=codes.z.device)
+        theta, calibration = served_thresholds(self, batches)
         weights = dict(self.state_dict())
+        theta = theta.to(next(iter(weights.values())).device)
         if self.gate_scale is not None:
             theta = theta / weights.pop("gate_scale").double()
-        weights["log_jumprelu_threshold"] = theta.log().to(codes.z.dtype)
+        weights["log_jumprelu_threshold"] = theta.log().to(next(self.parameters()).dtype)
         return self.rebuilt(weights, act_fn="jumprelu"), calibration
 
     @torch.no_grad()
@@ -328,15 +321,7 @@ class Dictionary(nn.Module, abc.ABC):
         """
         if not self.activation.has_threshold:
             raise ParamsError(f"trainer.target_l0: act_fn '{self.config.act_fn}' has no thresholds to set it with")
-        target = target_l0 * (torch.Size(self.feature_shape).numel() // self.feature_shape[-1])
-        calibrator = ThresholdCalibrator(target)
-        for batch in batches:
-            x, mask = batch if isinstance(batch, tuple) else (batch, None)
-            codes = self.codes(x, mask)
-            lead = codes.z.ndim - len(self.feature_shape)
-            ratios = codes.z / self.log_jumprelu_threshold.exp()
-            calibrator.add(ratios.flatten(lead), (codes.f != 0).flatten(lead), mask)
-        calibration = calibrator.result(target)
+        calibration = threshold_factor(self, batches, target_l0)
         weights = dict(self.state_dict())
         weights["log_jumprelu_threshold"] = weights["log_jumprelu_threshold"] + math.log(calibration.threshold)
         return self.rebuilt(weights), calibration

@@ -130,7 +130,7 @@ class SparseAutoencoder(Dictionary):
         if self.config.use_glu_encoder:
             uniform_("W_G", math.sqrt(6.0 / self.config.d_in))
 
-    def pre_activations(self, x: Tensor) -> Tensor:
+    def pre_activations(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return self._combine(*(out for _, _, _, out in self._branches(x)))
 
     def _branches(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:

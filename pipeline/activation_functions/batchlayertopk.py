@@ -1,0 +1,28 @@
+"""BatchLayerTopK (SPEC 2): the k B L largest positive z of the batch over all layers jointly; k is the mean per layer.
+
+As BatchTopK a training form only; the fold stage turns it into JumpReLU with one threshold (SPEC 2.2).
+Source: Bussmann et al. 2024 (BatchTopK), with one budget for all layers.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pipeline.activation_functions.batchtopk import BatchTopK
+from pipeline.activation_functions.registry import BudgetedActivation, GateSettings, Selection, register
+
+
+@register("batchlayertopk")
+class BatchLayerTopK(BudgetedActivation):
+    """Keeps the k B L largest positive z [..., L, F] over all tokens, layers and features."""
+
+    batch_dependent = True
+    joint_layers = True
+
+    def selection(self, z: Tensor, settings: GateSettings) -> Selection:
+        joint = settings._replace(k=settings.k * z.shape[-2], layered=False)
+        return BatchTopK().selection(z.flatten(-2), joint)
+
+    def edge(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
+        """The smallest open z of the batch."""
+        return BatchTopK().edge(z, support, settings._replace(layered=False))

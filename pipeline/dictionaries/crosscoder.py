@@ -1,0 +1,125 @@
+"""Crosscoder (SPEC 1.4): one feature vector that several hook points are read into and written from.
+
+    h = sum_p x_p W_E[p] + b_E
+    N_i = sqrt( sum_p ||W_D[p, i]||^2 )
+    x_hat_p = f W_D[p] + b_D[p]
+
+The hook points are layers of a model, or the same place in several checkpoints of one.
+Source: Lindsey et al. 2024 (sparse crosscoders).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.config import SeveralHookPoints
+from pipeline.dictionaries.folded import FoldScales, divisible, fold_gate_norms_, fold_gate_units_, raw_units
+from pipeline.dictionaries.initial import BaseInitialization, uniform_
+from pipeline.dictionaries.parts import LinearPart
+from pipeline.dictionaries.registry import register
+
+
+@dataclasses.dataclass(frozen=True)
+class CrosscoderConfig(SeveralHookPoints):
+    """Fields of kind `crosscoder`: it writes the hook points that it reads."""
+
+    def faults(self) -> list[str]:
+        found = super().faults()
+        if self.hook_points_out != self.hook_points_in:
+            found.append("hook_points_out: a crosscoder writes the hook points that it reads; leave it null")
+        return found
+
+
+@register("crosscoder")
+class Crosscoder(Dictionary):
+    """Parameters W_E [P, D, F], b_E [F], W_D [P, F, D], b_D [P, D]. Input and output are [..., P, D], features [..., F]."""
+
+    config_class = CrosscoderConfig
+    config: CrosscoderConfig
+    W_E: nn.Parameter
+    b_E: nn.Parameter
+    W_D: nn.Parameter
+    b_D: nn.Parameter
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        return (self.config.d_sae,)
+
+    def _parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        n_hooks, d_model, d_sae = len(self.hooks_in), self.config.d_in, self.config.d_sae
+        shapes: dict[str, tuple[int, ...]] = {
+            "W_E": (n_hooks, d_model, d_sae),
+            "b_E": (d_sae,),
+            "W_D": (n_hooks, d_sae, d_model),
+        }
+        if self.config.use_decoder_bias:
+            shapes["b_D"] = (n_hooks, d_model)
+        return shapes
+
+    def _draw(self, seed: int, initialization: BaseInitialization) -> None:
+        """W_D ~ U(+-decoder_uniform_bound), W_E[p] = factor W_D[p]^T (or U(+-encoder_uniform_bound)); biases are zero."""
+        for parameter in self.parameters():
+            if all(parameter is not threshold for threshold in self.threshold_parameters()):
+                parameter.zero_()
+        uniform_(self.W_D, initialization.decoder_uniform_bound, seed, "W_D")
+        if initialization.unit_rows:
+            self.W_D.div_(divisible(self.decoder_norms())[:, None])
+        if initialization.init_encoder_with_decoder_transpose:
+            self.W_E.copy_(self.W_D.transpose(1, 2) * initialization.init_encoder_with_decoder_transpose_factor)
+        else:
+            uniform_(self.W_E, initialization.encoder_uniform_bound, seed, "W_E")
+
+    def pre_activations(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return nn.functional.linear(x.flatten(-2), self.W_E.flatten(0, 1).T, self.b_E)
+
+    def decoder_norms(self) -> Tensor:
+        return torch.linalg.vector_norm(self.W_D, dim=(0, 2))
+
+    def decode_linear(self, f: Tensor) -> Tensor:
+        return torch.stack([f @ rows for rows in self.W_D], dim=-2)
+
+    def written_norms(self) -> Tensor:
+        return torch.linalg.vector_norm(self.W_D, dim=-1)
+
+    def written_rows(self, hook: int) -> Tensor:
+        return self.W_D[hook]
+
+    def parts(self) -> list[LinearPart]:
+        def set_rows(rows: Tensor) -> None:
+            self.W_D.copy_(rows.unflatten(1, (len(self.hooks_out), -1)).transpose(0, 1))
+
+        return [
+            LinearPart(
+                W_E=self.W_E.flatten(0, 1),
+                b_E=self.b_E,
+                rows=lambda: self.W_D.transpose(0, 1).flatten(1),
+                set_rows=set_rows,
+                b_D=self.b_D.flatten() if self.config.use_decoder_bias else None,
+                inputs=lambda x: x.flatten(-2),
+                labels=lambda y: y.flatten(-2),
+            )
+        ]
+
+    def _folded(self, weights: dict[str, Tensor], scales: FoldScales, raw: bool) -> dict[str, Any]:
+        a_P, b_P = (torch.tensor(s, dtype=torch.float64, device=weights["W_E"].device)[:, None, None] for s in scales)
+        include_norm = self.config.sparsity_include_decoder_norm
+        norms_F = torch.linalg.vector_norm(weights["W_D"], dim=(0, 2))
+        growth_F = norms_F if include_norm else divisible(norms_F)
+        weights["W_E"] *= growth_F * a_P
+        weights["b_E"] *= growth_F
+        weights["W_D"] /= divisible(norms_F)[:, None] * b_P
+        fold_gate_norms_(weights, norms_F, include_norm)
+        if "b_D" in weights:
+            weights["b_D"] /= b_P[..., 0]
+        c_F = raw_units(torch.linalg.vector_norm(weights["W_D"], dim=(0, 2))) if raw else torch.ones_like(norms_F)
+        weights["W_E"] *= c_F
+        weights["b_E"] *= c_F
+        weights["W_D"] /= c_F[:, None]
+        fold_gate_units_(weights, c_F, self.activation.budgeted)
+        return {}

@@ -1,0 +1,83 @@
+"""Thresholds of the inference form, from batches that were not trained on (SPEC 2.2, 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pipeline.activation_functions.calibration import Calibration, ThresholdCalibrator
+
+if TYPE_CHECKING:
+    from pipeline.dictionaries.base import Codes, Dictionary
+
+
+def _coded(dictionary: Dictionary, batches: Iterable[Any]) -> Iterator[tuple[Codes, Tensor | None]]:
+    for batch in batches:
+        x, mask = batch if isinstance(batch, tuple) else (batch, None)
+        yield dictionary.codes(x, mask), mask
+
+
+def n_layers_of(dictionary: Dictionary) -> int:
+    """Layers of features of a token: L of feature_shape (L, F), else 1."""
+    return torch.Size(dictionary.feature_shape).numel() // dictionary.feature_shape[-1]
+
+
+def served_thresholds(dictionary: Dictionary, batches: Iterable[Any]) -> tuple[Tensor, Calibration]:
+    """theta of `feature_shape`, float64, for a gate of the topk family: one value, or one for each layer that has its own k.
+
+    Args:
+        dictionary: with a gate of the topk family.
+        batches: inputs, or pairs (input, mask).
+
+    Returns: theta on the CPU, and the calibration of all layers together (its thresholds are means over layers).
+
+    Raises:
+        NumericsError: no positive gating value was kept.
+    """
+    n_layers, shape = n_layers_of(dictionary), dictionary.feature_shape
+    together = n_layers == 1 or dictionary.activation.joint_layers
+    k = dictionary.config.top_k * (n_layers if together else 1)
+    calibrators = [ThresholdCalibrator(k) for _ in range(1 if together else n_layers)]
+    for codes, mask in _coded(dictionary, batches):
+        lead = codes.z.ndim - len(shape)
+        z, opened = codes.z.flatten(lead), (codes.f != 0).flatten(lead)
+        groups = zip(z.chunk(len(calibrators), -1), opened.chunk(len(calibrators), -1), strict=True)
+        for calibrator, (part, support) in zip(calibrators, groups, strict=True):
+            calibrator.add(part, support, mask)
+    found = [calibrator.result() for calibrator in calibrators]
+    theta = torch.tensor([each.threshold for each in found], dtype=torch.float64)
+    return theta.reshape(-1, *(1,) * (len(shape) - 1)).expand(shape).clone(), _of_all_layers(found)
+
+
+def _of_all_layers(found: list[Calibration]) -> Calibration:
+    if len(found) == 1:
+        return found[0]
+    means = {name: sum(getattr(each, name) for each in found) / len(found) for name in ("threshold", "mean_of_minimum", "quantile")}
+    sums = {name: sum(getattr(each, name) for each in found) for name in ("l0_before", "l0_after")}
+    return dataclasses.replace(found[0], **means, **sums)
+
+
+def threshold_factor(dictionary: Dictionary, batches: Iterable[Any], target_l0: float) -> Calibration:
+    """The one factor of all thresholds that gives `target_l0` active features a token (and layer) on these batches.
+
+    Args:
+        dictionary: with thresholds.
+        batches: inputs, or pairs (input, mask).
+        target_l0: a token and layer.
+
+    Returns: the calibration, whose `threshold` is the factor.
+
+    Raises:
+        NumericsError: no feature is active.
+    """
+    target = target_l0 * n_layers_of(dictionary)
+    calibrator = ThresholdCalibrator(target)
+    for codes, mask in _coded(dictionary, batches):
+        lead = codes.z.ndim - len(dictionary.feature_shape)
+        ratios = codes.z / dictionary.log_jumprelu_threshold.exp()
+        calibrator.add(ratios.flatten(lead), (codes.f != 0).flatten(lead), mask)
+    return calibrator.result(target)
