@@ -28,6 +28,7 @@ from pipeline.activation_functions.registry import ActivationFunction, GateSetti
 from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.folded import EPS_NORM, FoldScales, fold_scales
 from pipeline.dictionaries.initial import DEFAULT_LOG_THRESHOLD, BaseInitialization
+from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.served import served_thresholds, threshold_factor
 from pipeline.errors import ParamsError
 
@@ -73,6 +74,7 @@ class Dictionary(nn.Module, abc.ABC):
     """
 
     config_class: ClassVar[type[DictionaryConfig]] = DictionaryConfig
+    reads_sequences: ClassVar[bool] = False  # input is [b, S, d_in]: features of a token depend on those before it
     log_jumprelu_threshold: nn.Parameter
     gate_scale: Tensor | None
 
@@ -145,6 +147,19 @@ class Dictionary(nn.Module, abc.ABC):
     def scale_encoder_(self, factor: Tensor) -> None:
         """Multiply each feature's encoder weights, without the bias, by `factor` of `feature_shape`."""
         self.get_parameter("W_E").mul_(factor.unsqueeze(-2))
+
+    @torch.no_grad()
+    def scale_decoder_(self, factor: Tensor) -> None:
+        """Multiply each feature's decoder weights by `factor` of `feature_shape`."""
+        self.get_parameter("W_D").mul_(factor.unsqueeze(-1))
+
+    def parts(self) -> list[LinearPart]:
+        """Encoder and decoder as plain matrices, for the initialisation's strategies; none where they are not."""
+        return []
+
+    def written_rows(self, hook: int) -> Tensor:
+        """What each feature writes at the written hook point of this index: [F, d_out] ([L, F, d_out] with layers)."""
+        return self.get_parameter("W_D")
 
     def decoder_rows(self) -> nn.Parameter:
         """W_D [F, d_out], whose rows `decoder_constraint: unit_norm` keeps at unit length.

@@ -33,6 +33,8 @@ class DictionaryConfig:
         provenance: where the weights come from (model, data, training), without times; never changes what is computed.
     """
 
+    has_layers: typing.ClassVar[bool] = False  # features [L, F] of each token, whose layers may compete
+
     kind: str
     d_in: int
     d_sae: int
@@ -84,6 +86,8 @@ class DictionaryConfig:
         known = activation_functions.activation_function_names()
         if self.act_fn not in known:
             found.append(f"act_fn: {unknown_name('activation function', self.act_fn, known)}")
+        elif activation_functions.activation_function(self.act_fn).joint_layers and not self.has_layers:
+            found.append(f"act_fn: {self.act_fn} lets the layers of a token compete, and kind '{self.kind}' has one")
         if self.norm_activation not in NORM_ACTIVATIONS:
             found.append(f"norm_activation: {unknown_name('norm', self.norm_activation, NORM_ACTIVATIONS)}")
         if self.dtype not in DTYPES:
@@ -130,6 +134,44 @@ class DictionaryConfig:
         return cls(**given)
 
 
+@dataclasses.dataclass(frozen=True)
+class SeveralHookPoints(DictionaryConfig):
+    """Fields of the kinds that read and write lists of hook points.
+
+    Attributes:
+        hook_points_in: what is read, in the order of the input.
+        hook_points_out: what is written; null: hook_points_in.
+    """
+
+    hook_points_in: tuple[str, ...] = ()
+    hook_points_out: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hook_points_in", tuple(self.hook_points_in))
+        out = self.hook_points_in if self.hook_points_out is None else self.hook_points_out
+        object.__setattr__(self, "hook_points_out", tuple(out))
+        super().__post_init__()
+
+    @property
+    def hooks_in(self) -> tuple[str, ...]:
+        return self.hook_points_in
+
+    @property
+    def hooks_out(self) -> tuple[str, ...]:
+        return self.hook_points_out or ()
+
+    def faults(self) -> list[str]:
+        found = super().faults()
+        for name, hooks in (("hook_points_in", self.hooks_in), ("hook_points_out", self.hooks_out)):
+            if len(hooks) < 2:
+                found.append(f"{name}: kind '{self.kind}' takes at least two hook points, got {list(hooks)}")
+            if len(set(hooks)) < len(hooks):
+                found.append(f"{name}: a hook point is there twice: {', '.join(hooks)}")
+        if self.d_out != self.d_in:
+            found.append(f"d_out: {self.d_out} differs from d_in {self.d_in}; kind '{self.kind}' has one width")
+        return found
+
+
 def _resolve_widths(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     faults = []
     d_model = given.pop("d_model", None)
@@ -162,11 +204,15 @@ def _fits(value: Any, expected: Any) -> bool:
     origin = typing.get_origin(expected) or expected
     if origin is dict:
         return isinstance(value, Mapping)
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and all(_fits(item, typing.get_args(expected)[0]) for item in value)
     return isinstance(value, origin)
 
 
 def _spelled(expected: Any) -> str:
     if typing.get_origin(expected) in (typing.Union, types.UnionType):
         return " or ".join(_spelled(option) for option in typing.get_args(expected))
+    if typing.get_origin(expected) is tuple:
+        return f"a list, each {_spelled(typing.get_args(expected)[0])}"
     names = {type(None): "null", bool: "true or false", float: "a number", int: "a whole number", str: "text"}
     return names.get(expected, getattr(expected, "__name__", str(expected)))

@@ -5,9 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from pipeline.errors import ParamsError
+import torch
+from torch import Tensor
+
+from pipeline.errors import ParamsError, unknown_name
+from pipeline.seeding import generator
 
 DEFAULT_LOG_THRESHOLD = math.log(0.1)
+CROSS_LAYER_DECODERS = ("drawn", "by_sources", "zero")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +26,8 @@ class BaseInitialization:
         init_encoder_with_decoder_transpose: W_E = factor * W_D^T; needs d_in == d_out, where they differ W_E is drawn.
         init_encoder_with_decoder_transpose_factor: that factor.
         init_log_jumprelu_threshold_value: first value of t = log theta; null: log 0.1.
+        cross_layer_decoders: a cross-layer transcoder's blocks from a layer to later ones: `drawn`; `by_sources`: every
+            block divided by the root of the number of layers that write the same target; `zero`.
         unit_rows: the drawn decoder rows get unit length before the encoder is made of them (trainer.decoder_constraint).
     """
 
@@ -30,6 +37,7 @@ class BaseInitialization:
     init_encoder_with_decoder_transpose_factor: float = 1.0
     init_log_jumprelu_threshold_value: float | None = None
     unit_rows: bool = False
+    cross_layer_decoders: str = "drawn"
 
     def __post_init__(self) -> None:
         faults = []
@@ -40,6 +48,9 @@ class BaseInitialization:
                     faults.append(f"initializer.{field.name}: expected true or false, got {value!r}")
             elif value is None and field.default is None:
                 continue
+            elif isinstance(field.default, str):
+                if value not in CROSS_LAYER_DECODERS:
+                    faults.append(f"initializer.{field.name}: {unknown_name('start', str(value), CROSS_LAYER_DECODERS)}")
             elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 faults.append(f"initializer.{field.name}: expected a finite number, got {value!r}")
             elif field.name.endswith("_bound") and value <= 0:
@@ -52,3 +63,10 @@ class BaseInitialization:
         """The first t of every feature."""
         given = self.init_log_jumprelu_threshold_value
         return DEFAULT_LOG_THRESHOLD if given is None else float(given)
+
+
+@torch.no_grad()
+def uniform_(tensor: Tensor, bound: float, seed: int, name: str) -> None:
+    """Fill with U(-bound, bound); the draw belongs to the seed and the tensor's name, on every device the same."""
+    drawn = torch.rand(tensor.shape, generator=generator(seed, "dictionary", name), dtype=torch.float32)
+    tensor.copy_((drawn * 2 - 1) * bound)

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from pipeline.dictionaries.base import CONFIGURED, Codes, Dictionary, Gate, without_full_mask
 from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.folded import FoldScales, divisible, fold_gate_norms_, fold_gate_units_, raw_units
-from pipeline.dictionaries.initial import BaseInitialization
+from pipeline.dictionaries.initial import BaseInitialization, uniform_
+from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.registry import register
 from pipeline.kernels.dispatch import entries_pay
 from pipeline.kernels.selected import selected_decode, selected_linear
-from pipeline.seeding import generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,23 +112,18 @@ class SparseAutoencoder(Dictionary):
         W_G ~ U(+-sqrt(6/D)), Kaiming's bound as in Language-Model-SAEs; biases and W_skip are zero.
         """
 
-        def uniform_(name: str, bound: float) -> None:
-            tensor = self.get_parameter(name)
-            drawn = torch.rand(tensor.shape, generator=generator(seed, "dictionary", name), dtype=torch.float32)
-            tensor.copy_((drawn * 2 - 1) * bound)
-
         for parameter in self.parameters():
             if all(parameter is not threshold for threshold in self.threshold_parameters()):
                 parameter.zero_()
-        uniform_("W_D", initialization.decoder_uniform_bound)
+        uniform_(self.W_D, initialization.decoder_uniform_bound, seed, "W_D")
         if initialization.unit_rows:
             self.W_D.div_(divisible(torch.linalg.vector_norm(self.W_D, dim=-1))[:, None])
         if initialization.init_encoder_with_decoder_transpose and self.config.d_in == self.config.width_out:
             self.W_E.copy_(self.W_D.T * initialization.init_encoder_with_decoder_transpose_factor)
         else:
-            uniform_("W_E", initialization.encoder_uniform_bound)
+            uniform_(self.W_E, initialization.encoder_uniform_bound, seed, "W_E")
         if self.config.use_glu_encoder:
-            uniform_("W_G", math.sqrt(6.0 / self.config.d_in))
+            uniform_(self.W_G, math.sqrt(6.0 / self.config.d_in), seed, "W_G")
 
     def pre_activations(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return self._combine(*(out for _, _, _, out in self._branches(x)))
@@ -169,6 +164,11 @@ class SparseAutoencoder(Dictionary):
 
     def decoder_rows(self) -> nn.Parameter:
         return self.W_D
+
+    def parts(self) -> list[LinearPart]:
+        bias = self.b_D if self.config.use_decoder_bias else None
+        gated = self.config.use_glu_encoder
+        return [LinearPart(self.W_E, self.b_E, lambda: self.W_D, self.W_D.copy_, bias, gated=gated)]
 
     def run(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED) -> tuple[Codes, Tensor]:
         activation = gate.activation or self.activation

@@ -56,7 +56,9 @@ def served_thresholds(dictionary: Dictionary, batches: Iterable[Any]) -> tuple[T
 def _of_all_layers(found: list[Calibration]) -> Calibration:
     if len(found) == 1:
         return found[0]
-    means = {name: sum(getattr(each, name) for each in found) / len(found) for name in ("threshold", "mean_of_minimum", "quantile")}
+    means = {
+        name: sum(getattr(each, name) for each in found) / len(found) for name in ("threshold", "mean_of_minimum", "quantile")
+    }
     sums = {name: sum(getattr(each, name) for each in found) for name in ("l0_before", "l0_after")}
     return dataclasses.replace(found[0], **means, **sums)
 

@@ -11,6 +11,7 @@ of 0.211 on that data). The encoder:
   centred input of the same token t_i, at the length that the transpose would have. Feature i then starts as "where the
   input is like that of t_i, write what was written there".
 - Without init_encoder_with_decoder_transpose the encoder stays as drawn.
+A kind with several linear parts (layers of a cross-layer transcoder) draws tokens for each.
 
 Tokens with equal activations (the first position of contexts that start alike) are used once: equal features would stay
 equal for ever. Features beyond the number of tokens keep their drawn direction.
@@ -24,7 +25,7 @@ from torch import Tensor
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import NumericsError
 from pipeline.initialization.sample import Sample
-from pipeline.initialization.weights import transpose_encoder_, weights_of
+from pipeline.initialization.weights import parts_of, transpose_encoder_
 from pipeline.seeding import generator
 
 OPTION = "initialize_W_D_with_activations"
@@ -47,24 +48,30 @@ def set_decoder_rows_(dictionary: Dictionary, sample: Sample, *, transpose: bool
         ParamsError: not for this kind.
         NumericsError: all labels are equal.
     """
-    weights = weights_of(dictionary, OPTION)
-    chosen = distinct_rows(sample.y, len(weights.W_D), seed)
-    if not len(chosen):
-        raise NumericsError(f"initializer.{OPTION}: all {len(sample)} sampled activations are equal")
-    weights.W_D[: len(chosen)] = sample.y[chosen] - sample.y.mean(0)
-    weights.W_D.div_(torch.linalg.vector_norm(weights.W_D, dim=-1, keepdim=True).clamp_min(1e-12))
-    if not transpose:
-        return False
-    if dictionary.hooks_in == dictionary.hooks_out:
-        return transpose_encoder_(weights, factor)
-    weights.W_E[:, : len(chosen)] = (sample.x[chosen] - sample.x.mean(0)).T
-    weights.W_E.mul_(factor / torch.linalg.vector_norm(weights.W_E, dim=0, keepdim=True).clamp_min(1e-12))
-    return True
+    same_places = dictionary.hooks_in == dictionary.hooks_out
+    follows = transpose
+    for index, part in enumerate(parts_of(dictionary, OPTION)):
+        x, y, rows = sample.inputs(part), sample.labels(part), part.rows().clone()
+        chosen = distinct_rows(y, len(rows), seed, index)
+        if not len(chosen):
+            raise NumericsError(f"initializer.{OPTION}: all {len(y)} sampled activations are equal")
+        rows[: len(chosen)] = y[chosen] - y.mean(0)
+        rows.div_(torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(1e-12))
+        part.set_rows(rows)
+        if not transpose:
+            continue
+        if same_places:
+            follows = transpose_encoder_(part, factor)
+            continue
+        part.W_E[:, : len(chosen)] = (x[chosen] - x.mean(0)).T
+        part.W_E.mul_(factor / torch.linalg.vector_norm(part.W_E, dim=0, keepdim=True).clamp_min(1e-12))
+    return follows
 
 
-def distinct_rows(rows: Tensor, n: int, seed: int) -> Tensor:
-    """Indices of up to `n` randomly chosen rows, no two equal and none equal to the mean. rows: [N, D]."""
-    order = torch.randperm(len(rows), generator=generator(seed, "initialize", "activation rows")).tolist()
+def distinct_rows(rows: Tensor, n: int, seed: int, part: int = 0) -> Tensor:
+    """Indices of up to `n` randomly chosen rows, no two equal and none equal to the mean; others for each `part`. [N, D]."""
+    names = ("initialize", "activation rows", part) if part else ("initialize", "activation rows")
+    order = torch.randperm(len(rows), generator=generator(seed, *names)).tolist()
     host = rows.detach().to("cpu", torch.float32).contiguous().numpy()
     seen = {rows.mean(0).detach().to("cpu", torch.float32).numpy().tobytes()}
     chosen: list[int] = []

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import NumericsError, ParamsError
 from pipeline.initialization.sample import Sample
-from pipeline.initialization.weights import transpose_encoder_, weights_of
+from pipeline.initialization.weights import parts_of, transpose_encoder_
 from pipeline.norms_statistics import effective_rank
 
 OPTION = "initialize_W_D_with_active_subspace"
@@ -38,23 +38,26 @@ def set_decoder_rows_(dictionary: Dictionary, sample: Sample, *, d_active: int |
         d_active: number of directions; None: the effective rank.
         transpose, factor: init_encoder_with_decoder_transpose and its factor.
 
-    Returns: the number of directions.
+    Returns: the number of directions (the largest of several parts').
 
     Raises:
         ParamsError: not for this kind, or more directions than dimensions.
         NumericsError: labels without variance.
     """
-    weights = weights_of(dictionary, OPTION)
-    values, vectors = principal_directions(sample.y)
-    n = effective_rank(values) if d_active is None else d_active
-    if n > len(values):
-        raise ParamsError(f"initializer.d_active_subspace: {n} directions do not fit in {len(values)} dimensions")
-    if n == 0:
-        raise NumericsError(f"initializer.{OPTION}: the sampled labels do not vary")
-    span = vectors[:n].to(weights.W_D.dtype)
-    lengths = torch.linalg.vector_norm(weights.W_D, dim=-1, keepdim=True)
-    projected = (weights.W_D @ span.T) @ span
-    weights.W_D.copy_(projected * (lengths / torch.linalg.vector_norm(projected, dim=-1, keepdim=True).clamp_min(1e-12)))
-    if transpose:
-        transpose_encoder_(weights, factor)
-    return n
+    most = 0
+    for part in parts_of(dictionary, OPTION):
+        values, vectors = principal_directions(sample.labels(part))
+        n = effective_rank(values) if d_active is None else d_active
+        if n > len(values):
+            raise ParamsError(f"initializer.d_active_subspace: {n} directions do not fit in {len(values)} dimensions")
+        if n == 0:
+            raise NumericsError(f"initializer.{OPTION}: the sampled labels do not vary")
+        rows = part.rows()
+        span = vectors[:n].to(rows.dtype)
+        lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        projected = (rows @ span.T) @ span
+        part.set_rows(projected * (lengths / torch.linalg.vector_norm(projected, dim=-1, keepdim=True).clamp_min(1e-12)))
+        if transpose:
+            transpose_encoder_(part, factor)
+        most = max(most, n)
+    return most

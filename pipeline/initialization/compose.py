@@ -24,11 +24,11 @@ from pipeline.dictionaries.initial import BaseInitialization
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import ParamsError
 from pipeline.initialization import activation_rows, active_subspace, encoder_bias, grid_search, mlp_responses
-from pipeline.initialization.decoder_bias import bias_of, set_decoder_bias_
+from pipeline.initialization.decoder_bias import biases_of, set_decoder_bias_
 from pipeline.initialization.sample import Sample
 from pipeline.initialization.scale import scale_by_least_squares_
 from pipeline.initialization.thresholds import set_thresholds_
-from pipeline.initialization.weights import transpose_encoder_, weights_of
+from pipeline.initialization.weights import parts_of, transpose_encoder_
 
 DECODER_OPTIONS = (activation_rows.OPTION, active_subspace.OPTION, mlp_responses.OPTION)
 
@@ -59,9 +59,9 @@ def check(dictionary: Dictionary, params: Any, *, has_model: bool) -> None:
         faults.append(f"initializer.{chosen[1]}: only one option sets the decoder's rows, {chosen[0]} is on too")
     for option in (*chosen, grid_search.OPTION, encoder_bias.OPTION):
         if getattr(params, option):
-            faults += _faults_of(functools.partial(weights_of, dictionary, option))
+            faults += _faults_of(functools.partial(parts_of, dictionary, option))
     if params.bias_init_method != "all_zero":
-        faults += _faults_of(functools.partial(bias_of, dictionary, params.bias_init_method))
+        faults += _faults_of(functools.partial(biases_of, dictionary, params.bias_init_method))
     if params.initialize_tc_with_mlp:
         faults += _faults_of(functools.partial(mlp_responses.mlp_layer, dictionary, params.model_layer))
         if not has_model:
@@ -117,7 +117,7 @@ def initialize_(
         NumericsError: the sample does not allow it (no variance, no active feature).
     """
     check(dictionary, params, has_model=mlp is not None)
-    batch = dataclasses.replace(sample, x=sample.x[:batch_rows], y=sample.y[:batch_rows])
+    batch = sample.batch(batch_rows, dictionary.reads_sequences)
     set_decoder_bias_(dictionary, sample, params.bias_init_method)
     scaled_by, tied, found = _set_decoder_rows_(dictionary, sample, params, seed, mlp)
     if unit_rows:
@@ -174,7 +174,7 @@ def _set_decoder_rows_(
 
 def _set_encoder_bias_(dictionary: Dictionary, sample: Sample, params: Any) -> None:
     if params.init_encoder_bias_with_mean_hidden_pre:
-        encoder_bias.set_encoder_bias_(dictionary, sample.x)
+        encoder_bias.set_encoder_bias_(dictionary, sample)
 
 
 def _redo_encoder_(dictionary: Dictionary, sample: Sample, params: Any) -> None:
@@ -184,5 +184,6 @@ def _redo_encoder_(dictionary: Dictionary, sample: Sample, params: Any) -> None:
     """
     own_encoder = params.initialize_W_D_with_activations or params.initialize_tc_with_mlp
     if params.init_encoder_with_decoder_transpose and (dictionary.hooks_in == dictionary.hooks_out or not own_encoder):
-        transpose_encoder_(weights_of(dictionary, grid_search.OPTION), params.init_encoder_with_decoder_transpose_factor)
+        for part in parts_of(dictionary, grid_search.OPTION):
+            transpose_encoder_(part, params.init_encoder_with_decoder_transpose_factor)
     _set_encoder_bias_(dictionary, sample, params)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.parts import LinearPart
 from pipeline.errors import ParamsError
 from pipeline.initialization.sample import Sample
-from pipeline.initialization.weights import weights_of
+from pipeline.initialization.weights import parts_of
 
 METHODS = ("all_zero", "geometric_median", "mean")
 
@@ -54,16 +55,17 @@ def geometric_median(
     return GeometricMedian(m, max_iterations, False)
 
 
-def bias_of(dictionary: Dictionary, method: str) -> Tensor:
-    """The decoder bias that `bias_init_method: <method>` sets.
+def biases_of(dictionary: Dictionary, method: str) -> list[tuple[LinearPart, Tensor]]:
+    """The parts and decoder biases that `bias_init_method: <method>` sets.
 
     Raises:
         ParamsError: the dictionary has none.
     """
-    bias = weights_of(dictionary, "bias_init_method").b_D
-    if bias is None:
+    found = [(part, part.b_D) for part in parts_of(dictionary, "bias_init_method")]
+    biased = [(part, bias) for part, bias in found if bias is not None]
+    if len(biased) < len(found):
         raise ParamsError(f"initializer.bias_init_method: {method} needs dictionary.use_decoder_bias true; write all_zero")
-    return bias
+    return biased
 
 
 @torch.no_grad()
@@ -73,5 +75,8 @@ def set_decoder_bias_(dictionary: Dictionary, sample: Sample, method: str) -> No
     Raises:
         ParamsError: the dictionary has no decoder bias.
     """
-    if method != "all_zero":
-        bias_of(dictionary, method).copy_(sample.y.mean(0) if method == "mean" else geometric_median(sample.y).point)
+    if method == "all_zero":
+        return
+    for part, bias in biases_of(dictionary, method):
+        labels = sample.labels(part)
+        bias.copy_(labels.mean(0) if method == "mean" else geometric_median(labels).point)

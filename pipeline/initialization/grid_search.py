@@ -14,7 +14,7 @@ import torch
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import NumericsError
 from pipeline.initialization.sample import Sample
-from pipeline.initialization.weights import weights_of
+from pipeline.initialization.weights import parts_of
 from pipeline.losses.reconstruction import reconstruction_loss
 
 OPTION = "grid_search_init_norm"
@@ -36,16 +36,19 @@ def search_norm_(dictionary: Dictionary, batch: Sample, redo_encoder: Callable[[
         ParamsError: not for this kind.
         NumericsError: no norm gives a finite l_rec.
     """
-    rows = weights_of(dictionary, OPTION).W_D
-    directions = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(1e-12)
+    parts = parts_of(dictionary, OPTION)
+    directions = [
+        rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(1e-12) for rows in (p.rows() for p in parts)
+    ]
 
     def set_norm(norm: float) -> None:
-        rows.copy_(directions * norm)
+        for part, direction in zip(parts, directions, strict=True):
+            part.set_rows(direction * norm)
         redo_encoder()
 
     def loss(norm: float) -> float:
         set_norm(norm)
-        return float(reconstruction_loss(dictionary.run(batch.x)[1], batch.y))
+        return float(reconstruction_loss(dictionary.run(batch.x, batch.mask)[1], batch.y, batch.mask))
 
     def best_of(norms: list[float]) -> tuple[float, float]:
         losses = [(value, norm) for norm, value in ((norm, loss(norm)) for norm in norms) if math.isfinite(value)]

@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import ParamsError
 from pipeline.initialization.sample import Sample
-from pipeline.initialization.weights import weights_of
+from pipeline.initialization.weights import parts_of
 
 OPTION = "initialize_tc_with_mlp"
 _BLOCK = 8192
@@ -65,12 +65,14 @@ def set_decoder_rows_(dictionary: Dictionary, sample: Sample, mlp: Callable[[Ten
     Raises:
         ParamsError: not for this kind.
     """
-    weights = weights_of(dictionary, OPTION)
-    lengths = torch.linalg.vector_norm(weights.W_E, dim=0).clamp_min(1e-12)
+    (part,) = parts_of(dictionary, OPTION)
+    rows = part.rows().clone()
+    lengths = torch.linalg.vector_norm(part.W_E, dim=0).clamp_min(1e-12)
     at_mean = mlp(sample.raw_mean[None])
-    for start in range(0, len(weights.W_D), _BLOCK):
+    for start in range(0, len(rows), _BLOCK):
         block = slice(start, start + _BLOCK)
-        directions = (weights.W_E[:, block] / lengths[block]).T
+        directions = (part.W_E[:, block] / lengths[block]).T
         responses = mlp(sample.raw_mean + sample.raw_spread * directions) - at_mean
         activations = sample.raw_spread * sample.scale_in * lengths[block]
-        weights.W_D[block] = sample.scale_out * responses.to(weights.W_D) / activations[:, None]
+        rows[block] = sample.scale_out * responses.to(rows) / activations[:, None]
+    part.set_rows(rows)

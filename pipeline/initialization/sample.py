@@ -8,18 +8,21 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.parts import LinearPart
 from pipeline.errors import DataError
 from pipeline.initialization.normalization import Normalizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Kept tokens of a dictionary with one hook point to read and one to write.
+    """Activations as a dictionary takes them.
 
     Attributes:
-        x: inputs [N, d_in], normalised, float32 (or the dictionary's dtype).
-        y: labels [N, d_out] of the same tokens; the very tensor `x` where input and label are one activation.
-        raw_mean: mean raw input [d_in].
+        x: inputs, normalised, float32 (or the dictionary's dtype): kept tokens [N, d_in] ([N, L, d_in] of several hook
+            points); for a kind that reads sequences whole contexts [n, T, d_in].
+        y: labels of the same tokens; the very tensor `x` where input and label are one activation.
+        mask: bool [n, T] of contexts, None: all kept.
+        raw_mean: mean raw input [d_in] (or [L, d_in]).
         raw_spread: root of the mean squared distance of raw inputs from their mean.
         scale_in, scale_out: normalised over raw, as ratios of mean norms (exact for dataset-wise factors).
     """
@@ -30,9 +33,27 @@ class Sample:
     raw_spread: float
     scale_in: float
     scale_out: float
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def batch(self, tokens: int, sequences: bool) -> Sample:
+        """The first `tokens` tokens (whole contexts, at least one, where `sequences`)."""
+        n = max(1, tokens // self.x.shape[1]) if sequences else tokens
+        return dataclasses.replace(self, x=self.x[:n], y=self.y[:n], mask=None if self.mask is None else self.mask[:n])
+
+    def inputs(self, part: LinearPart) -> Tensor:
+        """The part's inputs of kept tokens, [N, d_in]."""
+        return self._rows(part.inputs(self.x))
+
+    def labels(self, part: LinearPart) -> Tensor:
+        """The part's labels of kept tokens, [N, d_out]."""
+        return self._rows(part.labels(self.y))
+
+    def _rows(self, values: Tensor) -> Tensor:
+        rows = values.reshape(-1, values.shape[-1])
+        return rows if self.mask is None else rows[self.mask.reshape(-1)]
 
 
 def make_sample(
@@ -43,7 +64,7 @@ def make_sample(
     Args:
         dictionary: says dtype and hook points.
         normalizer: of that dictionary.
-        inputs: [N, d_in] or [n, T, d_in], raw.
+        inputs: [N, d_in] or [n, T, d_in], raw ([..., L, d_in] of several hook points).
         labels: the same with d_out; `inputs` itself for an SAE.
         mask: bool [N] or [n, T], True for a kept token; None: all.
 
@@ -56,18 +77,20 @@ def make_sample(
     labels = inputs if same else labels.to(dtype)
     x, y = normalizer(inputs, labels, mask)
 
-    def kept(tensor: Tensor) -> Tensor:
-        rows = tensor.reshape(-1, tensor.shape[-1])
+    def kept(tensor: Tensor, hooks: tuple[str, ...]) -> Tensor:
+        rows = tensor.reshape(-1, *tensor.shape[-1 if len(hooks) == 1 else -2 :])
         return rows if mask is None else rows[mask.reshape(-1)]
 
-    raw_x, rows_x = kept(inputs), kept(x)
-    raw_y, rows_y = (raw_x, rows_x) if same else (kept(labels), kept(y))
+    raw_x, rows_x = kept(inputs, dictionary.hooks_in), kept(x, dictionary.hooks_in)
+    raw_y, rows_y = (raw_x, rows_x) if same else (kept(labels, dictionary.hooks_out), kept(y, dictionary.hooks_out))
     if len(rows_x) == 0:
         raise DataError("initializer: every token of the sample is masked; raise initializer.tokens")
     mean = raw_x.mean(0)
+    contexts = dictionary.reads_sequences
     return Sample(
-        x=rows_x,
-        y=rows_y,
+        x=x if contexts else rows_x,
+        y=y if contexts else rows_y,
+        mask=mask if contexts else None,
         raw_mean=mean,
         raw_spread=float((raw_x - mean).square().sum(-1).mean().sqrt()),
         scale_in=_ratio(rows_x, raw_x),

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import NumericsError
 from pipeline.initialization.sample import Sample
 from pipeline.initialization.thresholds import set_thresholds_
-from pipeline.initialization.weights import Weights, weights_of
+from pipeline.initialization.weights import parts_of
 
 THRESHOLD_ROUNDS = 8
 
@@ -51,47 +50,55 @@ def scale_by_least_squares_(
     Raises:
         NumericsError: no feature is active, or something is not finite.
     """
-    weights = weights_of(dictionary, option)
+    parts_of(dictionary, option)
     product = 1.0
     fixed = dictionary.activation.has_threshold and target_l0 is None
     for _ in range(THRESHOLD_ROUNDS if fixed else 1):
         if target_l0 is not None:
             set_thresholds_(dictionary, batch, target_l0)
-        factor = _factor(dictionary, batch, weights.b_D, option)
+        factor = _factor(dictionary, batch, option)
         product *= factor
         encoder = factor if unit_rows else factor**0.5 if tied else 1.0
-        weights.W_D.mul_(factor / encoder)
-        weights.W_E.mul_(encoder)
-        weights.b_E.mul_(encoder)
+        _scale_(dictionary, encoder, factor / encoder)
         if abs(factor - 1) < 1e-3:
             break
     if not (tied or unit_rows) and (not fixed or dictionary.config.sparsity_include_decoder_norm):
-        balance_(weights)
+        balance_(dictionary, option)
     if target_l0 is not None:
         set_thresholds_(dictionary, batch, target_l0)
     return product
 
 
+def _scale_(dictionary: Dictionary, encoder: float, decoder: float) -> None:
+    """Multiply the encoder, with its bias, and the decoder of every feature."""
+    bias = dictionary.encoder_bias()
+    dictionary.scale_encoder_(torch.full_like(bias, encoder))
+    bias.mul_(encoder)
+    dictionary.scale_decoder_(torch.full_like(bias, decoder))
+
+
 @torch.no_grad()
-def balance_(weights: Weights) -> None:
+def balance_(dictionary: Dictionary, option: str) -> None:
     """Encoder columns and decoder rows of one mean length; one factor for all, so that what is computed stays the same.
 
     An encoder drawn at unit bound is hundreds of times as long as the rows that fit it. Adam moves every weight by the same
     step: the rows would turn at once and the columns never (MLP transcoder of the embedded default: FVU 0.21, or a run that
     diverges, instead of 0.065).
     """
-    columns, rows = (
-        torch.linalg.vector_norm(w, dim=d).mean().clamp_min(1e-12) for w, d in ((weights.W_E, 0), (weights.W_D, 1))
-    )
-    factor = (columns / rows).sqrt()
-    weights.W_D.mul_(factor)
-    weights.W_E.div_(factor)
-    weights.b_E.div_(factor)
+    columns, rows = 0.0, 0.0
+    for part in parts_of(dictionary, option):
+        columns += float(torch.linalg.vector_norm(part.W_E, dim=0).mean())
+        rows += float(torch.linalg.vector_norm(part.rows(), dim=1).mean())
+    factor = math.sqrt(max(columns, 1e-12) / max(rows, 1e-12))
+    _scale_(dictionary, 1 / factor, factor)
 
 
-def _factor(dictionary: Dictionary, batch: Sample, bias: Tensor | None, option: str) -> float:
-    part = dictionary.decode_linear(dictionary.encode(batch.x)).double()
+def _factor(dictionary: Dictionary, batch: Sample, option: str) -> float:
+    part = dictionary.decode_linear(dictionary.encode(batch.x, batch.mask)).double()
+    bias = dict(dictionary.named_parameters()).get("b_D")
     wanted = batch.y.double() if bias is None else (batch.y - bias).double()
+    if batch.mask is not None:
+        part, wanted = part[batch.mask], wanted[batch.mask]
     square, inner, length = (float((a * b).sum()) for a, b in ((part, part), (wanted, part), (wanted, wanted)))
     if not (0 < square < math.inf and 0 < length < math.inf):
         raise NumericsError(

@@ -26,9 +26,9 @@ def set_thresholds_(dictionary: Dictionary, batch: Sample, target_l0: float) -> 
     Raises:
         NumericsError: no gating value is positive.
     """
-    z = dictionary.codes(batch.x).z
+    z = dictionary.codes(batch.x, batch.mask).z
     lead = z.ndim - len(dictionary.feature_shape)
     n_layers = torch.Size(dictionary.feature_shape).numel() // dictionary.feature_shape[-1]
-    theta = quantile_threshold(z.flatten(lead), target_l0 * n_layers)
+    theta = quantile_threshold(z.flatten(lead), target_l0 * n_layers, batch.mask)
     dictionary.log_jumprelu_threshold.copy_(theta.log().expand(dictionary.feature_shape))
     return float(theta)

@@ -80,7 +80,7 @@ def k_starts_above_its_end(params: Params) -> str | None:
     if first is None:
         return None
     if not dictionary.is_topk_family:
-        return f"only topk and batchtopk have a k to schedule; dictionary.act_fn is {dictionary.act_fn}; write null"
+        return f"only the topk family has a k to schedule; dictionary.act_fn is {dictionary.act_fn}; write null"
     if first < dictionary.top_k:
         return f"{first} is below dictionary.top_k {dictionary.top_k}; the schedule goes down to top_k"
     if dictionary.d_sae is not None and first > dictionary.d_sae:
@@ -144,7 +144,7 @@ def calibration_leaves_training_rows(params: Params) -> str | None:
     fold, activations = params.fold, params.activations
     if activations.tokens_per_batch > activations.total_tokens:
         return None  # the fault is the batch size
-    needed = params.dictionary.act_fn == "batchtopk" or fold.convert_topk_to_jumprelu or steers_thresholds(params)
+    needed = params.dictionary.is_batch_dependent or fold.convert_topk_to_jumprelu or steers_thresholds(params)
     if needed and fold.calibration_tokens < activations.tokens_per_batch:
         return (
             f"the threshold of the inference form is measured on whole batches: {fold.calibration_tokens} is less "
@@ -156,6 +156,22 @@ def calibration_leaves_training_rows(params: Params) -> str | None:
             f"{fold.calibration_tokens} of activations.total_tokens {activations.total_tokens} leave "
             f"{max(rest, 0)} tokens to train on, less than a batch of {activations.tokens_per_batch}"
         )
+    return None
+
+
+@rule("activations.target")
+def contexts_stay_whole_for_attention(params: Params) -> str | None:
+    """Attention needs the tokens before a token."""
+    if params.dictionary.READS_SEQUENCES and params.activations.target != "activations-2d":
+        return f"kind {params.dictionary.kind} reads whole contexts; write activations-2d"
+    return None
+
+
+@rule("initializer.cross_layer_decoders")
+def cross_layer_blocks_are_there(params: Params) -> str | None:
+    """Only a cross-layer transcoder writes later layers."""
+    if params.initializer.cross_layer_decoders != "drawn" and not params.dictionary.HAS_LAYERS:
+        return f"kind {params.dictionary.kind} writes no other layers; write drawn"
     return None
 
 

@@ -119,6 +119,22 @@ def unit_rows_have_no_norm_to_search(params: Params) -> str | None:
     return None
 
 
+@rule("trainer.decoder_constraint")
+def unit_rows_are_single(params: Params) -> str | None:
+    """A unit norm needs one row for a feature."""
+    if params.trainer.decoder_constraint == "unit_norm" and not params.dictionary.ONE_DECODER:
+        return f"unit_norm is for kinds with one decoder row for a feature (sae, transcoder), not for {params.dictionary.kind}"
+    return None
+
+
+@rule("trainer.matryoshka_widths")
+def prefixes_are_of_one_dictionary(params: Params) -> str | None:
+    """Nested prefixes are of the SAE and the transcoder."""
+    if params.trainer.matryoshka_widths and not params.dictionary.ONE_DECODER:
+        return f"nested prefixes are for sae and transcoder, not for {params.dictionary.kind}; write null"
+    return None
+
+
 @rule("trainer.matryoshka_widths")
 def widths_are_of_the_dictionary(params: Params) -> str | None:
     """Prefixes of the dictionary, each longer than the last, the last one whole."""

@@ -74,6 +74,11 @@ class Section:
         return cls
 
     @classmethod
+    def foreign(cls, key: str, value: Any) -> str | None:
+        """What is wrong with a key that is not the section's: None if it is unknown, "" if it may stand there unused."""
+        return None
+
+    @classmethod
     def rules(cls) -> list[Rule]:
         """The checks between fields, in the order of definition."""
         members = {name: member for parent in reversed(cls.__mro__) for name, member in vars(parent).items()}
@@ -141,9 +146,14 @@ class Reading:
     def _read(self, raw: Mapping[str, Any], known_class: bool) -> None:
         fields = {field.name: field for field in dataclasses.fields(self.cls)}
         for key in raw:
-            if key not in fields and known_class:
+            if key in fields or not known_class:
+                continue
+            foreign = self.cls.foreign(str(key), raw[key])
+            if foreign is None:
                 self.unknown.append(str(key))
                 self._fault(str(key), unknown_key(str(key), self.cls))
+            elif foreign:
+                self._fault(str(key), foreign)
         for name, field in fields.items():
             if name in raw:
                 self._convert(name, raw[name], field)

@@ -55,7 +55,7 @@ def test_what_is_not_a_number_is_open_so_that_the_loss_notices() -> None:
     z = Z.clone()
     z[1, 2] = torch.nan
     settings_ = GateSettings(1, None, torch.zeros(4))
-    for name in activation_function_names():
+    for name in ACT_FNS:
         function = activation_function(name)
         assert bool(function.support(z, settings_)[1, 2]), name
         assert bool(function.features(z, z, None, settings_)[1, 2].isnan()), name
@@ -228,11 +228,13 @@ def test_a_large_batch_ranks_fewer_values_than_it_has() -> None:
 
 
 def test_every_registered_gate_is_covered() -> None:
-    assert set(activation_function_names()) == set(ACT_FNS)
+    assert set(activation_function_names()) == {*ACT_FNS, "layertopk", "batchlayertopk"}
 
 
 def test_unknown_names_list_all_and_the_nearest() -> None:
-    with pytest.raises(ParamsError, match=r"did you mean 'batchtopk'\? \(known: batchtopk, jumprelu, relu, topk"):
+    with pytest.raises(
+        ParamsError, match=r"did you mean 'batchtopk'\? \(known: batchlayertopk, batchtopk, jumprelu, layertopk, relu, topk"
+    ):
         activation_function("batch_topk")
 
 
@@ -244,5 +246,5 @@ def test_a_name_is_registered_once() -> None:
 
 def test_flags() -> None:
     assert [activation_function(n).budgeted for n in ("relu", "topk", "batchtopk", "jumprelu")] == [False, True, True, False]
-    assert [n for n in activation_function_names() if activation_function(n).batch_dependent] == ["batchtopk"]
+    assert [n for n in activation_function_names() if activation_function(n).batch_dependent] == ["batchlayertopk", "batchtopk"]
     assert [n for n in activation_function_names() if activation_function(n).has_threshold] == ["jumprelu"]

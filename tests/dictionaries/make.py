@@ -12,6 +12,8 @@ from pipeline.dictionaries.registry import build_dictionary
 from pipeline.seeding import generator
 
 ACT_FNS = ("relu", "topk", "batchtopk", "jumprelu")
+LAYER_ACT_FNS = ("layertopk", "batchlayertopk")
+LAYERS_IN, LAYERS_OUT = [f"blocks.{i}.ln2.hook_out" for i in range(3)], [f"blocks.{i}.hook_mlp_out" for i in range(3)]
 
 
 def filled(seed: int = 0, **config: Any) -> Dictionary:
@@ -22,9 +24,15 @@ def filled(seed: int = 0, **config: Any) -> Dictionary:
         for name, parameter in dictionary.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator(seed, name), dtype=torch.float64)
             parameter.add_(noise * (0.3 if name.startswith(("b_", "log")) else 0.5))
-        sizes = torch.rand(dictionary.config.d_sae, generator=generator(seed, "sizes"), dtype=torch.float64) * 3 + 0.1
-        dictionary.W_D.mul_(sizes[:, None])
+        sizes = torch.rand(dictionary.feature_shape, generator=generator(seed, "sizes"), dtype=torch.float64) * 3 + 0.1
+        dictionary.scale_decoder_(sizes)
     return dictionary
+
+
+def read_by(dictionary: Dictionary, n: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Gaussian input of n tokens as the dictionary takes it: [n, d_in], or [n, L, d_in] of several hook points."""
+    hooks, width = len(dictionary.hooks_in), dictionary.config.d_in
+    return inputs(n * hooks, width, seed, dtype).reshape(*((n, hooks) if hooks > 1 else (n,)), width)
 
 
 def inputs(n: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 
 from pipeline.errors import DataError, ParamsError
 from pipeline.initialization.compose import build_base, check, initialize_
-from pipeline.initialization.weights import weights_of
+from pipeline.initialization.weights import parts_of
 from pipeline.params.schema import InitializerParams
-from tests.initialization.cases import D, F, config, initialized, rows, sample
+from tests.initialization.cases import D, config, initialized, rows, sample
 
 OPTIONS = (
     {},
@@ -62,9 +62,9 @@ def test_two_ways_to_set_the_decoder_are_refused() -> None:
 
 def test_a_kind_with_other_tensors_is_refused_by_name() -> None:
     made = build_base(config(), InitializerParams(), seed=0)
-    made.W_D = torch.nn.Parameter(torch.zeros(2, F, D))
+    made.parts = lambda: []  # type: ignore[method-assign]
     with pytest.raises(ParamsError, match=r"initializer\.grid_search_init_norm: not for dictionary\.kind 'sae'"):
-        weights_of(made, "grid_search_init_norm")
+        parts_of(made, "grid_search_init_norm")
 
 
 def test_activations_start_lower_than_a_drawn_decoder() -> None:

@@ -11,10 +11,13 @@ from typing import Any, ClassVar
 
 from pipeline.errors import unknown_name
 from pipeline.params import kinds
-from pipeline.params.fields import Refused, describe, param
+from pipeline.params.fields import Refused, describe, limits_of, param
 from pipeline.params.section import Section, rule
+from pipeline.params.sections.activations import HOOK_POINT
 
-TOPK_FAMILY = ("topk", "batchtopk")
+OF_LAYERS = ("layertopk", "batchlayertopk")
+BATCH_DEPENDENT = ("batchtopk", "batchlayertopk")
+TOPK_FAMILY = ("topk", "batchtopk", *OF_LAYERS)
 ACT_FNS = ("relu", "jumprelu", *TOPK_FAMILY)
 NAME_FORM = (r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '.', '_' and '-'")
 
@@ -56,9 +59,18 @@ def kind_class(kind: Any) -> type[DictionaryParams]:
 
 @dataclass(frozen=True)
 class DictionaryParams(Section, abc.ABC):
-    """Fields that every kind shares: see the comments of params.yaml. `kind` chooses the subclass that is read."""
+    """Fields that every kind shares: see the comments of params.yaml. `kind` chooses the subclass that is read.
+
+    Attributes:
+        HAS_LAYERS: features of several layers, which may compete for one budget.
+        ONE_DECODER: a feature has one decoder row, so that unit_norm and Matryoshka prefixes make sense.
+        READS_SEQUENCES: contexts stay whole (activations.target activations-2d).
+    """
 
     NAME: ClassVar[str] = "dictionary"
+    HAS_LAYERS: ClassVar[bool] = False
+    ONE_DECODER: ClassVar[bool] = False
+    READS_SEQUENCES: ClassVar[bool] = False
 
     name: str = param("main", form=NAME_FORM)
     kind: str = param("sae")
@@ -83,6 +95,20 @@ class DictionaryParams(Section, abc.ABC):
         """The class of `raw['kind']` (default sae); the class of a kind reads itself."""
         return cls if cls in _CLASSES.values() else kind_class(raw.get("kind", "sae"))
 
+    @classmethod
+    def foreign(cls, key: str, value: Any) -> str | None:
+        """A key of another kind is at rest as null or at its default (a hook point: as null), and refused otherwise."""
+        for kind in known_kinds():
+            field = kind_class(kind).__dataclass_fields__.get(key)
+            if field is None:
+                continue
+            default = None if limits_of(field).form == HOOK_POINT else field.default
+            at_rest = value is None or (default is not None and value == default)
+            wanted = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+            own = cls.__dataclass_fields__["kind"].default
+            return "" if at_rest else f"is a field of kind {kind}, not of {own}, where it must be {wanted}; got {value!r}"
+        return None
+
     @property
     @abc.abstractmethod
     def hooks_in(self) -> tuple[str, ...]:
@@ -104,9 +130,21 @@ class DictionaryParams(Section, abc.ABC):
         return self.act_fn in TOPK_FAMILY
 
     @property
+    def is_batch_dependent(self) -> bool:
+        """Whether the gate looks at a whole batch, so that the fold stage replaces it."""
+        return self.act_fn in BATCH_DEPENDENT
+
+    @property
     def d_sae(self) -> int | None:
         """F = int(d_model * expansion_factor), or None while d_model is unknown."""
         return None if self.d_model is None else int(self.d_model * self.expansion_factor)
+
+    @rule("act_fn")
+    def _layers_compete_where_there_are_some(self) -> str | None:
+        if self.act_fn in OF_LAYERS and not self.HAS_LAYERS:
+            plain = self.act_fn.replace("layer", "")
+            return f"{self.act_fn} lets the layers of a token compete, and kind {self.kind} has one; take {plain}"
+        return None
 
     @rule("expansion_factor")
     def _at_least_one_feature(self) -> str | None:

@@ -24,6 +24,7 @@ class InitializerParams(Section):
     bias_init_method: str = param("all_zero", choices=("all_zero", "geometric_median", "mean"))
     decoder_uniform_bound: float = param(1.0, more_than=0)
     encoder_uniform_bound: float = param(1.0, more_than=0)
+    cross_layer_decoders: str = param("drawn", choices=("drawn", "by_sources", "zero"))
     init_encoder_with_decoder_transpose: bool = param(True)
     init_encoder_with_decoder_transpose_factor: float = param(1.0, more_than=0)
     grid_search_init_norm: bool = param(False)

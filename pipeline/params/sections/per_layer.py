@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pipeline.params.fields import param
 from pipeline.params.section import rule
@@ -13,6 +14,8 @@ from pipeline.params.sections.dictionary import DictionaryParams
 @dataclass(frozen=True)
 class PerLayerParams(DictionaryParams):
     """Fields: see the comments of params.yaml. It is a transcoder where the two hook points differ."""
+
+    ONE_DECODER: ClassVar[bool] = True
 
     hook_point_in: str = param("blocks.2.hook_resid_post", form=HOOK_POINT, also_called=("hook_point", "hook_name"))
     hook_point_out: str | None = param(None, form=HOOK_POINT)

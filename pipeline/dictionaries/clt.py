@@ -1,0 +1,156 @@
+"""Cross-layer transcoder (SPEC 1.2): features read at each layer write to that layer and to all later ones.
+
+    h[l] = x[l] W_E[l] + b_E[l]
+    N[l, i] = sqrt( sum_{j >= l} ||W_D[j][l, i]||^2 )
+    x_hat[j] = sum_{l <= j} f[l] W_D[j][l] + b_D[j]
+
+Source: Lindsey et al. 2025 (Anthropic, circuit tracing).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.config import SeveralHookPoints
+from pipeline.dictionaries.folded import FoldScales, divisible, fold_gate_norms_, fold_gate_units_, raw_units
+from pipeline.dictionaries.initial import BaseInitialization, uniform_
+from pipeline.dictionaries.parts import LinearPart
+from pipeline.dictionaries.registry import register
+from pipeline.kernels.grouped import grouped_decode
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossLayerTranscoderConfig(SeveralHookPoints):
+    """Fields of kind `clt`: layer l reads hook_points_in[l] and writes hook_points_out[l] and those after it."""
+
+    has_layers: ClassVar[bool] = True
+
+    def faults(self) -> list[str]:
+        found = super().faults()
+        if len(self.hooks_in) != len(self.hooks_out):
+            found.append(f"hook_points_out: {len(self.hooks_out)} hook points for {len(self.hooks_in)} that are read")
+        if both := sorted(set(self.hooks_in) & set(self.hooks_out)):
+            found.append(f"hook_points_out: a transcoder does not write what it reads: {', '.join(both)}")
+        return found
+
+
+@register("clt")
+class CrossLayerTranscoder(Dictionary):
+    """Parameters W_E [L, D, F], b_E [L, F], b_D [L, D] and, for each target layer j, W_D.j [j + 1, F, D].
+
+    Input and output are [..., L, D], features [..., L, F].
+    """
+
+    config_class = CrossLayerTranscoderConfig
+    config: CrossLayerTranscoderConfig
+    W_E: nn.Parameter
+    b_E: nn.Parameter
+    b_D: nn.Parameter
+
+    def __init__(self, config: CrossLayerTranscoderConfig) -> None:
+        super().__init__(config)
+        shapes = [(j + 1, config.d_sae, config.d_in) for j in range(self.n_layers)]
+        dtype = getattr(torch, config.dtype)
+        self.W_D = nn.ParameterList([nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes])
+
+    @property
+    def n_layers(self) -> int:
+        """L."""
+        return len(self.hooks_in)
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        return (self.n_layers, self.config.d_sae)
+
+    def _parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        n_layers, d_model, d_sae = self.n_layers, self.config.d_in, self.config.d_sae
+        shapes: dict[str, tuple[int, ...]] = {"W_E": (n_layers, d_model, d_sae), "b_E": (n_layers, d_sae)}
+        if self.config.use_decoder_bias:
+            shapes["b_D"] = (n_layers, d_model)
+        return shapes
+
+    def _draw(self, seed: int, initialization: BaseInitialization) -> None:
+        """W_E ~ U(+-F^-1/2), W_D ~ U(+-(L D)^-1/2), each target's divided by the root of its number of sources if asked;
+        biases, and cross-layer blocks if asked, are zero."""
+        for parameter in self.parameters():
+            if all(parameter is not threshold for threshold in self.threshold_parameters()):
+                parameter.zero_()
+        uniform_(self.W_E, self.config.d_sae**-0.5, seed, "W_E")
+        for j, block in enumerate(self.W_D):
+            uniform_(block, (self.n_layers * self.config.d_in) ** -0.5, seed, f"W_D.{j}")
+            if initialization.cross_layer_decoders == "by_sources":
+                block.div_((j + 1) ** 0.5)
+            elif initialization.cross_layer_decoders == "zero":
+                block[:j].zero_()
+
+    def pre_activations(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return torch.einsum("...ld,ldf->...lf", x, self.W_E) + self.b_E
+
+    def decoder_norms(self) -> Tensor:
+        return _concatenated_norms(list(self.W_D))
+
+    def decode_linear(self, f: Tensor) -> Tensor:
+        return grouped_decode(f, list(self.W_D))
+
+    @torch.no_grad()
+    def scale_decoder_(self, factor: Tensor) -> None:
+        for j, block in enumerate(self.W_D):
+            block.mul_(factor[: j + 1, :, None])
+
+    def written_rows(self, hook: int) -> Tensor:
+        block = self.W_D[hook]
+        later = block.new_zeros(self.n_layers - hook - 1, *block.shape[1:])
+        return torch.cat([block, later])
+
+    def parts(self) -> list[LinearPart]:
+        """One for each layer, with the decoder block that writes the same layer."""
+        return [self._part(layer) for layer in range(self.n_layers)]
+
+    def _part(self, layer: int) -> LinearPart:
+        return LinearPart(
+            W_E=self.W_E[layer],
+            b_E=self.b_E[layer],
+            rows=lambda: self.W_D[layer][layer],
+            set_rows=lambda rows: self.W_D[layer][layer].copy_(rows),
+            b_D=self.b_D[layer] if self.config.use_decoder_bias else None,
+            inputs=lambda x: x[..., layer, :],
+            labels=lambda y: y[..., layer, :],
+        )
+
+    def _folded(self, weights: dict[str, Tensor], scales: FoldScales, raw: bool) -> dict[str, Any]:
+        include_norm = self.config.sparsity_include_decoder_norm
+        blocks = [weights[f"W_D.{j}"] for j in range(self.n_layers)]
+        norms_LF = _concatenated_norms(blocks)
+        growth_LF = norms_LF if include_norm else divisible(norms_LF)
+        a_L = torch.tensor(scales.inputs, dtype=torch.float64, device=norms_LF.device)
+        weights["W_E"] *= growth_LF[:, None] * a_L[:, None, None]
+        weights["b_E"] *= growth_LF
+        for j, (block, b) in enumerate(zip(blocks, scales.outputs, strict=True)):
+            block /= divisible(norms_LF)[: j + 1, :, None] * b
+            if "b_D" in weights:
+                weights["b_D"][j] /= b
+        fold_gate_norms_(weights, norms_LF, include_norm)
+        c_LF = raw_units(_concatenated_norms(blocks)) if raw else torch.ones_like(norms_LF)
+        weights["W_E"] *= c_LF[:, None]
+        weights["b_E"] *= c_LF
+        for j, block in enumerate(blocks):
+            block /= c_LF[: j + 1, :, None]
+        fold_gate_units_(weights, c_LF, self.activation.budgeted)
+        return {}
+
+
+def _concatenated_norms(blocks: list[Tensor]) -> Tensor:
+    """N [L, F] of decoder blocks W_D[j] [j + 1, F, D]; the gradient of a zero row is 0."""
+    squares = [torch.linalg.vector_norm(block, dim=-1) for block in blocks]
+    return torch.stack(
+        [
+            torch.linalg.vector_norm(torch.stack([part[layer] for part in squares[layer:]]), dim=0)
+            for layer in range(len(blocks))
+        ]
+    )

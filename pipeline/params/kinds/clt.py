@@ -1,0 +1,31 @@
+"""Cross-layer transcoder: reads one hook point of each of several layers and writes another of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pipeline.params.fields import param
+from pipeline.params.section import rule
+from pipeline.params.sections.dictionary import register_kind
+from pipeline.params.sections.several_hook_points import SeveralHookPointsParams
+
+
+@register_kind("clt")
+@dataclass(frozen=True)
+class CrossLayerTranscoderParams(SeveralHookPointsParams):
+    """Fields: those of SeveralHookPointsParams; layer l writes hook_points_out[l] and those after it."""
+
+    HAS_LAYERS: ClassVar[bool] = True
+
+    kind: str = param("clt", choices=("clt",))
+
+    @rule("hook_points_out")
+    def _one_written_for_each_read(self) -> str | None:
+        if len(self.hooks_out) != len(self.hooks_in):
+            return f"{len(self.hooks_out)} hook points for the {len(self.hooks_in)} of hook_points_in; state one for each"
+        both = [hook for hook in self.hooks_in if hook in self.hooks_out]
+        if both:
+            return f"a transcoder does not write what it reads: {', '.join(both)}"
+        twice = sorted({hook for hook in self.hooks_out if self.hooks_out.count(hook) > 1})
+        return f"these are there twice: {', '.join(twice)}" if twice else None

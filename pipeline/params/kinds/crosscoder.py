@@ -1,0 +1,24 @@
+"""Crosscoder: one set of features that several hook points are read into and written from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.params.fields import param
+from pipeline.params.section import rule
+from pipeline.params.sections.dictionary import register_kind
+from pipeline.params.sections.several_hook_points import SeveralHookPointsParams
+
+
+@register_kind("crosscoder")
+@dataclass(frozen=True)
+class CrosscoderParams(SeveralHookPointsParams):
+    """Fields: those of SeveralHookPointsParams; it writes what it reads."""
+
+    kind: str = param("crosscoder", choices=("crosscoder",))
+
+    @rule("hook_points_out")
+    def _writes_what_it_reads(self) -> str | None:
+        if self.hooks_out != self.hooks_in:
+            return "a crosscoder writes the hook points that it reads; write null"
+        return None

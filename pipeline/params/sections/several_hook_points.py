@@ -1,0 +1,35 @@
+"""The fields of the kinds that read and write lists of hook points: cross-layer transcoder and crosscoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.params.fields import param
+from pipeline.params.section import rule
+from pipeline.params.sections.activations import HOOK_POINT
+from pipeline.params.sections.dictionary import DictionaryParams
+
+
+@dataclass(frozen=True)
+class SeveralHookPointsParams(DictionaryParams):
+    """Fields: see the comments of params.yaml."""
+
+    hook_points_in: tuple[str, ...] | None = param(None, form=HOOK_POINT)
+    hook_points_out: tuple[str, ...] | None = param(None, form=HOOK_POINT)
+
+    @property
+    def hooks_in(self) -> tuple[str, ...]:
+        """The hook points that are read."""
+        return self.hook_points_in or ()
+
+    @property
+    def hooks_out(self) -> tuple[str, ...]:
+        """The hook points that are written: those that are read where hook_points_out is null."""
+        return self.hooks_in if self.hook_points_out is None else self.hook_points_out
+
+    @rule("hook_points_in")
+    def _several_different_ones(self) -> str | None:
+        if len(self.hooks_in) < 2:
+            return f"kind {self.kind} reads at least two hook points, got {list(self.hooks_in) or 'null'}"
+        twice = sorted({hook for hook in self.hooks_in if self.hooks_in.count(hook) > 1})
+        return f"these are there twice: {', '.join(twice)}" if twice else None

@@ -1,0 +1,96 @@
+"""Gates on z [..., L, F]: which layers compete, by loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pipeline.activation_functions.registry import GateSettings, activation_function
+from tests.activation_functions.cases import PROPERTY, Case, cases
+
+NAMES = ("topk", "batchtopk", "layertopk", "batchlayertopk")
+
+
+def groups(name: str, case: Case) -> list[tuple[list[tuple[int, ...]], int]]:
+    """Entries [token, layer, feature] that compete with one another, kept tokens only, and how many of them may open."""
+    n_layers, width = case.z.shape[-2:]
+    n_tokens = case.z[..., 0, 0].numel()
+    kept = [True] * n_tokens if case.mask is None else case.mask.reshape(-1).tolist()
+    tokens = [t for t in range(n_tokens) if kept[t]]
+    layers, features = range(n_layers), range(width)
+    k = case.k
+    if name == "topk":
+        return [([(t, i, j) for j in features], k) for t in tokens for i in layers]
+    if name == "batchtopk":
+        return [([(t, i, j) for t in tokens for j in features], k * len(tokens)) for i in layers]
+    if name == "layertopk":
+        return [([(t, i, j) for i in layers for j in features], k * n_layers) for t in tokens]
+    return [([(t, i, j) for t in tokens for i in layers for j in features], k * len(tokens) * n_layers)]
+
+
+def layered(case: Case) -> GateSettings:
+    return case.settings._replace(layered=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@PROPERTY
+@given(case=cases(layers=True))
+def test_the_largest_of_those_that_compete_open(name: str, case: Case) -> None:
+    is_open = activation_function(name).support(case.z, layered(case))
+    z, opened = (t.reshape(-1, *case.z.shape[-2:]) for t in (case.z.double(), is_open))
+    n_open = 0
+    for entries, budget in groups(name, case):
+        values = [float(z[entry]) for entry in entries]
+        wanted = sorted((value for value in values if value > 0), reverse=True)[:budget]
+        found = sorted((float(z[entry]) for entry in entries if bool(opened[entry])), reverse=True)
+        assert found == wanted
+        n_open += len(found)
+    assert int(is_open.sum()) == n_open
+
+
+@pytest.mark.parametrize("name", NAMES)
+@PROPERTY
+@given(case=cases(layers=True), loud=st.sampled_from([1e6, torch.inf, torch.nan]))
+def test_masked_tokens_never_compete(name: str, case: Case, loud: float) -> None:
+    if case.mask is None:
+        return
+    gate = activation_function(name)
+    kept = case.mask[..., None, None]
+    loud_z, quiet_z = (torch.where(kept, case.z, value) for value in (loud, -1.0))
+    found, wanted = (gate.support(z, layered(case)) for z in (loud_z, quiet_z))
+    assert not (found & ~kept).any()
+    values = [torch.where(support, quiet_z, 0.0).flatten().sort().values for support in (found, wanted)]
+    assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@PROPERTY
+@given(case=cases(layers=True))
+def test_the_selection_lists_the_support_in_order(name: str, case: Case) -> None:
+    gate = activation_function(name)
+    chosen = gate.selection(case.z, layered(case))
+    assert chosen is not None
+    opened = chosen.flat[chosen.open]
+    assert torch.equal(opened.sort().values, gate.support(case.z, layered(case)).flatten().nonzero().squeeze(1))
+    ends = torch.cat([chosen.offsets[1:], torch.tensor([len(chosen.flat)])])
+    rows = case.z.numel() // len(chosen.offsets)
+    for row, (start, end) in enumerate(zip(chosen.offsets.tolist(), ends.tolist(), strict=True)):
+        assert ((chosen.flat[start:end] // rows) == row).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@PROPERTY
+@given(case=cases(layers=True))
+def test_the_edge_parts_open_from_closed(name: str, case: Case) -> None:
+    gate = activation_function(name)
+    is_open = gate.support(case.z, layered(case))
+    edge: Tensor = gate.edge(case.z, is_open, layered(case)).expand(case.z.shape)
+    assert (case.z[is_open] >= edge[is_open]).all()
+    closed = ~is_open if case.mask is None else ~is_open & case.mask[..., None, None]
+    full = edge.isfinite()
+    budgeted = [len(entries) > budget for entries, budget in groups(name, case)]
+    if all(budgeted):
+        assert (case.z[closed & full] <= edge[closed & full]).all()
