@@ -21,6 +21,7 @@ from torch import Tensor
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.folded import fold_scales
 from pipeline.errors import DataError, NumericsError, ParamsError, unknown_name
+from pipeline.hooks import stacked
 from pipeline.norms import as_hook_norm, scale_factor
 
 MODES = ("fold", "keep")
@@ -46,7 +47,7 @@ class StoredBatches:
         rows: (first, last + 1).
         batch_size: rows per batch, as in training.
 
-    Yields (x, mask): [B, d] or [B, T, d]; several hook points stacked, [B, L, d] (tokens flattened).
+    Yields (x, mask): [B, d] or [B, T, d]; several hook points stacked, [B, L, d] or [B, T, L, d].
     """
 
     store: RowSource
@@ -59,10 +60,7 @@ class StoredBatches:
             stop = min(start + self.batch_size, self.rows[1])
             parts = [self.store.read(hook, start, stop) for hook in self.hooks]
             mask = self.store.read_rows_meta(start, stop).mask
-            if len(parts) == 1:
-                yield parts[0], mask
-            else:
-                yield torch.stack([part.flatten(0, -2) for part in parts], dim=1), mask.flatten()
+            yield stacked(dict(zip(self.hooks, parts, strict=True)), self.hooks), mask
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,9 +84,6 @@ class Crosscoder(Dictionary):
     def decode_linear(self, f: Tensor) -> Tensor:
         return torch.stack([f @ rows for rows in self.W_D], dim=-2)
 
-    def written_norms(self) -> Tensor:
-        return torch.linalg.vector_norm(self.W_D, dim=-1)
-
     def written_rows(self, hook: int) -> Tensor:
         return self.W_D[hook]
 

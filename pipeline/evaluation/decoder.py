@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from pipeline.evaluation.sparsity import quantiles
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
 
+EXCLUSIVE = 0.9
 BLOCK_ENTRIES = 2**22  # cosine similarities, or entries of one-hot features, held at once
 
 
@@ -57,15 +59,54 @@ def max_cosine_similarity(rows_FD: Tensor) -> Tensor:
     return largest_F
 
 
+def written_shares(dictionary: Dictionary) -> Tensor:
+    """||row of hook p|| / sum over hooks, [P, F] (all layers' features in one row): where a feature writes. Zero rows: 0."""
+    norms = torch.stack(
+        [
+            torch.linalg.vector_norm(dictionary.written_rows(p).detach(), dim=-1).flatten()
+            for p in range(len(dictionary.hooks_out))
+        ]
+    )
+    return norms / norms.sum(0).clamp_min(1e-12)
+
+
+@torch.no_grad()
+def written_metrics(dictionary: Dictionary) -> dict[str, float]:
+    """Of a dictionary that writes several hook points, for each of them:
+
+    written_norm_q*.<hook>: norms of what the features write there; exclusive_fraction.<hook>: share of features of whose
+    norms, summed over hook points, more than EXCLUSIVE are at this one; shared_fraction: the rest.
+    written_cosine_q*.<hook>.<next hook>: cosine similarity of what a feature writes at a hook point and at the next (features
+    that write at both).
+    """
+    results: dict[str, float] = {}
+    shares = written_shares(dictionary)
+    for p, hook in enumerate(dictionary.hooks_out):
+        rows = dictionary.written_rows(p).detach().flatten(0, -2)
+        results |= {f"{name}.{hook}": value for name, value in quantiles(rows.norm(dim=-1), "written_norm").items()}
+        results[f"exclusive_fraction.{hook}"] = float((shares[p] > EXCLUSIVE).double().mean())
+    results["shared_fraction"] = 1.0 - float((shares > EXCLUSIVE).any(0).double().mean())
+    for p, (hook, later) in enumerate(itertools.pairwise(dictionary.hooks_out)):
+        one, two = (dictionary.written_rows(q).detach().flatten(0, -2) for q in (p, p + 1))
+        both = (shares[p] > 0) & (shares[p + 1] > 0)
+        if bool(both.any()):
+            cosine = torch.nn.functional.cosine_similarity(one[both], two[both], dim=-1)
+            results |= {f"{name}.{hook}.{later}": value for name, value in quantiles(cosine, "written_cosine").items()}
+    return results
+
+
 @torch.no_grad()
 def decoder_metrics(dictionary: Dictionary) -> dict[str, float]:
     """Quantiles over features (5, 25, 50, 75, 95 %), no data needed.
 
     decoder_max_cosine_q*: largest cosine similarity of a decoder row with any other; decoder_norm_q*: norms of decoder rows
-    (concatenated over written hook points), as stored; threshold_q*: JumpReLU thresholds, if there are any.
+    (concatenated over written hook points), as stored; threshold_q*: JumpReLU thresholds, if there are any; of several
+    written hook points also those of `written_metrics`.
     """
     results = quantiles(max_cosine_similarity(decoder_rows(dictionary)), "decoder_max_cosine")
     results.update(quantiles(dictionary.decoder_norms(), "decoder_norm"))
+    if len(dictionary.hooks_out) > 1:
+        results.update(written_metrics(dictionary))
     thresholds = dictionary.thresholds()
     if thresholds is not None:
         results.update(quantiles(thresholds, "threshold"))

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pipeline.errors import DataError
 from pipeline.evaluation.decoder import decoder_metrics
-from pipeline.evaluation.raw_space import split_hooks
 from pipeline.evaluation.reconstruction import LabelMean, ReconstructionMetrics
 from pipeline.evaluation.sparsity import SparsityMetrics
+from pipeline.hooks import split
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
@@ -51,7 +51,7 @@ def evaluate_reconstruction(
     slices = [slice(start, start + batch_size) for start in range(0, len(activations), batch_size)]
     means = {hook: LabelMean() for hook in dictionary.hooks_out}
     for rows in slices:
-        for hook, label in split_hooks(labels[rows], dictionary.hooks_out).items():
+        for hook, label in split(labels[rows], dictionary.hooks_out).items():
             means[hook].update(label, None if mask is None else mask[rows], where=f"{hook}, rows from {rows.start}")
     reconstruction = ReconstructionMetrics({hook: mean.value(hook) for hook, mean in means.items()})
     sparsity = SparsityMetrics(dictionary.feature_shape)
@@ -61,7 +61,7 @@ def evaluate_reconstruction(
         codes, x_hat = dictionary.run(activations[rows].to(parameter.device, parameter.dtype), kept)
         label = labels[rows].to(parameter.device)
         hooks = dictionary.hooks_out
-        reconstruction.update(split_hooks(x_hat, hooks), split_hooks(label, hooks), kept, f"rows from {rows.start}")
+        reconstruction.update(split(x_hat, hooks), split(label, hooks), kept, f"rows from {rows.start}")
         sparsity.update(codes.f, kept)
     return {
         "evaluated_tokens": float(reconstruction.tokens),

@@ -165,6 +165,7 @@ class PredictionMetrics:
         loss_recovered_zero = (ce_zero - ce_spliced) / (ce_zero - ce_original), loss_recovered_mean with ce_mean: 1 if the
         splice costs nothing, 0 if it is as bad as the ablation.
         kl = mean of KL(original || spliced).
+        With several written hook points also ce_spliced.<hook> and delta_ce.<hook>, that hook point alone being replaced.
 
         Raises:
             NumericsError: no prediction was counted, or an ablation changes nothing.
@@ -180,4 +181,8 @@ class PredictionMetrics:
                 )
             results[f"ce_{name}"] = ablated
             results[f"loss_recovered_{name}"] = (ablated - spliced) / (ablated - original)
+        for name in self.counts:
+            if name.startswith("spliced."):
+                hook = name.removeprefix("spliced.")
+                results |= {f"ce_spliced.{hook}": self.mean(name), f"delta_ce.{hook}": self.mean(name) - original}
         return results

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError
+from pipeline.hooks import split
 from pipeline.norms import scale_factor
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class RawDictionary:
         flat_mask = mask.flatten() if several and mask is not None else mask
         codes, x_hat = self.dictionary.run(x, flat_mask)
         x_hats = {}
-        for hook, part in split_hooks(x_hat, self.hooks_out).items():
+        for hook, part in split(x_hat, self.hooks_out).items():
             part = part.reshape(*batch_shape, part.shape[-1])
             if not self.dictionary.config.folded:
                 part = part / self.scale(hook, labels[hook].to(self.device, self.dtype), mask)
@@ -98,10 +99,3 @@ class RawDictionary:
     def _scaled(self, x: Tensor, hook: str, mask: Tensor | None) -> Tensor:
         x = x.to(self.device, self.dtype)
         return x if self.dictionary.config.folded else x * self.scale(hook, x, mask)
-
-
-def split_hooks(x: Tensor, hooks: tuple[str, ...]) -> dict[str, Tensor]:
-    """{hook: [..., D]} of a tensor [..., D] (one hook point) or [..., L, D] (several)."""
-    if len(hooks) == 1:
-        return {hooks[0]: x}
-    return {hook: x[..., index, :] for index, hook in enumerate(hooks)}

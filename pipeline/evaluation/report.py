@@ -3,13 +3,15 @@
 Three passes over the held-out contexts:
  1. the mean of the labels (the model stops after the last written hook point);
  2. the model as it is, which gives activations and logits in one run: reconstruction and sparsity metrics, then the runs
-    with the reconstruction, with zeros and with the mean activation in its place: cross entropies and KL;
+    with the reconstruction (of several hook points: all at once, and each alone), with zeros and with the mean activation in
+    its place: cross entropies and KL;
  3. with PCA in its place, whose rank, the rounded mean L0, is known only now.
 Every figure is a sum over tokens in float64, divided once at the end.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,7 +39,10 @@ if TYPE_CHECKING:
     from pipeline.lm.language_model import LanguageModel
     from pipeline.progress import Progress
 
-RUNS = 6  # model runs per context: label means, original, spliced, zero, mean, PCA
+
+def runs(n_written: int) -> int:
+    """Model runs per context: label means, original, spliced, zero, mean, PCA; with several hook points each alone too."""
+    return 6 + (n_written if n_written > 1 else 0)
 
 
 @dataclass(frozen=True)
@@ -103,12 +108,13 @@ class Evaluator:
         """
         means = self._label_means()
         self.reconstruction = ReconstructionMetrics(means)
-        self.sparsity = SparsityMetrics(self.raw.dictionary.feature_shape)
+        shape = self.raw.dictionary.feature_shape
+        self.sparsity = SparsityMetrics(shape, self.raw.hooks_in)
         self.predictions = PredictionMetrics(self.raw.hooks_out)
         self.pca = PcaMetrics(self.principal)
         for batch in self.held_out:
             self._evaluate_batch(batch)
-        rank = checked_rank(pca_rank, self.sparsity.l0_mean(), self.principal)
+        rank = checked_rank(pca_rank, self.sparsity.l0_mean() / math.prod(shape[:-1]), self.principal)
         for batch in self.held_out:
             mask = batch.mask.to(self.model.device)
             self._ablate("pca", pca_replacements(self.principal, rank, mask), batch, mask)
@@ -165,6 +171,10 @@ class Evaluator:
 
         zeros = {hook: torch.zeros_like(principal.mean) for hook, principal in self.principal.items()}
         means = {hook: principal.mean for hook, principal in self.principal.items()}
+        if len(self.raw.hooks_out) > 1:
+            for hook in self.raw.hooks_out:
+                alone = splice_replacements(self.raw, originals, known, mask)
+                self._ablate(f"spliced.{hook}", {hook: alone[hook]}, batch, mask, capture=self.raw.hooks_in)
         self._ablate("zero", constant_replacements(zeros, mask), batch, mask)
         self._ablate("mean", constant_replacements(means, mask), batch, mask)
 
@@ -178,8 +188,15 @@ class Evaluator:
 
         return {hook: recorder(hook) for hook in self.hooks}
 
-    def _ablate(self, name: str, replace: Mapping[str, Replacement], batch: HeldOutBatch, mask: Tensor) -> None:
-        logits = self.model.logits(batch.tokens, replace, capture=())
+    def _ablate(
+        self,
+        name: str,
+        replace: Mapping[str, Replacement],
+        batch: HeldOutBatch,
+        mask: Tensor,
+        capture: tuple[str, ...] = (),
+    ) -> None:
+        logits = self.model.logits(batch.tokens, replace, capture=capture)
         self.predictions.update(name, prediction_loss(logits, batch.tokens, mask), batch.label)
         self._count(batch)
 

@@ -7,6 +7,7 @@ positions count nowhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,10 +67,12 @@ class SparsityMetrics:
 
     Args:
         feature_shape: (F,), or (L, F) for a dictionary with features per layer.
+        layers: L names, whose L0 and dead features are reported apart too.
     """
 
-    def __init__(self, feature_shape: tuple[int, ...]) -> None:
+    def __init__(self, feature_shape: tuple[int, ...], layers: Sequence[str] = ()) -> None:
         self.feature_shape = tuple(feature_shape)
+        self.layers = tuple(layers) if len(self.feature_shape) > 1 else ()
         self.tokens = 0
         self.active: Tensor | None = None
         self.sums: Tensor | None = None
@@ -134,6 +137,7 @@ class SparsityMetrics:
         dead_features, dead_fraction: features never active in the evaluated tokens; dense_fraction: density > 0.1.
         features_above_*, features_below_*: features whose density is above or below; a dead one is below each.
         mean_activation_when_active: sum of f over its positive entries / their number, over all tokens and features.
+        With layers also l0_mean.<layer> and dead_fraction.<layer>.
 
         Raises:
             NumericsError: no token was kept, or an activation is not finite.
@@ -152,4 +156,7 @@ class SparsityMetrics:
         for bound in COUNTED_BELOW:
             results[f"features_below_{bound}"] = float((density < float(bound)).sum())
         results["mean_activation_when_active"] = float(sums.sum()) / max(n_active, 1)
+        for name, counts in zip(self.layers, active, strict=False):
+            results[f"l0_mean.{name}"] = float(counts.sum()) / self.tokens
+            results[f"dead_fraction.{name}"] = float((counts == 0).double().mean())
         return results

@@ -16,6 +16,7 @@ from pipeline.activations.schema import training_rows
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.store import save_dictionary
 from pipeline.errors import DataError, ParamsError
+from pipeline.hooks import stacked
 from pipeline.initialization.compose import build_base, check, initialize_
 from pipeline.initialization.mlp_responses import mlp_layer
 from pipeline.initialization.normalization import Normalizer
@@ -94,7 +95,6 @@ def read_sample(store: ActivationStore, dictionary: Dictionary, normalizer: Norm
     flat = store.target == "activations-1d"
     start, stop = training_rows(store, params.fold.calibration_tokens)
     stop = min(stop, start + -(-params.initializer.tokens // (1 if flat else store.context_size)))
-    hook_in, hook_out = dictionary.hooks_in[0], dictionary.hooks_out[0]
     dtype = next(dictionary.parameters()).dtype
 
     def read(hook: str) -> Tensor:
@@ -103,8 +103,10 @@ def read_sample(store: ActivationStore, dictionary: Dictionary, normalizer: Norm
             raise DataError(f"{store.path}: activations at {hook} are not all finite; run `dvc repro -s -f generate`")
         return values
 
-    inputs = read(hook_in)
-    labels = inputs if hook_out == hook_in else read(hook_out)
+    inputs = stacked({hook: read(hook) for hook in dictionary.hooks_in}, dictionary.hooks_in)
+    labels = inputs
+    if dictionary.hooks_out != dictionary.hooks_in:
+        labels = stacked({hook: read(hook) for hook in dictionary.hooks_out}, dictionary.hooks_out)
     mask = None if flat else store.read("mask", start, stop)
     return make_sample(dictionary, normalizer, inputs, labels, mask)
 

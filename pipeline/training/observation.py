@@ -5,6 +5,8 @@ and of the kept tokens of the step's whole batch:
 
     explained_variance = 1 - sum ||y - r||^2 / sum ||y - mean y||^2      (a mean for each hook point)
     l0 = mean over tokens of the number of positive features (over all layers)
+
+With several layers or written hook points also of each, as l0.0, explained_variance.0 and so on, in the dictionary's order.
 """
 
 from __future__ import annotations
@@ -45,10 +47,10 @@ class Observation:
             y, r, active = y[kept], r[kept], active[kept]
         sums = {
             "n": torch.full((), len(y), dtype=torch.float64, device=y.device),
-            "error": (y - r).square().sum(),
-            "square": y.square().sum(),
+            "error": (y - r).square().sum((0, -1)),
+            "square": y.square().sum((0, -1)),
             "label": y.sum(0),
-            "active": active.sum().double(),
+            "active": active.sum((0, -1)).double(),
         }
         self._sums = {name: self._sums[name] + value if self._sums else value for name, value in sums.items()}
 
@@ -56,11 +58,14 @@ class Observation:
     def finish(self, terms: dict[str, Tensor], grad_norm: Tensor, n_dead: Tensor, tokens: Tensor) -> None:
         """Add what is known after the update: the step's loss terms, gradient norm, dead features and tokens so far."""
         n = self._sums["n"].clamp_min(1)
-        variance = self._sums["square"] - self._sums["label"].square().sum() / n
+        variance = self._sums["square"] - self._sums["label"].square().sum(-1) / n
+        l0, explained = self._sums["active"] / n, 1 - self._sums["error"] / variance
         self._tensors = {
             **terms,
-            names.L0: self._sums["active"] / n,
-            names.EXPLAINED_VARIANCE: 1 - self._sums["error"] / variance,
+            names.L0: l0.sum(),
+            names.EXPLAINED_VARIANCE: 1 - self._sums["error"].sum() / variance.sum(),
+            **_each(names.L0, l0),
+            **_each(names.EXPLAINED_VARIANCE, explained),
             names.GRAD_NORM: grad_norm,
             names.DEAD_FEATURES: n_dead,
             names.TOKENS: tokens,
@@ -72,3 +77,8 @@ class Observation:
         named = {**dict(zip(self._tensors, values, strict=True)), **self._scheduled}
         finite = {name: value for name, value in named.items() if math.isfinite(value)}
         return finite | {name: int(finite[name]) for name in _COUNTS}
+
+
+def _each(name: str, values: Tensor) -> dict[str, Tensor]:
+    """{name.index: value} where there are several."""
+    return {f"{name}.{index}": value for index, value in enumerate(values)} if values.ndim else {}

@@ -106,7 +106,7 @@ def check_matches(dictionary: Dictionary, params: Params, place: Path) -> None:
         DataError: names the fields.
     """
     stated = params.dictionary.to_dict()
-    config = dictionary.config.to_dict()
+    config = {key: list(value) if isinstance(value, tuple) else value for key, value in dictionary.config.to_dict().items()}
     wanted = {key: value for key, value in stated.items() if key in config and value is not None and key != "kind"}
     wanted["d_sae"] = int(dictionary.config.d_in * params.dictionary.expansion_factor)
     wanted["d_in"] = params.dictionary.d_model or dictionary.config.d_in

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ParamsError
+from pipeline.hooks import stacked
 from pipeline.seeding import generator
 
 if TYPE_CHECKING:
@@ -52,11 +53,6 @@ class Source(Protocol):
 
     def position(self, index: int) -> str:
         """Where batch `index` is, in words."""
-
-
-def stacked(activations: dict[str, Tensor], hooks: Sequence[str]) -> Tensor:
-    """The activations of `hooks` as a dictionary takes them: [..., d] of one, [..., L, d] of several."""
-    return activations[hooks[0]] if len(hooks) == 1 else torch.stack([activations[hook] for hook in hooks], dim=-2)
 
 
 @dataclasses.dataclass(frozen=True)

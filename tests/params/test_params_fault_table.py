@@ -66,10 +66,16 @@ ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
     ({"trainer.lr": 0}, "trainer.lr: must be greater than 0, got 0.0"),
     ({"trainer.lr": "atuo"}, "trainer.lr: expected a number or 'auto', got the string 'atuo'; did you mean 'auto'?"),
     ({"trainer.lr": "1e-3"}, "trainer.lr: expected a number or 'auto', got the string '1e-3'; write 1e-3, without"),
-    ({"dictionary.kind": "saee"}, "dictionary.kind: unknown kind 'saee'; did you mean 'sae'? (known: sae, transcoder)"),
+    (
+        {"dictionary.kind": "saee"},
+        "dictionary.kind: unknown kind 'saee'; did you mean 'sae'? (known: clt, crosscoder, sae, transcoder)",
+    ),
     ({"dictionary.kind": 3}, "dictionary.kind: expected a string, got the integer 3"),
     ({"dictionary.act_fn": "batch_topk"}, "'batch_topk' is none of the choices; did you mean 'batchtopk'? (choices: "),
-    ({"dictionary.act_fn": "layertopk"}, "(choices: relu, jumprelu, topk, batchtopk)"),
+    (
+        {"dictionary.act_fn": "layertopk"},
+        "dictionary.act_fn: layertopk lets the layers of a token compete, and kind sae has one; take topk",
+    ),
     ({"dictionary.use_triton_kernel": True}, "use_triton_kernel: 'true' is none of the choices; (choices: false)"),
     ({"trainer.sparsity_loss_type": "tanhquad"}, "'tanhquad' is none of the choices; did you mean 'tanh-quad'? (choices: "),
     ({"trainer.sparsity_loss_type": "x"}, "'x' is none of the choices; (choices: l0, power, tanh, tanh-quad, null)"),
@@ -217,7 +223,7 @@ ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
         "initializer.d_active_subspace: 65 directions do not fit in dictionary.d_model 64",
     ),
     ({**TOPK, "trainer.initial_k": 20}, "trainer.initial_k: 20 is below dictionary.top_k 50"),
-    ({"trainer.initial_k": 100}, "trainer.initial_k: only topk and batchtopk have a k to schedule"),
+    ({"trainer.initial_k": 100}, "trainer.initial_k: only the topk family has a k to schedule"),
     ({**TOPK, "trainer.initial_k": 100, "dictionary.d_model": 4}, "trainer.initial_k: 100 is more than the dictionary's"),
     ({"trainer.auxk_coefficient": 0.03}, "trainer.auxk_coefficient: the AuxK loss is for topk and batchtopk; dictionary"),
     (
