@@ -10,7 +10,7 @@ from pipeline.dictionaries.store import load_dictionary
 from pipeline.evaluation.baselines import load_principal_directions
 from pipeline.evaluation.held_out import HeldOutTokens
 from pipeline.evaluation.raw_space import RawDictionary
-from pipeline.evaluation.report import RUNS, Evaluation, Evaluator
+from pipeline.evaluation.report import Evaluation, Evaluator, runs
 from pipeline.lm.loading import load_language_model
 from pipeline.norms import load_norms
 from pipeline.progress import Progress
@@ -48,7 +48,8 @@ def evaluate_saved(
         device=params.model.device,
     )
     raw = RawDictionary(loaded.to(model.device), hook_norms)
-    progress = Progress("evaluate", RUNS * held_out.n_tokens, unit=f"tokens in {RUNS} runs")
+    n_runs = runs(len(raw.hooks_out))
+    progress = Progress("evaluate", n_runs * held_out.n_tokens, unit=f"tokens in {n_runs} runs")
     evaluation = Evaluator(model, raw, principal, held_out, progress).evaluate(params.evaluation.pca_rank)
     progress.close()
     return evaluation

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ def check(dictionary: Dictionary, params: Any, *, has_model: bool) -> None:
     if params.bias_init_method != "all_zero":
         faults += _faults_of(functools.partial(biases_of, dictionary, params.bias_init_method))
     if params.initialize_tc_with_mlp:
-        faults += _faults_of(functools.partial(mlp_responses.mlp_layer, dictionary, params.model_layer))
+        faults += _faults_of(functools.partial(mlp_responses.mlp_layers, dictionary, params.model_layer))
         if not has_model:
             faults.append(f"initializer.{mlp_responses.OPTION}: needs the language model; it is an option of the pipeline only")
     if params.init_log_jumprelu_threshold_value is not None and not dictionary.activation.has_threshold:
@@ -93,7 +93,7 @@ def initialize_(
     *,
     batch_rows: int,
     seed: int,
-    mlp: Callable[[Tensor], Tensor] | None = None,
+    mlps: Sequence[Callable[[Tensor], Tensor]] = (),
     unit_rows: bool = False,
     target_l0: float | None = None,
 ) -> dict[str, float]:
@@ -105,7 +105,7 @@ def initialize_(
         params: initializer's parameters.
         batch_rows: tokens of a training batch, on which scale and grid search are judged.
         seed: of every draw.
-        mlp: raw input -> raw output of the layer's MLP, for initialize_tc_with_mlp.
+        mlps: raw input -> raw output of each imitated layer's MLP, for initialize_tc_with_mlp.
         unit_rows: decoder rows keep unit length.
         target_l0: L0 that JumpReLU's thresholds are set for; None: they stay as drawn.
 
@@ -116,10 +116,10 @@ def initialize_(
         ParamsError: an option makes no sense for this dictionary.
         NumericsError: the sample does not allow it (no variance, no active feature).
     """
-    check(dictionary, params, has_model=mlp is not None)
+    check(dictionary, params, has_model=bool(mlps))
     batch = sample.batch(batch_rows, dictionary.reads_sequences)
     set_decoder_bias_(dictionary, sample, params.bias_init_method)
-    scaled_by, tied, found = _set_decoder_rows_(dictionary, sample, params, seed, mlp)
+    scaled_by, tied, found = _set_decoder_rows_(dictionary, sample, params, seed, mlps)
     if unit_rows:
         _give_lengths_to_encoder_(dictionary)
     _set_encoder_bias_(dictionary, sample, params)
@@ -153,7 +153,7 @@ def _give_lengths_to_encoder_(dictionary: Dictionary) -> None:
 
 
 def _set_decoder_rows_(
-    dictionary: Dictionary, sample: Sample, params: Any, seed: int, mlp: Callable[[Tensor], Tensor] | None
+    dictionary: Dictionary, sample: Sample, params: Any, seed: int, mlps: Sequence[Callable[[Tensor], Tensor]]
 ) -> tuple[str | None, bool, dict[str, float]]:
     """The chosen strategy for W_D: the option that wants a least-squares scale, whether the encoder follows, findings."""
     transpose, factor = params.init_encoder_with_decoder_transpose, params.init_encoder_with_decoder_transpose_factor
@@ -166,8 +166,7 @@ def _set_decoder_rows_(
         )
         return None, transpose, {"d_active_subspace": n}
     if params.initialize_tc_with_mlp:
-        assert mlp is not None  # checked before
-        mlp_responses.set_decoder_rows_(dictionary, sample, mlp)
+        mlp_responses.set_decoder_rows_(dictionary, sample, mlps)
         return mlp_responses.OPTION, False, {}
     return None, transpose, {}
 

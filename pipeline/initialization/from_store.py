@@ -18,7 +18,7 @@ from pipeline.dictionaries.store import save_dictionary
 from pipeline.errors import DataError, ParamsError
 from pipeline.hooks import stacked
 from pipeline.initialization.compose import build_base, check, initialize_
-from pipeline.initialization.mlp_responses import mlp_layer
+from pipeline.initialization.mlp_responses import mlp_layers
 from pipeline.initialization.normalization import Normalizer
 from pipeline.initialization.sample import Sample, make_sample
 from pipeline.norms import load_norms
@@ -55,7 +55,7 @@ def initialize_dictionary(params: Params, places: Places) -> dict[str, float]:
         params.initializer,
         batch_rows=params.activations.tokens_per_batch,
         seed=params.seed,
-        mlp=_load_mlp(params, dictionary) if params.initializer.initialize_tc_with_mlp else None,
+        mlps=_load_mlps(params, dictionary) if params.initializer.initialize_tc_with_mlp else (),
         unit_rows=unit_rows,
         target_l0=params.trainer.steered_l0,
     )
@@ -111,14 +111,14 @@ def read_sample(store: ActivationStore, dictionary: Dictionary, normalizer: Norm
     return make_sample(dictionary, normalizer, inputs, labels, mask)
 
 
-def _load_mlp(params: Params, dictionary: Dictionary) -> Callable[[Tensor], Tensor]:
+def _load_mlps(params: Params, dictionary: Dictionary) -> list[Callable[[Tensor], Tensor]]:
     from pipeline.lm.loading import load_language_model
 
-    layer = mlp_layer(dictionary, params.initializer.model_layer)
+    layers = mlp_layers(dictionary, params.initializer.model_layer)
     model = load_language_model(
         params.model.model_name,
         revision=params.model.revision,
         backend=params.model.backend,
         device="cpu",
     )
-    return model.layer_mlp(layer, dictionary.hooks_in[0])
+    return [model.layer_mlp(layer, hook) for layer, hook in zip(layers, dictionary.hooks_in, strict=True)]

@@ -13,7 +13,7 @@ since a GELU's slope at the mean says little about inputs at a usual distance.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,50 +29,52 @@ _WRITES = re.compile(r"blocks\.(\d+)\.hook_mlp_out")
 _READS = re.compile(r"blocks\.(\d+)\.ln2\.(hook_out|hook_normalized)")
 
 
-def mlp_layer(dictionary: Dictionary, model_layer: int | None = None) -> int:
-    """The layer whose MLP the transcoder imitates.
+def mlp_layers(dictionary: Dictionary, model_layer: int | None = None) -> list[int]:
+    """The layers whose MLPs the dictionary imitates, one for each linear part.
 
     Args:
         dictionary: says the hook points.
         model_layer: initializer.model_layer; None: from the hook points.
 
     Raises:
-        ParamsError: the dictionary does not read an MLP's input and write its output, or not of that layer.
+        ParamsError: the dictionary does not read MLPs' inputs and write their outputs, or not of that layer.
     """
-    hook_in, hook_out = dictionary.hooks_in[0], dictionary.hooks_out[0]
-    reads, writes = _READS.fullmatch(hook_in), _WRITES.fullmatch(hook_out)
-    if len(dictionary.hooks_in) > 1 or not reads or not writes or reads[1] != writes[1]:
+    pairs = list(zip(dictionary.hooks_in, dictionary.hooks_out, strict=False))
+    found = [(_READS.fullmatch(hook_in), _WRITES.fullmatch(hook_out)) for hook_in, hook_out in pairs]
+    n_parts = len(dictionary.parts())
+    if n_parts != len(pairs) or any(not reads or not writes or reads[1] != writes[1] for reads, writes in found):
         raise ParamsError(
             f"initializer.{OPTION}: needs a transcoder from blocks.L.ln2.hook_out (or ln2.hook_normalized) to "
-            f"blocks.L.hook_mlp_out of one layer L; this dictionary reads {', '.join(dictionary.hooks_in)} and "
-            f"writes {', '.join(dictionary.hooks_out)}"
+            f"blocks.L.hook_mlp_out of one layer L (kind clt: of each layer); this dictionary reads "
+            f"{', '.join(dictionary.hooks_in)} and writes {', '.join(dictionary.hooks_out)}"
         )
-    layer = int(reads[1])
-    if model_layer not in (None, layer):
-        raise ParamsError(f"initializer.model_layer: {model_layer} is not the layer of the hook points, {layer}; write null")
-    return layer
+    layers = [int(reads[1]) for reads, _ in found if reads]
+    if model_layer is not None and layers != [model_layer]:
+        named = ", ".join(map(str, layers))
+        raise ParamsError(f"initializer.model_layer: {model_layer} is not the layer of the hook points, {named}; write null")
+    return layers
 
 
 @torch.no_grad()
-def set_decoder_rows_(dictionary: Dictionary, sample: Sample, mlp: Callable[[Tensor], Tensor]) -> None:
-    """Set W_D from the MLP's responses.
+def set_decoder_rows_(dictionary: Dictionary, sample: Sample, mlps: Sequence[Callable[[Tensor], Tensor]]) -> None:
+    """Set W_D from the MLPs' responses.
 
     Args:
         dictionary: drawn already, with its encoder.
         sample: gives the mean and spread of raw inputs, and the normalisation's scales.
-        mlp: raw input [n, d_in] -> raw output [n, d_out].
+        mlps: for each linear part, raw input [n, d_in] -> raw output [n, d_out].
 
     Raises:
         ParamsError: not for this kind.
     """
-    (part,) = parts_of(dictionary, OPTION)
-    rows = part.rows().clone()
-    lengths = torch.linalg.vector_norm(part.W_E, dim=0).clamp_min(1e-12)
-    at_mean = mlp(sample.raw_mean[None])
-    for start in range(0, len(rows), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        directions = (part.W_E[:, block] / lengths[block]).T
-        responses = mlp(sample.raw_mean + sample.raw_spread * directions) - at_mean
-        activations = sample.raw_spread * sample.scale_in * lengths[block]
-        rows[block] = sample.scale_out * responses.to(rows) / activations[:, None]
-    part.set_rows(rows)
+    for part, mlp in zip(parts_of(dictionary, OPTION), mlps, strict=True):
+        raw, rows = sample.raw(part), part.rows().clone()
+        lengths = torch.linalg.vector_norm(part.W_E, dim=0).clamp_min(1e-12)
+        at_mean = mlp(raw.mean[None])
+        for start in range(0, len(rows), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            directions = (part.W_E[:, block] / lengths[block]).T
+            responses = mlp(raw.mean + raw.spread * directions) - at_mean
+            activations = raw.spread * raw.scale_in * lengths[block]
+            rows[block] = raw.scale_out * responses.to(rows) / activations[:, None]
+        part.set_rows(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,21 @@ from pipeline.errors import DataError
 from pipeline.initialization.normalization import Normalizer
 
 
+class RawStatistics(NamedTuple):
+    """Of a part's raw inputs and labels.
+
+    Attributes:
+        mean: mean raw input [d_in].
+        spread: root of the mean squared distance of raw inputs from it.
+        scale_in, scale_out: normalised over raw, as ratios of mean norms (exact for dataset-wise factors).
+    """
+
+    mean: Tensor
+    spread: float
+    scale_in: float
+    scale_out: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """Activations as a dictionary takes them.
@@ -21,18 +37,14 @@ class Sample:
         x: inputs, normalised, float32 (or the dictionary's dtype): kept tokens [N, d_in] ([N, L, d_in] of several hook
             points); for a kind that reads sequences whole contexts [n, T, d_in].
         y: labels of the same tokens; the very tensor `x` where input and label are one activation.
+        raw_x, raw_y: the same before normalisation.
         mask: bool [n, T] of contexts, None: all kept.
-        raw_mean: mean raw input [d_in] (or [L, d_in]).
-        raw_spread: root of the mean squared distance of raw inputs from their mean.
-        scale_in, scale_out: normalised over raw, as ratios of mean norms (exact for dataset-wise factors).
     """
 
     x: Tensor
     y: Tensor
-    raw_mean: Tensor
-    raw_spread: float
-    scale_in: float
-    scale_out: float
+    raw_x: Tensor
+    raw_y: Tensor
     mask: Tensor | None = None
 
     def __len__(self) -> int:
@@ -41,7 +53,8 @@ class Sample:
     def batch(self, tokens: int, sequences: bool) -> Sample:
         """The first `tokens` tokens (whole contexts, at least one, where `sequences`)."""
         n = max(1, tokens // self.x.shape[1]) if sequences else tokens
-        return dataclasses.replace(self, x=self.x[:n], y=self.y[:n], mask=None if self.mask is None else self.mask[:n])
+        mask = None if self.mask is None else self.mask[:n]
+        return Sample(self.x[:n], self.y[:n], self.raw_x[:n], self.raw_y[:n], mask)
 
     def inputs(self, part: LinearPart) -> Tensor:
         """The part's inputs of kept tokens, [N, d_in]."""
@@ -50,6 +63,13 @@ class Sample:
     def labels(self, part: LinearPart) -> Tensor:
         """The part's labels of kept tokens, [N, d_out]."""
         return self._rows(part.labels(self.y))
+
+    def raw(self, part: LinearPart) -> RawStatistics:
+        """Of the part's raw inputs, and how they and its raw labels were scaled."""
+        raw_x, raw_y = self._rows(part.inputs(self.raw_x)), self._rows(part.labels(self.raw_y))
+        mean = raw_x.mean(0)
+        spread = float((raw_x - mean).square().sum(-1).mean().sqrt())
+        return RawStatistics(mean, spread, _ratio(self.inputs(part), raw_x), _ratio(self.labels(part), raw_y))
 
     def _rows(self, values: Tensor) -> Tensor:
         rows = values.reshape(-1, values.shape[-1])
@@ -85,17 +105,9 @@ def make_sample(
     raw_y, rows_y = (raw_x, rows_x) if same else (kept(labels, dictionary.hooks_out), kept(y, dictionary.hooks_out))
     if len(rows_x) == 0:
         raise DataError("initializer: every token of the sample is masked; raise initializer.tokens")
-    mean = raw_x.mean(0)
-    contexts = dictionary.reads_sequences
-    return Sample(
-        x=x if contexts else rows_x,
-        y=y if contexts else rows_y,
-        mask=mask if contexts else None,
-        raw_mean=mean,
-        raw_spread=float((raw_x - mean).square().sum(-1).mean().sqrt()),
-        scale_in=_ratio(rows_x, raw_x),
-        scale_out=_ratio(rows_y, raw_y),
-    )
+    if dictionary.reads_sequences:
+        return Sample(x, y, inputs, labels, mask)
+    return Sample(rows_x, rows_y, raw_x, raw_y)
 
 
 def _ratio(normalized: Tensor, raw: Tensor) -> float:

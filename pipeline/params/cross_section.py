@@ -43,10 +43,9 @@ def mlp_layer_is_known(params: Params) -> str | None:
     """The MLP's layer is stated, or both hook points are of one layer."""
     if not params.initializer.initialize_tc_with_mlp or params.initializer.model_layer is not None:
         return None
-    layers = {layer_of(hook) for hook in params.dictionary_hook_points}
-    if len(layers) > 1:
-        listed = " and ".join(params.dictionary_hook_points)
-        return f"is null and cannot be derived: {listed} are of different layers; state the layer of the MLP"
+    for pair in zip(params.dictionary.hooks_in, params.dictionary.hooks_out, strict=False):
+        if len({layer_of(hook) for hook in pair}) > 1:
+            return f"is null and cannot be derived: {' and '.join(pair)} are of different layers; state the layer of the MLP"
     return None
 
 
@@ -55,12 +54,13 @@ def mlp_reads_what_the_dictionary_reads(params: Params) -> str | None:
     """The MLP is a function of its own layer's ln2 only."""
     if not params.initializer.initialize_tc_with_mlp or not params.dictionary.is_transcoder:
         return None
-    layer, read = params.initializer.model_layer, params.dictionary.hooks_in[0]
-    if not re.fullmatch(r"blocks\.\d+\.ln2\.(hook_out|hook_normalized)", read):
-        at = layer_of(read) if layer is None else layer
-        return f"no MLP is a function of '{read}'; read blocks.{at}.ln2.hook_out, or switch initialize_tc_with_mlp off"
-    if layer is not None and layer != layer_of(read):
-        return f"the MLP of layer {layer} is no function of '{read}'; write null or {layer_of(read)}"
+    layer = params.initializer.model_layer
+    for read in params.dictionary.hooks_in:
+        if not re.fullmatch(r"blocks\.\d+\.ln2\.(hook_out|hook_normalized)", read):
+            at = layer_of(read) if layer is None else layer
+            return f"no MLP is a function of '{read}'; read blocks.{at}.ln2.hook_out, or switch initialize_tc_with_mlp off"
+        if layer is not None and layer != layer_of(read):
+            return f"the MLP of layer {layer} is no function of '{read}'; write null or {layer_of(read)}"
     return None
 
 

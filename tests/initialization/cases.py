@@ -41,4 +41,4 @@ def initialized(
     params = InitializerParams(**options)
     made = build_base(config(**fields), params, seed=0)
     taken = sample(made, rows() if x is None else x, y)
-    return made, taken, initialize_(made, taken, params, batch_rows=64, seed=0, mlp=mlp)
+    return made, taken, initialize_(made, taken, params, batch_rows=64, seed=0, mlps=() if mlp is None else [mlp])

@@ -202,7 +202,7 @@ def test_mlp_responses_are_written_out() -> None:
     wanted = s_out * response / (spread * s_in * w["W_E"].norm(dim=0))[:, None]
     ratio = w["W_D"] / wanted
     torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-3, atol=1e-6)
-    assert sample.scale_in == pytest.approx(s_in, rel=1e-6)
+    assert sample.raw(made.parts()[0]).scale_in == pytest.approx(s_in, rel=1e-6)
     # A better start than any decoder without the MLP: less error than the labels' own variance.
     error = (made(sample.x).detach() - sample.y).square().sum()
     assert float(error / (sample.y - sample.y.mean(0)).square().sum()) < 1.0

@@ -20,6 +20,11 @@ class CrossLayerTranscoderParams(SeveralHookPointsParams):
 
     kind: str = param("clt", choices=("clt",))
 
+    @property
+    def is_transcoder(self) -> bool:
+        """It is."""
+        return True
+
     @rule("hook_points_out")
     def _one_written_for_each_read(self) -> str | None:
         if len(self.hooks_out) != len(self.hooks_in):

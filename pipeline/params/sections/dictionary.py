@@ -121,7 +121,7 @@ class DictionaryParams(Section, abc.ABC):
 
     @property
     def is_transcoder(self) -> bool:
-        """Whether it writes one other hook point than the one it reads."""
+        """Whether it writes another hook point than the one it reads (kind clt: of each layer)."""
         return False
 
     @property
