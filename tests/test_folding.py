@@ -177,8 +177,8 @@ def test_stored_batches_of_contexts_and_of_several_hook_points() -> None:
     assert mask is not None
     assert mask.shape == (3, 4)
     x, mask = next(iter(StoredBatches(store, ("a", "b"), (0, 10), 3)))
-    assert x.shape == (12, 2, 6)
-    assert torch.equal(x[:, 1], store.read("b", 0, 3).reshape(12, 6))
+    assert x.shape == (3, 4, 2, 6)
+    assert torch.equal(x[..., 1, :], store.read("b", 0, 3))
     report = fold_dictionary(
         make("topk", hook_point_in="a"), {"a": 12.0}, calibration_batches=StoredBatches(store, ("a",), (0, 10), 3)
     )

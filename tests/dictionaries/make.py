@@ -30,9 +30,13 @@ def filled(seed: int = 0, **config: Any) -> Dictionary:
 
 
 def read_by(dictionary: Dictionary, n: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Gaussian input of n tokens as the dictionary takes it: [n, d_in], or [n, L, d_in] of several hook points."""
+    """Gaussian input of n tokens as the dictionary takes it: [n, d_in], or [n, L, d_in] of several hook points.
+
+    Of a dictionary that reads contexts [2, n / 2, d_in].
+    """
     hooks, width = len(dictionary.hooks_in), dictionary.config.d_in
-    return inputs(n * hooks, width, seed, dtype).reshape(*((n, hooks) if hooks > 1 else (n,)), width)
+    tokens = (2, n // 2) if dictionary.reads_sequences else (n,)
+    return inputs(n * hooks, width, seed, dtype).reshape(*tokens, *((hooks,) if hooks > 1 else ()), width)
 
 
 def inputs(n: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -62,7 +62,7 @@ def test_all_faults_come_at_once() -> None:
 
 
 def test_a_missing_kind_lists_the_kinds() -> None:
-    with pytest.raises(ParamsError, match=r"dictionary.kind: missing \(known: clt, crosscoder, sae, transcoder\)"):
+    with pytest.raises(ParamsError, match=r"dictionary.kind: missing \(known: clt, crosscoder, lorsa, sae, transcoder\)"):
         config_from_dict({"d_in": 8})
 
 

@@ -19,6 +19,16 @@ KIND_CONFIGS: dict[str, dict[str, Any]] = {
     "transcoder": {"d_out": 5, "hook_point_in": "a", "hook_point_out": "b", "skip": True},
     "clt": {"hook_points_in": LAYERS_IN, "hook_points_out": LAYERS_OUT},
     "crosscoder": {"hook_points_in": LAYERS_IN},
+    "lorsa": {
+        "hook_point_in": "a",
+        "hook_point_out": "b",
+        "n_qk_heads": 4,
+        "d_qk_head": 4,
+        "n_ctx": 64,
+        "rotary_dim": 2,
+        "use_post_qk_ln": True,
+        "normalization_type": "RMS",
+    },
 }
 CASES = [
     (kind, act_fn)
@@ -43,13 +53,14 @@ def test_shapes_for_one_and_two_token_dimensions(kind: str, act_fn: str) -> None
     dictionary = make(kind, act_fn)
     x = read_by(dictionary, 12)
     written = (3,) if len(dictionary.hooks_out) > 1 else ()
-    for tokens in ((12,), (3, 4)):
-        codes, x_hat = dictionary.run(x.reshape(*tokens, *x.shape[1:]))
+    trailing = x.shape[2:] if dictionary.reads_sequences else x.shape[1:]
+    for tokens in ((2, 6),) if dictionary.reads_sequences else ((12,), (3, 4)):
+        codes, x_hat = dictionary.run(x.reshape(*tokens, *trailing))
         assert codes.h.shape == codes.z.shape == codes.f.shape == (*tokens, *dictionary.feature_shape)
         assert codes.norms.shape == dictionary.feature_shape
         assert x_hat.shape == (*tokens, *written, dictionary.config.width_out)
         torch.testing.assert_close(
-            dictionary(x.reshape(*tokens, *x.shape[1:])).flatten(0, -x.ndim), dictionary(x), rtol=1e-12, atol=1e-12
+            dictionary(x.reshape(*tokens, *trailing)).flatten(0, -x.ndim), dictionary(x), rtol=1e-12, atol=1e-12
         )
 
 
@@ -80,12 +91,15 @@ def test_gradients_are_finite_and_reach_every_parameter(kind: str, act_fn: str) 
 def test_masked_tokens_neither_compete_nor_activate(kind: str, act_fn: str) -> None:
     dictionary = make(kind, act_fn, top_k=1)
     x = read_by(dictionary, 16)
-    mask = torch.arange(16) % 3 != 0
-    louder = torch.where(mask.reshape(-1, *(1,) * (x.ndim - 1)), x, 1000 * x)
+    tokens = x.shape[:2] if dictionary.reads_sequences else x.shape[:1]
+    mask = (torch.arange(16) % 3 != 0).reshape(tokens)
+    louder = torch.where(mask.reshape(*tokens, *(1,) * (x.ndim - len(tokens))), x, 1000 * x)
     codes = dictionary.codes(louder, mask)
     assert (codes.f[~mask] == 0).all()
+    # What kept tokens see is the same whatever masked ones hold; and, where a token stands for itself, without them.
+    quiet = dictionary.codes(x, mask).f[mask] if dictionary.reads_sequences else dictionary.encode(x[mask])
     # Equal but for the order in which a matrix product of another height adds up.
-    torch.testing.assert_close(codes.f[mask], dictionary.encode(x[mask]), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(codes.f[mask], quiet, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(dictionary.run(louder, mask)[0].f, codes.f, rtol=1e-12, atol=1e-12)
 
 

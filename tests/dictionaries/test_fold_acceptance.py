@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import ParamsError
-from tests.dictionaries.make import ACT_FNS, filled, inputs
+from tests.dictionaries.make import ACT_FNS, LAYER_ACT_FNS, LAYERS_IN, LAYERS_OUT, filled, inputs, read_by
 
 HOOKS = {"hook_point_in": "in", "hook_point_out": "out"}
 KINDS: dict[str, dict[str, Any]] = {
@@ -145,3 +145,56 @@ def test_refusals_say_what_is_wrong() -> None:
         dictionary.fold({"inputs": 3.0})
     with pytest.raises(ParamsError, match=r"feature_units.*'normalised'; did you mean 'normalized'"):
         dictionary.fold(3.0, feature_units="normalised")
+
+
+LAYER_NORMS = {
+    hook: {"mean_norm": 3.0 * 7**i + 0.5, "mean_square": (3.0 * 7**i + 0.7) ** 2, "d": 6}
+    for i, hook in enumerate((*LAYERS_IN, *LAYERS_OUT, "in", "out"))
+}
+NORMED = {"use_post_qk_ln": True, "normalization_type": "RMS"}
+OTHER_KINDS: dict[str, dict[str, Any]] = {
+    "clt": {"hook_points_in": LAYERS_IN, "hook_points_out": LAYERS_OUT},
+    "crosscoder": {"hook_points_in": LAYERS_IN},
+    "lorsa": {**HOOKS, "n_qk_heads": 4, "d_qk_head": 6, "n_ctx": 64, "rotary_dim": 4},
+    "lorsa-normed": {**HOOKS, "n_qk_heads": 4, "d_qk_head": 6, "n_ctx": 64, "rotary_dim": 4, **NORMED},
+}
+
+
+def cases() -> list[tuple[str, str]]:
+    layered = [("clt", act_fn) for act_fn in LAYER_ACT_FNS]
+    return [(kind, act_fn) for kind in OTHER_KINDS for act_fn in ACT_FNS] + layered
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("feature_units", ["raw", "normalized"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "without-bias"])
+@pytest.mark.parametrize("include_norm", [True, False], ids=["with-norm", "without-norm"])
+@pytest.mark.parametrize(("kind", "act_fn"), cases())
+def test_other_kinds_fold_exactly(kind: str, act_fn: str, include_norm: bool, bias: bool, feature_units: str) -> None:
+    """Norms of the hook points differ by up to 7^7."""
+    dictionary = filled(
+        kind=kind.removesuffix("-normed"),
+        act_fn=act_fn,
+        sparsity_include_decoder_norm=include_norm,
+        use_decoder_bias=bias,
+        **OTHER_KINDS[kind],
+    )
+
+    def per_hook(hooks: tuple[str, ...]) -> Tensor:
+        found = torch.tensor([math.sqrt(6) / LAYER_NORMS[hook]["mean_norm"] for hook in hooks], dtype=torch.float64)
+        return found[:, None] if len(hooks) > 1 else found
+
+    a, b = per_hook(dictionary.hooks_in), per_hook(dictionary.hooks_out)
+    x = read_by(dictionary, 40)
+    raw = x / a
+    folded = dictionary.fold(LAYER_NORMS, feature_units=feature_units)
+    f, wanted = dictionary.encode(x), dictionary(x) / b
+    served, found = folded.encode(raw), folded(raw)
+    for p in range(len(dictionary.hooks_out)):  # hook by hook: the smallest must be exact too
+        one, two = (found[..., p, :], wanted[..., p, :]) if len(dictionary.hooks_out) > 1 else (found, wanted)
+        assert float((one - two).norm() / two.norm()) <= 1e-9
+    assert torch.equal(served != 0, f != 0)
+    assert 0 < int((f != 0).sum()) < f.numel()
+    assert float((folded.run(raw)[1] - wanted).norm() / wanted.norm()) <= 1e-9
+    if feature_units == "raw":
+        torch.testing.assert_close(folded.decoder_norms(), torch.ones(dictionary.feature_shape, dtype=torch.float64))

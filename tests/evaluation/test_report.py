@@ -228,6 +228,9 @@ class _TwoLayers(nn.Module):
     def decoder_norms(self) -> Tensor:
         return torch.ones(2, D_MODEL)
 
+    def written_rows(self, hook: int) -> Tensor:
+        return torch.stack([self.A, torch.zeros_like(self.A)] if hook == 0 else [self.B, self.C])
+
     def thresholds(self) -> None:
         return None
 

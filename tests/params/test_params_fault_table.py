@@ -68,7 +68,7 @@ ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
     ({"trainer.lr": "1e-3"}, "trainer.lr: expected a number or 'auto', got the string '1e-3'; write 1e-3, without"),
     (
         {"dictionary.kind": "saee"},
-        "dictionary.kind: unknown kind 'saee'; did you mean 'sae'? (known: clt, crosscoder, sae, transcoder)",
+        "dictionary.kind: unknown kind 'saee'; did you mean 'sae'? (known: clt, crosscoder, lorsa, sae, transcoder)",
     ),
     ({"dictionary.kind": 3}, "dictionary.kind: expected a string, got the integer 3"),
     ({"dictionary.act_fn": "batch_topk"}, "'batch_topk' is none of the choices; did you mean 'batchtopk'? (choices: "),

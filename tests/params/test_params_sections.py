@@ -147,7 +147,7 @@ def test_section_from_dict_is_strict_and_fills_in_defaults() -> None:
 
 
 def test_kinds_share_their_fields_and_are_found_by_file() -> None:
-    assert known_kinds() == ["clt", "crosscoder", "sae", "transcoder"]
+    assert known_kinds() == ["clt", "crosscoder", "lorsa", "sae", "transcoder"]
     assert [f.name for f in dataclasses.fields(SAEParams)] == [f.name for f in dataclasses.fields(TranscoderParams)]
     with pytest.raises(ValueError, match="two parameter classes"):
         register_kind("sae")(TranscoderParams)

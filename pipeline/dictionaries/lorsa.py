@@ -1,0 +1,290 @@
+"""Low-rank sparse attention (SPEC 1.3): sparse rank-1 output-value heads on shared query-key heads.
+
+    A = causal softmax( q k^T / attn_scale )         Q query-key heads, rotary embedding, optional q and k norm
+    v_i = x . w_V,i + b_V,i;   h_i[q] = sum_k A^{g(i)}[q, k] v_i[k];   n_i = ||w_O,i||;   x_hat = f w_O + b_D
+
+Reads an attention's input and writes its output, on whole contexts [b, S, D]. Head i uses query-key head i // (F / Q).
+Source: He et al. 2025 (arXiv 2504.20938).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.config import DictionaryConfig
+from pipeline.dictionaries.folded import FoldScales, divisible, fold_gate_norms_, fold_gate_units_, raw_units
+from pipeline.dictionaries.initial import BaseInitialization, normal_, uniform_
+from pipeline.dictionaries.parts import LinearPart
+from pipeline.dictionaries.registry import register
+from pipeline.dictionaries.rotary import Rotary
+from pipeline.errors import ParamsError
+
+ALL = slice(None)
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRankSparseAttentionConfig(DictionaryConfig):
+    """Fields of kind `lorsa`; names and defaults as in Language-Model-SAEs.
+
+    Attributes:
+        hook_point_in: the attention's input.
+        hook_point_out: its output.
+        n_qk_heads: Q; divides d_sae.
+        d_qk_head: d, width of a query and a key.
+        n_ctx: longest context.
+        rotary_dim: dimensions of a head that are rotated, even, at most d_qk_head.
+        attn_scale: scores are divided by it; null: sqrt(d_qk_head).
+        use_post_qk_ln, normalization_type, eps: RMS or LN norm of queries and keys, with gains.
+    """
+
+    hook_point_in: str = "input"
+    hook_point_out: str = "output"
+    n_qk_heads: int = 0
+    d_qk_head: int = 0
+    n_ctx: int = 0
+    rotary_dim: int = 0
+    positional_embedding_type: str = "rotary"
+    rotary_base: float = 10000.0
+    rotary_adjacent_pairs: bool = True
+    rotary_scale: float = 1.0
+    use_NTK_by_parts_rope: bool = False
+    NTK_by_parts_factor: float = 8.0
+    NTK_by_parts_low_freq_factor: float = 1.0
+    NTK_by_parts_high_freq_factor: float = 4.0
+    old_context_len: int = 8192
+    attn_scale: float | None = None
+    use_post_qk_ln: bool = False
+    normalization_type: str | None = None
+    eps: float = 1e-6
+
+    @property
+    def hooks_in(self) -> tuple[str, ...]:
+        return (self.hook_point_in,)
+
+    @property
+    def hooks_out(self) -> tuple[str, ...]:
+        return (self.hook_point_out,)
+
+    def faults(self) -> list[str]:
+        found = super().faults()
+        if self.hook_point_in == self.hook_point_out:
+            found.append(f"hook_point_out: attention does not write what it reads, '{self.hook_point_in}'")
+        for field in ("n_qk_heads", "d_qk_head", "n_ctx"):
+            if getattr(self, field) < 1:
+                found.append(f"{field}: must be stated, at least 1, got {getattr(self, field)}")
+        if self.n_qk_heads > 0 and self.d_sae % self.n_qk_heads:
+            found.append(f"n_qk_heads: {self.n_qk_heads} does not divide the {self.d_sae} features")
+        if self.positional_embedding_type not in ("rotary", "none"):
+            found.append(f"positional_embedding_type: rotary or none, got '{self.positional_embedding_type}'")
+        rotates = self.positional_embedding_type == "rotary"
+        if rotates and (self.rotary_dim % 2 or not 2 <= self.rotary_dim <= self.d_qk_head):
+            found.append(f"rotary_dim: an even number from 2 to d_qk_head {self.d_qk_head}, got {self.rotary_dim}")
+        if self.normalization_type not in (None, "RMS", "LN"):
+            found.append(f"normalization_type: null, RMS or LN, got '{self.normalization_type}'")
+        if self.use_post_qk_ln and self.normalization_type is None:
+            found.append("normalization_type: use_post_qk_ln needs one, RMS or LN")
+        return found
+
+
+@register("lorsa")
+class LowRankSparseAttention(Dictionary):
+    """Parameters W_Q, W_K [Q, D, d]; b_Q, b_K [Q, d]; w_V [F, D], b_V [F]; w_O [F, D]; b_D [D]; q_gain, k_gain [Q, d]."""
+
+    config_class = LowRankSparseAttentionConfig
+    reads_sequences: ClassVar[bool] = True
+    config: LowRankSparseAttentionConfig
+    W_Q: nn.Parameter
+    W_K: nn.Parameter
+    b_Q: nn.Parameter
+    b_K: nn.Parameter
+    w_V: nn.Parameter
+    b_V: nn.Parameter
+    w_O: nn.Parameter
+    b_D: nn.Parameter
+    q_gain: nn.Parameter
+    k_gain: nn.Parameter
+
+    def __init__(self, config: LowRankSparseAttentionConfig) -> None:
+        super().__init__(config)
+        self.rotary = None
+        if config.positional_embedding_type == "rotary":
+            self.rotary = Rotary(
+                config.rotary_dim,
+                config.rotary_base,
+                config.rotary_adjacent_pairs,
+                config.rotary_scale,
+                config.use_NTK_by_parts_rope,
+                config.NTK_by_parts_factor,
+                config.NTK_by_parts_low_freq_factor,
+                config.NTK_by_parts_high_freq_factor,
+                config.old_context_len,
+            )
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        return (self.config.d_sae,)
+
+    @property
+    def per_group(self) -> int:
+        """F / Q: features that share a query-key head."""
+        return self.config.d_sae // self.config.n_qk_heads
+
+    def _parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        c = self.config
+        heads: dict[str, tuple[int, ...]] = {
+            "W_Q": (c.n_qk_heads, c.d_in, c.d_qk_head),
+            "W_K": (c.n_qk_heads, c.d_in, c.d_qk_head),
+            "b_Q": (c.n_qk_heads, c.d_qk_head),
+            "b_K": (c.n_qk_heads, c.d_qk_head),
+            "w_V": (c.d_sae, c.d_in),
+            "b_V": (c.d_sae,),
+            "w_O": (c.d_sae, c.width_out),
+        }
+        if c.use_decoder_bias:
+            heads["b_D"] = (c.width_out,)
+        if c.use_post_qk_ln:
+            heads |= {"q_gain": (c.n_qk_heads, c.d_qk_head), "k_gain": (c.n_qk_heads, c.d_qk_head)}
+        return heads
+
+    def _draw(self, seed: int, initialization: BaseInitialization) -> None:
+        """W_Q, W_K Xavier-uniform, w_V of deviation F^-1/2, w_O of deviation D^-1/2; gains 1, biases 0."""
+        for name, parameter in self.named_parameters():
+            if all(parameter is not threshold for threshold in self.threshold_parameters()):
+                parameter.fill_(1.0 if name.endswith("_gain") else 0.0)
+        bound = math.sqrt(6.0 / (self.config.d_in + self.config.d_qk_head))
+        uniform_(self.W_Q, bound, seed, "W_Q")
+        uniform_(self.W_K, bound, seed, "W_K")
+        normal_(self.w_V, self.config.d_sae**-0.5, seed, "w_V")
+        normal_(self.w_O, self.config.width_out**-0.5, seed, "w_O")
+
+    def queries_and_keys(self, x: Tensor, heads: slice = ALL) -> tuple[Tensor, Tensor]:
+        """Normed and rotated q and k [b, Q, S, d] of x [b, S, D], of all or some heads."""
+        q = torch.einsum("bsd,qde->bqse", x, self.W_Q[heads]) + self.b_Q[heads, None]
+        k = torch.einsum("bsd,qde->bqse", x, self.W_K[heads]) + self.b_K[heads, None]
+        if self.config.use_post_qk_ln:
+            q, k = self._normed(q) * self.q_gain[heads, None], self._normed(k) * self.k_gain[heads, None]
+        if self.rotary is not None:
+            q, k = self.rotary.rotate(q), self.rotary.rotate(k)
+        return q, k
+
+    def _normed(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        if self.config.normalization_type == "LN":
+            wide = wide - wide.mean(-1, keepdim=True)
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.config.eps)).to(x.dtype)
+
+    def attend(self, x: Tensor, values: Tensor, mask: Tensor | None = None, heads: slice = ALL) -> Tensor:
+        """sum_k A^g[q, k] values^g[k]: [b, Q, S, W] of x [b, S, D] and values [b, Q, S, W], of all or some heads.
+
+        Padded keys (mask [b, S] False) are left out; a query always sees its own key, so that every row has one. The kernel
+        holds no [b, Q, S, S]: on the CPU that takes queries and values of one width, so the narrower ones are padded.
+        """
+        if x.shape[-2] > self.config.n_ctx:
+            raise ParamsError(f"dictionary.n_ctx: {self.config.n_ctx} is less than the context of {x.shape[-2]} tokens")
+        q, k = self.queries_and_keys(x, heads)
+        width = max(q.shape[-1], values.shape[-1])
+        q, k, padded = (nn.functional.pad(t, (0, width - t.shape[-1])) for t in (q, k, values))
+        allowed = None
+        if mask is not None:
+            n = x.shape[-2]
+            order = torch.arange(n, device=x.device)
+            causal = order[:, None] >= order
+            allowed = causal & (mask[:, None, None, :] | torch.eye(n, dtype=torch.bool, device=x.device))
+        scale = 1.0 / (self.config.attn_scale or math.sqrt(self.config.d_qk_head))
+        mixed = nn.functional.scaled_dot_product_attention(
+            q, k, padded.to(q.dtype), attn_mask=allowed, is_causal=allowed is None, scale=scale
+        )
+        return mixed[..., : values.shape[-1]]
+
+    def pre_activations(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        v = nn.functional.linear(x, self.w_V, self.b_V)
+        grouped = v.unflatten(-1, (self.config.n_qk_heads, self.per_group)).transpose(1, 2)
+        return self.attend(x, grouped, mask).transpose(1, 2).flatten(-2)
+
+    def attention(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """A [b, Q, S, S] itself, for analysis only."""
+        eye = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
+        return self.attend(x, eye.expand(len(x), self.config.n_qk_heads, -1, -1), mask)
+
+    def z_pattern(self, x: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Z_i[q, k] = A[q, k] v_i[k] of chosen features: which earlier tokens a feature reads; its sum over k is h_i[q].
+
+        Args:
+            x: [b, S, D].
+            features: int64 [n], which.
+            mask: bool [b, S]; None: all kept.
+
+        Returns: [b, n, S, S].
+        """
+        v = nn.functional.linear(x, self.w_V[features], self.b_V[features])
+        return self.attention(x, mask)[:, features // self.per_group] * v.transpose(1, 2)[:, :, None]
+
+    def decoder_norms(self) -> Tensor:
+        return torch.linalg.vector_norm(self.w_O, dim=-1)
+
+    def decode_linear(self, f: Tensor) -> Tensor:
+        return f @ self.w_O
+
+    def encoder_bias(self) -> nn.Parameter:
+        return self.b_V
+
+    @torch.no_grad()
+    def scale_encoder_(self, factor: Tensor) -> None:
+        self.w_V.mul_(factor[:, None])
+
+    @torch.no_grad()
+    def scale_decoder_(self, factor: Tensor) -> None:
+        self.w_O.mul_(factor[:, None])
+
+    def written_rows(self, hook: int) -> Tensor:
+        return self.w_O
+
+    def parts(self) -> list[LinearPart]:
+        """One for each query-key head: its features read what the head attends to, sum_k A[q, k] x[k]."""
+        return [self._part(group) for group in range(self.config.n_qk_heads)]
+
+    def _part(self, group: int) -> LinearPart:
+        own = slice(group * self.per_group, (group + 1) * self.per_group)
+
+        def attended(x: Tensor) -> Tensor:
+            return torch.cat([self._attended(block, group) for block in x.split(64)])
+
+        return LinearPart(
+            W_E=self.w_V[own].T,
+            b_E=self.b_V[own],
+            rows=lambda: self.w_O[own],
+            set_rows=lambda rows: self.w_O[own].copy_(rows),
+            b_D=self.b_D if self.config.use_decoder_bias else None,
+            inputs=attended,
+        )
+
+    @torch.no_grad()
+    def _attended(self, x: Tensor, group: int) -> Tensor:
+        return self.attend(x, x[:, None], heads=slice(group, group + 1))[:, 0]
+
+    def _folded(self, weights: dict[str, Tensor], scales: FoldScales, raw: bool) -> dict[str, Any]:
+        (a,), (b,) = scales
+        include_norm = self.config.sparsity_include_decoder_norm
+        norms_F = torch.linalg.vector_norm(weights["w_O"], dim=-1)
+        growth_F = norms_F if include_norm else divisible(norms_F)
+        weights["w_V"] *= growth_F[:, None]
+        weights["b_V"] *= growth_F
+        weights["w_O"] /= divisible(norms_F)[:, None]
+        fold_gate_norms_(weights, norms_F, include_norm)
+        for name in ("W_Q", "W_K", "w_V"):
+            weights[name] *= a
+        for name in {"w_O", "b_D"} & set(weights):
+            weights[name] /= b
+        c_F = raw_units(torch.linalg.vector_norm(weights["w_O"], dim=-1)) if raw else torch.ones_like(norms_F)
+        weights["w_V"] *= c_F[:, None]
+        weights["b_V"] *= c_F
+        weights["w_O"] /= c_F[:, None]
+        fold_gate_units_(weights, c_F, self.activation.budgeted)
+        return {}

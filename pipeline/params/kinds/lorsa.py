@@ -1,0 +1,82 @@
+"""Low-rank sparse attention: reads an attention's input and writes its output, on whole contexts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pipeline.params.fields import param
+from pipeline.params.section import rule
+from pipeline.params.sections.activations import HOOK_POINT
+from pipeline.params.sections.dictionary import DictionaryParams, register_kind
+
+
+@register_kind("lorsa")
+@dataclass(frozen=True)
+class LowRankSparseAttentionParams(DictionaryParams):
+    """Fields: see the comments of params.yaml."""
+
+    READS_SEQUENCES: ClassVar[bool] = True
+
+    kind: str = param("lorsa", choices=("lorsa",))
+    hook_point_in: str | None = param(None, form=HOOK_POINT)
+    hook_point_out: str | None = param(None, form=HOOK_POINT)
+    n_qk_heads: int | None = param(None, at_least=1)
+    d_qk_head: int | None = param(None, at_least=1)
+    n_ctx: int | None = param(None, at_least=1)
+    rotary_dim: int | None = param(None, at_least=2)
+    positional_embedding_type: str = param("rotary", choices=("rotary", "none"))
+    rotary_base: float = param(10000.0, more_than=0)
+    rotary_adjacent_pairs: bool = param(True)
+    rotary_scale: float = param(1.0, more_than=0)
+    use_NTK_by_parts_rope: bool = param(False)
+    NTK_by_parts_factor: float = param(8.0, more_than=0)
+    NTK_by_parts_low_freq_factor: float = param(1.0, more_than=0)
+    NTK_by_parts_high_freq_factor: float = param(4.0, more_than=0)
+    old_context_len: int = param(8192, at_least=1)
+    attn_scale: float | None = param(None, more_than=0)
+    use_post_qk_ln: bool = param(False)
+    normalization_type: str | None = param(None, choices=("RMS", "LN"))
+    eps: float = param(1e-6, more_than=0)
+
+    @property
+    def hooks_in(self) -> tuple[str, ...]:
+        """The attention's input."""
+        return () if self.hook_point_in is None else (self.hook_point_in,)
+
+    @property
+    def hooks_out(self) -> tuple[str, ...]:
+        """The attention's output."""
+        return () if self.hook_point_out is None else (self.hook_point_out,)
+
+    @rule("hook_point_out")
+    def _writes_another_hook_point(self) -> str | None:
+        if self.hook_point_in is None or self.hook_point_out is None:
+            return "kind lorsa reads hook_point_in (blocks.L.ln1.hook_out) and writes hook_point_out (blocks.L.hook_attn_out)"
+        if self.hook_point_in == self.hook_point_out:
+            return f"attention does not write what it reads, '{self.hook_point_in}'"
+        return None
+
+    @rule("n_qk_heads")
+    def _sizes_are_stated(self) -> str | None:
+        wanted = ["n_qk_heads", "d_qk_head", "n_ctx"]
+        missing = [name for name in wanted if getattr(self, name) is None]
+        if missing:
+            return f"kind lorsa needs {', '.join(missing)}"
+        if self.d_sae and self.n_qk_heads and self.d_sae % self.n_qk_heads:
+            return f"{self.n_qk_heads} does not divide the dictionary's {self.d_sae} features"
+        return None
+
+    @rule("rotary_dim")
+    def _rotated_part_of_a_head(self) -> str | None:
+        if self.positional_embedding_type != "rotary" or self.d_qk_head is None:
+            return None
+        if self.rotary_dim is None or self.rotary_dim % 2 or self.rotary_dim > self.d_qk_head:
+            return f"an even number up to d_qk_head {self.d_qk_head} (or positional_embedding_type none), got {self.rotary_dim}"
+        return None
+
+    @rule("normalization_type")
+    def _norm_is_named(self) -> str | None:
+        if self.use_post_qk_ln and self.normalization_type is None:
+            return "use_post_qk_ln needs one: RMS or LN"
+        return None
