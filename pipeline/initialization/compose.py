@@ -23,14 +23,15 @@ from pipeline.dictionaries.folded import divisible
 from pipeline.dictionaries.initial import BaseInitialization
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import ParamsError
-from pipeline.initialization import activation_rows, active_subspace, encoder_bias, grid_search, mlp_responses
+from pipeline.initialization import activation_rows, active_subspace, attention, encoder_bias, grid_search, mlp_responses
 from pipeline.initialization.decoder_bias import biases_of, set_decoder_bias_
 from pipeline.initialization.sample import Sample
 from pipeline.initialization.scale import scale_by_least_squares_
 from pipeline.initialization.thresholds import set_thresholds_
 from pipeline.initialization.weights import parts_of, transpose_encoder_
+from pipeline.lm.attention import AttentionWeights
 
-DECODER_OPTIONS = (activation_rows.OPTION, active_subspace.OPTION, mlp_responses.OPTION)
+DECODER_OPTIONS = (activation_rows.OPTION, active_subspace.OPTION, mlp_responses.OPTION, attention.OPTION)
 
 
 def build_base(config: Mapping[str, Any], params: Any, seed: int, *, unit_rows: bool = False) -> Dictionary:
@@ -66,6 +67,10 @@ def check(dictionary: Dictionary, params: Any, *, has_model: bool) -> None:
         faults += _faults_of(functools.partial(mlp_responses.mlp_layers, dictionary, params.model_layer))
         if not has_model:
             faults.append(f"initializer.{mlp_responses.OPTION}: needs the language model; it is an option of the pipeline only")
+    if params.initialize_lorsa_with_mhsa:
+        faults += _faults_of(functools.partial(attention.attention_layer, dictionary, params.model_layer))
+        if not has_model:
+            faults.append(f"initializer.{attention.OPTION}: needs the language model; it is an option of the pipeline only")
     if params.init_log_jumprelu_threshold_value is not None and not dictionary.activation.has_threshold:
         act_fn = dictionary.config.act_fn
         faults.append(f"initializer.init_log_jumprelu_threshold_value: act_fn '{act_fn}' has no thresholds; write null")
@@ -94,6 +99,7 @@ def initialize_(
     batch_rows: int,
     seed: int,
     mlps: Sequence[Callable[[Tensor], Tensor]] = (),
+    model_attention: AttentionWeights | None = None,
     unit_rows: bool = False,
     target_l0: float | None = None,
 ) -> dict[str, float]:
@@ -106,6 +112,7 @@ def initialize_(
         batch_rows: tokens of a training batch, on which scale and grid search are judged.
         seed: of every draw.
         mlps: raw input -> raw output of each imitated layer's MLP, for initialize_tc_with_mlp.
+        model_attention: of the imitated layer, for initialize_lorsa_with_mhsa.
         unit_rows: decoder rows keep unit length.
         target_l0: L0 that JumpReLU's thresholds are set for; None: they stay as drawn.
 
@@ -116,10 +123,10 @@ def initialize_(
         ParamsError: an option makes no sense for this dictionary.
         NumericsError: the sample does not allow it (no variance, no active feature).
     """
-    check(dictionary, params, has_model=bool(mlps))
+    check(dictionary, params, has_model=bool(mlps) or model_attention is not None)
     batch = sample.batch(batch_rows, dictionary.reads_sequences)
     set_decoder_bias_(dictionary, sample, params.bias_init_method)
-    scaled_by, tied, found = _set_decoder_rows_(dictionary, sample, params, seed, mlps)
+    scaled_by, tied, found = _set_decoder_rows_(dictionary, sample, params, seed, mlps, model_attention)
     if unit_rows:
         _give_lengths_to_encoder_(dictionary)
     _set_encoder_bias_(dictionary, sample, params)
@@ -153,7 +160,12 @@ def _give_lengths_to_encoder_(dictionary: Dictionary) -> None:
 
 
 def _set_decoder_rows_(
-    dictionary: Dictionary, sample: Sample, params: Any, seed: int, mlps: Sequence[Callable[[Tensor], Tensor]]
+    dictionary: Dictionary,
+    sample: Sample,
+    params: Any,
+    seed: int,
+    mlps: Sequence[Callable[[Tensor], Tensor]],
+    model_attention: AttentionWeights | None,
 ) -> tuple[str | None, bool, dict[str, float]]:
     """The chosen strategy for W_D: the option that wants a least-squares scale, whether the encoder follows, findings."""
     transpose, factor = params.init_encoder_with_decoder_transpose, params.init_encoder_with_decoder_transpose_factor
@@ -168,6 +180,9 @@ def _set_decoder_rows_(
     if params.initialize_tc_with_mlp:
         mlp_responses.set_decoder_rows_(dictionary, sample, mlps)
         return mlp_responses.OPTION, False, {}
+    if model_attention is not None and params.initialize_lorsa_with_mhsa:
+        attention.set_attention_(dictionary, sample, model_attention, seed)
+        return attention.OPTION, False, {}
     return None, transpose, {}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,12 +17,17 @@ from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.store import save_dictionary
 from pipeline.errors import DataError, ParamsError
 from pipeline.hooks import stacked
+from pipeline.initialization.attention import attention_layer
 from pipeline.initialization.compose import build_base, check, initialize_
 from pipeline.initialization.mlp_responses import mlp_layers
 from pipeline.initialization.normalization import Normalizer
 from pipeline.initialization.sample import Sample, make_sample
+from pipeline.lm.attention import AttentionWeights
 from pipeline.norms import load_norms
 from pipeline.params.schema import Params
+
+if TYPE_CHECKING:
+    from pipeline.lm.language_model import LanguageModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +61,7 @@ def initialize_dictionary(params: Params, places: Places) -> dict[str, float]:
         batch_rows=params.activations.tokens_per_batch,
         seed=params.seed,
         mlps=_load_mlps(params, dictionary) if params.initializer.initialize_tc_with_mlp else (),
+        model_attention=_load_attention(params, dictionary) if params.initializer.initialize_lorsa_with_mhsa else None,
         unit_rows=unit_rows,
         target_l0=params.trainer.steered_l0,
     )
@@ -112,13 +118,19 @@ def read_sample(store: ActivationStore, dictionary: Dictionary, normalizer: Norm
 
 
 def _load_mlps(params: Params, dictionary: Dictionary) -> list[Callable[[Tensor], Tensor]]:
+    layers = mlp_layers(dictionary, params.initializer.model_layer)
+    model = _load_model(params)
+    return [model.layer_mlp(layer, hook) for layer, hook in zip(layers, dictionary.hooks_in, strict=True)]
+
+
+def _load_attention(params: Params, dictionary: Dictionary) -> AttentionWeights:
+    layer = attention_layer(dictionary, params.initializer.model_layer)
+    return _load_model(params).layer_attention(layer, dictionary.hooks_in[0])
+
+
+def _load_model(params: Params) -> LanguageModel:
     from pipeline.lm.loading import load_language_model
 
-    layers = mlp_layers(dictionary, params.initializer.model_layer)
-    model = load_language_model(
-        params.model.model_name,
-        revision=params.model.revision,
-        backend=params.model.backend,
-        device="cpu",
+    return load_language_model(
+        params.model.model_name, revision=params.model.revision, backend=params.model.backend, device="cpu"
     )
-    return [model.layer_mlp(layer, hook) for layer, hook in zip(layers, dictionary.hooks_in, strict=True)]

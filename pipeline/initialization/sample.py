@@ -71,6 +71,10 @@ class Sample:
         spread = float((raw_x - mean).square().sum(-1).mean().sqrt())
         return RawStatistics(mean, spread, _ratio(self.inputs(part), raw_x), _ratio(self.labels(part), raw_y))
 
+    def raw_scales(self) -> tuple[float, float]:
+        """Normalised over raw, of all inputs and of all labels, as ratios of mean norms."""
+        return _ratio(self._rows(self.x), self._rows(self.raw_x)), _ratio(self._rows(self.y), self._rows(self.raw_y))
+
     def _rows(self, values: Tensor) -> Tensor:
         rows = values.reshape(-1, values.shape[-1])
         return rows if self.mask is None else rows[self.mask.reshape(-1)]

@@ -75,8 +75,11 @@ class HuggingFaceModel(LanguageModel):
     def _mlp(self, layer: int) -> nn.Module:
         return self._blocks[layer].get_submodule(self._architecture.mlp)
 
-    def _ln2_affine(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
-        return affine(self._blocks[layer].get_submodule(self._architecture.ln2), self._architecture)
+    def _attention(self, layer: int) -> tuple[nn.Module, Any]:
+        return self._blocks[layer].get_submodule(self._architecture.attention), self._model.config
+
+    def _affine(self, layer: int, norm: str) -> tuple[Tensor | None, Tensor | None]:
+        return affine(self._blocks[layer].get_submodule(getattr(self._architecture, norm)), self._architecture)
 
     @contextmanager
     def _hooks(self, run: Run) -> Iterator[None]:

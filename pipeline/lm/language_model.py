@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DataError
+from pipeline.lm.attention import AttentionWeights, attention_weights
 from pipeline.lm.hook_points import last_of, parse_hook_points
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Replacement, Run, StopRun, token_loss
@@ -164,10 +165,12 @@ class LanguageModel(abc.ABC):
         """The MLP of a layer: `ln2.hook_out` -> `hook_mlp_out`."""
 
     @abc.abstractmethod
-    def _ln2_affine(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
-        """Gain and bias [d] of a layer's second norm, None where it has none."""
+    def _attention(self, layer: int) -> tuple[nn.Module, Any]:
+        """The attention module of a layer, and the model's configuration."""
 
-    # What callers use.
+    @abc.abstractmethod
+    def _affine(self, layer: int, norm: str) -> tuple[Tensor | None, Tensor | None]:
+        """Gain and bias [d] of a layer's norm "ln1" or "ln2"; None where it has none."""
 
     @torch.no_grad()
     def activations(self, token_ids: Tensor, hook_points: Sequence[str]) -> dict[str, Tensor]:
@@ -268,7 +271,22 @@ class LanguageModel(abc.ABC):
                 f"the MLP of layer {layer} is no function of the activation at '{hook_point_in}'; "
                 f"hook points that it can be computed from: {', '.join(accepted)}"
             )
-        return LayerMLP(self._mlp(layer), *self._ln2_affine(layer))
+        return LayerMLP(self._mlp(layer), *self._affine(layer, "ln2"))
+
+    def layer_attention(self, layer: int, hook_point_in: str) -> AttentionWeights:
+        """The attention of one layer as a function of `blocks.{layer}.ln1.hook_out` or `ln1.hook_normalized`.
+
+        Raises:
+            DataError: no such layer, a hook point that it is no function of, or a form that cannot be read.
+        """
+        if not 0 <= layer < self.n_layers:
+            raise DataError(f"layer {layer} does not exist: {self.name} has layers 0 to {self.n_layers - 1}")
+        weights = attention_weights(*self._attention(layer), self.name)
+        if hook_point_in == f"blocks.{layer}.ln1.hook_out":
+            return weights
+        if hook_point_in != f"blocks.{layer}.ln1.hook_normalized":
+            raise DataError(f"the attention of layer {layer} is no function of the activation at '{hook_point_in}'")
+        return weights.from_normalized(*self._affine(layer, "ln1"))
 
     def _check_hook_points(self, names: Iterable[str]) -> None:
         parse_hook_points(names, self.n_layers, self.name)

@@ -39,6 +39,8 @@ class TransformerLensModel(LanguageModel):
         blocks = architecture.block_list(model)
         # The bridge puts its own modules in the place of these; the originals are kept.
         self._mlps = [block.get_submodule(architecture.mlp) for block in blocks]
+        self._attentions = [block.get_submodule(architecture.attention) for block in blocks]
+        self._config = model.config
         self._affines = [
             {
                 "ln1": affine(block.get_submodule(architecture.ln1), architecture),
@@ -87,8 +89,11 @@ class TransformerLensModel(LanguageModel):
     def _mlp(self, layer: int) -> nn.Module:
         return self._mlps[layer]
 
-    def _ln2_affine(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
-        return self._affines[layer]["ln2"]
+    def _attention(self, layer: int) -> tuple[nn.Module, Any]:
+        return self._attentions[layer], self._config
+
+    def _affine(self, layer: int, norm: str) -> tuple[Tensor | None, Tensor | None]:
+        return self._affines[layer][norm]
 
 
 def _hook(run: Run, name: str) -> Callable[..., Tensor]:

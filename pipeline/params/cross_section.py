@@ -38,6 +38,20 @@ def mlp_initialisation_needs_a_transcoder(params: Params) -> str | None:
     return None
 
 
+@rule("initializer.initialize_lorsa_with_mhsa")
+def attention_is_imitated_by_attention(params: Params) -> str | None:
+    """The model's attention is the start of a low-rank sparse attention on the same input and output."""
+    if not params.initializer.initialize_lorsa_with_mhsa:
+        return None
+    if not params.dictionary.READS_SEQUENCES:
+        return f"needs kind lorsa; kind {params.dictionary.kind} has no attention"
+    for read, written in zip(params.dictionary.hooks_in, params.dictionary.hooks_out, strict=False):
+        layer = layer_of(read)
+        if read.split(".")[2] != "ln1" or written != f"blocks.{layer}.hook_attn_out":
+            return f"needs blocks.L.ln1.hook_out to blocks.L.hook_attn_out of one layer L, not {read} to {written}"
+    return None
+
+
 @rule("initializer.model_layer")
 def mlp_layer_is_known(params: Params) -> str | None:
     """The MLP's layer is stated, or both hook points are of one layer."""

@@ -136,7 +136,10 @@ ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
     ({**TOPK, "dictionary.d_model": 2, "dictionary.top_k": 33}, "dictionary.top_k: 33 is more than the dictionary's 32"),
     ({"dictionary.d_model": 1, "dictionary.expansion_factor": 0.5}, "dictionary.expansion_factor: 0.5 times d_model 1"),
     ({"initializer.d_active_subspace": 3}, "initializer.d_active_subspace: is used by initialize_W_D_with_active_sub"),
-    ({"initializer.model_layer": 3}, "initializer.model_layer: is used by initialize_tc_with_mlp only"),
+    (
+        {"initializer.model_layer": 3},
+        "initializer.model_layer: is used by initialize_tc_with_mlp and initialize_lorsa_with_mhsa only",
+    ),
     (
         {
             "initializer.initialize_W_D_with_activations": True,

@@ -12,6 +12,7 @@ DECODER_SWITCHES = (
     "initialize_W_D_with_activations",
     "initialize_W_D_with_active_subspace",
     "initialize_tc_with_mlp",
+    "initialize_lorsa_with_mhsa",
 )
 
 
@@ -34,6 +35,7 @@ class InitializerParams(Section):
     initialize_W_D_with_active_subspace: bool = param(False)
     d_active_subspace: int | None = param(None, at_least=1)
     initialize_tc_with_mlp: bool = param(False)
+    initialize_lorsa_with_mhsa: bool = param(False)
     model_layer: int | None = param(None, at_least=0)
     tokens: int = param(65536, at_least=1)
 
@@ -50,6 +52,9 @@ class InitializerParams(Section):
 
     @rule("model_layer")
     def _layer_is_used(self) -> str | None:
-        if self.model_layer is not None and not self.initialize_tc_with_mlp:
-            return "is used by initialize_tc_with_mlp only, which is false; write null or switch that on"
+        if self.model_layer is not None and not (self.initialize_tc_with_mlp or self.initialize_lorsa_with_mhsa):
+            return (
+                "is used by initialize_tc_with_mlp and initialize_lorsa_with_mhsa only, which are false; write null or switch "
+                "one of them on"
+            )
         return None

@@ -1,0 +1,79 @@
+"""The model's attention as plain tensors: low-rank heads set to the model's heads, without the gate, are the model's attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.dictionaries.registry import build_dictionary
+from pipeline.errors import DataError
+from pipeline.lm.attention import AttentionWeights
+from pipeline.lm.language_model import LanguageModel
+from tests.lm.conftest import CONFIGURATIONS, CONTEXT, D
+
+LAYER = 1
+
+
+def low_rank(weights: AttentionWeights, reads: str) -> Any:
+    """F = heads x head width, Q = heads: feature i of a head is the i-th dimension of its values."""
+    config: dict[str, Any] = {
+        "kind": "lorsa",
+        "hook_point_in": reads,
+        "hook_point_out": f"blocks.{LAYER}.hook_attn_out",
+        "d_in": D,
+        "d_sae": weights.n_heads * weights.d_head,
+        "act_fn": "relu",
+        "n_qk_heads": weights.n_heads,
+        "d_qk_head": weights.d_head,
+        "n_ctx": CONTEXT,
+        "rotary_adjacent_pairs": False,
+    }
+    if weights.rotary_dim:
+        config |= {"rotary_dim": weights.rotary_dim, "rotary_base": weights.rotary_base}
+    else:
+        config["positional_embedding_type"] = "none"
+    if weights.q_gain is not None:
+        config |= {"use_post_qk_ln": True, "normalization_type": "RMS", "eps": weights.eps}
+    made = build_dictionary(config)
+    tensors = {
+        "W_Q": weights.W_Q,
+        "W_K": weights.W_K,
+        "b_Q": weights.b_Q,
+        "b_K": weights.b_K,
+        "w_V": weights.W_V.transpose(1, 2).flatten(0, 1),
+        "b_V": weights.b_V.flatten(),
+        "w_O": weights.W_O.flatten(0, 1),
+        "b_D": weights.b_O,
+    }
+    if weights.q_gain is not None and weights.k_gain is not None:
+        tensors |= {"q_gain": weights.q_gain, "k_gain": weights.k_gain}
+    made.load_weights_({name: tensor.float() for name, tensor in tensors.items()})
+    return made
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("site", ["hook_out", "hook_normalized"])
+@pytest.mark.parametrize(
+    ("name", "backend"), [*((name, "huggingface") for name in CONFIGURATIONS), ("llama", "transformer_lens")]
+)
+def test_rank_one_heads_set_to_the_models_heads_are_its_attention(
+    name: str, backend: str, site: str, language_model: Callable[[str, str], LanguageModel], token_ids: torch.Tensor
+) -> None:
+    model = language_model(name, backend)
+    reads, writes = f"blocks.{LAYER}.ln1.{site}", f"blocks.{LAYER}.hook_attn_out"
+    made = low_rank(model.layer_attention(LAYER, reads), reads)
+    captured = model.activations(token_ids, [reads, writes])
+    found = made.decode(made.pre_activations(captured[reads]))
+    wanted = captured[writes]
+    assert float((found - wanted).norm() / wanted.norm()) <= 1e-5
+
+
+def test_what_attention_is_no_function_of_is_refused(language_model: Callable[[str, str], LanguageModel]) -> None:
+    model = language_model("gpt_neox", "huggingface")
+    with pytest.raises(DataError, match="no function of the activation"):
+        model.layer_attention(LAYER, f"blocks.{LAYER}.hook_resid_pre")
+    with pytest.raises(DataError, match="layer 9 does not exist"):
+        model.layer_attention(9, "blocks.9.ln1.hook_out")
