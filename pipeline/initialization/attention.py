@@ -58,7 +58,7 @@ def check_fits(dictionary: Dictionary, attention: AttentionWeights) -> None:
     """
     config = dictionary.config.to_dict()
     normed = attention.q_gain is not None
-    wanted = {"d_qk_head": attention.d_head, "use_post_qk_ln": normed}
+    wanted: dict[str, object] = {"d_qk_head": attention.d_head, "use_post_qk_ln": normed}
     if normed:
         wanted |= {"normalization_type": "RMS", "eps": attention.eps}
     if attention.rotary_dim:

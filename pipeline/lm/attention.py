@@ -53,14 +53,21 @@ class AttentionWeights:
 
     def from_normalized(self, gain: Tensor | None, bias: Tensor | None) -> AttentionWeights:
         """The same function of `ln1.hook_normalized`: W <- diag(g) W, b <- b + c W."""
-        changed: dict[str, Tensor] = {}
-        for W, b in (("W_Q", "b_Q"), ("W_K", "b_K"), ("W_V", "b_V")):
-            weight, offset = getattr(self, W), getattr(self, b)
-            if bias is not None:
-                changed[b] = offset + torch.einsum("d,hde->he", bias.double().cpu(), weight)
-            if gain is not None:
-                changed[W] = weight * gain.double().cpu()[:, None]
-        return dataclasses.replace(self, **changed)
+        c = torch.zeros(self.W_Q.shape[1], dtype=torch.float64) if bias is None else bias.double().cpu()
+        g = torch.ones_like(c) if gain is None else gain.double().cpu()
+
+        def offset(b: Tensor, W: Tensor) -> Tensor:
+            return b + torch.einsum("d,hde->he", c, W)
+
+        return dataclasses.replace(
+            self,
+            b_Q=offset(self.b_Q, self.W_Q),
+            b_K=offset(self.b_K, self.W_K),
+            b_V=offset(self.b_V, self.W_V),
+            W_Q=self.W_Q * g[:, None],
+            W_K=self.W_K * g[:, None],
+            W_V=self.W_V * g[:, None],
+        )
 
 
 @torch.no_grad()
@@ -101,9 +108,15 @@ def attention_weights(module: nn.Module, config: Any, model: str) -> AttentionWe
     W_O = _weight(out, transposed="c_proj" in parts).T.reshape(n_heads, d_head, d_model)
     rope = dict(getattr(config, "rope_parameters", None) or {})
     rotated = round(d_head * float(rope.get("partial_rotary_factor", 1.0))) if rope else 0
+    W_Q, W_K, W_V = (weight.transpose(1, 2).contiguous() for weight in qkv)
+    b_Q, b_K, b_V = offsets
     return AttentionWeights(
-        *(weight.transpose(1, 2).contiguous() for weight in qkv),
-        *offsets,
+        W_Q=W_Q,
+        W_K=W_K,
+        W_V=W_V,
+        b_Q=b_Q,
+        b_K=b_K,
+        b_V=b_V,
         W_O=W_O,
         b_O=_bias(out, d_model),
         q_gain=gains[0],

@@ -235,6 +235,17 @@ class _TwoLayers(nn.Module):
         return None
 
 
+def _alone(dictionary, activations, keep, index):
+    """A hook that replaces one layer's output by its reconstruction from the unspliced run."""
+
+    def hook(_, args, output):
+        x = output[0] if isinstance(output, tuple) else output
+        new = torch.where(keep, dictionary.layers(*activations.values())[index], x)
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    return hook
+
+
 def test_inputs_are_those_of_the_spliced_run_before_replacement(model, module):
     """The second layer's input already carries the first one's splice, and is not itself spliced."""
     case = Case(model, SAE)
@@ -260,6 +271,14 @@ def test_inputs_are_those_of_the_spliced_run_before_replacement(model, module):
         handle.remove()
     want = naive.cross_entropy(spliced.numpy(), case.tokens, case.mask.numpy())
     assert got["ce_spliced"] == pytest.approx(want, rel=1e-5)
+    for index, name in enumerate(dictionary.hooks_out):
+        alone = layers[index].register_forward_hook(_alone(dictionary, activations, keep, index))
+        with torch.no_grad():
+            logits = module(input_ids=case.ids, use_cache=False).logits
+        alone.remove()
+        want = naive.cross_entropy(logits.numpy(), case.tokens, case.mask.numpy())
+        assert got[f"ce_spliced.{name}"] == pytest.approx(want, rel=1e-5)
+        assert got[f"delta_ce.{name}"] == pytest.approx(want - got["ce_original"], abs=1e-5)
     x0, x1 = (x[case.mask] for x in activations.values())
     with torch.no_grad():
         x_hats = dictionary.layers(x0, x1)

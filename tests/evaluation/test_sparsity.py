@@ -57,6 +57,12 @@ def test_features_of_several_layers_count_together():
     layered.update(f)
     flat.update(f.view(50, 24))
     assert layered.results() == flat.results()
+    named = SparsityMetrics((3, 8), ("a", "b", "c"))
+    named.update(f)
+    for layer, name in enumerate("abc"):
+        assert named.results()[f"l0_mean.{name}"] == pytest.approx(float((f[:, layer] > 0).sum(1).double().mean()))
+        dead = float((f[:, layer] == 0).all(0).double().mean())
+        assert named.results()[f"dead_fraction.{name}"] == pytest.approx(dead)
     assert layered.density().shape == (3, 8)
 
 

@@ -1,0 +1,135 @@
+"""initialize_lorsa_with_mhsa: normalised input gives the model's own attention; features start in the heads' outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.errors import ParamsError
+from pipeline.initialization.attention import set_attention_
+from pipeline.initialization.compose import build_base, check, initialize_
+from pipeline.lm.attention import AttentionWeights
+from pipeline.params.schema import InitializerParams
+from pipeline.seeding import generator
+from tests.initialization.cases import sample
+
+D, HEADS, WIDTH, N = 6, 2, 4, 10
+CONFIG: dict[str, Any] = {
+    "kind": "lorsa",
+    "hook_point_in": "blocks.1.ln1.hook_out",
+    "hook_point_out": "blocks.1.hook_attn_out",
+    "d_in": D,
+    "d_sae": 16,
+    "act_fn": "topk",
+    "top_k": 5,
+    "n_qk_heads": 4,
+    "d_qk_head": WIDTH,
+    "n_ctx": 32,
+    "rotary_dim": 2,
+    "rotary_adjacent_pairs": False,
+}
+
+
+def model_attention(**changes: Any) -> AttentionWeights:
+    draw = generator(0, "tests", "attention")
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    fields: dict[str, Any] = {name: drawn(HEADS, D, WIDTH) for name in ("W_Q", "W_K", "W_V")}
+    fields |= {name: drawn(HEADS, WIDTH) for name in ("b_Q", "b_K", "b_V")}
+    fields |= {"W_O": drawn(HEADS, WIDTH, D), "b_O": drawn(D), "q_gain": None, "k_gain": None, "eps": 1e-6}
+    return AttentionWeights(**{**fields, "rotary_dim": 2, "rotary_base": 10000.0, "rope_type": "default", **changes})
+
+
+def contexts() -> Tensor:
+    return torch.randn(40, N, D, generator=generator(0, "tests", "contexts")) * 3 + 1
+
+
+def started(attention: AttentionWeights, **fields: Any) -> tuple[Any, Any, Tensor]:
+    """The dictionary, its sample and the raw input; labels are the heads' outputs of the raw input."""
+    made = build_base({**CONFIG, **fields}, InitializerParams(), seed=0)
+    x = contexts()
+    taken = sample(made, x, 2 * x.flip(-1))
+    return made, taken, x
+
+
+def test_scores_of_normalised_input_are_the_models_own() -> None:
+    attention = model_attention()
+    made, taken, x = started(attention)
+    set_attention_(made, taken, attention, seed=0)
+    plain = build_base({**CONFIG, "n_qk_heads": HEADS, "d_sae": 16}, InitializerParams(), seed=0)
+    with torch.no_grad():
+        for name in ("W_Q", "W_K", "b_Q", "b_K"):
+            plain.get_parameter(name).copy_(getattr(attention, name).float())
+        found = made.attention(taken.x)  # type: ignore[operator]
+        wanted = plain.attention(x)  # type: ignore[operator]
+    torch.testing.assert_close(found, wanted.repeat_interleave(2, dim=1), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_features_read_and_write_along_their_heads_centred_output() -> None:
+    attention = model_attention()
+    made, taken, x = started(attention)
+    set_attention_(made, taken, attention, seed=0)
+    s_in, s_out = taken.raw_scales()
+    h = made.pre_activations(taken.x)
+    for group in range(4):
+        head = group // 2
+        weights = made.attention(taken.x)[:, group]  # type: ignore[operator]
+        y = s_out * (weights @ x) @ (attention.W_V[head] @ attention.W_O[head]).float()
+        rows = made.w_O[group * 4 : group * 4 + 4]
+        torch.testing.assert_close(rows.norm(dim=1), torch.ones(4))
+        directions = torch.nn.functional.normalize((y - y.mean((0, 1))).flatten(0, 1), dim=-1)
+        assert float((rows @ directions.T).max(1).values.min()) > 1 - 1e-4
+        wanted = (y - y.mean((0, 1))) @ rows.T
+        torch.testing.assert_close(h[..., group * 4 : group * 4 + 4], wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_the_start_is_scaled_and_has_less_error_than_none() -> None:
+    """Through the whole initialisation, with labels that the attention itself makes."""
+    attention = model_attention()
+    params = InitializerParams(initialize_lorsa_with_mhsa=True, bias_init_method="mean")
+    made = build_base(CONFIG, params, seed=0)
+    x = contexts()
+    model = build_base({**CONFIG, "n_qk_heads": HEADS}, InitializerParams(), seed=0)
+    with torch.no_grad():
+        for name in ("W_Q", "W_K", "b_Q", "b_K"):
+            model.get_parameter(name).copy_(getattr(attention, name).float())
+        mixed = model.attention(x) @ x[:, None]  # type: ignore[operator]
+        labels = sum(mixed[:, h] @ (attention.W_V[h] @ attention.W_O[h]).float() for h in range(HEADS))
+    taken = sample(made, x, labels)
+    found = initialize_(made, taken, params, batch_rows=200, seed=0, model_attention=attention)
+    assert found["least_squares_factor"] > 0
+    with torch.no_grad():
+        error = (made(taken.x) - taken.y).square().sum() / (taken.y - taken.y.mean((0, 1))).square().sum()
+    assert float(error) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("fields", "changes", "message"),
+    [
+        ({"d_qk_head": 6}, {}, "d_qk_head: the model's is 4, got 6"),
+        ({"n_qk_heads": 1}, {}, "n_qk_heads: a multiple of the model's 2 heads, got 1"),
+        ({"rotary_adjacent_pairs": True}, {}, "rotary_adjacent_pairs: the model's is False"),
+        ({"rotary_base": 500.0}, {}, "rotary_base: the model's is 10000.0, got 500.0"),
+        ({}, {"rotary_dim": 0}, "positional_embedding_type: the model's is none, got rotary"),
+        ({}, {"rope_type": "llama3"}, "use_NTK_by_parts_rope: the model's is True"),
+        ({}, {"q_gain": torch.ones(2, 4), "k_gain": torch.ones(2, 4)}, "use_post_qk_ln: the model's is True"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(fields: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+    attention = model_attention(**changes)
+    made, taken, _ = started(attention, **fields)
+    with pytest.raises(ParamsError, match=message):
+        set_attention_(made, taken, attention, seed=0)
+
+
+def test_other_kinds_are_refused_by_name() -> None:
+    params = InitializerParams(initialize_lorsa_with_mhsa=True)
+    made = build_base({"kind": "sae", "d_in": 4, "d_sae": 8, "act_fn": "relu"}, params, seed=0)
+    with pytest.raises(ParamsError, match="not for dictionary.kind 'sae', which has no attention"):
+        check(made, params, has_model=True)
