@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.errors import DataError
 from pipeline.evaluation.baselines import PcaMetrics, PrincipalDirections, checked_rank, pca_replacements
-from pipeline.evaluation.decoder import decoder_metrics
+from pipeline.evaluation.decoder import decoder_metrics, share_histogram, written_shares
 from pipeline.evaluation.language_model import (
     PredictionMetrics,
     Replacement,
@@ -64,12 +64,15 @@ class Evaluation:
         density: share of tokens on which each feature is active, float64, feature_shape.
         mean_when_active: mean activation of each feature where it is active, float64, feature_shape.
         histogram: features by log10 density.
+        shares: {written hook point: features by share of what they write that is there} (decoder.share_histogram), where
+            there are several.
     """
 
     metrics: dict[str, float]
     density: Tensor
     mean_when_active: Tensor
     histogram: DensityHistogram
+    shares: dict[str, list[int]] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -147,7 +150,14 @@ class Evaluator:
             density=self.sparsity.density(),
             mean_when_active=self.sparsity.mean_when_active(),
             histogram=self.sparsity.histogram(),
+            shares=self._shares(),
         )
+
+    def _shares(self) -> dict[str, list[int]]:
+        hooks = self.raw.hooks_out
+        if len(hooks) < 2:
+            return {}
+        return dict(zip(hooks, share_histogram(written_shares(self.raw.dictionary)), strict=True))
 
     def _principal_of(self, alias: str) -> dict[str, PrincipalDirections]:
         return {hook: self.principal[hook] for hook in self.written[alias]}
