@@ -225,9 +225,6 @@ class _TwoLayers(nn.Module):
     def decode_linear(self, f: Tensor) -> Tensor:
         return torch.stack(self.layers(f[:, 0], f[:, 1]), dim=1)
 
-    def written_rows(self, hook: int) -> Tensor:
-        return torch.stack([self.A, 0 * self.A] if hook == 0 else [self.B, self.C])
-
     def decoder_norms(self) -> Tensor:
         return torch.ones(2, D_MODEL)
 
