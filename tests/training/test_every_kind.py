@@ -31,12 +31,15 @@ def make(kind: str, act_fn: str) -> Dictionary:
 
 
 class Source(TensorSource):
-    """Batches of 16 tokens that end with a KeyboardInterrupt before batch `stop`."""
+    """Batches of 16 tokens (or contexts of 4) that end with a KeyboardInterrupt before batch `stop`."""
 
     def __init__(self, made: Dictionary, stop: int | None = None) -> None:
-        x, y = read_by(made, 100, 0, torch.float32), read_by(made, 100, 1, torch.float32)
-        same_places = made.hooks_in == made.hooks_out
-        super().__init__(x, None if same_places else y[..., : made.config.width_out], batch_size=16, seed=0)
+        contexts = made.reads_sequences
+        x, y = (read_by(made, 400 if contexts else 100, seed, torch.float32) for seed in (0, 1))
+        if contexts:
+            x, y = x.reshape(-1, 4, x.shape[-1]), y.reshape(-1, 4, y.shape[-1])
+        labels = None if made.hooks_in == made.hooks_out else y[..., : made.config.width_out]
+        super().__init__(x, labels, batch_size=16, seed=0, token_dims=2 if contexts else 1)
         self.stop = stop
 
     def batches(self, start: int) -> Iterator[TrainingBatch]:
