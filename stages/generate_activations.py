@@ -1,8 +1,9 @@
 """generate: data/tokens.zarr and the language model -> the activation store and its manifest, data/activations.json.
 
-Reads the training split of data/tokens.zarr and the model. Writes a store under data/store (or $SCOPELINE_STORE), the manifest
-and metrics/generate.json. Killed and run again, it goes on from the chunks that are whole; run on a whole store, it verifies
-every chunk and repairs what is damaged. Cost: one pass of the model over the contexts, about 20 s for the demo.
+Reads the training split of data/tokens.zarr and the model, or several models one after the other. Writes a store of each
+under data/store (or $SCOPELINE_STORE), the manifest and metrics/generate.json. Killed and run again, it goes on from the chunks
+that are whole; run on a whole store, it verifies every chunk and repairs what is damaged. Cost: one pass of each model over
+the contexts, about 20 s for the demo.
 """
 
 from __future__ import annotations
@@ -25,12 +26,10 @@ def main(params: str, tokens: str, out: str, metrics: str) -> None:
     from pipeline.lm.loading import load_language_model, model_widths
     from pipeline.params.loader import load_params
 
-    loaded = load_params(params)
-    model = loaded.model
     figures = generate_for(
-        loaded,
-        lambda: model_widths(model.model_name, model.revision),
-        lambda: load_language_model(
+        load_params(params),
+        lambda model: model_widths(model.model_name, model.revision),
+        lambda model: load_language_model(
             model.model_name, revision=model.revision, backend=model.backend, dtype=model.dtype, device=model.device
         ),
         Path(tokens),

@@ -8,11 +8,13 @@ from typing import Any, Protocol
 
 from pipeline.activations.fingerprint import GenerationSettings, check_made_for
 from pipeline.activations.generation import Model, ModelFacts, generate_store, store_manifest
+from pipeline.activations.joining import join_
 from pipeline.activations.reader import ActivationStore, open_store
-from pipeline.activations.schema import store_root
+from pipeline.activations.schema import ROW_ARRAYS, store_root
 from pipeline.corpus.tokens import open_tokens
 from pipeline.errors import DataError
 from pipeline.files import root, write_json
+from pipeline.hook_keys import MAIN, by_model
 from pipeline.progress import Progress
 
 
@@ -31,20 +33,20 @@ class ModelConfiguration(Protocol):
 
 def generate_for(
     params: Any,
-    find_model: Callable[[], ModelConfiguration],
-    load_model: Callable[[], Model],
+    find_model: Callable[[Any], ModelConfiguration],
+    load_model: Callable[[Any], Model],
     tokens_path: Path,
     manifest_path: Path,
 ) -> dict[str, Any]:
-    """Make the activation store that `params` ask for and write its manifest.
+    """Make the activation stores that `params` ask for, one for each model, and write their manifest.
 
     Where `activations.path` names an existing store, it is verified to the last byte instead, and the manifest says where
     it is.
 
     Args:
         params: loaded params.
-        find_model: the model's configuration; called unless an existing store is named.
-        load_model: the model itself; called if there is something to compute.
+        find_model: parameters of a model -> its configuration; called unless an existing store is named.
+        load_model: parameters of a model -> the model itself; called if there is something to compute.
         tokens_path: data/tokens.zarr.
         manifest_path: data/activations.json.
 
@@ -58,18 +60,30 @@ def generate_for(
     stated = params.activations.path
     if stated is not None:
         store = _existing(stated, params.hook_points, settings)
-    else:
-        model = find_model()
+        write_json(manifest_path, store_manifest(store, stated))
+        return _figures(store)
+    hook_points = by_model(params.hook_points)
+
+    def generated(alias: str) -> ActivationStore:
+        stated_model, wanted = params.language_model(alias), hook_points.get(alias, [])
+        model = find_model(stated_model)
         facts = ModelFacts(
             name=model.name,
             revision=model.revision,
             digest=model.digest(),
             d_model=model.d_model,
-            widths={name: model.hook_width(name) for name in params.hook_points},
+            widths={name: model.hook_width(name) for name in wanted},
         )
-        path = generate_store(open_tokens(tokens_path), facts, load_model, settings, store_root())
-        store = open_store(path, params.hook_points)
-    write_json(manifest_path, store_manifest(store, stated))
+        tokens = open_tokens(tokens_path)
+        return open_store(generate_store(tokens, facts, lambda: load_model(stated_model), settings, store_root()), wanted)
+
+    store = generated(MAIN)
+    others = {alias: generated(alias) for alias in hook_points if alias != MAIN}
+    manifest = store_manifest(store)
+    if others:
+        manifest["models"] = {alias: store_manifest(other) for alias, other in others.items()}
+    join_(store, others)
+    write_json(manifest_path, manifest)
     return _figures(store)
 
 
@@ -87,7 +101,9 @@ def _existing(stated: str, hook_points: tuple[str, ...], settings: GenerationSet
 
 def _figures(store: ActivationStore) -> dict[str, Any]:
     contexts, kept = _contexts_and_kept(store)
-    layouts = [store.array(name).layout for name in store.digests]
+    arrays = [store.array(name) for name in store.digests]
+    arrays += [other.array(name) for other in store.joined.values() for name in ROW_ARRAYS]
+    layouts = [array.layout for array in arrays]
     return {
         "rows": store.n_rows,
         "tokens": kept,

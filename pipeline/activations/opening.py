@@ -18,7 +18,8 @@ def open_for(params: Any, manifest_path: str | Path) -> ActivationStore:
     """
     store = open_activations(manifest_path)
     only = None if params.activations.path is None else ("target", "context_size")
-    check_made_for(store.path, store.config, GenerationSettings.from_params(params), only=only)
+    for each in (store, *store.joined.values()):
+        check_made_for(each.path, each.config, GenerationSettings.from_params(params), only=only)
     for name in params.hook_points:
         store.array(name)
     return store

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.activations.arrays import ArrayReader, read_node
 from pipeline.activations.batches import ActivationBatch, Delivery, RowsMeta, iterate_batches
+from pipeline.activations.joining import join_
 from pipeline.activations.order import BatchPlan
 from pipeline.activations.schema import (
     FORMAT_VERSION,
@@ -23,6 +24,7 @@ from pipeline.activations.schema import (
 )
 from pipeline.errors import DataError, unknown_name
 from pipeline.files import read_json, root
+from pipeline.hook_keys import join_key
 
 
 class ActivationStore:
@@ -32,7 +34,9 @@ class ActivationStore:
         path: its directory.
         fingerprint: digest of all that its values depend on.
         config: those settings.
-        model: {"name", "revision"} of the language model, as the run that made the store gave them.
+        model: {"name", "revision"} of the language model, as the run that made the store gave them; with joined stores also
+            "models", the same by alias.
+        joined: {alias: store} of other models, whose hook points are here as `alias:<hook point>`.
         n_rows: tokens (activations-1d) or contexts (activations-2d).
         chunk_rows: rows per chunk, the same for every array.
         target, context_size, storage_dtype: as in `activations`.
@@ -42,7 +46,8 @@ class ActivationStore:
         self.path = path
         self.fingerprint: str = attributes["fingerprint"]
         self.config: dict[str, Any] = attributes["config"]
-        self.model: dict[str, Any] = attributes["model"]
+        self.model: dict[str, Any] = dict(attributes["model"])
+        self.joined: dict[str, ActivationStore] = {}
         self.n_rows: int = attributes["n_rows"]
         self.chunk_rows: int = attributes["chunk_rows"]
         self.target: str = self.config["target"]
@@ -57,6 +62,13 @@ class ActivationStore:
                 raise DataError(f"{path}: activation store: {unknown_name('hook point', name, found)}; {REGENERATE}")
             layout = hook_layout(name, self.n_rows, found[name], inner, self.chunk_rows, self.storage_dtype)
             self._arrays[name] = ArrayReader(path / name, layout)
+
+    def attach(self, alias: str, other: ActivationStore) -> None:
+        """Add the hook points of a store with the same rows (:func:`pipeline.activations.joining.join_` checks them)."""
+        self.joined[alias] = other
+        self.model["models"] = {**self.model.get("models", {}), alias: other.model}
+        for name in other.hook_points:
+            self._arrays[join_key(alias, name)] = other.array(name)
 
     @property
     def hook_points(self) -> list[str]:
@@ -237,6 +249,13 @@ def open_activations(manifest_or_store: str | Path) -> ActivationStore:
     if path.is_dir():
         return open_store(path)
     manifest = read_json(path, "the manifest of the activation store", REGENERATE)
+    store = _open_manifest(manifest, path)
+    others = manifest.get("models", {})
+    return join_(store, {alias: _open_manifest(other, path) for alias, other in others.items()})
+
+
+def _open_manifest(manifest: Any, path: Path) -> ActivationStore:
+    """The store of one model that the manifest at `path` describes."""
     try:
         place = root() / manifest["path"] if manifest["path"] else store_root() / manifest["store"]
         hooks = {str(name): about["digest"] for name, about in manifest["hook_points"].items()}

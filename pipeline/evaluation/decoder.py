@@ -14,7 +14,8 @@ from pipeline.evaluation.sparsity import quantiles
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
 
-EXCLUSIVE = 0.9
+EXCLUSIVE = 0.9  # share of what a feature writes from which it belongs to one hook point
+SHARE_BINS = 20
 BLOCK_ENTRIES = 2**22  # cosine similarities, or entries of one-hot features, held at once
 
 
@@ -59,23 +60,41 @@ def max_cosine_similarity(rows_FD: Tensor) -> Tensor:
     return largest_F
 
 
+def _activation_lengths(dictionary: Dictionary) -> Tensor:
+    """Mean activation norm of each written hook point in the dictionary's own units, [P], float64.
+
+    In an unfolded dictionary activations are normalised to one length, so that it is 1 for all; a folded one is in raw units.
+    """
+    norms = dictionary.config.norms if dictionary.config.folded else None
+    return torch.tensor([norms[hook]["mean_norm"] if norms else 1.0 for hook in dictionary.hooks_out], dtype=torch.float64)
+
+
+@torch.no_grad()
 def written_shares(dictionary: Dictionary) -> Tensor:
-    """||row of hook p|| / sum over hooks, [P, F] (all layers' features in one row): where a feature writes. Zero rows: 0."""
-    norms = torch.stack(
-        [
-            torch.linalg.vector_norm(dictionary.written_rows(p).detach(), dim=-1).flatten()
-            for p in range(len(dictionary.hooks_out))
-        ]
-    )
-    return norms / norms.sum(0).clamp_min(1e-12)
+    """Where each feature writes, [P, F] (features of all layers in one row), float64: r_p / sum_q r_q, in [0, 1].
+
+    r_p = ||row of hook point p|| / mean activation norm at p: without the division, the hook point with the longest
+    activations would seem to own every feature. A feature that writes nowhere has 0 everywhere.
+    Source: relative decoder norm of Lindsey et al. 2024, which is this one for two hook points.
+    """
+    rows = (dictionary.written_rows(p) for p in range(len(dictionary.hooks_out)))
+    norms = torch.stack([torch.linalg.vector_norm(row.double(), dim=-1).flatten() for row in rows])
+    norms /= _activation_lengths(dictionary).to(norms.device)[:, None]
+    return norms / norms.sum(0).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def share_histogram(shares_PF: Tensor) -> list[list[int]]:
+    """For each hook point the number of features in SHARE_BINS equal bins of the share, 0 to 1."""
+    place = (shares_PF * SHARE_BINS).long().clamp(0, SHARE_BINS - 1).cpu()
+    return [torch.bincount(row, minlength=SHARE_BINS).tolist() for row in place]
 
 
 @torch.no_grad()
 def written_metrics(dictionary: Dictionary) -> dict[str, float]:
     """Of a dictionary that writes several hook points, for each of them:
 
-    written_norm_q*.<hook>: norms of what the features write there; exclusive_fraction.<hook>: share of features of whose
-    norms, summed over hook points, more than EXCLUSIVE are at this one; shared_fraction: the rest.
+    written_norm_q*.<hook>: norms of what the features write there, as stored; written_share_q*.<hook>: their shares (see
+    `written_shares`); exclusive_fraction.<hook>: features whose share here is above EXCLUSIVE; shared_fraction: all others.
     written_cosine_q*.<hook>.<next hook>: cosine similarity of what a feature writes at a hook point and at the next (features
     that write at both).
     """
@@ -84,6 +103,7 @@ def written_metrics(dictionary: Dictionary) -> dict[str, float]:
     for p, hook in enumerate(dictionary.hooks_out):
         rows = dictionary.written_rows(p).detach().flatten(0, -2)
         results |= {f"{name}.{hook}": value for name, value in quantiles(rows.norm(dim=-1), "written_norm").items()}
+        results |= {f"{name}.{hook}": value for name, value in quantiles(shares[p], "written_share").items()}
         results[f"exclusive_fraction.{hook}"] = float((shares[p] > EXCLUSIVE).double().mean())
     results["shared_fraction"] = 1.0 - float((shares > EXCLUSIVE).any(0).double().mean())
     for p, (hook, later) in enumerate(itertools.pairwise(dictionary.hooks_out)):

@@ -8,13 +8,14 @@ float32, sums in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import NumericsError
+from pipeline.hook_keys import MAIN
 
 if TYPE_CHECKING:
     from pipeline.evaluation.raw_space import RawDictionary, RawReconstruction
@@ -40,20 +41,25 @@ def constant_replacements(vectors: Mapping[str, Tensor], mask_BT: Tensor) -> dic
 
 
 def splice_replacements(
-    raw: RawDictionary, originals: Mapping[str, Tensor], known: RawReconstruction, mask_BT: Tensor
+    raw: RawDictionary,
+    originals: Mapping[str, Tensor],
+    known: RawReconstruction,
+    mask_BT: Tensor,
+    hooks: Sequence[str] | None = None,
 ) -> dict[str, Replacement]:
     """Splice the dictionary's reconstructions in, computed from the spliced run itself.
 
     Each input is taken as it occurs in the spliced run, before the dictionary replaces it; at a hook point that writes
     before a later input has occurred, that input is taken from the unspliced run (no dictionary that is causal in the
-    layers looks at it). Where the inputs are bit for bit those of the unspliced run, as at the first written hook point,
-    the reconstruction that is already known is used.
+    layers looks at it), and so is an input of another model. Where the inputs are bit for bit those of the unspliced run,
+    as at the first written hook point, the reconstruction that is already known is used.
 
     Args:
         raw: the dictionary.
         originals: {hook point: [b, T, D]} of the unspliced run, all read and written ones.
         known: what the dictionary makes of `originals`.
         mask_BT: True where a token is kept.
+        hooks: the written hook points to replace; None: all.
     """
     occurred: dict[str, Tensor] = {}
 
@@ -72,7 +78,7 @@ def splice_replacements(
 
         return replace
 
-    return {hook: replacement(hook) for hook in raw.hooks_out}
+    return {hook: replacement(hook) for hook in (raw.hooks_out if hooks is None else hooks)}
 
 
 def prediction_loss(logits_BTV: Tensor, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -129,7 +135,7 @@ class PredictionMetrics:
     """
 
     def __init__(self, hooks: tuple[str, ...]) -> None:
-        self.where = ", ".join(hooks)
+        self.hooks, self.where = hooks, ", ".join(hooks)
         self.sums: dict[str, float] = {}
         self.counts: dict[str, int] = {}
 
@@ -165,6 +171,7 @@ class PredictionMetrics:
         loss_recovered_zero = (ce_zero - ce_spliced) / (ce_zero - ce_original), loss_recovered_mean with ce_mean: 1 if the
         splice costs nothing, 0 if it is as bad as the ablation.
         kl = mean of KL(original || spliced).
+        pca_delta_ce: what PCA costs, where it was run.
         With several written hook points also ce_spliced.<hook> and delta_ce.<hook>, that hook point alone being replaced.
 
         Raises:
@@ -181,8 +188,29 @@ class PredictionMetrics:
                 )
             results[f"ce_{name}"] = ablated
             results[f"loss_recovered_{name}"] = (ablated - spliced) / (ablated - original)
+        if "pca" in self.counts:
+            results["pca_delta_ce"] = self.mean("pca") - original
         for name in self.counts:
             if name.startswith("spliced."):
                 hook = name.removeprefix("spliced.")
                 results |= {f"ce_spliced.{hook}": self.mean(name), f"delta_ce.{hook}": self.mean(name) - original}
         return results
+
+
+def prediction_results(by_alias: Mapping[str, PredictionMetrics]) -> dict[str, float]:
+    """The metrics of a dictionary that writes to several models: the main model's (or the first one's) as they are.
+
+    Those of the others have the model's alias appended. The hook point of a model that has no other is replaced alone
+    whenever it is replaced: its ce_spliced.<hook> and delta_ce.<hook> are the model's own.
+    """
+    main = MAIN if MAIN in by_alias else next(iter(by_alias))
+    results: dict[str, float] = {}
+    for alias, predictions in by_alias.items():
+        found = predictions.results()
+        alone = {name: found[name] for name in ("ce_spliced", "delta_ce")} if len(by_alias) > 1 else {}
+        for hook in predictions.hooks if len(predictions.hooks) == 1 else ():
+            results.update({f"{name}.{hook}": value for name, value in alone.items()})
+        of_hooks = tuple(f".{hook}" for hook in predictions.hooks)
+        suffix = "" if alias == main else f".{alias}"
+        results.update({name if name.endswith(of_hooks) else f"{name}{suffix}": value for name, value in found.items()})
+    return results

@@ -9,7 +9,7 @@ from pipeline.dictionaries.store import read_config
 from pipeline.files import atomic_directory, write_bytes, write_json
 from pipeline.metric_names import EVALUATION
 from pipeline.norms import load_norm_arrays, load_norms
-from pipeline.plots.histograms import density_chart, norm_charts
+from pipeline.plots.histograms import density_chart, norm_charts, share_charts
 from pipeline.plots.report import describe, write_report
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ def write_plots(
     - feature_density.safetensors: "density" and "mean_when_active", float64 of the dictionary's feature shape.
     - feature_density.json: the histogram, one {"log10_density": lower edge, "features": count} a bin, and before them the
       features that were never active, with log10_density null.
-    - feature_density.png, activation_norm.<hook point>.png, and index.html with both and the metrics.
+    - written_share.json, of several written hook points: {hook point: features in equal bins of the share of what they write
+      that is there, 0 to 1}.
+    - feature_density.png, activation_norm.png, written_share.png, and index.html with all of them and the metrics.
 
     Args:
         folder: what is there is replaced.
@@ -47,4 +49,7 @@ def write_plots(
         tensors = {"density": evaluation.density, "mean_when_active": evaluation.mean_when_active}
         write_bytes(place / "feature_density.safetensors", save({name: t.contiguous() for name, t in tensors.items()}))
         write_json(place / "feature_density.json", [{"log10_density": None, "features": histogram.never}, *bins])
-        write_report(place, "Evaluation on held-out text", about, [density, *lengths], figures)
+        if evaluation.shares:
+            write_json(place / "written_share.json", evaluation.shares)
+        charts = [density, *share_charts(evaluation.shares), *lengths]
+        write_report(place, "Evaluation on held-out text", about, charts, figures)

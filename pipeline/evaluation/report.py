@@ -12,8 +12,8 @@ Every figure is a sum over tokens in float64, divided once at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,18 +21,21 @@ from torch import Tensor
 
 from pipeline.errors import DataError
 from pipeline.evaluation.baselines import PcaMetrics, PrincipalDirections, checked_rank, pca_replacements
-from pipeline.evaluation.decoder import decoder_metrics
+from pipeline.evaluation.decoder import decoder_metrics, share_histogram, written_shares
 from pipeline.evaluation.language_model import (
     PredictionMetrics,
     Replacement,
     constant_replacements,
     prediction_divergence,
     prediction_loss,
+    prediction_results,
     splice_replacements,
 )
-from pipeline.evaluation.raw_space import RawDictionary
+from pipeline.evaluation.models import LanguageModels
+from pipeline.evaluation.raw_space import RawDictionary, RawReconstruction
 from pipeline.evaluation.reconstruction import LabelMean, ReconstructionMetrics
 from pipeline.evaluation.sparsity import DensityHistogram, SparsityMetrics
+from pipeline.hook_keys import by_model, join_key
 
 if TYPE_CHECKING:
     from pipeline.evaluation.held_out import HeldOutBatch, HeldOutTokens
@@ -40,9 +43,16 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress
 
 
-def runs(n_written: int) -> int:
-    """Model runs per context: label means, original, spliced, zero, mean, PCA; with several hook points each alone too."""
-    return 6 + (n_written if n_written > 1 else 0)
+def runs(hooks_out: Sequence[str]) -> int:
+    """Model runs per context: of each model label means, original, spliced, zero, mean, PCA; of several hook points each."""
+    written = keys_by_model(hooks_out).values()
+    return sum(6 + (len(keys) if len(keys) > 1 else 0) for keys in written)
+
+
+def keys_by_model(keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """{alias: keys of that model's hook points, each once}."""
+    grouped = by_model(dict.fromkeys(keys))
+    return {alias: tuple(join_key(alias, hook) for hook in hooks) for alias, hooks in grouped.items()}
 
 
 @dataclass(frozen=True)
@@ -54,19 +64,22 @@ class Evaluation:
         density: share of tokens on which each feature is active, float64, feature_shape.
         mean_when_active: mean activation of each feature where it is active, float64, feature_shape.
         histogram: features by log10 density.
+        shares: {written hook point: features by share of what they write that is there} (decoder.share_histogram), where
+            there are several.
     """
 
     metrics: dict[str, float]
     density: Tensor
     mean_when_active: Tensor
     histogram: DensityHistogram
+    shares: dict[str, list[int]] = field(default_factory=dict)
 
 
 class Evaluator:
-    """Evaluates one dictionary in one language model.
+    """Evaluates one dictionary in its language model, or in each of its language models.
 
     Args:
-        model: the language model.
+        model: the language model, or {alias: model} of a dictionary with hook points of several; all on one device.
         raw: the dictionary, taking raw activations, on the model's device.
         principal: {written hook point: mean and leading directions} of the norm pass, for mean ablation and PCA.
         held_out: the contexts.
@@ -78,22 +91,24 @@ class Evaluator:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: LanguageModel | Mapping[str, LanguageModel],
         raw: RawDictionary,
         principal: Mapping[str, PrincipalDirections],
         held_out: HeldOutTokens,
         progress: Progress | None = None,
     ) -> None:
-        self.model, self.raw, self.held_out, self.progress = model, raw, held_out, progress
+        self.models, self.raw, self.held_out, self.progress = LanguageModels(model), raw, held_out, progress
         self.principal = {hook: principal[hook] for hook in raw.hooks_out}
-        self.hooks = tuple(dict.fromkeys((*raw.hooks_in, *raw.hooks_out)))
+        self.hooks = keys_by_model((*raw.hooks_in, *raw.hooks_out))
+        self.written = keys_by_model(raw.hooks_out)
         config = raw.dictionary.config
         widths = [(h, config.d_in, "reads") for h in raw.hooks_in] + [(h, config.width_out, "writes") for h in raw.hooks_out]
         for hook, width, verb in widths:
-            found = model.hook_width(hook)
+            found = self.models.hook_width(hook)
             if found != width:
+                name = self.models.owner(hook).name
                 raise DataError(
-                    f"{hook} of model '{model.name}' has width {found}, the dictionary {verb} width {width}; evaluate it with "
+                    f"{hook} of model '{name}' has width {found}, the dictionary {verb} width {width}; evaluate it with "
                     "the model that it was trained on"
                 )
 
@@ -110,75 +125,97 @@ class Evaluator:
         self.reconstruction = ReconstructionMetrics(means)
         shape = self.raw.dictionary.feature_shape
         self.sparsity = SparsityMetrics(shape, self.raw.hooks_in)
-        self.predictions = PredictionMetrics(self.raw.hooks_out)
+        self.predictions = {alias: PredictionMetrics(keys) for alias, keys in self.written.items()}
         self.pca = PcaMetrics(self.principal)
         for batch in self.held_out:
             self._evaluate_batch(batch)
         rank = checked_rank(pca_rank, self.sparsity.l0_mean() / math.prod(shape[:-1]), self.principal)
         for batch in self.held_out:
-            mask = batch.mask.to(self.model.device)
-            self._ablate("pca", pca_replacements(self.principal, rank, mask), batch, mask)
+            mask = batch.mask.to(self.models.device)
+            for alias in self.written:
+                self._run(alias, "pca", pca_replacements(self._principal_of(alias), rank, mask), batch, mask)
         variances = {hook: part.sums["variance"] for hook, part in self.reconstruction.parts.items()}
-        spliced = self.predictions.results()
         return Evaluation(
             metrics={
                 "evaluated_contexts": float(self.held_out.n_contexts),
                 "evaluated_tokens": float(self.reconstruction.tokens),
-                "predicted_tokens": float(self.predictions.counts["original"]),
+                "predicted_tokens": float(next(iter(self.predictions.values())).counts["original"]),
                 **self.reconstruction.results(),
                 **self.sparsity.results(),
                 **decoder_metrics(self.raw.dictionary),
-                **spliced,
+                **prediction_results(self.predictions),
                 **self.pca.fvu(rank, variances),
-                "pca_delta_ce": self.predictions.mean("pca") - spliced["ce_original"],
                 "pca_rank": float(rank),
             },
             density=self.sparsity.density(),
             mean_when_active=self.sparsity.mean_when_active(),
             histogram=self.sparsity.histogram(),
+            shares=self._shares(),
         )
+
+    def _shares(self) -> dict[str, list[int]]:
+        hooks = self.raw.hooks_out
+        if len(hooks) < 2:
+            return {}
+        return dict(zip(hooks, share_histogram(written_shares(self.raw.dictionary)), strict=True))
+
+    def _principal_of(self, alias: str) -> dict[str, PrincipalDirections]:
+        return {hook: self.principal[hook] for hook in self.written[alias]}
 
     def _label_means(self) -> dict[str, Tensor]:
         means = {hook: LabelMean() for hook in self.raw.hooks_out}
         for batch in self.held_out:
-            labels = self.model.activations(batch.tokens, self.raw.hooks_out)
-            mask = batch.mask.to(self.model.device)
+            labels = self.models.activations(batch.tokens, self.raw.hooks_out)
+            mask = batch.mask.to(self.models.device)
             for hook, mean in means.items():
                 mean.update(labels[hook], mask, where=f"{hook}, {batch.label}")
-            self._count(batch)
+            self._count(batch, len(self.written))
         return {hook: mean.value(hook) for hook, mean in means.items()}
 
     @torch.no_grad()
     def _evaluate_batch(self, batch: HeldOutBatch) -> None:
-        mask = batch.mask.to(self.model.device)
+        mask = batch.mask.to(self.models.device)
         originals: dict[str, Tensor] = {}
-        logits = self.model.logits(batch.tokens, self._recorders(originals), capture=())
-        self._count(batch)
+        logits = {}
+        for alias, keys in self.hooks.items():
+            logits[alias] = self.models.logits(alias, batch.tokens, self._recorders(keys, originals))
+            self._count(batch)
         labels = {hook: originals[hook] for hook in self.raw.hooks_out}
         known = self.raw(originals, labels, mask)
         self.reconstruction.update(known.x_hats, labels, mask, batch.label)
         self.sparsity.update(known.features, mask)
         self.pca.update(labels, mask)
+        for alias in self.written:
+            self._intervene(alias, logits.pop(alias), originals, known, batch, mask)
 
-        replace = splice_replacements(self.raw, originals, known, mask)
-        spliced = self.model.logits(batch.tokens, replace, capture=self.raw.hooks_in)
+    def _intervene(
+        self,
+        alias: str,
+        logits: Tensor,
+        originals: Mapping[str, Tensor],
+        known: RawReconstruction,
+        batch: HeldOutBatch,
+        mask: Tensor,
+    ) -> None:
+        """The runs of one model with its hook points replaced; `logits` are those of its run as it is."""
+        keys, predictions = self.written[alias], self.predictions[alias]
+        replace = splice_replacements(self.raw, originals, known, mask, keys)
+        spliced = self.models.logits(alias, batch.tokens, replace, self.raw.hooks_in)
         self._count(batch)
         ce_original, ce_spliced, kl = prediction_divergence(logits, spliced, batch.tokens, mask)
         del logits, spliced
-        self.predictions.update("original", ce_original, batch.label)
-        self.predictions.update("spliced", ce_spliced, batch.label)
-        self.predictions.update("kl", kl, batch.label)
+        predictions.update("original", ce_original, batch.label)
+        predictions.update("spliced", ce_spliced, batch.label)
+        predictions.update("kl", kl, batch.label)
+        for hook in keys if len(keys) > 1 else ():
+            alone = splice_replacements(self.raw, originals, known, mask, [hook])
+            self._run(alias, f"spliced.{hook}", alone, batch, mask, self.raw.hooks_in)
+        means = {hook: principal.mean for hook, principal in self._principal_of(alias).items()}
+        zeros = {hook: torch.zeros_like(mean) for hook, mean in means.items()}
+        self._run(alias, "zero", constant_replacements(zeros, mask), batch, mask)
+        self._run(alias, "mean", constant_replacements(means, mask), batch, mask)
 
-        zeros = {hook: torch.zeros_like(principal.mean) for hook, principal in self.principal.items()}
-        means = {hook: principal.mean for hook, principal in self.principal.items()}
-        if len(self.raw.hooks_out) > 1:
-            for hook in self.raw.hooks_out:
-                alone = splice_replacements(self.raw, originals, known, mask)
-                self._ablate(f"spliced.{hook}", {hook: alone[hook]}, batch, mask, capture=self.raw.hooks_in)
-        self._ablate("zero", constant_replacements(zeros, mask), batch, mask)
-        self._ablate("mean", constant_replacements(means, mask), batch, mask)
-
-    def _recorders(self, originals: dict[str, Tensor]) -> dict[str, Replacement]:
+    def _recorders(self, keys: Sequence[str], originals: dict[str, Tensor]) -> dict[str, Replacement]:
         def recorder(hook: str) -> Replacement:
             def record(captured: Mapping[str, Tensor], original: Tensor) -> Tensor:
                 originals[hook] = original
@@ -186,20 +223,22 @@ class Evaluator:
 
             return record
 
-        return {hook: recorder(hook) for hook in self.hooks}
+        return {hook: recorder(hook) for hook in keys}
 
-    def _ablate(
+    def _run(
         self,
+        alias: str,
         name: str,
         replace: Mapping[str, Replacement],
         batch: HeldOutBatch,
         mask: Tensor,
-        capture: tuple[str, ...] = (),
+        capture: Sequence[str] = (),
     ) -> None:
-        logits = self.model.logits(batch.tokens, replace, capture=capture)
-        self.predictions.update(name, prediction_loss(logits, batch.tokens, mask), batch.label)
+        """One more run of a model with activations replaced, its cross entropy kept by `name`."""
+        logits = self.models.logits(alias, batch.tokens, replace, capture)
+        self.predictions[alias].update(name, prediction_loss(logits, batch.tokens, mask), batch.label)
         self._count(batch)
 
-    def _count(self, batch: HeldOutBatch) -> None:
+    def _count(self, batch: HeldOutBatch, runs: int = 1) -> None:
         if self.progress is not None:
-            self.progress.update(batch.tokens.numel())
+            self.progress.update(batch.tokens.numel() * runs)

@@ -11,21 +11,23 @@ from pipeline.evaluation.baselines import load_principal_directions
 from pipeline.evaluation.held_out import HeldOutTokens
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.evaluation.report import Evaluation, Evaluator, runs
+from pipeline.hook_keys import by_model
 from pipeline.lm.loading import load_language_model
 from pipeline.norms import load_norms
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
-    from pipeline.params.schema import Params
+    from pipeline.lm.language_model import LanguageModel
+    from pipeline.params.schema import ModelParams, Params
 
 
 def evaluate_saved(
     params: Params, dictionary: str | Path, *, tokens: str | Path, norms: str | Path, statistics: str | Path
 ) -> Evaluation:
-    """Evaluate a dictionary directory in its language model on the held-out split.
+    """Evaluate a dictionary directory in its language models on the held-out split.
 
     Args:
-        params: sections `model` and `evaluation` are used.
+        params: sections `model`, `models` and `evaluation` are used.
         dictionary: directory of the dictionary, folded or with its run-time norm.
         tokens: the token store.
         norms: norms.json of the norm stage, for a dictionary with a run-time norm.
@@ -40,16 +42,16 @@ def evaluate_saved(
     loaded = load_dictionary(dictionary)
     principal = load_principal_directions(statistics, loaded.hooks_out)
     hook_norms = load_norms(norms)
-    model = load_language_model(
-        params.model.model_name,
-        revision=params.model.revision,
-        backend=params.model.backend,
-        dtype=params.model.dtype,
-        device=params.model.device,
-    )
-    raw = RawDictionary(loaded.to(model.device), hook_norms)
-    n_runs = runs(len(raw.hooks_out))
+    models = {alias: _load(params.language_model(alias)) for alias in by_model((*loaded.hooks_in, *loaded.hooks_out))}
+    raw = RawDictionary(loaded.to(next(iter(models.values())).device), hook_norms)
+    n_runs = runs(loaded.hooks_out)
     progress = Progress("evaluate", n_runs * held_out.n_tokens, unit=f"tokens in {n_runs} runs")
-    evaluation = Evaluator(model, raw, principal, held_out, progress).evaluate(params.evaluation.pca_rank)
+    evaluation = Evaluator(models, raw, principal, held_out, progress).evaluate(params.evaluation.pca_rank)
     progress.close()
     return evaluation
+
+
+def _load(model: ModelParams) -> LanguageModel:
+    return load_language_model(
+        model.model_name, revision=model.revision, backend=model.backend, dtype=model.dtype, device=model.device
+    )

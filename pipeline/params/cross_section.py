@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from pipeline.errors import unknown_name
+from pipeline.hook_keys import by_model, split_key
 from pipeline.params.cross_section_losses import RULES as RULES_OF_LOSSES
 from pipeline.params.cross_section_losses import steers_thresholds
 from pipeline.params.fields import resolve_steps
@@ -28,6 +30,26 @@ def store_has_the_dictionarys_hook_points(params: Params) -> str | None:
     if not absent:
         return None
     return f"the dictionary needs {', '.join(absent)} too; add it, or write null to take the dictionary's hook points"
+
+
+@rule("models")
+def every_alias_is_a_model(params: Params) -> str | None:
+    """A hook point of another model names one of `models`."""
+    known = params.models or {}
+    for key in dict.fromkeys((*params.dictionary_hook_points, *params.hook_points)):
+        alias, _ = split_key(key)
+        if alias and alias not in known:
+            return f"hook point '{key}': {unknown_name('model', alias, known)}; state its name: {alias}: {{model_name: ...}}"
+    return None
+
+
+@rule("activations.path")
+def a_named_store_is_of_one_model(params: Params) -> str | None:
+    """An existing store has the hook points of one model."""
+    others = [alias for alias in by_model(params.hook_points) if alias]
+    if params.activations.path is None or not others:
+        return None
+    return f"names the store of one model, but hook points of {', '.join(others)} are wanted too; write null to generate them"
 
 
 @rule("initializer.initialize_tc_with_mlp")

@@ -17,6 +17,7 @@ from pipeline.errors import ParamsError, unknown_name
 from pipeline.params.loader import params_from_dict
 from pipeline.params.reading import read_mapping
 from pipeline.params.schema import Params, flatten
+from pipeline.params.section import hints, named_sections
 
 DIRECTORY = Path(__file__).resolve().parents[2] / "presets"
 
@@ -35,6 +36,9 @@ LEFT_ALONE = (
     "tracking.*",
     "demo.*",
 )
+
+# Keys that hold names with sections of their own: a preset's take the place of all that are there.
+NAMED = tuple(key for key, hint in hints(Params).items() if named_sections(hint) is not None)
 
 _SAFE = re.compile(r"[A-Za-z0-9_./@%:+-]+")
 _OTHER_TYPE = re.compile(r"null|true|false|inf|nan|[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)(e[-+]?\d[\d_]*)?", re.IGNORECASE)
@@ -92,7 +96,8 @@ def apply_preset(name: str, params_path: str | Path = "params.yaml", directory: 
     Raises:
         ParamsError: no such preset, or faults of params.yaml with the preset over it.
     """
-    values = overlay(read_mapping(params_path), read_preset(name, directory))
+    preset = read_preset(name, directory)
+    values = overlay(read_mapping(params_path), preset) | {key: preset[key] for key in NAMED if key in preset}
     return params_from_dict(values, source=f"preset {name} over {params_path}")
 
 
@@ -104,7 +109,9 @@ def flags(preset: Mapping[str, Any]) -> list[str]:
     """
     words: list[str] = []
     faults: list[str] = []
-    for key, value in flatten(dict(preset)):
+    named = {key: preset[key] for key in NAMED if preset.get(key) is not None}
+    # Names that are there already would stay beside those of the preset.
+    for key, value in (*flatten({**preset, **dict.fromkeys(named)}), *named.items()):
         try:
             words += ["-S", f"{key}={_format(value)}"]
         except ValueError as error:
@@ -124,6 +131,8 @@ def _format(value: Any) -> str:
         return repr(value)
     if isinstance(value, (list, tuple)):
         return f"[{','.join(_format(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_format(item)}' for key, item in value.items())}}}"
     if not isinstance(value, str) or not _SAFE.fullmatch(value) or _OTHER_TYPE.fullmatch(value):
         raise ValueError(f"{value!r} cannot be written as a flag without quotes")
     return value

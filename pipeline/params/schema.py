@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.params import cross_section
@@ -17,7 +17,7 @@ from pipeline.params.sections.dictionary import DictionaryParams
 from pipeline.params.sections.evaluation import EvaluationParams
 from pipeline.params.sections.fold import FoldParams
 from pipeline.params.sections.initializer import InitializerParams
-from pipeline.params.sections.model import ModelParams
+from pipeline.params.sections.model import ALIAS_FORM, ModelParams, NamedModelParams
 from pipeline.params.sections.norm import NormParams
 from pipeline.params.sections.per_layer import PerLayerParams
 from pipeline.params.sections.tracking import TrackingParams
@@ -33,6 +33,7 @@ __all__ = [
     "FoldParams",
     "InitializerParams",
     "ModelParams",
+    "NamedModelParams",
     "NormParams",
     "Params",
     "PerLayerParams",
@@ -52,6 +53,7 @@ class Params(Section):
     seed: int = param(0, at_least=0)
     determinism: bool = param(True)
     model: ModelParams = field(default_factory=ModelParams)
+    models: Mapping[str, NamedModelParams] | None = param(None, form=ALIAS_FORM)
     dataset: DatasetParams = field(default_factory=DatasetParams)
     activations: ActivationsParams = field(default_factory=ActivationsParams)
     norm: NormParams = field(default_factory=NormParams)
@@ -77,6 +79,13 @@ class Params(Section):
     def hook_points(self) -> tuple[str, ...]:
         """The hook points to store: activations.hook_points, or the dictionary's when that is null."""
         return self.activations.hook_points or self.dictionary_hook_points
+
+    def language_model(self, alias: str) -> ModelParams:
+        """The section model (alias ""), or the same with name and revision of `models.<alias>`."""
+        if not alias:
+            return self.model
+        other = (self.models or {})[alias]
+        return replace(self.model, model_name=other.model_name, revision=other.revision)
 
     @property
     def total_steps(self) -> int:

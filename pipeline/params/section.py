@@ -14,12 +14,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from pipeline.errors import ParamsError, nearest
-from pipeline.params.fields import Refused, convert, describe, limits_of
+from pipeline.params.fields import Limits, Refused, convert, describe, limits_of
 
 Rule = Callable[[Any], str | None]
 S = TypeVar("S", bound="Section")
@@ -92,6 +93,8 @@ class Section:
 def _plain(value: Any) -> Any:
     if isinstance(value, Section):
         return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -103,6 +106,15 @@ def hints(cls: type) -> dict[str, Any]:
     if cls not in _HINTS:
         _HINTS[cls] = {name: hint for name, hint in typing.get_type_hints(cls).items() if not name.isupper()}
     return _HINTS[cls]
+
+
+def named_sections(annotation: Any) -> type[Section] | None:
+    """The section class of a field that maps names to sections (`Mapping[str, S] | None`); None for another field."""
+    for member in typing.get_args(annotation):
+        if typing.get_origin(member) is Mapping:
+            section: type[Section] = typing.get_args(member)[1]
+            return section
+    return None
 
 
 class Reading:
@@ -125,6 +137,7 @@ class Reading:
         self.unknown: list[str] = []
         self._own: list[Fault] = []
         self._nested: dict[str, Reading] = {}
+        self._named: dict[str, dict[str, Reading]] = {}
         self._complete, self._null_left_out = complete, null_left_out
         if not isinstance(raw, Mapping):
             self._fault("", f"expected a mapping of keys to values, got {describe(raw)}")
@@ -171,11 +184,34 @@ class Reading:
             self._nested[name] = reading
             self.values[name] = reading.view()
             return
+        if (section := named_sections(annotation)) is not None and value is not None:
+            self._convert_named(name, value, section, limits_of(field))
+            return
         try:
             self.values[name] = convert(value, annotation, limits_of(field))
         except Refused as refused:
             if not any(fault.key.endswith(f".{name}") for fault in self._own):
                 self._fault(name, str(refused))
+
+    def _convert_named(self, name: str, value: Any, section: type[Section], limits: Limits) -> None:
+        """Names and their sections; the keys of each have defaults of their own."""
+        if not isinstance(value, Mapping) or not value:
+            found = "an empty one" if isinstance(value, Mapping) else describe(value)
+            self._fault(name, f"expected a mapping of names, or null, got {found}")
+            return
+        if all(isinstance(item, section) for item in value.values()):
+            self.values[name] = dict(value)
+            return
+        form, meaning = limits.form or (".+", "a name")
+        where = f"{self.where}.{name}" if self.where else name
+        readings: dict[str, Reading] = {}
+        for key, item in value.items():
+            if not isinstance(key, str) or not re.fullmatch(form, key):
+                self._fault(name, f"expected {meaning} as a name, got '{key}'")
+                continue
+            readings[key] = Reading(section, item, f"{where}.{key}", null_left_out=self._null_left_out)
+        self._named[name] = readings
+        self.values[name] = {key: reading.view() for key, reading in readings.items()}
 
     def _default(self, name: str, field: dataclasses.Field[Any]) -> None:
         annotation = hints(self.cls)[name]
@@ -211,11 +247,14 @@ class Reading:
     @property
     def faults(self) -> list[Fault]:
         """Every fault, nested sections first."""
-        return [fault for reading in self._nested.values() for fault in reading.faults] + self._own
+        return [fault for reading in self._all_nested() for fault in reading.faults] + self._own
+
+    def _all_nested(self) -> list[Reading]:
+        return [*self._nested.values(), *(reading for named in self._named.values() for reading in named.values())]
 
     def unknown_keys(self) -> Iterable[tuple[str, str]]:
         """(dotted place of the section, key) of each unknown key."""
-        for reading in self._nested.values():
+        for reading in self._all_nested():
             yield from reading.unknown_keys()
         for key in self.unknown:
             yield self.where, key
@@ -229,7 +268,8 @@ class Reading:
         if self.faults:
             raise ParamsError([str(fault) for fault in self.faults])
         nested = {name: reading.result() for name, reading in self._nested.items()}
-        return self.cls(**{**self.values, **nested})
+        named = {name: {key: each.result() for key, each in readings.items()} for name, readings in self._named.items()}
+        return self.cls(**{**self.values, **nested, **named})
 
 
 class Unavailable(Exception):

@@ -1,4 +1,4 @@
-"""Histograms: how often each feature is active, and how long the activations are."""
+"""Histograms: how often each feature is active, where it writes, and how long the activations are."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def norm_chart(hook_point: str, edges: Sequence[float], counts: Sequence[float],
     edges, counts = rebinned(edges, counts, NORM_BINS)
     marks = () if mean_norm is None else ((mean_norm, f"mean {mean_norm:.4g}"),)
     return BarChart(
-        name="activation_norm." + "".join(c if c.isalnum() or c in "._-" else "_" for c in hook_point),
+        name=f"activation_norm.{_file_name(hook_point)}",
         title="Activation norm",
         x_label=f"L2 norm of the activation at {hook_point} (model's units)",
         y_label="tokens",
@@ -78,6 +78,34 @@ def norm_charts(statistics: Mapping[str, Sequence[float]], norms: Mapping[str, M
         )
         for hook, norm in sorted(norms.items())
     ]
+
+
+def share_charts(shares: Mapping[str, Sequence[int]]) -> list[BarChart]:
+    """One chart for each written hook point of a dictionary that writes several: features by how much of what they write is
+    there.
+
+    Args:
+        shares: {hook point: features in equal bins from 0 to 1}.
+    """
+    charts = []
+    for hook, counts in shares.items():
+        edges = tuple(i / len(counts) for i in range(len(counts) + 1))
+        charts.append(
+            BarChart(
+                name=f"written_share.{_file_name(hook)}",
+                title="Where features write",
+                x_label=f"share of a feature's decoder norm at {hook} (norms relative to the mean activation there)",
+                y_label="features",
+                edges=edges,
+                counts=tuple(float(count) for count in counts),
+                note="1: the feature is of this hook point alone; 0: it does not write here",
+            )
+        )
+    return charts
+
+
+def _file_name(hook_point: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in hook_point)
 
 
 def rebinned(edges: Sequence[float], counts: Sequence[float], most: int) -> tuple[list[float], list[float]]:

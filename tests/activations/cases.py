@@ -44,12 +44,13 @@ class FakeModel:
     bad_value: float = float("nan")
     calls: list[tuple[str, ...]] = field(default_factory=list)
     stop_after: int | None = None
+    shift: float = 0.0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def value(self, tokens: Tensor, positions: Tensor, hook_point: str) -> Tensor:
         """float32 [..., width] of tokens and positions [...]."""
         table = torch.arange(VOCABULARY * self.width, dtype=torch.float32).view(VOCABULARY, self.width) / 7.0
-        x = table[tokens.long()] + positions.unsqueeze(-1).float() / 16.0 + (100.0 if hook_point == OTHER else 0.0)
+        x = table[tokens.long()] + positions.unsqueeze(-1).float() / 16.0 + (100.0 if hook_point == OTHER else 0.0) + self.shift
         if self.bad_token is not None:
             x[tokens == self.bad_token] = self.bad_value
         return x

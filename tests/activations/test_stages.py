@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from pipeline.activations.for_params import generate_for
@@ -13,7 +14,7 @@ from pipeline.activations.opening import open_for
 from pipeline.activations.reader import open_activations
 from pipeline.corpus.tokens import TokenStore
 from pipeline.errors import DataError
-from pipeline.files import read_json
+from pipeline.files import read_json, write_json
 from pipeline.norms import load_norm_arrays, load_norms
 from tests.activations.cases import HOOK, OTHER, FakeModel, make_store
 
@@ -21,18 +22,35 @@ PARAMS = str(Path(__file__).resolve().parents[2] / "params.yaml")
 
 
 class Configuration:
-    """What a FakeModel's configuration would say."""
+    """What a FakeModel's configuration would say; `model` is what params say of it."""
 
-    name, revision, d_model = "fake", None, 8
+    revision = None
+
+    def __init__(self, model: SimpleNamespace) -> None:
+        self.name, self.d_model = model.model_name, model.width
 
     def hook_width(self, hook_point: str) -> int:
-        return 8
+        return self.d_model
 
     def digest(self) -> str:
-        return "model 8"
+        return f"{self.name} {self.d_model}"
 
 
-def _params(tokens: TokenStore, path: str | None = None, hook_points: tuple[str, ...] = (HOOK,), **changes: object):
+def _load(model: SimpleNamespace) -> FakeModel:
+    return FakeModel(model.width, shift=float(len(model.model_name)))
+
+
+def _params(
+    tokens: TokenStore,
+    path: str | None = None,
+    hook_points: tuple[str, ...] = (HOOK,),
+    other_width: int = 8,
+    **changes: object,
+):
+    models = {
+        alias: SimpleNamespace(model_name=name, width=width, backend="huggingface", dtype="float32")
+        for alias, name, width in (("", "fake", 8), ("tuned", "fake, tuned", other_width))
+    }
     activations = {
         "path": path,
         "context_size": 16,
@@ -40,14 +58,15 @@ def _params(tokens: TokenStore, path: str | None = None, hook_points: tuple[str,
         "total_tokens": 5000,
         "target": "activations-1d",
         "storage_dtype": "bfloat16",
-        "buffer_shuffle": SimpleNamespace(perm_seed=42),
+        "buffer_shuffle": SimpleNamespace(perm_seed=changes.pop("perm_seed", 42)),
         "ignore_token_ids": None,
         **changes,
     }
     return SimpleNamespace(
         hook_points=hook_points,
         activations=SimpleNamespace(**activations),
-        model=SimpleNamespace(backend="huggingface", dtype="float32"),
+        model=models[""],
+        language_model=models.__getitem__,
     )
 
 
@@ -55,7 +74,7 @@ def _params(tokens: TokenStore, path: str | None = None, hook_points: tuple[str,
 def generate(tokens, tmp_path, small_blocks, monkeypatch):
     """Generate into tmp_path for params; the figures."""
     monkeypatch.chdir(tmp_path)
-    return lambda params: generate_for(params, Configuration, FakeModel, tokens.path, tmp_path / "activations.json")
+    return lambda params: generate_for(params, Configuration, _load, tokens.path, tmp_path / "activations.json")
 
 
 def test_manifest_and_figures(tokens, generate, tmp_path):
@@ -69,6 +88,61 @@ def test_manifest_and_figures(tokens, generate, tmp_path):
     assert (tmp_path / "activations.json").read_bytes() != manifest
     generate(_params(tokens))
     assert (tmp_path / "activations.json").read_bytes() == manifest
+
+
+def test_stores_of_several_models_join_on_the_same_tokens(tokens, generate, tmp_path):
+    """Every row of both models' arrays is the activation of that row's token and position."""
+    keys = (OTHER, f"tuned:{HOOK}", f"tuned:{OTHER}", HOOK)
+    params = _params(tokens, hook_points=keys, storage_dtype="float32")
+    figures = generate(params)
+    assert (figures["rows"], figures["hook_points"]) == (5000, 4)
+    assert figures["bytes"] == sum(p.stat().st_size for p in (tmp_path / "data" / "store").rglob("c.*"))
+    store = open_for(params, tmp_path / "activations.json")
+    assert set(store.hook_points) == set(keys)
+    assert store.model == {"name": "fake", "revision": None, "models": {"tuned": {"name": "fake, tuned", "revision": None}}}
+    batch = next(store.batches(512, seed=3, hook_points=keys))
+    meta = batch.meta
+    for key in keys:
+        alias, _, hook = key.rpartition(":")
+        wanted = _load(params.language_model(alias)).value(meta.tokens, meta.positions, hook)
+        assert torch.equal(batch.activations[key], wanted), key
+    assert not torch.equal(batch.activations[HOOK], batch.activations[f"tuned:{HOOK}"])
+    manifest = (tmp_path / "activations.json").read_bytes()
+    generate(_params(tokens, storage_dtype="float32"))
+    alone = open_activations(tmp_path / "activations.json")
+    assert alone.digests.items() <= store.digests.items()
+    generate(params)
+    assert (tmp_path / "activations.json").read_bytes() == manifest
+
+
+def test_contexts_of_several_models_join_too(tokens, generate, tmp_path):
+    keys = (HOOK, f"tuned:{HOOK}")
+    params = _params(tokens, hook_points=keys, target="activations-2d", storage_dtype="float32")
+    generate(params)
+    batch = next(open_for(params, tmp_path / "activations.json").batches(32, seed=3))
+    for key, alias in zip(keys, ("", "tuned"), strict=True):
+        wanted = _load(params.language_model(alias)).value(batch.tokens, batch.positions, HOOK)
+        assert torch.equal(batch.activations[key], wanted), key
+
+
+def test_stores_with_other_rows_are_not_joined(tokens, generate, tmp_path):
+    keys = (HOOK, f"tuned:{HOOK}")
+    manifests = {}
+    for name, changes in {"right": {}, "order": {"perm_seed": 3}, "fewer": {"total_tokens": 4000}}.items():
+        generate(_params(tokens, hook_points=keys, **changes))
+        manifests[name] = read_json(tmp_path / "activations.json", "manifest")
+    for name, message in {"order": "content of 'tokens' is", "fewer": "n_rows is 4000, not 5000"}.items():
+        mixed = {**manifests["right"], "models": manifests[name]["models"]}
+        write_json(tmp_path / "mixed.json", mixed)
+        with pytest.raises(
+            DataError, match=rf"model 'tuned' does not have the rows of .*: {message}.*dvc repro -s -f generate"
+        ):
+            open_activations(tmp_path / "mixed.json")
+    write_json(tmp_path / "mixed.json", {**manifests["right"], "models": {"tuned": {}}})
+    with pytest.raises(DataError, match=r"mixed.json: the manifest of the activation store is damaged"):
+        open_activations(tmp_path / "mixed.json")
+    with pytest.raises(DataError, match=r"chunk_rows .* is 128, not 256"):
+        generate(_params(tokens, hook_points=keys, other_width=16))
 
 
 def test_two_dimensional_figures_count_kept_tokens(tokens, generate):

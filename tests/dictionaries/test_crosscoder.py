@@ -1,4 +1,4 @@
-"""Crosscoder against a loop and finite differences, in float64."""
+"""Crosscoder against loops over scalars and finite differences in float64, its fold, and its base draw."""
 
 from __future__ import annotations
 
@@ -10,83 +10,212 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.initial import BaseInitialization
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import ParamsError
 from pipeline.evaluation.decoder import decoder_metrics
-from tests.dictionaries.make import LAYERS_IN, LAYERS_OUT, filled, read_by
+from pipeline.folding import fold_dictionary
+from tests.dictionaries.make import ACT_FNS, filled, read_by
+from tests.dictionaries.test_sae import open_entries
 
-FIELDS: dict[str, Any] = {"kind": "crosscoder", "hook_points_in": LAYERS_IN}
-P, D, F = 3, 6, 20
+HOOKS = ["blocks.1.hook_resid_post", "blocks.2.hook_resid_post", "tuned:blocks.1.hook_resid_post"]
+CONFIG: dict[str, Any] = {"kind": "crosscoder", "hook_points_in": HOOKS}
+# Three hook points whose activations have very different lengths.
+NORMS = {
+    HOOKS[0]: {"mean_norm": 37.0, "mean_square": 1500.0, "d": 6},
+    HOOKS[1]: {"mean_norm": 0.08, "mean_square": 0.0081, "d": 6},
+    HOOKS[2]: {"mean_norm": 2100.0, "mean_square": 5.0e6, "d": 6},
+}
+every_gate = pytest.mark.parametrize("act_fn", ACT_FNS)
+both_gating_domains = pytest.mark.parametrize("include_norm", [True, False], ids=["with-norm", "without-norm"])
+
+
+def make(act_fn: str, **config: Any) -> Dictionary:
+    return filled(act_fn=act_fn, **{**CONFIG, **config})
+
+
+def naive(dictionary: Dictionary, x: Tensor) -> tuple[list[list[float]], list[list[list[float]]], list[float]]:
+    """(f, x_hat, N) by SPEC 1.4 and 2, one scalar at a time."""
+    w = {name: tensor.tolist() for name, tensor in dictionary.state_dict().items()}
+    P, D, F = len(HOOKS), dictionary.config.d_in, dictionary.config.d_sae
+    b_D = w.get("b_D", [[0.0] * D] * P)
+    n = [math.sqrt(sum(w["W_D"][p][i][d] ** 2 for p in range(P) for d in range(D))) for i in range(F)]
+    all_h, all_z = [], []
+    for token in x.tolist():
+        h = [w["b_E"][i] + sum(token[p][d] * w["W_E"][p][d][i] for p in range(P) for d in range(D)) for i in range(F)]
+        all_h.append(h)
+        all_z.append([h[i] * n[i] if dictionary.config.sparsity_include_decoder_norm else h[i] for i in range(F)])
+    opened = open_entries(dictionary, all_z)
+    f = [[h[i] if (b, i) in opened else 0.0 for i in range(F)] for b, h in enumerate(all_h)]
+    x_hat = [
+        [[b_D[p][d] + sum(f[b][i] * w["W_D"][p][i][d] for i in range(F)) for d in range(D)] for p in range(P)]
+        for b in range(len(f))
+    ]
+    return f, x_hat, n
+
+
+@every_gate
+@both_gating_domains
+@pytest.mark.parametrize("bias", [True, False])
+def test_equals_the_formula_scalar_by_scalar(act_fn: str, include_norm: bool, bias: bool) -> None:
+    for top_k in (1, 4):
+        dictionary = make(act_fn, top_k=top_k, sparsity_include_decoder_norm=include_norm, use_decoder_bias=bias)
+        x = read_by(dictionary, 7)
+        f, x_hat, n = naive(dictionary, x)
+        codes, reconstruction = dictionary.run(x)
+        torch.testing.assert_close(codes.f, torch.tensor(f, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(codes.norms, torch.tensor(n, dtype=torch.float64), rtol=1e-12, atol=0)
+        torch.testing.assert_close(reconstruction, torch.tensor(x_hat, dtype=torch.float64), rtol=1e-11, atol=1e-11)
+        assert 0 < int((codes.f != 0).sum()) < codes.f.numel()
+
+
+@pytest.mark.parametrize("act_fn", ["relu", "topk", "batchtopk"])
+@both_gating_domains
+def test_gradients_equal_finite_differences(act_fn: str, include_norm: bool) -> None:
+    """The concatenated norm takes part: the loss has f * N (support fixed by a small step)."""
+    dictionary = make(act_fn, sparsity_include_decoder_norm=include_norm)
+    x, label = read_by(dictionary, 9), read_by(dictionary, 9, seed=1)
+
+    def value() -> Tensor:
+        codes, x_hat = dictionary.run(x)
+        return (x_hat - label).square().sum() + 0.7 * (codes.f * codes.norms).sum()
+
+    value().backward()
+    step = 1e-6
+    for name, parameter in dictionary.named_parameters():
+        flat, gradient = parameter.detach().view(-1), parameter.grad.view(-1)  # type: ignore[union-attr]
+        for place in range(0, flat.numel(), max(1, flat.numel() // 11)):
+            before, ends = float(flat[place]), []
+            for sign in (1, -1):
+                flat[place] = before + sign * step
+                ends.append(float(value().detach()))
+            flat[place] = before
+            expected = (ends[0] - ends[1]) / (2 * step)
+            assert float(gradient[place]) == pytest.approx(expected, rel=2e-5, abs=2e-5), (name, place)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("include_norm", [True, False])
-def test_equals_a_loop(include_norm: bool) -> None:
-    made = filled(act_fn="jumprelu", sparsity_include_decoder_norm=include_norm, **FIELDS)
-    x = read_by(made, 5)
-    codes, x_hat = made.run(x)
-    w = {name: tensor.tolist() for name, tensor in made.state_dict().items()}
-    for b in range(5):
-        f = []
-        for i in range(F):
-            h = w["b_E"][i] + sum(float(x[b, p, d]) * w["W_E"][p][d][i] for p in range(P) for d in range(D))
-            n = math.sqrt(sum(v * v for p in range(P) for v in w["W_D"][p][i]))
-            z = h * n if include_norm else h
-            assert float(codes.h[b, i]) == pytest.approx(h, rel=1e-12)
-            assert float(codes.norms[i]) == pytest.approx(n, rel=1e-12)
-            f.append(h if z > math.exp(w["log_jumprelu_threshold"][i]) else 0.0)
-            assert float(codes.f[b, i]) == pytest.approx(f[i], rel=1e-12)
-        for p in range(P):
-            for d in range(D):
-                wanted = w["b_D"][p][d] + sum(f[i] * w["W_D"][p][i][d] for i in range(F))
-                assert float(x_hat[b, p, d]) == pytest.approx(wanted, rel=1e-11, abs=1e-12)
+@every_gate
+@both_gating_domains
+@pytest.mark.parametrize("feature_units", ["raw", "normalized"])
+@pytest.mark.parametrize("norm_activation", ["dataset-wise", "dataset-rms"])
+def test_folding_with_unequal_norms_is_exact(act_fn: str, include_norm: bool, feature_units: str, norm_activation: str) -> None:
+    dictionary = make(act_fn, sparsity_include_decoder_norm=include_norm, norm_activation=norm_activation)
+    scales = [
+        1 / math.sqrt(NORMS[hook]["mean_square"])
+        if norm_activation == "dataset-rms"
+        else math.sqrt(6) / NORMS[hook]["mean_norm"]
+        for hook in HOOKS
+    ]
+    s = torch.tensor(scales, dtype=torch.float64)[:, None]
+    normalized = read_by(dictionary, 40)
+    x = normalized / s
+    folded = dictionary.fold(NORMS, feature_units=feature_units)
+    f, wanted = dictionary.encode(normalized), dictionary(normalized) / s
+    served, found = folded.encode(x), folded(x)
+    for p, hook in enumerate(HOOKS):  # each by itself: the longest would hide the others
+        assert float((found - wanted)[:, p].norm() / wanted[:, p].norm()) <= 1e-9, hook
+    assert torch.equal(served != 0, f != 0)
+    assert 0 < int((f != 0).sum()) < f.numel()
+    if feature_units == "raw":  # an activation is the length of what the feature adds to all hook points together
+        added = torch.linalg.vector_norm(dictionary.W_D / s[:, :, None], dim=(0, 2)) * f
+        torch.testing.assert_close(served, added, rtol=1e-9, atol=0.0)
+        torch.testing.assert_close(folded.decoder_norms(), torch.ones(20, dtype=torch.float64))
 
 
-class _Scored(torch.nn.Module):
-    def __init__(self, made: Dictionary) -> None:
-        super().__init__()
-        self.made = made
+@torch.no_grad()
+@pytest.mark.parametrize("act_fn", ["topk", "batchtopk"])
+@both_gating_domains
+def test_the_fold_stage_serves_the_trained_l0(act_fn: str, include_norm: bool) -> None:
+    dictionary = make(act_fn, d_sae=40, sparsity_include_decoder_norm=include_norm)
+    s = torch.tensor([math.sqrt(6) / NORMS[hook]["mean_norm"] for hook in HOOKS], dtype=torch.float64)[:, None]
+    batches = [(read_by(dictionary, 400, seed) / s, torch.arange(400) % 5 != 0) for seed in range(4)]
+    report = fold_dictionary(dictionary, NORMS, calibration_batches=batches)
+    assert float(report.figures["relative_error"]) <= 1e-9
+    assert report.l0_after == pytest.approx(report.l0_before, rel=0.002)
+    assert report.figures["calibration_tokens"] == 1280
+    assert not report.dictionary.is_batch_dependent
 
-    def forward(self, x: Tensor) -> Tensor:
-        codes, x_hat = self.made.run(x)
-        return x_hat.square().sum() + (codes.f * codes.norms).tanh().sum()
+
+@torch.no_grad()
+def test_a_feature_of_one_model_leaves_the_others_alone() -> None:
+    """A zero block of one hook point neither reads nor writes there; a zero row in all of them keeps the feature closed."""
+    dictionary = make("relu")
+    dictionary.W_D[2, 5] = 0
+    dictionary.W_D[:, 6] = 0
+    x = read_by(dictionary, 30)
+    codes, _ = dictionary.run(x)
+    alone = dictionary.decode_linear(torch.where(torch.arange(20) == 5, codes.f, 0.0))
+    assert (alone[:, 2] == 0).all()
+    assert alone[:, :2].abs().sum() > 0
+    assert (codes.f[:, 6] == 0).all()
+    folded = dictionary.fold(NORMS)
+    assert all(tensor.isfinite().all() for tensor in folded.state_dict().values())
 
 
-def test_gradients_equal_finite_differences() -> None:
-    made = filled(act_fn="relu", d_sae=5, **FIELDS)
-    names = [f"made.{name}" for name, _ in made.named_parameters()]
-    leaves = [read_by(made, 3).requires_grad_(), *(p.detach().clone().requires_grad_() for p in made.parameters())]
+def test_base_draw() -> None:
+    """Uniform rows at every hook point, encoder blocks their transposes times the factor, zero biases."""
+    config = {**CONFIG, "d_in": 6, "d_sae": 400}
+    tied = build_dictionary({**config, "decoder_uniform_bound": 0.5, "init_encoder_with_decoder_transpose_factor": 2.0}, seed=1)
+    assert float(tied.W_D.detach().abs().max()) == pytest.approx(0.5, rel=1e-2)
+    assert abs(float(tied.W_D.detach().mean())) < 0.02
+    for p in range(3):
+        assert torch.equal(tied.W_E[p], 2.0 * tied.W_D[p].T)
+    assert not torch.equal(tied.W_D[0], tied.W_D[1])
+    assert not any(tied.get_parameter(name).any() for name in ("b_E", "b_D"))
+    own = build_dictionary({**config, "init_encoder_with_decoder_transpose": False, "encoder_uniform_bound": 0.1}, seed=1)
+    assert float(own.W_E.detach().abs().max()) == pytest.approx(0.1, rel=1e-2)
+    assert torch.equal(own.W_D, build_dictionary(config, seed=1).W_D)
+    unit = type(own)(own.config).initialize_(1, BaseInitialization(unit_rows=True))
+    torch.testing.assert_close(unit.decoder_norms(), torch.ones(400))
 
-    def value(x: Tensor, *weights: Tensor) -> Tensor:
-        return torch.func.functional_call(_Scored(made), dict(zip(names, weights, strict=True)), (x,))
 
-    torch.autograd.gradcheck(value, leaves, atol=1e-7, rtol=1e-6)
+@torch.no_grad()
+def test_moving_lengths_between_encoder_and_decoder_keeps_the_function() -> None:
+    """What the revival of dead features and the initialisation use."""
+    dictionary = make("topk", use_decoder_bias=False)
+    x = read_by(dictionary, 25)
+    before, f = dictionary(x), dictionary.encode(x)
+    factor = torch.linspace(0.5, 3.0, 20, dtype=torch.float64)
+    dictionary.scale_encoder_(factor)
+    dictionary.encoder_bias().mul_(factor)
+    dictionary.scale_decoder_(1 / factor)
+    torch.testing.assert_close(dictionary(x), before, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(dictionary.encode(x), f * factor, rtol=1e-12, atol=1e-12)
+
+
+def test_what_cannot_be_is_refused_by_name() -> None:
+    for config, message in (
+        ({"hook_points_in": HOOKS[:1]}, r"hook_points_in: kind 'crosscoder' takes at least two hook points"),
+        ({"hook_points_in": [HOOKS[0], HOOKS[0]]}, "hook_points_in: a hook point is there twice"),
+        ({"hook_points_out": HOOKS[:2]}, "hook_points_out: a crosscoder writes the hook points that it reads"),
+        ({"d_out": 7}, "d_out: 7 differs from d_in 6"),
+        ({"skip": True}, "skip: unknown key"),
+        ({"act_fn": "layertopk"}, "act_fn: "),
+    ):
+        with pytest.raises(ParamsError, match=message):
+            build_dictionary({**CONFIG, "d_in": 6, "d_sae": 20, **config})
+    with pytest.raises(ParamsError, match=r"decoder_constraint: unit_norm is not for dictionary.kind 'crosscoder'"):
+        make("relu").decoder_rows()
+    with pytest.raises(ParamsError, match=r"norms: unknown hook point 'tuned:blocks.1.hook_resid_post'"):
+        make("relu").fold({hook: NORMS[hook] for hook in HOOKS[:2]})
 
 
 def test_where_a_feature_is_written_is_reported() -> None:
     """Feature 0 is exclusive to the first hook point, feature 1 the same at the first two, feature 2 opposite there."""
-    made = build_dictionary({**FIELDS, "d_in": 2, "d_sae": 3, "act_fn": "relu", "dtype": "float64"})
-    rows = torch.zeros(P, 3, 2, dtype=torch.float64)
+    made = build_dictionary({**CONFIG, "d_in": 2, "d_sae": 3, "act_fn": "relu", "dtype": "float64"})
+    rows = torch.zeros(3, 3, 2, dtype=torch.float64)
     rows[0, 0] = torch.tensor([3.0, 4.0])
     rows[:2, 1] = torch.tensor([1.0, 1.0])
     rows[0, 2], rows[1, 2] = torch.tensor([2.0, 0.0]), torch.tensor([-1.0, 0.0])
     with torch.no_grad():
         made.get_parameter("W_D").copy_(rows)
     found = decoder_metrics(made)
-    first, second, third = LAYERS_IN
-    assert [found[f"exclusive_fraction.{hook}"] for hook in LAYERS_IN] == pytest.approx([1 / 3, 0.0, 0.0])
+    first, second, third = HOOKS
+    assert [found[f"exclusive_fraction.{hook}"] for hook in HOOKS] == pytest.approx([1 / 3, 0.0, 0.0])
     assert found["shared_fraction"] == pytest.approx(2 / 3)
     assert found[f"written_norm_q50.{first}"] == pytest.approx(2.0)
     assert found[f"written_norm_q95.{third}"] == 0.0
     assert found[f"written_cosine_q50.{first}.{second}"] == pytest.approx(0.0)
     assert found[f"written_cosine_q95.{first}.{second}"] == pytest.approx(0.9)
     assert f"written_cosine_q50.{second}.{third}" not in found
-
-
-def test_configurations_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ParamsError, match="writes the hook points that it reads"):
-        build_dictionary({**FIELDS, "d_in": 4, "d_sae": 8, "hook_points_out": LAYERS_OUT})
-    with pytest.raises(ParamsError, match="kind 'crosscoder' has one"):
-        build_dictionary({**FIELDS, "d_in": 4, "d_sae": 8, "act_fn": "layertopk"})
-    with pytest.raises(ParamsError, match="a hook point is there twice"):
-        build_dictionary({"kind": "crosscoder", "hook_points_in": ["a", "a"], "d_in": 4, "d_sae": 8})

@@ -20,6 +20,26 @@ def model(tiny_path):
 @pytest.fixture(scope="session")
 def module(tiny_path):
     """The same model as transformers gives it, for naive runs."""
+    return _plain(tiny_path)
+
+
+@pytest.fixture(scope="session")
+def tuned_path(tiny_path, tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("tuned") / "model", seed=8, parent=tiny_path)
+
+
+@pytest.fixture(scope="session")
+def tuned(tuned_path):
+    """Another checkpoint of the model."""
+    return load_language_model(str(tuned_path), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tuned_module(tuned_path):
+    return _plain(tuned_path)
+
+
+def _plain(path):
     from transformers import GPTNeoXForCausalLM
 
-    return GPTNeoXForCausalLM.from_pretrained(tiny_path, attn_implementation="sdpa", dtype=torch.float32).eval()
+    return GPTNeoXForCausalLM.from_pretrained(path, attn_implementation="sdpa", dtype=torch.float32).eval()

@@ -17,8 +17,11 @@ HOOK = "blocks.1.hook_resid_post"
 MLP_IN, MLP_OUT = "blocks.1.ln2.hook_out", "blocks.1.hook_mlp_out"
 
 
-def write_tiny_model(path: Path) -> Path:
-    """A random GPT-NeoX in Hugging Face form, its weights large enough that layers matter."""
+def write_tiny_model(path: Path, seed: int = 7, parent: Path | None = None) -> Path:
+    """A random GPT-NeoX in Hugging Face form, its weights large enough that layers matter.
+
+    With `parent` it is that model, its weights moved by a fifth: another checkpoint of one training.
+    """
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     config = GPTNeoXConfig(
@@ -32,12 +35,16 @@ def write_tiny_model(path: Path) -> Path:
         eos_token_id=0,
     )
     with torch.random.fork_rng():
-        torch.manual_seed(7)
+        torch.manual_seed(seed)
         model = GPTNeoXForCausalLM(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 2:
                     parameter.mul_(6.0)
+            if parent is not None:
+                before = GPTNeoXForCausalLM.from_pretrained(parent, dtype=torch.float32).state_dict()
+                for name, parameter in model.named_parameters():
+                    parameter.copy_(before[name] + 0.2 * parameter * (parameter.ndim == 2))
     model.save_pretrained(path)
     return path
 

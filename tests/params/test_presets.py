@@ -64,7 +64,7 @@ def test_pythia_160m_has_designs_figures() -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_states_every_key_but_those_left_alone(name: str) -> None:
-    stated = {key for key, _ in flatten(read_preset(name))}
+    stated = {"models" if key.startswith("models.") else key for key, _ in flatten(read_preset(name))}
     every = {key for key, _ in flatten(read_mapping(ROOT / "params.yaml"))}
     assert stated == {key for key in every if not is_left_alone(key)}
 
@@ -161,6 +161,13 @@ def test_presets_are_what_their_names_say() -> None:
         transcoder = of(name)
         assert transcoder.hook_points == ("blocks.6.ln2.hook_out", "blocks.6.hook_mlp_out")
         assert (transcoder.dictionary.kind, transcoder.dictionary.to_dict()["skip"]) == ("transcoder", skip)
+    layers, checkpoints = of("crosscoder"), of("crosscoder-checkpoints")
+    assert layers.models is None
+    assert layers.hook_points == ("blocks.5.hook_resid_post", "blocks.6.hook_resid_post")
+    assert checkpoints.hook_points == ("blocks.6.hook_resid_post", "early:blocks.6.hook_resid_post")
+    early, late = checkpoints.language_model("early"), checkpoints.language_model("")
+    assert (early.model_name, early.revision, late.revision) == (late.model_name, "step16000", None)
+    assert (early.backend, early.dtype) == (late.backend, late.dtype)
     attention = of("attention-out")
     assert attention.hook_points == ("blocks.6.hook_attn_out",)
     assert attention.initializer.initialize_W_D_with_active_subspace
@@ -170,7 +177,9 @@ def test_presets_are_what_their_names_say() -> None:
 def test_flags_have_nothing_that_a_shell_would_change() -> None:
     for name in preset_names():
         for word in flags(read_preset(name)):
-            assert re.fullmatch(r"-S|[a-z0-9_.A-Z]+=(\[[A-Za-z0-9_./@%:+,-]*\]|[A-Za-z0-9_./@%:+-]+)", word), word
+            assert re.fullmatch(
+                r"-S|[a-z0-9_.A-Z]+=(\[[A-Za-z0-9_./@%:+,-]*\]|[A-Za-z0-9_./@%:+-]+|\{[A-Za-z0-9_./@%:+,{}-]*\})", word
+            ), word
 
 
 @pytest.mark.parametrize("value", ["a b", "it's", "*", "a=b", "", "null", "True", "1e5", "12", "a,b", "$x", "~", "nan"])
@@ -193,6 +202,17 @@ def test_flag_values() -> None:
     ]
 
 
+def test_flags_put_named_models_in_the_place_of_those_that_are_there() -> None:
+    models = {"early": {"model_name": "a/b", "revision": "step1"}, "late": {"model_name": "c", "revision": None}}
+    found = flags({"seed": 1, "models": models})[1::2]
+    assert found == [
+        "seed=1",
+        "models=null",
+        "models={early:{model_name:a/b,revision:step1},late:{model_name:c,revision:null}}",
+    ]
+    assert flags({"models": None})[1::2] == ["models=null"]
+
+
 DVC_ARGUMENTS = """
 import itertools, os, sys
 from dvc.cli import parse_args
@@ -213,9 +233,14 @@ for is_end, words in itertools.groupby(sys.argv[1:], lambda word: word == "END")
 def test_flags_reach_params_yaml_through_the_shell_and_dvc(tmp_path: Path) -> None:
     (tmp_path / "apply.py").write_text(DVC_ARGUMENTS)
     command = f'"{sys.executable}" -W ignore apply.py'
+    params = (ROOT / "params.yaml").read_text()
+    assert "\nmodels: null " in params  # a model that an earlier run has left there goes
+    (tmp_path / "params.yaml").write_text(
+        params.replace("\nmodels: null ", "\nmodels: {old: {model_name: x, revision: null}} ")
+    )
     for name in preset_names():  # one process for all: dvc takes seconds to import
         (tmp_path / name).mkdir()
-        shutil.copy(ROOT / "params.yaml", tmp_path / name / "params.yaml")
+        shutil.copy(tmp_path / "params.yaml", tmp_path / name / "params.yaml")
         (tmp_path / name / "flags.txt").write_text(" ".join(flags(read_preset(name))))
         command += f" {name} $(cat {name}/flags.txt) -S trainer.lr=2e-5 END"
     subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plots.histograms import density_chart, norm_chart, norm_charts, rebinned
+from pipeline.plots.histograms import density_chart, norm_chart, norm_charts, rebinned, share_charts
 from pipeline.plots.report import write_report
 
 EDGES = [round(-7 + 0.1 * i, 6) for i in range(71)]
@@ -81,3 +81,15 @@ def test_hook_points_share_a_picture_and_have_a_card_each(tmp_path):
 def test_norms_of_any_size(tmp_path, scale):
     edges = [scale * 1.001**i for i in range(301)]
     write_report(tmp_path, "t", "a", [norm_chart("h", edges, [1.0] * 300, 1.1 * scale)])
+
+
+def test_share_charts_are_panels_of_one_picture(tmp_path):
+    hooks = ("blocks.1.hook_resid_post", "tuned:blocks.1.hook_resid_post")
+    charts = share_charts({hooks[0]: [3, 0, 0, 1], hooks[1]: [1, 0, 0, 3]})
+    assert charts[0].edges == (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert charts[1].counts == (1.0, 0.0, 0.0, 3.0)
+    assert hooks[1] in charts[1].x_label
+    assert ":" not in charts[1].name
+    write_report(tmp_path, "title", "about", charts)
+    assert {file.name for file in tmp_path.iterdir()} == {"written_share.png", "index.html"}
+    assert share_charts({}) == []

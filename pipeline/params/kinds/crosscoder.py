@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.params.fields import param
 from pipeline.params.section import rule
+from pipeline.params.sections.activations import HOOK_KEY
 from pipeline.params.sections.dictionary import register_kind
 from pipeline.params.sections.several_hook_points import SeveralHookPointsParams
 
@@ -13,9 +14,11 @@ from pipeline.params.sections.several_hook_points import SeveralHookPointsParams
 @register_kind("crosscoder")
 @dataclass(frozen=True)
 class CrosscoderParams(SeveralHookPointsParams):
-    """Fields: those of SeveralHookPointsParams; it writes what it reads."""
+    """Fields: those of SeveralHookPointsParams; it writes what it reads. Hook points may be of several models (`models`)."""
 
     kind: str = param("crosscoder", choices=("crosscoder",))
+    hook_points_in: tuple[str, ...] | None = param(None, form=HOOK_KEY)
+    hook_points_out: tuple[str, ...] | None = param(None, form=HOOK_KEY)
 
     @rule("hook_points_out")
     def _writes_what_it_reads(self) -> str | None:

@@ -7,12 +7,14 @@ from typing import ClassVar
 
 from pipeline.params.fields import param
 from pipeline.params.section import Section, rule
-from pipeline.params.sections.model import DEVICE, MODEL_DTYPES
+from pipeline.params.sections.model import ALIAS, DEVICE, MODEL_DTYPES
 
 HOOK_POINT = (
     r"blocks\.\d+\.[A-Za-z_]\w*(\.[A-Za-z_]\w*)*",
     "a hook point (blocks.L.name, as blocks.2.hook_resid_post)",
 )
+# The same, perhaps of one of the section `models`.
+HOOK_KEY = (f"({ALIAS}:)?{HOOK_POINT[0]}", f"{HOOK_POINT[1][:-1]}, or alias:blocks.L.name with an alias of models)")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class ActivationsParams(Section):
     NAME: ClassVar[str] = "activations"
 
     path: str | None = param(None, form=(r"(?s).*\S.*", "the path of a store"))
-    hook_points: tuple[str, ...] | None = param(None, form=HOOK_POINT)
+    hook_points: tuple[str, ...] | None = param(None, form=HOOK_KEY)
     context_size: int = param(128, at_least=2, also_called=("ctx_len", "n_ctx", "seq_len"))
     model_batch_size: int = param(64, at_least=1)
     total_tokens: int = param(1_000_000, at_least=1)

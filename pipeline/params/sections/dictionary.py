@@ -13,7 +13,7 @@ from pipeline.errors import unknown_name
 from pipeline.params import kinds
 from pipeline.params.fields import Refused, describe, limits_of, param
 from pipeline.params.section import Section, rule
-from pipeline.params.sections.activations import HOOK_POINT
+from pipeline.params.sections.activations import HOOK_KEY, HOOK_POINT
 
 OF_LAYERS = ("layertopk", "batchlayertopk")
 BATCH_DEPENDENT = ("batchtopk", "batchlayertopk")
@@ -102,7 +102,7 @@ class DictionaryParams(Section, abc.ABC):
             field = kind_class(kind).__dataclass_fields__.get(key)
             if field is None:
                 continue
-            default = None if limits_of(field).form == HOOK_POINT else field.default
+            default = None if limits_of(field).form in (HOOK_POINT, HOOK_KEY) else field.default
             at_rest = value is None or (default is not None and value == default)
             wanted = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
             own = cls.__dataclass_fields__["kind"].default

@@ -12,14 +12,30 @@ MODEL_DTYPES = ("float32", "bfloat16", "float16")
 DEVICE = (r"cpu|(cuda|xpu|npu)(:\d+)?|mps", "a device (cpu, mps, cuda or cuda:N)")
 
 
+_NAME_FORM = (r"\S(.*\S)?", "a hub id, a local directory or demo")
+_REVISION_FORM = (r"\S+", "a branch, tag or commit")
+ALIAS = r"[A-Za-z_][A-Za-z0-9_-]*"
+ALIAS_FORM = (ALIAS, "letters, digits, '_' and '-', beginning with a letter")
+
+
+@dataclass(frozen=True)
+class NamedModelParams(Section):
+    """One further language model of the section `models`; everything else is as in the section `model`."""
+
+    NAME: ClassVar[str] = "models"
+
+    model_name: str = param(form=_NAME_FORM, also_called=("name",))
+    revision: str | None = param(None, form=_REVISION_FORM)
+
+
 @dataclass(frozen=True)
 class ModelParams(Section):
     """Fields: see the comments of params.yaml."""
 
     NAME: ClassVar[str] = "model"
 
-    model_name: str = param("demo", form=(r"\S(.*\S)?", "a hub id, a local directory or demo"), also_called=("name",))
-    revision: str | None = param(None, form=(r"\S+", "a branch, tag or commit"))
+    model_name: str = param("demo", form=_NAME_FORM, also_called=("name",))
+    revision: str | None = param(None, form=_REVISION_FORM)
     backend: str = param("huggingface", choices=("huggingface", "transformer_lens"))
     dtype: str = param("float32", choices=MODEL_DTYPES)
     device: str | None = param(None, form=DEVICE)

@@ -1,0 +1,91 @@
+"""The language models that a dictionary's hook points are of, run on the same tokens.
+
+Most dictionaries have one model. A crosscoder over checkpoints has hook points `alias:blocks.L.name` of several: each model
+is run by itself, and what it captures is known by the full keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pipeline.evaluation.language_model import Replacement
+from pipeline.hook_keys import MAIN, by_model, join_key, split_key
+
+if TYPE_CHECKING:
+    from pipeline.lm.language_model import LanguageModel
+
+
+class _Keyed(Mapping[str, Tensor]):
+    """What a run has captured, by the keys of its model."""
+
+    def __init__(self, captured: Mapping[str, Tensor], alias: str) -> None:
+        self._captured, self._alias = captured, alias
+
+    def __getitem__(self, key: str) -> Tensor:
+        alias, hook = split_key(key)
+        if alias != self._alias:
+            raise KeyError(key)
+        return self._captured[hook]
+
+    def __iter__(self) -> Iterator[str]:
+        return (join_key(self._alias, hook) for hook in self._captured)
+
+    def __len__(self) -> int:
+        return len(self._captured)
+
+
+class LanguageModels:
+    """Models by alias.
+
+    Args:
+        models: one model, or {alias: model} with "" for the main one; all on one device.
+    """
+
+    def __init__(self, models: LanguageModel | Mapping[str, LanguageModel]) -> None:
+        self._models = dict(models) if isinstance(models, Mapping) else {MAIN: models}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return next(iter(self._models.values())).device
+
+    def owner(self, key: str) -> LanguageModel:
+        """The model of a hook point."""
+        return self._models[split_key(key)[0]]
+
+    def hook_width(self, key: str) -> int:
+        """Width of the activation at a hook point.
+
+        Raises:
+            DataError: its model has no such hook point.
+        """
+        return self.owner(key).hook_width(split_key(key)[1])
+
+    def activations(self, tokens: Tensor, keys: Iterable[str]) -> dict[str, Tensor]:
+        """{key: [b, T, D]} of the models as they are; each stops after the last hook point."""
+        found = {}
+        for alias, hooks in by_model(keys).items():
+            captured = self._models[alias].activations(tokens, hooks)
+            found.update({join_key(alias, hook): captured[hook] for hook in hooks})
+        return found
+
+    def logits(self, alias: str, tokens: Tensor, replace: Mapping[str, Replacement], capture: Sequence[str] = ()) -> Tensor:
+        """Logits [b, T, V] of one model's run with activations replaced.
+
+        Args:
+            alias: of the model.
+            tokens: int64 [b, T].
+            replace: {key of this model: function(captured so far, by key, original)}.
+            capture: keys that the functions may look up; those of other models are left out.
+        """
+        inside = {split_key(key)[1]: self._with_keys(alias, function) for key, function in replace.items()}
+        own = by_model(capture).get(alias, [])
+        return self._models[alias].logits(tokens, inside, capture=own)
+
+    @staticmethod
+    def _with_keys(alias: str, function: Replacement) -> Replacement:
+        return lambda captured, original: function(_Keyed(captured, alias), original)
