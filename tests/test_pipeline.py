@@ -101,7 +101,7 @@ def test_folded_is_the_trained_function(finished_project: Project) -> None:
         {"dictionary__act_fn": "batchtopk"},
         {"dictionary__act_fn": "jumprelu", "initializer__init_log_jumprelu_threshold_value": -2.3, "trainer__sparsity_loss_type": "power", "trainer__auxk_coefficient": None, "fold__calibration_tokens": 0},
         {"dictionary__act_fn": "relu", "trainer__sparsity_loss_type": "power", "trainer__auxk_coefficient": None, "fold__mode": "keep", "dictionary__norm_activation": "token-wise"},
-        {"dictionary__kind": "transcoder", "dictionary__hook_point_in": "blocks.1.ln2.hook_out", "dictionary__hook_point_out": "blocks.1.hook_mlp_out", "dictionary__skip": True, "initializer__initialize_tc_with_mlp": True, "initializer__initialize_W_D_with_activations": False},
+        {"dictionary__kind": "transcoder", "dictionary__apply_b_dec_to_input": False, "dictionary__hook_point_in": "blocks.1.ln2.hook_out", "dictionary__hook_point_out": "blocks.1.hook_mlp_out", "dictionary__skip": True, "initializer__initialize_tc_with_mlp": True, "initializer__initialize_W_D_with_activations": False},
         {"activations__target": "activations-2d", "activations__batch_size": 8, "dictionary__use_glu_encoder": True},
         {"model__backend": "transformer_lens", "trainer__auxk_coefficient": 0.03125, "trainer__dead_threshold": 500, "trainer__initial_k": 8},
     ],
