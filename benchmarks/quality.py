@@ -5,6 +5,7 @@ directions: the goal for recovery is for these (and for TopK).
 
     python -m benchmarks.quality                              # everything; writes benchmarks/results/quality.md
     python -m benchmarks.quality --sets main --act-fns topk --tokens 198000 --seeds 1
+    python -m benchmarks.quality --runs runs.jsonl            # keeps every run there; started again, goes on after the last
 
 Each seed is a draw of the data (planted.py) and, apart from it, of the dictionary. 200,000 training rows; FVU and dead
 features on 20,000 held-out rows, served L0 on 200,000 further rows that nothing was fitted to (L0 varies from row to row as
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import json
 import multiprocessing
 import os
 import platform
@@ -135,8 +137,8 @@ def goals(case: Case) -> list[Goal]:
     return found
 
 
-def run_all(about: PlantedSet, cases: Sequence[Case]) -> list[tuple[Case, Measured]]:
-    """Run cases of one set and seed on one draw of the data; a line of each is printed as it ends."""
+def run_all(about: PlantedSet, cases: Sequence[Case], kept: Path | None) -> list[tuple[Case, Measured]]:
+    """Run cases of one set and seed on one draw of the data; a line of each is printed, and kept, as it ends."""
     data = about.draw(cases[0].seed)
     training, held_out, fresh = (
         data.rows(n, part) for n, part in ((TRAINING_ROWS, "training"), (HELD_OUT_ROWS, "held out"), (FRESH_ROWS, "fresh"))
@@ -160,8 +162,19 @@ def run_all(about: PlantedSet, cases: Sequence[Case]) -> list[tuple[Case, Measur
         measured = Measured(metrics["fvu"], dead, error, recovered, l0, seconds)
         figures = ", ".join(f"{name} {value:.4f}" for name, value in measured._asdict().items())
         click.echo(f"{case}, seed {case.seed}: {figures}")
+        if kept is not None:
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([case._asdict(), measured._asdict()]) + "\n")
         found.append((case, measured))
     return found
+
+
+def runs_in(kept: Path | None) -> dict[Case, Measured]:
+    """The runs of a file that run_all() wrote; none if there is no such file."""
+    if kept is None or not kept.exists():
+        return {}
+    pairs = (json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines())
+    return {Case(**case): Measured(**measured) for case, measured in pairs}
 
 
 @torch.no_grad()
@@ -273,6 +286,9 @@ def _cases(name: str, tokens: int, act_fn: str, seed: int) -> list[Case]:
 @click.option("--tokens", multiple=True, type=int, help="Lengths, of those of the sets; all without it.")
 @click.option("--seeds", type=click.IntRange(1), default=SEEDS, show_default=True, help="Number of seeds.")
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True, help="Runs at a time, one thread each.")
+@click.option(
+    "--runs", type=click.Path(path_type=Path), help="File of finished runs, one JSON line each; what it has is not run."
+)
 @click.option("--output", type=click.Path(path_type=Path), help=f"Where to write; {RESULTS} if everything is run.")
 def main(
     sets: tuple[str, ...],
@@ -280,6 +296,7 @@ def main(
     tokens: tuple[int, ...],
     seeds: int,
     processes: int,
+    runs: Path | None,
     output: Path | None,
 ) -> None:
     """Train, measure, compare with the goals."""
@@ -293,12 +310,14 @@ def main(
                 )
     if not groups:
         raise click.UsageError(f"--tokens: nothing to run; the sets' lengths are {TOKENS}")
-    results: list[tuple[Case, Measured]] = []
+    kept = runs_in(runs)
+    results = [(case, kept[case]) for group in groups for case in group if case in kept]
+    groups = [left for group in groups if (left := [case for case in group if case not in kept])]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
         processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        for done in concurrent.futures.as_completed([pool.submit(run_all, SETS[c[0].planted], c) for c in groups]):
+        for done in concurrent.futures.as_completed([pool.submit(run_all, SETS[c[0].planted], c, runs) for c in groups]):
             results += done.result()
     results.sort()
     text = report(results, " ".join(["python -m benchmarks.quality", *sys.argv[1:]]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from benchmarks import quality
 from benchmarks.planted import PlantedSet
-from benchmarks.quality import Case, Goal, Measured, goals, mean_l0, missed, run_all, table
+from benchmarks.quality import Case, Goal, Measured, goals, mean_l0, missed, run_all, runs_in, table
 from pipeline.training.fit import FitResult
 
 TINY = PlantedSet(
@@ -66,7 +67,7 @@ def test_the_table_has_median_spread_and_goal() -> None:
     assert "| 0.20% (0.10% to 0.40%); <= 1.00% |" in line
 
 
-def test_a_small_run_measures_the_inference_form_on_unseen_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_run_measures_the_inference_form_on_unseen_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, value in (("TRAINING_ROWS", 6000), ("HELD_OUT_ROWS", 1000), ("FRESH_ROWS", 3000), ("BATCH", 256)):
         monkeypatch.setattr(quality, name, value)
     kept: list[FitResult] = []
@@ -80,8 +81,9 @@ def test_a_small_run_measures_the_inference_form_on_unseen_rows(monkeypatch: pyt
 
     monkeypatch.setattr(quality, "fit", remembered)
     cases = [Case("tiny", 20_000, act_fn, act_fn == "jumprelu", 1) for act_fn in quality.ACT_FNS]
-    found = run_all(TINY, cases)
+    found = run_all(TINY, cases, tmp_path / "runs.jsonl")
     assert [case for case, _ in found] == cases
+    assert runs_in(tmp_path / "runs.jsonl") == dict(found)
     data = TINY.draw(1)
     held_out, fresh = data.rows(1000, "held out"), data.rows(3000, "fresh")
     assert [trained_with["topk_start_steps"] for trained_with in stated if "topk_start_steps" in trained_with] == [0.9]
