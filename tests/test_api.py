@@ -114,6 +114,79 @@ def test_sequences() -> None:
     assert result.inference(contexts).shape == contexts.shape
 
 
+def test_targets_by_name_make_a_cross_layer_transcoder() -> None:
+    x = short()
+    lower = torch.relu(x @ torch.randn(D, D, generator=generator(0, "tests", "lower")))
+    upper = 5 * torch.relu(lower @ torch.randn(D, D, generator=generator(0, "tests", "upper")))
+    read, written = {"x0": x, "x1": lower}, {"y0": lower, "y1": upper}
+    result = api.fit(
+        read, targets=written, dictionary={"d_sae": 64, "top_k": 8, "act_fn": "batchlayertopk"}, trainer=SHORT, batch_size=100
+    )
+    config = result.dictionary.config
+    assert (config.kind, config.hooks_in, config.hooks_out) == ("clt", ("x0", "x1"), ("y0", "y1"))
+    assert list(result.norms) == ["x0", "x1", "y0", "y1"]
+    assert result.norms["y1"]["mean_norm"] == pytest.approx(float(upper.norm(dim=-1).mean()), rel=1e-5)
+    metrics = api.evaluate_reconstruction(result.inference, read, written)
+    assert metrics["explained_variance.y0"] > 0.5
+    assert metrics["explained_variance.y1"] > 0.5
+    assert result.inference(torch.stack([x, lower], dim=1)).shape == (1500, 2, D)
+    with pytest.raises(DataError, match="no activations of x1 are given; there are x0"):
+        api.evaluate_reconstruction(result.inference, {"x0": x}, written)
+
+
+def test_tensors_by_name_make_a_crosscoder() -> None:
+    x = short()
+    given = {"early": x, "late": 7 * x @ torch.randn(D, D, generator=generator(0, "tests", "late"))}
+    result = api.fit(given, dictionary={"d_sae": 64, "top_k": 4}, trainer=SHORT, batch_size=100, device="cpu")
+    assert (result.dictionary.config.kind, result.dictionary.config.hooks_out) == ("crosscoder", ("early", "late"))
+    metrics = api.evaluate_reconstruction(result.inference, given)
+    assert 0.5 < metrics["explained_variance.late"] < 1
+    contexts = {name: rows[:1480].view(37, 40, D) for name, rows in given.items()}
+    short_of = {name: rows[:, :7] for name, rows in contexts.items()}
+    assert len(api.fit(short_of, dictionary={"d_sae": 64}, trainer=SHORT, batch_size=10, device="cpu").norms) == 2
+
+
+@pytest.mark.parametrize("act_fn", ["topk", "batchtopk"])
+def test_attention_on_contexts(act_fn: str) -> None:
+    contexts = short(1600, 100, 16)
+    past = contexts.cumsum(1) / torch.arange(1, 17)[:, None]
+    reads_the_past = past @ torch.randn(D, D, generator=generator(0, "tests", "attended"))
+    fields = {"kind": "lorsa", "d_sae": 64, "top_k": 8, "n_qk_heads": 4, "d_qk_head": 8, "n_ctx": 16, "rotary_dim": 4}
+    result = api.fit(
+        contexts, targets=reads_the_past, dictionary={**fields, "act_fn": act_fn}, trainer=SHORT, batch_size=5, device="cpu"
+    )
+    assert (result.dictionary.config.kind, sorted(result.norms)) == ("lorsa", ["input", "output"])
+    assert result.history[-1]["explained_variance"] > 0.5
+    assert result.inference(contexts).shape == contexts.shape
+    later = contexts.clone()
+    later[:, 9:] += 1
+    assert torch.allclose(result.inference(contexts)[:, :9], result.inference(later)[:, :9], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("activations", "targets", "fields", "message"),
+    [
+        (
+            {"a": torch.zeros(9, D), "b": torch.zeros(8, D)},
+            None,
+            {},
+            r"of every hook point alike; got torch\.float32 \(9, 32\)",
+        ),
+        ({"a": torch.zeros(9, D)}, None, {}, "at least two hook points"),
+        ({"a": torch.zeros(9, D), "b": torch.zeros(9, D)}, torch.zeros(9, D), {}, "kind clt wants tensors by name"),
+        ({"a": torch.zeros(9, D), "b": torch.zeros(9, D)}, None, {"kind": "sae"}, "kind sae wants one tensor"),
+        (torch.zeros(9, D), None, {"kind": "clt"}, "kind clt wants tensors by name"),
+        (torch.zeros(9, D), torch.zeros(9, D), {"kind": "lorsa"}, r"reads contexts: activations should be \[n, T, D\]"),
+        (torch.zeros(9, D), None, {"act_fn": "layertopk"}, "lets the layers of a token compete"),
+    ],
+)
+def test_forms_that_do_not_fit_the_kind_are_refused(
+    activations: Tensor | dict[str, Tensor], targets: Tensor | None, fields: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ParamsError, match=message):
+        api.fit(activations, targets=targets, dictionary=fields, trainer={}, batch_size=4)
+
+
 def test_norms_that_cannot_be_folded_are_kept() -> None:
     result = api.fit(
         short(),

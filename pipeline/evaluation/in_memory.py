@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,7 @@ from pipeline.errors import DataError
 from pipeline.evaluation.decoder import decoder_metrics
 from pipeline.evaluation.reconstruction import LabelMean, ReconstructionMetrics
 from pipeline.evaluation.sparsity import SparsityMetrics
-from pipeline.hooks import split
+from pipeline.hooks import split, stacked
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def evaluate_reconstruction(
     dictionary: Dictionary,
-    activations: Tensor,
-    targets: Tensor | None = None,
+    activations: Tensor | Mapping[str, Tensor],
+    targets: Tensor | Mapping[str, Tensor] | None = None,
     *,
     mask: Tensor | None = None,
     batch_size: int = 4096,
@@ -33,8 +34,9 @@ def evaluate_reconstruction(
 
     Args:
         dictionary: any kind.
-        activations: what it reads, [..., D] (several hook points: [B, L, D]; sequence dictionaries: [b, S, D]).
-        targets: what it should write, same leading shape; None: the activations.
+        activations: what it reads, [..., D] (several hook points: [B, L, D], or {hook point: [B, D]}; sequence dictionaries:
+            [b, S, D]).
+        targets: what it should write, in the same form with the same leading shape; None: the activations.
         mask: bool, True for a kept token: the leading shape of `activations` ([B] with several hook points). None: all.
         batch_size: rows of the first dimension at a time; matters to batch-dependent activation functions only.
 
@@ -43,10 +45,11 @@ def evaluate_reconstruction(
         several written hook points also `<metric>.<hook>`.
 
     Raises:
-        DataError: shapes that do not fit.
+        DataError: shapes that do not fit, or a hook point that is not given.
         NumericsError: a non-finite value, or a metric that is undefined on this data.
     """
-    labels = activations if targets is None else targets
+    labels = _tensor(activations if targets is None else targets, dictionary.hooks_out)
+    activations = labels if targets is None else _tensor(activations, dictionary.hooks_in)
     _check_shapes(dictionary, activations, labels, mask)
     slices = [slice(start, start + batch_size) for start in range(0, len(activations), batch_size)]
     means = {hook: LabelMean() for hook in dictionary.hooks_out}
@@ -69,6 +72,16 @@ def evaluate_reconstruction(
         **sparsity.results(),
         **decoder_metrics(dictionary),
     }
+
+
+def _tensor(given: Tensor | Mapping[str, Tensor], hooks: Sequence[str]) -> Tensor:
+    """As the dictionary takes it."""
+    if isinstance(given, Tensor):
+        return given
+    missing = [hook for hook in hooks if hook not in given]
+    if missing:
+        raise DataError(f"no activations of {', '.join(missing)} are given; there are {', '.join(given) or 'none'}")
+    return stacked(given, hooks)
 
 
 def _check_shapes(dictionary: Dictionary, activations: Tensor, labels: Tensor, mask: Tensor | None) -> None:

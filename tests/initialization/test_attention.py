@@ -75,7 +75,7 @@ def test_features_read_and_write_along_their_heads_centred_output() -> None:
     attention = model_attention()
     made, taken, x = started(attention)
     set_attention_(made, taken, attention, seed=0)
-    s_in, s_out = taken.raw_scales()
+    _, s_out = taken.raw_scales()
     h = made.pre_activations(taken.x)
     for group in range(4):
         head = group // 2
@@ -131,5 +131,5 @@ def test_heads_that_do_not_fit_are_refused(fields: dict[str, Any], changes: dict
 def test_other_kinds_are_refused_by_name() -> None:
     params = InitializerParams(initialize_lorsa_with_mhsa=True)
     made = build_base({"kind": "sae", "d_in": 4, "d_sae": 8, "act_fn": "relu"}, params, seed=0)
-    with pytest.raises(ParamsError, match="not for dictionary.kind 'sae', which has no attention"):
+    with pytest.raises(ParamsError, match=r"not for dictionary\.kind 'sae', which has no attention"):
         check(made, params, has_model=True)

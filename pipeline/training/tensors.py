@@ -1,0 +1,143 @@
+"""Activations in memory as the dictionary of a kind takes them: one tensor, or one of each hook point."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import DataError, ParamsError
+from pipeline.hooks import split
+from pipeline.norms_statistics import ActivationStatistics
+from pipeline.params.fields import Refused
+from pipeline.params.sections.dictionary import DictionaryParams, kind_class
+from pipeline.params.sections.several_hook_points import SeveralHookPointsParams
+
+Activations = Tensor | Mapping[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorData:
+    """Inputs and labels of the same tokens.
+
+    Attributes:
+        section: the parameters' class of the dictionary's kind.
+        inputs: [N, d_in] or [n, T, d_in]; of several hook points [N, L, d_in] or [n, T, L, d_in].
+        labels: the same with d_out; the very tensor `inputs` where input and label are one activation.
+        names_in, names_out: of the hook points, where there are several; else empty.
+    """
+
+    section: type[DictionaryParams]
+    inputs: Tensor
+    labels: Tensor
+    names_in: tuple[str, ...] = ()
+    names_out: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def kind(self) -> str:
+        """Of the dictionary."""
+        return str(self.section.__dataclass_fields__["kind"].default)
+
+    @property
+    def token_dims(self) -> int:
+        """1 where a row is a token, 2 where it is a context."""
+        return self.inputs.ndim - (2 if self.names_in else 1)
+
+    @property
+    def tokens_per_row(self) -> int:
+        """1, or the length of a context."""
+        return 1 if self.token_dims == 1 else self.inputs.shape[1]
+
+    def rows(self, first: int, last: int) -> TensorData:
+        """Rows from `first` to before `last`."""
+        inputs = self.inputs[first:last]
+        labels = inputs if self.labels is self.inputs else self.labels[first:last]
+        return dataclasses.replace(self, inputs=inputs, labels=labels)
+
+    def config_fields(self) -> dict[str, Any]:
+        """What the tensors say of the dictionary's configuration."""
+        if not self.names_in:
+            return {"kind": self.kind}
+        return {"kind": self.kind, "hook_points_in": self.names_in, "hook_points_out": self.names_out}
+
+    def stand_ins(self) -> dict[str, Any]:
+        """Hook points of a model in the place of the tensors, for the checks of parameters."""
+        if self.names_in:
+            read = tuple(f"blocks.{i}.ln2.hook_out" for i in range(len(self.names_in)))
+            written = tuple(f"blocks.{i}.hook_mlp_out" for i in range(len(self.names_out)))
+            return {"hook_points_in": read, "hook_points_out": None if self.names_out == self.names_in else written}
+        if self.section.READS_SEQUENCES:
+            return {"hook_point_in": "blocks.0.ln1.hook_out", "hook_point_out": "blocks.0.hook_attn_out"}
+        return {}
+
+    def norms(self, hooks_in: tuple[str, ...], hooks_out: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        """{hook point: {"mean_norm", "mean_square", "d"}}; the hook points in the dictionary's order.
+
+        Raises:
+            DataError: a value that is not finite.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for hook, tensor in (split(self.inputs, hooks_in) | split(self.labels, hooks_out)).items():
+            statistics = ActivationStatistics(tensor.shape[-1])
+            statistics.update(tensor)
+            if statistics.nonfinite:
+                raise DataError(f"fit: {statistics.nonfinite} of the tokens at '{hook}' hold non-finite values")
+            found[hook] = {"mean_norm": statistics.mean_norm, "mean_square": statistics.mean_square, "d": tensor.shape[-1]}
+        return found
+
+
+def read_tensors(activations: Activations, targets: Activations | None, kind: str | None) -> TensorData:
+    """Check what `fit` is given.
+
+    Args:
+        activations: [N, D] or [n, T, D], or {name: such a tensor} of each of several hook points.
+        targets: labels in the same form; None: the activations.
+        kind: of the dictionary; None: sae, with targets transcoder; of several hook points crosscoder, with targets clt.
+
+    Raises:
+        ParamsError: unknown kind, a kind that takes another form, shapes that do not fit together.
+    """
+    several = isinstance(activations, Mapping)
+    names = ("crosscoder", "clt") if several else ("sae", "transcoder")
+    try:
+        section = kind_class(names[targets is not None] if kind is None else kind)
+    except Refused as refused:
+        raise ParamsError(f"dictionary.kind: {refused}") from None
+    takes_several = issubclass(section, SeveralHookPointsParams)
+    forms = {isinstance(part, Mapping) for part in (activations, targets) if part is not None}
+    if forms != {takes_several}:
+        wanted = "tensors by name, {hook point: [N, D]}," if takes_several else "one tensor"
+        also = " and another such for targets" if targets is not None else ""
+        raise ParamsError(f"fit: kind {kind or names[targets is not None]} wants {wanted} for activations{also}")
+    inputs = _whole(activations, "activations")
+    labels = inputs if targets is None else _whole(targets, "targets")
+    data = TensorData(section, inputs, labels, _names(activations), _names(activations if targets is None else targets))
+    if section.READS_SEQUENCES and data.token_dims != 2:
+        raise ParamsError(f"fit: kind {data.kind} reads contexts: activations should be [n, T, D], got {tuple(inputs.shape)}")
+    dims = 2 if takes_several else 1
+    if data.token_dims not in (1, 2) or labels.shape[:-dims] != inputs.shape[:-dims]:
+        raise ParamsError(
+            "fit: activations should be floating point [N, D] or [n, T, D] (of each hook point), and targets of the same "
+            f"tokens; got {inputs.dtype} {tuple(inputs.shape)} and {tuple(labels.shape)}"
+        )
+    return data
+
+
+def _names(given: Activations) -> tuple[str, ...]:
+    return tuple(given) if isinstance(given, Mapping) else ()
+
+
+def _whole(given: Activations, what: str) -> Tensor:
+    """One tensor, of several hook points stacked before the last dimension."""
+    parts = list(given.values()) if isinstance(given, Mapping) else [given]
+    shapes = sorted({tuple(part.shape) for part in parts})
+    if len(shapes) != 1 or not all(part.is_floating_point() and part.ndim in (2, 3) for part in parts):
+        found = ", ".join(f"{part.dtype} {tuple(part.shape)}" for part in parts) or "none"
+        raise ParamsError(f"fit: {what} should be floating point [N, D] or [n, T, D], of every hook point alike; got {found}")
+    return torch.stack(parts, dim=-2) if isinstance(given, Mapping) else given
