@@ -2,7 +2,7 @@
 
 base draw (the dictionary's own: uniform W_D, W_E its transpose or uniform, zero biases, thresholds)
 -> decoder bias -> decoder rows (activations | active subspace | MLP responses), with the encoder that goes with them
--> encoder bias -> thresholds for a target L0 -> least-squares scale (activations, MLP) -> norm by grid search
+-> encoder bias -> thresholds for a target L0 -> least-squares scale (activations, subspace, MLP) -> norm by grid search
 
 With unit rows (trainer.decoder_constraint) every decoder row has unit length throughout, and what would be its length is
 the encoder's.
@@ -176,7 +176,7 @@ def _set_decoder_rows_(
         n = active_subspace.set_decoder_rows_(
             dictionary, sample, d_active=params.d_active_subspace, transpose=transpose, factor=factor
         )
-        return None, transpose, {"d_active_subspace": n}
+        return active_subspace.OPTION, transpose, {"d_active_subspace": n}
     if params.initialize_tc_with_mlp:
         mlp_responses.set_decoder_rows_(dictionary, sample, mlps)
         return mlp_responses.OPTION, False, {}

@@ -10,10 +10,17 @@ With e_b the edge that z must exceed on token b and m_i the mean of z_i over the
 by scaling the feature's encoder weights and setting its bias. A feature that lost early has small weights, so that its z
 hardly varies: raising the bias alone would open it on all tokens or on none, and a batch-wide gate answers by raising its
 edge until the run diverges (measured on planted data and on a language model). With s_i its z gets the spread of a feature
-in use. What it writes is left alone. AuxK, which trains dead features on the residual, needs more steps than short runs have.
+in use. AuxK, which trains dead features on the residual, needs more steps than short runs have.
+
+What a feature writes keeps its direction. Where z holds its length (z_i = h_i n_i), a decoder row shorter than SHORTEST times
+the mean of the features in use gets that length, and the encoder is divided by as much: the function stays the same.
+Features that lose again and again otherwise end with long encoders on short decoder rows, whose f is so large that one step
+of the optimiser on such a row blows the run up (measured on an attention output, dead_threshold 0.004).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -25,6 +32,7 @@ from pipeline.losses.reductions import widened
 LARGEST = 100.0
 SMALLEST = 1e-6  # ratio below which z does not vary but by rounding
 MARGIN = 1e-3
+SHORTEST = 0.5  # of the mean decoder norm of the features in use
 
 
 @torch.no_grad()
@@ -59,9 +67,26 @@ def revive_(dictionary: Dictionary, codes: Codes, edge: Tensor, dead: Tensor, ma
     gain = torch.ones_like(mean) if gain is None else gain.to(z.dtype).expand(shape).reshape(-1)[columns].clamp_min(EPS_NORM)
     bias = dictionary.encoder_bias()
     flat = bias.reshape(-1)
-    new = scale * (flat[columns] - mean / gain) + shift / gain
+    longer = torch.ones_like(mean)
+    if dictionary.config.sparsity_include_decoder_norm:
+        longer = torch.where(
+            usable, (SHORTEST * _mean_length(codes.norms.detach().to(z.dtype), dead) / gain).clamp_min(1.0), 1.0
+        )
+    new = (scale * (flat[columns] - mean / gain) + shift / gain) / longer
     flat[columns] = torch.where(usable, new, flat[columns]).to(bias.dtype)
     bias.copy_(flat.reshape(bias.shape))
-    factors = torch.ones(dead.numel(), dtype=bias.dtype, device=bias.device)
-    factors[columns] = torch.where(usable, scale, 1.0).to(bias.dtype)
-    dictionary.scale_encoder_(factors.reshape(shape))
+    _scale_(dictionary.scale_encoder_, torch.where(usable, scale, 1.0) / longer, columns, dead)
+    _scale_(dictionary.scale_decoder_, longer, columns, dead)
+
+
+def _mean_length(norms: Tensor, dead: Tensor) -> Tensor:
+    """Mean decoder norm of the features in use, 0-dimensional; of all features if all are dead."""
+    alive = (~dead).to(norms.dtype)
+    return torch.where(alive.any(), (norms * alive).sum() / alive.sum().clamp_min(1), norms.mean())
+
+
+def _scale_(scale: Callable[[Tensor], None], factors: Tensor, columns: Tensor, dead: Tensor) -> None:
+    """Scale the weights of some features."""
+    every = torch.ones(dead.numel(), dtype=factors.dtype, device=factors.device)
+    every[columns] = factors
+    scale(every.reshape(dead.shape))

@@ -128,13 +128,17 @@ def test_active_subspace_holds_every_row(d_active: int | None) -> None:
     base, _, _ = initialized({}, x)
     values, vectors = principal_directions(sample.y)
     n = d_active or math.ceil(math.exp(-float((values / values.sum() * (values / values.sum()).log()).sum())))
-    assert found == {"d_active_subspace": n}
+    assert found["d_active_subspace"] == n
     assert n <= 3
     w, drawn = weights(made), weights(base)
+    factor = found["least_squares_factor"]
     outside = w["W_D"].double() @ vectors[n:].double().T
     assert float(outside.abs().max()) < 1e-5
-    torch.testing.assert_close(w["W_D"].norm(dim=-1), drawn["W_D"].norm(dim=-1))
+    torch.testing.assert_close(w["W_D"].norm(dim=-1), drawn["W_D"].norm(dim=-1) * factor**0.5)
     torch.testing.assert_close(w["W_E"], w["W_D"].T)
+    reconstruction = made.decode_linear(made.encode(sample.x)).detach()
+    best = float((sample.y * reconstruction).sum() / reconstruction.square().sum())
+    assert best == pytest.approx(1.0, abs=0.05)  # judged on a batch of the sample
 
 
 @pytest.mark.parametrize("fields", [{}, {"use_glu_encoder": True}, {"apply_b_dec_to_input": True}])

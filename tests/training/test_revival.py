@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.activation_functions.registry import activation_function
 from pipeline.dictionaries.base import Dictionary
-from pipeline.training.revival import MARGIN, revive_
+from pipeline.training.revival import MARGIN, SHORTEST, revive_
 from pipeline.training.source import TrainingBatch
 from tests.training.cases import F, dictionary, rows, trainer, weights
 
@@ -20,11 +20,12 @@ DEAD[[3, 7]] = True
 
 
 def lost(act_fn: str, **fields: Any) -> Dictionary:
-    """Features 3 and 7 never open: 3 has tiny weights, 7 a very negative bias."""
+    """Features 3 and 7 never open: 3 has tiny weights and a short decoder row, 7 a very negative bias."""
     made = dictionary(act_fn=act_fn, top_k=4, dtype="float64", **fields)
     with torch.no_grad():
-        made.get_parameter("W_E")[:, 3] *= 0.01
+        made.get_parameter("W_E")[:, 3] *= 0.05
         made.get_parameter("b_E")[3] = -1.0
+        made.get_parameter("W_D")[3] *= 0.2
         made.get_parameter("b_E")[7] = -60.0
     return made
 
@@ -52,19 +53,25 @@ def test_a_dead_feature_opens_at_its_best_token_and_only_there(act_fn: str, incl
     before = weights(made)
     revive_(made, codes, edge, DEAD, None)
     after, now = weights(made), made.codes(x).z.detach()
+    lengths = before["W_D"].norm(dim=-1)
+    mean = sum(float(lengths[i]) for i in range(F) if not DEAD[i]) / int((~DEAD).sum())
+    longer = {i: max(1.0, SHORTEST * mean / float(lengths[i])) if include_norm else 1.0 for i in hand}
+    assert (longer[3] > 2) == include_norm
+    assert longer[7] == 1
     for i, (scale, _) in hand.items():
-        wanted = before["W_E"][:, i] * scale
+        wanted = before["W_E"][:, i] * scale / longer[i]
+        assert after["W_D"][i].numpy() == pytest.approx((before["W_D"][i] * longer[i]).numpy(), rel=1e-6)
         assert after["W_E"][:, i].numpy() == pytest.approx(wanted.numpy(), rel=1e-5)
         assert float((now[:, i] > full[:, i]).sum()) == pytest.approx(1, abs=0 if act_fn != "topk" else 3)
         spread = float(now[:, i].max() - now[:, i].mean())
         at = int(((now[:, i] - now[:, i].mean()) / full[:, i]).argmax())
         assert float(now[at, i] - full[at, i]) == pytest.approx(MARGIN * float(now[at, i] - now[:, i].mean()), rel=1e-3)
         assert spread > 0
-    assert hand[3][0] > 5  # small weights: scaled
+    assert hand[3][0] > 1.5  # small weights: scaled
     alive = ~DEAD
     assert torch.equal(after["W_E"][:, alive], before["W_E"][:, alive])
     assert torch.equal(after["b_E"][alive], before["b_E"][alive])
-    assert torch.equal(after["W_D"], before["W_D"])
+    assert torch.equal(after["W_D"][alive], before["W_D"][alive])
 
 
 def test_masked_tokens_are_not_looked_at() -> None:
