@@ -15,7 +15,7 @@ import pytest
 from tests.spec_table.proof import verdict
 from tests.spec_table.rows import PAGE, ROOT, Row, all_rows, page, sections
 
-SECTIONS = {"1.1", "2", "2.1", "2.2", "3", "4", "5", "6", "7", "initializer"}
+SECTIONS = {"1.1", "1.2", "1.3", "1.4", "2", "2.1", "2.2", "3", "4", "5", "6", "7", "initializer"}
 
 
 @functools.cache
