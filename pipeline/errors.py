@@ -53,6 +53,6 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """`unknown <what> '<name>'; did you mean '<nearest>'? (known: ...)`."""
     names = [str(k) for k in known]
     close = nearest(name, names)
-    hint = f"; did you mean '{close}'?" if close else ";"
+    hint = f"; did you mean '{close}'?" if close else ""
     listed = ", ".join(names) if names else "none"
     return f"unknown {what} '{name}'{hint} (known: {listed})"

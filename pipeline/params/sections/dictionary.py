@@ -98,16 +98,17 @@ class DictionaryParams(Section, abc.ABC):
     @classmethod
     def foreign(cls, key: str, value: Any) -> str | None:
         """A key of another kind is at rest as null or at its default (a hook point: as null), and refused otherwise."""
-        for kind in known_kinds():
-            field = kind_class(kind).__dataclass_fields__.get(key)
-            if field is None:
-                continue
-            default = None if limits_of(field).form in (HOOK_POINT, HOOK_KEY) else field.default
-            at_rest = value is None or (default is not None and value == default)
-            wanted = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
-            own = cls.__dataclass_fields__["kind"].default
-            return "" if at_rest else f"is a field of kind {kind}, not of {own}, where it must be {wanted}; got {value!r}"
-        return None
+        fields = {kind: kind_class(kind).__dataclass_fields__.get(key) for kind in known_kinds()}
+        owners = [kind for kind, field in fields.items() if field is not None]
+        if not owners:
+            return None
+        field = kind_class(owners[0]).__dataclass_fields__[key]
+        default = None if limits_of(field).form in (HOOK_POINT, HOOK_KEY) else field.default
+        if value is None or (default is not None and value == default):
+            return ""
+        wanted = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+        own, of = cls.__dataclass_fields__["kind"].default, f"kind{'s' if len(owners) > 1 else ''} {', '.join(owners)}"
+        return f"is a field of {of}, not of {own}, where it must be {wanted}; got {value!r}"
 
     @property
     @abc.abstractmethod
