@@ -60,6 +60,6 @@ def test_unknown_name():
     assert unknown_name("act_fn", "top_k", ["relu", "topk"]) == (
         "unknown act_fn 'top_k'; did you mean 'topk'? (known: relu, topk)"
     )
-    assert unknown_name("act_fn", "zzz", ["relu", "topk"]) == "unknown act_fn 'zzz'; (known: relu, topk)"
-    assert unknown_name("model", "x", []) == "unknown model 'x'; (known: none)"
+    assert unknown_name("act_fn", "zzz", ["relu", "topk"]) == "unknown act_fn 'zzz' (known: relu, topk)"
+    assert unknown_name("model", "x", []) == "unknown model 'x' (known: none)"
     assert unknown_name("act_fn", "topk2", iter(["topk"])) == "unknown act_fn 'topk2'; did you mean 'topk'? (known: topk)"

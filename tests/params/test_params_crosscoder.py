@@ -39,7 +39,7 @@ ONE_FAULT: list[tuple[dict[str, Any], str]] = [
     ({"dictionary.hook_point_in": OTHER}, "dictionary.hook_point_in: expected a hook point (blocks.L.name"),
     ({"dictionary.kind": "clt", "dictionary.hook_point_in": None, HOOKS: [FIRST, OTHER], "dictionary.hook_points_out": ["blocks.1.hook_mlp_out", "blocks.2.hook_mlp_out"]}, f"{HOOKS}: item 1: expected a hook point"),
     # models
-    ({**CHECKPOINTS, "models": None}, f"models: hook point '{OTHER}': unknown model 'tuned'; (known: none); state its name: tuned: {{model_name: ...}}"),
+    ({**CHECKPOINTS, "models": None}, f"models: hook point '{OTHER}': unknown model 'tuned' (known: none); state its name: tuned: {{model_name: ...}}"),
     ({**CHECKPOINTS, "models": {"tunde": MODELS["tuned"]}}, "unknown model 'tuned'; did you mean 'tunde'? (known: tunde)"),
     ({**CHECKPOINTS, "activations.hook_points": [FIRST, OTHER, f"x:{FIRST}"]}, f"models: hook point 'x:{FIRST}': unknown model 'x'"),
     ({**CHECKPOINTS, "activations.hook_points": [FIRST]}, f"activations.hook_points: the dictionary needs {OTHER} too"),

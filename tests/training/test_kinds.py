@@ -180,3 +180,21 @@ def test_figures_of_each_layer_are_reported() -> None:
         assert figures[f"l0.{layer}"] == pytest.approx(float(l0))
         assert figures[f"explained_variance.{layer}"] == pytest.approx(float(explained), abs=1e-5)
     assert figures["l0"] == pytest.approx(sum(figures[f"l0.{layer}"] for layer in range(3)))
+
+
+@pytest.mark.parametrize("act_fn", ["topk", "batchtopk", "layertopk", "batchlayertopk"])
+def test_k_falls_from_all_features_of_every_layer(act_fn: str) -> None:
+    made = dictionary("clt", act_fn)
+    each = trainer(made, initial_k=F, k_warmup_steps=10, k_cold_booting_steps=2)
+    n_layers = made.feature_shape[0]
+    found = []
+    for batch in batches(made, 14):
+        x, _ = each.normalizer(batch.inputs, batch.labels, batch.mask)
+        with torch.no_grad():
+            positive = (made.codes(x, batch.mask).z[batch.mask] > 0).sum().item() / int(batch.mask.sum())  # type: ignore[index]
+        observation = each.step(batch, observe=True)
+        assert observation is not None
+        found.append((observation.figures()["l0"], positive))
+    assert found[0][0] == pytest.approx(found[0][1], rel=1e-6)  # every positive one, of all layers
+    assert found[-1][0] <= 3 * n_layers + 1e-6
+    assert found[0][0] > 2 * found[-1][0]
