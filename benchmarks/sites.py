@@ -27,6 +27,7 @@ from benchmarks.quality import ACT_FNS, MOST_L0_ERROR, machine
 from pipeline.corpus.tokens import TokenSplit, TokenStore, open_tokens
 from pipeline.dictionaries.base import Dictionary
 from pipeline.evaluation.in_memory import evaluate_reconstruction
+from pipeline.evaluation.intervals import DocumentSums, ratio_interval
 from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.loading import load_language_model
 from pipeline.seeding import generator
@@ -37,7 +38,6 @@ LAYER = 2
 SITES = {"residual stream": "hook_resid_post", "MLP output": "hook_mlp_out", "attention output": "hook_attn_out"}
 L0, BATCH, DEAD = 24, 2048, 0.01
 FRESH_ROWS = 100_000
-DRAWS = 2000  # of documents, for the interval
 CONTEXTS_AT_A_TIME = 64
 
 
@@ -72,13 +72,14 @@ def l0_of_rows(dictionary: Dictionary, rows: Tensor) -> Tensor:
 
 
 def interval(values: Tensor, documents: Tensor) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over tokens, whole documents being drawn."""
-    _, index, counts = documents.unique(return_inverse=True, return_counts=True)
-    sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, index, values)
-    draws = torch.randint(len(counts), (DRAWS, len(counts)), generator=generator(0, "sites", "documents"))
-    means = sums[draws].sum(1) / counts[draws].sum(1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
+    """95 % interval of the mean over tokens, documents being drawn again."""
+    sums = DocumentSums()
+    sums.add("values", values, documents)
+    sums.add("number", torch.ones(len(values)), documents)
+    total, number = sums.of("values", "number")
+    found = ratio_interval(total, number)
+    assert found is not None
+    return found
 
 
 def measure(seen: Tensor, fresh: Tensor, held_out: Rows, act_fn: str, seed: int) -> dict[str, float]:

@@ -20,8 +20,8 @@ class Contexts(Protocol):
     n_contexts: int
     context_size: int
 
-    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """int32 [n, T] of contexts start..stop."""
+    def read(self, start: int = 0, stop: int | None = None, field: str = "tokens") -> np.ndarray:
+        """int32 [n, T] of contexts start..stop: tokens, or document_ids."""
         ...
 
 
@@ -32,11 +32,13 @@ class HeldOutBatch:
     Attributes:
         tokens: int64 [b, T].
         mask: bool [b, T], True where the token is kept.
+        documents: int64 [b, T], numbers of the documents that the tokens are of.
         label: "held-out contexts 32 to 63", for messages.
     """
 
     tokens: Tensor
     mask: Tensor
+    documents: Tensor
     label: str
 
 
@@ -74,13 +76,16 @@ class HeldOutTokens:
     def __iter__(self) -> Iterator[HeldOutBatch]:
         for start in range(0, self.n_contexts, self._batch_contexts):
             chosen = self.contexts[start : start + self._batch_contexts]
-            first, last = int(chosen[0]), int(chosen[-1])
-            if last - first + 1 == len(chosen):
-                tokens = self._split.read(first, last + 1)
-            else:
-                tokens = np.concatenate([self._split.read(int(i), int(i) + 1) for i in chosen])
+            tokens = self._read(chosen, "tokens")
             yield HeldOutBatch(
                 torch.from_numpy(tokens.astype(np.int64)),
                 torch.from_numpy(np.ascontiguousarray(self._mask_of(tokens))),
-                f"held-out contexts {first} to {last}",
+                torch.from_numpy(self._read(chosen, "document_ids").astype(np.int64)),
+                f"held-out contexts {chosen[0]} to {chosen[-1]}",
             )
+
+    def _read(self, chosen: np.ndarray, field: str) -> np.ndarray:
+        first, last = int(chosen[0]), int(chosen[-1])
+        if last - first + 1 == len(chosen):
+            return self._split.read(first, last + 1, field)
+        return np.concatenate([self._split.read(int(i), int(i) + 1, field) for i in chosen])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import NumericsError
+from pipeline.evaluation.intervals import DocumentSums, ratio_interval, with_interval
 from pipeline.hook_keys import MAIN
 
 if TYPE_CHECKING:
@@ -138,9 +139,13 @@ class PredictionMetrics:
         self.hooks, self.where = hooks, ", ".join(hooks)
         self.sums: dict[str, float] = {}
         self.counts: dict[str, int] = {}
+        self.documents = DocumentSums()
 
-    def update(self, name: str, values: Tensor, context: str) -> None:
+    def update(self, name: str, values: Tensor, context: str, documents: Tensor | None = None) -> None:
         """Add values [n] of `name` ("original", "spliced", "zero", "mean", "pca" or "kl").
+
+        Args:
+            documents: int64 [n], of the predicted tokens, for the interval of delta_ce; None: no interval.
 
         Raises:
             NumericsError: one of them is not finite.
@@ -151,6 +156,9 @@ class PredictionMetrics:
             raise NumericsError(f"{self.where}, {context}: the {what} of the {name} run is not finite")
         self.sums[name] = self.sums.get(name, 0.0) + total
         self.counts[name] = self.counts.get(name, 0) + len(values)
+        if documents is not None:
+            self.documents.add(name, values, documents)
+            self.documents.add(f"number of {name}", torch.ones(len(values)), documents)
 
     def mean(self, name: str) -> float:
         """Mean over the counted predictions.
@@ -167,7 +175,7 @@ class PredictionMetrics:
 
         ce_original, ce_spliced, ce_zero, ce_mean: cross entropy of the model as it is, with the reconstruction spliced in,
         with zeros, and with the mean activation of the norm pass in its place.
-        delta_ce = ce_spliced - ce_original.
+        delta_ce = ce_spliced - ce_original; delta_ce_low, delta_ce_high: 95 % interval over documents (intervals.py).
         loss_recovered_zero = (ce_zero - ce_spliced) / (ce_zero - ce_original), loss_recovered_mean with ce_mean: 1 if the
         splice costs nothing, 0 if it is as bad as the ablation.
         kl = mean of KL(original || spliced).
@@ -179,6 +187,8 @@ class PredictionMetrics:
         """
         original, spliced = self.mean("original"), self.mean("spliced")
         results = {"ce_original": original, "ce_spliced": spliced, "delta_ce": spliced - original, "kl": self.mean("kl")}
+        before, after, number = self.documents.of("original", "spliced", "number of original")
+        results |= with_interval("delta_ce", ratio_interval(after - before, number))
         for name in ("zero", "mean"):
             ablated = self.mean(name)
             if ablated == original:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import NumericsError
+from pipeline.evaluation.intervals import DocumentSums, ratio_interval, with_interval
 
 
 def kept_rows(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -89,9 +90,15 @@ class ReconstructionSums:
     def __init__(self, mean: Tensor | None = None) -> None:
         self.mean = None if mean is None else mean.to(torch.float64)
         self.sums = dict.fromkeys(self.NAMES, 0.0)
+        self.documents = DocumentSums()
 
-    def update(self, x_hat: Tensor, label: Tensor, mask: Tensor | None = None, where: str = "") -> None:
+    def update(
+        self, x_hat: Tensor, label: Tensor, mask: Tensor | None = None, where: str = "", documents: Tensor | None = None
+    ) -> None:
         """Add the kept tokens of `label` and its reconstruction `x_hat`, both [..., D] in raw space.
+
+        Args:
+            documents: int64 [...], of the tokens, for the interval of FVU; None: no interval.
 
         Raises:
             NumericsError: a label or a reconstruction is not finite; the message starts with `where`.
@@ -123,6 +130,10 @@ class ReconstructionSums:
         for name, value in zip(added, totals, strict=True):
             self.sums[name] += value
         self.sums["n"] += len(x_ND)
+        if documents is not None:
+            kept = documents.reshape(-1) if mask is None else documents.reshape(-1)[mask.reshape(-1).to(documents.device)]
+            self.documents.add("error", error_N, kept)
+            self.documents.add("variance", centred_N, kept)
 
     @classmethod
     def merged(cls, parts: Iterable[ReconstructionSums]) -> ReconstructionSums:
@@ -131,12 +142,14 @@ class ReconstructionSums:
         for part in parts:
             for name in cls.NAMES:
                 merged.sums[name] += part.sums[name]
+            merged.documents.add_all(part.documents)
         return merged
 
     def results(self, where: str) -> dict[str, float]:
         """The metrics.
 
-        fvu = sum ||x - r||^2 / sum ||x - mu||^2; explained_variance = 1 - fvu.
+        fvu = sum ||x - r||^2 / sum ||x - mu||^2; explained_variance = 1 - fvu. fvu_low, fvu_high: 95 % interval over
+        documents (intervals.py), mu held fixed, where the documents are known.
         explained_variance_legacy = mean over tokens of 1 - ||x - r||^2 / ||x - mu||^2 (without tokens equal to mu).
         mse = mean over tokens (and hook points) of ||x - r||^2, summed over D.
         nmse = sum ||x - r||^2 / sum ||x||^2.
@@ -161,8 +174,10 @@ class ReconstructionSums:
                 "(is the reconstruction zero everywhere?)"
             )
         fvu = s["error"] / s["variance"]
+        errors, variances = self.documents.of("error", "variance")
         return {
             "fvu": fvu,
+            **with_interval("fvu", ratio_interval(errors, variances)),
             "explained_variance": 1.0 - fvu,
             "explained_variance_legacy": s["legacy"] / s["legacy_n"],
             "mse": s["error"] / s["n"],
@@ -189,10 +204,12 @@ class ReconstructionMetrics:
         labels: Mapping[str, Tensor],
         mask: Tensor | None = None,
         context: str = "",
+        documents: Tensor | None = None,
     ) -> None:
-        """Add a batch: {hook: [..., D]} reconstructions and labels, `mask` [...] True where kept."""
+        """Add a batch: {hook: [..., D]} reconstructions and labels, `mask` [...] True where kept, `documents` [...]."""
         for hook, part in self.parts.items():
-            part.update(x_hats[hook], labels[hook], mask, where=f"{hook}, {context}" if context else hook)
+            where = f"{hook}, {context}" if context else hook
+            part.update(x_hats[hook], labels[hook], mask, where=where, documents=documents)
 
     @property
     def tokens(self) -> int:

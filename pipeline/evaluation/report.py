@@ -182,7 +182,7 @@ class Evaluator:
             self._count(batch)
         labels = {hook: originals[hook] for hook in self.raw.hooks_out}
         known = self.raw(originals, labels, mask)
-        self.reconstruction.update(known.x_hats, labels, mask, batch.label)
+        self.reconstruction.update(known.x_hats, labels, mask, batch.label, batch.documents)
         self.sparsity.update(known.features, mask)
         self.pca.update(labels, mask)
         for alias in self.written:
@@ -204,8 +204,9 @@ class Evaluator:
         self._count(batch)
         ce_original, ce_spliced, kl = prediction_divergence(logits, spliced, batch.tokens, mask)
         del logits, spliced
-        predictions.update("original", ce_original, batch.label)
-        predictions.update("spliced", ce_spliced, batch.label)
+        documents = batch.documents[:, 1:][batch.mask[:, 1:]]
+        predictions.update("original", ce_original, batch.label, documents)
+        predictions.update("spliced", ce_spliced, batch.label, documents)
         predictions.update("kl", kl, batch.label)
         for hook in keys if len(keys) > 1 else ():
             alone = splice_replacements(self.raw, originals, known, mask, [hook])

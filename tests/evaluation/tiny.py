@@ -58,14 +58,15 @@ def tiny_tokens(n_contexts: int = 9, seed: int = 0) -> np.ndarray:
 
 
 class ArraySplit:
-    """Contexts in memory, read like a split of the token store."""
+    """Contexts in memory, read like a split of the token store; a document is two contexts and a half."""
 
     def __init__(self, tokens: np.ndarray) -> None:
         self.tokens = tokens
         self.n_contexts, self.context_size = tokens.shape
 
-    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        return self.tokens[start:stop]
+    def read(self, start: int = 0, stop: int | None = None, field: str = "tokens") -> np.ndarray:
+        documents = (np.arange(self.tokens.size) * 2 // (5 * self.context_size)).reshape(self.tokens.shape)
+        return {"tokens": self.tokens, "document_ids": documents.astype(np.int32)}[field][start:stop]
 
 
 def held_out(tokens: np.ndarray, batch_contexts: int = 4, n_tokens: int | None = None) -> HeldOutTokens:
