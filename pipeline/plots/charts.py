@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 MAX_POINTS = 1000
+MAX_NAMES = 16
 LATE = 0.75  # a mark beyond this share of x has its label on its left
 
 
@@ -70,7 +72,52 @@ class BarChart:
     note: str = ""
 
 
-Chart = LineChart | BarChart
+class Point(NamedTuple):
+    """One point of a scatter chart, with its name."""
+
+    x: float
+    y: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Points of one colour.
+
+    Attributes:
+        label: named in the legend where there are several.
+        points: in any order.
+        front: joined by a line, in order; may be empty.
+    """
+
+    label: str
+    points: tuple[Point, ...]
+    front: tuple[Point, ...] = ()
+
+
+@dataclass(frozen=True)
+class ScatterChart:
+    """Named points.
+
+    Attributes:
+        name, title, x_label, y_label, note: as of a line chart.
+        groups: at most six.
+    """
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    groups: tuple[Group, ...]
+    note: str = ""
+
+    @property
+    def named(self) -> bool:
+        """Whether there are few enough points to write their names beside them."""
+        return sum(len(group.points) for group in self.groups) <= MAX_NAMES
+
+
+Chart = LineChart | BarChart | ScatterChart
 
 
 @dataclass(frozen=True)
@@ -137,6 +184,10 @@ def axes(chart: Chart) -> tuple[Axis, Axis]:
             else linear_axis(chart.edges[0], chart.edges[-1], tight=True)
         )
         return x, linear_axis(0.0, max(chart.counts, default=0.0) or 1.0, 5)
+    if isinstance(chart, ScatterChart):
+        points = [point for group in chart.groups for point in group.points]
+        across, up = [point.x for point in points], [point.y for point in points]
+        return linear_axis(min([0.0, *across]), max(across, default=1.0)), linear_axis(min([0.0, *up]), max(up, default=1.0), 5)
     xs = [x for line in chart.lines for x in line.x]
     x = linear_axis(min(xs, default=0.0), max(xs, default=1.0), tight=True)
     ys = [y for line in chart.lines for y in line.y if math.isfinite(y) and (y > 0 or not chart.y_log)]
@@ -144,6 +195,14 @@ def axes(chart: Chart) -> tuple[Axis, Axis]:
     if chart.y_log:
         return x, log_axis(low / 1.1, high * 1.1)
     return x, linear_axis(low, high, 5)
+
+
+def legend(chart: Chart) -> tuple[str, ...]:
+    """Names of the colours, where there are several."""
+    if isinstance(chart, BarChart):
+        return ()
+    named = chart.lines if isinstance(chart, LineChart) else chart.groups
+    return tuple(part.label for part in named) if len(named) > 1 else ()
 
 
 def segments(line: Line, chart: LineChart) -> list[list[tuple[float, float]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from pipeline.plots.charts import Chart, LineChart, number
+from pipeline.plots.charts import Chart, legend, number
 from pipeline.plots.svg import svg
 
 _STYLE = """
@@ -65,10 +65,10 @@ def _card(chart: Chart) -> str:
 
 
 def _legend(chart: Chart) -> str:
-    keys = []
-    if isinstance(chart, LineChart) and len(chart.lines) > 1:
-        for i, line in enumerate(chart.lines):
-            keys.append(f'<span class="key"><i style="background: var(--c{i})"></i>{escape(line.label)}</span>')
+    keys = [
+        f'<span class="key"><i style="background: var(--c{i})"></i>{escape(name)}</span>'
+        for i, name in enumerate(legend(chart))
+    ]
     return "".join(keys) + escape(chart.note)
 
 

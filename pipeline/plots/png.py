@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.plots.charts import LATE, Axis, BarChart, Chart, LineChart, axes, number, segments
+from pipeline.plots.charts import LATE, Axis, BarChart, Chart, LineChart, ScatterChart, axes, number, segments
 
 COLORS = ("#2563a8", "#d9622b", "#2a8c5a", "#8a55b5", "#b83253", "#6b7280")
 TEXT, FAINT, GRID = "#1f2430", "#5b6270", "#e3e6eb"
@@ -53,8 +53,10 @@ def _panel(figure: Any, chart: Chart, about: str, bottom: float, height: float) 
     _scale(plane, x_axis, y_axis)
     if isinstance(chart, BarChart):
         _bars(plane, chart, x_axis, y_axis)
-    else:
+    elif isinstance(chart, LineChart):
         _lines(plane, chart)
+    else:
+        _points(plane, chart, x_axis)
     plane.set_xlabel(chart.x_label)
     plane.set_ylabel(chart.y_label)
     figure.text(0.03, bottom + 0.945 * height, chart.title, fontsize=13, fontweight="bold")
@@ -82,6 +84,18 @@ def _lines(plane: Any, chart: LineChart) -> None:
             marker = "o" if len(points) <= 40 else None
             plane.plot(xs, ys, color=color, linewidth=1.8, marker=marker, markersize=3.2, label=label)
     if len(chart.lines) > 1:
+        plane.legend(frameon=False, fontsize=9)
+
+
+def _points(plane: Any, chart: ScatterChart, x_axis: Axis) -> None:
+    for group, color in zip(chart.groups, COLORS, strict=False):
+        if len(group.front) > 1:
+            plane.plot([p.x for p in group.front], [p.y for p in group.front], color=color, linewidth=1.4)
+        plane.scatter([p.x for p in group.points], [p.y for p in group.points], color=color, s=26, label=group.label)
+        for point in group.points if chart.named else ():
+            side, text = ("right", f"{point.label}  ") if x_axis.share(point.x) > LATE else ("left", f"  {point.label}")
+            plane.text(point.x, point.y, text, fontsize=8, color=FAINT, ha=side, va="center")
+    if len(chart.groups) > 1:
         plane.legend(frameon=False, fontsize=9)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from pipeline.plots.charts import LATE, Axis, BarChart, Chart, LineChart, axes, number, segments
+from pipeline.plots.charts import LATE, Axis, BarChart, Chart, LineChart, ScatterChart, axes, number, segments
 
 WIDTH, HEIGHT = 640, 320
 LEFT, RIGHT, TOP, BOTTOM = 68, 24, 12, 44
@@ -22,13 +22,36 @@ def svg(chart: Chart) -> str:
         f'<clipPath id="plane-{chart.name}"><rect {clip}/></clipPath>',
         *_grid(x_axis, y_axis),
         f'<g clip-path="url(#plane-{chart.name})">',
-        *(_bars(chart, x_axis, y_axis) if isinstance(chart, BarChart) else _lines(chart, x_axis, y_axis)),
+        *_content(chart, x_axis, y_axis),
         "</g>",
         f'<text class="label" x="{LEFT + PLANE_WIDTH / 2:.0f}" y="{HEIGHT - 6}">{escape(chart.x_label)}</text>',
         f'<text class="label" transform="translate(13 {middle:.0f}) rotate(-90)">{escape(chart.y_label)}</text>',
         "</svg>",
     ]
     return "\n".join(parts)
+
+
+def _content(chart: Chart, x_axis: Axis, y_axis: Axis) -> list[str]:
+    if isinstance(chart, BarChart):
+        return _bars(chart, x_axis, y_axis)
+    return _lines(chart, x_axis, y_axis) if isinstance(chart, LineChart) else _points(chart, x_axis, y_axis)
+
+
+def _points(chart: ScatterChart, x_axis: Axis, y_axis: Axis) -> list[str]:
+    parts = []
+    for i, group in enumerate(chart.groups):
+        if len(group.front) > 1:
+            path = "L".join(f"{_x(x_axis, p.x):.1f} {_y(y_axis, p.y):.1f}" for p in group.front)
+            parts.append(f'<path class="line c{i}" d="M{path}"/>')
+        for point in group.points:
+            x, y = _x(x_axis, point.x), _y(y_axis, point.y)
+            text = escape(f"{point.label}: {number(point.x)}, {number(point.y)}")
+            parts.append(f'<circle class="dot c{i}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>{text}</title></circle>')
+            if chart.named:
+                anchor, shift = ("end", -8) if x_axis.share(point.x) > LATE else ("start", 8)
+                place = f'text-anchor="{anchor}" x="{x + shift:.1f}" y="{y + 4:.1f}"'
+                parts.append(f'<text class="tick" {place}>{escape(point.label)}</text>')
+    return parts
 
 
 def _x(axis: Axis, value: float) -> float:

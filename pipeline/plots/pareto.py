@@ -1,0 +1,135 @@
+"""Experiments compared: L0 against what the reconstruction loses, with the front of those that no other one beats in both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pipeline.plots.charts import Group, Point, ScatterChart
+
+MOST_SITES = 6
+FIGURES = {
+    "fvu": ("FVU", "fraction of variance unexplained, held out"),
+    "delta_ce": ("Delta cross entropy", "cross entropy added by splicing in (nats a token), held out"),
+}
+
+
+class Experiment(NamedTuple):
+    """What one experiment reached.
+
+    Attributes:
+        name: of the experiment, or a revision.
+        site: model and hook points written; only experiments of one site are comparable.
+        about: kind, activation function and width.
+        l0, fvu, delta_ce, dead: metrics of its evaluation.
+    """
+
+    name: str
+    site: str
+    about: str
+    l0: float
+    fvu: float
+    delta_ce: float
+    dead: float
+
+
+def read_experiment(row: Mapping[str, Any]) -> Experiment | None:
+    """An experiment of a row of `dvc.api.exp_show`; None where it was not evaluated."""
+    found = [row.get(name) for name in ("l0_mean", "fvu", "delta_ce", "dead_fraction")]
+    figures = [float(value) for value in found if isinstance(value, int | float)]
+    if len(figures) < len(found):
+        return None
+
+    def field(name: str) -> Any:
+        value = row.get(name)
+        return None if value in (None, "None", "-", "") else value
+
+    written = field("dictionary.hook_points_out") or field("dictionary.hook_point_out")
+    written = written or field("dictionary.hook_points_in") or field("dictionary.hook_point_in") or "?"
+    act_fn, top_k = field("dictionary.act_fn") or "", field("dictionary.top_k")
+    act = f"{act_fn} {top_k:.0f}" if "topk" in str(act_fn) and isinstance(top_k, int | float) else str(act_fn)
+    return Experiment(
+        name=str(row.get("Experiment") or row.get("rev")),
+        site=f"{field('model.model_name') or 'model'}, {_hook_points(written)}",
+        about=f"{field('dictionary.kind') or 'dictionary'} {act}".strip(),
+        l0=figures[0],
+        fvu=figures[1],
+        delta_ce=figures[2],
+        dead=figures[3],
+    )
+
+
+def _hook_points(written: Any) -> str:
+    if isinstance(written, str):
+        written = [part.strip(" '\"") for part in written.strip("[]()").split(",")]
+    hooks = [str(hook) for hook in written]
+    return f"{hooks[0]} to {hooks[-1]} ({len(hooks)})" if len(hooks) > 2 else ", ".join(hooks)
+
+
+def distinct(experiments: Iterable[Experiment]) -> list[Experiment]:
+    """Without repetitions: the workspace repeats the experiment that was applied to it."""
+    found: dict[tuple[Any, ...], Experiment] = {}
+    for experiment in experiments:
+        key = experiment[1:]
+        if key not in found or found[key].name in ("workspace",):
+            found[key] = experiment
+    return list(found.values())
+
+
+def front(experiments: Sequence[Experiment], loss: Callable[[Experiment], float]) -> list[Experiment]:
+    """Those that no other one beats: by growing L0, each with a smaller loss than all before it."""
+    best: list[Experiment] = []
+    for experiment in sorted(experiments, key=lambda e: (e.l0, loss(e))):
+        if not best or loss(experiment) < loss(best[-1]):
+            best.append(experiment)
+    return best
+
+
+def pareto_charts(experiments: Sequence[Experiment]) -> list[ScatterChart]:
+    """L0 against FVU and against delta cross entropy, a colour for each site."""
+    sites = list(dict.fromkeys(e.site for e in experiments))
+    note = "lower left is better; the line joins what no other experiment beats in both"
+    if len(sites) > MOST_SITES:
+        note += f"; {len(sites) - MOST_SITES} more sites are in the table only"
+    charts = []
+    for key, (title, label) in FIGURES.items():
+
+        def loss(experiment: Experiment, key: str = key) -> float:
+            return float(getattr(experiment, key))
+
+        groups = []
+        for site in sites[:MOST_SITES]:
+            own = [e for e in experiments if e.site == site]
+            points, joined = (tuple(Point(e.l0, loss(e), e.name) for e in chosen) for chosen in (own, front(own, loss)))
+            groups.append(Group(site, points, joined))
+        charts.append(
+            ScatterChart(f"pareto_{key}", f"L0 and {title}", "mean L0 (active features a token)", label, tuple(groups), note)
+        )
+    return charts
+
+
+def table(experiments: Sequence[Experiment]) -> list[str]:
+    """Lines of text, by site and L0; an asterisk marks the front of FVU and of delta cross entropy."""
+    rows = [("experiment", "dictionary", "L0", "FVU", "delta CE", "dead")]
+    lines: list[tuple[str, list[tuple[str, ...]]]] = []
+    for site in dict.fromkeys(e.site for e in experiments):
+        own = sorted((e for e in experiments if e.site == site), key=lambda e: e.l0)
+        fronts = [front(own, lambda e: e.fvu), front(own, lambda e: e.delta_ce)]
+        cells: list[tuple[str, ...]] = []
+        for e in own:
+            marks = ["*" if e in chosen else " " for chosen in fronts]
+            cells.append(
+                (e.name, e.about, f"{e.l0:.1f}", f"{e.fvu:.4f}{marks[0]}", f"{e.delta_ce:.4f}{marks[1]}", f"{e.dead:.2%}")
+            )
+        lines.append((site, cells))
+    widths = [max(len(row[i]) for row in [*rows, *(row for _, cells in lines for row in cells)]) for i in range(6)]
+
+    def line(row: tuple[str, ...]) -> str:
+        return "  ".join(
+            [row[0].ljust(widths[0]), row[1].ljust(widths[1]), *(c.rjust(w) for c, w in zip(row[2:], widths[2:], strict=True))]
+        )
+
+    found = []
+    for site, cells in lines:
+        found += [site, f"  {line(rows[0])}", *(f"  {line(row)}" for row in cells), ""]
+    return found[:-1]
