@@ -15,7 +15,7 @@ from pipeline.plots.training import training_charts
 
 PAGE = "index.html"
 FIRST = 3  # loss, L0, explained variance: the ones that get a PNG of their own
-_KINDS = {"sae": "SAE", "clt": "CLT"}
+_KINDS = {"sae": "SAE", "clt": "CLT", "lorsa": "Lorsa"}
 
 
 def write_report(
@@ -73,12 +73,29 @@ def describe(config: Mapping[str, Any], model: str | None = None) -> str:
     model = model or ((config.get("provenance") or {}).get("model") or {}).get("name")
     kind = str(config.get("kind", "dictionary"))
     act = config.get("act_fn")
-    source, target = config.get("hook_point_in"), config.get("hook_point_out")
+    source, target = (_hook_points(config, side) for side in ("in", "out"))
     where = source if not target or target == source else f"{source} to {target}"
     parts = [
         " ".join(part for part in (_KINDS.get(kind, kind), config.get("name")) if part),
         f"{act} {config['top_k']}" if act and "topk" in act and config.get("top_k") else act,
-        f"{config['d_sae']:,} features" if config.get("d_sae") else None,
+        _width(config),
         f"{where} of {model}" if where and model else where or model,
     ]
     return ", ".join(str(part) for part in parts if part)
+
+
+def _hook_points(config: Mapping[str, Any], side: str) -> str | None:
+    """One hook point, or several: the first and the last of more than two."""
+    several = config.get(f"hook_points_{side}")
+    if not several:
+        one = config.get(f"hook_point_{side}")
+        return None if one is None else str(one)
+    return f"{several[0]} ... {several[-1]} ({len(several)})" if len(several) > 2 else " and ".join(several)
+
+
+def _width(config: Mapping[str, Any]) -> str | None:
+    """Number of features; a cross-layer transcoder has as many in each layer."""
+    if not config.get("d_sae"):
+        return None
+    layers = len(config["hook_points_in"]) if config.get("kind") == "clt" and config.get("hook_points_in") else 1
+    return f"{layers} x {config['d_sae']:,} features" if layers > 1 else f"{config['d_sae']:,} features"

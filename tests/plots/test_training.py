@@ -91,6 +91,17 @@ def test_describe():
         == "SAE, relu, a of gpt2"
     )
     assert describe({}) == "dictionary"
+    several = {
+        "kind": "clt",
+        "act_fn": "topk",
+        "top_k": 16,
+        "d_sae": 1024,
+        "hook_points_in": ["a", "b", "c"],
+        "hook_points_out": ["d", "e", "f"],
+    }
+    assert describe(several, "demo") == "CLT, topk 16, 3 x 1,024 features, a ... c (3) to d ... f (3) of demo"
+    two = {"kind": "crosscoder", "act_fn": "relu", "d_sae": 64, "hook_points_in": ["a", "b"], "hook_points_out": ["a", "b"]}
+    assert describe(two, "demo") == "crosscoder, relu, 64 features, a and b of demo"
 
 
 def test_a_history_with_gaps(tmp_path):
