@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from pipeline import metric_names as names
 from pipeline.plots.charts import Chart, Line, LineChart
 
 WEIGHTED = "_weighted"
+MAX_LINES = 6
 # Drawn where they change at all.
 MINOR = (
     (names.DEAD_FEATURES, "Dead features", "features"),
@@ -29,16 +31,20 @@ def training_charts(rows: Sequence[Mapping[str, float]]) -> list[Chart]:
     losses = [(names.LOSS, "total"), *(terms if len(terms) > 1 else ())]
     charts: list[Chart] = [
         _chart(rows, names.LOSS, "Training loss", "loss, normalised activations", losses, log=True),
-        _chart(rows, names.L0, "L0", "active features a token", [(names.L0, "L0")]),
-        _chart(
-            rows, names.EXPLAINED_VARIANCE, "Explained variance", "1 - FVU", [(names.EXPLAINED_VARIANCE, "explained variance")]
-        ),
+        _chart(rows, names.L0, "L0", "active features a token", _with_parts(rows, names.L0)),
+        _chart(rows, names.EXPLAINED_VARIANCE, "Explained variance", "1 - FVU", _with_parts(rows, names.EXPLAINED_VARIANCE)),
     ]
     for name, title, unit in MINOR:
         values = {row[name] for row in rows if name in row}
         if len(values) > 1:
             charts.append(_chart(rows, name, title, unit, [(name, title.lower())]))
     return charts
+
+
+def _with_parts(rows: Sequence[Mapping[str, float]], name: str) -> list[tuple[str, str]]:
+    """The figure, and those of the layers or written hook points, as far as colours go."""
+    parts = sorted(int(key.rpartition(".")[2]) for row in rows[:1] for key in row if re.fullmatch(rf"{name}\.\d+", key))
+    return [(name, "all"), *((f"{name}.{i}", str(i)) for i in parts[: MAX_LINES - 1])]
 
 
 def _chart(

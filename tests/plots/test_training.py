@@ -111,3 +111,13 @@ def test_a_history_with_gaps(tmp_path):
     charts = training_charts(rows)
     assert math.isnan(charts[1].lines[0].y[5])
     write_training_report(tmp_path, rows, "what")
+
+
+def test_layers_have_lines_of_their_own():
+    parts = {f"{name}.{i}": i + 0.1 for name in ("l0", "explained_variance") for i in range(7)}
+    rows = [{"step": step, "loss": 1.0, "l0": 3.0, "explained_variance": 0.5, **parts} for step in (0, 10)]
+    charts = {chart.name: chart for chart in training_charts(rows)}
+    assert [line.label for line in charts["l0"].lines] == ["all", "0", "1", "2", "3", "4"]
+    assert charts["explained_variance"].lines[3].y == (2.1, 2.1)
+    alone = training_charts([{"step": 0, "loss": 1.0, "l0": 3.0, "explained_variance": 0.5}])
+    assert [len(chart.lines) for chart in alone] == [1, 1, 1]
