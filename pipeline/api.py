@@ -13,6 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.activations.reader import ActivationStore, open_activations
+from pipeline.analysis.inspection import Inspection, inspect_text
+from pipeline.analysis.steering import Steering, steer
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.dictionaries.store import load_dictionary
@@ -27,14 +29,18 @@ __all__ = [
     "ActivationStore",
     "Dictionary",
     "FitResult",
+    "Inspection",
     "LossReport",
+    "Steering",
     "build_dictionary",
     "evaluate_reconstruction",
     "fit",
+    "inspect_text",
     "load_dictionary",
     "load_language_model",
     "loss",
     "open_activations",
+    "steer",
 ]
 
 

@@ -1,0 +1,104 @@
+"""Which features are active on a text: for each token the strongest ones, for each feature its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pipeline.analysis.texts import bos_of, contexts, feature_index, feature_name, token_ids
+from pipeline.evaluation.models import LanguageModels
+from pipeline.evaluation.raw_space import RawDictionary
+
+if TYPE_CHECKING:
+    from pipeline.dictionaries.base import Dictionary
+    from pipeline.lm.language_model import LanguageModel
+    from pipeline.norms import HookNorm
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Features of a text.
+
+    Attributes:
+        tokens: text of each token [N], beginning-of-text tokens included.
+        kept: bool [N], False for special tokens, which have no features.
+        features: sparse float32 [N, all features], activations in the dictionary's units (folded: the model's own).
+        shape: of the features, [F] or [L, F].
+    """
+
+    tokens: list[str]
+    kept: Tensor
+    features: Tensor
+    shape: tuple[int, ...]
+
+    def strongest(self, token: int, top: int = 5) -> list[tuple[str, float]]:
+        """(feature, activation) of the `top` strongest features of a token, strongest first."""
+        rows, columns = self.features.indices()
+        return [(feature_name(i, self.shape), value) for i, value in self._largest(rows == token, columns, top)]
+
+    def of_feature(self, feature: str, top: int | None = None) -> list[tuple[int, float]]:
+        """(token, activation) of the tokens on which a feature is active, strongest first.
+
+        Raises:
+            DataError: no such feature.
+        """
+        rows, columns = self.features.indices()
+        return self._largest(columns == feature_index(feature, self.shape), rows, top)
+
+    def around(self, token: int, before: int = 8, after: int = 4) -> str:
+        """The text around a token, which is in brackets."""
+        left, right = self.tokens[max(0, token - before) : token], self.tokens[token + 1 : token + 1 + after]
+        return f"{''.join(left)}[{self.tokens[token]}]{''.join(right)}"
+
+    def _largest(self, chosen: Tensor, names: Tensor, top: int | None) -> list[tuple[int, float]]:
+        values, names = self.features.values()[chosen], names[chosen]
+        order = values.argsort(descending=True, stable=True)[:top]
+        return list(zip(names[order].tolist(), values[order].tolist(), strict=True))
+
+
+@torch.no_grad()
+def inspect_text(
+    text: str,
+    dictionary: Dictionary,
+    model: LanguageModel | Mapping[str, LanguageModel],
+    *,
+    norms: Mapping[str, HookNorm] | None = None,
+    context_size: int | None = None,
+    prepend_bos: bool = False,
+) -> Inspection:
+    """Run the model over a text and encode its activations.
+
+    Args:
+        text: any length; cut into contexts, each of which starts anew.
+        dictionary: any kind.
+        model: its language model, or {alias: model} of a dictionary with hook points of several ("" is the main one).
+        norms: {hook point: norm}, for a dictionary that is not folded.
+        context_size: tokens of a context; None: as many as the model takes, at most 1,024.
+        prepend_bos: each context starts with the beginning-of-text token.
+
+    Raises:
+        DataError: no text, or hook points that the model does not have.
+    """
+    models = LanguageModels(model)
+    main = models.owner(dictionary.hooks_in[0])
+    raw = RawDictionary(dictionary, norms)
+    bos = bos_of(main, prepend_bos)
+    special = {main.bos_token_id, main.eos_token_id, main.pad_token_id} - {None}
+    size = context_size or min(main.max_context or 1024, 1024)
+    keys = tuple(dict.fromkeys((*raw.hooks_in, *raw.hooks_out)))
+    tokens: list[str] = []
+    kept, features = [], []
+    for ids in contexts(token_ids(text, main), size, bos):
+        mask = torch.tensor([[int(i) not in special for i in ids[0]]])
+        activations = models.activations(ids, keys)
+        inputs = {hook: activations[hook] for hook in raw.hooks_in}
+        labels = {hook: activations[hook] for hook in raw.hooks_out}
+        f = raw(inputs, labels, mask.to(models.device)).features.reshape(mask.numel(), -1).float().cpu()
+        features.append((f * mask[0, :, None]).to_sparse())
+        kept.append(mask[0])
+        tokens += [main.tokenizer.decode([int(i)]) for i in ids[0]]
+    return Inspection(tokens, torch.cat(kept), torch.cat(features).coalesce(), tuple(dictionary.feature_shape))

@@ -1,0 +1,55 @@
+"""A dictionary of the pipeline with its language models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.dictionaries.store import load_dictionary
+from pipeline.hook_keys import MAIN, by_model
+from pipeline.lm.loading import load_language_model
+from pipeline.norms import load_norms
+
+if TYPE_CHECKING:
+    from pipeline.dictionaries.base import Dictionary
+    from pipeline.lm.language_model import LanguageModel
+    from pipeline.norms import HookNorm
+    from pipeline.params.schema import Params
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What an analysis works on.
+
+    Attributes:
+        dictionary: on the models' device.
+        models: {alias: language model}, "" being the main one.
+        norms: {hook point: norm} of a dictionary that is not folded.
+    """
+
+    dictionary: Dictionary
+    models: dict[str, LanguageModel]
+    norms: dict[str, HookNorm] | None
+
+    @property
+    def main(self) -> LanguageModel:
+        """The main model, or the first one."""
+        return self.models.get(MAIN) or next(iter(self.models.values()))
+
+
+def load_for_analysis(params: Params, dictionary: str | Path, *, norms: str | Path) -> Loaded:
+    """Load a dictionary directory and the models of its hook points.
+
+    Raises:
+        DataError: something is missing or damaged.
+    """
+    loaded = load_dictionary(dictionary)
+    models = {}
+    for alias in by_model((*loaded.hooks_in, *loaded.hooks_out)):
+        model = params.language_model(alias)
+        models[alias] = load_language_model(
+            model.model_name, revision=model.revision, backend=model.backend, dtype=model.dtype, device=model.device
+        )
+    device = next(iter(models.values())).device
+    return Loaded(loaded.to(device), models, None if loaded.config.folded else load_norms(norms))

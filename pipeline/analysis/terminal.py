@@ -1,0 +1,144 @@
+"""What `stages.inspect` prints: the features of a text's tokens, a feature's tokens, or the steered model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.analysis.inspection import Inspection, inspect_text
+from pipeline.analysis.loading import load_for_analysis
+from pipeline.analysis.steering import Steering, steer
+from pipeline.errors import DataError
+from pipeline.plots.report import describe
+
+if TYPE_CHECKING:
+    from pipeline.params.schema import Params
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """How the steered model goes on.
+
+    Attributes:
+        n_tokens, temperature, seed: see pipeline.analysis.steering.continue_text.
+    """
+
+    n_tokens: int = 40
+    temperature: float = 0.0
+    seed: int = 0
+
+
+def print_inspection(
+    params: Params,
+    text: str,
+    *,
+    inference: Path,
+    norms: str | Path,
+    top: int = 4,
+    features: Sequence[str] = (),
+    steered: str | None = None,
+    strength: float | None = None,
+    continuation: Continuation | None = None,
+) -> None:
+    """Print the strongest features of each token; or the tokens of `features`; or what adding feature `steered` does.
+
+    Args:
+        params: name of the dictionary, the models, context size.
+        text: what the model reads.
+        inference: directory of the inference dictionaries.
+        norms: norms.json, for a dictionary that is not folded.
+        top: features of a token, and tokens of a feature.
+        strength: of the steering; None: twice the feature's largest activation on the text.
+        continuation: what the model writes after the text.
+
+    Raises:
+        DataError: no such feature, a dictionary or a text that is not there.
+    """
+    found = load_for_analysis(params, inference / params.dictionary.name, norms=norms)
+    bos, size = params.model.prepend_bos, params.activations.context_size
+    inspection = inspect_text(text, found.dictionary, found.models, norms=found.norms, context_size=size, prepend_bos=bos)
+    click.echo(describe(found.dictionary.config.to_dict(), params.model.model_name))
+    if steered is not None:
+        strength = 2 * largest(inspection, steered) if strength is None else strength
+        how = continuation or Continuation()
+        result = steer(
+            text,
+            found.dictionary,
+            found.main,
+            steered,
+            strength,
+            norms=found.norms,
+            n_tokens=how.n_tokens,
+            temperature=how.temperature,
+            seed=how.seed,
+            prepend_bos=bos,
+        )
+        show_steering(result, steered, strength)
+    elif features:
+        for feature in features:
+            show_feature(inspection, feature, top)
+    else:
+        show_tokens(inspection, top)
+
+
+def read_text(text: str | None, file: Path | None) -> str:
+    """The text of one of the two options.
+
+    Raises:
+        DataError: none of them, both, or a file that cannot be read.
+    """
+    if (text is None) == (file is None):
+        raise DataError("give the text as --text or as --file, one of them")
+    if text is not None:
+        return text
+    assert file is not None
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: {error}; give a text file in UTF-8") from error
+
+
+def largest(inspection: Inspection, feature: str) -> float:
+    """A feature's largest activation on the text.
+
+    Raises:
+        DataError: it is not active.
+    """
+    tokens = inspection.of_feature(feature, 1)
+    if not tokens:
+        raise DataError(f"feature {feature} is not active on this text; state --strength")
+    return tokens[0][1]
+
+
+def show_tokens(inspection: Inspection, top: int) -> None:
+    """A line for each token."""
+    shown = [ascii(token)[1:-1] if token.isspace() or not token.isprintable() else token for token in inspection.tokens]
+    width = min(max(len(token) for token in shown), 24)
+    for i, token in enumerate(shown):
+        cells = [f"{name:>6} {value:<8.3g}" for name, value in inspection.strongest(i, top)]
+        click.echo(
+            f"{i:>5}  {token[:width].ljust(width)}  {' '.join(cells) if inspection.kept[i] else '(special token)'}".rstrip()
+        )
+
+
+def show_feature(inspection: Inspection, feature: str, top: int) -> None:
+    """A feature's strongest tokens, with the text around them."""
+    tokens = inspection.of_feature(feature)
+    click.echo(f"feature {feature}: active on {len(tokens)} of {int(inspection.kept.sum())} tokens")
+    for token, value in tokens[:top]:
+        around = inspection.around(token).replace("\n", "\\n")
+        click.echo(f"{token:>5}  {value:<8.3g} {around}")
+
+
+def show_steering(result: Steering, feature: str, strength: float) -> None:
+    """Loss and continuation, as it is and steered."""
+    click.echo(f"feature {feature} added with strength {strength:.4g} at every token")
+    for name, loss, text in (
+        ("as it is", result.loss, result.continuation),
+        ("steered", result.steered_loss, result.steered_continuation),
+    ):
+        click.echo(f"\n{name}: loss of the text {loss:.4f} nats a token; it goes on:\n{text.strip()}")

@@ -1,0 +1,72 @@
+"""A text as token contexts for a language model, and features by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from pipeline.lm.language_model import LanguageModel
+
+
+def token_ids(text: str, model: LanguageModel) -> list[int]:
+    """The text's tokens, without special ones.
+
+    Raises:
+        DataError: there are none.
+    """
+    ids = [int(i) for i in model.tokenizer(text, add_special_tokens=False)["input_ids"]]
+    if not ids:
+        raise DataError("the text has no token; give some text")
+    return ids
+
+
+def contexts(ids: Sequence[int], size: int, bos: int | None) -> list[Tensor]:
+    """Contexts int64 [1, T] of at most `size` tokens, with the beginning-of-text token first where one is given."""
+    body = size - (bos is not None)
+    if body < 1:
+        raise DataError(f"a context of {size} tokens has no room for text")
+    first = [] if bos is None else [bos]
+    return [torch.tensor([[*first, *ids[start : start + body]]]) for start in range(0, len(ids), body)]
+
+
+def bos_of(model: LanguageModel, prepend_bos: bool) -> int | None:
+    """The token that each context starts with.
+
+    Raises:
+        DataError: it is asked for, and the tokenizer has none.
+    """
+    if prepend_bos and model.bos_token_id is None:
+        raise DataError(f"model.prepend_bos: the tokenizer of '{model.name}' has no beginning-of-text token; write false")
+    return model.bos_token_id if prepend_bos else None
+
+
+def feature_name(index: int, shape: Sequence[int]) -> str:
+    """`513`, or `2/513` for feature 513 of layer 2."""
+    return "/".join(str(int(i)) for i in torch.unravel_index(torch.tensor(index), tuple(shape)))
+
+
+def feature_index(name: str, shape: Sequence[int]) -> int:
+    """The index of a feature among all, from its name.
+
+    Raises:
+        DataError: no such feature.
+    """
+    parts = name.split("/")
+    wanted = "LAYER/FEATURE" if len(shape) > 1 else "a number"
+    if len(parts) != len(shape) or not all(part.isdecimal() for part in parts):
+        raise DataError(f"feature '{name}': expected {wanted} within {' x '.join(str(n) for n in shape)}")
+    places = [int(part) for part in parts]
+    if any(place >= n for place, n in zip(places, shape, strict=True)):
+        raise DataError(f"feature '{name}': out of range; the dictionary has {' x '.join(f'{n:,}' for n in shape)} features")
+    index = 0
+    for place, n in zip(places, shape, strict=True):
+        index = index * n + place
+    assert index < math.prod(shape)
+    return index

@@ -1,0 +1,59 @@
+"""inspect: the features that are active on a text of one's own, and steering.
+
+Reads data/inference/<name>/, the model, and data/norms.json (for a dictionary with its run-time norm). Writes nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.command import stage_command
+
+
+@stage_command
+@click.option("--text", help="The text.")
+@click.option("--file", type=click.Path(path_type=Path), help="A file with the text.")
+@click.option("--top", type=click.IntRange(1), default=4, help="Features of a token, and tokens of a feature.")
+@click.option("--feature", "features", multiple=True, help="Show the tokens of this feature (with layers: LAYER/FEATURE).")
+@click.option("--steer", help="Add this feature at every token, and show what the model does.")
+@click.option("--strength", type=float, help="Activation that is added; without it, twice the feature's largest on the text.")
+@click.option("--continue", "n_tokens", type=click.IntRange(0), default=40, help="Tokens that the model writes after the text.")
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, help="0: always the likeliest token.")
+@click.option("--seed", type=int, default=0, help="Of what is drawn at a temperature above 0.")
+@click.option("--inference", type=click.Path(path_type=Path), default="data/inference", help="Inference dictionaries.")
+@click.option("--norms", default="data/norms.json", help="Activation norms.")
+def main(
+    params: str,
+    text: str | None,
+    file: Path | None,
+    top: int,
+    features: tuple[str, ...],
+    steer: str | None,
+    strength: float | None,
+    n_tokens: int,
+    temperature: float,
+    seed: int,
+    inference: Path,
+    norms: str,
+) -> None:
+    """Show the strongest features of each token of a text; or a feature's tokens; or steer with a feature."""
+    from pipeline.analysis.terminal import Continuation, print_inspection, read_text
+    from pipeline.params.loader import load_params
+
+    print_inspection(
+        load_params(params),
+        read_text(text, file),
+        inference=inference,
+        norms=norms,
+        top=top,
+        features=features,
+        steered=steer,
+        strength=strength,
+        continuation=Continuation(n_tokens, temperature, seed),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Inspection of texts, and steering."""

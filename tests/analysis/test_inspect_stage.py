@@ -1,0 +1,69 @@
+"""The command: what it prints of a small project, and its errors."""
+
+from __future__ import annotations
+
+from contextlib import chdir
+
+import pytest
+from click.testing import CliRunner
+
+from stages.inspect import main
+from tests.project import Project
+
+TEXT = "the cat sat on the mat"
+
+
+def run(project: Project, *arguments: str) -> tuple[int, str, str]:
+    with chdir(project.path):
+        result = CliRunner().invoke(main, list(arguments))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_tokens_features_and_steering(finished_project: Project) -> None:
+    code, out, _ = run(finished_project, "--text", TEXT + "\n", "--top", "2")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0].startswith("SAE main, topk 4, 64 features, blocks.0.hook_resid_post of model")
+    assert lines[1].split()[:2] == ["0", "the"]
+    assert lines[-1].split()[1] == "\\n"
+    feature = lines[1].split()[2]
+    code, out, _ = run(finished_project, "--text", TEXT, "--feature", feature)
+    assert code == 0
+    assert f"feature {feature}: active on " in out
+    assert "[the]" in out
+    code, out, _ = run(finished_project, "--text", TEXT, "--steer", feature, "--continue", "3")
+    assert code == 0
+    assert "steered: loss of the text" in out
+    assert f"feature {feature} added with strength" in out
+
+
+def test_a_file(finished_project: Project, tmp_path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    assert run(finished_project, "--file", str(tmp_path / "text.txt"))[1] == run(finished_project, "--text", TEXT)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give the text as --text or as --file, one of them"),
+        (["--text", "a", "--file", "b"], "one of them"),
+        (["--file", "nothing.txt"], "nothing.txt: "),
+        (["--text", TEXT, "--feature", "64"], "feature '64': out of range"),
+        (["--text", TEXT, "--inference", "nowhere"], "nowhere"),
+        (["--text", ""], "the text has no token"),
+    ],
+)
+def test_errors(finished_project: Project, arguments: list[str], message: str) -> None:
+    code, _, err = run(finished_project, *arguments)
+    assert code == 2
+    assert message in err
+    assert err.startswith("error: ")
+
+
+def test_a_silent_feature_needs_a_strength(finished_project: Project) -> None:
+    out = run(finished_project, "--text", TEXT, "--top", "99")[1]
+    active = {cell for line in out.splitlines()[1:] for cell in line.split()[2::2]}
+    silent = next(str(i) for i in range(64) if str(i) not in active)
+    code, _, err = run(finished_project, "--text", TEXT, "--steer", silent)
+    assert code == 2
+    assert f"feature {silent} is not active on this text; state --strength" in err
