@@ -8,15 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import torch
 
+from pipeline.analysis.attribution import Attribution, attribute, written_directions
 from pipeline.analysis.inspection import Inspection, inspect_text
 from pipeline.analysis.loading import load_for_analysis
 from pipeline.analysis.steering import Steering, steer
+from pipeline.analysis.texts import feature_index
 from pipeline.errors import DataError
 from pipeline.plots.report import describe
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Params
+
+
+SHOWN = 6  # tokens that a feature promotes, and suppresses
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,11 @@ def print_inspection(
         )
         show_steering(result, steered, strength)
     elif features:
-        for feature in features:
-            show_feature(inspection, feature, top)
+        shape = found.dictionary.feature_shape
+        directions = written_directions(found.dictionary, found.norms)
+        chosen = torch.tensor([feature_index(feature, shape) for feature in features])
+        for feature, effect in zip(features, attribute(directions[chosen], found.main), strict=True):
+            show_feature(inspection, feature, top, effect)
     else:
         show_tokens(inspection, top)
 
@@ -125,13 +134,15 @@ def show_tokens(inspection: Inspection, top: int) -> None:
         )
 
 
-def show_feature(inspection: Inspection, feature: str, top: int) -> None:
-    """A feature's strongest tokens, with the text around them."""
+def show_feature(inspection: Inspection, feature: str, top: int, effect: Attribution) -> None:
+    """A feature's strongest tokens, with the text around them, and what it does to the logits."""
     tokens = inspection.of_feature(feature)
     click.echo(f"feature {feature}: active on {len(tokens)} of {int(inspection.kept.sum())} tokens")
     for token, value in tokens[:top]:
         around = inspection.around(token).replace("\n", "\\n")
         click.echo(f"{token:>5}  {value:<8.3g} {around}")
+    for name, found in (("promotes", effect.promoted), ("suppresses", effect.suppressed)):
+        click.echo(f"  {name:<10} {'  '.join(f'{token!r} {value:+.3f}' for token, value in found[:SHOWN])}")
 
 
 def show_steering(result: Steering, feature: str, strength: float) -> None:

@@ -21,11 +21,13 @@ class Architecture:
 
     Attributes:
         blocks: path of the list of blocks from the model with its head.
+        final_norm: path of the norm before the unembedding.
         attention, mlp, ln1, ln2: names inside a block.
         gain_offset: the norm multiplies by (gain_offset + weight).
     """
 
     blocks: str
+    final_norm: str
     attention: str
     mlp: str
     ln1: str
@@ -37,15 +39,17 @@ class Architecture:
         return list(model.get_submodule(self.blocks).children())
 
 
-_LLAMA = Architecture("model.layers", "self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+_LLAMA = Architecture("model.layers", "model.norm", "self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
 ARCHITECTURES: dict[str, Architecture] = {
-    "gpt_neox": Architecture("gpt_neox.layers", "attention", "mlp", "input_layernorm", "post_attention_layernorm"),
-    "gpt2": Architecture("transformer.h", "attn", "mlp", "ln_1", "ln_2"),
+    "gpt_neox": Architecture(
+        "gpt_neox.layers", "gpt_neox.final_layer_norm", "attention", "mlp", "input_layernorm", "post_attention_layernorm"
+    ),
+    "gpt2": Architecture("transformer.h", "transformer.ln_f", "attn", "mlp", "ln_1", "ln_2"),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "gemma": Architecture("model.layers", "self_attn", "mlp", "input_layernorm", "post_attention_layernorm", 1.0),
+    "gemma": Architecture("model.layers", "model.norm", "self_attn", "mlp", "input_layernorm", "post_attention_layernorm", 1.0),
 }
 
 

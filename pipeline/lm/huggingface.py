@@ -21,6 +21,7 @@ from pipeline.lm.architectures import Architecture, architecture_of
 from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Run
+from pipeline.lm.unembedding import Unembedding, read_unembedding
 
 
 def normalized(norm: nn.Module, x: Tensor) -> Tensor:
@@ -80,6 +81,10 @@ class HuggingFaceModel(LanguageModel):
 
     def _affine(self, layer: int, norm: str) -> tuple[Tensor | None, Tensor | None]:
         return affine(self._blocks[layer].get_submodule(getattr(self._architecture, norm)), self._architecture)
+
+    def unembedding(self) -> Unembedding:
+        norm = self._model.get_submodule(self._architecture.final_norm)
+        return read_unembedding(self._model, self._architecture, self.name, affine(norm, self._architecture)[0])
 
     @contextmanager
     def _hooks(self, run: Run) -> Iterator[None]:

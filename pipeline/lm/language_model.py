@@ -25,6 +25,7 @@ from pipeline.lm.attention import AttentionWeights, attention_weights
 from pipeline.lm.hook_points import last_of, parse_hook_points
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Replacement, Run, StopRun, token_loss
+from pipeline.lm.unembedding import Unembedding
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,10 @@ class LanguageModel(abc.ABC):
     @abc.abstractmethod
     def _affine(self, layer: int, norm: str) -> tuple[Tensor | None, Tensor | None]:
         """Gain and bias [d] of a layer's norm "ln1" or "ln2"; None where it has none."""
+
+    @abc.abstractmethod
+    def unembedding(self) -> Unembedding:
+        """Final norm and unembedding, for what directions of the residual stream add to the logits."""
 
     @torch.no_grad()
     def activations(self, token_ids: Tensor, hook_points: Sequence[str]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.quiet import quiet
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Run
+from pipeline.lm.unembedding import Unembedding, read_unembedding
 
 _NORMS = ("ln1", "ln2")
 
@@ -48,6 +49,8 @@ class TransformerLensModel(LanguageModel):
             }
             for block in blocks
         ]
+        gain, _ = affine(model.get_submodule(architecture.final_norm), architecture)
+        self._unembedding = read_unembedding(model, architecture, source.name, gain)
         with quiet():
             from transformer_lens.model_bridge import TransformerBridge
 
@@ -94,6 +97,9 @@ class TransformerLensModel(LanguageModel):
 
     def _affine(self, layer: int, norm: str) -> tuple[Tensor | None, Tensor | None]:
         return self._affines[layer][norm]
+
+    def unembedding(self) -> Unembedding:
+        return self._unembedding
 
 
 def _hook(run: Run, name: str) -> Callable[..., Tensor]:

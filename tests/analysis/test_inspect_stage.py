@@ -31,6 +31,7 @@ def test_tokens_features_and_steering(finished_project: Project) -> None:
     assert code == 0
     assert f"feature {feature}: active on " in out
     assert "[the]" in out
+    assert "promotes" in out
     code, out, _ = run(finished_project, "--text", TEXT, "--steer", feature, "--continue", "3")
     assert code == 0
     assert "steered: loss of the text" in out

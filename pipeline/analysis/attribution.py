@@ -1,0 +1,71 @@
+"""Direct logit attribution: which next tokens a feature promotes and suppresses by what it writes to the residual stream.
+
+(what the feature writes, times the final norm's gain, centred first for LayerNorm) W_U, the norm's scale left out; a feature
+that writes at several hook points of the model is summed over them. Source: Elhage et al. 2021; nostalgebraist 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import DataError
+from pipeline.hook_keys import MAIN, split_key
+
+if TYPE_CHECKING:
+    from pipeline.dictionaries.base import Dictionary
+    from pipeline.lm.language_model import LanguageModel
+    from pipeline.norms import HookNorm
+
+
+class Attribution(NamedTuple):
+    """Tokens and what a feature of activation 1 adds to their logits, largest effect first.
+
+    Attributes:
+        promoted, suppressed: (text of the token, logit).
+    """
+
+    promoted: list[tuple[str, float]]
+    suppressed: list[tuple[str, float]]
+
+
+@torch.no_grad()
+def written_directions(dictionary: Dictionary, norms: Mapping[str, HookNorm] | None = None, alias: str = MAIN) -> Tensor:
+    """What each feature of activation 1 writes to the residual stream of one model, [all features, D].
+
+    Args:
+        dictionary: any kind.
+        norms: {hook point: norm}: rows of an unfolded dictionary are divided by sqrt(D) / mean norm of their hook point.
+        alias: of the model.
+
+    Raises:
+        DataError: it writes nothing in that model.
+    """
+    total: Tensor | None = None
+    for place, key in enumerate(dictionary.hooks_out):
+        if split_key(key)[0] != alias:
+            continue
+        rows = dictionary.written_rows(place).detach().flatten(0, -2)
+        if not dictionary.config.folded and norms is not None:
+            rows = rows * (norms[key].mean_norm / norms[key].d ** 0.5)
+        total = rows if total is None else total + rows
+    if total is None:
+        raise DataError(f"the dictionary writes no hook point of model '{alias or 'model'}'")
+    return total
+
+
+def attribute(directions: Tensor, model: LanguageModel, top: int = 10) -> list[Attribution]:
+    """The tokens that each direction [n, D] promotes and suppresses most."""
+    logits = model.unembedding().logits(directions).cpu()
+    found = []
+    for row in logits:
+        both = [row.topk(top, largest=largest) for largest in (True, False)]
+        promoted, suppressed = (
+            [(model.tokenizer.decode([token]), value) for value, token in zip(values.tolist(), tokens.tolist(), strict=True)]
+            for values, tokens in both
+        )
+        found.append(Attribution(promoted, suppressed))
+    return found

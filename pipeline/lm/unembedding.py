@@ -1,0 +1,62 @@
+"""From a direction in the residual stream to logits: final norm and unembedding, as plain tensors.
+
+logits = (norm(x) * gain + bias) W_U, where the norm divides by a scale that depends on the token and, a LayerNorm, subtracts
+the mean before. What a direction adds to the logits is, up to that scale, (direction - its mean, * gain) W_U.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from pipeline.lm.architectures import Architecture
+
+
+@dataclass(frozen=True)
+class Unembedding:
+    """The end of a language model.
+
+    Attributes:
+        W_U: [V, D], the rows of the unembedding (of its transpose, as torch keeps it).
+        gain: [D] of the final norm; None: 1.
+        centred: the final norm is a LayerNorm, which subtracts the mean.
+    """
+
+    W_U: Tensor
+    gain: Tensor | None
+    centred: bool
+
+    @torch.no_grad()
+    def logits(self, directions: Tensor) -> Tensor:
+        """What directions [n, D] of the residual stream add to the logits, [n, V] float32, the norm's scale left out."""
+        rows = directions.to(self.W_U.device, torch.float32)
+        if self.centred:
+            rows = rows - rows.mean(-1, keepdim=True)
+        if self.gain is not None:
+            rows = rows * self.gain.float()
+        return rows @ self.W_U.float().T
+
+
+def read_unembedding(model: nn.Module, architecture: Architecture, name: str, gain: Tensor | None) -> Unembedding:
+    """The end of a transformers model.
+
+    Args:
+        model: with its head.
+        architecture: where its final norm is.
+        name: of the model, for errors.
+        gain: of the final norm.
+
+    Raises:
+        DataError: the model has no head.
+    """
+    find: Any = getattr(model, "get_output_embeddings", None)
+    head = find() if find is not None else None
+    if head is None:
+        raise DataError(f"model '{name}' has no unembedding")
+    return Unembedding(head.weight, gain, isinstance(model.get_submodule(architecture.final_norm), nn.LayerNorm))

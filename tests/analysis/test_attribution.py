@@ -1,0 +1,52 @@
+"""Promoted and suppressed tokens against loops; rows of unfolded dictionaries in raw space; layers summed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.analysis.attribution import attribute, written_directions
+from pipeline.dictionaries.registry import build_dictionary
+from pipeline.errors import DataError
+from pipeline.norms import as_hook_norm
+from tests.analysis.test_inspection import folded, sae
+from tests.project import D_MODEL
+
+
+def test_tokens_are_those_of_a_loop(small_model, finished_project) -> None:
+    from transformers import GPTNeoXForCausalLM
+
+    module = GPTNeoXForCausalLM.from_pretrained(finished_project.path / "model", dtype=torch.float32)
+    made = folded(sae())
+    direction = made.get_parameter("W_D")[7].detach().double()
+    gain = module.gpt_neox.final_layer_norm.weight.detach().double()
+    mean = sum(float(v) for v in direction) / D_MODEL
+    logits = []
+    for row in module.get_output_embeddings().weight.detach().double():
+        logits.append(sum(float(row[i]) * float(gain[i]) * (float(direction[i]) - mean) for i in range(D_MODEL)))
+    order = sorted(range(len(logits)), key=lambda token: logits[token])
+    (found,) = attribute(written_directions(made)[7:8], small_model, top=4)
+    for got, tokens in ((found.suppressed, order[:4]), (found.promoted, order[:-5:-1])):
+        assert [text for text, _ in got] == [small_model.tokenizer.decode([token]) for token in tokens]
+        assert [value for _, value in got] == pytest.approx([logits[token] for token in tokens], rel=1e-4)
+
+
+def test_unfolded_rows_are_brought_to_raw_space() -> None:
+    made = sae()
+    norms = {made.hooks_in[0]: as_hook_norm({"mean_norm": 3.0, "mean_square": 9.0, "d": D_MODEL}, D_MODEL)}
+    raw = made.fold({made.hooks_in[0]: {"mean_norm": 3.0, "mean_square": 9.0, "d": D_MODEL}}, feature_units="normalized")
+    norm = made.decoder_norms().detach()
+    torch.testing.assert_close(written_directions(made, norms) / norm[:, None], written_directions(raw), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_are_summed_over_what_they_write() -> None:
+    hooks = [f"blocks.{layer}.ln2.hook_out" for layer in range(2)], [f"blocks.{layer}.hook_mlp_out" for layer in range(2)]
+    config = {"kind": "clt", "hook_points_in": hooks[0], "hook_points_out": hooks[1], "d_in": D_MODEL, "d_sae": 40}
+    made = folded(build_dictionary({**config, "act_fn": "topk", "top_k": 3}, seed=0))
+    found = written_directions(made)
+    assert found.shape == (80, D_MODEL)
+    both = made.get_parameter("W_D.0")[0, 5] + made.get_parameter("W_D.1")[0, 5]
+    torch.testing.assert_close(found[5], both.detach())
+    torch.testing.assert_close(found[45], made.get_parameter("W_D.1")[1, 5].detach())
+    with pytest.raises(DataError, match="writes no hook point of model 'other'"):
+        written_directions(made, alias="other")
