@@ -2,7 +2,8 @@
 
 Each is `dvc exp run $(python -m stages.preset NAME)` in this working tree, so run it in a clean clone after `dvc repro`: the
 store is there already, and each preset adds the hook points that it needs. Afterwards params.yaml, dvc.lock and metrics/
-are as before. `--tokens` shortens the runs for a check that they work; the table is written for whole runs of all only.
+are as before (whatever they were: another processor's `dvc repro` leaves another dvc.lock). `--tokens` shortens the runs for
+a check that they work; the table is written for whole runs of all only.
 
     python -m benchmarks.gallery
     python -m benchmarks.gallery --tokens 200000 demo-gemma-scope
@@ -11,8 +12,13 @@ are as before. `--tokens` shortens the runs for a check that they work; the tabl
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -29,6 +35,7 @@ COLUMNS = {
     "PCA's": ("pca_delta_ce", "{:.3f}"),
     "recovered (mean)": ("loss_recovered_mean", "{:.3f}"),
     "dead": ("dead_fraction", "{:.2%}"),
+    "minutes": ("minutes", "{:.1f}"),
 }
 
 
@@ -38,7 +45,7 @@ def demo_presets() -> list[str]:
 
 
 def run(name: str, tokens: int | None) -> dict[str, float]:
-    """Run a preset to its end; its evaluation.
+    """Run a preset to its end; its evaluation, and the minutes that it took.
 
     Raises:
         ClickException: it did not end well.
@@ -46,11 +53,12 @@ def run(name: str, tokens: int | None) -> dict[str, float]:
     line = ["dvc", "exp", "run", "-n", name, "-f", *flags(read_preset(name))]
     if tokens is not None:
         line += ["-S", f"trainer.total_training_tokens={tokens}"]
+    begin = time.monotonic()
     outcome = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if outcome.returncode:
         raise click.ClickException(f"{name}: dvc exp run exited {outcome.returncode}\n{outcome.stdout[-4000:]}")
     found: dict[str, float] = json.loads(Path("metrics/evaluation.json").read_text())
-    return found
+    return found | {"minutes": (time.monotonic() - begin) / 60}
 
 
 def row(name: str, found: dict[str, float]) -> str:
@@ -60,15 +68,23 @@ def row(name: str, found: dict[str, float]) -> str:
     return f"| `{name}` | {title} | {' | '.join(cells)} |"
 
 
-def check_clean() -> None:
-    """Refuse to overwrite changes.
-
-    Raises:
-        ClickException: params.yaml, dvc.lock or metrics/ differ from the last commit.
-    """
-    changed = subprocess.run(["git", "status", "--porcelain", *RESTORED], capture_output=True, text=True, check=True).stdout
-    if changed:
-        raise click.ClickException(f"these would be overwritten, commit or restore them first:\n{changed}")
+@contextmanager
+def restored() -> Iterator[None]:
+    """Put params.yaml, dvc.lock and metrics/ back as they were, and the data that belongs to them."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in RESTORED:
+            copy = shutil.copytree if Path(name).is_dir() else shutil.copy2
+            copy(name, Path(folder, name))
+        try:
+            yield
+        finally:
+            for name in RESTORED:
+                if Path(name).is_dir():
+                    shutil.rmtree(name)
+                    shutil.copytree(Path(folder, name), name)
+                else:
+                    shutil.copy2(Path(folder, name), name)
+            subprocess.run(["dvc", "checkout", "-q", "--force"], check=False)
 
 
 @click.command()
@@ -76,19 +92,15 @@ def check_clean() -> None:
 @click.option("--tokens", type=int, help="Train on so many tokens instead (a check, not a result).")
 def main(names: tuple[str, ...], tokens: int | None) -> None:
     """Run the small presets and print their metrics."""
-    check_clean()
     unknown = set(names) - set(preset_names())
     if unknown:
         raise click.ClickException(f"no such preset: {', '.join(sorted(unknown))} (known: {', '.join(preset_names())})")
     head = ["preset", "what it is", *COLUMNS]
     lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (len(head) - 2)]
-    try:
+    with restored():
         for name in names or demo_presets():
             lines.append(row(name, run(name, tokens)))
             click.echo(lines[-1])
-    finally:
-        subprocess.run(["git", "checkout", "-q", "--", *RESTORED], check=True)
-        subprocess.run(["dvc", "checkout", "-q", "--force"], check=False)
     if names or tokens is not None:
         return
     text = "\n".join(
