@@ -36,6 +36,7 @@ from tests.closure import (
 LAYOUT = (
     ("stages",),
     ("pipeline/api.py",),
+    ("pipeline/dashboard", "pipeline/interpretation"),
     ("pipeline/analysis", "pipeline/pretraining"),
     ("pipeline/evaluation",),
     ("pipeline/training",),

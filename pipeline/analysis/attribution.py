@@ -57,15 +57,46 @@ def written_directions(dictionary: Dictionary, norms: Mapping[str, HookNorm] | N
     return total
 
 
+class LogitEffects(NamedTuple):
+    """What n directions add to the logits.
+
+    Attributes:
+        promoted, suppressed: (logits float32 [n, top], tokens int64 [n, top]), largest effect first, on the CPU.
+        kurtosis: float64 [n], excess kurtosis over the vocabulary (0 for normally distributed effects); nan: all are equal.
+    """
+
+    promoted: tuple[Tensor, Tensor]
+    suppressed: tuple[Tensor, Tensor]
+    kurtosis: Tensor
+
+
+@torch.no_grad()
+def logit_effects(directions: Tensor, model: LanguageModel, top: int) -> LogitEffects:
+    """The effects of directions [n, D] of the residual stream.
+
+    Raises:
+        DataError: they are not as wide as the residual stream.
+    """
+    end = model.unembedding()
+    if directions.shape[-1] != end.W_U.shape[-1]:
+        raise DataError(
+            f"the dictionary writes activations of width {directions.shape[-1]}, not to the residual stream of "
+            f"{end.W_U.shape[-1]} of model '{model.name}'; its features have no direct logit attribution"
+        )
+    logits = end.logits(directions)
+    most = [tuple(part.cpu() for part in logits.topk(top, largest=largest)) for largest in (True, False)]
+    centred = logits.double() - logits.double().mean(-1, keepdim=True)
+    variance = centred.square().mean(-1)
+    kurtosis = centred.pow(4).mean(-1) / variance.square() - 3.0
+    return LogitEffects(most[0], most[1], kurtosis.cpu())  # type: ignore[arg-type]
+
+
 def attribute(directions: Tensor, model: LanguageModel, top: int = 10) -> list[Attribution]:
     """The tokens that each direction [n, D] promotes and suppresses most."""
-    logits = model.unembedding().logits(directions).cpu()
-    found = []
-    for row in logits:
-        both = [row.topk(top, largest=largest) for largest in (True, False)]
-        promoted, suppressed = (
-            [(model.tokenizer.decode([token]), value) for value, token in zip(values.tolist(), tokens.tolist(), strict=True)]
-            for values, tokens in both
-        )
-        found.append(Attribution(promoted, suppressed))
-    return found
+    effects = logit_effects(directions, model, top)
+
+    def named(part: tuple[Tensor, Tensor], row: int) -> list[tuple[str, float]]:
+        values, tokens = (t[row].tolist() for t in part)
+        return [(model.tokenizer.decode([token]), value) for value, token in zip(values, tokens, strict=True)]
+
+    return [Attribution(named(effects.promoted, i), named(effects.suppressed, i)) for i in range(len(directions))]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -64,6 +64,7 @@ class Gate(NamedTuple):
 
 
 CONFIGURED = Gate()
+TokenSources = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Dictionary(nn.Module, abc.ABC):
@@ -156,6 +157,16 @@ class Dictionary(nn.Module, abc.ABC):
     def parts(self) -> list[LinearPart]:
         """Encoder and decoder as plain matrices, for the initialisation's strategies; none where they are not."""
         return []
+
+    def token_sources(self, x: Tensor, mask: Tensor | None = None) -> TokenSources | None:
+        """How much each token of a context contributes to pre-activations; None: features read their own token only.
+
+        Args:
+            x: [b, S, d_in]; mask: bool [b, S].
+
+        Returns: (context [n], token [n], feature [n]) -> contributions [n, S], whose sum is that pre-activation.
+        """
+        return None
 
     def written_rows(self, hook: int) -> Tensor:
         """What each feature writes at the written hook point of this index: [F, d_out] ([L, F, d_out] with layers)."""

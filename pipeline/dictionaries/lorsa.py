@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.base import Dictionary, TokenSources
 from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.folded import FoldScales, divisible, fold_gate_norms_, fold_gate_units_, raw_units
 from pipeline.dictionaries.initial import BaseInitialization, normal_, uniform_
@@ -225,6 +225,24 @@ class LowRankSparseAttention(Dictionary):
         """
         v = nn.functional.linear(x, self.w_V[features], self.b_V[features])
         return self.attention(x, mask)[:, features // self.per_group] * v.transpose(1, 2)[:, :, None]
+
+    @torch.no_grad()
+    def token_sources(self, x: Tensor, mask: Tensor | None = None) -> TokenSources:
+        """The rows Z_i[q] of :meth:`z_pattern`, one at a time and so without [S, S]."""
+        q, k = self.queries_and_keys(x)
+        v = nn.functional.linear(x, self.w_V, self.b_V)
+        scale = 1.0 / (self.config.attn_scale or math.sqrt(self.config.d_qk_head))
+        order = torch.arange(x.shape[-2], device=x.device)
+
+        def sources(context: Tensor, token: Tensor, feature: Tensor) -> Tensor:
+            head = feature // self.per_group
+            scores = torch.einsum("ne,nke->nk", q[context, head, token], k[context, head]) * scale
+            allowed = order <= token[:, None]
+            if mask is not None:
+                allowed &= mask[context] | (order == token[:, None])
+            return scores.masked_fill(~allowed, -torch.inf).softmax(-1) * v[context, :, feature]
+
+        return sources
 
     def decoder_norms(self) -> Tensor:
         return torch.linalg.vector_norm(self.w_O, dim=-1)

@@ -1,4 +1,4 @@
-"""The held-out contexts that are evaluated, batch by batch, the same ones at every pass."""
+"""Contexts of a split of the token store, batch by batch, the same ones at every pass: what is evaluated and analysed."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ class Contexts(Protocol):
 
 @dataclass(frozen=True)
 class HeldOutBatch:
-    """Contexts of the eval split.
+    """Contexts of a split.
 
     Attributes:
+        contexts: int64 [b], their numbers in the split.
         tokens: int64 [b, T].
         mask: bool [b, T], True where the token is kept.
         documents: int64 [b, T], numbers of the documents that the tokens are of.
         label: "held-out contexts 32 to 63", for messages.
     """
 
+    contexts: Tensor
     tokens: Tensor
     mask: Tensor
     documents: Tensor
@@ -50,15 +52,21 @@ class HeldOutTokens:
         mask_of: tokens -> bool, True where a token is kept (not a special token).
         tokens: how many tokens to evaluate, masked ones included, rounded up to whole contexts; None: all.
         batch_contexts: contexts per batch.
+        name: of the split, for messages.
 
     Raises:
         DataError: the split is empty, or has fewer tokens than asked for.
     """
 
     def __init__(
-        self, split: Contexts, mask_of: Callable[[np.ndarray], np.ndarray], tokens: int | None, batch_contexts: int
+        self,
+        split: Contexts,
+        mask_of: Callable[[np.ndarray], np.ndarray],
+        tokens: int | None,
+        batch_contexts: int,
+        name: str = "held-out",
     ) -> None:
-        self._split, self._mask_of, self._batch_contexts = split, mask_of, batch_contexts
+        self._split, self._mask_of, self.batch_contexts, self._name = split, mask_of, batch_contexts, name
         n_all = split.n_contexts
         if n_all == 0:
             raise DataError(
@@ -74,18 +82,21 @@ class HeldOutTokens:
         self.n_contexts, self.n_tokens = wanted, wanted * split.context_size
 
     def __iter__(self) -> Iterator[HeldOutBatch]:
-        for start in range(0, self.n_contexts, self._batch_contexts):
-            chosen = self.contexts[start : start + self._batch_contexts]
+        return self.batches()
+
+    def batches(self, first: int = 0) -> Iterator[HeldOutBatch]:
+        """The batches, without the `first` ones."""
+        for start in range(first * self.batch_contexts, self.n_contexts, self.batch_contexts):
+            chosen = self.contexts[start : start + self.batch_contexts]
             tokens = self._read(chosen, "tokens")
             yield HeldOutBatch(
+                torch.from_numpy(chosen),
                 torch.from_numpy(tokens.astype(np.int64)),
                 torch.from_numpy(np.ascontiguousarray(self._mask_of(tokens))),
                 torch.from_numpy(self._read(chosen, "document_ids").astype(np.int64)),
-                f"held-out contexts {chosen[0]} to {chosen[-1]}",
+                f"{self._name} contexts {chosen[0]} to {chosen[-1]}",
             )
 
     def _read(self, chosen: np.ndarray, field: str) -> np.ndarray:
         first, last = int(chosen[0]), int(chosen[-1])
-        if last - first + 1 == len(chosen):
-            return self._split.read(first, last + 1, field)
-        return np.concatenate([self._split.read(int(i), int(i) + 1, field) for i in chosen])
+        return self._split.read(first, last + 1, field)[chosen - first]

@@ -82,19 +82,22 @@ class RawDictionary:
 
         Returns: features and raw reconstructions, in the dictionary's dtype.
         """
-        scaled = [self._scaled(inputs[hook], hook, mask) for hook in self.hooks_in]
-        batch_shape = scaled[0].shape[:-1]
-        several = len(self.hooks_in) > 1
-        x = torch.stack([part.flatten(0, -2) for part in scaled], dim=1) if several else scaled[0]
-        flat_mask = mask.flatten() if several and mask is not None else mask
-        codes, x_hat = self.dictionary.run(x, flat_mask)
+        codes, x_hat = self.dictionary.run(*self.encoder_input(inputs, mask))
         x_hats = {}
         for hook, part in split(x_hat, self.hooks_out).items():
-            part = part.reshape(*batch_shape, part.shape[-1])
+            part = part.reshape(*labels[hook].shape)
             if not self.dictionary.config.folded:
                 part = part / self.scale(hook, labels[hook].to(self.device, self.dtype), mask)
             x_hats[hook] = part
         return RawReconstruction(codes.f, x_hats)
+
+    @torch.no_grad()
+    def encoder_input(self, inputs: Mapping[str, Tensor], mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the dictionary's encoder takes for raw activations {read hook point: [b, T, D]}, and the mask in its layout."""
+        scaled = [self._scaled(inputs[hook], hook, mask) for hook in self.hooks_in]
+        if len(scaled) == 1:
+            return scaled[0], mask
+        return torch.stack([part.flatten(0, -2) for part in scaled], dim=1), None if mask is None else mask.flatten()
 
     def _scaled(self, x: Tensor, hook: str, mask: Tensor | None) -> Tensor:
         x = x.to(self.device, self.dtype)

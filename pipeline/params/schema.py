@@ -11,6 +11,7 @@ from pipeline.params.fields import param, resolve_steps
 from pipeline.params.kinds.sae import SAEParams
 from pipeline.params.section import Rule, Section, section_from_dict
 from pipeline.params.sections.activations import ActivationsParams, BufferShuffleParams
+from pipeline.params.sections.analysis import AnalysisParams
 from pipeline.params.sections.dataset import DatasetParams
 from pipeline.params.sections.demo import DemoParams
 from pipeline.params.sections.dictionary import DictionaryParams
@@ -25,6 +26,7 @@ from pipeline.params.sections.trainer import TrainerParams
 
 __all__ = [
     "ActivationsParams",
+    "AnalysisParams",
     "BufferShuffleParams",
     "DatasetParams",
     "DemoParams",
@@ -62,6 +64,7 @@ class Params(Section):
     trainer: TrainerParams = field(default_factory=TrainerParams)
     fold: FoldParams = field(default_factory=FoldParams)
     evaluation: EvaluationParams = field(default_factory=EvaluationParams)
+    analysis: AnalysisParams = field(default_factory=AnalysisParams)
     tracking: TrackingParams = field(default_factory=TrackingParams)
     demo: DemoParams = field(default_factory=DemoParams)
 

@@ -33,7 +33,7 @@ dl div { display: flex; justify-content: space-between; padding: 3px 0; border-t
   break-inside: avoid; }
 dd { margin: 0; font-variant-numeric: tabular-nums; }
 """
-_COLORS = "".join(f".line.c{i} {{ stroke: var(--c{i}); }} .dot.c{i} {{ fill: var(--c{i}); }}\n" for i in range(6))
+STYLE = _STYLE + "".join(f".line.c{i} {{ stroke: var(--c{i}); }} .dot.c{i} {{ fill: var(--c{i}); }}\n" for i in range(6))
 
 
 def page(title: str, about: str, charts: Sequence[Chart], figures: Mapping[str, float | str] | None = None) -> str:
@@ -46,13 +46,13 @@ def page(title: str, about: str, charts: Sequence[Chart], figures: Mapping[str, 
         figures: {name with unit: value}, shown as a table before the charts; None: no table.
     """
     cards = [_table(figures)] if figures else []
-    cards += [_card(chart) for chart in charts]
+    cards += [card(chart) for chart in charts]
     return "\n".join(
         [
             "<!DOCTYPE html>",
             f'<html lang="en"><head><meta charset="utf-8"><title>{escape(f"{title}: {about}" if about else title)}</title>',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<style>{_STYLE}{_COLORS}</style></head>",
+            f"<style>{STYLE}</style></head>",
             f"<body><h1>{escape(title)}</h1><p>{escape(about)}</p><main>",
             *cards,
             "</main></body></html>\n",
@@ -60,7 +60,8 @@ def page(title: str, about: str, charts: Sequence[Chart], figures: Mapping[str, 
     )
 
 
-def _card(chart: Chart) -> str:
+def card(chart: Chart) -> str:
+    """A chart with its title and legend, as HTML that STYLE styles."""
     return f'<section class="card"><h2>{escape(chart.title)}</h2><p>{_legend(chart)}</p>\n{svg(chart)}</section>'
 
 

@@ -18,9 +18,9 @@ from pipeline import metric_names as names
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.store import save_dictionary
 from pipeline.errors import CheckpointError, Interrupted
+from pipeline.interrupts import StopRequest, stop_on_signals
 from pipeline.progress import Progress
 from pipeline.training.checkpoints import Checkpoints, History, snapshot_steps
-from pipeline.training.interrupts import StopRequest, stop_on_signals
 from pipeline.training.source import Source, on_device
 from pipeline.training.step import Trainer
 

@@ -13,7 +13,7 @@ from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import CheckpointError, Interrupted, NumericsError
 from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.interrupts import stop_on_signals
+from pipeline.interrupts import stop_on_signals
 from pipeline.training.loop import TrainingRun, train
 from pipeline.training.source import TensorSource
 from tests.training.cases import NORMS, dictionary, params, rows, same, weights

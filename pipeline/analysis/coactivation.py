@@ -1,0 +1,105 @@
+"""Which features are active on the same tokens: the Jaccard index over a uniform sample of tokens of bounded size.
+
+A token is in the sample while its hash is below a limit; when more (token, active feature) pairs are held than allowed, the
+limit is halved and the tokens above it go. So the sample depends on the tokens alone, not on their order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.analysis.hashing import BITS, hashed
+
+MAX_PAIRS = 8_000_000  # (token, feature) pairs held: 128 MB
+_SEED = 0x0AC7
+
+
+class CoactivationSample:
+    """The active features of sampled tokens.
+
+    Args:
+        n_features: F.
+        share: wanted share of all tokens, in (0, 1].
+        max_pairs: most pairs held.
+
+    Attributes:
+        limit: hashes below it are in the sample.
+    """
+
+    def __init__(self, n_features: int, share: float, max_pairs: int = MAX_PAIRS) -> None:
+        self.n_features, self.max_pairs = n_features, max_pairs
+        self.limit = round(min(share, 1.0) * 2**BITS)
+        self._token_hash, self._feature = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
+
+    def update(self, f_bTF: Tensor, contexts: Tensor) -> None:
+        """Add contexts: activations [b, T, F], zero at masked tokens, and context numbers int64 [b]."""
+        positions = torch.arange(f_bTF.shape[1], device=f_bTF.device)
+        keys = hashed(contexts.to(f_bTF.device)[:, None], positions, _SEED)
+        chosen = (keys < self.limit).nonzero(as_tuple=True)
+        rows = f_bTF[chosen] > 0
+        token, feature = rows.nonzero(as_tuple=True)
+        self._token_hash = torch.cat([self._token_hash, keys[chosen][token].cpu()])
+        self._feature = torch.cat([self._feature, feature.int().cpu()])
+        while len(self._feature) > self.max_pairs:
+            self.limit //= 2
+            keep = self._token_hash < self.limit
+            self._token_hash, self._feature = self._token_hash[keep], self._feature[keep]
+
+    @property
+    def tokens(self) -> int:
+        """Sampled tokens with an active feature."""
+        return len(self._token_hash.unique())
+
+    def neighbours(self, n: int, block: int = 512) -> tuple[Tensor, Tensor]:
+        """The n features of the largest Jaccard index with each one, itself left out.
+
+        Args:
+            block: features compared with all others at a time.
+
+        Returns: features int64 [F, n] (-1: fewer were ever active with it), Jaccard indices float32 [F, n].
+        """
+        found = torch.full((self.n_features, n), -1, dtype=torch.int64)
+        jaccard = torch.zeros(self.n_features, n)
+        if n == 0 or not len(self._feature):
+            return found, jaccard
+        order = self._token_hash.argsort()
+        feature = self._feature.long()[order]
+        _, token, sizes = self._token_hash[order].unique_consecutive(return_inverse=True, return_counts=True)
+        active = torch.bincount(feature, minlength=self.n_features).float()
+        for start in range(0, self.n_features, block):
+            some = torch.arange(start, min(start + block, self.n_features))
+            both = self._both(feature, token, sizes, start, len(some)).float()
+            both[some - start, some] = 0.0
+            index = both / (active[some, None] + active - both).clamp_min(1.0)
+            values, which = index.topk(min(n, self.n_features), dim=1)
+            width = values.shape[1]
+            jaccard[some, :width] = values
+            found[some, :width] = torch.where(values > 0, which, -1)
+        return found, jaccard
+
+    def _both(self, feature: Tensor, token: Tensor, sizes: Tensor, start: int, n: int) -> Tensor:
+        """int64 [n, F]: tokens on which feature start + i and feature j are both active.
+
+        Args:
+            feature, token: of each pair held, in order of the tokens; sizes: pairs of each token.
+        """
+        begin = sizes.cumsum(0) - sizes
+        own = ((feature >= start) & (feature < start + n)).nonzero()[:, 0]
+        both = torch.zeros(n * self.n_features, dtype=torch.int64)
+        work = sizes[token[own]].cumsum(0) // MAX_PAIRS
+        for part in own.split(torch.bincount(work).tolist()) if len(own) else ():
+            each = sizes[token[part]]  # every entry of these features meets every feature of its token
+            within = torch.arange(int(each.sum())) - (each.cumsum(0) - each).repeat_interleave(each)
+            other = feature[begin[token[part]].repeat_interleave(each) + within]
+            place = (feature[part] - start).repeat_interleave(each) * self.n_features + other
+            both += torch.bincount(place, minlength=len(both))
+        return both.view(n, -1)
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that `load` takes."""
+        return {"token_hash": self._token_hash, "feature": self._feature, "limit": torch.tensor(self.limit)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from a state."""
+        self._token_hash, self._feature, self.limit = state["token_hash"], state["feature"], int(state["limit"])

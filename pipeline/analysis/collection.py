@@ -1,0 +1,139 @@
+"""One pass over contexts that collects what is shown of every feature.
+
+Memory: the model, its activations of one batch, at most MAX_VALUES feature activations at a time (a few copies of them),
+and per feature about 4 B x (slots x (window + 12) + histogram bins): 16,384 features with the default windows take about
+230 MB, and 50,000 about 700 MB. The pass may be cut anywhere: `state` and `load` continue it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.analysis.coactivation import CoactivationSample
+from pipeline.analysis.context_slots import N_SOURCES, ContextSlots, Offer
+from pipeline.analysis.feature_counts import FeatureCounts
+from pipeline.analysis.hashing import hashed
+
+if TYPE_CHECKING:
+    from pipeline.dictionaries.base import TokenSources
+    from pipeline.evaluation.held_out import HeldOutBatch
+    from pipeline.evaluation.models import LanguageModels
+    from pipeline.evaluation.raw_space import RawDictionary
+    from pipeline.params.sections.analysis import AnalysisParams
+
+BANDS = 4
+RESERVOIR_PER_CONTEXT = 4  # contexts drawn for each one that is shown of a band
+MAX_VALUES = 2**24  # feature activations at a time: 64 MiB
+_ACTIVE_SEED, _INACTIVE_SEED, _POSITION_SEED = 0x5EED, 0x1D1E, 0x9051
+
+
+class Resumable(Protocol):
+    """Something that is filled batch by batch."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that `load` takes."""
+        ...
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from a state."""
+        ...
+
+
+class Collection:
+    """What is collected, and how far the pass has come.
+
+    Args:
+        models: of the dictionary's hook points.
+        raw: the dictionary.
+        params: section `analysis`.
+        tokens: tokens of the whole pass.
+
+    Attributes:
+        batches: done.
+        counts, top, drawn, inactive, coactivation: see their classes; `drawn` is the uniform sample of each feature's contexts.
+    """
+
+    def __init__(self, models: LanguageModels, raw: RawDictionary, params: AnalysisParams, tokens: int) -> None:
+        self.models, self.raw = models, raw
+        self.batches = 0
+        n, device = math.prod(raw.dictionary.feature_shape), raw.device
+        window = (params.window_before, params.window_after)
+        reads = raw.dictionary.reads_sequences
+        drawn = BANDS * params.band_contexts * RESERVOIR_PER_CONTEXT
+        self.counts = FeatureCounts(n, device)
+        self.top = ContextSlots(n, params.top_contexts, *window, sources=reads, device=device)
+        self.drawn = ContextSlots(n, drawn, *window, sources=reads, device=device)
+        self.inactive = ContextSlots(n, params.inactive_contexts, 0, 0, device=device)
+        self.coactivation = CoactivationSample(n, params.coactivation_tokens / tokens)
+        self._n = n
+
+    @torch.no_grad()
+    def update(self, batch: HeldOutBatch) -> None:
+        """Run the models over a batch and add it."""
+        raw = self.raw
+        captured = self.models.activations(batch.tokens, raw.hooks_in)
+        mask = batch.mask.to(raw.device)
+        size = max(1, MAX_VALUES // (self._n * mask.shape[1]))
+        for start in range(0, len(mask), size):
+            some = slice(start, start + size)
+            x, flat_mask = raw.encoder_input({hook: captured[hook][some] for hook in raw.hooks_in}, mask[some])
+            f = raw.dictionary.encode(x, flat_mask).reshape(*mask[some].shape, self._n)
+            sources = raw.dictionary.token_sources(x, flat_mask)
+            self.add(f, mask[some], batch.contexts[some].to(raw.device), sources)
+        self.batches += 1
+
+    def add(self, f: Tensor, mask: Tensor, contexts: Tensor, sources: TokenSources | None = None) -> None:
+        """Add contexts: f [b, T, all features], mask bool [b, T], numbers int64 [b]."""
+        f = f.masked_fill(~mask[..., None], 0.0)
+        self.counts.update(f.flatten(0, 1), int(mask.sum()))
+        self.coactivation.update(f, contexts)
+        largest, position = f.max(1)
+        active, features = largest > 0, torch.arange(self._n, device=f.device)
+        strongest = None if sources is None else lambda *at: _strongest(sources(*at), at[1])
+        number = contexts[:, None]
+
+        def offer(chosen: Tensor, rank: Tensor, where: Tensor) -> Offer:
+            wide = torch.where(chosen, rank.double(), -torch.inf)
+            return Offer(f, contexts, wide, where, strongest)
+
+        self.top.update(offer(active, largest, position))
+        if self.drawn.n_slots:
+            self.drawn.update(offer(active, hashed(number, features, _ACTIVE_SEED), position))
+        if self.inactive.n_slots:
+            order = hashed(number, torch.arange(f.shape[1], device=f.device), _POSITION_SEED)
+            anywhere = torch.where(mask, order, -1).argmax(1, keepdim=True).expand_as(position)
+            asleep = ~active & mask.any(1, keepdim=True)
+            self.inactive.update(offer(asleep, hashed(number, features, _INACTIVE_SEED), anywhere))
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that `load` takes."""
+        found = {f"{name}.{key}": t for name, part in self._parts().items() for key, t in part.state().items()}
+        return {**found, "batches": torch.tensor(self.batches)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from a state."""
+        for name, part in self._parts().items():
+            part.load({k.split(".", 1)[1]: t for k, t in state.items() if k.startswith(f"{name}.")})
+        self.batches = int(state["batches"])
+
+    def _parts(self) -> dict[str, Resumable]:
+        return {
+            "counts": self.counts,
+            "top": self.top,
+            "drawn": self.drawn,
+            "inactive": self.inactive,
+            "coactivation": self.coactivation,
+        }
+
+
+def _strongest(contributions: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    """The N_SOURCES tokens [n, S] that contribute most to a positive pre-activation; -1 where there are fewer."""
+    values, positions = contributions.topk(min(N_SOURCES, contributions.shape[1]), dim=1)
+    real = (values > 0) & (positions <= token[:, None])
+    missing = N_SOURCES - values.shape[1]
+    values, positions = torch.where(real, values, 0.0), torch.where(real, positions, -1)
+    return torch.nn.functional.pad(positions, (0, missing), value=-1), torch.nn.functional.pad(values, (0, missing))

@@ -1,0 +1,158 @@
+"""The analysis of a dictionary's features: one pass over contexts, then the feature store. A killed pass goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.analysis.collection import Collection
+from pipeline.analysis.loading import load_for_analysis
+from pipeline.analysis.tracing import AnalysedContexts
+from pipeline.analysis.writing import about_store, write_store
+from pipeline.corpus.tokens import open_tokens
+from pipeline.dictionaries.store import CONFIG_FILE
+from pipeline.errors import Interrupted
+from pipeline.evaluation.held_out import HeldOutTokens
+from pipeline.evaluation.models import LanguageModels
+from pipeline.evaluation.raw_space import RawDictionary
+from pipeline.files import atomic_directory, fingerprint, root
+from pipeline.interrupts import stop_on_signals
+from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.params.schema import Params
+
+_VERSION = 1  # of the saved state
+SAVE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where the stages before left what is read.
+
+    Attributes:
+        dictionary: directory of the inference dictionary.
+        tokens: the token store.
+        norms: norms.json, for a dictionary that is not folded.
+    """
+
+    dictionary: Path
+    tokens: str | Path
+    norms: str | Path
+
+
+class SavedState:
+    """The state of a pass in one file, whole or absent, named after what the pass depends on.
+
+    Args:
+        about: all that changes the outcome, as plain values.
+        folder: where.
+    """
+
+    def __init__(self, about: Mapping[str, Any], folder: Path) -> None:
+        self.path = folder / f"analysis-{fingerprint(about)}.safetensors"
+
+    def load(self) -> dict[str, Tensor] | None:
+        """The tensors; None: nothing is there, or it is damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(self.path)
+        except (FileNotFoundError, SafetensorError):
+            return None
+
+    def save(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace what is there."""
+        from safetensors.torch import save_file
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        os.close(handle)
+        try:
+            save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, name)
+            os.replace(name, self.path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def remove(self) -> None:
+        """Nothing is left to go on from."""
+        self.path.unlink(missing_ok=True)
+
+
+def analyze(params: Params, inputs: Inputs, folder: str | Path, *, save_seconds: float = SAVE_SECONDS) -> dict[str, Any]:
+    """Write the feature store of a dictionary, whole or not at all; its metadata.
+
+    Args:
+        params: the dictionary's name, the models and the section `analysis`.
+        inputs: what the stages before wrote.
+        folder: the feature store; what is there is replaced.
+        save_seconds: time between two saved states.
+
+    Raises:
+        DataError: something of these is missing, damaged, or does not fit the rest.
+        Interrupted: a signal asked to stop; the state is saved.
+    """
+    store = open_tokens(inputs.tokens)
+    split = store.train if params.analysis.split == "train" else store.eval
+    wanted = params.analysis.tokens
+    most = split.n_contexts * split.context_size
+    tokens = HeldOutTokens(
+        split, store.mask, most if wanted is None else min(wanted, most), params.analysis.batch_contexts, params.analysis.split
+    )
+    found = load_for_analysis(params, inputs.dictionary, norms=inputs.norms)
+    models = LanguageModels(found.models)
+    collection = Collection(models, RawDictionary(found.dictionary, found.norms), params.analysis, tokens.n_tokens)
+    saved = SavedState(
+        {
+            "version": _VERSION,
+            "dictionary": hashlib.sha256((inputs.dictionary / CONFIG_FILE).read_bytes()).hexdigest(),
+            "tokens": store.digest,
+            "models": {alias: model.digest for alias, model in found.models.items()},
+            "analysis": params.to_dict()["analysis"],
+        },
+        root() / "data" / "checkpoints",
+    )
+    run_pass(collection, tokens, saved, save_seconds)
+    contexts = AnalysedContexts(split, tokens.contexts, found.main.tokenizer)
+    about = about_store(found, collection, params)
+    with atomic_directory(folder) as place:
+        write_store(place, found, collection, contexts, params, about)
+    saved.remove()
+    return about
+
+
+def run_pass(collection: Collection, tokens: HeldOutTokens, saved: SavedState, save_seconds: float) -> None:
+    """Go through the contexts, from the saved state on if there is one.
+
+    Raises:
+        Interrupted: a signal asked to stop; the state is saved.
+    """
+    state = saved.load()
+    if state is not None:
+        collection.load(state)
+    per_batch = tokens.n_tokens // tokens.n_contexts * tokens.batch_contexts
+    progress = Progress("analyze", tokens.n_tokens, done=min(collection.batches * per_batch, tokens.n_tokens))
+    latest = time.monotonic()
+    with stop_on_signals() as stop:
+        for batch in tokens.batches(collection.batches):
+            collection.update(batch)
+            progress.update(batch.tokens.numel())
+            if stop or time.monotonic() - latest >= save_seconds:
+                saved.save(collection.state())
+                latest = time.monotonic()
+            if stop:
+                raise Interrupted(
+                    f"analysis: stopped by {stop.received} after {progress.done:,} of {progress.total:,} tokens; the state is "
+                    "saved, run the same command again to go on"
+                )
+    progress.close()

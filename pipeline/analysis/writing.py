@@ -1,0 +1,227 @@
+"""From a finished collection to the feature store, a block of features at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pipeline.analysis.attribution import LogitEffects, logit_effects, written_directions
+from pipeline.analysis.collection import BANDS, Collection
+from pipeline.analysis.decoder_neighbours import decoder_neighbours, decoder_rows
+from pipeline.analysis.feature_counts import histogram_edges
+from pipeline.analysis.feature_tables import (
+    CONTEXTS,
+    FEATURES,
+    FORMAT_VERSION,
+    INACTIVE,
+    TOP,
+    TableWriter,
+    band_name,
+    contexts_schema,
+    features_schema,
+)
+from pipeline.analysis.texts import feature_name
+from pipeline.hook_keys import MAIN, split_key
+from pipeline.plots.report import describe
+from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from pipeline.analysis.loading import Loaded
+    from pipeline.analysis.tracing import AnalysedContexts
+    from pipeline.params.schema import Params
+
+BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Written:
+    """What belongs to the features themselves, all on the CPU.
+
+    Attributes:
+        norms: [F, written hook points], L2 norm of what a feature of activation 1 writes there.
+        thresholds: [F], or None.
+        decoder, coactive: (features [F, n], similarities [F, n]); -1: fewer.
+        directions: what it writes to the residual stream [F, D]; None: nothing there.
+    """
+
+    norms: Tensor
+    thresholds: Tensor | None
+    decoder: tuple[Tensor, Tensor]
+    coactive: tuple[Tensor, Tensor]
+    directions: Tensor | None
+
+
+def written(found: Loaded, collection: Collection, neighbours: int) -> Written:
+    """Norms, thresholds, neighbours and directions of all features."""
+    dictionary = found.dictionary
+    rows = decoder_rows(dictionary)
+    progress = Progress("neighbours", len(rows[0]), unit="features")
+    decoder = decoder_neighbours(rows, neighbours, progress=progress)
+    thresholds = dictionary.thresholds()
+    alias = MAIN if any(split_key(key)[0] == MAIN for key in dictionary.hooks_out) else split_key(dictionary.hooks_out[0])[0]
+    directions = written_directions(dictionary, found.norms, alias)
+    residual = directions.shape[-1] == found.models[alias].unembedding().W_U.shape[-1]
+    progress.close()
+    return Written(
+        norms=torch.stack([part.norm(dim=1) for part in rows], dim=1).cpu(),
+        thresholds=None if thresholds is None else thresholds.detach().flatten().cpu(),
+        decoder=decoder,
+        coactive=collection.coactivation.neighbours(neighbours),
+        directions=directions if residual else None,
+    )
+
+
+def about_store(found: Loaded, collection: Collection, params: Params) -> dict[str, Any]:
+    """The metadata of the feature store."""
+    config = found.dictionary.config
+    return {
+        "format_version": FORMAT_VERSION,
+        "dictionary": describe(config.to_dict(), params.model.model_name),
+        "name": config.name,
+        "kind": config.kind,
+        "folded": config.folded,
+        "hook_points_in": list(found.dictionary.hooks_in),
+        "hook_points_out": list(found.dictionary.hooks_out),
+        "feature_shape": list(found.dictionary.feature_shape),
+        "model": params.model.model_name,
+        "split": params.analysis.split,
+        "tokens": collection.counts.tokens,
+        "coactivation_tokens": collection.coactivation.tokens,
+        "histogram_edges": histogram_edges(),
+    }
+
+
+def write_store(
+    folder: Path, found: Loaded, collection: Collection, contexts: AnalysedContexts, params: Params, about: Mapping[str, Any]
+) -> None:
+    """Write both files into a directory that is there."""
+    every = written(found, collection, params.analysis.neighbours)
+    total = len(every.norms)
+    energies = collection.counts.squares.cpu() * every.norms.double().square().sum(1)
+    energies /= energies.sum().clamp_min(1e-300)
+    features = TableWriter(folder / FEATURES, features_schema(), about)
+    shown = TableWriter(folder / CONTEXTS, contexts_schema(), about)
+    progress = Progress("write features", total, unit="features")
+    for start in range(0, total, BLOCK):
+        some = slice(start, min(start + BLOCK, total))
+        effects = None
+        if every.directions is not None:
+            effects = logit_effects(every.directions[some], found.main, params.analysis.logit_tokens)
+        features.write(feature_columns(some, collection, every, energies, effects, found, contexts))
+        shown.write(_columns(list(context_rows(some, collection, contexts, params)), contexts_schema().names))
+        progress.update(some.stop - start)
+    features.close()
+    shown.close()
+    progress.close()
+
+
+def feature_columns(
+    some: slice,
+    collection: Collection,
+    every: Written,
+    energies: Tensor,
+    effects: LogitEffects | None,
+    found: Loaded,
+    contexts: AnalysedContexts,
+) -> dict[str, list[Any]]:
+    """The columns of features.parquet for a block."""
+    shape, counts = tuple(found.dictionary.feature_shape), collection.counts
+    index = list(range(some.start, some.stop))
+    active = counts.active[some].cpu()
+
+    def tokens(part: tuple[Tensor, Tensor]) -> list[list[dict[str, Any]]]:
+        return [
+            [{"token": i, "text": contexts.text(i), "logit": value} for value, i in zip(values, ids, strict=True)]
+            for values, ids in zip(part[0].tolist(), part[1].tolist(), strict=True)
+        ]
+
+    def near(part: tuple[Tensor, Tensor], name: str) -> list[list[dict[str, Any]]]:
+        pairs = zip(part[0][some].tolist(), part[1][some].tolist(), strict=True)
+        return [[{"feature": i, name: v} for i, v in zip(ids, values, strict=True) if i >= 0] for ids, values in pairs]
+
+    empty: list[Any] = [None] * len(index)
+    return {
+        "feature": index,
+        "name": [feature_name(i, shape) for i in index],
+        "layer": [i // shape[-1] for i in index] if len(shape) > 1 else empty,
+        "active_tokens": active.tolist(),
+        "density": (active.double() / max(counts.tokens, 1)).tolist(),
+        "max_activation": counts.largest[some].tolist(),
+        "mean_activation": (counts.sums[some].cpu() / active.clamp_min(1)).tolist(),
+        "energy": energies[some].tolist(),
+        "decoder_norm": every.norms[some].norm(dim=1).tolist(),
+        "written_norms": every.norms[some].tolist(),
+        "threshold": empty if every.thresholds is None else every.thresholds[some].tolist(),
+        "histogram": counts.histogram[some].tolist(),
+        "logit_kurtosis": empty if effects is None else [v if math.isfinite(v) else None for v in effects.kurtosis.tolist()],
+        "promoted": [[] for _ in index] if effects is None else tokens(effects.promoted),
+        "suppressed": [[] for _ in index] if effects is None else tokens(effects.suppressed),
+        "decoder_neighbours": near(every.decoder, "cosine"),
+        "coactive_neighbours": near(every.coactive, "jaccard"),
+    }
+
+
+def context_rows(some: slice, collection: Collection, contexts: AnalysedContexts, params: Params) -> Iterator[dict[str, Any]]:
+    """The rows of contexts.parquet for a block: top contexts, quantile bands from the highest, inactive ones."""
+    top, drawn, inactive = (part.ordered(some) for part in (collection.top, collection.drawn, collection.inactive))
+    before, after = params.analysis.window_before, params.analysis.window_after
+    for row, feature in enumerate(range(some.start, some.stop)):
+        chosen = [(TOP, top, slot) for slot in _filled(top, row)]
+        chosen += [(band_name(band, BANDS), drawn, slot) for band, slot in banded(drawn, row, params.analysis.band_contexts)]
+        chosen += [(INACTIVE, inactive, slot) for slot in _filled(inactive, row)]
+        places: dict[str, int] = {}
+        for band, part, slot in chosen:
+            place = places[band] = places.get(band, -1) + 1
+            context, position = int(part["context"][row, slot]), int(part["position"][row, slot])
+            window = contexts.window(context, position, before, after)
+            first, n = window.pop("first"), len(window["tokens"])
+            values = [0.0] * n
+            if band != INACTIVE:
+                skipped = first - (position - before)
+                values = part["window"][row, slot][skipped : skipped + n].tolist()
+            yield {
+                "feature": feature,
+                "band": band,
+                "place": place,
+                "activation": float(part["value"][row, slot]) if band != INACTIVE else 0.0,
+                "context": context,
+                "position": position,
+                **window,
+                "activations": values,
+                "sources": _sources(part, row, slot, contexts),
+            }
+
+
+def banded(drawn: Mapping[str, Tensor], row: int, each: int) -> list[tuple[int, int]]:
+    """(band, slot) of contexts spread over the quantile bands of a feature's sample, highest band and largest value first.
+
+    The sample is sorted by activation and cut into BANDS equal parts; `each` of a part are taken, evenly spread.
+    """
+    slots = _filled(drawn, row)
+    ordered = sorted(slots, key=lambda slot: float(drawn["value"][row, slot]))
+    found = []
+    for band in reversed(range(BANDS)):
+        part = ordered[band * len(ordered) // BANDS : (band + 1) * len(ordered) // BANDS]
+        n = min(each, len(part))
+        found += [(band, part[i * len(part) // n]) for i in reversed(range(n))]
+    return found
+
+
+def _filled(part: Mapping[str, Tensor], row: int) -> list[int]:
+    return (part["rank"][row] > -torch.inf).nonzero()[:, 0].tolist()
+
+
+def _sources(part: Mapping[str, Tensor], row: int, slot: int, contexts: AnalysedContexts) -> list[dict[str, Any]]:
+    context = int(part["context"][row, slot])
+    pairs = zip(part["source_position"][row, slot].tolist(), part["source_value"][row, slot].tolist(), strict=True)
+    return [{"position": p, "text": contexts.token_at(context, p), "value": v} for p, v in pairs if p >= 0]
+
+
+def _columns(rows: list[dict[str, Any]], names: list[str]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in names}

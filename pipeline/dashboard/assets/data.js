@@ -1,0 +1,56 @@
+"use strict";
+// The data: packed texts (gzip of JSON in base64), inside this page or in files beside it that are loaded as scripts.
+const overview = JSON.parse(document.getElementById("overview").textContent);
+const waiting = new Map();
+const loaded = new Map();
+
+async function unpack(text) {
+  const binary = atob(text);
+  const bytes = new Uint8Array(binary.length);
+  for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+// What a data file calls.
+window.scopeline = { put: (name, text) => waiting.get(name)?.(text) };
+
+function fetched(name) {
+  const inside = document.getElementById(`data-${name}`);
+  if (inside) return Promise.resolve(inside.textContent);
+  return new Promise((resolve, reject) => {
+    const script = document.createElement("script");
+    waiting.set(name, resolve);
+    script.src = `data/${name}.js`;
+    script.onload = () => script.remove();
+    script.onerror = () => reject(new Error(`data/${name}.js is missing; keep index.html beside its folder data, or run dvc repro analyze`));
+    document.head.append(script);
+  });
+}
+
+function data(name) {
+  if (!loaded.has(name)) loaded.set(name, fetched(name).then(unpack));
+  return loaded.get(name);
+}
+
+// The columns of the table, with what follows from them.
+async function table() {
+  const columns = await data("table");
+  if (!columns.row) {
+    columns.row = new Map(columns.feature.map((feature, row) => [feature, row]));
+    columns.name ??= columns.feature.map(String);
+    columns.byName = new Map(columns.name.map((name, row) => [name, row]));
+    columns.layer = columns.name.map((name) => (name.includes("/") ? Number(name.split("/")[0]) : null));
+    const text = (tokens) => tokens.join("\n").toLowerCase();
+    columns.fireText = columns.fires.map(text);
+    columns.promoteText = columns.promotes.map(text);
+    columns.explainText = (columns.explanation ?? []).map((e) => (e?.[0] ?? "").toLowerCase());
+  }
+  return columns;
+}
+
+// The page of a feature; tokens are given by their number in `t`.
+async function featurePage(feature) {
+  const { features, t } = await data(`chunk-${Math.floor(feature / overview.chunk)}`);
+  return { ...features[feature], t };
+}

@@ -1,0 +1,67 @@
+// The page of one feature.
+const neighbour = (columns, pairs) => {
+  const lines = pairs.map(([feature, similarity]) => {
+    const row = columns.row.get(feature);
+    const name = row === undefined ? featureName(feature) : columns.name[row];
+    const what = row === undefined ? '<span class="faint">not in this page</span>' : `<span>${chips(columns.fires[row])}</span>`;
+    const link = row === undefined ? `<span>${name}</span>` : `<a href="#/feature/${name}">${name}</a>`;
+    return `${link}${what}<span class="num">${number(similarity)}</span>`;
+  });
+  return lines.length ? `<div class="list">${lines.join("")}</div>` : '<p class="faint">none</p>';
+};
+
+// The name of a feature from its number: with layers, LAYER/FEATURE.
+function featureName(feature) {
+  const width = overview.shape.at(-1);
+  return overview.shape.length > 1 ? `${Math.floor(feature / width)}/${feature % width}` : String(feature);
+}
+
+function written(norms) {
+  if (norms.length < 2) return "";
+  const most = Math.max(...norms, 1e-12);
+  const lines = norms.map((norm, i) => `<span>${escaped(overview.hooks[i])}</span><span class="bar-line" style="width:${(100 * norm) / most}%"></span><span class="num">${number(norm)}</span>`);
+  return `<section class="card"><h2>Where it writes</h2><p>decoder norm at each hook point</p><div class="list">${lines.join("")}</div></section>`;
+}
+
+function explained(entry) {
+  if (!entry?.[0]) return "";
+  const score = (name, value) => (value === null ? "" : `<span class="tag">${name} ${number(value)}</span>`);
+  return `<p>${escaped(entry[0])}${score("detection", entry[1])}${score("fuzzing", entry[2])}</p>`;
+}
+
+async function showFeature(view, name) {
+  const columns = await table();
+  const row = columns.byName.get(name);
+  if (row === undefined) {
+    const where = overview.part ? ` This page has ${overview.part} only; the whole dashboard is data/dashboard/index.html.` : "";
+    view.innerHTML = `<h1>No feature ${escaped(name)}</h1><p>${escaped(where)} <a href="#/features">All features</a></p>`;
+    return;
+  }
+  const feature = columns.feature[row], page = await featurePage(feature), largest = columns.max[row];
+  if (!state.order.length) state.order = arranged(columns);
+  const place = state.order.indexOf(row);
+  if (place >= 0) state.chosen = place;
+  const step = (by, text, key) => {
+    const next = state.order[place + by];
+    return next === undefined || place < 0 ? "" : `<a class="tag" data-step="${by}" href="#/feature/${columns.name[next]}" title="${key}">${text} ${columns.name[next]}</a>`;
+  };
+  const bands = Object.entries(page.bands).map(([band, contexts]) => {
+    const title = band === "top" ? "Strongest contexts" : `${band.replace("-", "\u2013")} <small>of its activations, drawn at random</small>`;
+    return `<h2>${title}</h2>${contexts.map((entry) => context(entry, page.t, largest)).join("")}`;
+  });
+  const stat = (title, value) => `<div>${title}<b>${value}</b></div>`;
+  const density = columns.density[row], tags = density === 0 ? '<span class="tag">never active here</span>' : density > 0.1 ? '<span class="tag">dense</span>' : "";
+  const logits = page.promoted.length ? `<section class="card"><h2>Logits</h2><p>what an activation of 1 adds, the final norm's scale left out</p>
+    <h3>promotes</h3>${effects(page.promoted, page.t, false)}<h3>suppresses</h3>${effects(page.suppressed, page.t, true)}</section>` : "";
+  view.innerHTML = `<div class="title"><h1>Feature ${escaped(name)}${tags}</h1><span class="step">${step(-1, "\u2190", "k")}${step(1, "\u2192", "j")}</span></div>
+    ${explained(columns.explanation?.[row])}
+    <div class="stats">${stat("density", percent(density))}${stat("active tokens", number(page.active))}${stat("maximum", number(largest))}
+    ${stat("mean when active", number(columns.mean[row]))}${page.threshold === null ? "" : stat("threshold", number(page.threshold))}
+    ${stat("energy", percent(columns.energy[row]))}${columns.kurtosis[row] === null ? "" : stat("logit kurtosis", number(columns.kurtosis[row]))}
+    ${stat("decoder norm", number(columns.norm[row]))}</div>
+    <div class="columns"><div class="contexts">${bands.join("") || '<p class="faint">It was never active on the tokens looked at.</p>'}</div>
+    <div class="side"><section class="card"><h2>Activations</h2><p>tokens by activation; heights are square roots</p>${histogram(page.histogram, overview.edges)}</section>
+    ${written(page.norms)}${logits}
+    <section class="card"><h2>Similar decoder rows</h2><p>cosine similarity</p>${neighbour(columns, page.decoder)}</section>
+    <section class="card"><h2>Active together</h2><p>Jaccard index over ${number(overview.coactivation_tokens)} tokens</p>${neighbour(columns, page.coactive)}</section></div></div>`;
+}

@@ -1,0 +1,17 @@
+// The overview.
+function showOverview(view) {
+  const cell = (value) => `<td class="num">${number(value, 4)}</td>`;
+  const rows = overview.metrics.map(([name, about, own, interval, pca, mean, zero]) =>
+    `<tr><td>${escaped(name)}<small>${escaped(about)}</small></td><td class="num own">${number(own, 4)}` +
+    (interval ? `<small>95 %: ${number(interval[0], 4)} \u2013 ${number(interval[1], 4)}</small>` : "") +
+    `</td>${cell(pca)}${cell(mean)}${cell(zero)}</tr>`);
+  const figures = overview.figures.map(([name, value]) => `<div><dt>${escaped(name)}</dt><dd>${number(value, 4)}</dd></div>`);
+  const part = overview.part ? ` This page has ${escaped(overview.part)}, those that carry most of the reconstruction.` : "";
+  view.innerHTML = `<h1>${escaped(overview.about)}</h1>
+    <p>Metrics are of held-out text; features were looked at on ${escaped(overview.seen)}.${part}
+    <a href="#/features">Look at the features</a>.</p>
+    <section class="card"><h2>How good it is</h2><table class="compare"><thead><tr><th></th><th>this dictionary</th>
+    <th>PCA, as many directions</th><th>mean</th><th>zero</th></tr></thead><tbody>${rows.join("")}</tbody></table></section>
+    <section class="card" style="margin-top:18px"><h2>Figures</h2><dl>${figures.join("")}</dl></section>
+    <div class="cards">${overview.charts.join("")}</div>`;
+}

@@ -1,0 +1,140 @@
+"""The dashboard's data: plain values as compressed JSON, in text that a script tag can hold.
+
+table: a column for each thing that is sorted, filtered or searched, over all features shown.
+chunk: the whole pages of CHUNK neighbouring features. Token texts are kept once a chunk, activations as thousandths of the
+feature's maximum.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pipeline.analysis.feature_tables import INACTIVE, TOP
+
+CHUNK = 32
+COLUMNS = (
+    "feature", "name", "density", "max", "mean", "energy", "kurtosis", "norm", "fires", "promotes", "explanation",
+)  # fmt: skip
+SHOWN_TOKENS = 4  # of a feature in the table
+
+
+def packed(value: Any) -> str:
+    """gzip of JSON in base64; the same value gives the same text."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode("ascii")
+
+
+def short(value: float | None, digits: int = 4) -> float | None:
+    """Rounded to significant digits, whole where that is exact."""
+    if value is None:
+        return None
+    rounded = float(f"{value:.{digits}g}")
+    return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
+
+
+class _Strings:
+    """Texts by number, each kept once."""
+
+    def __init__(self) -> None:
+        self.all: list[str] = []
+        self._place: dict[str, int] = {}
+
+    def __call__(self, text: str) -> int:
+        place = self._place.setdefault(text, len(self.all))
+        if place == len(self.all):
+            self.all.append(text)
+        return place
+
+
+def chunk(rows: Sequence[Mapping[str, Any]], contexts: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """The pages of some features: rows of features.parquet and, by feature, of contexts.parquet."""
+    strings = _Strings()
+    return {
+        "features": {row["feature"]: _page(row, contexts.get(row["feature"], ()), strings) for row in rows},
+        "t": strings.all,
+    }
+
+
+def _page(row: Mapping[str, Any], contexts: Sequence[Mapping[str, Any]], strings: _Strings) -> dict[str, Any]:
+    bands: dict[str, list[Any]] = {}
+    largest = row["max_activation"] or 1.0
+    for context in contexts:
+        if context["band"] != INACTIVE:
+            bands.setdefault(context["band"], []).append(_context(context, largest, strings))
+    counts = row["histogram"]
+    filled = [i for i, count in enumerate(counts) if count]
+    low, high = (filled[0], filled[-1] + 1) if filled else (0, 0)
+    return {
+        "bands": bands,
+        "histogram": [low, *counts[low:high]],
+        "promoted": [[strings(token["text"]), short(token["logit"], 3)] for token in row["promoted"]],
+        "suppressed": [[strings(token["text"]), short(token["logit"], 3)] for token in row["suppressed"]],
+        "decoder": [[near["feature"], short(near["cosine"], 3)] for near in row["decoder_neighbours"]],
+        "coactive": [[near["feature"], short(near["jaccard"], 3)] for near in row["coactive_neighbours"]],
+        "norms": [short(norm, 3) for norm in row["written_norms"]],
+        "threshold": short(row["threshold"]),
+        "active": row["active_tokens"],
+    }
+
+
+def _context(context: Mapping[str, Any], largest: float, strings: _Strings) -> list[Any]:
+    """[activation, peak, tokens, thousandths, document, start, end, context, position, sources]."""
+    return [
+        short(context["activation"]),
+        context["peak"],
+        [strings(text) for text in context["texts"]],
+        [round(1000 * value / largest) for value in context["activations"]],
+        strings(context["document"]),
+        context["char_start"],
+        context["char_end"],
+        context["context"],
+        context["position"],
+        [[source["position"], strings(source["text"]), short(source["value"], 3)] for source in context["sources"]],
+    ]
+
+
+def fires_on(contexts: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The texts of the strongest tokens of the top contexts, the commonest first."""
+    texts = [context["texts"][context["peak"]] for context in contexts if context["band"] == TOP]
+    return [text for text, _ in Counter(texts).most_common(SHOWN_TOKENS)]
+
+
+class Table:
+    """The columns of the table, filled feature by feature in ascending order."""
+
+    def __init__(self, explanations: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        self.explanations = explanations or {}
+        self.columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+
+    def add(self, row: Mapping[str, Any], contexts: Sequence[Mapping[str, Any]]) -> None:
+        """Add a feature: its row of features.parquet and its contexts."""
+        explained = self.explanations.get(row["name"], {})
+        values = {
+            "feature": row["feature"],
+            "name": row["name"],
+            "density": short(row["density"]),
+            "max": short(row["max_activation"]),
+            "mean": short(row["mean_activation"]),
+            "energy": short(row["energy"]),
+            "kurtosis": short(row["logit_kurtosis"], 3),
+            "norm": short(row["decoder_norm"], 3),
+            "fires": fires_on(contexts),
+            "promotes": [token["text"] for token in row["promoted"][:SHOWN_TOKENS]],
+            "explanation": [explained.get(key) for key in ("explanation", "detection", "fuzzing")] if explained else None,
+        }
+        for name, value in values.items():
+            self.columns[name].append(value)
+
+    def packed(self) -> dict[str, Any]:
+        """The table's values; the names only where they are not the numbers, explanations only where there are some."""
+        columns = dict(self.columns)
+        if all(name == str(number) for name, number in zip(columns["name"], columns["feature"], strict=True)):
+            del columns["name"]
+        if not any(columns["explanation"]):
+            del columns["explanation"]
+        return columns

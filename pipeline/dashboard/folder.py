@@ -1,0 +1,115 @@
+"""The dashboard as files.
+
+index.html        the page: style, program and overview; opened by double click, it asks the network for nothing
+data/table.js     the columns of the table
+data/chunk-N.js   the pages of CHUNK features, loaded when one of them is looked at
+single.html       the same with the most useful features, all in one file (MLflow shows no siblings)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pipeline.analysis.feature_tables import FeatureStore
+from pipeline.dashboard.chunks import CHUNK, Table, chunk, packed
+from pipeline.files import atomic_directory
+from pipeline.plots.page import STYLE
+from pipeline.progress import Progress
+
+SINGLE_PAGE = "single.html"
+_ASSETS = Path(__file__).parent / "assets"
+_SCRIPTS = ("data.js", "draw.js", "overview.js", "table.js", "feature.js", "main.js")
+DENSE = 0.1
+
+Block = tuple[Sequence[Mapping[str, Any]], Mapping[int, Sequence[Mapping[str, Any]]]]
+
+
+def write_dashboard(
+    folder: str | Path,
+    features: str | Path,
+    overview: Mapping[str, Any],
+    *,
+    single: int = 2000,
+    explanations: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Write the dashboard of a feature store, whole or not at all.
+
+    Args:
+        folder: what is there is replaced.
+        features: the feature store.
+        overview: see :func:`pipeline.dashboard.overview.overview`.
+        single: features in the page that is one file: the ones with the largest `energy` among those that are active on at most
+            10 % of the tokens, then the others; 0: no such page.
+        explanations: {name of a feature: {"explanation", "detection", "fuzzing"}}.
+
+    Raises:
+        DataError: the feature store is missing or damaged.
+    """
+    store = FeatureStore(features)
+    chosen = most_useful(store.features(["feature", "density", "energy"]), single)
+    table, single_table = Table(explanations), Table(explanations)
+    singles: dict[str, str] = {}
+    progress = Progress("dashboard", store.n_features, unit="features")
+    with atomic_directory(folder) as place:
+        (place / "data").mkdir()
+        for number, (rows, contexts) in enumerate(blocks(store)):
+            name, text = f"chunk-{number}", packed(chunk(rows, contexts))
+            _write(place / "data" / f"{name}.js", f'scopeline.put("{name}","{text}")')
+            for row in rows:
+                table.add(row, contexts[row["feature"]])
+            some = [row for row in rows if row["feature"] in chosen]
+            if some:
+                singles[name] = packed(chunk(some, contexts))
+                for row in some:
+                    single_table.add(row, contexts[row["feature"]])
+            progress.update(len(rows))
+        _write(place / "data" / "table.js", f'scopeline.put("table","{packed(table.packed())}")')
+        _write(place / "index.html", page(overview, {}))
+        if single:
+            note = "" if len(chosen) == store.n_features else f"{len(chosen):,} of {store.n_features:,} features"
+            data = {"table": packed(single_table.packed()), **singles}
+            _write(place / SINGLE_PAGE, page({**overview, "part": note}, data))
+    progress.close()
+
+
+def most_useful(rows: Sequence[Mapping[str, Any]], n: int) -> set[int]:
+    """The n features of the largest energy, those active on more than 10 % of the tokens last and inactive ones never."""
+    alive = [row for row in rows if row["density"] > 0]
+    ordered = sorted(alive, key=lambda row: (row["density"] > DENSE, -row["energy"], row["feature"]))
+    return {row["feature"] for row in ordered[:n]}
+
+
+def blocks(store: FeatureStore) -> Iterator[Block]:
+    """CHUNK features at a time, with their contexts."""
+    for rows, contexts in store.blocks():
+        for start in range(0, len(rows), CHUNK):
+            yield rows[start : start + CHUNK], contexts
+
+
+def page(overview: Mapping[str, Any], data: Mapping[str, str]) -> str:
+    """The HTML page; `data` is put inside, what is missing there is loaded from data/."""
+    inside = "".join(f'<script type="text/plain" id="data-{name}">{text}</script>\n' for name, text in data.items())
+    scripts = "\n".join((_ASSETS / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    about = json.dumps({**overview, "chunk": CHUNK}, ensure_ascii=False).replace("<", "\\u003c")
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            f"<title>{escape(str(overview['about']))}</title>",
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<link rel="icon" href="data:,">',
+            f"<style>{STYLE}{(_ASSETS / 'dashboard.css').read_text(encoding='utf-8')}</style></head><body>",
+            (_ASSETS / "body.html").read_text(encoding="utf-8"),
+            inside + f'<script type="application/json" id="overview">{about}</script>',
+            f"<script>{scripts}</script>",
+            "</body></html>\n",
+        ]
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,158 @@
+"""The first page of the dashboard: what was trained, how good it is beside its baselines, and plots."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.analysis.feature_tables import FeatureStore
+from pipeline.errors import DataError
+from pipeline.files import read_json
+from pipeline.norms import load_norm_arrays, load_norms
+from pipeline.plots.charts import BarChart, Chart
+from pipeline.plots.histograms import density_chart, norm_charts
+from pipeline.plots.page import card
+from pipeline.plots.training import training_charts
+
+LOG_STEP = 0.1
+
+
+@dataclass(frozen=True)
+class OverviewFiles:
+    """What the overview reads.
+
+    Attributes:
+        dictionary: directory of the inference dictionary.
+        evaluation: metrics of the evaluation. history: of the training. norms, statistics: of the norm stage.
+    """
+
+    dictionary: Path
+    evaluation: Path
+    history: Path
+    norms: Path
+    statistics: Path
+
+
+def overview(features: str | Path, files: OverviewFiles) -> dict[str, Any]:
+    """The overview as plain values: title, about, metrics (rows of a table with baselines), figures, charts (HTML).
+
+    Args:
+        features: the feature store.
+        files: what the stages before wrote.
+
+    Raises:
+        DataError: one of them is missing or damaged.
+    """
+    store = FeatureStore(features)
+    metrics = read_json(files.evaluation, "the evaluation", "run `dvc repro evaluate`")
+    rows = store.features(["density", "max_activation", "threshold", "logit_kurtosis"])
+    charts = [
+        *feature_charts(rows, metrics.get("l0_mean")),
+        *_norm_charts(files),
+        *training_charts(read_history(files.history)),
+    ]
+    about = store.about
+    return {
+        "title": about["name"],
+        "about": about["dictionary"],
+        "seen": f"{about['tokens']:,} tokens of the {about['split']} split",
+        "metrics": compared(metrics),
+        "figures": figures(metrics, rows),
+        "charts": [card(chart) for chart in charts],
+        "hooks": about["hook_points_out"],
+        "shape": about["feature_shape"],
+        "edges": [about["histogram_edges"][0], about["histogram_edges"][1] / about["histogram_edges"][0]],
+        "coactivation_tokens": about["coactivation_tokens"],
+    }
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The rows of metrics/train_history.jsonl.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: the training history cannot be read ({error}); run `dvc repro train`") from None
+
+
+def compared(metrics: Mapping[str, float]) -> list[list[Any]]:
+    """[name, explanation, this dictionary, its interval, PCA of the same rank, mean, zero] of the metrics with baselines."""
+    original = metrics["ce_original"]
+
+    def interval(name: str) -> list[float] | None:
+        return [metrics[f"{name}_low"], metrics[f"{name}_high"]] if f"{name}_low" in metrics else None
+
+    return [
+        ["FVU", "squared error / variance of what is reconstructed; 0 is perfect", metrics["fvu"], interval("fvu"),
+         metrics["pca_fvu"], 1.0, None],
+        ["delta cross entropy", "nats a token that the model loses when the reconstruction is in its place; 0 is perfect",
+         metrics["delta_ce"], interval("delta_ce"), metrics["pca_delta_ce"], metrics["ce_mean"] - original,
+         metrics["ce_zero"] - original],
+        ["loss recovered (mean)", "share of the loss of mean ablation that is recovered; 1 is perfect",
+         metrics["loss_recovered_mean"], None, None, 0.0, None],
+        ["loss recovered (zero)", "the same for zero ablation", metrics["loss_recovered_zero"], None, None, None, 0.0],
+    ]  # fmt: skip
+
+
+def figures(metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """[name, value] of what else describes the dictionary; densities are over the analysed tokens."""
+    density = [row["density"] for row in rows]
+    found: list[list[Any]] = [
+        ["L0 (held out)", metrics["l0_mean"]],
+        ["features", len(rows)],
+        ["never active here", sum(d == 0 for d in density)],
+        ["active on more than 10 % of the tokens", sum(d > 0.1 for d in density)],
+        ["dead on held-out text (share)", metrics["dead_fraction"]],
+        ["KL divergence (nats)", metrics["kl"]],
+        ["cross entropy of the model", metrics["ce_original"]],
+        ["cross entropy, spliced", metrics["ce_spliced"]],
+        ["cosine similarity", metrics["cosine_similarity"]],
+        ["rank of the PCA", metrics["pca_rank"]],
+        ["held-out tokens", metrics["evaluated_tokens"]],
+    ]
+    return found + [[f"FVU at {key.partition('.')[2]}", value] for key, value in metrics.items() if key.startswith("fvu.")]
+
+
+def feature_charts(rows: Sequence[Mapping[str, Any]], l0_mean: float) -> list[Chart]:
+    """Features by density, by maximum, by threshold where there is one, and by kurtosis of their logits."""
+    density = [row["density"] for row in rows if row["density"] > 0]
+    edges, counts = log_bins(density)
+    charts: list[Chart] = [density_chart([math.log10(edge) for edge in edges], counts, len(rows) - len(density), l0_mean)]
+    charts.append(
+        _bars("maximum", "Largest activations", "largest activation of a feature", [r["max_activation"] for r in rows])
+    )
+    thresholds = [row["threshold"] for row in rows if row["threshold"] is not None]
+    if thresholds:
+        charts.append(_bars("threshold", "Thresholds", "threshold of a feature", thresholds))
+    kurtosis = [row["logit_kurtosis"] for row in rows if row["logit_kurtosis"] is not None]
+    charts.append(_bars("kurtosis", "Peaked logits", "excess kurtosis of what a feature adds to the logits", kurtosis))
+    return [chart for chart in charts if sum(chart.counts)]  # type: ignore[union-attr]
+
+
+def _bars(name: str, title: str, x_label: str, values: Sequence[float]) -> BarChart:
+    edges, counts = log_bins([value for value in values if value > 0])
+    return BarChart(name, title, x_label, "features", tuple(edges), tuple(counts), x_log=True)
+
+
+def log_bins(values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Edges and counts of positive values in bins of a tenth of a decade."""
+    places = [math.floor(math.log10(value) / LOG_STEP) for value in values]
+    if not places:
+        return [1.0, 10.0**LOG_STEP], [0.0]
+    low, high = min(places), max(places)
+    counts = [0.0] * (high - low + 1)
+    for place in places:
+        counts[place - low] += 1
+    return [10.0 ** (LOG_STEP * (low + i)) for i in range(len(counts) + 1)], counts
+
+
+def _norm_charts(files: OverviewFiles) -> list[Chart]:
+    arrays = {name: [float(v) for v in x] for name, x in load_norm_arrays(files.statistics).items() if "norm_histogram" in name}
+    return list(norm_charts(arrays, {hook: {"mean_norm": norm.mean_norm} for hook, norm in load_norms(files.norms).items()}))
