@@ -36,6 +36,7 @@ from tests.closure import (
 LAYOUT = (
     ("stages",),
     ("pipeline/api.py",),
+    ("pipeline/interpretation",),
     ("pipeline/analysis", "pipeline/pretraining"),
     ("pipeline/evaluation",),
     ("pipeline/training",),
@@ -53,7 +54,7 @@ LAYOUT = (
 )
 MAX_LINES, MAX_FUNCTION_LINES = 400, 60
 HEAVY = (
-    "click", "datasets", "dvc", "matplotlib", "mlflow", "transformer_lens", "transformers", "xxhash", "zarr",
+    "click", "datasets", "dvc", "httpx", "matplotlib", "mlflow", "transformer_lens", "transformers", "xxhash", "zarr",
 )  # fmt: skip
 CORE = (
     "pipeline/activation_functions", "pipeline/dictionaries", "pipeline/evaluation", "pipeline/folding.py",
@@ -106,6 +107,17 @@ def test_what_reads_text_and_models_knows_no_dictionary(place):
         if covers(place, path)
         for found in imports(path)
         if any(covers(part, found.path) for part in above)
+    ]
+    assert wrong == []
+
+
+def test_interpretation_is_imported_by_no_module():
+    wrong = [
+        f"{path}:{found.line} imports {found.path}"
+        for path in sources("pipeline")
+        if not covers("pipeline/interpretation", path)
+        for found in imports(path)
+        if covers("pipeline/interpretation", found.path)
     ]
     assert wrong == []
 
@@ -281,7 +293,7 @@ def test_deps_hold_nothing_else(stage):
 
 
 def test_every_stage_script_is_in_the_pipeline_or_runs_beside_it():
-    beside = {"preset", "report", "inspect", "export", "import_dictionary"}
+    beside = {"preset", "report", "inspect", "interpret", "export", "import_dictionary"}
     scripts = {Path(path).stem for path in sources("stages")} - {"__init__"} - beside
     assert scripts == set(MODULES.values())
 
