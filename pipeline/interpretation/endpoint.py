@@ -164,12 +164,13 @@ class EndpointModel:
         try:
             content = reply["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
-            content = reply
+            content = {}
         if content is None:  # a model that has spent max_tokens on its reasoning
             return ""
         if not isinstance(content, str):
             raise ChatError(
-                f"{self._shown}: the reply is no chat completion (got {self._safe(reply)!r}), {_REPLY}; check --endpoint"
+                f"{self._shown}: the reply is no chat completion (got {self._safe(response.text)!r}), {_REPLY}; "
+                "check --endpoint"
             )
         return content
 

@@ -12,6 +12,7 @@ from pipeline.analysis.feature_tables import INACTIVE, TOP
 
 OPEN, CLOSE = "<<", ">>"
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private use: they stand for the marks until the text's own are taken apart
+_LINE_BREAK = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ def _in_turn(examples: Sequence[Example], limit: int) -> list[Example]:
 def render(example: Example, marked: Collection[int] = ()) -> str:
     """The text of an example on one line, each marked token between << and >>.
 
-    A `<<` or `>>` of the text itself gets a blank between its characters; line breaks are written as backslash n.
+    A `<` or `>` of the text itself that stands beside another, or beside a mark of its kind, is set apart by a blank; line
+    breaks are written as backslash n.
 
     Args:
         example: the example.
@@ -140,9 +142,9 @@ def render(example: Example, marked: Collection[int] = ()) -> str:
     """
     parts = [text.replace(_OPEN, "").replace(_CLOSE, "") for text in example.texts]
     joined = "".join(f"{_OPEN}{part}{_CLOSE}" if i in marked else part for i, part in enumerate(parts))
-    plain = re.sub(r"<(?=[\ue000\ue001]*<)", "< ", re.sub(r">(?=[\ue000\ue001]*>)", "> ", joined))
-    plain = plain.replace("\r\n", "\\n").replace("\n", "\\n").replace("\r", "\\n")
-    return plain.replace(_OPEN, OPEN).replace(_CLOSE, CLOSE)
+    for signs in ("<" + _OPEN, ">" + _CLOSE):
+        joined = re.sub(f"[{signs}](?=[{signs}])", r"\g<0> ", joined)
+    return _LINE_BREAK.sub(r"\\n", joined).replace(_OPEN, OPEN).replace(_CLOSE, CLOSE)
 
 
 def strong_tokens(example: Example, max_activation: float, above: float) -> list[int]:
