@@ -36,7 +36,8 @@ from tests.closure import (
 LAYOUT = (
     ("stages",),
     ("pipeline/api.py",),
-    ("pipeline/dashboard", "pipeline/interpretation"),
+    ("pipeline/interpretation",),
+    ("pipeline/dashboard",),
     ("pipeline/analysis", "pipeline/pretraining"),
     ("pipeline/evaluation",),
     ("pipeline/training",),
@@ -54,7 +55,7 @@ LAYOUT = (
 )
 MAX_LINES, MAX_FUNCTION_LINES = 400, 60
 HEAVY = (
-    "click", "datasets", "dvc", "matplotlib", "mlflow", "transformer_lens", "transformers", "xxhash", "zarr",
+    "click", "datasets", "dvc", "httpx", "matplotlib", "mlflow", "transformer_lens", "transformers", "xxhash", "zarr",
 )  # fmt: skip
 CORE = (
     "pipeline/activation_functions", "pipeline/dictionaries", "pipeline/evaluation", "pipeline/folding.py",
@@ -107,6 +108,17 @@ def test_what_reads_text_and_models_knows_no_dictionary(place):
         if covers(place, path)
         for found in imports(path)
         if any(covers(part, found.path) for part in above)
+    ]
+    assert wrong == []
+
+
+def test_interpretation_is_imported_by_no_module():
+    wrong = [
+        f"{path}:{found.line} imports {found.path}"
+        for path in sources("pipeline")
+        if not covers("pipeline/interpretation", path)
+        for found in imports(path)
+        if covers("pipeline/interpretation", found.path)
     ]
     assert wrong == []
 
@@ -282,7 +294,7 @@ def test_deps_hold_nothing_else(stage):
 
 
 def test_every_stage_script_is_in_the_pipeline_or_runs_beside_it():
-    beside = {"preset", "report", "inspect", "export", "import_dictionary"}
+    beside = {"preset", "report", "inspect", "interpret", "export", "import_dictionary"}
     scripts = {Path(path).stem for path in sources("stages")} - {"__init__"} - beside
     assert scripts == set(MODULES.values())
 

@@ -12,8 +12,8 @@ import torch
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import CheckpointError, Interrupted, NumericsError
-from pipeline.training.checkpoints import Checkpoints
 from pipeline.interrupts import stop_on_signals
+from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.loop import TrainingRun, train
 from pipeline.training.source import TensorSource
 from tests.training.cases import NORMS, dictionary, params, rows, same, weights

@@ -1,0 +1,55 @@
+"""interpret: a language model explains features, and is scored on how well its explanations predict where they are active.
+
+Reads data/features. Writes data/interpretations: a JSON file for each feature, and summary.json.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.command import stage_command
+
+
+@stage_command
+@click.option("--features-dir", type=click.Path(path_type=Path), default="data/features", help="The feature store.")
+@click.option("--out", type=click.Path(path_type=Path), default="data/interpretations", help="Folder of the results.")
+@click.option("--feature", "names", multiple=True, help="A feature (with layers: LAYER/FEATURE); may be repeated.")
+@click.option("--n", type=click.IntRange(1), default=20, help="Without --feature: so many, of the largest energy.")
+@click.option("--endpoint", help="OpenAI-compatible server, such as http://localhost:8000/v1.")
+@click.option("--model", help="Name of the model at the endpoint.")
+@click.option("--local", help="Instead of an endpoint: directory or hub id of a transformers model.")
+@click.option(
+    "--api-key-variable", default="OPENAI_API_KEY", help="Environment variable with the endpoint's key, if it needs one."
+)
+@click.option("--max-tokens", type=click.IntRange(1), default=1024, help="Most tokens of an answer.")
+@click.option("--seed", type=int, default=0, help="Of the order of the examples, and sent with each request.")
+@click.option("--force", is_flag=True, help="Interpret finished features again too.")
+@click.option("--concurrency", type=click.IntRange(1), default=4, help="Features at a time, at an endpoint.")
+def main(
+    params: str,
+    features_dir: Path,
+    out: Path,
+    names: tuple[str, ...],
+    n: int,
+    endpoint: str | None,
+    model: str | None,
+    local: str | None,
+    api_key_variable: str,
+    max_tokens: int,
+    seed: int,
+    force: bool,
+    concurrency: int,
+) -> None:
+    """Explain features with a language model, and score the explanations by detection and fuzzing."""
+    from pipeline.interpretation.run import Settings
+    from pipeline.interpretation.terminal import Explainer, print_interpretations
+
+    explainer = Explainer(endpoint, model, local, api_key_variable)
+    settings = Settings(max_tokens=max_tokens, seed=seed)
+    print_interpretations(features_dir, out, explainer, settings, names=names, n=n, force=force, concurrency=concurrency)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Automatic interpretation of features."""

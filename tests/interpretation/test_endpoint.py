@@ -1,0 +1,163 @@
+"""The endpoint over real HTTP: what is sent, what is tried again, and errors."""
+
+from __future__ import annotations
+
+import json
+import socket
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from pipeline.interpretation.chat import ChatError
+from pipeline.interpretation.endpoint import EndpointModel, api_key, retry_after
+from tests.interpretation.conftest import Stub
+
+MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+KEY = "sk-planted-secret-0123456789"
+
+
+def complete(stub: Stub, **options):
+    """(answer, waits) of one request."""
+    waits: list[float] = []
+    model = EndpointModel(options.pop("url", stub.url), "planted-model", sleep=waits.append, **options)
+    try:
+        return model.complete(MESSAGES), waits
+    finally:
+        model.close()
+
+
+def failure(stub: Stub, **options) -> str:
+    with pytest.raises(ChatError) as caught:
+        complete(stub, **options)
+    return str(caught.value)
+
+
+def test_what_is_sent(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub.answer = lambda messages: f"heard {messages[-1]['content']}"
+    assert complete(stub, seed=3, max_tokens=77, url=stub.url + "/") == ("heard hello", [])
+    path, headers, body = stub.requests[0]
+    assert path == "/v1/chat/completions"
+    assert body == {"model": "planted-model", "messages": MESSAGES, "temperature": 0, "max_tokens": 77, "seed": 3}
+    assert "Authorization" not in headers
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    complete(stub)
+    assert stub.requests[1][1]["Authorization"] == f"Bearer {KEY}"
+    monkeypatch.setenv("OTHER_KEY", "other\n")
+    complete(stub, key_variable="OTHER_KEY")
+    assert stub.requests[2][1]["Authorization"] == "Bearer other"
+
+
+def test_what_may_pass_is_tried_again(stub: Stub) -> None:
+    stub.answer = lambda _: "at last"
+    stub.failures = [
+        (429, {"Retry-After": "7"}, "slow down"),
+        (503, {}, "busy"),
+        (500, {}, ""),
+        (429, {"Retry-After": "0"}, ""),
+    ]
+    assert complete(stub, backoff_s=1.0) == ("at last", [7.0, 2.0, 4.0, 0.0])
+    assert len(stub.requests) == 5
+
+
+def test_what_does_not_pass_is_an_error(stub: Stub) -> None:
+    stub.always = (500, {}, "out of\nmemory")
+    message = failure(stub, attempts=3)
+    assert message.startswith(f"{stub.url}/chat/completions: status 500 (out of memory) in 3 attempts, wanted status 200;")
+    assert len(stub.requests) == 3
+    stub.always = (429, {"Retry-After": "86400"}, "quota")
+    assert "it asks to wait 86,400 s" in failure(stub)
+
+
+def test_nobody_listens(stub: Stub) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    message = failure(stub, url=f"http://127.0.0.1:{port}/v1", attempts=2)
+    assert f"http://127.0.0.1:{port}/v1/chat/completions: no reply (ConnectError: " in message
+    assert "in 2 attempts" in message
+    assert "start the server or correct --endpoint" in message
+
+
+def test_a_server_that_never_replies(stub: Stub) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        assert "no reply (ReadTimeout" in failure(stub, url=url, attempts=2, timeout_s=0.1)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "expected"),
+    [
+        (401, {}, "the API key in the environment variable OPENAI_API_KEY is not set"),
+        (404, {}, "check --endpoint (most end in /v1) and --model planted-model"),
+        (400, {}, "choose another model"),
+        (307, {"Location": "http://elsewhere/v1"}, "points to (http://elsewhere/v1)"),
+    ],
+)
+def test_refusals_are_not_tried_again(stub: Stub, status: int, headers: dict[str, str], expected: str) -> None:
+    stub.always = (status, headers, "no")
+    message = failure(stub)
+    assert f"status {status} (no), wanted 200" in message
+    assert expected in message
+    assert len(stub.requests) == 1
+
+
+def test_no_message_holds_the_key(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    stub.always = (401, {}, json.dumps({"error": f"wrong key {KEY}"}))
+    message = failure(stub)
+    assert "wrong key ***" in message
+    assert "OPENAI_API_KEY is not accepted" in message
+    assert KEY not in message
+    assert "secret" not in failure(stub, url=stub.url.replace("http://", "http://user:secret@"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<html>welcome</html>", "the reply is not JSON (got '<html>welcome</html>')"),
+        ("[]", "the reply is no chat completion (got '[]')"),
+        ('{"choices": []}', "the reply is no chat completion"),
+        ("null", "the reply is no chat completion (got 'null')"),
+        ('{"choices": [{"message": {"content": 5}}]}', "the reply is no chat completion"),
+    ],
+)
+def test_replies_that_are_no_completions(stub: Stub, text: str, expected: str) -> None:
+    stub.always = (200, {}, text)
+    message = failure(stub)
+    assert expected in message
+    assert "wanted an object with choices[0].message.content" in message
+    assert "check --endpoint" in message
+
+
+def test_an_empty_content_is_an_empty_answer(stub: Stub) -> None:
+    stub.answer = lambda _: None
+    assert complete(stub)[0] == ""
+
+
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://x/v1", "http://", "http://[::1"])
+def test_addresses(stub: Stub, url: str) -> None:
+    assert "--endpoint" in failure(stub, url=url)
+
+
+def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert api_key() is None
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with pytest.raises(ChatError, match="MY_KEY: this environment variable is not set"):
+        api_key("MY_KEY")
+    monkeypatch.setenv("MY_KEY", "a\nb")
+    with pytest.raises(ChatError, match="MY_KEY has characters that no header can hold"):
+        api_key("MY_KEY")
+
+
+def test_retry_after() -> None:
+    assert retry_after(None) is None
+    assert retry_after("12") == 12.0
+    assert retry_after("soon") is None
+    ahead = retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True))
+    assert ahead is not None
+    assert 25 < ahead <= 30
+    assert retry_after(format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True)) == 0.0

@@ -1,0 +1,96 @@
+"""The command, over HTTP and with a local model: what it prints and writes, and its errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from stages.interpret import main
+from tests.interpretation.conftest import Stub, inverted
+
+KEY = "sk-planted-secret-0123456789"
+
+
+def run(planted: Path, out: Path, *arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, ["--features-dir", str(planted), "--out", str(out), *arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def at(stub: Stub) -> tuple[str, ...]:
+    return "--endpoint", stub.url, "--model", "planted-model"
+
+
+def test_table_files_and_resume(planted: Path, tmp_path: Path, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    code, out, err = run(planted, tmp_path / "out", *at(stub), "--n", "3", "--concurrency", "2")
+    assert code == 0, err
+    assert out.splitlines() == [
+        "feature  detection  fuzzing  explanation",
+        "7            1.000    1.000  the word cat",
+        "6            1.000    1.000  the word cat",
+        "8            1.000    1.000  the word cat",
+        "median       1.000    1.000  over 3 features of planted-model",
+    ]
+    assert all(headers["Authorization"] == f"Bearer {KEY}" for _, headers, _ in stub.requests)
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert files == ["6.json", "7.json", "8.json", "summary.json"]
+    assert not any(KEY in path.read_text() for path in (tmp_path / "out").iterdir())
+    assert KEY not in out + err
+    asked = len(stub.requests)
+    assert run(planted, tmp_path / "out", *at(stub), "--n", "3")[1] == out
+    assert len(stub.requests) == asked
+    stub.answer = inverted
+    assert "0.000" in run(planted, tmp_path / "out", *at(stub), "--feature", "7", "--force")[1]
+    assert len(stub.requests) == asked + asked // 3
+
+
+def test_a_local_model(planted: Path, tmp_path: Path, long_model: Path) -> None:
+    arguments = ("--local", str(long_model), "--feature", "7", "--max-tokens", "8")
+    code, out, err = run(planted, tmp_path, *arguments)
+    assert code == 0, err
+    record = json.loads((tmp_path / "7.json").read_text())
+    assert record["model"] == str(long_model)
+    assert record["explanation_parsed"] is False
+    assert record["detection"]["unparsed"] == 32
+    assert out.splitlines()[1].startswith("7                -        -  ")
+
+
+def test_errors_of_the_endpoint(planted: Path, tmp_path: Path, stub: Stub) -> None:
+    stub.always = (401, {}, "who are you")
+    code, _, err = run(planted, tmp_path, *at(stub))
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "status 401 (who are you), wanted 200" in line
+    assert "see --api-key-variable" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "interpreting needs one language model that explains, got none"),
+        (["--model", "m"], "got none"),
+        (["--endpoint", "http://localhost:1/v1", "--local", "m"], "got both an endpoint and a local model"),
+        (["--endpoint", "http://localhost:1/v1"], "--endpoint and --model belong together"),
+        (["--endpoint", "localhost:8000", "--model", "m"], "not an address"),
+        (["--endpoint", "http://localhost:1/v1", "--model", "m", "--api-key-variable", "NO_SUCH_KEY"], "NO_SUCH_KEY"),
+        (["--endpoint", "http://localhost:1/v1", "--model", "m", "--feature", "99"], "no feature '99' among 10"),
+        (["--local", "m", "--features-dir", "nowhere"], "nowhere/features.parquet: the feature store is missing"),
+    ],
+)
+def test_errors(planted: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    code, out, err = run(planted, tmp_path, *arguments)
+    assert code == 2
+    assert message in err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert out == ""
+
+
+def test_without_a_model_both_forms_are_shown(planted: Path, tmp_path: Path) -> None:
+    err = run(planted, tmp_path)[2]
+    assert "--endpoint http://localhost:8000/v1 --model NAME" in err
+    assert "--local PATH_OR_HUB_ID" in err
