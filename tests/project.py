@@ -19,7 +19,7 @@ from pipeline.params.reading import read_mapping
 from pipeline.seeding import generator
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-STAGES = ("tokenize_corpus", "generate_activations", "compute_norm", "initialize", "train", "fold_norm", "evaluate")
+STAGES = ("tokenize_corpus", "generate_activations", "compute_norm", "initialize", "train", "fold_norm", "evaluate", "analyze")
 D_MODEL, N_LAYERS, VOCABULARY, CONTEXT = 16, 2, 300, 16
 
 OVERRIDES: dict[str, Any] = {
@@ -39,6 +39,8 @@ OVERRIDES: dict[str, Any] = {
     "trainer.log_frequency": 8,
     "fold.calibration_tokens": 256,
     "evaluation.batch_contexts": 8,
+    "analysis.tokens": 2048,
+    "analysis.batch_contexts": 8,
     "tracking.enabled": False,
 }
 
@@ -77,7 +79,7 @@ class Project:
         bug = None if isinstance(result.exception, SystemExit) else result.exception
         return Outcome(result.exit_code, result.stderr, bug)
 
-    def run_all(self, until: str = "evaluate") -> Project:
+    def run_all(self, until: str = "analyze") -> Project:
         """Run the stages in order up to `until`; each must succeed."""
         for stage in STAGES[: STAGES.index(until) + 1]:
             outcome = self.run(stage)
