@@ -78,16 +78,18 @@ class ContextSlots:
             self._update(offer, some)
 
     def _update(self, offer: Offer, features: Tensor) -> None:
-        ranks = torch.cat([self.rank[features], offer.rank[:, features].T], 1)
+        oldest = self.context[features].argsort(dim=1)  # so that of equal ranks the earlier context is before the later
+        ranks = torch.cat([self.rank[features].gather(1, oldest), offer.rank[:, features].T], 1)
         kept = ranks.sort(dim=1, descending=True, stable=True).indices[:, : self.n_slots]
         is_new = kept >= self.n_slots
-        stays = torch.zeros_like(ranks, dtype=torch.bool).scatter_(1, kept, True)[:, : self.n_slots]
+        chosen = torch.zeros_like(ranks, dtype=torch.bool).scatter_(1, kept, True)[:, : self.n_slots]
+        stays = torch.zeros_like(chosen).scatter_(1, oldest, chosen)
         free = stays.to(torch.int8).argsort(dim=1, stable=True)  # the slots that are given up come first
         row, place = is_new.nonzero(as_tuple=True)
         slot = free[row, (is_new.cumsum(1) - 1)[row, place]]
         for part in torch.arange(len(row), device=row.device).split(2**16):
-            chosen, r = kept[row[part], place[part]] - self.n_slots, row[part]
-            self._place(offer, features[r], slot[part], chosen)
+            context = kept[row[part], place[part]] - self.n_slots
+            self._place(offer, features[row[part]], slot[part], context)
 
     def _place(self, offer: Offer, feature: Tensor, slot: Tensor, chosen: Tensor) -> None:
         """Write context `chosen` of the batch into a slot, for n features."""

@@ -136,6 +136,11 @@ class LowRankSparseAttention(Dictionary):
         """F / Q: features that share a query-key head."""
         return self.config.d_sae // self.config.n_qk_heads
 
+    @property
+    def scale(self) -> float:
+        """What scores are multiplied by."""
+        return 1.0 / (self.config.attn_scale or math.sqrt(self.config.d_qk_head))
+
     def _parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
         c = self.config
         heads: dict[str, tuple[int, ...]] = {
@@ -197,9 +202,8 @@ class LowRankSparseAttention(Dictionary):
             order = torch.arange(n, device=x.device)
             causal = order[:, None] >= order
             allowed = causal & (mask[:, None, None, :] | torch.eye(n, dtype=torch.bool, device=x.device))
-        scale = 1.0 / (self.config.attn_scale or math.sqrt(self.config.d_qk_head))
         mixed = nn.functional.scaled_dot_product_attention(
-            q, k, padded.to(q.dtype), attn_mask=allowed, is_causal=allowed is None, scale=scale
+            q, k, padded.to(q.dtype), attn_mask=allowed, is_causal=allowed is None, scale=self.scale
         )
         return mixed[..., : values.shape[-1]]
 
@@ -231,12 +235,11 @@ class LowRankSparseAttention(Dictionary):
         """The rows Z_i[q] of :meth:`z_pattern`, one at a time and so without [S, S]."""
         q, k = self.queries_and_keys(x)
         v = nn.functional.linear(x, self.w_V, self.b_V)
-        scale = 1.0 / (self.config.attn_scale or math.sqrt(self.config.d_qk_head))
         order = torch.arange(x.shape[-2], device=x.device)
 
         def sources(context: Tensor, token: Tensor, feature: Tensor) -> Tensor:
             head = feature // self.per_group
-            scores = torch.einsum("ne,nke->nk", q[context, head, token], k[context, head]) * scale
+            scores = torch.einsum("ne,nke->nk", q[context, head, token], k[context, head]) * self.scale
             allowed = order <= token[:, None]
             if mask is not None:
                 allowed &= mask[context] | (order == token[:, None])

@@ -3,8 +3,24 @@ const view = document.getElementById("view");
 const search = document.getElementById("search");
 const help = document.getElementById("help");
 
+// The present route. A sandboxed frame may refuse to change its address, so the address only follows where it can.
+let current = location.hash;
+
+function go(wanted, replace) {
+  current = wanted;
+  try {
+    if (replace) history.replaceState(null, "", wanted);
+    else history.pushState(null, "", wanted);
+  } catch { /* the frame has no address of its own */ }
+}
+
+function visit(wanted) {
+  go(wanted);
+  return route();
+}
+
 async function route() {
-  const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
+  const [path, query] = current.replace(/^#\/?/, "").split("?");
   const [tab, ...rest] = path.split("/");
   tableKeys = null;
   for (const link of document.querySelectorAll("[data-tab]")) link.classList.toggle("on", link.dataset.tab === (tab ? "features" : "overview"));
@@ -16,18 +32,19 @@ async function route() {
       if (document.activeElement !== search) search.value = wanted;
       await showTable(view);
     } else showOverview(view);
-    view.dataset.shown = location.hash;
     if (tab !== "features") scrollTo(0, 0);
   } catch (error) {
     view.innerHTML = `<h1>This page cannot be shown</h1><p>${escaped(error.message)}</p>`;
   }
+  view.dataset.shown = current;
+  performance.mark("shown");
 }
 
 const query = (text) => `#/features${text ? `?q=${encodeURIComponent(text)}` : ""}`;
 search.addEventListener("input", () => {
   state.query = search.value;
-  history.replaceState(null, "", query(search.value));
-  if (tableKeys) { tableKeys.arrange(); view.dataset.shown = location.hash; } else route();
+  go(query(search.value), tableKeys !== null);
+  if (tableKeys) { tableKeys.arrange(); view.dataset.shown = current; } else route();
 });
 search.form.addEventListener("submit", (event) => {
   event.preventDefault();
@@ -44,16 +61,26 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
   } else if (event.key === "Escape") {
     event.target.blur();
-    if (location.hash.startsWith("#/feature/")) location.hash = query(state.query);
+    if (current.startsWith("#/feature/")) visit(query(state.query));
   } else if (!typing) {
     const link = { j: '[data-step="1"]', k: '[data-step="-1"]' }[event.key];
     if (link) document.querySelector(link)?.click();
     else if (event.key === "Enter" && event.target.matches(".rows, body, .view")) tableKeys?.open();
-    else if (event.key === "o") location.hash = "#/";
-    else if (event.key === "f") location.hash = query(state.query);
+    else if (event.key === "o") visit("#/");
+    else if (event.key === "f") visit(query(state.query));
     else if (event.key === "?") help.showModal();
     else if (event.key === "/") { search.focus(); search.select(); event.preventDefault(); }
   }
 });
-addEventListener("hashchange", route);
+document.addEventListener("click", (event) => {
+  const link = event.target.closest('a[href^="#/"]');
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  visit(link.getAttribute("href"));
+});
+for (const event of ["popstate", "hashchange"]) {
+  addEventListener(event, () => {
+    if (current !== location.hash) { current = location.hash; route(); }
+  });
+}
 route();

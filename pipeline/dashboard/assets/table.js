@@ -43,8 +43,8 @@ function arranged(columns) {
     if (y === null || y === "") return -1;
     return x < y ? -sign : sign;
   });
-  const exact = columns.byName.get(query);
-  return exact !== undefined && rows.includes(exact) ? [exact, ...rows.filter((r) => r !== exact)] : rows;
+  const exact = columns.byName.get(query.trim()); // a number names a feature, whatever the filters say
+  return exact === undefined ? rows : [exact, ...rows.filter((r) => r !== exact)];
 }
 
 function filters(columns) {
@@ -103,9 +103,10 @@ async function showTable(view) {
     state.sort = key;
     arrange();
   });
-  view.querySelector(".filters").addEventListener("input", ({ target }) => { state[target.name] = target.value; arrange(); });
+  for (const event of ["input", "change"])
+    view.querySelector(".filters").addEventListener(event, ({ target }) => { state[target.name] = target.value; arrange(); });
   view.querySelector(".filters").addEventListener("submit", (event) => event.preventDefault());
   arrange(true);
-  tableKeys = { arrange, choose, open: () => { const r = state.order[state.chosen]; if (r !== undefined) location.hash = `#/feature/${columns.name[r]}`; } };
+  tableKeys = { arrange, choose, open: () => { const r = state.order[state.chosen]; if (r !== undefined) visit(`#/feature/${columns.name[r]}`); } };
 }
 let tableKeys = null;

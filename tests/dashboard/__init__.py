@@ -1,0 +1,1 @@
+"""Tests of pipeline.dashboard, some of them in a headless browser."""

@@ -1,0 +1,93 @@
+"""A headless Chromium without a network.
+
+python -m tests.dashboard.browser data/dashboard docs/dashboard    # docs/dashboard-overview.png and so on
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+)  # fmt: skip
+SHOTS = {"overview": "#/", "features": "#/features", "feature": None}
+
+
+def found() -> bool:
+    """Whether Chromium and its driver are on this machine (Debian: chromium, chromium-driver)."""
+    return bool(shutil.which("chromium") and shutil.which("chromedriver"))
+
+
+@contextmanager
+def chromium(width: int = 1380, height: int = 960) -> Iterator[Any]:
+    """A browser that is offline and keeps what the console says."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        options = Options()
+        options.binary_location = str(shutil.which("chromium"))
+        for flag in (*FLAGS, f"--window-size={width},{height}", f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        driver = webdriver.Chrome(options=options, service=Service(str(shutil.which("chromedriver"))))
+        try:
+            driver.execute_cdp_cmd("Network.enable", {})
+            offline(driver, True)
+            yield driver
+        finally:
+            driver.quit()
+
+
+def offline(driver: Any, wanted: bool) -> None:
+    """Cut the network off, or let it through."""
+    conditions = {"offline": wanted, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    driver.execute_cdp_cmd("Network.emulateNetworkConditions", conditions)
+
+
+def color_scheme(driver: Any, name: str) -> None:
+    """Ask for `light` or `dark`."""
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": name}]})
+
+
+def show(driver: Any, page: Path, route: str, seconds: float = 20.0) -> None:
+    """Open a route of a dashboard and wait until it is drawn."""
+    driver.get("about:blank")
+    driver.get(f"{page.resolve().as_uri()}{route}")
+    wait_for(driver, route, seconds)
+
+
+def wait_for(driver: Any, route: str, seconds: float = 20.0) -> None:
+    """Wait until a route is drawn.
+
+    Raises:
+        TimeoutError: with what the page shows instead.
+    """
+    end = time.monotonic() + seconds
+    while driver.execute_script("return document.getElementById('view')?.dataset.shown ?? null") != route:
+        if time.monotonic() > end:
+            raise TimeoutError(f"{route} is not shown: {driver.find_element('id', 'view').text[:400]}")
+        time.sleep(0.02)
+
+
+def screenshots(dashboard: Path, prefix: str, feature: str) -> None:
+    """Pictures of the three pages, and of the feature in the dark scheme."""
+    with chromium() as driver:
+        for name, route in SHOTS.items():
+            show(driver, dashboard / "index.html", route or f"#/feature/{feature}")
+            driver.save_screenshot(f"{prefix}-{name}.png")
+        color_scheme(driver, "dark")
+        driver.save_screenshot(f"{prefix}-feature-dark.png")
+
+
+if __name__ == "__main__":
+    screenshots(Path(sys.argv[1]), sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else "513")

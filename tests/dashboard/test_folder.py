@@ -1,0 +1,172 @@
+"""The dashboard's files: what is in the chunks, which features the single page has, that nothing breaks out of the page."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.analysis.feature_tables import INACTIVE, FeatureStore
+from pipeline.dashboard.chunks import CHUNK, chunk, fires_on, packed, short
+from pipeline.dashboard.folder import SINGLE_PAGE, most_useful, write_dashboard
+from pipeline.dashboard.overview import OverviewFiles, compared, log_bins, overview
+from tests.dashboard import synthetic
+from tests.project import Project
+
+
+def unpack(text: str) -> Any:
+    return json.loads(gzip.decompress(base64.b64decode(text)))
+
+
+def read(folder: Path, name: str) -> Any:
+    (text,) = re.fullmatch(
+        rf'scopeline\.put\("{name}","([A-Za-z0-9+/=]+)"\)', (folder / "data" / f"{name}.js").read_text()
+    ).groups()  # type: ignore[union-attr]
+    return unpack(text)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return FeatureStore(synthetic.make_store(tmp_path_factory.mktemp("store"), 100, contexts=4))
+
+
+@pytest.fixture(scope="module")
+def folder(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("dashboard") / "dashboard"
+    write_dashboard(place, store.folder, synthetic.overview(), single=20)
+    return place
+
+
+def test_chunks_hold_the_store(store: FeatureStore, folder: Path) -> None:
+    rows = store.features()
+    assert sorted(path.name for path in (folder / "data").iterdir()) == sorted(
+        ["table.js", *(f"chunk-{i}.js" for i in range(-(-100 // CHUNK)))]
+    )
+    for number in range(-(-100 // CHUNK)):
+        found = read(folder, f"chunk-{number}")
+        for name, page in found["features"].items():
+            row = rows[int(name)]
+            assert int(name) // CHUNK == number
+            low, *counts = page["histogram"]
+            assert row["histogram"][low : low + len(counts)] == counts
+            assert sum(counts) == row["active_tokens"] == page["active"]
+            contexts = [c for c in store.contexts(int(name)) if c["band"] != INACTIVE]
+            assert sum(len(band) for band in page["bands"].values()) == len(contexts)
+            for context in contexts:
+                activation, peak, tokens, shares, document, *_ = page["bands"][context["band"]][context["place"]]
+                assert [found["t"][i] for i in tokens] == context["texts"]
+                assert shares == pytest.approx([1000 * v / 2.0 for v in context["activations"]], abs=0.5)
+                assert (activation, peak, found["t"][document]) == (2.0, 20, "text/a & b.txt")
+            assert [near for near, _ in page["decoder"]] == [near["feature"] for near in row["decoder_neighbours"]]
+            assert [found["t"][i] for i, _ in page["promoted"]] == [token["text"] for token in row["promoted"]]
+
+
+def test_the_table_has_what_is_searched(folder: Path) -> None:
+    table = read(folder, "table")
+    assert table["feature"] == list(range(100))
+    assert "name" not in table
+    assert "explanation" not in table
+    assert table["fires"][8] == [" word-8"]
+    assert table["fires"][7] == []
+    assert table["promotes"][8] == [f" next-8-{k}" for k in range(4)]
+    assert table["density"][7] == 0
+    assert table["density"][8] > 0
+
+
+def test_the_single_page_has_the_most_useful_features_inside(store: FeatureStore, folder: Path) -> None:
+    text = (folder / SINGLE_PAGE).read_text(encoding="utf-8")
+    inside = dict(re.findall(r'<script type="text/plain" id="data-([\w-]+)">([^<]*)</script>', text))
+    table = unpack(inside.pop("table"))
+    chosen = most_useful(store.features(), 20)
+    assert set(table["feature"]) == chosen
+    assert {int(name) for data in inside.values() for name in unpack(data)["features"]} == chosen
+    assert "src=" not in text.replace("script.src = `data/${name}.js`", "").replace('href="data:,"', "")
+
+
+def test_the_most_useful_are_active_and_not_dense() -> None:
+    rows = [
+        {"feature": 0, "density": 0.0, "energy": 9.0},
+        {"feature": 1, "density": 0.5, "energy": 5.0},
+        {"feature": 2, "density": 0.01, "energy": 0.1},
+        {"feature": 3, "density": 0.1, "energy": 0.2},
+    ]
+    assert most_useful(rows, 1) == {3}
+    assert most_useful(rows, 2) == {2, 3}
+    assert most_useful(rows, 10) == {1, 2, 3}
+
+
+def test_text_cannot_end_the_script(folder: Path) -> None:
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    (about,) = re.findall(r'<script type="application/json" id="overview">(.*?)</script>', text, re.S)
+    assert json.loads(about)["about"] == "SAE made up <b>"
+    assert "<title>SAE made up &lt;b&gt;</title>" in text
+    assert "http://" not in text
+    assert "https://" not in text
+
+
+def test_the_same_store_gives_the_same_bytes(store: FeatureStore, folder: Path, tmp_path: Path) -> None:
+    write_dashboard(tmp_path / "again", store.folder, synthetic.overview(), single=20)
+    for path in folder.rglob("*.*"):
+        again = tmp_path / "again" / path.relative_to(folder)
+        assert hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(again.read_bytes()).digest(), path
+
+
+def test_explanations_and_layers(tmp_path: Path) -> None:
+    store = synthetic.make_store(tmp_path / "store", 40, contexts=1, shape=(2, 20), hooks=2, sources=True)
+    explained = {"1/5": {"explanation": "birds", "detection": 0.9, "fuzzing": None}}
+    write_dashboard(tmp_path / "dashboard", store, synthetic.overview([2, 20]), single=0, explanations=explained)
+    table = read(tmp_path / "dashboard", "table")
+    assert table["name"][25] == "1/5"
+    assert table["explanation"][25] == ["birds", 0.9, None]
+    assert table["explanation"][24] is None
+    page = read(tmp_path / "dashboard", "chunk-0")
+    assert page["features"]["25"]["bands"]["top"][0][-1] == [[35, page["t"].index(" reads"), 0.25]]
+    assert page["features"]["25"]["norms"] == [1, 0.5]
+    assert not (tmp_path / "dashboard" / SINGLE_PAGE).exists()
+
+
+def test_numbers_and_tokens() -> None:
+    assert [short(v) for v in (None, 2.0, 0.123456, 1234567.0, 1e-9)] == [None, 2, 0.1235, 1235000, 1e-9]
+    rows = [
+        {"band": band, "texts": ["a", text], "peak": 1}
+        for band, text in [("top", "x"), ("top", "y"), ("top", "y"), ("75-100 %", "z")]
+    ]
+    assert fires_on(rows) == ["y", "x"]
+    assert unpack(packed({"a": "猫"})) == {"a": "猫"}
+    assert chunk([], {}) == {"features": {}, "t": []}
+
+
+def test_the_overview_has_the_metrics_and_the_baselines(finished_project: Project) -> None:
+    path = finished_project.path
+    files = OverviewFiles(
+        path / "data/inference/main",
+        path / "metrics/evaluation.json",
+        path / "metrics/train_history.jsonl",
+        path / "data/norms.json",
+        path / "data/norm_statistics.safetensors",
+    )
+    found = overview(path / "data/features", files)
+    metrics = json.loads(files.evaluation.read_text())
+    rows = {row[0]: row for row in found["metrics"]}
+    assert rows["FVU"][2:] == [metrics["fvu"], [metrics["fvu_low"], metrics["fvu_high"]], metrics["pca_fvu"], 1.0, None]
+    assert rows["delta cross entropy"][5] == metrics["ce_mean"] - metrics["ce_original"]
+    assert rows["delta cross entropy"][6] == metrics["ce_zero"] - metrics["ce_original"]
+    assert compared({**metrics, "fvu": 7.0})[0][2] == 7.0
+    for title in ("Feature density", "Largest activations", "Training loss", "Activation norm"):
+        assert any(title in chart for chart in found["charts"]), title
+    assert ["features", 64] in found["figures"]
+
+
+def test_log_bins_count_everything() -> None:
+    edges, counts = log_bins([1.0, 1.05, 9.9, 0.011])
+    assert sum(counts) == 4
+    for value in (1.0, 1.05, 9.9, 0.011):
+        place = next(i for i in range(len(counts)) if edges[i] <= value * (1 + 1e-12) and value < edges[i + 1])
+        assert counts[place] >= 1
+    assert log_bins([])[1] == [0.0]
