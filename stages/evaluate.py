@@ -24,6 +24,8 @@ def main(params: str, inference: str, tokens: str, norms: str, statistics: str, 
     """Measure reconstruction, sparsity and language-model loss on held-out tokens."""
     from pathlib import Path
 
+    from pipeline.dictionaries.store import read_config
+    from pipeline.evaluation.headline import headline, note
     from pipeline.evaluation.plots import write_plots
     from pipeline.evaluation.saved import evaluate_saved
     from pipeline.files import write_json
@@ -36,7 +38,8 @@ def main(params: str, inference: str, tokens: str, norms: str, statistics: str, 
     write_json(out, evaluation.metrics)
     write_plots(plots, evaluation, place, norms=norms, statistics=statistics)
     with open_tracker(loaded.tracking, stage="evaluate", run_file=Path(run)) as tracker:
-        tracker.log_metrics(evaluation.metrics)
+        tracker.log_metrics({**evaluation.metrics, **headline(evaluation.metrics)})
+        tracker.set_tags({"mlflow.note.content": note(read_config(place).to_dict(), evaluation.metrics)})
         tracker.log_artifact(out, "metrics")
         tracker.log_artifact(plots, "plots/evaluation")
 

@@ -1,6 +1,6 @@
 """interpret: a language model explains features, and is scored on how well its explanations predict where they are active.
 
-Reads data/features. Writes data/interpretations: a JSON file for each feature, and summary.json.
+Reads data/features. Writes data/interpretations: a JSON file for each feature, summary.json, and a dashboard with them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pipeline.command import stage_command
 
 @stage_command
 @click.option("--features-dir", type=click.Path(path_type=Path), default="data/features", help="The feature store.")
+@click.option("--dashboard", type=click.Path(path_type=Path), default="data/dashboard", help="The dashboard of these features.")
 @click.option("--out", type=click.Path(path_type=Path), default="data/interpretations", help="Folder of the results.")
 @click.option("--feature", "names", multiple=True, help="A feature (with layers: LAYER/FEATURE); may be repeated.")
 @click.option("--n", type=click.IntRange(1), default=20, help="Without --feature: so many, of the largest energy.")
@@ -30,6 +31,7 @@ from pipeline.command import stage_command
 def main(
     params: str,
     features_dir: Path,
+    dashboard: Path,
     out: Path,
     names: tuple[str, ...],
     n: int,
@@ -48,7 +50,8 @@ def main(
 
     explainer = Explainer(endpoint, model, local, api_key_variable)
     settings = Settings(max_tokens=max_tokens, seed=seed)
-    print_interpretations(features_dir, out, explainer, settings, names=names, n=n, force=force, concurrency=concurrency)
+    chosen = {"names": names, "n": n, "force": force, "concurrency": concurrency, "dashboard": dashboard}
+    print_interpretations(features_dir, out, explainer, settings, **chosen)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

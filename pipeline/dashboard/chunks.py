@@ -66,17 +66,17 @@ def _page(row: Mapping[str, Any], contexts: Sequence[Mapping[str, Any]], strings
     for context in contexts:
         if context["band"] != INACTIVE:
             bands.setdefault(context["band"], []).append(_context(context, largest, strings))
-    counts = row["histogram"]
+    counts = row["histogram"] or ()
     filled = [i for i, count in enumerate(counts) if count]
     low, high = (filled[0], filled[-1] + 1) if filled else (0, 0)
     return {
         "bands": bands,
         "histogram": [low, *counts[low:high]],
-        "promoted": [[strings(token["text"]), short(token["logit"], 3)] for token in row["promoted"]],
-        "suppressed": [[strings(token["text"]), short(token["logit"], 3)] for token in row["suppressed"]],
-        "decoder": [[near["feature"], short(near["cosine"], 3)] for near in row["decoder_neighbours"]],
-        "coactive": [[near["feature"], short(near["jaccard"], 3)] for near in row["coactive_neighbours"]],
-        "norms": [short(norm, 3) for norm in row["written_norms"]],
+        "promoted": [[strings(token["text"]), short(token["logit"], 3)] for token in row["promoted"] or ()],
+        "suppressed": [[strings(token["text"]), short(token["logit"], 3)] for token in row["suppressed"] or ()],
+        "decoder": [[near["feature"], short(near["cosine"], 3)] for near in row["decoder_neighbours"] or ()],
+        "coactive": [[near["feature"], short(near["jaccard"], 3)] for near in row["coactive_neighbours"] or ()],
+        "norms": [short(norm, 3) for norm in row["written_norms"] or ()],
         "threshold": short(row["threshold"]),
         "active": row["active_tokens"],
     }
@@ -94,7 +94,7 @@ def _context(context: Mapping[str, Any], largest: float, strings: _Strings) -> l
         context["char_end"],
         context["context"],
         context["position"],
-        [[source["position"], strings(source["text"]), short(source["value"], 3)] for source in context["sources"]],
+        [[source["position"], strings(source["text"]), short(source["value"], 3)] for source in context["sources"] or ()],
     ]
 
 
@@ -124,7 +124,7 @@ class Table:
             "kurtosis": short(row["logit_kurtosis"], 3),
             "norm": short(row["decoder_norm"], 3),
             "fires": fires_on(contexts),
-            "promotes": [token["text"] for token in row["promoted"][:SHOWN_TOKENS]],
+            "promotes": [token["text"] for token in (row["promoted"] or ())[:SHOWN_TOKENS]],
             "explanation": [explained.get(key) for key in ("explanation", "detection", "fuzzing")] if explained else None,
         }
         for name, value in values.items():

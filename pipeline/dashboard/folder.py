@@ -16,11 +16,12 @@ from typing import Any
 
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dashboard.chunks import CHUNK, Table, chunk, packed
-from pipeline.files import atomic_directory
+from pipeline.files import atomic_directory, write_json
 from pipeline.plots.page import STYLE
 from pipeline.progress import Progress
 
 SINGLE_PAGE = "single.html"
+OVERVIEW = "overview.json"
 _ASSETS = Path(__file__).parent / "assets"
 _SCRIPTS = ("data.js", "draw.js", "overview.js", "table.js", "feature.js", "main.js")
 DENSE = 0.1
@@ -68,6 +69,7 @@ def write_dashboard(
                     single_table.add(row, contexts[row["feature"]])
             progress.update(len(rows))
         _write(place / "data" / "table.js", f'scopeline.put("table","{packed(table.packed())}")')
+        write_json(place / "data" / OVERVIEW, dict(overview))
         _write(place / "index.html", page(overview, {}))
         if single:
             note = "" if len(chosen) == store.n_features else f"{len(chosen):,} of {store.n_features:,} features"

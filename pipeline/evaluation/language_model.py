@@ -142,7 +142,7 @@ class PredictionMetrics:
         self.documents = DocumentSums()
 
     def update(self, name: str, values: Tensor, context: str, documents: Tensor | None = None) -> None:
-        """Add values [n] of `name` ("original", "spliced", "zero", "mean", "pca" or "kl").
+        """Add values [n] of `name` ("original", "spliced", "zero", "mean", "pca", "kl" or "kl_zero").
 
         Args:
             documents: int64 [n], of the predicted tokens, for the interval of delta_ce; None: no interval.
@@ -152,7 +152,7 @@ class PredictionMetrics:
         """
         total = float(values.sum(dtype=torch.float64))
         if total != total or total in (float("inf"), float("-inf")):
-            what = "KL divergence" if name == "kl" else "cross entropy"
+            what = "KL divergence" if name.startswith("kl") else "cross entropy"
             raise NumericsError(f"{self.where}, {context}: the {what} of the {name} run is not finite")
         self.sums[name] = self.sums.get(name, 0.0) + total
         self.counts[name] = self.counts.get(name, 0) + len(values)
@@ -178,7 +178,7 @@ class PredictionMetrics:
         delta_ce = ce_spliced - ce_original; delta_ce_low, delta_ce_high: 95 % interval over documents (intervals.py).
         loss_recovered_zero = (ce_zero - ce_spliced) / (ce_zero - ce_original), loss_recovered_mean with ce_mean: 1 if the
         splice costs nothing, 0 if it is as bad as the ablation.
-        kl = mean of KL(original || spliced).
+        kl = mean of KL(original || spliced); kl_zero with zeros in its place, where it was measured.
         pca_delta_ce: what PCA costs, where it was run.
         With several written hook points also ce_spliced.<hook> and delta_ce.<hook>, that hook point alone being replaced.
 
@@ -198,6 +198,8 @@ class PredictionMetrics:
                 )
             results[f"ce_{name}"] = ablated
             results[f"loss_recovered_{name}"] = (ablated - spliced) / (ablated - original)
+        if "kl_zero" in self.counts:
+            results["kl_zero"] = self.mean("kl_zero")
         if "pca" in self.counts:
             results["pca_delta_ce"] = self.mean("pca") - original
         for name in self.counts:

@@ -84,7 +84,7 @@ class ReconstructionSums:
 
     NAMES = (
         "error", "variance", "label_square", "square", "inner",
-        "cosine", "ratio", "ratio_n", "legacy", "legacy_n", "n",
+        "cosine", "ratio", "ratio_n", "legacy", "legacy_n", "n", "length_in", "length_out",
     )  # fmt: skip
 
     def __init__(self, mean: Tensor | None = None) -> None:
@@ -120,6 +120,8 @@ class ReconstructionSums:
             "label_square": x2_N,
             "square": r2_N,
             "inner": inner_N,
+            "length_in": x2_N.sqrt(),
+            "length_out": r2_N.sqrt(),
             "cosine": cosine_N,
             "ratio": (r2_N[has_length] / x2_N[has_length]).sqrt(),
             "ratio_n": has_length,
@@ -155,6 +157,7 @@ class ReconstructionSums:
         nmse = sum ||x - r||^2 / sum ||x||^2.
         cosine_similarity = mean over tokens of <x, r> / (||x|| ||r||), 0 where either is zero.
         l2_ratio = mean over tokens of ||r|| / ||x|| (without tokens where x = 0).
+        l2_norm_in, l2_norm_out = means over tokens of ||x|| and ||r||.
         relative_reconstruction_bias = sum ||r||^2 / sum <x, r>: 1 is unbiased, below 1 is shrunken. Source: SAEBench
         (Karvonen et al. 2025), which follows Wright and Sharkey 2024.
 
@@ -184,6 +187,8 @@ class ReconstructionSums:
             "nmse": s["error"] / s["label_square"],
             "cosine_similarity": s["cosine"] / s["n"],
             "l2_ratio": s["ratio"] / s["ratio_n"],
+            "l2_norm_in": s["length_in"] / s["n"],
+            "l2_norm_out": s["length_out"] / s["n"],
             "relative_reconstruction_bias": s["square"] / s["inner"],
         }
 

@@ -34,6 +34,7 @@ from pipeline.evaluation.language_model import (
 from pipeline.evaluation.models import LanguageModels
 from pipeline.evaluation.raw_space import RawDictionary, RawReconstruction
 from pipeline.evaluation.reconstruction import LabelMean, ReconstructionMetrics
+from pipeline.evaluation.saebench import saebench_core
 from pipeline.evaluation.sparsity import DensityHistogram, SparsityMetrics
 from pipeline.hook_keys import by_model, join_key
 
@@ -135,18 +136,19 @@ class Evaluator:
             for alias in self.written:
                 self._run(alias, "pca", pca_replacements(self._principal_of(alias), rank, mask), batch, mask)
         variances = {hook: part.sums["variance"] for hook, part in self.reconstruction.parts.items()}
+        metrics = {
+            "evaluated_contexts": float(self.held_out.n_contexts),
+            "evaluated_tokens": float(self.reconstruction.tokens),
+            "predicted_tokens": float(next(iter(self.predictions.values())).counts["original"]),
+            **self.reconstruction.results(),
+            **self.sparsity.results(),
+            **decoder_metrics(self.raw.dictionary),
+            **prediction_results(self.predictions),
+            **self.pca.fvu(rank, variances),
+            "pca_rank": float(rank),
+        }
         return Evaluation(
-            metrics={
-                "evaluated_contexts": float(self.held_out.n_contexts),
-                "evaluated_tokens": float(self.reconstruction.tokens),
-                "predicted_tokens": float(next(iter(self.predictions.values())).counts["original"]),
-                **self.reconstruction.results(),
-                **self.sparsity.results(),
-                **decoder_metrics(self.raw.dictionary),
-                **prediction_results(self.predictions),
-                **self.pca.fvu(rank, variances),
-                "pca_rank": float(rank),
-            },
+            metrics={**metrics, **saebench_core(metrics, self.sparsity.density())},
             density=self.sparsity.density(),
             mean_when_active=self.sparsity.mean_when_active(),
             histogram=self.sparsity.histogram(),
@@ -203,7 +205,7 @@ class Evaluator:
         spliced = self.models.logits(alias, batch.tokens, replace, self.raw.hooks_in)
         self._count(batch)
         ce_original, ce_spliced, kl = prediction_divergence(logits, spliced, batch.tokens, mask)
-        del logits, spliced
+        del spliced
         documents = batch.documents[:, 1:][batch.mask[:, 1:]]
         predictions.update("original", ce_original, batch.label, documents)
         predictions.update("spliced", ce_spliced, batch.label, documents)
@@ -213,7 +215,12 @@ class Evaluator:
             self._run(alias, f"spliced.{hook}", alone, batch, mask, self.raw.hooks_in)
         means = {hook: principal.mean for hook, principal in self._principal_of(alias).items()}
         zeros = {hook: torch.zeros_like(mean) for hook, mean in means.items()}
-        self._run(alias, "zero", constant_replacements(zeros, mask), batch, mask)
+        ablated = self.models.logits(alias, batch.tokens, constant_replacements(zeros, mask))
+        self._count(batch)
+        _, ce_zero, kl_zero = prediction_divergence(logits, ablated, batch.tokens, mask)
+        del logits, ablated
+        predictions.update("zero", ce_zero, batch.label)
+        predictions.update("kl_zero", kl_zero, batch.label)
         self._run(alias, "mean", constant_replacements(means, mask), batch, mask)
 
     def _recorders(self, keys: Sequence[str], originals: dict[str, Tensor]) -> dict[str, Replacement]:

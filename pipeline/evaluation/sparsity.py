@@ -136,6 +136,7 @@ class SparsityMetrics:
         l0_mean, l0_q05 ... l0_q95: mean and quantiles over tokens of L0.
         dead_features, dead_fraction: features never active in the evaluated tokens; dense_fraction: density > 0.1.
         features_above_*, features_below_*: features whose density is above or below; a dead one is below each.
+        l1_mean: mean over tokens of the sum of f.
         mean_activation_when_active: sum of f over its positive entries / their number, over all tokens and features.
         With layers also l0_mean.<layer> and dead_fraction.<layer>.
 
@@ -155,6 +156,7 @@ class SparsityMetrics:
             results[f"features_above_{bound}"] = float((density > float(bound)).sum())
         for bound in COUNTED_BELOW:
             results[f"features_below_{bound}"] = float((density < float(bound)).sum())
+        results["l1_mean"] = float(sums.sum()) / self.tokens
         results["mean_activation_when_active"] = float(sums.sum()) / max(n_active, 1)
         for name, counts in zip(self.layers, active, strict=False):
             results[f"l0_mean.{name}"] = float(counts.sum()) / self.tokens

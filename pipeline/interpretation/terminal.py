@@ -11,7 +11,9 @@ from typing import Any
 import click
 
 from pipeline.analysis.feature_tables import FeatureStore
+from pipeline.dashboard.folder import OVERVIEW, write_dashboard
 from pipeline.errors import ParamsError
+from pipeline.files import read_json
 from pipeline.interpretation.chat import ChatModel
 from pipeline.interpretation.endpoint import EndpointModel
 from pipeline.interpretation.local import LocalModel
@@ -77,6 +79,7 @@ def print_interpretations(
     n: int = 20,
     force: bool = False,
     concurrency: int = 4,
+    dashboard: Path | None = None,
 ) -> None:
     """Interpret features and print a line for each.
 
@@ -88,6 +91,7 @@ def print_interpretations(
         names: of features; without any, the n of the largest energy.
         force: do finished features again too.
         concurrency: features at a time, of an endpoint; a local model does one at a time.
+        dashboard: of the same store; one with the explanations is written into `out`. None, or not there: none is.
 
     Raises:
         ParamsError: no chat model was named.
@@ -102,6 +106,10 @@ def print_interpretations(
     for line in table(summary, [row["name"] for row in rows]):
         click.echo(line)
     click.echo(f"\n{out / 'summary.json'}", err=True)
+    if dashboard is not None and (dashboard / "data" / OVERVIEW).exists():
+        about = read_json(dashboard / "data" / OVERVIEW, "the dashboard's overview", "run `dvc repro analyze`")
+        write_dashboard(out / "dashboard", features_dir, about, single=0, explanations=summary["features"])
+        click.echo(f"{out / 'dashboard' / 'index.html'}", err=True)
 
 
 def table(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ from pipeline.analysis.feature_tables import (
 
 BLOCK = 256
 WINDOW = 31
-WORDS = [" cat", " dog", "\n", " the", "ing", " <b>", "&amp;", " 猫", "'", '"', " of", " ]]>", "</script>", " x"]
+WORDS = [" cat", " dog", "\n", " the", "ing", " <b>", "&amp;", " \u732b", "'", '"', " of", " ]]>", "</script>", " x"]
 
 
 def make_store(

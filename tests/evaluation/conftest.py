@@ -24,6 +24,15 @@ def module(tiny_path):
 
 
 @pytest.fixture(scope="session")
+def exact(tiny_path):
+    """Both of the above in float64, so that the metrics' own rounding is all that differs."""
+    from pipeline.lm.huggingface import HuggingFaceModel
+    from pipeline.lm.source import resolve_model
+
+    return HuggingFaceModel(resolve_model(tiny_path), _plain(tiny_path).double()), _plain(tiny_path).double()
+
+
+@pytest.fixture(scope="session")
 def tuned_path(tiny_path, tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("tuned") / "model", seed=8, parent=tiny_path)
 

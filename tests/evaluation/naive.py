@@ -22,6 +22,8 @@ def reconstruction(x: np.ndarray, r: np.ndarray) -> dict[str, float]:
             np.mean([a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in zip(x, r, strict=True)])
         ),
         "l2_ratio": float(np.mean([np.linalg.norm(b) / np.linalg.norm(a) for a, b in zip(x, r, strict=True)])),
+        "l2_norm_in": float(np.mean([np.linalg.norm(a) for a in x])),
+        "l2_norm_out": float(np.mean([np.linalg.norm(b) for b in r])),
         "relative_reconstruction_bias": np.mean(np.sum(r * r, 1)) / np.mean(np.sum(x * r, 1)),
     }
 
@@ -42,6 +44,7 @@ def sparsity(f: np.ndarray) -> dict[str, float]:
         "features_below_1e-6": float((density < 1e-6).sum()),
         "features_below_1e-7": float((density < 1e-7).sum()),
         "mean_activation_when_active": f[f > 0].mean(),
+        "l1_mean": float(np.mean([sum(row) for row in f])),
     }
     results.update({f"l0_q{round(100 * q):02d}": float(np.quantile(l0, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)})
     return results
@@ -69,3 +72,31 @@ def kl(logits: np.ndarray, other: np.ndarray, mask: np.ndarray) -> float:
         if mask[b, t]
     ]
     return float(np.mean(values))
+
+
+def saebench(
+    x: np.ndarray, r: np.ndarray, f: np.ndarray, kl: tuple[float, float], ce: tuple[float, float, float]
+) -> dict[str, float]:
+    """SAEBench's core metrics of kept tokens: x, r [n, D], f [n, F]; KL and cross entropies in its order (without, with, zero)."""
+    own = reconstruction(x, r)
+    density = [float(np.mean(column > 0)) for column in f.T]
+    found = {
+        "explained_variance": own["explained_variance_legacy"],
+        "cossim": own["cosine_similarity"],
+        "l0": float(np.mean([(row > 0).sum() for row in f])),
+        "l1": float(np.mean([row.astype(np.float64).sum() for row in f])),
+        "ce_loss_without_sae": ce[0],
+        "ce_loss_with_sae": ce[1],
+        "ce_loss_with_ablation": ce[2],
+        "ce_loss_score": (ce[2] - ce[1]) / (ce[2] - ce[0]),
+        "kl_div_with_sae": kl[0],
+        "kl_div_with_ablation": kl[1],
+        "kl_div_score": (kl[1] - kl[0]) / kl[1],
+        "frac_alive": sum(d > 0 for d in density) / len(density),
+        **{name: own[name] for name in ("l2_norm_in", "l2_norm_out", "l2_ratio", "relative_reconstruction_bias")},
+    }
+    for percent in (1, 10):
+        dense = [d for d in density if d > percent / 100]
+        found[f"freq_over_{percent}_percent"] = len(dense) / len(density)
+        found[f"normalized_freq_over_{percent}_percent"] = sum(dense) / sum(density)
+    return {f"saebench/{name}": value for name, value in found.items()}

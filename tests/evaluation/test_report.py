@@ -67,12 +67,12 @@ def _naive_runs(case: Case, module: nn.Module, where: nn.Module, x_hat: Tensor, 
         "original": hooked_run(module, ids, where, lambda x: x),
         "spliced": hooked_run(module, ids, where, lambda x: torch.where(mask[..., None], x_hat, x)),
         "zero": hooked_run(module, ids, where, lambda x: torch.where(mask[..., None], torch.zeros_like(x), x)),
-        "mean": hooked_run(module, ids, where, lambda x: torch.where(mask[..., None], principal.mean.float(), x)),
+        "mean": hooked_run(module, ids, where, lambda x: torch.where(mask[..., None], principal.mean.to(x.dtype), x)),
         "pca": hooked_run(
             module,
             ids,
             where,
-            lambda x: torch.where(mask[..., None], (principal.mean + (x.double() - principal.mean) @ v.T @ v).float(), x),
+            lambda x: torch.where(mask[..., None], (principal.mean + (x.double() - principal.mean) @ v.T @ v).to(x.dtype), x),
         ),
     }
     ce = {name: naive.cross_entropy(run.numpy(), case.tokens, mask.numpy()) for name, run in logits.items()}
@@ -82,13 +82,16 @@ def _naive_runs(case: Case, module: nn.Module, where: nn.Module, x_hat: Tensor, 
         "loss_recovered_zero": (ce["zero"] - ce["spliced"]) / (ce["zero"] - ce["original"]),
         "loss_recovered_mean": (ce["mean"] - ce["spliced"]) / (ce["mean"] - ce["original"]),
         "kl": naive.kl(logits["original"].numpy(), logits["spliced"].numpy(), mask.numpy()),
+        "kl_zero": naive.kl(logits["original"].numpy(), logits["zero"].numpy(), mask.numpy()),
         "pca_delta_ce": ce["pca"] - ce["original"],
     }
 
 
 @pytest.mark.parametrize("config", [SAE, TRANSCODER], ids=["sae", "transcoder"])
-def test_every_metric_equals_the_naive_one(model, module, config):
+def test_every_metric_equals_the_naive_one(exact, config):
+    model, module = exact
     case = Case(model, config)
+    case.dictionary.double()
     got = case.evaluate().metrics
     (hook_in,), (hook_out,) = case.dictionary.hooks_in, case.dictionary.hooks_out
     x, label = case.activations[hook_in], case.activations[hook_out]
@@ -98,7 +101,12 @@ def test_every_metric_equals_the_naive_one(model, module, config):
     _assert_equal(got, naive.reconstruction(label[kept].numpy(), x_hat[kept].numpy()))
     _assert_equal(got, naive.sparsity(codes.f[kept].numpy()))
     layer = module.gpt_neox.layers[1]
-    _assert_equal(got, _naive_runs(case, module, layer if config is SAE else layer.mlp, x_hat, rank), rel=2e-5)
+    runs = _naive_runs(case, module, layer if config is SAE else layer.mlp, x_hat, rank)
+    _assert_equal(got, runs)
+    divergences, losses = (runs["kl"], runs["kl_zero"]), (runs["ce_original"], runs["ce_spliced"], runs["ce_zero"])
+    others = naive.saebench(label[kept].numpy(), x_hat[kept].numpy(), codes.f[kept].numpy(), divergences, losses)
+    _assert_equal(got, others)
+    assert {name for name in got if name.startswith("saebench/")} == others.keys()
     y, principal = label[kept].double(), case.principal[hook_out]
     v = principal.directions[:rank]
     pca = principal.mean + (y - principal.mean) @ v.T @ v
@@ -183,7 +191,7 @@ def test_kept_norms_equal_folded_ones(model, config):
     case = Case(model, config)
     kept, folded = case.evaluate(case.unfolded).metrics, case.evaluate().metrics
     for name in folded:
-        if not name.startswith(("decoder_norm", "mean_activation")):
+        if not name.startswith(("decoder_norm", "mean_activation", "l1_mean", "saebench/l1")):
             assert kept[name] == pytest.approx(folded[name], rel=2e-4, abs=2e-5), name
 
 

@@ -48,6 +48,20 @@ def test_table_files_and_resume(planted: Path, tmp_path: Path, stub: Stub, monke
     assert len(stub.requests) == asked + asked // 3
 
 
+def test_a_dashboard_with_the_explanations(planted: Path, tmp_path: Path, stub: Stub) -> None:
+    from pipeline.dashboard.folder import write_dashboard
+    from tests.dashboard.synthetic import overview
+    from tests.dashboard.test_folder import read
+
+    write_dashboard(tmp_path / "dashboard", planted, overview(), single=0)
+    out = tmp_path / "out"
+    code, _, err = run(planted, out, *at(stub), "--feature", "7", "--dashboard", str(tmp_path / "dashboard"))
+    assert code == 0, err
+    table = read(out / "dashboard", "table")
+    assert table["explanation"][table["feature"].index(7)] == ["the word cat", 1.0, 1.0]
+    assert sum(entry is not None for entry in table["explanation"]) == 1
+
+
 def test_a_local_model(planted: Path, tmp_path: Path, long_model: Path) -> None:
     arguments = ("--local", str(long_model), "--feature", "7", "--max-tokens", "8")
     code, out, err = run(planted, tmp_path, *arguments)

@@ -1,0 +1,57 @@
+"""What is seen first of a run in MLflow: a few metrics whose group sorts before all others, and the run's description."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.plots.charts import number
+from pipeline.plots.report import describe
+
+GROUP = "0 headline"
+NAMES = {
+    "L0": "l0_mean",
+    "FVU": "fvu",
+    "FVU of PCA": "pca_fvu",
+    "delta cross entropy": "delta_ce",
+    "delta cross entropy of PCA": "pca_delta_ce",
+    "loss recovered": "loss_recovered_mean",
+    "dead share": "dead_fraction",
+}
+
+
+def headline(metrics: Mapping[str, float]) -> dict[str, float]:
+    """`0 headline/<name>` of the metrics that two runs are compared by."""
+    return {f"{GROUP}/{name}": metrics[key] for name, key in NAMES.items()}
+
+
+def note(config: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+    """The run's description, in Markdown: what was trained, and how good it is beside its baselines, on held-out text."""
+
+    def interval(name: str) -> str:
+        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+        return "" if low is None or high is None else f" ({number(low)} to {number(high)})"
+
+    rows = [
+        ("FVU", number(metrics["fvu"]) + interval("fvu"), number(metrics["pca_fvu"]), "1"),
+        (
+            "delta cross entropy, nats",
+            number(metrics["delta_ce"]) + interval("delta_ce"),
+            number(metrics["pca_delta_ce"]),
+            number(metrics["ce_mean"] - metrics["ce_original"]),
+        ),
+    ]
+    return "\n".join(
+        [
+            f"**{describe(config)}**",
+            "",
+            f"L0 {number(metrics['l0_mean'])}, dead {100 * metrics['dead_fraction']:.2f} %, loss recovered "
+            f"{number(metrics['loss_recovered_mean'])}; on {metrics['evaluated_tokens']:,.0f} held-out tokens.",
+            "",
+            f"| | this dictionary (95 %) | PCA of rank {metrics['pca_rank']:.0f} | mean |",
+            "|---|---:|---:|---:|",
+            *(f"| {' | '.join(row)} |" for row in rows),
+            "",
+            "The dashboard of its features: artifact dashboard/single.html.",
+        ]
+    )
