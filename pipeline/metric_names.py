@@ -27,23 +27,23 @@ GRAD_NORM = "grad_norm"
 DEAD_FEATURES = "dead_features"  # no activation for dead_threshold tokens
 
 # metrics/evaluation.json (SPEC 7): held-out tokens, raw activations.
-EVALUATION = (
-    "fvu",
-    "explained_variance",
-    "l0_mean",
-    "dead_fraction",
-    "dense_fraction",
-    "ce_original",
-    "ce_spliced",
-    "ce_zero",
-    "ce_mean",
-    "delta_ce",
-    "loss_recovered_zero",
-    "loss_recovered_mean",
-    "kl",
-    "pca_fvu",
-    "pca_delta_ce",
-)
+EVALUATION = {
+    "fvu": "fraction of variance unexplained: sum of squared errors / sum of squared distances from the mean; 0 is perfect",
+    "explained_variance": "1 - FVU",
+    "l0_mean": "active features a token, mean over tokens",
+    "dead_fraction": "share of the features that are active on no evaluated token",
+    "dense_fraction": "share of the features that are active on more than 10 % of the tokens",
+    "ce_original": "cross entropy of the language model as it is, nats a token",
+    "ce_spliced": "the same with the reconstruction in the activation's place",
+    "ce_zero": "with zeros in its place",
+    "ce_mean": "with the mean activation in its place",
+    "delta_ce": "ce_spliced - ce_original: what the reconstruction costs; 0 is perfect",
+    "loss_recovered_zero": "(ce_zero - ce_spliced) / (ce_zero - ce_original); 1 is perfect",
+    "loss_recovered_mean": "(ce_mean - ce_spliced) / (ce_mean - ce_original); 1 is perfect",
+    "kl": "mean KL divergence of the spliced model's predictions from the model's own, nats",
+    "pca_fvu": "FVU of as many principal directions as the L0, the baseline of the same rank",
+    "pca_delta_ce": "cross entropy that they cost, nats a token",
+}
 
 MAX_KEY_LENGTH = 250
 _REFUSED = re.compile(r"[^\w\-. :/]", re.ASCII)

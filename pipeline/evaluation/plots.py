@@ -52,4 +52,4 @@ def write_plots(
         if evaluation.shares:
             write_json(place / "written_share.json", evaluation.shares)
         charts = [density, *share_charts(evaluation.shares), *lengths]
-        write_report(place, "Evaluation on held-out text", about, charts, figures)
+        write_report(place, "Evaluation on held-out text", about, charts, figures, definitions=EVALUATION)

@@ -31,12 +31,19 @@ svg { display: block; width: 100%; height: auto; font: 11px system-ui, "DejaVu S
 .figures { grid-column: 1 / -1; } dl { margin: 6px 0; columns: 3 260px; column-gap: 40px; }
 dl div { display: flex; justify-content: space-between; padding: 3px 0; border-top: 1px solid var(--grid);
   break-inside: avoid; }
+dt small { display: block; color: var(--faint); font-size: 12px; padding-right: 18px; }
 dd { margin: 0; font-variant-numeric: tabular-nums; }
 """
 STYLE = _STYLE + "".join(f".line.c{i} {{ stroke: var(--c{i}); }} .dot.c{i} {{ fill: var(--c{i}); }}\n" for i in range(6))
 
 
-def page(title: str, about: str, charts: Sequence[Chart], figures: Mapping[str, float | str] | None = None) -> str:
+def page(
+    title: str,
+    about: str,
+    charts: Sequence[Chart],
+    figures: Mapping[str, float | str] | None = None,
+    definitions: Mapping[str, str] | None = None,
+) -> str:
     """The whole page.
 
     Args:
@@ -44,8 +51,9 @@ def page(title: str, about: str, charts: Sequence[Chart], figures: Mapping[str, 
         about: what it is of, below the heading.
         charts: in order.
         figures: {name with unit: value}, shown as a table before the charts; None: no table.
+        definitions: {name: what the figure is}, shown with it.
     """
-    cards = [_table(figures)] if figures else []
+    cards = [_table(figures, definitions or {})] if figures else []
     cards += [card(chart) for chart in charts]
     return "\n".join(
         [
@@ -73,9 +81,10 @@ def _legend(chart: Chart) -> str:
     return "".join(keys) + escape(chart.note)
 
 
-def _table(figures: Mapping[str, float | str]) -> str:
-    rows = [
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value if isinstance(value, str) else number(value))}</dd></div>"
-        for name, value in figures.items()
-    ]
+def _table(figures: Mapping[str, float | str], definitions: Mapping[str, str]) -> str:
+    rows = []
+    for name, value in figures.items():
+        about = f"<small>{escape(definitions[name])}</small>" if name in definitions else ""
+        shown = value if isinstance(value, str) else number(value)
+        rows.append(f"<div><dt>{escape(name)}{about}</dt><dd>{escape(shown)}</dd></div>")
     return f'<section class="card figures"><h2>Figures</h2><dl>{"".join(rows)}</dl></section>'

@@ -26,6 +26,7 @@ def write_report(
     figures: Mapping[str, float | str] | None = None,
     *,
     pictures: int | None = None,
+    definitions: Mapping[str, str] | None = None,
 ) -> None:
     """Write PNG files of the charts and index.html of all into a directory.
 
@@ -34,7 +35,7 @@ def write_report(
         pictures: how many charts, the first ones, are in PNG files as well; None: all.
         title: heading of the page.
         about: what is shown, see :func:`describe`.
-        charts, figures: see :func:`pipeline.plots.page.page`.
+        charts, figures, definitions: see :func:`pipeline.plots.page.page`.
     """
     folder = Path(folder)
     files: dict[str, list[Chart]] = {}
@@ -42,7 +43,7 @@ def write_report(
         files.setdefault(chart.name.split(".")[0], []).append(chart)
     for name, panels in files.items():
         write_bytes(folder / f"{name}.png", png(panels, about))
-    write_bytes(folder / PAGE, page(title, about, charts, figures).encode("ascii", "xmlcharrefreplace"))
+    write_bytes(folder / PAGE, page(title, about, charts, figures, definitions).encode("ascii", "xmlcharrefreplace"))
 
 
 def write_training_report(

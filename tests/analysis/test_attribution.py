@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.analysis.attribution import attribute, written_directions
+from pipeline.analysis.attribution import attribute, logit_effects, written_directions
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import DataError
 from pipeline.norms import as_hook_norm
@@ -50,3 +50,15 @@ def test_layers_are_summed_over_what_they_write() -> None:
     torch.testing.assert_close(found[45], made.get_parameter("W_D.1")[1, 5].detach())
     with pytest.raises(DataError, match="writes no hook point of model 'other'"):
         written_directions(made, alias="other")
+
+
+def test_kurtosis_is_that_of_scipy_and_other_widths_are_refused(small_model) -> None:
+    from scipy.stats import kurtosis
+
+    directions = written_directions(folded(sae()))[:6]
+    effects = logit_effects(directions, small_model, 3)
+    logits = small_model.unembedding().logits(directions)
+    assert effects.kurtosis.tolist() == pytest.approx(kurtosis(logits.double().numpy(), axis=1).tolist(), rel=1e-6)
+    assert torch.equal(effects.promoted[1], logits.topk(3).indices)
+    with pytest.raises(DataError, match=f"width {D_MODEL - 1}, not to the residual stream of {D_MODEL}"):
+        logit_effects(directions[:, :-1], small_model, 3)

@@ -134,6 +134,19 @@ def test_the_z_pattern_sums_to_the_pre_activation() -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("fields", [{}, {"attn_scale": 3.0}, {"use_post_qk_ln": True, "normalization_type": "RMS"}])
+def test_token_sources_are_rows_of_the_z_pattern(masked: bool, fields: dict[str, object]) -> None:
+    made = filled(act_fn="relu", **{**FIELDS, **fields})
+    x, mask = contexts(2, 7), (torch.arange(14).reshape(2, 7) % 5 != 0 if masked else None)
+    sources = made.token_sources(x, mask)
+    assert sources is not None
+    every = torch.cartesian_prod(torch.arange(2), torch.arange(7), torch.arange(20))
+    context, token, feature = every.T
+    z = made.z_pattern(x, torch.arange(20), mask)  # type: ignore[operator]
+    torch.testing.assert_close(sources(context, token, feature), z[context, feature, token], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("masked", [False, True])
 def test_training_holds_no_square_of_the_context_for_each_head(masked: bool) -> None:
     made = build_dictionary({**FIELDS, "d_in": D, "d_sae": 64, "act_fn": "topk", "top_k": 4, "n_ctx": 512})
     b, n = 2, 512

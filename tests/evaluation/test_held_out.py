@@ -32,3 +32,13 @@ def test_too_few_are_refused():
         held_out(tiny_tokens(9), n_tokens=109)
     with pytest.raises(DataError, match="no context"):
         held_out(tiny_tokens(0))
+
+
+def test_it_goes_on_after_some_batches_and_numbers_its_contexts():
+    tokens = tiny_tokens(9)
+    chosen = held_out(tokens, batch_contexts=2, n_tokens=5 * CONTEXT)
+    whole, rest = list(chosen), list(chosen.batches(2))
+    assert torch.cat([batch.contexts for batch in whole]).tolist() == chosen.contexts.tolist() == [0, 1, 3, 5, 7]
+    assert [batch.contexts.tolist() for batch in rest] == [[7]]
+    assert torch.equal(rest[0].tokens, whole[2].tokens)
+    assert torch.equal(whole[1].documents, torch.from_numpy(chosen._split.read(field="document_ids")[[3, 5]].astype(np.int64)))

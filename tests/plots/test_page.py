@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from html import escape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
 
+from pipeline.metric_names import EVALUATION
 from pipeline.plots.charts import BarChart, Line, LineChart
 from pipeline.plots.page import page
 from pipeline.plots.report import write_report
@@ -95,3 +97,16 @@ def test_file_is_ascii(tmp_path):
 def test_an_empty_page():
     assert "<main>" in page("Title", "", [])
     assert svg(LineChart("a", "A", "x", "y", ()))
+
+
+def test_definitions_stand_with_their_figures():
+    text = page("Evaluation", "", [], {"fvu": 0.5, "other": 1.0}, {"fvu": "error < variance", "unused": "nothing"})
+    assert "<dt>fvu<small>error &lt; variance</small></dt><dd>0.5</dd>" in text
+    assert "<dt>other</dt>" in text
+    assert "nothing" not in text
+
+
+def test_every_metric_of_the_evaluation_is_defined(finished_project):
+    text = (finished_project.path / "metrics/plots/evaluation/index.html").read_text()
+    for name, definition in EVALUATION.items():
+        assert f"<dt>{name}<small>{escape(definition)}</small></dt>" in text
