@@ -52,7 +52,9 @@ def run(name: str, tokens: int | None) -> dict[str, float]:
     """
     line = ["dvc", "exp", "run", "-n", name, "-f", *flags(read_preset(name))]
     if tokens is not None:
-        line += ["-S", f"trainer.total_training_tokens={tokens}", "-S", f"analysis.tokens={min(tokens, 20_000)}"]
+        few = min(tokens, 20_000)
+        for key, value in {"trainer.total_training_tokens": tokens, "analysis.tokens": few, "evaluation.tokens": few}.items():
+            line += ["-S", f"{key}={value}"]
     begin = time.monotonic()
     outcome = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if outcome.returncode:

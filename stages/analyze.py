@@ -38,7 +38,9 @@ def main(params: str, inference: str, tokens: str, features: str, dashboard: str
     files = OverviewFiles(place, **{name: Path(path) for name, path in figures.items()})
     write_dashboard(dashboard, features, overview(features, files), single=loaded.analysis.single_page_features)
     with open_tracker(loaded.tracking, stage="analyze", run_file=Path(run)) as tracker:
-        tracker.log_artifact(Path(dashboard) / SINGLE_PAGE, "dashboard")
+        if loaded.analysis.single_page_features:
+            tracker.log_artifact(Path(dashboard) / SINGLE_PAGE, "dashboard")
+            tracker.set_tags({"dashboard": f"artifact dashboard/{SINGLE_PAGE}"})
 
 
 if __name__ == "__main__":

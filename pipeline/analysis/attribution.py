@@ -14,11 +14,15 @@ from torch import Tensor
 
 from pipeline.errors import DataError
 from pipeline.hook_keys import MAIN, split_key
+from pipeline.norms import scale_factor
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
     from pipeline.lm.language_model import LanguageModel
     from pipeline.norms import HookNorm
+
+
+RESIDUAL = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
 
 
 class Attribution(NamedTuple):
@@ -32,13 +36,24 @@ class Attribution(NamedTuple):
     suppressed: list[tuple[str, float]]
 
 
+def writes_residual_stream(dictionary: Dictionary) -> bool:
+    """Whether all that it writes is added to, or is, the residual stream: only then does a feature have logits of its own."""
+    return all(key.endswith(RESIDUAL) for key in dictionary.hooks_out)
+
+
+def unfolded_factor(norm_activation: str | None, norm: HookNorm) -> float:
+    """The factor of SPEC 3 at a hook point; token-wise and batch-wise have none of their own and get that of the mean norm."""
+    name = norm_activation if norm_activation in ("dataset-wise", "dataset-rms", "inference") else "dataset-wise"
+    return float(scale_factor(name, norm))
+
+
 @torch.no_grad()
 def written_directions(dictionary: Dictionary, norms: Mapping[str, HookNorm] | None = None, alias: str = MAIN) -> Tensor:
     """What each feature of activation 1 writes to the residual stream of one model, [all features, D].
 
     Args:
         dictionary: any kind.
-        norms: {hook point: norm}: rows of an unfolded dictionary are divided by sqrt(D) / mean norm of their hook point.
+        norms: {hook point: norm}: rows of an unfolded dictionary are divided by the factor of their hook point.
         alias: of the model.
 
     Raises:
@@ -50,7 +65,7 @@ def written_directions(dictionary: Dictionary, norms: Mapping[str, HookNorm] | N
             continue
         rows = dictionary.written_rows(place).detach().flatten(0, -2)
         if not dictionary.config.folded and norms is not None:
-            rows = rows * (norms[key].mean_norm / norms[key].d ** 0.5)
+            rows = rows / unfolded_factor(dictionary.config.norm_activation, norms[key])
         total = rows if total is None else total + rows
     if total is None:
         raise DataError(f"the dictionary writes no hook point of model '{alias or 'model'}'")
@@ -61,7 +76,8 @@ class LogitEffects(NamedTuple):
     """What n directions add to the logits.
 
     Attributes:
-        promoted, suppressed: (logits float32 [n, top], tokens int64 [n, top]), largest effect first, on the CPU.
+        promoted, suppressed: (logits float32 [n, top], tokens int64 [n, top]), largest effect first, on the CPU; no more than
+            there are tokens.
         kurtosis: float64 [n], excess kurtosis over the vocabulary (0 for normally distributed effects); nan: all are equal.
     """
 
@@ -84,7 +100,7 @@ def logit_effects(directions: Tensor, model: LanguageModel, top: int) -> LogitEf
             f"{end.W_U.shape[-1]} of model '{model.name}'; its features have no direct logit attribution"
         )
     logits = end.logits(directions)
-    most = [tuple(part.cpu() for part in logits.topk(top, largest=largest)) for largest in (True, False)]
+    most = [tuple(part.cpu() for part in logits.topk(min(top, logits.shape[-1]), largest=largest)) for largest in (True, False)]
     centred = logits.double() - logits.double().mean(-1, keepdim=True)
     variance = centred.square().mean(-1)
     kurtosis = centred.pow(4).mean(-1) / variance.square() - 3.0
@@ -97,6 +113,6 @@ def attribute(directions: Tensor, model: LanguageModel, top: int = 10) -> list[A
 
     def named(part: tuple[Tensor, Tensor], row: int) -> list[tuple[str, float]]:
         values, tokens = (t[row].tolist() for t in part)
-        return [(model.tokenizer.decode([token]), value) for value, token in zip(values, tokens, strict=True)]
+        return [(model.token_text(token), value) for value, token in zip(values, tokens, strict=True)]
 
     return [Attribution(named(effects.promoted, i), named(effects.suppressed, i)) for i in range(len(directions))]

@@ -6,12 +6,18 @@ limit is halved and the tokens above it go. So the sample depends on the tokens 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from pipeline.analysis.hashing import BITS, hashed
 
+if TYPE_CHECKING:
+    from pipeline.progress import Progress
+
 MAX_PAIRS = 8_000_000  # (token, feature) pairs held: 128 MB
+MAX_COUNTS = 2**23  # counts of pairs at a time: 64 MiB, a few copies of them
 _SEED = 0x0AC7
 
 
@@ -51,11 +57,12 @@ class CoactivationSample:
         """Sampled tokens with an active feature."""
         return len(self._token_hash.unique())
 
-    def neighbours(self, n: int, block: int = 512) -> tuple[Tensor, Tensor]:
+    def neighbours(self, n: int, block: int = 512, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
         """The n features of the largest Jaccard index with each one, itself left out.
 
         Args:
-            block: features compared with all others at a time.
+            block: most features compared with all others at a time; with many features fewer are.
+            progress: counts features.
 
         Returns: features int64 [F, n] (-1: fewer were ever active with it), Jaccard indices float32 [F, n].
         """
@@ -67,6 +74,7 @@ class CoactivationSample:
         feature = self._feature.long()[order]
         _, token, sizes = self._token_hash[order].unique_consecutive(return_inverse=True, return_counts=True)
         active = torch.bincount(feature, minlength=self.n_features).float()
+        block = max(1, min(block, MAX_COUNTS // self.n_features))
         for start in range(0, self.n_features, block):
             some = torch.arange(start, min(start + block, self.n_features))
             both = self._both(feature, token, sizes, start, len(some)).float()
@@ -76,6 +84,8 @@ class CoactivationSample:
             width = values.shape[1]
             jaccard[some, :width] = values
             found[some, :width] = torch.where(values > 0, which, -1)
+            if progress is not None:
+                progress.update(len(some))
         return found, jaccard
 
     def _both(self, feature: Tensor, token: Tensor, sizes: Tensor, start: int, n: int) -> Tensor:

@@ -1,8 +1,8 @@
 """One pass over contexts that collects what is shown of every feature.
 
-Memory: the model, its activations of one batch, at most MAX_VALUES feature activations at a time (a few copies of them),
-and per feature about 4 B x (slots x (window + 12) + histogram bins): 16,384 features with the default windows take about
-230 MB, and 50,000 about 700 MB. The pass may be cut anywhere: `state` and `load` continue it.
+Memory: the model, its activations of one batch, a few copies of at most MAX_VALUES feature activations (or of one context's, if
+those are more), and per feature about 4 B x (slots x (window + 12) + histogram bins): 16,384 features with the default windows
+take about 230 MB, 50,000 about 700 MB. The pass may be cut anywhere: `state` and `load` continue it.
 """
 
 from __future__ import annotations

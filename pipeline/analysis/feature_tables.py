@@ -125,7 +125,8 @@ class TableWriter:
         """Append rows, given as one list for each column."""
         import pyarrow as pa
 
-        self._writer.write_table(pa.table({field.name: columns[field.name] for field in self.schema}, schema=self.schema))
+        table = pa.table({field.name: columns[field.name] for field in self.schema}, schema=self.schema)
+        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
 
     def close(self) -> None:
         """Write what is left."""

@@ -100,5 +100,5 @@ def inspect_text(
         f = raw(inputs, labels, mask.to(models.device)).features.reshape(mask.numel(), -1).float().cpu()
         features.append((f * mask[0, :, None]).to_sparse())
         kept.append(mask[0])
-        tokens += [main.tokenizer.decode([int(i)]) for i in ids[0]]
+        tokens += [main.token_text(int(i)) for i in ids[0]]
     return Inspection(tokens, torch.cat(kept), torch.cat(features).coalesce(), tuple(dictionary.feature_shape))

@@ -33,9 +33,14 @@ class Loaded:
     norms: dict[str, HookNorm] | None
 
     @property
+    def alias(self) -> str:
+        """Of the main model, or of the first one where the dictionary has no hook point of the main model."""
+        return MAIN if MAIN in self.models else next(iter(self.models))
+
+    @property
     def main(self) -> LanguageModel:
         """The main model, or the first one."""
-        return self.models.get(MAIN) or next(iter(self.models.values()))
+        return self.models[self.alias]
 
 
 def load_for_analysis(params: Params, dictionary: str | Path, *, norms: str | Path) -> Loaded:

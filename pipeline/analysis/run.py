@@ -118,12 +118,14 @@ def analyze(params: Params, inputs: Inputs, folder: str | Path, *, save_seconds:
             "dictionary": hashlib.sha256((inputs.dictionary / CONFIG_FILE).read_bytes()).hexdigest(),
             "tokens": store.digest,
             "models": {alias: model.digest for alias, model in found.models.items()},
+            "run": {key: value for key, value in params.to_dict()["model"].items() if key in ("backend", "dtype", "device")},
+            "norms": {hook: [n.mean_norm, n.mean_square, n.d] for hook, n in (found.norms or {}).items()},
             "analysis": params.to_dict()["analysis"],
         },
         root() / "data" / "checkpoints",
     )
     run_pass(collection, tokens, saved, save_seconds)
-    contexts = AnalysedContexts(split, tokens.contexts, found.main.tokenizer)
+    contexts = AnalysedContexts(split, tokens.contexts, found.main.token_text)
     about = about_store(found, collection, params)
     with atomic_directory(folder) as place:
         write_store(place, found, collection, contexts, params, about)
@@ -155,4 +157,6 @@ def run_pass(collection: Collection, tokens: HeldOutTokens, saved: SavedState, s
                     f"analysis: stopped by {stop.received} after {progress.done:,} of {progress.total:,} tokens; the state is "
                     "saved, run the same command again to go on"
                 )
+    if saved.path.exists() or time.monotonic() - latest >= save_seconds:
+        saved.save(collection.state())  # what follows may take long too
     progress.close()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import torch
 
-from pipeline.analysis.attribution import Attribution, attribute, written_directions
+from pipeline.analysis.attribution import Attribution, attribute, writes_residual_stream, written_directions
 from pipeline.analysis.inspection import Inspection, inspect_text
 from pipeline.analysis.loading import load_for_analysis
 from pipeline.analysis.steering import Steering, steer
@@ -86,9 +86,11 @@ def print_inspection(
         show_steering(result, steered, strength)
     elif features:
         shape = found.dictionary.feature_shape
-        directions = written_directions(found.dictionary, found.norms)
         chosen = torch.tensor([feature_index(feature, shape) for feature in features])
-        for feature, effect in zip(features, attribute(directions[chosen], found.main), strict=True):
+        effects: list[Attribution | None] = [None] * len(features)
+        if writes_residual_stream(found.dictionary):
+            effects = [*attribute(written_directions(found.dictionary, found.norms)[chosen], found.main)]
+        for feature, effect in zip(features, effects, strict=True):
             show_feature(inspection, feature, top, effect)
     else:
         show_tokens(inspection, top)
@@ -134,14 +136,14 @@ def show_tokens(inspection: Inspection, top: int) -> None:
         )
 
 
-def show_feature(inspection: Inspection, feature: str, top: int, effect: Attribution) -> None:
+def show_feature(inspection: Inspection, feature: str, top: int, effect: Attribution | None) -> None:
     """A feature's strongest tokens, with the text around them, and what it does to the logits."""
     tokens = inspection.of_feature(feature)
     click.echo(f"feature {feature}: active on {len(tokens)} of {int(inspection.kept.sum())} tokens")
     for token, value in tokens[:top]:
         around = inspection.around(token).replace("\n", "\\n")
         click.echo(f"{token:>5}  {value:<8.3g} {around}")
-    for name, found in (("promotes", effect.promoted), ("suppresses", effect.suppressed)):
+    for name, found in () if effect is None else (("promotes", effect.promoted), ("suppresses", effect.suppressed)):
         click.echo(f"  {name:<10} {'  '.join(f'{token!r} {value:+.3f}' for token, value in found[:SHOWN])}")
 
 

@@ -8,9 +8,10 @@ import numpy as np
 
 if TYPE_CHECKING:
     from pipeline.corpus.tokens import TokenSplit
+    from pipeline.lm.token_texts import TokenTexts
 
 FIELDS = ("tokens", "document_ids", "char_starts", "char_ends")
-_READ = 4096  # contexts read at a time
+_READ = 4096
 
 
 class AnalysedContexts:
@@ -19,29 +20,25 @@ class AnalysedContexts:
     Args:
         split: of the token store.
         contexts: int64 [n], their numbers, ascending.
-        tokenizer: of the main model.
+        text: of the main model's tokens.
     """
 
-    def __init__(self, split: TokenSplit, contexts: np.ndarray, tokenizer: Any) -> None:
-        self._split, self._tokenizer, self._contexts = split, tokenizer, contexts
-        self._texts: dict[int, str] = {}
+    def __init__(self, split: TokenSplit, contexts: np.ndarray, text: TokenTexts) -> None:
+        self._split, self._text, self._contexts = split, text, contexts
         self._keys: dict[int, str] = {}
         self._fields = {field: self._read(field) for field in FIELDS}
 
     def _read(self, field: str) -> np.ndarray:
         parts = []
-        for start in range(0, len(self._contexts), _READ):
-            chosen = self._contexts[start : start + _READ]
+        block = self._contexts // _READ  # what is read at once spans at most so many contexts
+        for chosen in np.split(self._contexts, np.flatnonzero(np.diff(block)) + 1):
             first, last = int(chosen[0]), int(chosen[-1])
             parts.append(self._split.read(first, last + 1, field)[chosen - first])
         return np.concatenate(parts)
 
     def text(self, token: int) -> str:
         """A token's text."""
-        found = self._texts.get(token)
-        if found is None:
-            found = self._texts[token] = self._tokenizer.decode([token])
-        return found
+        return self._text(token)
 
     def _document(self, number: int) -> str:
         found = self._keys.get(number)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pipeline.analysis.attribution import LogitEffects, logit_effects, written_directions
+from pipeline.analysis.attribution import LogitEffects, logit_effects, writes_residual_stream, written_directions
 from pipeline.analysis.collection import BANDS, Collection
 from pipeline.analysis.decoder_neighbours import decoder_neighbours, decoder_rows
 from pipeline.analysis.feature_counts import histogram_edges
@@ -27,7 +27,6 @@ from pipeline.analysis.feature_tables import (
     features_schema,
 )
 from pipeline.analysis.texts import feature_name
-from pipeline.hook_keys import MAIN, split_key
 from pipeline.plots.report import describe
 from pipeline.progress import Progress
 
@@ -59,21 +58,23 @@ class Written:
 
 def written(found: Loaded, collection: Collection, neighbours: int) -> Written:
     """Norms, thresholds, neighbours and directions of all features."""
-    dictionary = found.dictionary
+    dictionary, coactivation = found.dictionary, collection.coactivation
     rows = decoder_rows(dictionary)
-    progress = Progress("neighbours", len(rows[0]), unit="features")
+    progress = Progress("neighbours", 2 * len(rows[0]) if neighbours else 0, unit="features, decoders and co-activation")
     decoder = decoder_neighbours(rows, neighbours, progress=progress)
+    coactive = coactivation.neighbours(neighbours, progress=progress)
+    if neighbours:
+        progress.close()
     thresholds = dictionary.thresholds()
-    alias = MAIN if any(split_key(key)[0] == MAIN for key in dictionary.hooks_out) else split_key(dictionary.hooks_out[0])[0]
-    directions = written_directions(dictionary, found.norms, alias)
-    residual = directions.shape[-1] == found.models[alias].unembedding().W_U.shape[-1]
-    progress.close()
+    directions = None
+    if writes_residual_stream(dictionary):
+        directions = written_directions(dictionary, found.norms, found.alias)
     return Written(
         norms=torch.stack([part.norm(dim=1) for part in rows], dim=1).cpu(),
         thresholds=None if thresholds is None else thresholds.detach().flatten().cpu(),
         decoder=decoder,
-        coactive=collection.coactivation.neighbours(neighbours),
-        directions=directions if residual else None,
+        coactive=coactive,
+        directions=directions,
     )
 
 
@@ -82,14 +83,14 @@ def about_store(found: Loaded, collection: Collection, params: Params) -> dict[s
     config = found.dictionary.config
     return {
         "format_version": FORMAT_VERSION,
-        "dictionary": describe(config.to_dict(), params.model.model_name),
+        "dictionary": describe(config.to_dict(), params.language_model(found.alias).model_name),
         "name": config.name,
         "kind": config.kind,
         "folded": config.folded,
         "hook_points_in": list(found.dictionary.hooks_in),
         "hook_points_out": list(found.dictionary.hooks_out),
         "feature_shape": list(found.dictionary.feature_shape),
-        "model": params.model.model_name,
+        "model": params.language_model(found.alias).model_name,
         "split": params.analysis.split,
         "tokens": collection.counts.tokens,
         "coactivation_tokens": collection.coactivation.tokens,
@@ -112,7 +113,7 @@ def write_store(
         some = slice(start, min(start + BLOCK, total))
         effects = None
         if every.directions is not None:
-            effects = logit_effects(every.directions[some], found.main, params.analysis.logit_tokens)
+            effects = logit_effects(every.directions[some], found.models[found.alias], params.analysis.logit_tokens)
         features.write(feature_columns(some, collection, every, energies, effects, found, contexts))
         shown.write(_columns(list(context_rows(some, collection, contexts, params)), contexts_schema().names))
         progress.update(some.stop - start)
@@ -160,8 +161,8 @@ def feature_columns(
         "threshold": empty if every.thresholds is None else every.thresholds[some].tolist(),
         "histogram": counts.histogram[some].tolist(),
         "logit_kurtosis": empty if effects is None else [v if math.isfinite(v) else None for v in effects.kurtosis.tolist()],
-        "promoted": [[] for _ in index] if effects is None else tokens(effects.promoted),
-        "suppressed": [[] for _ in index] if effects is None else tokens(effects.suppressed),
+        "promoted": empty if effects is None else tokens(effects.promoted),
+        "suppressed": empty if effects is None else tokens(effects.suppressed),
         "decoder_neighbours": near(every.decoder, "cosine"),
         "coactive_neighbours": near(every.coactive, "jaccard"),
     }

@@ -132,7 +132,8 @@ def feature_charts(rows: Sequence[Mapping[str, Any]], l0_mean: float) -> list[Ch
     if thresholds:
         charts.append(_bars("threshold", "Thresholds", "threshold of a feature", thresholds))
     kurtosis = [row["logit_kurtosis"] for row in rows if row["logit_kurtosis"] is not None]
-    charts.append(_bars("kurtosis", "Peaked logits", "excess kurtosis of what a feature adds to the logits", kurtosis))
+    title = "Peaked logits (excess kurtosis above 0)"
+    charts.append(_bars("kurtosis", title, "excess kurtosis of what a feature adds to the logits", kurtosis))
     return [chart for chart in charts if sum(chart.counts)]  # type: ignore[union-attr]
 
 

@@ -27,6 +27,7 @@ from pipeline.dictionaries.rotary import Rotary
 from pipeline.errors import ParamsError
 
 ALL = slice(None)
+SOURCE_VALUES = 2**24  # of keys that token_sources gathers at a time: 64 MiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +238,13 @@ class LowRankSparseAttention(Dictionary):
         v = nn.functional.linear(x, self.w_V, self.b_V)
         order = torch.arange(x.shape[-2], device=x.device)
 
+        n_rows = max(1, SOURCE_VALUES // (x.shape[-2] * self.config.d_qk_head))
+
         def sources(context: Tensor, token: Tensor, feature: Tensor) -> Tensor:
+            parts = zip(context.split(n_rows), token.split(n_rows), feature.split(n_rows), strict=True)
+            return torch.cat([some_sources(*part) for part in parts])
+
+        def some_sources(context: Tensor, token: Tensor, feature: Tensor) -> Tensor:
             head = feature // self.per_group
             scores = torch.einsum("ne,nke->nk", q[context, head, token], k[context, head]) * self.scale
             allowed = order <= token[:, None]

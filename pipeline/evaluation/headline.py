@@ -51,7 +51,5 @@ def note(config: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
             f"| | this dictionary (95 %) | PCA of rank {metrics['pca_rank']:.0f} | mean |",
             "|---|---:|---:|---:|",
             *(f"| {' | '.join(row)} |" for row in rows),
-            "",
-            "The dashboard of its features: artifact dashboard/single.html.",
         ]
     )

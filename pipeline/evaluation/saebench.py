@@ -24,6 +24,8 @@ def saebench_core(metrics: Mapping[str, float], density: Tensor) -> dict[str, fl
     kl_div_with_sae, kl_div_with_ablation, kl_div_score = (ablation - sae) / ablation.
     frac_alive: features active at least once. freq_over_1_percent, freq_over_10_percent: share of the features with such a
     density; normalized_freq_over_...: their share of all activations.
+    Two things are Scopeline's own: ablation puts zeros at kept tokens only (SAEBench: everywhere, special tokens included), and
+    cross entropies and KL count the predictions of kept tokens (SAEBench: those made at kept tokens; of KL the last one too).
     Its mse is left out: it divides by the number of tokens twice, and so depends on its batch size.
 
     Args:

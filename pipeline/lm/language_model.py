@@ -25,6 +25,7 @@ from pipeline.lm.attention import AttentionWeights, attention_weights
 from pipeline.lm.hook_points import last_of, parse_hook_points
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Replacement, Run, StopRun, token_loss
+from pipeline.lm.token_texts import TokenTexts
 from pipeline.lm.unembedding import Unembedding
 
 
@@ -139,6 +140,11 @@ class LanguageModel(abc.ABC):
     def tokenizer(self) -> Any:
         """The model's tokenizer, loaded when first asked for."""
         return self._source.load_tokenizer()
+
+    @functools.cached_property
+    def token_text(self) -> TokenTexts:
+        """token id -> its text, spaces included."""
+        return TokenTexts(self.tokenizer)
 
     @property
     def bos_token_id(self) -> int | None:
@@ -325,5 +331,5 @@ class LanguageModel(abc.ABC):
         return token_ids.to(device=self.device, dtype=torch.int64)
 
     def _token_texts(self, ids: Tensor) -> list[list[str]]:
-        texts = {i: self.tokenizer.decode([i]) for i in sorted({int(i) for i in ids.flatten().tolist()})}
+        texts = {i: self.token_text(i) for i in sorted({int(i) for i in ids.flatten().tolist()})}
         return [[texts[i] for i in row] for row in ids.tolist()]

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from pipeline.analysis import run as analysis_run
-from pipeline.analysis.feature_tables import CONTEXTS, FEATURES, INACTIVE, TOP, FeatureStore
+from pipeline.analysis.feature_tables import CONTEXTS, FEATURES, INACTIVE, TOP, FeatureStore, TableWriter
 from pipeline.analysis.run import Inputs, analyze
+from pipeline.analysis.tracing import AnalysedContexts
 from pipeline.analysis.writing import banded
 from pipeline.corpus.tokens import open_tokens
 from pipeline.dictionaries.registry import build_dictionary
@@ -181,6 +184,45 @@ def test_an_interrupted_pass_goes_on_to_the_same_bytes(project: Project, monkeyp
     assert calls == batches
     assert digests(project.path / "features") == digests(project.path / "data" / "features")
     assert not states[0].exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"model__dtype": "bfloat16"}, {"model__backend": "transformer_lens"}, {"analysis__tokens": 2000}]
+)
+def test_another_pass_does_not_go_on_from_the_state(
+    project: Project, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    names = []
+    monkeypatch.setattr(analysis_run, "run_pass", lambda _c, _t, saved, _s: names.append(saved.path.name))
+    monkeypatch.setattr(analysis_run, "write_store", lambda *_: None)
+    for changes in ({}, {}, change):
+        project.set(**changes)
+        with chdir(project.path):
+            analyze(load_params("params.yaml"), inputs(project), "features")
+    assert names[0] == names[1] != names[2]
+
+
+def test_reading_the_texts_spans_no_more_than_a_few_chunks() -> None:
+    spans = []
+
+    class Split:
+        def read(self, start: int, stop: int, field: str) -> np.ndarray:
+            spans.append(stop - start)
+            return np.arange(start, stop)[:, None] + np.zeros((1, 3), dtype=np.int64)
+
+    contexts = np.arange(0, 400_000, 997)
+    found = AnalysedContexts(Split(), contexts, lambda i: str(i))  # type: ignore[arg-type]
+    assert max(spans) <= 4096
+    assert found.token_at(997 * 5, 1) == str(997 * 5)
+
+
+def test_both_files_have_the_same_blocks_however_many_contexts(tmp_path: Path) -> None:
+    columns = {"feature": pa.int32(), "text": pa.string()}
+    writer = TableWriter(tmp_path / "many.parquet", pa.schema(columns.items()), {})
+    for block in range(2):
+        writer.write({"feature": [block] * 1_100_000, "text": ["a"] * 1_100_000})
+    writer.close()
+    assert pq.ParquetFile(tmp_path / "many.parquet").num_row_groups == 2
 
 
 def test_a_damaged_state_starts_anew(project: Project) -> None:

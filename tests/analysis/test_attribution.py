@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.analysis.attribution import attribute, logit_effects, written_directions
+from pipeline.analysis.attribution import attribute, logit_effects, writes_residual_stream, written_directions
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import DataError
+from pipeline.evaluation.raw_space import RawDictionary
+from pipeline.lm.hook_points import SITES
 from pipeline.norms import as_hook_norm
 from tests.analysis.test_inspection import folded, sae
 from tests.project import D_MODEL
@@ -39,6 +41,23 @@ def test_unfolded_rows_are_brought_to_raw_space() -> None:
     torch.testing.assert_close(written_directions(made, norms) / norm[:, None], written_directions(raw), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["dataset-wise", "dataset-rms"])
+def test_unfolded_rows_move_the_raw_reconstruction(name: str) -> None:
+    made = sae(norm_activation=name)
+    norms = {made.hooks_in[0]: as_hook_norm({"mean_norm": 20.0, "mean_square": 500.0, "d": D_MODEL}, D_MODEL)}
+    raw = RawDictionary(made, norms)
+    f = torch.zeros(1, 40)
+    f[0, 3] = 2.0
+    moved = (made.decode(f) - made.decode(torch.zeros(1, 40))) / raw.scale(made.hooks_in[0], torch.zeros(1, D_MODEL), None)
+    torch.testing.assert_close(2.0 * written_directions(made, norms)[3], moved[0].detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_only_what_is_added_to_the_residual_stream_has_logits() -> None:
+    assert [writes_residual_stream(sae(f"blocks.0.{site}")) for site in SITES] == [
+        site.startswith(("hook_resid", "hook_attn", "hook_mlp")) for site in SITES
+    ]
+
+
 def test_layers_are_summed_over_what_they_write() -> None:
     hooks = [f"blocks.{layer}.ln2.hook_out" for layer in range(2)], [f"blocks.{layer}.hook_mlp_out" for layer in range(2)]
     config = {"kind": "clt", "hook_points_in": hooks[0], "hook_points_out": hooks[1], "d_in": D_MODEL, "d_sae": 40}
@@ -62,3 +81,4 @@ def test_kurtosis_is_that_of_scipy_and_other_widths_are_refused(small_model) -> 
     assert torch.equal(effects.promoted[1], logits.topk(3).indices)
     with pytest.raises(DataError, match=f"width {D_MODEL - 1}, not to the residual stream of {D_MODEL}"):
         logit_effects(directions[:, :-1], small_model, 3)
+    assert logit_effects(directions, small_model, 10**6).promoted[0].shape == (6, small_model.vocab_size)

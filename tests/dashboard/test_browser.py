@@ -7,6 +7,7 @@ import http.server
 import os
 import statistics
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,38 @@ def test_sorting_filtering_and_keys(driver: Any, folder: Path) -> None:
     keys(driver, "/", "1/3")
     wait_for(driver, "#/features?q=1%2F3")
     assert driver.find_element("css selector", ".row").get_attribute("hash") == "#/feature/1/3"
+
+
+def test_a_slow_page_does_not_come_over_a_later_one(driver: Any, folder: Path) -> None:
+    show(driver, folder / "index.html", "#/features")
+    driver.execute_script(
+        """const put = window.scopeline.put;
+        window.scopeline.put = (name, text) => setTimeout(() => put(name, text), name === "chunk-3" ? 400 : 0);
+        visit("#/feature/1/58"); visit("#/feature/0/8");"""
+    )
+    time.sleep(0.9)
+    assert text(driver, "h1").startswith("Feature 0/8")
+    driver.execute_script('loaded.delete("chunk-2"); visit("#/feature/1/10"); visit("#/features");')
+    time.sleep(0.5)
+    assert driver.find_elements("css selector", ".row")
+
+
+def test_a_new_search_begins_at_its_first_hit_and_back_restores_the_box(driver: Any, folder: Path) -> None:
+    show(driver, folder / "index.html", "#/features")
+    keys(driver, "\ue015", "\ue015", "\ue015", "\ue007")
+    third = driver.execute_script("return table().then((c) => '#/feature/' + c.name[state.order[3]])")
+    wait_for(driver, third)
+    search = driver.find_element("id", "search")
+    search.send_keys("word-8")
+    wait_for(driver, "#/features?q=word-8")
+    first = driver.find_element("css selector", ".row").get_attribute("hash")
+    search.send_keys("\ue007")
+    wait_for(driver, first)
+    driver.back()
+    wait_for(driver, "#/features?q=word-8")
+    assert search.get_attribute("value") == "word-8"
+    driver.back()
+    wait_for(driver, third)
 
 
 def test_deep_links_and_what_is_not_there(driver: Any, folder: Path) -> None:

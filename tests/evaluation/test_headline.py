@@ -25,4 +25,3 @@ def test_the_note_has_the_dictionary_and_its_baselines(finished_project) -> None
     assert text.startswith("**SAE main, topk 4, 64 features, blocks.0.hook_resid_post of model**")
     assert "| FVU | 0.125 (" in text
     assert "| 0.5 | 1 |" in text
-    assert "dashboard/single.html" in text

@@ -29,8 +29,9 @@ function explained(entry) {
   return `<p>${escaped(entry[0])}${score("detection", entry[1])}${score("fuzzing", entry[2])}</p>`;
 }
 
-async function showFeature(view, name) {
+async function showFeature(view, name, latest) {
   const columns = await table();
+  if (!latest()) return;
   const row = columns.byName.get(name);
   if (row === undefined) {
     const where = overview.part ? ` This page has ${overview.part} only; the whole dashboard is data/dashboard/index.html.` : "";
@@ -38,6 +39,7 @@ async function showFeature(view, name) {
     return;
   }
   const feature = columns.feature[row], page = await featurePage(feature), largest = columns.max[row];
+  if (!latest()) return;
   if (!state.order.length) state.order = arranged(columns);
   const place = state.order.indexOf(row);
   if (place >= 0) state.chosen = place;

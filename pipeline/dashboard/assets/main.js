@@ -19,21 +19,27 @@ function visit(wanted) {
   return route();
 }
 
-async function route() {
+// Pages are drawn when their data are there; `latest` says whether no other page was asked for meanwhile.
+let visits = 0;
+
+async function route(typing) {
+  const mine = ++visits, latest = () => mine === visits;
   const [path, query] = current.replace(/^#\/?/, "").split("?");
   const [tab, ...rest] = path.split("/");
   tableKeys = null;
   for (const link of document.querySelectorAll("[data-tab]")) link.classList.toggle("on", link.dataset.tab === (tab ? "features" : "overview"));
   try {
-    if (tab === "feature") await showFeature(view, decodeURIComponent(rest.join("/")));
+    if (tab === "feature") await showFeature(view, decodeURIComponent(rest.join("/")), latest);
     else if (tab === "features") {
       const wanted = query ? new URLSearchParams(query).get("q") ?? "" : "";
       if (wanted !== state.query) [state.query, state.chosen, state.scroll] = [wanted, 0, 0];
-      if (document.activeElement !== search) search.value = wanted;
-      await showTable(view);
+      if (!typing) search.value = wanted;
+      await showTable(view, latest);
     } else showOverview(view);
+    if (!latest()) return;
     if (tab !== "features") scrollTo(0, 0);
   } catch (error) {
+    if (!latest()) return;
     view.innerHTML = `<h1>This page cannot be shown</h1><p>${escaped(error.message)}</p>`;
   }
   view.dataset.shown = current;
@@ -42,9 +48,9 @@ async function route() {
 
 const query = (text) => `#/features${text ? `?q=${encodeURIComponent(text)}` : ""}`;
 search.addEventListener("input", () => {
-  state.query = search.value;
+  [state.query, state.chosen, state.scroll] = [search.value, 0, 0];
   go(query(search.value), tableKeys !== null);
-  if (tableKeys) { tableKeys.arrange(); view.dataset.shown = current; } else route();
+  if (tableKeys) { tableKeys.arrange(); view.dataset.shown = current; } else route(true);
 });
 search.form.addEventListener("submit", (event) => {
   event.preventDefault();

@@ -58,8 +58,9 @@ function filters(columns) {
     <label>to <input name="high" type="number" min="0" max="100" step="any" value="${escaped(state.high)}"> %</label></form>`;
 }
 
-async function showTable(view) {
+async function showTable(view, latest) {
   const columns = await table();
+  if (!latest()) return;
   const shown = COLUMNS.filter((column) => columns[column.key]);
   const head = shown.map(({ key, title, number: right }) =>
     `<button type="button" data-sort="${key}" title="${hints[key]}" class="${right ? "num" : ""}">${title}</button>`);
