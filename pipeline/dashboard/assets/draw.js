@@ -53,7 +53,7 @@ function context([activation, peak, tokens, shares, document_, start, end, numbe
     const shade = share > 0 ? ` style="background:rgba(var(--hot),${(0.08 + 0.52 * share).toFixed(3)})"` : "";
     return `<span class="${kind}" title="${escaped(hint)}"${shade}>${escaped(running(texts[token]))}</span>`;
   });
-  const from = sources.map(([place, token, value]) => `${chip(texts[token])}${place - position} tokens, ${number(value)}`);
+  const from = sources.map(([place, token, value]) => `${chip(texts[token])}${place === position ? "itself" : `${position - place} back`}, ${number(value)}`);
   return `<div class="context"><div class="text">${spans.join("")}</div><div class="foot"><b>${number(activation)}</b>` +
     (from.length ? `<span>reads ${from.join("; ")}</span>` : "") +
     `<span>${escaped(texts[document_])}${start < 0 ? "" : `, characters ${start}\u2013${end}`}</span><span>context ${number_}, token ${position}</span></div></div>`;
