@@ -14,9 +14,6 @@ from pipeline.command import stage_command
 
 @stage_command
 @click.option("--features-dir", type=click.Path(path_type=Path), default="data/features", help="The feature store.")
-@click.option(
-    "--dashboard", type=click.Path(path_type=Path), help="Of these features; without it, the one beside their folder."
-)
 @click.option("--out", type=click.Path(path_type=Path), default="data/interpretations", help="Folder of the results.")
 @click.option("--feature", "names", multiple=True, help="A feature (with layers: LAYER/FEATURE); may be repeated.")
 @click.option("--n", type=click.IntRange(1), default=20, help="Without --feature: so many, of the largest energy.")
@@ -33,7 +30,6 @@ from pipeline.command import stage_command
 def main(
     params: str,
     features_dir: Path,
-    dashboard: Path | None,
     out: Path,
     names: tuple[str, ...],
     n: int,
@@ -52,14 +48,7 @@ def main(
 
     explainer = Explainer(endpoint, model, local, api_key_variable)
     settings = Settings(max_tokens=max_tokens, seed=seed)
-    chosen = {
-        "names": names,
-        "n": n,
-        "force": force,
-        "concurrency": concurrency,
-        "dashboard": dashboard or features_dir.parent / "dashboard",
-    }
-    print_interpretations(features_dir, out, explainer, settings, **chosen)  # type: ignore[arg-type]
+    print_interpretations(features_dir, out, explainer, settings, names=names, n=n, force=force, concurrency=concurrency)
 
 
 if __name__ == "__main__":

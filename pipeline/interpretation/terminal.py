@@ -79,9 +79,8 @@ def print_interpretations(
     n: int = 20,
     force: bool = False,
     concurrency: int = 4,
-    dashboard: Path | None = None,
 ) -> None:
-    """Interpret features and print a line for each.
+    """Interpret features and print a line for each; if the store has its dashboard beside it, write one with explanations too.
 
     Args:
         features_dir: the feature store.
@@ -91,7 +90,6 @@ def print_interpretations(
         names: of features; without any, the n of the largest energy.
         force: do finished features again too.
         concurrency: features at a time, of an endpoint; a local model does one at a time.
-        dashboard: of the same store; one with the explanations is written into `out`. None, or not there: none is.
 
     Raises:
         ParamsError: no chat model was named.
@@ -106,8 +104,9 @@ def print_interpretations(
     for line in table(summary, [row["name"] for row in rows]):
         click.echo(line)
     click.echo(f"\n{out / 'summary.json'}", err=True)
-    if dashboard is not None and (dashboard / "data" / OVERVIEW).exists():
-        about = read_json(dashboard / "data" / OVERVIEW, "the dashboard's overview", "run `dvc repro analyze`")
+    shown = features_dir.parent / "dashboard" / "data" / OVERVIEW
+    if shown.exists():
+        about = read_json(shown, "the dashboard's overview", "run `dvc repro analyze`")
         write_dashboard(out / "dashboard", features_dir, about, single=0, explanations=summary["features"])
         click.echo(f"{out / 'dashboard' / 'index.html'}", err=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,10 @@ def test_a_dashboard_with_the_explanations(planted: Path, tmp_path: Path, stub: 
     from tests.dashboard.synthetic import overview
     from tests.dashboard.test_folder import read
 
-    write_dashboard(tmp_path / "dashboard", planted, overview(), single=0)
-    out = tmp_path / "out"
-    code, _, err = run(planted, out, *at(stub), "--feature", "7", "--dashboard", str(tmp_path / "dashboard"))
+    store, out = tmp_path / "features", tmp_path / "out"
+    shutil.copytree(planted, store)
+    write_dashboard(tmp_path / "dashboard", store, overview(), single=0)
+    code, _, err = run(store, out, *at(stub), "--feature", "7")
     assert code == 0, err
     table = read(out / "dashboard", "table")
     assert table["explanation"][table["feature"].index(7)] == ["the word cat", 1.0, 1.0]
