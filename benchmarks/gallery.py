@@ -2,8 +2,8 @@
 
 Each is `dvc exp run $(python -m stages.preset NAME)` in this working tree, so run it in a clean clone after `dvc repro`: the
 store is there already, and each preset adds the hook points that it needs. Afterwards params.yaml, dvc.lock and metrics/
-are as before (whatever they were: another processor's `dvc repro` leaves another dvc.lock). `--tokens` shortens the runs for
-a check that they work; the table is written for whole runs of all only.
+are as before (whatever they were: another processor's `dvc repro` leaves another dvc.lock). The table is written for whole runs
+of all only. `--tokens` is a check that they work: short runs, evaluated and analysed on little text, all stages in one process.
 
     python -m benchmarks.gallery
     python -m benchmarks.gallery --tokens 200000 demo-gemma-scope
@@ -23,10 +23,12 @@ from pathlib import Path
 
 import click
 
-from pipeline.params.presets import flags, header, preset_names, read_preset
+from pipeline.params.presets import flags, header, overlay, preset_names, read_preset
+from pipeline.params.reading import read_mapping
 
 RESULTS = Path("benchmarks/results/gallery.md")
 RESTORED = ("params.yaml", "dvc.lock", "metrics")
+SHORT = 20_000  # tokens of text in a check
 COLUMNS = {
     "L0": ("l0_mean", "{:.1f}"),
     "FVU": ("fvu", "{:.3f}"),
@@ -50,17 +52,27 @@ def run(name: str, tokens: int | None) -> dict[str, float]:
     Raises:
         ClickException: it did not end well.
     """
-    line = ["dvc", "exp", "run", "-n", name, "-f", *flags(read_preset(name))]
-    if tokens is not None:
-        few = min(tokens, 20_000)
-        for key, value in {"trainer.total_training_tokens": tokens, "analysis.tokens": few, "evaluation.tokens": few}.items():
-            line += ["-S", f"{key}={value}"]
     begin = time.monotonic()
-    outcome = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with tempfile.TemporaryDirectory() as folder:
+        line = ["dvc", "exp", "run", "-n", name, "-f", *flags(read_preset(name))]
+        if tokens is not None:
+            line = [sys.executable, "-m", "benchmarks.one_process", str(shortened(name, tokens, Path(folder)))]
+        outcome = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if outcome.returncode:
-        raise click.ClickException(f"{name}: dvc exp run exited {outcome.returncode}\n{outcome.stdout[-4000:]}")
+        raise click.ClickException(f"{name}: exited {outcome.returncode}\n{outcome.stdout[-4000:]}")
     found: dict[str, float] = json.loads(Path("metrics/evaluation.json").read_text())
     return found | {"minutes": (time.monotonic() - begin) / 60}
+
+
+def shortened(name: str, tokens: int, folder: Path) -> Path:
+    """A file with the parameters of a preset for a short run."""
+    values = overlay(read_mapping("params.yaml"), read_preset(name))
+    values["trainer"]["total_training_tokens"] = tokens
+    values["analysis"]["tokens"] = values["evaluation"]["tokens"] = min(tokens, SHORT)
+    values["tracking"]["enabled"] = False
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return path
 
 
 def row(name: str, found: dict[str, float]) -> str:
