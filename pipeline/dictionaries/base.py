@@ -76,6 +76,7 @@ class Dictionary(nn.Module, abc.ABC):
 
     config_class: ClassVar[type[DictionaryConfig]] = DictionaryConfig
     reads_sequences: ClassVar[bool] = False  # input is [b, S, d_in]: features of a token depend on those before it
+    drawn_as_transpose: ClassVar[bool] = False  # the base draw makes the encoder of the decoder where that is asked for
     log_jumprelu_threshold: nn.Parameter
     gate_scale: Tensor | None
 

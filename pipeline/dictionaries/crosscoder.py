@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ class Crosscoder(Dictionary):
     """Parameters W_E [P, D, F], b_E [F], W_D [P, F, D], b_D [P, D]. Input and output are [..., P, D], features [..., F]."""
 
     config_class = CrosscoderConfig
+    drawn_as_transpose: ClassVar[bool] = True
     config: CrosscoderConfig
     W_E: nn.Parameter
     b_E: nn.Parameter

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,7 @@ class SparseAutoencoder(Dictionary):
     """Parameters W_E [D, F], b_E [F], W_D [F, D_out], b_D [D_out]; GLU: W_G [D, F], b_G [F]; W_skip [D, D_out]."""
 
     config_class = SparseAutoencoderConfig
+    drawn_as_transpose: ClassVar[bool] = True
     config: SparseAutoencoderConfig
     W_E: nn.Parameter
     b_E: nn.Parameter

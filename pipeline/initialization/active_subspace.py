@@ -29,8 +29,10 @@ def principal_directions(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def set_decoder_rows_(dictionary: Dictionary, sample: Sample, *, d_active: int | None, transpose: bool, factor: float) -> int:
-    """Project W_D; the encoder becomes its transpose again if `transpose` and the widths agree.
+def set_decoder_rows_(
+    dictionary: Dictionary, sample: Sample, *, d_active: int | None, transpose: bool, factor: float
+) -> tuple[int, bool]:
+    """Project W_D; an encoder that was drawn as its transpose becomes that again.
 
     Args:
         dictionary: drawn already.
@@ -38,13 +40,13 @@ def set_decoder_rows_(dictionary: Dictionary, sample: Sample, *, d_active: int |
         d_active: number of directions; None: the effective rank.
         transpose, factor: init_encoder_with_decoder_transpose and its factor.
 
-    Returns: the number of directions (the largest of several parts').
+    Returns: the number of directions (the largest of several parts'), and whether the encoder follows the decoder.
 
     Raises:
         ParamsError: not for this kind, or more directions than dimensions.
         NumericsError: labels without variance.
     """
-    most = 0
+    most, follows = 0, transpose and dictionary.drawn_as_transpose
     for part in parts_of(dictionary, OPTION):
         values, vectors = principal_directions(sample.labels(part))
         n = effective_rank(values) if d_active is None else d_active
@@ -57,7 +59,6 @@ def set_decoder_rows_(dictionary: Dictionary, sample: Sample, *, d_active: int |
         lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         projected = (rows @ span.T) @ span
         part.set_rows(projected * (lengths / torch.linalg.vector_norm(projected, dim=-1, keepdim=True).clamp_min(1e-12)))
-        if transpose:
-            transpose_encoder_(part, factor)
+        follows = follows and transpose_encoder_(part, factor)
         most = max(most, n)
-    return most
+    return most, follows

@@ -173,17 +173,17 @@ def _set_decoder_rows_(
         tied = activation_rows.set_decoder_rows_(dictionary, sample, transpose=transpose, factor=factor, seed=seed)
         return activation_rows.OPTION, tied, {}
     if params.initialize_W_D_with_active_subspace:
-        n = active_subspace.set_decoder_rows_(
+        n, tied = active_subspace.set_decoder_rows_(
             dictionary, sample, d_active=params.d_active_subspace, transpose=transpose, factor=factor
         )
-        return active_subspace.OPTION, transpose, {"d_active_subspace": n}
+        return active_subspace.OPTION, tied, {"d_active_subspace": n}
     if params.initialize_tc_with_mlp:
         mlp_responses.set_decoder_rows_(dictionary, sample, mlps)
         return mlp_responses.OPTION, False, {}
     if model_attention is not None and params.initialize_lorsa_with_mhsa:
         attention.set_attention_(dictionary, sample, model_attention, seed)
         return attention.OPTION, False, {}
-    return None, transpose, {}
+    return None, transpose and dictionary.drawn_as_transpose, {}
 
 
 def _set_encoder_bias_(dictionary: Dictionary, sample: Sample, params: Any) -> None:
@@ -194,10 +194,12 @@ def _set_encoder_bias_(dictionary: Dictionary, sample: Sample, params: Any) -> N
 def _redo_encoder_(dictionary: Dictionary, sample: Sample, params: Any) -> None:
     """Encoder and its bias from the decoder as it is, for the grid search.
 
-    A transcoder's encoder that was set from inputs, or that its decoder was made from, stays.
+    An encoder that was never the decoder's transpose stays: of a kind that draws it apart, of a transcoder whose encoder was
+    set from inputs or made its decoder.
     """
     own_encoder = params.initialize_W_D_with_activations or params.initialize_tc_with_mlp
-    if params.init_encoder_with_decoder_transpose and (dictionary.hooks_in == dictionary.hooks_out or not own_encoder):
+    followed = dictionary.drawn_as_transpose and (dictionary.hooks_in == dictionary.hooks_out or not own_encoder)
+    if params.init_encoder_with_decoder_transpose and followed:
         for part in parts_of(dictionary, grid_search.OPTION):
             transpose_encoder_(part, params.init_encoder_with_decoder_transpose_factor)
     _set_encoder_bias_(dictionary, sample, params)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.folded import divisible
 from pipeline.errors import NumericsError
 from pipeline.initialization.sample import Sample
 from pipeline.initialization.weights import parts_of
@@ -23,7 +24,7 @@ LOW, HIGH, COARSE, FINE = 0.1, 5.0, 50, 20
 
 @torch.no_grad()
 def search_norm_(dictionary: Dictionary, batch: Sample, redo_encoder: Callable[[], None]) -> tuple[float, float]:
-    """Set every decoder row to the best norm.
+    """Set every feature's (concatenated) decoder norm to the best one; a feature that writes nothing goes on writing nothing.
 
     Args:
         dictionary: with its decoder's directions and biases.
@@ -36,14 +37,10 @@ def search_norm_(dictionary: Dictionary, batch: Sample, redo_encoder: Callable[[
         ParamsError: not for this kind.
         NumericsError: no norm gives a finite l_rec.
     """
-    parts = parts_of(dictionary, OPTION)
-    directions = [
-        rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(1e-12) for rows in (p.rows() for p in parts)
-    ]
+    parts_of(dictionary, OPTION)
 
     def set_norm(norm: float) -> None:
-        for part, direction in zip(parts, directions, strict=True):
-            part.set_rows(direction * norm)
+        dictionary.scale_decoder_(norm / divisible(dictionary.decoder_norms()))
         redo_encoder()
 
     def loss(norm: float) -> float:

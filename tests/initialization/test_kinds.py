@@ -1,0 +1,80 @@
+"""Strategies on the kinds whose encoder is drawn apart from the decoder: it stays theirs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.dictionaries.base import Dictionary
+from pipeline.initialization.compose import build_base, initialize_
+from pipeline.initialization.sample import Sample
+from pipeline.losses.reconstruction import reconstruction_loss
+from pipeline.params.schema import InitializerParams
+from tests.initialization.cases import rows, sample
+from tests.initialization.test_attention import CONFIG as LORSA
+from tests.initialization.test_attention import D, contexts, model_attention
+
+HOOKS = tuple(f"blocks.{layer}.ln2.hook_out" for layer in range(3))
+CLT: dict[str, Any] = {
+    "kind": "clt",
+    "hook_points_in": HOOKS,
+    "hook_points_out": tuple(hook.replace("ln2.hook_out", "hook_mlp_out") for hook in HOOKS),
+    "d_in": D,
+    "d_sae": 16,
+    "act_fn": "topk",
+    "top_k": 4,
+}
+ENCODER = {"clt": "W_E", "lorsa": "w_V"}
+
+
+def started(config: dict[str, Any], attention: bool = False, **options: Any) -> tuple[Dictionary, Sample, dict[str, float]]:
+    """The dictionary after the options' strategies, its sample and the findings."""
+    params = InitializerParams(initialize_lorsa_with_mhsa=attention, **options)
+    made = build_base(config, params, seed=0)
+    x = contexts() if config is LORSA else rows(900, D).reshape(300, 3, D)
+    taken = sample(made, x, 2 * x.flip(-1))
+    model = model_attention() if attention else None
+    return made, taken, initialize_(made, taken, params, batch_rows=60, seed=0, model_attention=model)
+
+
+def encoder(made: Dictionary) -> Tensor:
+    return made.get_parameter(ENCODER[made.config.kind]).detach()
+
+
+@pytest.mark.parametrize("config", [CLT, LORSA], ids=["clt", "lorsa"])
+def test_the_grid_search_leaves_an_encoder_that_was_drawn(config: dict[str, Any]) -> None:
+    made, taken, found = started(config, grid_search_init_norm=True)
+    plain, _, _ = started(config)
+    assert torch.equal(encoder(made), encoder(plain))
+    norms = made.decoder_norms().detach()
+    torch.testing.assert_close(norms, torch.full_like(norms, found["grid_search_norm"]))
+    batch = taken.batch(60, made.reads_sequences)
+    assert float(reconstruction_loss(made(batch.x).detach(), batch.y)) == pytest.approx(found["grid_search_l_rec"], rel=1e-5)
+
+
+def test_the_grid_search_scales_all_that_a_feature_writes() -> None:
+    """The directions of a cross-layer feature's rows to each layer keep their proportions."""
+    made, _, _ = started(CLT, grid_search_init_norm=True)
+    plain, _, _ = started(CLT)
+    ratio = made.decoder_norms() / plain.decoder_norms()
+    for target in range(3):
+        torch.testing.assert_close(made.written_rows(target), plain.written_rows(target) * ratio[..., None])
+
+
+def test_the_grid_search_leaves_the_values_that_came_from_the_models_heads() -> None:
+    made, _, _ = started(LORSA, attention=True, grid_search_init_norm=True)
+    heads, _, _ = started(LORSA, attention=True)
+    direction = torch.nn.functional.normalize(encoder(made), dim=-1)
+    torch.testing.assert_close(direction, torch.nn.functional.normalize(encoder(heads), dim=-1))
+
+
+@pytest.mark.parametrize("config", [CLT, LORSA], ids=["clt", "lorsa"])
+def test_the_active_subspace_is_of_the_rows_only(config: dict[str, Any]) -> None:
+    made, _, found = started(config, initialize_W_D_with_active_subspace=True, d_active_subspace=2)
+    plain, _, _ = started(config)
+    assert found["d_active_subspace"] == 2
+    ratio = encoder(made) / encoder(plain)  # the least-squares start gives encoder and decoder one mean length
+    torch.testing.assert_close(ratio, torch.full_like(ratio, float(ratio.mean())))
