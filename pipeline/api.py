@@ -21,8 +21,8 @@ from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import ParamsError
 from pipeline.evaluation.in_memory import evaluate_reconstruction
 from pipeline.lm.loading import load_language_model
-from pipeline.params.schema import TrainerParams, section_from_dict
 from pipeline.training.fit import FitResult, fit
+from pipeline.training.loss_params import loss_params
 from pipeline.training.objective import LossReport, compute_loss
 
 __all__ = [
@@ -58,7 +58,7 @@ def loss(
     Args:
         dictionary: unfolded.
         x: input [..., d_in], normalised.
-        target: label [..., d_out], normalised; None: x.
+        target: label [..., d_out], normalised; None: x, of a dictionary that writes what it reads.
         mask: bool [...], True for a kept token; None: all.
         dead: bool [F], the features that AuxK revives; None: none, and the term is 0.
         trainer: fields of trainer that the loss depends on: sparsity_loss_type, l1_coefficient (taken without warm-up), p,
@@ -68,14 +68,10 @@ def loss(
     Returns: total, the weighted terms that it is the sum of, and the features.
 
     Raises:
-        ParamsError: unknown or mistyped fields, or a term that makes no sense for the activation function.
+        ParamsError: unknown or mistyped fields, a term that makes no sense for this dictionary, no target where one is due.
     """
-    params = section_from_dict(TrainerParams, trainer)
-    if params.auxk_coefficient is not None and not dictionary.activation.budgeted:
-        act_fn = dictionary.config.act_fn
-        raise ParamsError(f"trainer.auxk_coefficient: the AuxK loss is for topk and batchtopk, act_fn is {act_fn}; write null")
-    if (params.sparsity_loss_type == "l0" or params.lp_coefficient is not None) and not dictionary.activation.has_threshold:
-        name = "sparsity_loss_type" if params.sparsity_loss_type == "l0" else "lp_coefficient"
-        raise ParamsError(f"trainer.{name}: needs the thresholds of jumprelu; act_fn is {dictionary.config.act_fn}")
+    params = loss_params(dictionary, trainer)
+    if target is None and dictionary.hooks_in != dictionary.hooks_out:
+        raise ParamsError(f"loss: the dictionary writes {', '.join(dictionary.hooks_out)}, not what it reads: give target")
     y = x if target is None else target
     return compute_loss(dictionary, x, y, mask, params, l1_coefficient=params.l1_coefficient, dead=dead)

@@ -36,7 +36,7 @@ class HookNorm:
 
     Attributes:
         mean_norm: m_p, in the model's units.
-        mean_square: E||x||^2.
+        mean_square: E||x||^2; None where only a mean norm was given, which dataset-rms does not do with.
         d: width.
         n_tokens: kept tokens measured.
         norm_quantiles: {"0.01": ..., "0.5": ..., "0.99": ..., "0.999": ...} of the norm.
@@ -45,7 +45,7 @@ class HookNorm:
     """
 
     mean_norm: float
-    mean_square: float
+    mean_square: float | None
     d: int
     n_tokens: int = 0
     norm_quantiles: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -57,7 +57,7 @@ def as_hook_norm(value: float | Mapping[str, Any] | HookNorm, d: int) -> HookNor
     """A hook point's norm from a mean norm, from {mean_norm, mean_square, d, ...} or from a :class:`HookNorm`.
 
     Args:
-        value: a bare number is the mean norm; the mean square is then taken as its square.
+        value: a bare number is the mean norm.
         d: width of the hook point; a stated one must equal it.
 
     Raises:
@@ -72,11 +72,11 @@ def as_hook_norm(value: float | Mapping[str, Any] | HookNorm, d: int) -> HookNor
                 raise DataError(f"norms: {unknown_name('key', str(key), known)}")
         if "mean_norm" not in value:
             raise DataError("norms: 'mean_norm' is missing")
-        given = dict(value)
-        norm = HookNorm(**{"mean_square": float(given["mean_norm"]) ** 2, "d": d, **given})
+        norm = HookNorm(**{"mean_square": None, "d": d, **value})
     else:
-        norm = HookNorm(float(value), float(value) ** 2, d)
-    for name, number in (("mean_norm", norm.mean_norm), ("mean_square", norm.mean_square)):
+        norm = HookNorm(float(value), None, d)
+    stated = {"mean_norm": norm.mean_norm} | ({} if norm.mean_square is None else {"mean_square": norm.mean_square})
+    for name, number in stated.items():
         if not (isinstance(number, int | float) and math.isfinite(number) and number > 0):
             raise DataError(f"norms: {name} = {number!r}, wanted a positive finite number")
     if norm.d != d:
@@ -109,6 +109,10 @@ def scale_factor(
             raise DataError(f"norm_activation {norm_activation} needs the norms of the hook point; {_NEXT}")
         if norm_activation == "dataset-wise":
             return math.sqrt(hook_norm.d) / hook_norm.mean_norm
+        if hook_norm.mean_square is None:
+            raise DataError(
+                f"norm_activation {norm_activation} needs the mean square of the hook point's norms; {_NEXT}, or give it"
+            )
         return 1.0 / math.sqrt(hook_norm.mean_square)
     if norm_activation not in ("token-wise", "batch-wise"):
         known = ("token-wise", "batch-wise", "dataset-wise", "dataset-rms", "inference")

@@ -23,11 +23,17 @@ def main(params: str, tokens: str, out: str, metrics: str) -> None:
     """Generate the activation store."""
     from pipeline.activations.for_params import generate_for
     from pipeline.files import write_json
+    from pipeline.hook_keys import split_key
     from pipeline.lm.loading import load_language_model, model_widths
     from pipeline.params.loader import load_params
 
+    loaded = load_params(params)
+    if loaded.activations.path is None:  # a dictionary that does not fit the model shows before hours of generating
+        alias, read = split_key(loaded.dictionary.hooks_in[0])
+        model = loaded.language_model(alias)
+        loaded.with_width(model_widths(model.model_name, model.revision).hook_width(read))
     figures = generate_for(
-        load_params(params),
+        loaded,
         lambda model: model_widths(model.model_name, model.revision),
         lambda model: load_language_model(
             model.model_name, revision=model.revision, backend=model.backend, dtype=model.dtype, device=model.device

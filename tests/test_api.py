@@ -243,3 +243,57 @@ def test_public_names() -> None:
     assert all(callable(getattr(api, name)) for name in api.__all__)
     assert {"build_dictionary", "load_dictionary", "loss", "fit", "evaluate_reconstruction"} <= set(api.__all__)
     assert {"load_language_model", "open_activations"} <= set(api.__all__)
+
+
+@pytest.mark.parametrize(
+    ("dictionary", "trainer", "message"),
+    [
+        ({"d_sae": 8}, {}, "dictionary.top_k: 24 is more than the dictionary's 8 features"),
+        ({"d_sae": 49, "top_k": 4}, {"matryoshka_widths": [8, 48]}, "the last width is the whole dictionary, 49 features"),
+        ({"d_sae": 64, "top_k": 4}, {"initial_k": 65}, "trainer.initial_k: 65 is more than the dictionary's 64 features"),
+        ({"d_sae": 8, "act_fn": "jumprelu", "top_k": 4}, {"target_l0": 9}, "trainer.target_l0: 9.0 is more than the"),
+        ({"act_fn": "batchtopk", "top_k": 4}, {}, "batch_size: 400 leaves nothing to train on of 600 rows"),
+    ],
+)
+def test_fit_refuses_what_does_not_fit_the_width_or_the_rows(
+    dictionary: dict[str, object], trainer: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ParamsError, match=message):
+        api.fit(short(600), dictionary=dictionary, trainer=SHORT | trainer, batch_size=400 if "batch_size" in message else 200)
+
+
+@pytest.mark.parametrize("kind", ["transcoder", "lorsa"])
+def test_a_kind_that_writes_elsewhere_needs_targets(kind: str) -> None:
+    with pytest.raises(ParamsError, match=f"kind {kind} does not write what it reads: give targets"):
+        api.fit(short(600, 20, 30), dictionary={"kind": kind}, trainer=SHORT)
+    made = api.build_dictionary({"kind": "transcoder", "d_in": D, "d_sae": 8, "act_fn": "relu"})
+    with pytest.raises(ParamsError, match=r"loss: the dictionary writes output.*give target"):
+        api.loss(made, short(20))
+    with pytest.raises(DataError, match=r"the dictionary writes output, not what it reads: give targets"):
+        api.evaluate_reconstruction(made, short(20))
+
+
+@pytest.mark.parametrize(
+    ("kind", "act_fn", "trainer", "message"),
+    [
+        ("sae", "topk", {"target_l0": 4}, "trainer.target_l0: the L0 of topk is dictionary.top_k"),
+        ("sae", "topk", {"matryoshka_widths": [4, 6]}, "the last width is the whole dictionary, 8 features"),
+        ("clt", "topk", {"matryoshka_widths": [4, 8]}, "nested prefixes are for sae and transcoder, not for clt"),
+        ("sae", "relu", {"auxk_coefficient": 0.1}, "the AuxK loss is for topk and batchtopk"),
+        ("sae", "relu", {"sparsity_loss_type": "l0"}, "the l0 loss trains JumpReLU's thresholds"),
+    ],
+)
+def test_loss_refuses_what_a_file_is_refused_for(kind: str, act_fn: str, trainer: dict[str, object], message: str) -> None:
+    hooks = {"hook_points_in": ("a", "b"), "hook_points_out": ("c", "d")} if kind == "clt" else {}
+    made = api.build_dictionary({"kind": kind, "d_in": D, "d_sae": 8, "top_k": 4, "act_fn": act_fn, **hooks})
+    with pytest.raises(ParamsError, match=message):
+        api.loss(made, short(20), **trainer)
+
+
+@pytest.mark.parametrize("given", [short(20).numpy(), [1.0]])
+def test_what_is_no_tensor_is_named(given: object) -> None:
+    with pytest.raises(ParamsError, match=r"fit: activations should be tensors, got (ndarray|list); torch\.as_tensor"):
+        api.fit(given, dictionary={}, trainer={})  # type: ignore[arg-type]
+    made = api.build_dictionary({"kind": "sae", "d_in": D, "d_sae": 8, "act_fn": "relu"})
+    with pytest.raises(DataError, match=r"expected a tensor, or tensors by hook point, got (ndarray|list)"):
+        api.evaluate_reconstruction(made, given)  # type: ignore[arg-type]

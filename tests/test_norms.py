@@ -254,7 +254,8 @@ def test_missing_and_damaged_statistics_are_named(tmp_path):
 
 
 def test_a_bare_number_is_the_mean_norm():
-    assert as_hook_norm(3.0, 4) == HookNorm(3.0, 9.0, 4)
+    assert as_hook_norm(3.0, 4) == HookNorm(3.0, None, 4)
+    assert as_hook_norm({"mean_norm": 3.0}, 4) == HookNorm(3.0, None, 4)
     assert as_hook_norm({"mean_norm": 3.0, "mean_square": 10.0, "d": 4}, 4) == HookNorm(3.0, 10.0, 4)
     norm = HookNorm(2.0, 5.0, 4)
     assert as_hook_norm(norm, 4) is norm
@@ -270,6 +271,8 @@ def test_factors_by_hand():
     assert scale_factor("inference", None) == 1.0
     assert scale_factor("dataset-wise", norm) == 0.5
     assert scale_factor("dataset-rms", norm) == 0.2
+    with pytest.raises(DataError, match="dataset-rms needs the mean square of the hook point's norms"):
+        scale_factor("dataset-rms", HookNorm(4.0, None, 4))
     x = torch.tensor([[3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0] * 4])
     token = scale_factor("token-wise", None, x)
     assert token.shape == (3, 1)

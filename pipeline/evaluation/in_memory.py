@@ -36,7 +36,8 @@ def evaluate_reconstruction(
         dictionary: any kind.
         activations: what it reads, [..., D] (several hook points: [B, L, D], or {hook point: [B, D]}; sequence dictionaries:
             [b, S, D]).
-        targets: what it should write, in the same form with the same leading shape; None: the activations.
+        targets: what it should write, in the same form with the same leading shape; None: the activations, of a dictionary
+            that writes what it reads.
         mask: bool, True for a kept token: the leading shape of `activations` ([B] with several hook points). None: all.
         batch_size: rows of the first dimension at a time; matters to batch-dependent activation functions only.
 
@@ -45,9 +46,15 @@ def evaluate_reconstruction(
         several written hook points also `<metric>.<hook>`.
 
     Raises:
-        DataError: shapes that do not fit, or a hook point that is not given.
+        DataError: shapes that do not fit, a hook point that is not given, or no targets of a dictionary that needs them.
         NumericsError: a non-finite value, or a metric that is undefined on this data.
     """
+    if targets is None and dictionary.hooks_in != dictionary.hooks_out:
+        raise DataError(
+            f"the dictionary writes {', '.join(dictionary.hooks_out)}, not what it reads: give targets, which are None"
+        )
+    if batch_size < 1:
+        raise DataError(f"batch_size: wanted at least 1 row at a time, got {batch_size}")
     labels = _tensor(activations if targets is None else targets, dictionary.hooks_out)
     activations = labels if targets is None else _tensor(activations, dictionary.hooks_in)
     _check_shapes(dictionary, activations, labels, mask)
@@ -78,6 +85,8 @@ def _tensor(given: Tensor | Mapping[str, Tensor], hooks: Sequence[str]) -> Tenso
     """As the dictionary takes it."""
     if isinstance(given, Tensor):
         return given
+    if not isinstance(given, Mapping):
+        raise DataError(f"expected a tensor, or tensors by hook point, got {type(given).__name__}; torch.as_tensor makes one")
     missing = [hook for hook in hooks if hook not in given]
     if missing:
         raise DataError(f"no activations of {', '.join(missing)} are given; there are {', '.join(given) or 'none'}")

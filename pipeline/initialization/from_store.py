@@ -15,7 +15,7 @@ from pipeline.activations.reader import ActivationStore
 from pipeline.activations.schema import training_rows
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.store import save_dictionary
-from pipeline.errors import DataError, ParamsError
+from pipeline.errors import DataError
 from pipeline.hooks import stacked
 from pipeline.initialization.attention import attention_layer
 from pipeline.initialization.compose import build_base, check, initialize_
@@ -75,20 +75,11 @@ def dictionary_config(params: Params, store: ActivationStore) -> dict[str, Any]:
     """The configuration of `build_dictionary`, widths read from the store.
 
     Raises:
-        ParamsError: dictionary.d_model is not the width of the hook point, or top_k is more than there are features.
+        ParamsError: dictionary.d_model is not the width of the hook point, or there are too few features for what is asked.
     """
-    stated = params.dictionary.to_dict()
-    d_model = stated.pop("d_model")
     d_in, d_out = (store.width(hooks[0]) for hooks in (params.dictionary.hooks_in, params.dictionary.hooks_out))
-    if d_model not in (None, d_in):
-        hook = params.dictionary.hooks_in[0]
-        raise ParamsError(f"dictionary.d_model: {d_model}, but activations at {hook} are {d_in} wide; write {d_in} or null")
-    d_sae = int(d_in * params.dictionary.expansion_factor)
-    if params.dictionary.is_topk_family and params.dictionary.top_k > d_sae:
-        raise ParamsError(
-            f"dictionary.top_k: {params.dictionary.top_k} is more than the {d_sae} features of a dictionary of width {d_in} "
-            f"and expansion_factor {params.dictionary.expansion_factor}; lower top_k or raise expansion_factor"
-        )
+    stated = params.with_width(d_in).dictionary.to_dict()
+    del stated["d_model"]
     return {**stated, "d_in": d_in, "d_out": d_out}
 
 

@@ -211,6 +211,52 @@ def cross_layer_blocks_are_there(params: Params) -> str | None:
     return None
 
 
+@rule("initializer.decoder_uniform_bound")
+def decoder_is_drawn_by_its_bound(params: Params) -> str | None:
+    """Cross-layer transcoders and low-rank sparse attention have a draw of their own."""
+    return _bound_that_is_not_used(params, params.initializer.decoder_uniform_bound)
+
+
+@rule("initializer.encoder_uniform_bound")
+def encoder_is_drawn_by_its_bound(params: Params) -> str | None:
+    """The same of the encoder."""
+    return _bound_that_is_not_used(params, params.initializer.encoder_uniform_bound)
+
+
+@rule("initializer.init_encoder_with_decoder_transpose_factor")
+def encoder_is_made_of_the_decoder(params: Params) -> str | None:
+    """Their encoder is no transpose, unless decoder rows come from activations, whose inputs the factor scales."""
+    if params.initializer.initialize_W_D_with_activations:
+        return None
+    return _bound_that_is_not_used(params, params.initializer.init_encoder_with_decoder_transpose_factor)
+
+
+def _bound_that_is_not_used(params: Params, value: float) -> str | None:
+    if params.dictionary.DRAWN_BY_BOUNDS or value == 1.0:
+        return None
+    return f"kind {params.dictionary.kind} has a draw of its own, which takes no such number; write 1.0, got {value}"
+
+
+@rule("initializer.bias_init_method")
+def bias_is_there(params: Params) -> str | None:
+    """Without decoder bias there is none to start."""
+    method = params.initializer.bias_init_method
+    if method == "all_zero" or params.dictionary.use_decoder_bias:
+        return None
+    return f"{method} sets the decoder bias, and dictionary.use_decoder_bias is false; write all_zero"
+
+
+@rule("initializer.initialize_tc_with_mlp")
+def mlp_writes_what_the_dictionary_writes(params: Params) -> str | None:
+    """Responses of an MLP are rows of a dictionary that writes its output."""
+    if not params.initializer.initialize_tc_with_mlp or not params.dictionary.is_transcoder:
+        return None
+    for hook in params.dictionary.hooks_out:
+        if not hook.endswith(".hook_mlp_out"):
+            return f"the MLP's responses are no rows for '{hook}'; write blocks.L.hook_mlp_out, or switch it off"
+    return None
+
+
 @rule("evaluation.pca_rank")
 def pca_fits_the_model(params: Params) -> str | None:
     """No more principal directions than dimensions."""

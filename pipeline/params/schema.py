@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pipeline.errors import ParamsError
 from pipeline.params import cross_section
 from pipeline.params.fields import param, resolve_steps
 from pipeline.params.kinds.sae import SAEParams
@@ -89,6 +90,19 @@ class Params(Section):
             return self.model
         other = (self.models or {})[alias]
         return replace(self.model, model_name=other.model_name, revision=other.revision)
+
+    def with_width(self, found: int) -> Params:
+        """The same, with what the dictionary reads known to be `found` wide: what depends on the number of features is checked.
+
+        Raises:
+            ParamsError: dictionary.d_model states another width, or there are too few features for what is asked of them.
+        """
+        stated, hook = self.dictionary.d_model, self.dictionary.hooks_in[0]
+        if stated not in (None, found):
+            raise ParamsError(
+                f"dictionary.d_model: {stated}, but activations at {hook} are {found} wide; write {found} or null"
+            )
+        return replace(self, dictionary=replace(self.dictionary, d_model=found))
 
     @property
     def total_steps(self) -> int:

@@ -30,7 +30,7 @@ from pipeline.training import recipe
 from pipeline.training.device import training_device
 from pipeline.training.loop import train
 from pipeline.training.source import TensorSource
-from pipeline.training.tensors import Activations, TensorData, read_tensors
+from pipeline.training.tensors import Activations, TensorData, read_tensors, stand_ins
 
 _NOT_IN_PARAMS = (
     "d_in",
@@ -107,7 +107,7 @@ def fit(
     made = build_base(config, params.initializer, seed, unit_rows=unit_rows).to(training_device(device))
     check(made, params.initializer, has_model=False)
     norms = data.norms(made.hooks_in, made.hooks_out)
-    held = _held_back(made, data, batch_size) if made.is_batch_dependent or params.trainer.steered_l0 else 0
+    held = _held_back(data, batch_size) if made.is_batch_dependent or params.trainer.steered_l0 else 0
     kept = data.rows(0, len(data) - held)
     _initialize_(made, kept, norms, params)
     run = train(
@@ -179,6 +179,11 @@ def _params(
     known = {field.name for field in dataclasses.fields(section)}
     complete = recipe.trainer_fields(trainer, config)
     calibrated = config["act_fn"] in BATCH_DEPENDENT or complete.get("target_l0") is not None
+    if calibrated and len(data) < 2 * batch_size:
+        raise ParamsError(
+            f"batch_size: {batch_size} leaves nothing to train on of {len(data)} rows, since one batch sets the "
+            f"inference threshold of act_fn '{config['act_fn']}'"
+        )
     batches = ActivationsParams(
         context_size=128 if flat else max(data.tokens_per_row, 2),
         total_tokens=len(data) * data.tokens_per_row,
@@ -188,7 +193,12 @@ def _params(
     return Params(
         seed=seed,
         activations=batches,
-        dictionary=section_from_dict(section, {k: v for k, v in shared.items() if k in known} | data.stand_ins()),
+        dictionary=section_from_dict(
+            section,
+            {k: v for k, v in shared.items() if k in known}
+            | _width(config)
+            | stand_ins(section, data.names_in, data.names_out),
+        ),
         initializer=section_from_dict(InitializerParams, recipe.initializer_fields(initializer, config, complete)),
         trainer=section_from_dict(TrainerParams, complete),
         # At least that many are held back where an inference threshold is set: see _held_back.
@@ -196,16 +206,20 @@ def _params(
     )
 
 
-def _held_back(dictionary: Dictionary, data: TensorData, batch_size: int) -> int:
+def _width(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that tell how many features there are. A d_sae of another type is left to `build_dictionary` to refuse."""
+    if "d_sae" not in config:
+        return {"d_model": config["d_in"], "expansion_factor": config["expansion_factor"]}
+    if type(config["d_sae"]) is not int or config["d_sae"] < 1:
+        return {}
+    # Half a feature more, so that the product is not rounded down to one feature less.
+    return {"d_model": config["d_in"], "expansion_factor": (config["d_sae"] + 0.5) / config["d_in"]}
+
+
+def _held_back(data: TensorData, batch_size: int) -> int:
     """Rows kept from training for the inference thresholds: whole batches."""
     rows = min(-(-recipe.CALIBRATION_TOKENS // data.tokens_per_row), len(data) // 10)
-    rows = max(rows // batch_size, 1) * batch_size
-    if rows + batch_size > len(data):
-        raise ParamsError(
-            f"batch_size: {batch_size} leaves nothing to train on of {len(data)} rows, since one batch sets the "
-            f"inference threshold of act_fn '{dictionary.config.act_fn}'"
-        )
-    return rows
+    return max(rows // batch_size, 1) * batch_size
 
 
 def _batches(rows: Tensor, batch_size: int) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,16 +66,6 @@ class TensorData:
             return {"kind": self.kind}
         return {"kind": self.kind, "hook_points_in": self.names_in, "hook_points_out": self.names_out}
 
-    def stand_ins(self) -> dict[str, Any]:
-        """Hook points of a model in the place of the tensors, for the checks of parameters."""
-        if self.names_in:
-            read = tuple(f"blocks.{i}.ln2.hook_out" for i in range(len(self.names_in)))
-            written = tuple(f"blocks.{i}.hook_mlp_out" for i in range(len(self.names_out)))
-            return {"hook_points_in": read, "hook_points_out": None if self.names_out == self.names_in else written}
-        if self.section.READS_SEQUENCES:
-            return {"hook_point_in": "blocks.0.ln1.hook_out", "hook_point_out": "blocks.0.hook_attn_out"}
-        return {}
-
     def norms(self, hooks_in: tuple[str, ...], hooks_out: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         """{hook point: {"mean_norm", "mean_square", "d"}}; the hook points in the dictionary's order.
 
@@ -90,6 +80,17 @@ class TensorData:
                 raise DataError(f"fit: {statistics.nonfinite} of the tokens at '{hook}' hold non-finite values")
             found[hook] = {"mean_norm": statistics.mean_norm, "mean_square": statistics.mean_square, "d": tensor.shape[-1]}
         return found
+
+
+def stand_ins(section: type[DictionaryParams], names_in: Sequence[str], names_out: Sequence[str]) -> dict[str, Any]:
+    """Hook points of a model in the place of the names that tensors have, for the checks of parameters."""
+    if issubclass(section, SeveralHookPointsParams):
+        read = tuple(f"blocks.{i}.ln2.hook_out" for i in range(len(names_in)))
+        written = tuple(f"blocks.{i}.hook_mlp_out" for i in range(len(names_out)))
+        return {"hook_points_in": read, "hook_points_out": None if tuple(names_out) == tuple(names_in) else written}
+    if section.READS_SEQUENCES:
+        return {"hook_point_in": "blocks.0.ln1.hook_out", "hook_point_out": "blocks.0.hook_attn_out"}
+    return {}
 
 
 def read_tensors(activations: Activations, targets: Activations | None, kind: str | None) -> TensorData:
@@ -115,6 +116,8 @@ def read_tensors(activations: Activations, targets: Activations | None, kind: st
         wanted = "tensors by name, {hook point: [N, D]}," if takes_several else "one tensor"
         also = " and another such for targets" if targets is not None else ""
         raise ParamsError(f"fit: kind {kind or names[targets is not None]} wants {wanted} for activations{also}")
+    if targets is None and section.WRITES_ELSEWHERE:
+        raise ParamsError(f"fit: kind {kind} does not write what it reads: give targets, which are None")
     inputs = _whole(activations, "activations")
     labels = inputs if targets is None else _whole(targets, "targets")
     data = TensorData(section, inputs, labels, _names(activations), _names(activations if targets is None else targets))
@@ -136,6 +139,9 @@ def _names(given: Activations) -> tuple[str, ...]:
 def _whole(given: Activations, what: str) -> Tensor:
     """One tensor, of several hook points stacked before the last dimension."""
     parts = list(given.values()) if isinstance(given, Mapping) else [given]
+    others = [type(part).__name__ for part in parts if not isinstance(part, Tensor)]
+    if others:
+        raise ParamsError(f"fit: {what} should be tensors, got {', '.join(others)}; torch.as_tensor makes one")
     shapes = sorted({tuple(part.shape) for part in parts})
     if len(shapes) != 1 or not all(part.is_floating_point() and part.ndim in (2, 3) for part in parts):
         found = ", ".join(f"{part.dtype} {tuple(part.shape)}" for part in parts) or "none"

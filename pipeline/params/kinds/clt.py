@@ -17,6 +17,8 @@ class CrossLayerTranscoderParams(SeveralHookPointsParams):
     """Fields: those of SeveralHookPointsParams; layer l writes hook_points_out[l] and those after it."""
 
     HAS_LAYERS: ClassVar[bool] = True
+    WRITES_ELSEWHERE: ClassVar[bool] = True
+    DRAWN_BY_BOUNDS: ClassVar[bool] = False
 
     kind: str = param("clt", choices=("clt",))
 

@@ -17,6 +17,8 @@ class LowRankSparseAttentionParams(DictionaryParams):
     """Fields: see the comments of params.yaml."""
 
     READS_SEQUENCES: ClassVar[bool] = True
+    WRITES_ELSEWHERE: ClassVar[bool] = True
+    DRAWN_BY_BOUNDS: ClassVar[bool] = False
 
     kind: str = param("lorsa", choices=("lorsa",))
     hook_point_in: str | None = param(None, form=HOOK_POINT)

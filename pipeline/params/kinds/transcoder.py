@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pipeline.params.fields import param
 from pipeline.params.section import rule
@@ -15,6 +16,8 @@ from pipeline.params.sections.per_layer import PerLayerParams
 @dataclass(frozen=True)
 class TranscoderParams(PerLayerParams):
     """Fields: those of PerLayerParams; the two hook points must differ."""
+
+    WRITES_ELSEWHERE: ClassVar[bool] = True
 
     kind: str = param("transcoder", choices=("transcoder",))
     hook_point_in: str = param("blocks.2.ln2.hook_out", form=HOOK_POINT)

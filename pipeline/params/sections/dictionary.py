@@ -65,12 +65,16 @@ class DictionaryParams(Section, abc.ABC):
         HAS_LAYERS: features of several layers, which may compete for one budget.
         ONE_DECODER: a feature has one decoder row, so that unit_norm and Matryoshka prefixes make sense.
         READS_SEQUENCES: contexts stay whole (activations.target activations-2d).
+        WRITES_ELSEWHERE: it never writes what it reads.
+        DRAWN_BY_BOUNDS: the base draw takes the initializer's uniform bounds and its transpose factor.
     """
 
     NAME: ClassVar[str] = "dictionary"
     HAS_LAYERS: ClassVar[bool] = False
     ONE_DECODER: ClassVar[bool] = False
     READS_SEQUENCES: ClassVar[bool] = False
+    WRITES_ELSEWHERE: ClassVar[bool] = False
+    DRAWN_BY_BOUNDS: ClassVar[bool] = True
 
     name: str = param("main", form=NAME_FORM)
     kind: str = param("sae")
@@ -156,8 +160,5 @@ class DictionaryParams(Section, abc.ABC):
     @rule("top_k")
     def _top_k_fits(self) -> str | None:
         if self.d_sae and self.is_topk_family and self.top_k > self.d_sae:
-            return (
-                f"{self.top_k} is more than the dictionary's {self.d_sae} features "
-                f"(d_model {self.d_model} x expansion_factor {self.expansion_factor})"
-            )
+            return f"{self.top_k} is more than the dictionary's {self.d_sae} features; lower it or raise expansion_factor"
         return None
