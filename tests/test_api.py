@@ -279,7 +279,7 @@ def test_a_kind_that_writes_elsewhere_needs_targets(kind: str) -> None:
         ("sae", "topk", {"target_l0": 4}, "trainer.target_l0: the L0 of topk is dictionary.top_k"),
         ("sae", "topk", {"matryoshka_widths": [4, 6]}, "the last width is the whole dictionary, 8 features"),
         ("clt", "topk", {"matryoshka_widths": [4, 8]}, "nested prefixes are for sae and transcoder, not for clt"),
-        ("sae", "relu", {"auxk_coefficient": 0.1}, "the AuxK loss is for topk and batchtopk"),
+        ("sae", "relu", {"auxk_coefficient": 0.1}, "the AuxK loss is for the topk family"),
         ("sae", "relu", {"sparsity_loss_type": "l0"}, "the l0 loss trains JumpReLU's thresholds"),
     ],
 )

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -29,7 +28,7 @@ from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.folded import EPS_NORM, FoldScales, fold_scales
 from pipeline.dictionaries.initial import DEFAULT_LOG_THRESHOLD, BaseInitialization
 from pipeline.dictionaries.parts import LinearPart
-from pipeline.dictionaries.served import served_thresholds, threshold_factor
+from pipeline.dictionaries.served import served_thresholds, threshold_factors
 from pipeline.errors import ParamsError
 
 
@@ -144,6 +143,14 @@ class Dictionary(nn.Module, abc.ABC):
     def encoder_bias(self) -> nn.Parameter:
         """The bias of the pre-activations, of `feature_shape`."""
         return self.get_parameter("b_E")
+
+    def encoder_norms(self) -> Tensor:
+        """L2 norm of each feature's encoder weights, of `feature_shape`."""
+        return torch.linalg.vector_norm(self.get_parameter("W_E"), dim=-2)
+
+    def encoder_gate(self, x: Tensor) -> Tensor | None:
+        """What multiplies x W_E + b_E in h, [..., F] (GLU); None for 1."""
+        return None
 
     @torch.no_grad()
     def scale_encoder_(self, factor: Tensor) -> None:
@@ -334,7 +341,7 @@ class Dictionary(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def with_l0(self, batches: Iterable[Any], target_l0: float) -> tuple[Self, Calibration]:
-        """The same dictionary with all thresholds times one factor, the one that gives `target_l0` on these batches.
+        """The same dictionary with all thresholds (of a layer) times one factor, that which gives `target_l0` on these batches.
 
         Args:
             batches: as for `to_jumprelu`.
@@ -348,9 +355,10 @@ class Dictionary(nn.Module, abc.ABC):
         """
         if not self.activation.has_threshold:
             raise ParamsError(f"trainer.target_l0: act_fn '{self.config.act_fn}' has no thresholds to set it with")
-        calibration = threshold_factor(self, batches, target_l0)
+        factors, calibration = threshold_factors(self, batches, target_l0)
         weights = dict(self.state_dict())
-        weights["log_jumprelu_threshold"] = weights["log_jumprelu_threshold"] + math.log(calibration.threshold)
+        t = weights["log_jumprelu_threshold"]
+        weights["log_jumprelu_threshold"] = t + factors.log().to(t)
         return self.rebuilt(weights), calibration
 
     @torch.no_grad()

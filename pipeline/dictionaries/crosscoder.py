@@ -79,6 +79,9 @@ class Crosscoder(Dictionary):
     def pre_activations(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return nn.functional.linear(x.flatten(-2), self.W_E.flatten(0, 1).T, self.b_E)
 
+    def encoder_norms(self) -> Tensor:
+        return torch.linalg.vector_norm(self.W_E, dim=(0, 1))
+
     def decoder_norms(self) -> Tensor:
         return torch.linalg.vector_norm(self.W_D, dim=(0, 2))
 

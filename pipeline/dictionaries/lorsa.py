@@ -263,6 +263,9 @@ class LowRankSparseAttention(Dictionary):
     def encoder_bias(self) -> nn.Parameter:
         return self.b_V
 
+    def encoder_norms(self) -> Tensor:
+        return torch.linalg.vector_norm(self.w_V, dim=-1)
+
     @torch.no_grad()
     def scale_encoder_(self, factor: Tensor) -> None:
         self.w_V.mul_(factor[:, None])

@@ -142,6 +142,9 @@ class SparseAutoencoder(Dictionary):
     def _combine(linear: Tensor, gate: Tensor | None = None) -> Tensor:
         return linear if gate is None else linear * torch.sigmoid(gate)
 
+    def encoder_gate(self, x: Tensor) -> Tensor | None:
+        return torch.sigmoid(self._branches(x)[1][-1]) if self.config.use_glu_encoder else None
+
     def decoder_norms(self) -> Tensor:
         return torch.linalg.vector_norm(self.W_D, dim=-1)
 

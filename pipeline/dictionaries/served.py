@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pipeline.activation_functions.calibration import Calibration, ThresholdCalibrator
+from pipeline.activation_functions.calibration import Calibration, ThresholdCalibrator, quantile_threshold
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Codes, Dictionary
@@ -63,23 +63,46 @@ def _of_all_layers(found: list[Calibration]) -> Calibration:
     return dataclasses.replace(found[0], **means, **sums)
 
 
-def threshold_factor(dictionary: Dictionary, batches: Iterable[Any], target_l0: float) -> Calibration:
-    """The one factor of all thresholds that gives `target_l0` active features a token (and layer) on these batches.
+def threshold_factors(dictionary: Dictionary, batches: Iterable[Any], target_l0: float) -> tuple[Tensor, Calibration]:
+    """The one factor of all thresholds (of each layer's) that gives `target_l0` active features a token on these batches.
 
     Args:
         dictionary: with thresholds.
         batches: inputs, or pairs (input, mask).
         target_l0: a token and layer.
 
-    Returns: the calibration, whose `threshold` is the factor.
+    Returns: factors that broadcast over `feature_shape`, float64 on the CPU, and the calibration, whose `threshold` is their
+        mean.
 
     Raises:
         NumericsError: no feature is active.
     """
-    target = target_l0 * n_layers_of(dictionary)
-    calibrator = ThresholdCalibrator(target)
+    n_layers, shape = n_layers_of(dictionary), dictionary.feature_shape
+    calibrators = [ThresholdCalibrator(target_l0) for _ in range(n_layers)]
     for codes, mask in _coded(dictionary, batches):
-        lead = codes.z.ndim - len(dictionary.feature_shape)
-        ratios = codes.z / dictionary.log_jumprelu_threshold.exp()
-        calibrator.add(ratios.flatten(lead), (codes.f != 0).flatten(lead), mask)
-    return calibrator.result(target)
+        lead = codes.z.ndim - len(shape)
+        ratios, opened = (codes.z / dictionary.log_jumprelu_threshold.exp()).flatten(lead), (codes.f != 0).flatten(lead)
+        groups = zip(ratios.chunk(n_layers, -1), opened.chunk(n_layers, -1), strict=True)
+        for calibrator, (part, support) in zip(calibrators, groups, strict=True):
+            calibrator.add(part, support, mask)
+    found = [calibrator.result(target_l0) for calibrator in calibrators]
+    factors = torch.tensor([each.threshold for each in found], dtype=torch.float64)
+    return factors.reshape(-1, *(1,) * (len(shape) - 1)), _of_all_layers(found)
+
+
+@torch.no_grad()
+def first_thresholds(dictionary: Dictionary, z: Tensor, target_l0: float, mask: Tensor | None) -> Tensor:
+    """theta of `feature_shape`: one value (of each layer), the quantile of z that gives `target_l0` features a token.
+
+    Args:
+        dictionary: with thresholds.
+        z: gating values [..., F] or [..., L, F]; mask: bool [...], None: all kept.
+        target_l0: a token and layer.
+
+    Raises:
+        NumericsError: no gating value (of a layer) is positive.
+    """
+    shape = dictionary.feature_shape
+    layers = z.unbind(-2) if len(shape) > 1 else (z,)
+    theta = torch.stack([quantile_threshold(layer, target_l0, mask) for layer in layers])
+    return theta.reshape(-1, *(1,) * (len(shape) - 1)).expand(shape)

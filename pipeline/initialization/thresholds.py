@@ -7,28 +7,25 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.activation_functions.calibration import quantile_threshold
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.served import first_thresholds
 from pipeline.initialization.sample import Sample
 
 
 @torch.no_grad()
 def set_thresholds_(dictionary: Dictionary, batch: Sample, target_l0: float) -> float:
-    """Set every threshold to the one that gives `target_l0` active features a token on the batch.
+    """Set every threshold (of a layer) to the one that gives `target_l0` active features a token on the batch.
 
     Args:
         dictionary: with thresholds, its weights set.
         batch: of the training batch size.
         target_l0: a token (and layer).
 
-    Returns: theta, in gating units.
+    Returns: theta, in gating units; the mean of several layers.
 
     Raises:
         NumericsError: no gating value is positive.
     """
-    z = dictionary.codes(batch.x, batch.mask).z
-    lead = z.ndim - len(dictionary.feature_shape)
-    n_layers = torch.Size(dictionary.feature_shape).numel() // dictionary.feature_shape[-1]
-    theta = quantile_threshold(z.flatten(lead), target_l0 * n_layers, batch.mask)
-    dictionary.log_jumprelu_threshold.copy_(theta.log().expand(dictionary.feature_shape))
-    return float(theta)
+    theta = first_thresholds(dictionary, dictionary.codes(batch.x, batch.mask).z, target_l0, batch.mask)
+    dictionary.log_jumprelu_threshold.copy_(theta.log())
+    return float(theta.mean())

@@ -12,7 +12,7 @@ from pipeline.params.cross_section_losses import RULES as RULES_OF_LOSSES
 from pipeline.params.cross_section_losses import steers_thresholds
 from pipeline.params.fields import resolve_steps
 from pipeline.params.section import Rule, rule
-from pipeline.params.sections.trainer import DIVIDES_BY_REST
+from pipeline.params.sections.trainer import WARMS_UP
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Params
@@ -43,6 +43,24 @@ def every_alias_is_a_model(params: Params) -> str | None:
     return None
 
 
+def every_model_is_used(params: Params) -> str | None:
+    """A model that no hook point names would be left out without a word; asked of parameter files."""
+    known = params.models or {}
+    used = {split_key(key)[0] for key in (*params.dictionary_hook_points, *params.hook_points)}
+    unused = [alias for alias in known if alias not in used]
+    if not unused or any(alias and alias not in known for alias in used):  # the latter is a fault of its own
+        return None
+    key = f"{unused[0]}:blocks.L.name"
+    return f"no hook point is of {', '.join(unused)}; name one as {key} in dictionary.hook_points_in, or write null"
+
+
+@rule("activations.context_size")
+def contexts_fit(params: Params) -> str | None:
+    """Attention over a context needs a dictionary for one as long."""
+    longest, size = params.dictionary.longest_context, params.activations.context_size
+    return f"{size} tokens are more than dictionary.n_ctx {longest}" if longest is not None and longest < size else None
+
+
 @rule("activations.path")
 def a_named_store_is_of_one_model(params: Params) -> str | None:
     """An existing store has the hook points of one model."""
@@ -56,7 +74,8 @@ def a_named_store_is_of_one_model(params: Params) -> str | None:
 def mlp_initialisation_needs_a_transcoder(params: Params) -> str | None:
     """The MLP's responses are the decoder rows of a transcoder only."""
     if params.initializer.initialize_tc_with_mlp and not params.dictionary.is_transcoder:
-        return "needs a transcoder: on an SAE the hook point written is the one read, so that there is no MLP between"
+        kind = params.dictionary.kind
+        return f"needs a transcoder: this {kind} writes the hook point that it reads, so that there is no MLP between"
     return None
 
 
@@ -137,9 +156,9 @@ def at_least_one_step(params: Params) -> str | None:
 
 @rule("trainer.lr_warm_up_steps")
 def warm_up_ends_before_the_run(params: Params) -> str | None:
-    """Schedules that spread something over the steps after the warm-up need such steps."""
+    """The learning rate that is asked for is reached, and there are steps to spread the rest of the schedule over."""
     trainer, total = params.trainer, params.total_steps
-    if trainer.lr_scheduler_name not in DIVIDES_BY_REST or total < 1:
+    if trainer.lr_scheduler_name not in WARMS_UP or total < 1:
         return None
     warm_up = resolve_steps(trainer.lr_warm_up_steps, total)
     if warm_up < total:

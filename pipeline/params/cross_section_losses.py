@@ -18,6 +18,20 @@ def steers_thresholds(params: Params) -> bool:
     return steered and params.dictionary.act_fn == "jumprelu"
 
 
+def sparsity_is_asked_for(params: Params) -> str | None:
+    """A gate without a number of features needs something that closes it; asked of parameter files, where each key is meant."""
+    trainer, act_fn = params.trainer, params.dictionary.act_fn
+    asks = trainer.sparsity_loss_type is not None or steers_thresholds(params)
+    if params.dictionary.is_topk_family or asks:
+        return None
+    if act_fn == "relu":
+        return (
+            "relu keeps every positive value, and nothing makes it sparse; set trainer.sparsity_loss_type (power) and its "
+            "l1_coefficient (with target_l0 and target_l0_mode coefficient for a wanted L0), or act_fn to topk"
+        )
+    return f"nothing makes {act_fn} sparse; set trainer.target_l0, or trainer.sparsity_loss_type and trainer.l1_coefficient"
+
+
 @rule("initializer.init_log_jumprelu_threshold_value")
 def jumprelu_has_a_first_threshold(params: Params) -> str | None:
     """JumpReLU has no default threshold, but with a target L0 in mode threshold the data give it; other gates have none."""
@@ -34,7 +48,10 @@ def jumprelu_has_a_first_threshold(params: Params) -> str | None:
             )
         return None
     if stated is None:
-        return "is required by dictionary.act_fn jumprelu; usual: -2.302585 (log 0.1)"
+        return (
+            "is required by dictionary.act_fn jumprelu; usual: -2.302585 (log 0.1). With trainer.target_l0 (target_l0_mode "
+            "threshold) the data set it: then leave null"
+        )
     return None
 
 
@@ -42,7 +59,7 @@ def jumprelu_has_a_first_threshold(params: Params) -> str | None:
 def auxk_needs_the_topk_family(params: Params) -> str | None:
     """AuxK revives the dead features of TopK gates; relu and jumprelu are refused (SPEC section 5)."""
     if params.trainer.auxk_coefficient is not None and not params.dictionary.is_topk_family:
-        return f"the AuxK loss is for topk and batchtopk; dictionary.act_fn is {params.dictionary.act_fn}; write null"
+        return f"the AuxK loss is for the topk family; dictionary.act_fn is {params.dictionary.act_fn}; write null"
     return None
 
 
@@ -90,6 +107,23 @@ def threshold_mode_needs_thresholds(params: Params) -> str | None:
     )
 
 
+@rule("trainer.target_l0_mode")
+def coefficient_mode_has_a_smooth_loss(params: Params) -> str | None:
+    """The l0 loss moves thresholds in a window only; steering its weight winds up (measured: beyond 1e37 in 900 steps)."""
+    trainer = params.trainer
+    if trainer.target_l0 is None or trainer.target_l0_mode != "coefficient" or trainer.sparsity_loss_type != "l0":
+        return None
+    return "coefficient winds up with the l0 loss; take quadratic, or threshold without a sparsity loss"
+
+
+@rule("trainer.lr_end_ratio")
+def rate_does_not_vanish(params: Params) -> str | None:
+    """0 to any power is 0."""
+    if params.trainer.lr_scheduler_name != "exponentialwarmup" or params.trainer.lr_end_ratio > 0:
+        return None
+    return "is 0, so that exponentialwarmup, e^((s - W)/(T - W)), ends the training with the warm-up; give a positive share"
+
+
 @rule("trainer.topk_start_steps")
 def topk_start_leads_to_another_gate(params: Params) -> str | None:
     """A TopK start has a k and a gate to go on with, and ends before the run does."""
@@ -102,13 +136,58 @@ def topk_start_leads_to_another_gate(params: Params) -> str | None:
         return (
             "with jumprelu a TopK start takes its k from trainer.target_l0 in target_l0_mode threshold; set those, or write 0"
         )
-    if act_fn == "jumprelu" and trainer.target_l0 is not None and round(trainer.target_l0) < 1:
-        return f"a TopK start needs a k of at least 1; trainer.target_l0 is {trainer.target_l0}; write 0"
     total = params.total_steps
     steps = resolve_steps(trainer.topk_start_steps, total)
     if total > 0 and steps >= total:
         return f"a TopK start of {steps} steps leaves none of the {total} to {act_fn}; shorten it"
     return None
+
+
+@rule("trainer.k_warmup_steps")
+def k_arrives(params: Params) -> str | None:
+    """The k that is served is the one that was trained with in the end."""
+    trainer, total = params.trainer, params.total_steps
+    if trainer.initial_k is None or total < 1:
+        return None
+    cold, falling = (resolve_steps(steps, total) for steps in (trainer.k_cold_booting_steps, trainer.k_warmup_steps))
+    if cold + falling < total:
+        return None
+    return (
+        f"k stays for {cold} steps (k_cold_booting_steps) and falls for {falling}, which leaves none of the {total} at "
+        f"dictionary.top_k {params.dictionary.top_k}; shorten them"
+    )
+
+
+@rule("trainer.l1_coefficient_warmup_steps")
+def coefficient_arrives(params: Params) -> str | None:
+    """A sparsity coefficient that rises over the whole run is a method, over more than that a mistake."""
+    total = params.total_steps
+    if params.trainer.sparsity_loss_type is None or total < 1:
+        return None
+    steps = resolve_steps(params.trainer.l1_coefficient_warmup_steps, total)
+    return f"l1_coefficient would rise for {steps} steps, and the run has {total}; shorten it" if steps > total else None
+
+
+@rule("trainer.jumprelu_lr_factor")
+def thresholds_learn(params: Params) -> str | None:
+    """The l0 loss has no gradient but that of the thresholds."""
+    if params.trainer.sparsity_loss_type != "l0" or params.trainer.jumprelu_lr_factor > 0:
+        return None
+    return "is 0, so that the l0 loss, which trains nothing but thresholds, does nothing; give it a positive value"
+
+
+@rule("trainer.dead_threshold")
+def features_die_within_the_run(params: Params) -> str | None:
+    """What revives dead features needs them to be counted as dead before the run ends."""
+    trainer = params.trainer
+    reviving = [name for name in ("revive_dead_features", "auxk_coefficient") if getattr(trainer, name)]
+    tokens = resolve_share(trainer.dead_threshold, trainer.total_training_tokens)
+    if not reviving or tokens < trainer.total_training_tokens:
+        return None
+    return (
+        f"no feature can be silent for {tokens} of the run's {trainer.total_training_tokens} tokens before it ends, so that "
+        f"{reviving[0]} does nothing; lower it (0.0075 of the run), or switch {reviving[0]} off"
+    )
 
 
 @rule("trainer.decoder_constraint")

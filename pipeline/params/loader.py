@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ParamsError
+from pipeline.params.cross_section import every_model_is_used
+from pipeline.params.cross_section_losses import sparsity_is_asked_for
 from pipeline.params.reading import read_mapping
 from pipeline.params.schema import Params, section_from_dict
 from pipeline.params.section import Reading, Section, hints
@@ -24,7 +26,12 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         ParamsError: with every unknown, missing, mistyped, out-of-range and contradictory key, each as
             `<path>: <dotted key>: <what is wrong>`.
     """
-    return params_from_dict(read_mapping(path), source=str(path), null_left_out=Path(path).suffix.lower() == ".toml")
+    params = params_from_dict(read_mapping(path), source=str(path), null_left_out=Path(path).suffix.lower() == ".toml")
+    found = {"dictionary.act_fn": sparsity_is_asked_for(params), "models": every_model_is_used(params)}
+    faults = [f"{path}: {key}: {fault}" for key, fault in found.items() if fault is not None]
+    if faults:
+        raise ParamsError(faults)
+    return params
 
 
 def params_from_dict(values: Mapping[str, Any], *, source: str = "params", null_left_out: bool = False) -> Params:

@@ -21,7 +21,7 @@ from pipeline.training.source import StoreSource
 # Fields of trainer that change what is written down, not what is learnt.
 WITHOUT_INFLUENCE = ("log_frequency", "n_checkpoints", "checkpoint_schedule", "checkpoint_minutes")
 _CODE = ("training", "losses", "dictionaries", "activation_functions", "kernels", "activations")
-_CODE_FILES = ("norms.py", "seeding.py", "initialization/normalization.py")
+_CODE_FILES = ("norms.py", "seeding.py", "hooks.py", "params/fields.py", "initialization/normalization.py")
 
 
 def describe_run(
@@ -85,7 +85,7 @@ def weights_digest(dictionary: Dictionary) -> str:
 def code_digest() -> str:
     """sha256 over the source of everything that a step runs."""
     package = Path(__file__).resolve().parent.parent
-    files = sorted({file for folder in _CODE for file in (package / folder).glob("*.py")} | {package / f for f in _CODE_FILES})
+    files = sorted({file for folder in _CODE for file in (package / folder).rglob("*.py")} | {package / f for f in _CODE_FILES})
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(package).as_posix()}\n".encode())

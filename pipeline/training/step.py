@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline import metric_names as names
 from pipeline.activation_functions.registry import activation_function
 from pipeline.dictionaries.base import Codes, Dictionary, Gate
+from pipeline.dictionaries.served import n_layers_of
 from pipeline.initialization.normalization import Normalizer
 from pipeline.params.fields import resolve_share, resolve_steps
 from pipeline.training.checkpoints import check_fit
@@ -29,7 +30,7 @@ from pipeline.training.finiteness import LossGuard
 from pipeline.training.objective import LossReport, compute_loss, step_statistic
 from pipeline.training.observation import Observation
 from pipeline.training.optimizers import GradientScaler, build_optimizer, clip_gradients_, gradient_norm
-from pipeline.training.revival import revive_
+from pipeline.training.revival import least_silence, revive_
 from pipeline.training.schedules import CoefficientSchedule, KSchedule, LearningRateSchedule, resolve_learning_rate
 from pipeline.training.source import TrainingBatch
 from pipeline.training.target_l0 import L0Control
@@ -47,21 +48,23 @@ class _Part(NamedTuple):
 class _Tally:
     """What a step counts of its features, over its micro-batches; on the device."""
 
-    def __init__(self, dead: DeadFeatures) -> None:
-        self._dead = dead
+    def __init__(self, dead: DeadFeatures, n_layers: int) -> None:
+        self._dead, self._n_layers = dead, n_layers
         self.fired: Tensor | None = None
         self.n_active: Tensor | int = 0
         self.codes: Codes | None = None
         self.mask: Tensor | None = None
+        self.encoder_gate: Tensor | None = None
 
     @torch.no_grad()
-    def add(self, report: LossReport, mask: Tensor | None, counted: bool) -> None:
+    def add(self, report: LossReport, mask: Tensor | None, counted: bool, encoder_gate: Tensor | None) -> None:
         """Add a micro-batch; `counted`: also how many features are active. The last one's codes are kept."""
-        self.codes, self.mask = report.codes, mask
+        self.codes, self.mask, self.encoder_gate = report.codes, mask, encoder_gate
         fired = self._dead.fired(report.features)
         self.fired = fired if self.fired is None else self.fired | fired
         if counted:
-            self.n_active = self.n_active + (report.features.detach() > 0).sum()
+            active = (report.features.detach() > 0).sum(-1)  # [...], with layers [..., L]
+            self.n_active = self.n_active + active.reshape(-1, self._n_layers).sum(0)
 
 
 class Trainer:
@@ -106,6 +109,7 @@ class Trainer:
         self.scaler = GradientScaler(params.amp_dtype == "float16", self.device)
         dead_threshold = resolve_share(params.dead_threshold, params.total_training_tokens)
         self.dead = DeadFeatures(dictionary.feature_shape, dead_threshold, self.device)
+        self._least_silence = least_silence(dictionary, params)
         self.guard = LossGuard(self.device, position)
         self.step_number = 0
         self.tokens = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -168,12 +172,13 @@ class Trainer:
         dead = self.dead.mask() if self.params.auxk_coefficient is not None else None
         observation = Observation(s, self.scheduled(s), self._token_dims(batch.inputs)) if observe else None
         sums: dict[str, Tensor] = {}
-        tally = _Tally(self.dead)
+        tally = _Tally(self.dead, n_layers_of(self.dictionary))
+        reviving = self.params.revive_dead_features
         statistic = self._statistic(parts, s)
         self.optimizer.zero_grad()
         for part in parts:
             report = self._accumulate(part, s, dead, sums, statistic)
-            tally.add(report, part.mask, self.l0.steers)
+            tally.add(report, part.mask, self.l0.steers, self.dictionary.encoder_gate(part.x) if reviving else None)
             self.n_auxk_dropped.add_(report.n_auxk_dropped)
             if observation is not None:
                 observation.add(report, part.y, part.mask)
@@ -201,8 +206,9 @@ class Trainer:
         self.dead.update(tally.fired, n_tokens)
         dead = self.dead.mask()
         # On the CPU looking is free and saves the work; elsewhere it would wait for the device.
-        if self.params.revive_dead_features and (dead.device.type != "cpu" or bool(dead.any())):
-            self._revive(s, tally, dead)
+        lost = self.dead.tokens_since >= max(self.dead.dead_threshold, self._least_silence)
+        if self.params.revive_dead_features and (lost.device.type != "cpu" or bool(lost.any())):
+            self._revive(s, tally, lost)
         if self.l0.steers and s >= self.topk_start_steps:
             self.l0.update_(torch.as_tensor(tally.n_active), n_tokens, dead)
 
@@ -230,7 +236,14 @@ class Trainer:
         activation = gate.activation or self.dictionary.activation
         settings = self.dictionary.gate_settings(tally.mask, gate)
         edge = activation.edge(tally.codes.z.detach(), tally.codes.f.detach() > 0, settings)
-        revive_(self.dictionary, tally.codes, edge, dead, tally.mask)
+        revive_(
+            self.dictionary,
+            tally.codes,
+            edge,
+            dead,
+            tally.mask,
+            encoder_gate=tally.encoder_gate,
+        )
 
     def _accumulate(
         self, part: _Part, s: int, dead: Tensor | None, sums: dict[str, Tensor], statistic: Tensor | None

@@ -6,8 +6,8 @@
                   later than a threshold does, and at the full gain it swings
     quadratic     nothing is steered: the loss itself is lambda (L0 / target - 1)^2 (losses/sparsity/l0.py)
 
-L0 is the step's, over all its kept tokens (and the mean over layers). L0 / target is bounded to [1/e, e], so that a start
-far off does not overshoot. All on the device.
+L0 is the step's, over all its kept tokens: of each layer, whose thresholds shift by themselves; lambda goes by the mean over
+layers. L0 / target is bounded to [1/e, e], so that a start far off does not overshoot. All on the device.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.activation_functions.calibration import quantile_threshold
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.served import first_thresholds
 
 COEFFICIENT = "coefficient"
 COEFFICIENT_GAIN = 1 / 3
@@ -40,7 +40,6 @@ class L0Control:
         self.coefficient = self.target is not None and params.target_l0_mode == COEFFICIENT
         self.gain = params.target_l0_gain * (COEFFICIENT_GAIN if self.coefficient else 1.0)
         self.log_factor = torch.zeros((), dtype=torch.float32, device=device)
-        self._n_layers = torch.Size(dictionary.feature_shape).numel() // dictionary.feature_shape[-1]
 
     @property
     def steers(self) -> bool:
@@ -55,29 +54,29 @@ class L0Control:
     def start_(self, x: Tensor, mask: Tensor | None) -> None:
         """Set all thresholds to the quantile of a batch's z that gives the target: the end of a TopK start."""
         if self.thresholds:
-            z = self.dictionary.codes(x, mask).z
-            lead = z.ndim - len(self.dictionary.feature_shape)
-            theta = quantile_threshold(z.flatten(lead), self.target * self._n_layers, mask)
-            self.dictionary.log_jumprelu_threshold.copy_(theta.log().expand(self.dictionary.feature_shape))
+            theta = first_thresholds(self.dictionary, self.dictionary.codes(x, mask).z, self.target, mask)
+            self.dictionary.log_jumprelu_threshold.copy_(theta.log())
 
     @torch.no_grad()
     def update_(self, n_active: Tensor, n_tokens: int | Tensor, dead: Tensor) -> None:
         """Steer after a step.
 
         Args:
-            n_active: active features of the step, summed over tokens (and layers).
+            n_active: active features of the step, summed over tokens: [L], of a kind without layers [1].
             n_tokens: kept tokens of the step.
             dead: bool of `feature_shape`: these features' thresholds, which nothing else brings back down, become the
-                median of the others.
+                median of the others (of the layer).
         """
-        l0 = n_active / (n_tokens * self._n_layers)
+        n_tokens = torch.as_tensor(n_tokens, device=n_active.device)
+        l0 = n_active / n_tokens.clamp_min(1)
+        l0 = torch.where(n_tokens > 0, l0.mean(0, keepdim=True) if self.coefficient else l0, self.target)
         shift = self.gain * (l0 / self.target).clamp_min(1e-12).log().clamp(-1.0, 1.0)
         if self.coefficient:
-            self.log_factor.add_(shift)
+            self.log_factor.add_(shift[0])
             return
         log_threshold = self.dictionary.log_jumprelu_threshold
-        log_threshold.add_(shift)
-        living = torch.where(dead, torch.nan, log_threshold).nanmedian()
+        log_threshold.add_(shift.reshape(-1, *(1,) * (log_threshold.ndim - 1)))
+        living = torch.where(dead, torch.nan, log_threshold).nanmedian(-1, keepdim=True).values
         log_threshold.copy_(torch.where(dead & ~living.isnan(), living, log_threshold))
 
     def state(self) -> dict[str, Tensor]:

@@ -94,7 +94,9 @@ def test_what_makes_sense_is_accepted(changes: dict[str, Any]) -> None:
 
 
 def test_a_further_model_is_run_like_the_main_one(tmp_path: Path) -> None:
-    params = params_from_dict(changed({**CHECKPOINTS, "model.dtype": "bfloat16", "model.device": "cpu"}))
+    params = params_from_dict(
+        changed({**CHECKPOINTS, "dictionary.act_fn": "topk", "model.dtype": "bfloat16", "model.device": "cpu"})
+    )
     assert params.hook_points == (FIRST, OTHER)
     assert params.dictionary.hooks_in == params.dictionary.hooks_out == (FIRST, OTHER)
     main, tuned = params.language_model(""), params.language_model("tuned")

@@ -82,9 +82,9 @@ ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
     ({"trainer.tanh_stretch_coefficient": 0}, "trainer.tanh_stretch_coefficient: must be greater than 0, got 0.0"),
     ({"trainer.frequency_scale": -0.01}, "trainer.frequency_scale: must be greater than 0, got -0.01"),
     ({"trainer.l0_bandwidth": 0}, "trainer.l0_bandwidth: must be greater than 0, got 0.0"),
-    ({"trainer.target_l0_gain": 0}, "trainer.target_l0_gain: must be greater than 0, got 0.0"),
+    ({"trainer.target_l0_gain": 0}, "trainer.target_l0_gain: must be greater than 0 and at most 2, got 0.0"),
     ({**THRESHOLDS, "trainer.lp_coefficient": 0}, "trainer.lp_coefficient: must be greater than 0, got 0.0"),
-    ({"dictionary.act_fn": "jumprelu", "trainer.target_l0": 0}, "trainer.target_l0: must be greater than 0, got 0.0"),
+    ({"dictionary.act_fn": "jumprelu", "trainer.target_l0": 0}, "trainer.target_l0: must be at least 1, got 0.0"),
     ({"trainer.target_l0_mode": "treshold"}, "'treshold' is none of the choices; did you mean 'threshold'? (choices: thre"),
     ({"trainer.decoder_constraint": "unit-norm"}, "'unit-norm' is none of the choices; did you mean 'unit_norm'? (choices:"),
     ({"trainer.decoder_constraint": None}, "trainer.decoder_constraint: expected a string, got null"),
@@ -178,7 +178,10 @@ ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
     ({WIDTHS: [512, 128]}, "trainer.matryoshka_widths: must ascend, got [512, 128]"),
     ({WIDTHS: [0.5, 0.5, 1.0]}, "trainer.matryoshka_widths: must ascend, got [0.5, 0.5, 1.0]"),
     ({WIDTHS: [0.25, 0.5]}, "trainer.matryoshka_widths: the last width is the whole dictionary, 1.0, got 0.5"),
-    ({"activations.batch_size": 2_000_000}, "activations.batch_size: a batch (2000000) is larger than"),
+    (
+        {"activations.batch_size": 2_000_000, "trainer.lr_warm_up_steps": 0.1},
+        "activations.batch_size: a batch (2000000) is larger than",
+    ),
     ({"activations.hook_points": []}, "activations.hook_points: the list is empty; write null"),
     (
         {"activations.hook_points": ["blocks.2.hook_resid_post"] * 2},
@@ -228,14 +231,14 @@ ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
     ({**TOPK, "trainer.initial_k": 20}, "trainer.initial_k: 20 is below dictionary.top_k 50"),
     ({"trainer.initial_k": 100}, "trainer.initial_k: only the topk family has a k to schedule"),
     ({**TOPK, "trainer.initial_k": 100, "dictionary.d_model": 4}, "trainer.initial_k: 100 is more than the dictionary's"),
-    ({"trainer.auxk_coefficient": 0.03}, "trainer.auxk_coefficient: the AuxK loss is for topk and batchtopk; dictionary"),
+    ({"trainer.auxk_coefficient": 0.03}, "trainer.auxk_coefficient: the AuxK loss is for the topk family; dictionary"),
     (
         {
             "trainer.auxk_coefficient": 0.03,
             "dictionary.act_fn": "jumprelu",
             "initializer.init_log_jumprelu_threshold_value": -2.3,
         },
-        "trainer.auxk_coefficient: the AuxK loss is for topk and batchtopk; dictionary.act_fn is jumprelu",
+        "trainer.auxk_coefficient: the AuxK loss is for the topk family; dictionary.act_fn is jumprelu",
     ),
     (
         {"trainer.sparsity_loss_type": "l0"},
@@ -291,8 +294,47 @@ ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
         "trainer.topk_start_steps: with jumprelu a TopK start takes its k from trainer.target_l0 in target_l0_mode threshold",
     ),
     (
-        {**STEERED, "trainer.target_l0": 0.4, "trainer.topk_start_steps": 0.9},
-        "trainer.topk_start_steps: a TopK start needs a k of at least 1; trainer.target_l0 is 0.4",
+        {**TOPK, "trainer.initial_k": 100, "trainer.k_warmup_steps": 200_000},
+        "trainer.k_warmup_steps: k stays for 0 steps (k_cold_booting_steps) and falls for 200000, which leaves none of the 146484",
+    ),
+    ({**TOPK, "trainer.initial_k": 100, "trainer.k_cold_booting_steps": 1.0}, "k stays for 146484 steps"),
+    (
+        {**POWER, "trainer.l1_coefficient_warmup_steps": 200_000},
+        "trainer.l1_coefficient_warmup_steps: l1_coefficient would rise for 200000 steps, and the run has 146484; shorten it",
+    ),
+    (
+        {**THRESHOLDS, "trainer.sparsity_loss_type": "l0", "trainer.jumprelu_lr_factor": 0.0},
+        "trainer.jumprelu_lr_factor: is 0, so that the l0 loss, which trains nothing but thresholds, does nothing",
+    ),
+    (
+        {"trainer.revive_dead_features": True, "trainer.dead_threshold": 300_000_000},
+        "trainer.dead_threshold: no feature can be silent for 300000000 of the run's 300000000 tokens before it ends, so that "
+        "revive_dead_features does nothing",
+    ),
+    (
+        {**TOPK, "trainer.auxk_coefficient": 0.03, "trainer.dead_threshold": 1.0},
+        "trainer.dead_threshold: no feature can be silent for 300000000 of the run's 300000000 tokens before it ends, so that "
+        "auxk_coefficient does nothing",
+    ),
+    (
+        {"trainer.lr_warm_up_steps": 1.0},
+        "trainer.lr_warm_up_steps: a warm-up of 146484 steps leaves none of the 146484 to constantwithwarmup; shorten it",
+    ),
+    (
+        {"trainer.lr_scheduler_name": "exponentialwarmup", "trainer.lr_end_ratio": 0.0},
+        "trainer.lr_end_ratio: is 0, so that exponentialwarmup",
+    ),
+    (
+        {**THRESHOLDS, "trainer.sparsity_loss_type": "l0", "trainer.target_l0": 32, "trainer.target_l0_mode": "coefficient"},
+        "trainer.target_l0_mode: coefficient winds up with the l0 loss; take quadratic, or threshold without a sparsity loss",
+    ),
+    (
+        {"dictionary.use_decoder_bias": False, "initializer.bias_init_method": "mean"},
+        "initializer.bias_init_method: mean sets the decoder bias, and dictionary.use_decoder_bias is false; write all_zero",
+    ),
+    (
+        {**TRANSCODER, "dictionary.hook_point_out": "blocks.2.hook_resid_post", "initializer.initialize_tc_with_mlp": True},
+        "initializer.initialize_tc_with_mlp: the MLP's responses are no rows for 'blocks.2.hook_resid_post'",
     ),
     (
         {**BATCHTOPK, "trainer.topk_start_steps": 1.0},

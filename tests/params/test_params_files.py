@@ -16,7 +16,7 @@ import yaml
 from pipeline.errors import ParamsError
 from pipeline.params.loader import load_params
 from pipeline.params.reading import Yaml12Loader, read_mapping
-from pipeline.params.schema import Params
+from pipeline.params.schema import Params, TrainerParams
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -164,7 +164,7 @@ def toml_of(values: dict[str, object], prefix: str = "") -> str:
 
 
 def test_yaml_toml_and_json_give_the_same_params(tmp_path: Path) -> None:
-    wanted = Params()
+    wanted = Params(trainer=TrainerParams(sparsity_loss_type="power"))
     for suffix, text in (
         (".yaml", yaml.safe_dump(wanted.to_dict())),
         (".yml", yaml.safe_dump(wanted.to_dict(), default_flow_style=True)),
@@ -207,3 +207,21 @@ def test_every_line_of_params_yaml_has_a_comment() -> None:
     # A list that DVC rewrote has its items on lines of their own.
     bare = [line for line in lines if line.strip() and "# " not in line and not line.lstrip().startswith("- ")]
     assert bare == []
+
+
+def test_a_file_asks_for_sparsity_and_uses_its_models(tmp_path: Path) -> None:
+    """In Python the dataclass defaults stand for themselves; in a file every key is meant."""
+    path = tmp_path / "params.yaml"
+    values = Params().to_dict() | {"models": {"other": {"model_name": "x", "revision": None}}}
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(ParamsError) as caught:
+        load_params(path)
+    assert "dictionary.act_fn: relu keeps every positive value, and nothing makes it sparse" in str(caught.value)
+    assert "models: no hook point is of other; name one as other:blocks.L.name in dictionary.hook_points_in" in str(
+        caught.value
+    )
+    values["dictionary"]["act_fn"] = "jumprelu"
+    values["initializer"]["init_log_jumprelu_threshold_value"] = -2.3
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(ParamsError, match=r"nothing makes jumprelu sparse; set trainer\.target_l0, or"):
+        load_params(path)

@@ -130,9 +130,9 @@ def test_dead_features_come_back(kind: str) -> None:
         made.encoder_bias().view(-1)[:3] = -100.0
     each = trainer(made, dead_threshold=64, revive_dead_features=True)
     fired = torch.zeros(made.feature_shape, dtype=torch.bool)
-    for batch in batches(made, 12):
+    for batch in batches(made, 40):
         each.step(batch)
-        if batch.index > 3:
+        if batch.index > 25:
             with torch.no_grad():
                 x, _ = each.normalizer(batch.inputs, batch.labels, batch.mask)
                 fired |= (made.encode(x, batch.mask) > 0).flatten(0, 1).any(0)

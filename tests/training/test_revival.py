@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pipeline.activation_functions.registry import activation_function
 from pipeline.dictionaries.base import Dictionary
-from pipeline.training.revival import MARGIN, SHORTEST, revive_
+from pipeline.training.revival import EXPECTED, LONGEST, MARGIN, SHORTEST, least_silence, revive_
 from pipeline.training.source import TrainingBatch
 from tests.training.cases import F, dictionary, rows, trainer, weights
 
@@ -143,3 +144,67 @@ def test_the_edge_is_what_z_has_to_exceed() -> None:
     settings = dictionary(act_fn="topk", top_k=2).gate_settings(mask)
     edge = activation_function("topk").edge(z, activation_function("topk").support(z, settings), settings)
     assert edge[1].isinf().all()
+
+
+def test_a_glu_feature_opens_at_its_best_token_too() -> None:
+    """Its linear branch counts: what is added to the bias reaches z times the gate."""
+    made = lost("topk", use_glu_encoder=True)
+    x = rows(BATCH).double()
+    codes = made.codes(x)
+    edge = activation_function("topk").edge(codes.z.detach(), codes.f.detach() > 0, made.gate_settings()).detach()
+    sigma = torch.sigmoid(x @ made.get_parameter("W_G") + made.get_parameter("b_G")).detach()
+    torch.testing.assert_close(made.encoder_gate(x), sigma)
+    linear, full = codes.z.detach() / sigma, edge.expand(codes.z.shape) / sigma
+    revive_(made, codes, edge, DEAD, None, encoder_gate=made.encoder_gate(x))
+    now = made.codes(x).z.detach()
+    for i, _ in by_hand(linear, full, DEAD).items():
+        ratios = (linear[:, i] - linear[:, i].mean()) / full[:, i]
+        at = int(ratios.argmax())
+        assert float(now[at, i] / edge[at]) == pytest.approx(1.0, abs=2 * MARGIN * max(1.0, float(ratios[at])))
+        assert float(now[at, i]) > float(edge[at])
+
+
+def test_a_feature_is_not_scaled_beyond_the_usual_length() -> None:
+    made = lost("topk")
+    with torch.no_grad():
+        made.get_parameter("W_E")[:, 3] *= 20.0
+    x = rows(BATCH).double()
+    codes = made.codes(x)
+    flat = codes.z.detach().clone()
+    flat[:, 3] = 1.0 + 1e-4 * torch.arange(BATCH) / BATCH  # hardly varies: it would have to be scaled by thousands
+    codes = codes._replace(z=flat)
+    edge = activation_function("topk").edge(flat, codes.f.detach() > 0, made.gate_settings())
+    before = weights(made)
+    revive_(made, codes, edge, torch.arange(F) == 3, None)
+    lengths = (before["W_E"].norm(dim=0) * before["W_D"].norm(dim=-1)).double()
+    use = (codes.f > 0).sum(0)
+    usual = float((lengths * use).sum() / use.sum())
+    assert 100.0 * float(lengths[3]) > LONGEST * usual
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(made).items())
+
+
+def test_a_batch_without_kept_tokens_revives_nothing() -> None:
+    made = lost("topk")
+    x, mask = rows(BATCH).double(), torch.zeros(BATCH, dtype=torch.bool)
+    codes = made.codes(x, mask)
+    edge = activation_function("topk").edge(codes.z.detach(), codes.f.detach() > 0, made.gate_settings(mask))
+    before = weights(made)
+    revive_(made, codes, edge, DEAD, mask)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(made).items())
+
+
+@pytest.mark.parametrize(("act_fn", "k"), [("topk", 4), ("batchtopk", 4), ("jumprelu", 2)])
+def test_a_rare_feature_is_not_dead_yet(act_fn: str, k: int) -> None:
+    """A silence in which a feature of average use would have been active less than EXPECTED times is no reason."""
+    fields = {"target_l0": k} if act_fn == "jumprelu" else {}
+    made = trainer(dictionary(act_fn=act_fn, top_k=4), revive_dead_features=True, dead_threshold=1, **fields)
+    least = math.ceil(EXPECTED * F / k)
+    assert least_silence(made.dictionary, made.params) == least
+    for since, moved in ((least - 2 * BATCH, False), (least, True)):
+        with torch.no_grad():
+            made.dictionary.get_parameter("b_E")[3] = -60.0
+        made.dead.tokens_since.zero_()
+        made.dead.tokens_since[3] = since
+        x = rows(BATCH)
+        made.step(TrainingBatch(made.step_number, x, x))
+        assert (float(made.dictionary.get_parameter("b_E").detach()[3]) > -50.0) == moved

@@ -48,7 +48,7 @@ def test_a_step_shifts_every_log_threshold_by_gain_times_the_log_ratio(masked: b
 
 
 def test_the_shift_of_a_step_is_bounded() -> None:
-    made = steered(target=0.01, target_l0_gain=0.2, jumprelu_lr_factor=0.0)
+    made = steered(target=1.0, target_l0_gain=0.2, jumprelu_lr_factor=0.0)
     before = made.dictionary.log_jumprelu_threshold.detach().clone()
     steps(made, 1)
     assert (made.dictionary.log_jumprelu_threshold.detach() - before).numpy() == pytest.approx([0.2] * F, rel=1e-4)

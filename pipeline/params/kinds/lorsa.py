@@ -51,6 +51,11 @@ class LowRankSparseAttentionParams(DictionaryParams):
         """The attention's output."""
         return () if self.hook_point_out is None else (self.hook_point_out,)
 
+    @property
+    def longest_context(self) -> int | None:
+        """n_ctx."""
+        return self.n_ctx
+
     @rule("hook_point_out")
     def _writes_another_hook_point(self) -> str | None:
         if self.hook_point_in is None or self.hook_point_out is None:

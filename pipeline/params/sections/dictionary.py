@@ -130,6 +130,11 @@ class DictionaryParams(Section, abc.ABC):
         return False
 
     @property
+    def longest_context(self) -> int | None:
+        """The most tokens of a context; None where tokens are read one by one."""
+        return None
+
+    @property
     def is_topk_family(self) -> bool:
         """Whether the gate keeps a number of features (topk, batchtopk), not those above a threshold."""
         return self.act_fn in TOPK_FAMILY

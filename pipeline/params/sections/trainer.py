@@ -11,8 +11,8 @@ from typing import ClassVar
 from pipeline.params.fields import param
 from pipeline.params.section import Section, rule
 
-DIVIDES_BY_REST = ("linearwarmupdecay", "cosineannealingwarmup", "exponentialwarmup")
-SCHEDULERS = ("constant", "constantwithwarmup", "cosineannealing", *DIVIDES_BY_REST)
+WARMS_UP = ("constantwithwarmup", "linearwarmupdecay", "cosineannealingwarmup", "exponentialwarmup")
+SCHEDULERS = ("constant", "cosineannealing", *WARMS_UP)
 LOSSES = Path(__file__).resolve().parents[2] / "losses" / "sparsity"
 
 
@@ -53,9 +53,9 @@ class TrainerParams(Section):
     l1_coefficient: float = param(8e-5, at_least=0, also_called=("l1", "sparsity_coefficient"))
     l1_coefficient_warmup_steps: int | float = param(0.1, steps=True)
     lp_coefficient: float | None = param(None, more_than=0)
-    target_l0: float | None = param(None, more_than=0)
+    target_l0: float | None = param(None, at_least=1)
     target_l0_mode: str = param("threshold", choices=("threshold", "quadratic", "coefficient"))
-    target_l0_gain: float = param(0.3, more_than=0)
+    target_l0_gain: float = param(0.3, more_than=0, at_most=2)
     topk_start_steps: int | float = param(0, steps=True)
     auxk_coefficient: float | None = param(None, more_than=0, also_called=("auxk_alpha", "auxk_coeff"))
     k_aux: int = param(512, at_least=1, also_called=("auxk_k",))
