@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.analysis.feature_tables import INACTIVE, FeatureStore
 from pipeline.dashboard.chunks import CHUNK, chunk, fires_on, packed, short
-from pipeline.dashboard.folder import SINGLE_PAGE, most_useful, write_dashboard
+from pipeline.dashboard.folder import SINGLE_PAGE, largest_energy, write_dashboard
 from pipeline.dashboard.overview import OverviewFiles, compared, log_bins, overview
 from tests.dashboard import synthetic
 from tests.project import Project
@@ -79,26 +79,34 @@ def test_the_table_has_what_is_searched(folder: Path) -> None:
     assert table["density"][8] > 0
 
 
-def test_the_single_page_has_the_most_useful_features_inside(store: FeatureStore, folder: Path) -> None:
+def test_the_single_page_has_the_features_of_the_largest_energy_inside(store: FeatureStore, folder: Path) -> None:
     text = (folder / SINGLE_PAGE).read_text(encoding="utf-8")
     inside = dict(re.findall(r'<script type="text/plain" id="data-([\w-]+)">([^<]*)</script>', text))
     table = unpack(inside.pop("table"))
-    chosen = most_useful(store.features(), 20)
+    chosen = largest_energy(store.features(), 20)
     assert set(table["feature"]) == chosen
     assert {int(name) for data in inside.values() for name in unpack(data)["features"]} == chosen
     assert "src=" not in text.replace("script.src = `data/${name}.js`", "").replace('href="data:,"', "")
 
 
-def test_the_most_useful_are_active_and_not_dense() -> None:
+def test_energy_alone_decides_dense_or_not() -> None:
     rows = [
         {"feature": 0, "density": 0.0, "energy": 9.0},
         {"feature": 1, "density": 0.5, "energy": 5.0},
         {"feature": 2, "density": 0.01, "energy": 0.1},
         {"feature": 3, "density": 0.1, "energy": 0.2},
     ]
-    assert most_useful(rows, 1) == {3}
-    assert most_useful(rows, 2) == {2, 3}
-    assert most_useful(rows, 10) == {1, 2, 3}
+    assert largest_energy(rows, 1) == {1}
+    assert largest_energy(rows, 2) == {1, 3}
+    assert largest_energy(rows, 10) == {1, 2, 3}
+
+
+def test_the_single_page_says_how_much_of_the_energy_it_has(store: FeatureStore, folder: Path) -> None:
+    text = (folder / SINGLE_PAGE).read_text(encoding="utf-8")
+    (about,) = re.findall(r'<script type="application/json" id="overview">(.*?)</script>', text, re.S)
+    energies = sorted((row["energy"] for row in store.features()), reverse=True)
+    assert json.loads(about)["part"] == "20 of 100 features"
+    assert json.loads(about)["part_energy"] == pytest.approx(sum(energies[:20]), rel=5e-3)
 
 
 def test_text_cannot_end_the_script(folder: Path) -> None:

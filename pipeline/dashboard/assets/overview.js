@@ -6,7 +6,7 @@ function showOverview(view) {
     (interval ? `<small>95 %: ${number(interval[0], 4)} \u2013 ${number(interval[1], 4)}</small>` : "") +
     `</td>${cell(pca)}${cell(mean)}${cell(zero)}</tr>`);
   const figures = overview.figures.map(([name, value]) => `<div><dt>${escaped(name)}</dt><dd>${number(value, 4)}</dd></div>`);
-  const part = overview.part ? ` This page has ${escaped(overview.part)}, those that carry most of the reconstruction.` : "";
+  const part = overview.part ? ` This page has ${escaped(overview.part)}, those of the largest energy: together ${percent(overview.part_energy)} of it.` : "";
   view.innerHTML = `<h1>${escaped(overview.about)}</h1>
     <p>Metrics are of held-out text; features were looked at on ${escaped(overview.seen)}.${part}
     <a href="#/features">Look at the features</a>.</p>
