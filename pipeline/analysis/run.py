@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.analysis.collection import Collection
 from pipeline.analysis.loading import load_for_analysis
+from pipeline.analysis.texts import ReadableTexts
 from pipeline.analysis.tracing import AnalysedContexts
 from pipeline.analysis.writing import about_store, write_store
 from pipeline.corpus.tokens import open_tokens
@@ -161,7 +162,7 @@ def analyzed(
         )
         saved = SavedState(_depends_on(params, inputs, store, found), root() / "data" / "checkpoints")
         run_pass(collection, tokens, saved, save_seconds)
-        contexts = AnalysedContexts(split, tokens.contexts, found.main.token_text)
+        contexts = AnalysedContexts(split, tokens.contexts, ReadableTexts(found.main))
         about = about_store(found, collection, params)
         with atomic_directory(folder) as place:
             write_store(place, found, collection, contexts, params, about)

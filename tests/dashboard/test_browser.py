@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import os
+import re
 import statistics
 import threading
 import time
@@ -156,6 +157,30 @@ def test_a_new_search_begins_at_its_first_hit_and_back_restores_the_box(driver: 
     assert search.get_attribute("value") == "word-8"
     driver.back()
     wait_for(driver, third)
+
+
+def test_tokens_that_are_not_text_can_be_told_apart(driver: Any, folder: Path) -> None:
+    show(driver, folder / "index.html", "#/feature/0/8")
+    shown = driver.execute_script("return [...document.querySelectorAll('.tok')].map((t) => [t.textContent, t.title])")
+    marked = {title.split("  ")[0]: text for text, title in shown}
+    assert (marked["\u21b5"], marked["\\x0b"], marked["<0xE2>"]) == ("\u21b5", "\\x0b", "<0xE2>")
+    assert any(title.endswith("; token 1008") for text, title in shown if text == " word-8")
+    chip = driver.find_element("css selector", ".side .chip")
+    assert (chip.text, chip.get_attribute("title")) == ("\u00b7next-8-0", "token 1000080")
+    drawn = driver.execute_script(
+        "return [visible('a\\u00a0\\u200b\\r'), chip({ t: [''], ids: [7] }, 0), meant('\u00b7\u21b5\\\\x0b')]"
+    )
+    assert drawn == ["a\\xa0\\u200b\\x0d", '<span class="chip" title="token 7">#7</span>', " \n\x0b"]
+
+
+def test_small_activations_are_shaded_and_have_their_value(driver: Any, folder: Path) -> None:
+    show(driver, folder / "index.html", "#/features")
+    drawn = driver.execute_script(
+        "return context([900, 0, [0, 0, 0], [900, 0.0123, 0], 0, 0, 9, 1, 5, []], { t: ['a'], ids: [3] }, 900)"
+    )
+    spans = re.findall(r"<span class=\"tok[^>]*>", drawn)
+    assert 'title="a  0.0123; token 3" style="background' in spans[1]
+    assert "style" not in spans[2]
 
 
 def test_deep_links_and_what_is_not_there(driver: Any, folder: Path) -> None:

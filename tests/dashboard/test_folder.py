@@ -59,9 +59,10 @@ def test_chunks_hold_the_store(store: FeatureStore, folder: Path) -> None:
             contexts = [c for c in store.contexts(int(name)) if c["band"] != INACTIVE]
             assert sum(len(band) for band in page["bands"].values()) == len(contexts)
             for context in contexts:
-                activation, peak, tokens, shares, document, *_ = page["bands"][context["band"]][context["place"]]
+                activation, peak, tokens, values, document, *_ = page["bands"][context["band"]][context["place"]]
                 assert [found["t"][i] for i in tokens] == context["texts"]
-                assert shares == pytest.approx([1000 * v / 2.0 for v in context["activations"]], abs=0.5)
+                assert [found["ids"][i] for i in tokens] == context["tokens"]
+                assert values == pytest.approx(context["activations"], rel=5e-3, abs=0)
                 assert (activation, peak, found["t"][document]) == (2.0, 20, "text/a & b.txt")
             assert [near for near, _ in page["decoder"]] == [near["feature"] for near in row["decoder_neighbours"]]
             assert [found["t"][i] for i, _ in page["promoted"]] == [token["text"] for token in row["promoted"]]
@@ -72,9 +73,9 @@ def test_the_table_has_what_is_searched(folder: Path) -> None:
     assert table["feature"] == list(range(100))
     assert "name" not in table
     assert "explanation" not in table
-    assert table["fires"][8] == [" word-8"]
+    assert [(table["t"][i], table["ids"][i]) for i in table["fires"][8]] == [(" word-8", 1008)]
     assert table["fires"][7] == []
-    assert table["promotes"][8] == [f" next-8-{k}" for k in range(4)]
+    assert [table["t"][i] for i in table["promotes"][8]] == [f" next-8-{k}" for k in range(4)]
     assert table["density"][7] == 0
     assert table["density"][8] > 0
 
@@ -142,12 +143,20 @@ def test_explanations_and_layers(tmp_path: Path) -> None:
 def test_numbers_and_tokens() -> None:
     assert [short(v) for v in (None, 2.0, 0.123456, 1234567.0, 1e-9)] == [None, 2, 0.1235, 1235000, 1e-9]
     rows = [
-        {"band": band, "texts": ["a", text], "peak": 1}
-        for band, text in [("top", "x"), ("top", "y"), ("top", "y"), ("75-100 %", "z")]
+        {"band": band, "texts": ["a", text], "tokens": [0, token], "peak": 1}
+        for band, text, token in [("top", "x", 1), ("top", "y", 2), ("top", "y", 2), ("top", "y", 3), ("75-100 %", "z", 4)]
     ]
-    assert fires_on(rows) == ["y", "x"]
+    assert fires_on(rows) == [("y", 2), ("x", 1), ("y", 3)]
     assert unpack(packed({"a": "\u732b"})) == {"a": "\u732b"}
-    assert chunk([], {}) == {"features": {}, "t": []}
+    assert chunk([], {}) == {"features": {}, "t": [], "ids": []}
+
+
+def test_small_activations_stay(store: FeatureStore) -> None:
+    row = {**store.features()[8], "max_activation": 1000.0}
+    (context, *_) = store.contexts(8)
+    values = [1000.0, 0.0123456, 0.0, 3.14159] + [0.0] * (len(context["tokens"]) - 4)
+    (found,) = chunk([row], {8: [{**context, "activations": values}]})["features"][8]["bands"]["top"]
+    assert found[3][:4] == [1000, 0.0123, 0, 3.14]
 
 
 def test_the_overview_has_the_metrics_and_the_baselines(finished_project: Project) -> None:

@@ -3,7 +3,7 @@ const neighbour = (columns, pairs) => {
   const lines = pairs.map(([feature, similarity]) => {
     const row = columns.row.get(feature);
     const name = row === undefined ? featureName(feature) : columns.name[row];
-    const what = row === undefined ? '<span class="faint">not in this page</span>' : `<span>${chips(columns.fires[row])}</span>`;
+    const what = row === undefined ? '<span class="faint">not in this page</span>' : `<span>${chips(columns, columns.fires[row])}</span>`;
     const link = row === undefined ? `<span>${name}</span>` : `<a href="#/feature/${name}">${name}</a>`;
     return `${link}${what}<span class="num">${number(similarity)}</span>`;
   });
@@ -49,12 +49,12 @@ async function showFeature(view, name, latest) {
   };
   const bands = Object.entries(page.bands).map(([band, contexts]) => {
     const title = band === "top" ? "Strongest contexts" : `${band.replace("-", "\u2013")} <small>of its activations, drawn at random</small>`;
-    return `<h2>${title}</h2>${contexts.map((entry) => context(entry, page.t, largest)).join("")}`;
+    return `<h2>${title}</h2>${contexts.map((entry) => context(entry, page, largest)).join("")}`;
   });
   const stat = (title, value) => `<div>${title}<b>${value}</b></div>`;
   const density = columns.density[row], tags = density === 0 ? '<span class="tag">never active here</span>' : density > 0.1 ? '<span class="tag">dense</span>' : "";
   const logits = page.promoted.length ? `<section class="card"><h2>Logits</h2><p>what an activation of 1 adds, the final norm's scale left out</p>
-    <h3>promotes</h3>${effects(page.promoted, page.t, false)}<h3>suppresses</h3>${effects(page.suppressed, page.t, true)}</section>` : "";
+    <h3>promotes</h3>${effects(page.promoted, page, false)}<h3>suppresses</h3>${effects(page.suppressed, page, true)}</section>` : "";
   view.innerHTML = `<div class="title"><h1>Feature ${escaped(name)}${tags}</h1><span class="step">${step(-1, "\u2190", "k")}${step(1, "\u2192", "j")}</span></div>
     ${explained(columns.explanation?.[row])}
     <div class="stats">${stat("density", percent(density))}${stat("active tokens", number(page.active))}${stat("maximum", number(largest))}

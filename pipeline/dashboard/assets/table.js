@@ -2,8 +2,8 @@
 const ROW = 34;
 const COLUMNS = [
   { key: "feature", title: "feature", width: "92px", text: (c, r) => `<span>${c.name[r]}</span>` },
-  { key: "fires", title: "fires on", width: "minmax(160px,1.5fr)", sort: "fireText", text: (c, r) => `<span>${chips(c.fires[r])}</span>` },
-  { key: "promotes", title: "promotes", width: "minmax(140px,1.3fr)", sort: "promoteText", text: (c, r) => `<span>${chips(c.promotes[r])}</span>` },
+  { key: "fires", title: "fires on", width: "minmax(160px,1.5fr)", sort: "fireText", text: (c, r) => `<span>${chips(c, c.fires[r])}</span>` },
+  { key: "promotes", title: "promotes", width: "minmax(140px,1.3fr)", sort: "promoteText", text: (c, r) => `<span>${chips(c, c.promotes[r])}</span>` },
   { key: "explanation", title: "explanation", width: "minmax(160px,1.6fr)", sort: "explainText", text: (c, r) => `<span>${escaped(c.explanation[r]?.[0] ?? "")}</span>` },
   { key: "density", title: "density", width: "150px", number: true, text: (c, r) => `<span class="num">${meter(c.density[r])}${percent(c.density[r])}</span>` },
   { key: "max", title: "maximum", width: "84px", number: true },
