@@ -16,7 +16,7 @@ from typing import Any
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 )  # fmt: skip
 SHOTS = {"overview": "#/", "features": "#/features", "feature": None}
 
@@ -27,8 +27,8 @@ def found() -> bool:
 
 
 @contextmanager
-def chromium(width: int = 1380, height: int = 960) -> Iterator[Any]:
-    """A browser that is offline and keeps what the console says."""
+def chromium(width: int = 1380, height: int = 960, *, scroll_bars: bool = False) -> Iterator[Any]:
+    """A browser that is offline and keeps what the console says; with scroll bars that take room, as on most desktops."""
     from selenium import webdriver
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
@@ -36,7 +36,12 @@ def chromium(width: int = 1380, height: int = 960) -> Iterator[Any]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = Options()
         options.binary_location = str(shutil.which("chromium"))
-        for flag in (*FLAGS, f"--window-size={width},{height}", f"--user-data-dir={profile}"):
+        for flag in (
+            *FLAGS,
+            *([] if scroll_bars else ["--hide-scrollbars"]),
+            f"--window-size={width},{height}",
+            f"--user-data-dir={profile}",
+        ):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         driver = webdriver.Chrome(options=options, service=Service(str(shutil.which("chromedriver"))))
@@ -52,6 +57,12 @@ def offline(driver: Any, wanted: bool) -> None:
     """Cut the network off, or let it through."""
     conditions = {"offline": wanted, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
     driver.execute_cdp_cmd("Network.emulateNetworkConditions", conditions)
+
+
+def size(driver: Any, width: int, height: int, scale: float = 1.0) -> None:
+    """Make the page so large, in CSS pixels of `scale` pixels each."""
+    metrics = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
 def color_scheme(driver: Any, name: str) -> None:

@@ -16,6 +16,13 @@ function featureName(feature) {
   return overview.shape.length > 1 ? `${Math.floor(feature / width)}/${feature % width}` : String(feature);
 }
 
+// Which features there are.
+function range() {
+  const [last, layers] = [overview.shape.at(-1) - 1, overview.shape.length > 1 ? overview.shape[0] - 1 : null];
+  const features = `0 to ${last.toLocaleString("en")}`;
+  return layers === null ? `Features go from ${features}.` : `Features are named LAYER/FEATURE, layers from 0 to ${layers}, features from ${features}.`;
+}
+
 function written(norms) {
   if (norms.length < 2) return "";
   const most = Math.max(...norms, 1e-12);
@@ -35,17 +42,18 @@ async function showFeature(view, name, latest) {
   const row = columns.byName.get(name);
   if (row === undefined) {
     const where = overview.part ? ` This page has ${overview.part} only; the whole dashboard is data/dashboard/index.html.` : "";
-    view.innerHTML = `<h1>No feature ${escaped(name)}</h1><p>${escaped(where)} <a href="#/features">All features</a></p>`;
+    view.innerHTML = `<h1>No feature ${escaped(name)}</h1><p>${range()}${escaped(where)} <a href="#/features">All features</a></p>`;
     return;
   }
   const feature = columns.feature[row], page = await featurePage(feature), largest = columns.max[row];
   if (!latest()) return;
   if (!state.order.length) state.order = arranged(columns);
-  const place = state.order.indexOf(row);
-  if (place >= 0) state.chosen = place;
+  // Its neighbours in the table; of a feature that is not in the table now, those by number.
+  const inTable = state.order.indexOf(row), order = inTable < 0 ? columns.feature.map((_, r) => r) : state.order, place = inTable < 0 ? row : inTable;
+  if (inTable >= 0) state.chosen = place;
   const step = (by, text, key) => {
-    const next = state.order[place + by];
-    return next === undefined || place < 0 ? "" : `<a class="tag" data-step="${by}" href="#/feature/${columns.name[next]}" title="${key}">${text} ${columns.name[next]}</a>`;
+    const next = order[place + by], hint = `${by < 0 ? "previous" : "next"} ${inTable < 0 ? "by number (it is not in the table now)" : "in the table"} (${key})`;
+    return next === undefined ? "" : `<a class="tag" data-step="${by}" href="#/feature/${columns.name[next]}" title="${hint}">${text} ${columns.name[next]}</a>`;
   };
   const bands = Object.entries(page.bands).map(([band, contexts]) => {
     const title = band === "top" ? "Strongest contexts" : `${band.replace("-", "\u2013")} <small>of its activations, drawn at random</small>`;

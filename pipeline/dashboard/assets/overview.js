@@ -10,8 +10,8 @@ function showOverview(view) {
   view.innerHTML = `<h1>${escaped(overview.about)}</h1>
     <p>Metrics are of held-out text; features were looked at on ${escaped(overview.seen)}.${part}
     <a href="#/features">Look at the features</a>.</p>
-    <section class="card"><h2>How good it is</h2><table class="compare"><thead><tr><th></th><th>this dictionary</th>
-    <th>PCA, as many directions</th><th>mean</th><th>zero</th></tr></thead><tbody>${rows.join("")}</tbody></table></section>
+    <section class="card"><h2>How good it is</h2><div class="wide"><table class="compare"><thead><tr><th></th><th>this dictionary</th>
+    <th>PCA, as many directions</th><th>mean</th><th>zero</th></tr></thead><tbody>${rows.join("")}</tbody></table></div></section>
     <section class="card" style="margin-top:18px"><h2>Figures</h2><dl>${figures.join("")}</dl></section>
     <div class="cards">${overview.charts.join("")}</div>`;
 }
