@@ -50,6 +50,7 @@ def make_store(
     hooks: int = 1,
     sources: bool = False,
     whole: range | None = None,
+    logits: bool = True,
 ) -> Path:
     """A feature store of n features: feature i is strongest on the token ` word-i`; every seventh is never active.
 
@@ -78,7 +79,10 @@ def make_store(
     rng = np.random.default_rng(0)
     for start in range(0, n, BLOCK):
         some = range(start, min(start + BLOCK, n))
-        features.write(_feature_columns(some, n, shape, hooks, rng))
+        columns = _feature_columns(some, n, shape, hooks, rng)
+        if not logits:
+            columns |= dict.fromkeys(("logit_kurtosis", "promoted", "suppressed"), [None] * len(some))
+        features.write(columns)
         many = whole is None or some.start in whole
         shown.write(_context_columns([i for i in some if i % 7], contexts if many else 1, sources, rng))
     features.close()

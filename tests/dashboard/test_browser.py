@@ -82,8 +82,8 @@ def test_overview_search_feature_next_and_back(driver: Any, folder: Path) -> Non
     wait_for(driver, "#/feature/0/8")
     assert text(driver, "h1").startswith("Feature 0/8")
     assert "eighth words" in text(driver)
-    assert " word-8" in driver.find_element("css selector", ".tok.peak").get_attribute("textContent")
-    assert driver.find_elements("css selector", ".tok.read")
+    assert " word-8" in driver.find_element("css selector", ".context .tok.peak").get_attribute("textContent")
+    assert driver.find_elements("css selector", ".context .tok.read")
     assert "blocks.1.hook_mlp_out" in text(driver)
     assert not driver.find_elements("css selector", ".contexts .text b, .contexts .text script")
     following = driver.find_element("css selector", '[data-step="1"]')
@@ -181,6 +181,47 @@ def test_small_activations_are_shaded_and_have_their_value(driver: Any, folder: 
     spans = re.findall(r"<span class=\"tok[^>]*>", drawn)
     assert 'title="a  0.0123; token 3" style="background' in spans[1]
     assert "style" not in spans[2]
+
+
+def test_the_histogram_has_scales_and_the_threshold(driver: Any, folder: Path) -> None:
+    show(driver, folder / "index.html", "#/feature/0/8")
+    labels = [node.text for node in driver.find_elements("css selector", ".histogram text")]
+    assert "activation (log scale)" in labels
+    assert any(re.fullmatch(r"highest bar: \d+ tokens", label) for label in labels)
+    assert sum(bool(re.fullmatch(r"[\d.]+", label)) for label in labels) >= 2
+    assert not any("threshold" in label for label in labels)
+    drawn = driver.execute_script("return histogram([4, 1, 0, 9, 1], [1, 2], 64)")  # bins from 16 to 256: 64 is half way
+    assert '<line class="mark" x1="183"' in drawn
+    assert "threshold 64<" in drawn
+    assert "highest bar: 9 tokens" in drawn
+    assert [tick in drawn for tick in (">20<", ">50<", ">100<", ">200<")] == [True] * 4
+    assert "threshold" not in driver.execute_script("return histogram([4, 1, 9], [1, 2], 9)")  # below the bins
+
+
+def test_the_marks_are_explained(driver: Any, folder: Path) -> None:
+    show(driver, folder / "index.html", "#/feature/0/8")
+    legend = text(driver, ".legend")
+    for part in (
+        "the feature's maximum",
+        "the token that the context is chosen for",
+        "a token that it reads",
+        "\u21b5 line end",
+    ):
+        assert part in legend
+    keys(driver, "?")
+    assert "a byte that is no character by itself" in text(driver, "#help")
+    keys(driver, "\ue00c")
+
+
+def test_a_dictionary_without_logits_says_why(driver: Any, tmp_path: Path) -> None:
+    store = synthetic.make_store(tmp_path / "store", 10, contexts=1, logits=False)
+    write_dashboard(tmp_path / "dashboard", store, synthetic.overview([10], ["blocks.1.ln2.hook_out"]), single=0)
+    show(driver, tmp_path / "dashboard" / "index.html", "#/features")
+    titles = [button.text for button in driver.find_elements("css selector", "[data-sort]")]
+    assert "fires on" in titles
+    assert not {"promotes", "logit kurtosis", "explanation"} & set(titles)
+    show(driver, tmp_path / "dashboard" / "index.html", "#/feature/1")
+    assert "none: what it writes (blocks.1.ln2.hook_out) is not itself added to the residual stream" in text(driver)
 
 
 def test_deep_links_and_what_is_not_there(driver: Any, folder: Path) -> None:

@@ -42,20 +42,38 @@ function effects(pairs, texts, down) {
   return `<div class="list">${cells.join("")}</div>`;
 }
 
-// Bars over bins of equal ratio; counts may span decades, so their root is drawn.
-function histogram([low, ...counts], [first, ratio]) {
-  const width = 360, height = 96, step = width / Math.max(counts.length, 1), most = Math.max(...counts, 1);
-  const edge = (i) => first * ratio ** (low + i);
+// Round numbers between two on a logarithmic scale: 1, 2 and 5 times powers of ten, or fewer of them.
+function ticks(low, high) {
+  const powers = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) powers.push(power);
+  for (const factors of [[1, 2, 5], [1, 3], [1]]) {
+    const found = powers.flatMap((power) => factors.map((factor) => Number(`${factor}e${power}`))).filter((value) => value >= low && value <= high);
+    if (found.length <= 7) return found.length > 1 ? found : [low, high];
+  }
+  return [low, high];
+}
+
+// Bars over bins of equal ratio; counts may span decades, so their root is drawn. A gate's threshold is marked.
+function histogram([low, ...counts], [first, ratio], threshold) {
+  if (!counts.length) return '<p class="faint">none</p>';
+  const width = 366, top = 18, height = 96, bottom = top + height, step = width / counts.length, most = Math.max(...counts);
+  const edge = (i) => first * ratio ** (low + i), place = (value) => (Math.log(value / edge(0)) / Math.log(ratio)) * step;
   const bars = counts.map((count, i) => {
     const tall = Math.sqrt(count / most) * height;
     const hint = `${number(edge(i))} to ${number(edge(i + 1))}: ${number(count)} tokens`;
-    return `<rect class="bar" x="${i * step + 0.5}" y="${height - tall}" width="${Math.max(step - 1, 0.5)}" height="${tall}"/>` +
-      `<rect class="hint" x="${i * step}" y="0" width="${step}" height="${height}"><title>${hint}</title></rect>`;
+    return `<rect class="bar" x="${i * step + 0.5}" y="${bottom - tall}" width="${Math.max(step - 1, 0.5)}" height="${tall}"/>` +
+      `<rect class="hint" x="${i * step}" y="${top}" width="${step}" height="${height}"><title>${hint}</title></rect>`;
   });
-  const marks = [0, counts.length / 2, counts.length].map((i, k) =>
-    `<text class="tick" x="${i * step}" y="${height + 15}" text-anchor="${["start", "middle", "end"][k]}">${number(edge(i))}</text>`);
-  return `<svg viewBox="0 0 ${width} ${height + 20}" role="img" aria-label="Tokens by activation">${bars.join("")}` +
-    `<line class="axis" x1="0" x2="${width}" y1="${height}" y2="${height}"/>${marks.join("")}</svg>`;
+  const anchor = (x) => (x < 16 ? "start" : x > width - 16 ? "end" : "middle");
+  const scale = ticks(edge(0), edge(counts.length)).map((value) => [value, place(value)]).map(([value, x]) =>
+    `<line class="axis" x1="${x}" x2="${x}" y1="${bottom}" y2="${bottom + 4}"/><text class="tick" x="${x}" y="${bottom + 16}" text-anchor="${anchor(x)}">${number(value)}</text>`);
+  const at = threshold > 0 ? place(threshold) : -1, marked = at >= 0 && at <= width, left = marked && at < width / 2;
+  const mark = marked ? `<line class="mark" x1="${at}" x2="${at}" y1="4" y2="${bottom}"/>` +
+    `<text class="marked" x="${at + (left ? 4 : -4)}" y="11" text-anchor="${left ? "start" : "end"}">threshold ${number(threshold)}</text>` : "";
+  const largest = `<text class="tick" x="${left ? width : 0}" y="11" text-anchor="${left ? "end" : "start"}">highest bar: ${number(most)} tokens</text>`;
+  return `<svg class="histogram" viewBox="0 0 ${width} ${bottom + 36}" role="img" aria-label="Tokens by activation">${bars.join("")}${mark}${largest}` +
+    `<line class="axis" x1="0" x2="${width}" y1="${bottom}" y2="${bottom}"/>${scale.join("")}` +
+    `<text class="label" x="${width / 2}" y="${bottom + 32}">activation (log scale)</text></svg>`;
 }
 
 // A context: tokens shaded by activation, what attention reads underlined.

@@ -36,6 +36,14 @@ function explained(entry) {
   return `<p>${escaped(entry[0])}${score("detection", entry[1])}${score("fuzzing", entry[2])}</p>`;
 }
 
+// What the marks in the contexts mean.
+function legend(bands) {
+  const reads = Object.values(bands).some((contexts) => contexts.some((entry) => entry[9].length));
+  return `<p class="legend"><span><i class="ramp"></i>activation, from above 0 to the feature's maximum</span>
+    <span><i class="tok peak">a</i> the token that the context is chosen for</span>${reads ? '<span><i class="tok read">a</i> a token that it reads</span>' : ""}
+    <span>\u21b5 line end, \u21e5 tab, \u00b7 space</span></p>`;
+}
+
 async function showFeature(view, name, latest) {
   const columns = await table();
   if (!latest()) return;
@@ -61,17 +69,18 @@ async function showFeature(view, name, latest) {
   });
   const stat = (title, value) => `<div>${title}<b>${value}</b></div>`;
   const density = columns.density[row], tags = density === 0 ? '<span class="tag">never active here</span>' : density > 0.1 ? '<span class="tag">dense</span>' : "";
-  const logits = page.promoted.length ? `<section class="card"><h2>Logits</h2><p>what an activation of 1 adds, the final norm's scale left out</p>
-    <h3>promotes</h3>${effects(page.promoted, page, false)}<h3>suppresses</h3>${effects(page.suppressed, page, true)}</section>` : "";
+  const logits = page.promoted.length ? `<p>what an activation of 1 adds, the final norm's scale left out</p>
+    <h3>promotes</h3>${effects(page.promoted, page, false)}<h3>suppresses</h3>${effects(page.suppressed, page, true)}` :
+    `<p>none: what it writes (${overview.hooks.map(escaped).join(", ")}) is not itself added to the residual stream, so it has no direct effect on the logits</p>`;
   view.innerHTML = `<div class="title"><h1>Feature ${escaped(name)}${tags}</h1><span class="step">${step(-1, "\u2190", "k")}${step(1, "\u2192", "j")}</span></div>
     ${explained(columns.explanation?.[row])}
     <div class="stats">${stat("density", percent(density))}${stat("active tokens", number(page.active))}${stat("maximum", number(largest))}
     ${stat("mean when active", number(columns.mean[row]))}${page.threshold === null ? "" : stat("threshold", number(page.threshold))}
     ${stat("energy", percent(columns.energy[row]))}${columns.kurtosis[row] === null ? "" : stat("logit kurtosis", number(columns.kurtosis[row]))}
     ${stat("decoder norm", number(columns.norm[row]))}</div>
-    <div class="columns"><div class="contexts">${bands.join("") || '<p class="faint">It was never active on the tokens looked at.</p>'}</div>
-    <div class="side"><section class="card"><h2>Activations</h2><p>tokens by activation; heights are square roots</p>${histogram(page.histogram, overview.edges)}</section>
-    ${written(page.norms)}${logits}
+    <div class="columns"><div class="contexts">${bands.length ? legend(page.bands) : ""}${bands.join("") || '<p class="faint">It was never active on the tokens looked at.</p>'}</div>
+    <div class="side"><section class="card"><h2>Activations</h2><p>tokens by activation; heights are square roots</p>${histogram(page.histogram, overview.edges, page.threshold)}</section>
+    ${written(page.norms)}<section class="card"><h2>Logits</h2>${logits}</section>
     <section class="card"><h2>Similar decoder rows</h2><p>cosine similarity</p>${neighbour(columns, page.decoder)}</section>
     <section class="card"><h2>Active together</h2><p>Jaccard index over ${number(overview.coactivation_tokens)} tokens</p>${neighbour(columns, page.coactive)}</section></div></div>`;
 }
