@@ -37,9 +37,10 @@ def main(params: str, inference: str, tokens: str, features: str, dashboard: str
     place = Path(inference) / loaded.dictionary.name
     files = OverviewFiles(place, **{name: Path(path) for name, path in figures.items()})
     with analyzed(loaded, Inputs(place, tokens, figures["norms"]), features):
-        write_dashboard(dashboard, features, overview(features, files), single=loaded.analysis.single_page_features)
+        single = loaded.analysis.single_page_features
+        write_dashboard(dashboard, features, overview(features, files, loaded), single=single)
         with open_tracker(loaded.tracking, stage="analyze", run_file=Path(run)) as tracker:
-            if loaded.analysis.single_page_features:
+            if single:
                 tracker.log_artifact(Path(dashboard) / SINGLE_PAGE, "dashboard")
                 tracker.set_tags({"dashboard": f"artifact dashboard/{SINGLE_PAGE}"})
 

@@ -154,6 +154,8 @@ def overview(shape: list[int] | None = None, hooks: list[str] | None = None) -> 
         "seen": "100,000 tokens of the train split",
         "metrics": [["FVU", "squared error / variance", 0.1, [0.09, 0.11], 0.4, 1.0, None]],
         "figures": [["L0 (held out)", 24.0]],
+        "hook_table": {"columns": ["FVU", "L0"], "rows": [[hook, 0.25, None] for hook in hooks]} if hooks else None,
+        "training": [["steps", 976], ["data set", "made <up>"]],
         "charts": ["<section class='card'><h2>A chart</h2></section>"],
         "hooks": hooks or ["blocks.0.hook_resid_post"],
         "shape": shape or [64],

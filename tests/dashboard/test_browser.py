@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.dashboard.folder import SINGLE_PAGE, write_dashboard
 from tests.dashboard import synthetic
-from tests.dashboard.browser import chromium, color_scheme, found, offline, show, wait_for
+from tests.dashboard.browser import chromium, color_scheme, found, offline, show, size, wait_for
 from tests.project import Project
 
 REQUIRED = os.environ.get("SCOPELINE_BROWSER_TESTS") == "required"
@@ -70,6 +70,8 @@ def test_overview_search_feature_next_and_back(driver: Any, folder: Path) -> Non
     show(driver, folder / "index.html", "#/")
     assert "SAE made up <b>" in text(driver, "h1")
     assert "0.09 \u2013 0.11" in text(driver)
+    assert "blocks.1.hook_mlp_out 0.25" in text(driver)
+    assert "data set\nmade <up>" in text(driver)
     driver.find_element("link text", "Features").click()
     wait_for(driver, "#/features")
     assert text(driver, "#count") == "102 of 120 features"
@@ -252,6 +254,24 @@ def test_light_and_dark_can_be_read(driver: Any, folder: Path) -> None:
             low, high = sorted((luminance(color), luminance(back)))
             assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, selector)
     assert backgrounds[0] > 0.8 > 0.2 > backgrounds[1]
+
+
+def test_text_of_the_charts_can_be_read(driver: Any, finished_project: Project) -> None:
+    for width in (1380, 700):
+        size(driver, width, 900)
+        show(driver, finished_project.path / "data" / "dashboard" / "index.html", "#/")
+        found = driver.execute_script(
+            """return [...document.querySelectorAll(".cards svg")].map((svg) => {
+              const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+              const sizes = [...svg.querySelectorAll("text")].map((t) => scale * parseFloat(getComputedStyle(t).fontSize));
+              const marks = [...svg.querySelectorAll(".marked")].map((t) => t.getBoundingClientRect().bottom);
+              const tops = [...svg.querySelectorAll(".hint")].map((bar) => bar.getBoundingClientRect().top);
+              return [Math.min(...sizes), Math.max(0, ...marks), Math.min(1e9, ...tops)]; })"""
+        )
+        assert min(smallest for smallest, _, _ in found) >= 11
+        assert all(label <= bars + 3 for _, label, bars in found)
+        assert any(label for _, label, _ in found)
+    size(driver, 1380, 960)
 
 
 FRAME = """<script>fetch("single.html").then((reply) => reply.blob()).then((blob) => {

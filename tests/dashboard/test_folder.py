@@ -15,7 +15,9 @@ import pytest
 from pipeline.analysis.feature_tables import INACTIVE, FeatureStore
 from pipeline.dashboard.chunks import CHUNK, chunk, fires_on, packed, short
 from pipeline.dashboard.folder import SINGLE_PAGE, largest_energy, write_dashboard
-from pipeline.dashboard.overview import OverviewFiles, compared, log_bins, overview
+from pipeline.dashboard.overview import OverviewFiles, compared, hook_table, log_bins, overview
+from pipeline.dashboard.training_rows import initialization_words, training_rows
+from pipeline.params.loader import load_params
 from tests.dashboard import synthetic
 from tests.project import Project
 
@@ -178,6 +180,48 @@ def test_the_overview_has_the_metrics_and_the_baselines(finished_project: Projec
     for title in ("Feature density", "Largest activations", "Training loss", "Activation norm"):
         assert any(title in chart for chart in found["charts"]), title
     assert ["features", 64] in found["figures"]
+    assert found["figures"][0] == ["L0 (held out)", metrics["l0_mean"]]
+    assert found["hook_table"] is None
+    config = json.loads((path / "data/inference/main/config.json").read_text())["provenance"]["training"]
+    training = dict(overview(path / "data/features", files, load_params(path / "params.yaml"))["training"])
+    assert training["tokens"] == config["tokens"]
+    assert training["learning rate"] == config["trainer"]["lr"]
+    assert (training["norm of activations"], training["data set"]) == ("dataset-wise", "text.jsonl")
+    assert training["initialisation"].startswith(
+        "decoder rows are centred activations, encoder its transpose, decoder bias the mean"
+    )
+    assert "data set" not in dict(found["training"])
+
+
+def test_hook_points_have_rows_of_their_own() -> None:
+    metrics = {
+        "fvu.b": 0.1,
+        "fvu.d": 0.2,
+        "pca_fvu.b": 0.5,
+        "pca_fvu.d": 0.6,
+        "l0_mean.a": 3.0,
+        "l0_mean.c": 4.0,
+        "l0_mean": 7.0,
+    }
+    found = hook_table(metrics, ["a", "c"], ["b", "d"])
+    assert found == {"columns": ["FVU", "FVU of the PCA", "L0"], "rows": [["b", 0.1, 0.5, 3.0], ["d", 0.2, 0.6, 4.0]]}
+    assert hook_table(metrics, ["a"], ["b"]) is None
+
+
+def test_beginnings_in_words() -> None:
+    assert initialization_words({"bias_init_method": "all_zero"}) == "decoder rows drawn uniformly, decoder bias 0"
+    started = {
+        "initialize_W_D_with_activations": True,
+        "initialize_W_D_with_active_subspace": True,
+        "init_encoder_with_decoder_transpose": True,
+        "init_encoder_with_decoder_transpose_factor": 0.5,
+        "bias_init_method": "geometric_median",
+    }
+    assert initialization_words(started) == (
+        "decoder rows in the span of the top principal directions, encoder its transpose times 0.5, "
+        "decoder bias the geometric median of the activations"
+    )
+    assert training_rows({"provenance": None}) == []
 
 
 def test_log_bins_count_everything() -> None:
