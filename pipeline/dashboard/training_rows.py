@@ -46,20 +46,23 @@ def training_rows(config: Mapping[str, Any], params: Params | None = None) -> li
         rows.append(["data set", params.dataset.dataset_name_or_path])
     started = provenance.get("initialization")
     if started:
-        rows.append(["initialisation", initialization_words(started, bias=config.get("use_decoder_bias", True))])
+        rows.append(["initialisation", initialization_words(started, config)])
     return [row for row in rows if row[1] is not None]
 
 
-def initialization_words(started: Mapping[str, Any], *, bias: bool = True) -> str:
-    """`decoder rows are centred activations, encoder its transpose, decoder bias the mean activation`; bias: there is one."""
+def initialization_words(started: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """`decoder rows are centred activations, encoder its transpose, decoder bias the mean activation`."""
     chosen = [words for key, words in _DECODERS.items() if started.get(key)]
     parts = [chosen[0] if chosen else "decoder rows drawn uniformly"]
     factor = started.get("init_encoder_with_decoder_transpose_factor") or 1.0
-    if started.get("init_encoder_with_decoder_transpose"):
+    reads, writes = ([config.get(f"hook_point_{side}"), config.get(f"hook_points_{side}")] for side in ("in", "out"))
+    own = any(started.get(key) for key in ("initialize_lorsa_with_mhsa", "initialize_tc_with_mlp"))
+    own = own or bool(started.get("initialize_W_D_with_activations") and any(writes) and reads != writes)
+    if started.get("init_encoder_with_decoder_transpose") and not own:
         parts.append("encoder its transpose" + (f" times {factor:g}" if factor != 1.0 else ""))
     if started.get("grid_search_init_norm"):
         parts.append("decoder norm by grid search")
-    if bias:
+    if config.get("use_decoder_bias", True):
         parts.append(_BIASES.get(str(started.get("bias_init_method")), "decoder bias 0"))
     if started.get("init_encoder_bias_with_mean_hidden_pre"):
         parts.append("encoder bias makes the mean pre-activation 0")

@@ -209,7 +209,7 @@ def test_hook_points_have_rows_of_their_own() -> None:
 
 
 def test_beginnings_in_words() -> None:
-    assert initialization_words({"bias_init_method": "all_zero"}) == "decoder rows drawn uniformly, decoder bias 0"
+    assert initialization_words({"bias_init_method": "all_zero"}, {}) == "decoder rows drawn uniformly, decoder bias 0"
     started = {
         "initialize_W_D_with_activations": True,
         "initialize_W_D_with_active_subspace": True,
@@ -217,10 +217,15 @@ def test_beginnings_in_words() -> None:
         "init_encoder_with_decoder_transpose_factor": 0.5,
         "bias_init_method": "geometric_median",
     }
-    assert initialization_words(started) == (
+    assert initialization_words({**started, "initialize_tc_with_mlp": True}, {"use_decoder_bias": False}) == (
+        "the MLP's responses to the encoder rows"
+    )
+    assert initialization_words(started, {}) == (
         "decoder rows in the span of the top principal directions, encoder its transpose times 0.5, "
         "decoder bias the geometric median of the activations"
     )
+    other = initialization_words(started, {"hook_point_in": "a", "hook_point_out": "b"})
+    assert "transpose" not in other
     assert training_rows({"provenance": None}) == []
 
 
