@@ -2,7 +2,8 @@
 
 Reads data/inference/<name>/, data/tokens.zarr, the model, data/norms.json (of a dictionary with its run-time norm), and for
 the overview metrics/evaluation.json, metrics/train_history.jsonl and data/norm_statistics.safetensors.
-Writes data/features/ (Parquet) and data/dashboard/. Cost: one run of the model over analysis.tokens.
+Writes data/features/ (Parquet) and data/dashboard/. Cost: one run of the model over analysis.tokens. Stopped or killed, the
+same command goes on; a finished run of the model is not repeated.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pipeline.command import stage_command
 @click.option("--run", default="data/run.json", help="The tracking run to go on with.")
 def main(params: str, inference: str, tokens: str, features: str, dashboard: str, run: str, **figures: str) -> None:
     """Collect contexts, densities, logits and neighbours of every feature, and draw the dashboard."""
-    from pipeline.analysis.run import Inputs, analyze
+    from pipeline.analysis.run import Inputs, analyzed
     from pipeline.dashboard.folder import SINGLE_PAGE, write_dashboard
     from pipeline.dashboard.overview import OverviewFiles, overview
     from pipeline.params.loader import load_params
@@ -34,13 +35,14 @@ def main(params: str, inference: str, tokens: str, features: str, dashboard: str
 
     loaded = load_params(params)
     place = Path(inference) / loaded.dictionary.name
-    analyze(loaded, Inputs(place, tokens, figures["norms"]), features)
     files = OverviewFiles(place, **{name: Path(path) for name, path in figures.items()})
-    write_dashboard(dashboard, features, overview(features, files), single=loaded.analysis.single_page_features)
-    with open_tracker(loaded.tracking, stage="analyze", run_file=Path(run)) as tracker:
-        if loaded.analysis.single_page_features:
-            tracker.log_artifact(Path(dashboard) / SINGLE_PAGE, "dashboard")
-            tracker.set_tags({"dashboard": f"artifact dashboard/{SINGLE_PAGE}"})
+    with analyzed(loaded, Inputs(place, tokens, figures["norms"]), features):
+        single = loaded.analysis.single_page_features
+        write_dashboard(dashboard, features, overview(features, files, loaded), single=single)
+        with open_tracker(loaded.tracking, stage="analyze", run_file=Path(run)) as tracker:
+            if single:
+                tracker.log_artifact(Path(dashboard) / SINGLE_PAGE, "dashboard")
+                tracker.set_tags({"dashboard": f"artifact dashboard/{SINGLE_PAGE}"})
 
 
 if __name__ == "__main__":

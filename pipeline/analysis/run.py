@@ -1,18 +1,25 @@
-"""The analysis of a dictionary's features: one pass over contexts, then the feature store. A killed pass goes on."""
+"""The analysis of a dictionary's features: one pass over contexts, then the feature store. A killed pass goes on, and a
+finished one is kept until all that follows from it is written.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.analysis.collection import Collection
 from pipeline.analysis.loading import load_for_analysis
+from pipeline.analysis.texts import ReadableTexts
 from pipeline.analysis.tracing import AnalysedContexts
 from pipeline.analysis.writing import about_store, write_store
 from pipeline.corpus.tokens import open_tokens
@@ -28,6 +35,8 @@ from pipeline.progress import Progress
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.analysis.loading import Loaded
+    from pipeline.corpus.tokens import TokenStore
     from pipeline.params.schema import Params
 
 _VERSION = 1  # of the saved state
@@ -89,8 +98,41 @@ class SavedState:
         self.path.unlink(missing_ok=True)
 
 
-def analyze(params: Params, inputs: Inputs, folder: str | Path, *, save_seconds: float = SAVE_SECONDS) -> dict[str, Any]:
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM raise Interrupted where they find the program, so that half-written folders go.
+
+    A second signal acts as before the block. Outside the main thread, where Python allows no handlers, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        restore()
+        raise Interrupted(f"analysis: stopped by {signal.Signals(number).name}; run the same command again to go on")
+
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        restore()
+
+
+@contextlib.contextmanager
+def analyzed(
+    params: Params, inputs: Inputs, folder: str | Path, *, save_seconds: float = SAVE_SECONDS
+) -> Iterator[dict[str, Any]]:
     """Write the feature store of a dictionary, whole or not at all; its metadata.
+
+    The block is for what is made from the store. Only when it has ended well is the state of the pass removed: whatever is
+    stopped or fails before, the next call does not run the models again. A signal ends the block too.
 
     Args:
         params: the dictionary's name, the models and the section `analysis`.
@@ -102,39 +144,54 @@ def analyze(params: Params, inputs: Inputs, folder: str | Path, *, save_seconds:
         DataError: something of these is missing, damaged, or does not fit the rest.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    store = open_tokens(inputs.tokens)
-    split = store.train if params.analysis.split == "train" else store.eval
-    wanted = params.analysis.tokens
-    most = split.n_contexts * split.context_size
-    tokens = HeldOutTokens(
-        split, store.mask, most if wanted is None else min(wanted, most), params.analysis.batch_contexts, params.analysis.split
-    )
-    found = load_for_analysis(params, inputs.dictionary, norms=inputs.norms)
-    models = LanguageModels(found.models)
-    collection = Collection(models, RawDictionary(found.dictionary, found.norms), params.analysis, tokens.n_tokens)
-    saved = SavedState(
-        {
-            "version": _VERSION,
-            "dictionary": hashlib.sha256((inputs.dictionary / CONFIG_FILE).read_bytes()).hexdigest(),
-            "tokens": store.digest,
-            "models": {alias: model.digest for alias, model in found.models.items()},
-            "run": {key: value for key, value in params.to_dict()["model"].items() if key in ("backend", "dtype", "device")},
-            "norms": {hook: [n.mean_norm, n.mean_square, n.d] for hook, n in (found.norms or {}).items()},
-            "analysis": params.to_dict()["analysis"],
-        },
-        root() / "data" / "checkpoints",
-    )
-    run_pass(collection, tokens, saved, save_seconds)
-    contexts = AnalysedContexts(split, tokens.contexts, found.main.token_text)
-    about = about_store(found, collection, params)
-    with atomic_directory(folder) as place:
-        write_store(place, found, collection, contexts, params, about)
-    saved.remove()
-    return about
+    with ended_by_signals():
+        store = open_tokens(inputs.tokens)
+        split = store.train if params.analysis.split == "train" else store.eval
+        wanted = params.analysis.tokens
+        most = split.n_contexts * split.context_size
+        tokens = HeldOutTokens(
+            split,
+            store.mask,
+            most if wanted is None else min(wanted, most),
+            params.analysis.batch_contexts,
+            params.analysis.split,
+        )
+        found = load_for_analysis(params, inputs.dictionary, norms=inputs.norms)
+        collection = Collection(
+            LanguageModels(found.models), RawDictionary(found.dictionary, found.norms), params.analysis, tokens.n_tokens
+        )
+        saved = SavedState(_depends_on(params, inputs, store, found), root() / "data" / "checkpoints")
+        run_pass(collection, tokens, saved, save_seconds)
+        contexts = AnalysedContexts(split, tokens.contexts, ReadableTexts(found.main))
+        about = about_store(found, collection, params)
+        with atomic_directory(folder) as place:
+            write_store(place, found, collection, contexts, params, about)
+        del found, collection, contexts
+        yield about
+        saved.remove()
+
+
+def analyze(params: Params, inputs: Inputs, folder: str | Path, *, save_seconds: float = SAVE_SECONDS) -> dict[str, Any]:
+    """:func:`analyzed` where nothing is made from the store."""
+    with analyzed(params, inputs, folder, save_seconds=save_seconds) as about:
+        return about
+
+
+def _depends_on(params: Params, inputs: Inputs, store: TokenStore, found: Loaded) -> dict[str, Any]:
+    """All that changes the outcome of the pass."""
+    return {
+        "version": _VERSION,
+        "dictionary": hashlib.sha256((inputs.dictionary / CONFIG_FILE).read_bytes()).hexdigest(),
+        "tokens": store.digest,
+        "models": {alias: model.digest for alias, model in found.models.items()},
+        "run": {key: value for key, value in params.to_dict()["model"].items() if key in ("backend", "dtype", "device")},
+        "norms": {hook: [n.mean_norm, n.mean_square, n.d] for hook, n in (found.norms or {}).items()},
+        "analysis": params.to_dict()["analysis"],
+    }
 
 
 def run_pass(collection: Collection, tokens: HeldOutTokens, saved: SavedState, save_seconds: float) -> None:
-    """Go through the contexts, from the saved state on if there is one.
+    """Go through the contexts, from the saved state on if there is one; the state of the whole pass is saved.
 
     Raises:
         Interrupted: a signal asked to stop; the state is saved.
@@ -142,21 +199,24 @@ def run_pass(collection: Collection, tokens: HeldOutTokens, saved: SavedState, s
     state = saved.load()
     if state is not None:
         collection.load(state)
+    before = collection.batches
     per_batch = tokens.n_tokens // tokens.n_contexts * tokens.batch_contexts
-    progress = Progress("analyze", tokens.n_tokens, done=min(collection.batches * per_batch, tokens.n_tokens))
+    progress = Progress("analyze", tokens.n_tokens, done=min(before * per_batch, tokens.n_tokens))
     latest = time.monotonic()
     with stop_on_signals() as stop:
-        for batch in tokens.batches(collection.batches):
+        for batch in tokens.batches(before):
             collection.update(batch)
             progress.update(batch.tokens.numel())
             if stop or time.monotonic() - latest >= save_seconds:
                 saved.save(collection.state())
                 latest = time.monotonic()
             if stop:
-                raise Interrupted(
-                    f"analysis: stopped by {stop.received} after {progress.done:,} of {progress.total:,} tokens; the state is "
-                    "saved, run the same command again to go on"
-                )
-    if saved.path.exists() or time.monotonic() - latest >= save_seconds:
-        saved.save(collection.state())  # what follows may take long too
+                break
+        if not stop and collection.batches > before:
+            saved.save(collection.state())
+        if stop:
+            raise Interrupted(
+                f"analysis: stopped by {stop.received} after {progress.done:,} of {progress.total:,} tokens; the state is "
+                "saved, run the same command again to go on"
+            )
     progress.close()

@@ -1,8 +1,9 @@
-"""A text as token contexts for a language model, and features by name."""
+"""A text as token contexts for a language model, tokens as texts that can be told apart, and features by name."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,43 @@ def bos_of(model: LanguageModel, prepend_bos: bool) -> int | None:
     if prepend_bos and model.bos_token_id is None:
         raise DataError(f"model.prepend_bos: the tokenizer of '{model.name}' has no beginning-of-text token; write false")
     return model.bos_token_id if prepend_bos else None
+
+
+class ReadableTexts:
+    """Texts of a model's tokens, in which bytes that are no UTF-8 by themselves stand as <0xE2>, as SentencePiece writes them.
+
+    A decoder gives U+FFFD for each of them, so that the tokens of a split character could not be told apart.
+
+    Args:
+        model: whose tokens.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._text, self._tokenizer = model.token_text, model.tokenizer
+
+    def __call__(self, token: int) -> str:
+        text = self._text(token)
+        return text if "\ufffd" not in text else readable(str(self._tokenizer.convert_ids_to_tokens(token)), text)
+
+
+def readable(piece: str, text: str) -> str:
+    """A vocabulary entry with its bytes written out; `text` if it is neither byte-level BPE nor a SentencePiece byte."""
+    if re.fullmatch("<0x[0-9A-F]{2}>", piece):
+        return piece
+    if not all(c in _BYTE_OF for c in piece):
+        return text
+    decoded = bytes(_BYTE_OF[c] for c in piece).decode("utf-8", errors="surrogateescape")
+    return re.sub("[\udc80-\udcff]", lambda found: f"<0x{ord(found[0]) - 0xDC00:02X}>", decoded)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """{character: byte} of byte-level BPE vocabularies: printable bytes are themselves, the others follow from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
 
 
 def feature_name(index: int, shape: Sequence[int]) -> str:

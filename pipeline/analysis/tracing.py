@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.corpus.tokens import TokenSplit
-    from pipeline.lm.token_texts import TokenTexts
 
 FIELDS = ("tokens", "document_ids", "char_starts", "char_ends")
 _READ = 4096
@@ -23,7 +24,7 @@ class AnalysedContexts:
         text: of the main model's tokens.
     """
 
-    def __init__(self, split: TokenSplit, contexts: np.ndarray, text: TokenTexts) -> None:
+    def __init__(self, split: TokenSplit, contexts: np.ndarray, text: Callable[[int], str]) -> None:
         self._split, self._text, self._contexts = split, text, contexts
         self._keys: dict[int, str] = {}
         self._fields = {field: self._read(field) for field in FIELDS}

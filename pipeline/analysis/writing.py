@@ -27,12 +27,14 @@ from pipeline.analysis.feature_tables import (
     features_schema,
 )
 from pipeline.analysis.texts import feature_name
+from pipeline.dictionaries.folded import EPS_NORM
 from pipeline.plots.report import describe
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from pipeline.analysis.loading import Loaded
     from pipeline.analysis.tracing import AnalysedContexts
+    from pipeline.dictionaries.base import Dictionary
     from pipeline.params.schema import Params
 
 BLOCK = 256
@@ -44,7 +46,7 @@ class Written:
 
     Attributes:
         norms: [F, written hook points], L2 norm of what a feature of activation 1 writes there.
-        thresholds: [F], or None.
+        thresholds: [F], the activations above which a JumpReLU gate lets through; None: no such gate.
         decoder, coactive: (features [F, n], similarities [F, n]); -1: fewer.
         directions: what it writes to the residual stream [F, D]; None: nothing there.
     """
@@ -65,17 +67,24 @@ def written(found: Loaded, collection: Collection, neighbours: int) -> Written:
     coactive = coactivation.neighbours(neighbours, progress=progress)
     if neighbours:
         progress.close()
-    thresholds = dictionary.thresholds()
+    thresholds = activation_thresholds(dictionary)
     directions = None
     if writes_residual_stream(dictionary):
         directions = written_directions(dictionary, found.norms, found.alias)
     return Written(
         norms=torch.stack([part.norm(dim=1) for part in rows], dim=1).cpu(),
-        thresholds=None if thresholds is None else thresholds.detach().flatten().cpu(),
+        thresholds=None if thresholds is None else thresholds.flatten().cpu(),
         decoder=decoder,
         coactive=coactive,
         directions=directions,
     )
+
+
+@torch.no_grad()
+def activation_thresholds(dictionary: Dictionary) -> Tensor | None:
+    """The activation above which each feature's JumpReLU gate lets through: theta / s for z = h * s; None: no such gate."""
+    thresholds, scale = dictionary.thresholds(), dictionary.gating_scale(dictionary.decoder_norms())
+    return thresholds if thresholds is None or scale is None else thresholds / scale.clamp_min(EPS_NORM)
 
 
 def about_store(found: Loaded, collection: Collection, params: Params) -> dict[str, Any]:

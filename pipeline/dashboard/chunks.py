@@ -1,8 +1,8 @@
 """The dashboard's data: plain values as compressed JSON, in text that a script tag can hold.
 
 table: a column for each thing that is sorted, filtered or searched, over all features shown.
-chunk: the whole pages of CHUNK neighbouring features. Token texts are kept once a chunk, activations as thousandths of the
-feature's maximum.
+chunk: the whole pages of CHUNK neighbouring features. Both keep each text once, in `t`, with the token's id in `ids` (null: no
+token's) and give its place; activations have 3 significant digits, which is what the page shows.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def short(value: float | None, digits: int = 4) -> float | None:
 
 
 class _Strings:
-    """Texts by number, each kept once."""
+    """Texts by number, each kept once; texts of different tokens are different ones."""
 
     def __init__(self) -> None:
-        self.all: list[str] = []
-        self._place: dict[str, int] = {}
+        self._place: dict[tuple[str, int | None], int] = {}
 
-    def __call__(self, text: str) -> int:
-        place = self._place.setdefault(text, len(self.all))
-        if place == len(self.all):
-            self.all.append(text)
-        return place
+    def __call__(self, text: str, token: int | None = None) -> int:
+        return self._place.setdefault((text, token), len(self._place))
+
+    def packed(self) -> dict[str, Any]:
+        """As in the file."""
+        return {"t": [text for text, _ in self._place], "ids": [token for _, token in self._place]}
 
 
 def chunk(rows: Sequence[Mapping[str, Any]], contexts: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -56,24 +56,23 @@ def chunk(rows: Sequence[Mapping[str, Any]], contexts: Mapping[int, Sequence[Map
     strings = _Strings()
     return {
         "features": {row["feature"]: _page(row, contexts.get(row["feature"], ()), strings) for row in rows},
-        "t": strings.all,
+        **strings.packed(),
     }
 
 
 def _page(row: Mapping[str, Any], contexts: Sequence[Mapping[str, Any]], strings: _Strings) -> dict[str, Any]:
     bands: dict[str, list[Any]] = {}
-    largest = row["max_activation"] or 1.0
     for context in contexts:
         if context["band"] != INACTIVE:
-            bands.setdefault(context["band"], []).append(_context(context, largest, strings))
+            bands.setdefault(context["band"], []).append(_context(context, strings))
     counts = row["histogram"] or ()
     filled = [i for i, count in enumerate(counts) if count]
     low, high = (filled[0], filled[-1] + 1) if filled else (0, 0)
     return {
         "bands": bands,
         "histogram": [low, *counts[low:high]],
-        "promoted": [[strings(token["text"]), short(token["logit"], 3)] for token in row["promoted"] or ()],
-        "suppressed": [[strings(token["text"]), short(token["logit"], 3)] for token in row["suppressed"] or ()],
+        "promoted": [[strings(token["text"], token["token"]), short(token["logit"], 3)] for token in row["promoted"] or ()],
+        "suppressed": [[strings(token["text"], token["token"]), short(token["logit"], 3)] for token in row["suppressed"] or ()],
         "decoder": [[near["feature"], short(near["cosine"], 3)] for near in row["decoder_neighbours"] or ()],
         "coactive": [[near["feature"], short(near["jaccard"], 3)] for near in row["coactive_neighbours"] or ()],
         "norms": [short(norm, 3) for norm in row["written_norms"] or ()],
@@ -82,13 +81,13 @@ def _page(row: Mapping[str, Any], contexts: Sequence[Mapping[str, Any]], strings
     }
 
 
-def _context(context: Mapping[str, Any], largest: float, strings: _Strings) -> list[Any]:
-    """[activation, peak, tokens, thousandths, document, start, end, context, position, sources]."""
+def _context(context: Mapping[str, Any], strings: _Strings) -> list[Any]:
+    """[activation, peak, tokens, activations, document, start, end, context, position, sources]."""
     return [
         short(context["activation"]),
         context["peak"],
-        [strings(text) for text in context["texts"]],
-        [round(1000 * value / largest) for value in context["activations"]],
+        [strings(text, token) for text, token in zip(context["texts"], context["tokens"], strict=True)],
+        [short(value, 3) for value in context["activations"]],
         strings(context["document"]),
         context["char_start"],
         context["char_end"],
@@ -98,10 +97,12 @@ def _context(context: Mapping[str, Any], largest: float, strings: _Strings) -> l
     ]
 
 
-def fires_on(contexts: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The texts of the strongest tokens of the top contexts, the commonest first."""
-    texts = [context["texts"][context["peak"]] for context in contexts if context["band"] == TOP]
-    return [text for text, _ in Counter(texts).most_common(SHOWN_TOKENS)]
+def fires_on(contexts: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """(text, id) of the strongest tokens of the top contexts, the commonest first."""
+    peaks = [
+        (context["texts"][i], context["tokens"][i]) for context in contexts if context["band"] == TOP for i in [context["peak"]]
+    ]
+    return [token for token, _ in Counter(peaks).most_common(SHOWN_TOKENS)]
 
 
 class Table:
@@ -109,6 +110,7 @@ class Table:
 
     def __init__(self, explanations: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self.explanations = explanations or {}
+        self._strings = _Strings()
         self.columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
 
     def add(self, row: Mapping[str, Any], contexts: Sequence[Mapping[str, Any]]) -> None:
@@ -123,8 +125,8 @@ class Table:
             "energy": short(row["energy"]),
             "kurtosis": short(row["logit_kurtosis"], 3),
             "norm": short(row["decoder_norm"], 3),
-            "fires": fires_on(contexts),
-            "promotes": [token["text"] for token in (row["promoted"] or ())[:SHOWN_TOKENS]],
+            "fires": [self._strings(*token) for token in fires_on(contexts)],
+            "promotes": [self._strings(token["text"], token["token"]) for token in (row["promoted"] or ())[:SHOWN_TOKENS]],
             "explanation": [explained.get(key) for key in ("explanation", "detection", "fuzzing")] if explained else None,
         }
         for name, value in values.items():
@@ -132,7 +134,7 @@ class Table:
 
     def packed(self) -> dict[str, Any]:
         """The table's values; the names only where they are not the numbers, explanations only where there are some."""
-        columns = dict(self.columns)
+        columns = {**self.columns, **self._strings.packed()}
         if all(name == str(number) for name, number in zip(columns["name"], columns["feature"], strict=True)):
             del columns["name"]
         if not any(columns["explanation"]):

@@ -3,7 +3,7 @@
 index.html        the page: style, program and overview; opened by double click, it asks the network for nothing
 data/table.js     the columns of the table
 data/chunk-N.js   the pages of CHUNK features, loaded when one of them is looked at
-single.html       the same with the most useful features, all in one file (MLflow shows no siblings)
+single.html       the same with the features of the largest energy, all in one file (MLflow shows no siblings)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.analysis.feature_tables import FeatureStore
-from pipeline.dashboard.chunks import CHUNK, Table, chunk, packed
+from pipeline.dashboard.chunks import CHUNK, Table, chunk, packed, short
 from pipeline.files import atomic_directory, write_json
 from pipeline.plots.page import STYLE
 from pipeline.progress import Progress
@@ -24,7 +24,6 @@ SINGLE_PAGE = "single.html"
 OVERVIEW = "overview.json"
 _ASSETS = Path(__file__).parent / "assets"
 _SCRIPTS = ("data.js", "draw.js", "overview.js", "table.js", "feature.js", "main.js")
-DENSE = 0.1
 
 Block = tuple[Sequence[Mapping[str, Any]], Mapping[int, Sequence[Mapping[str, Any]]]]
 
@@ -43,15 +42,15 @@ def write_dashboard(
         folder: what is there is replaced.
         features: the feature store.
         overview: see :func:`pipeline.dashboard.overview.overview`.
-        single: features in the page that is one file: the ones with the largest `energy` among those that are active on at most
-            10 % of the tokens, then the others; 0: no such page.
+        single: features in the page that is one file: the ones with the largest `energy`; 0: no such page.
         explanations: {name of a feature: {"explanation", "detection", "fuzzing"}}.
 
     Raises:
         DataError: the feature store is missing or damaged.
     """
     store = FeatureStore(features)
-    chosen = most_useful(store.features(["feature", "density", "energy"]), single)
+    ranked = store.features(["feature", "density", "energy"])
+    chosen = largest_energy(ranked, single)
     table, single_table = Table(explanations), Table(explanations)
     singles: dict[str, str] = {}
     progress = Progress("dashboard", store.n_features, unit="features")
@@ -72,17 +71,24 @@ def write_dashboard(
         write_json(place / "data" / OVERVIEW, dict(overview))
         _write(place / "index.html", page(overview, {}))
         if single:
-            note = "" if len(chosen) == store.n_features else f"{len(chosen):,} of {store.n_features:,} features"
             data = {"table": packed(single_table.packed()), **singles}
-            _write(place / SINGLE_PAGE, page({**overview, "part": note}, data))
+            _write(place / SINGLE_PAGE, page({**overview, **_part(ranked, chosen)}, data))
     progress.close()
 
 
-def most_useful(rows: Sequence[Mapping[str, Any]], n: int) -> set[int]:
-    """The n features of the largest energy, those active on more than 10 % of the tokens last and inactive ones never."""
+def largest_energy(rows: Sequence[Mapping[str, Any]], n: int) -> set[int]:
+    """The n features of the largest energy, which is the share of what is written that is theirs; inactive ones never."""
     alive = [row for row in rows if row["density"] > 0]
-    ordered = sorted(alive, key=lambda row: (row["density"] > DENSE, -row["energy"], row["feature"]))
+    ordered = sorted(alive, key=lambda row: (-row["energy"], row["feature"]))
     return {row["feature"] for row in ordered[:n]}
+
+
+def _part(rows: Sequence[Mapping[str, Any]], chosen: set[int]) -> dict[str, Any]:
+    """What the page that is one file says of its choice: nothing where it has all features."""
+    if len(chosen) == len(rows):
+        return {}
+    share = sum(row["energy"] for row in rows if row["feature"] in chosen)
+    return {"part": f"{len(chosen):,} of {len(rows):,} features", "part_energy": short(share, 3)}
 
 
 def blocks(store: FeatureStore) -> Iterator[Block]:

@@ -7,9 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.analysis.feature_tables import FeatureStore
+from pipeline.dashboard.training_rows import training_rows
+from pipeline.dictionaries.store import CONFIG_FILE
 from pipeline.errors import DataError
 from pipeline.files import read_json
 from pipeline.norms import load_norm_arrays, load_norms
@@ -17,6 +19,9 @@ from pipeline.plots.charts import BarChart, Chart
 from pipeline.plots.histograms import density_chart, norm_charts
 from pipeline.plots.page import card
 from pipeline.plots.training import training_charts
+
+if TYPE_CHECKING:
+    from pipeline.params.schema import Params
 
 LOG_STEP = 0.1
 
@@ -37,12 +42,14 @@ class OverviewFiles:
     statistics: Path
 
 
-def overview(features: str | Path, files: OverviewFiles) -> dict[str, Any]:
-    """The overview as plain values: title, about, metrics (rows of a table with baselines), figures, charts (HTML).
+def overview(features: str | Path, files: OverviewFiles, params: Params | None = None) -> dict[str, Any]:
+    """The overview as plain values: title, about, metrics (rows of a table with baselines), hook_table, figures, training,
+    charts (HTML).
 
     Args:
         features: the feature store.
         files: what the stages before wrote.
+        params: names the data set and the norm of the training.
 
     Raises:
         DataError: one of them is missing or damaged.
@@ -56,12 +63,15 @@ def overview(features: str | Path, files: OverviewFiles) -> dict[str, Any]:
         *training_charts(read_history(files.history)),
     ]
     about = store.about
+    config = read_json(files.dictionary / CONFIG_FILE, "the configuration of the dictionary", "run `dvc repro fold_norm`")
     return {
         "title": about["name"],
         "about": about["dictionary"],
         "seen": f"{about['tokens']:,} tokens of the {about['split']} split",
         "metrics": compared(metrics),
-        "figures": figures(metrics, rows),
+        "hook_table": hook_table(metrics, about["hook_points_in"], about["hook_points_out"]),
+        "figures": figures(metrics, rows, layers=len(about["feature_shape"]) > 1),
+        "training": training_rows(config, params),
         "charts": [card(chart) for chart in charts],
         "hooks": about["hook_points_out"],
         "shape": about["feature_shape"],
@@ -101,11 +111,32 @@ def compared(metrics: Mapping[str, float]) -> list[list[Any]]:
     ]  # fmt: skip
 
 
-def figures(metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-    """[name, value] of what else describes the dictionary; densities are over the analysed tokens."""
+def hook_table(metrics: Mapping[str, float], read: Sequence[str], written: Sequence[str]) -> dict[str, Any] | None:
+    """A row for each written hook point, {"columns", "rows": [[hook, value, ...]]}: its FVU beside that of PCA, the loss where
+    it alone is spliced, and L0 and dead share of the layer that reads at its place (with layers). None: there is one only.
+    """
+    if len(written) < 2:
+        return None
+    layers = read if len(read) == len(written) else [""] * len(written)
+    columns = {
+        "FVU": [f"fvu.{hook}" for hook in written],
+        "FVU of the PCA": [f"pca_fvu.{hook}" for hook in written],
+        "delta cross entropy": [f"delta_ce.{hook}" for hook in written],
+        "L0": [f"l0_mean.{hook}" for hook in layers],
+        "dead on held-out text (share)": [f"dead_fraction.{hook}" for hook in layers],
+    }
+    there = {name: keys for name, keys in columns.items() if any(key in metrics for key in keys)}
+    rows = [[hook, *(metrics.get(keys[i]) for keys in there.values())] for i, hook in enumerate(written)]
+    return {"columns": list(there), "rows": rows}
+
+
+def figures(metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]], *, layers: bool = False) -> list[list[Any]]:
+    """[name, value] of what else describes the dictionary; densities are over the analysed tokens. With layers L0 is the sum of
+    theirs.
+    """
     density = [row["density"] for row in rows]
-    found: list[list[Any]] = [
-        ["L0 (held out)", metrics["l0_mean"]],
+    return [
+        ["L0 (all layers)" if layers else "L0 (held out)", metrics["l0_mean"]],
         ["features", len(rows)],
         ["never active here", sum(d == 0 for d in density)],
         ["active on more than 10 % of the tokens", sum(d > 0.1 for d in density)],
@@ -117,7 +148,6 @@ def figures(metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> 
         ["rank of the PCA", metrics["pca_rank"]],
         ["held-out tokens", metrics["evaluated_tokens"]],
     ]
-    return found + [[f"FVU at {key.partition('.')[2]}", value] for key, value in metrics.items() if key.startswith("fvu.")]
 
 
 def feature_charts(rows: Sequence[Mapping[str, Any]], l0_mean: float) -> list[Chart]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,39 @@ def test_an_interrupted_pass_goes_on_to_the_same_bytes(project: Project, monkeyp
     assert calls == batches
     assert digests(project.path / "features") == digests(project.path / "data" / "features")
     assert not states[0].exists()
+
+
+@pytest.fixture
+def harmless_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM do nothing where the code under test doesn't say what they do."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("harmless_signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("phase", ["pipeline.analysis.writing.context_rows", "pipeline.dashboard.folder.chunk"])
+def test_a_stop_after_the_pass_keeps_it(
+    project: Project, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, phase: str
+) -> None:
+    data = project.path / "data"
+    before = {name: (data / name).stat().st_ino for name in ("features", "dashboard")}
+    with monkeypatch.context() as patch:
+        patch.setattr(phase, lambda *_: os.kill(os.getpid(), number))
+        outcome = project.run("analyze")
+    assert outcome.exit_code == 130
+    assert f"analysis: stopped by {number.name}; run the same command again to go on" in outcome.stderr
+    assert not list(data.glob(".*.partial-*"))
+    assert (data / "dashboard").stat().st_ino == before["dashboard"]
+    assert ((data / "features").stat().st_ino == before["features"]) == ("analysis" in phase)
+    assert len(list((data / "checkpoints").glob("analysis-*"))) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(analysis_run.Collection, "update", lambda *_: pytest.fail("the pass is done again"))
+        again = project.run("analyze")
+    assert again.exit_code == 0, again.exception
+    assert not list((data / "checkpoints").glob("analysis-*"))
 
 
 @pytest.mark.parametrize(

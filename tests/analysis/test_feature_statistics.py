@@ -13,6 +13,7 @@ from pipeline.analysis.coactivation import CoactivationSample
 from pipeline.analysis.decoder_neighbours import decoder_neighbours, decoder_rows
 from pipeline.analysis.feature_counts import BINS, FeatureCounts, histogram_edges
 from pipeline.analysis.hashing import BITS, hashed
+from pipeline.analysis.writing import activation_thresholds
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.seeding import generator
 
@@ -139,3 +140,19 @@ def test_hashes_are_those_of_whole_numbers_and_uniform() -> None:
             assert int(got[i, j]) == splitmix((inner + j * golden) & mask) >> (64 - BITS)
     assert abs(float(got.double().mean()) / 2**BITS - 0.5) < 0.02
     assert len(got.unique()) == got.numel()
+
+
+@pytest.mark.parametrize("with_norm", [True, False])
+def test_the_threshold_is_one_of_activations(with_norm: bool) -> None:
+    config = {"kind": "sae", "hook_point_in": "blocks.0.hook_resid_post", "d_in": 6, "d_sae": 9, "act_fn": "jumprelu"}
+    made = build_dictionary({**config, "sparsity_include_decoder_norm": with_norm}, seed=3)
+    draw = generator(0, "tests", "thresholds")
+    with torch.no_grad():
+        made.get_parameter("log_jumprelu_threshold").copy_(torch.randn(9, generator=draw) - 1.0)
+        made.get_parameter("W_D").mul_(torch.rand(9, 1, generator=draw) + 0.5)
+        f = made.encode(3.0 * torch.randn(4000, 6, generator=draw))
+    thresholds = activation_thresholds(made)
+    assert thresholds is not None
+    smallest = torch.where(f > 0, f, torch.inf).amin(0)
+    assert (smallest > thresholds * (1 - 1e-5)).all()
+    assert (smallest < thresholds + 0.05).all()

@@ -1,10 +1,11 @@
 """A headless Chromium without a network.
 
-python -m tests.dashboard.browser data/dashboard docs/dashboard    # docs/dashboard-overview.png and so on
+python -m tests.dashboard.browser data/dashboard docs/dashboard 513    # docs/dashboard-overview.png, ...-overview-dark.png, ...
 """
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 import tempfile
@@ -16,8 +17,10 @@ from typing import Any
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 )  # fmt: skip
+WIDTH, HEIGHT = 1380, 960
+COLORS = 160
 SHOTS = {"overview": "#/", "features": "#/features", "feature": None}
 
 
@@ -27,8 +30,8 @@ def found() -> bool:
 
 
 @contextmanager
-def chromium(width: int = 1380, height: int = 960) -> Iterator[Any]:
-    """A browser that is offline and keeps what the console says."""
+def chromium(width: int = WIDTH, height: int = HEIGHT, *, scroll_bars: bool = False) -> Iterator[Any]:
+    """A browser that is offline and keeps what the console says; with scroll bars that take room, as on most desktops."""
     from selenium import webdriver
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
@@ -36,7 +39,12 @@ def chromium(width: int = 1380, height: int = 960) -> Iterator[Any]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = Options()
         options.binary_location = str(shutil.which("chromium"))
-        for flag in (*FLAGS, f"--window-size={width},{height}", f"--user-data-dir={profile}"):
+        for flag in (
+            *FLAGS,
+            *([] if scroll_bars else ["--hide-scrollbars"]),
+            f"--window-size={width},{height}",
+            f"--user-data-dir={profile}",
+        ):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         driver = webdriver.Chrome(options=options, service=Service(str(shutil.which("chromedriver"))))
@@ -52,6 +60,12 @@ def offline(driver: Any, wanted: bool) -> None:
     """Cut the network off, or let it through."""
     conditions = {"offline": wanted, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
     driver.execute_cdp_cmd("Network.emulateNetworkConditions", conditions)
+
+
+def size(driver: Any, width: int, height: int, scale: float = 1.0) -> None:
+    """Make the page so large, in CSS pixels of `scale` pixels each."""
+    metrics = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
 def color_scheme(driver: Any, name: str) -> None:
@@ -80,13 +94,26 @@ def wait_for(driver: Any, route: str, seconds: float = 20.0) -> None:
 
 
 def screenshots(dashboard: Path, prefix: str, feature: str) -> None:
-    """Pictures of the three pages, and of the feature in the dark scheme."""
+    """Pictures of the three pages in both schemes, for print: two pixels for each of the page's, and the whole page, the table
+    a screen of it; with few colours, so that they stay small.
+    """
     with chromium() as driver:
         for name, route in SHOTS.items():
-            show(driver, dashboard / "index.html", route or f"#/feature/{feature}")
-            driver.save_screenshot(f"{prefix}-{name}.png")
-        color_scheme(driver, "dark")
-        driver.save_screenshot(f"{prefix}-feature-dark.png")
+            for scheme in ("light", "dark"):
+                size(driver, WIDTH, HEIGHT, 2.0)
+                color_scheme(driver, scheme)
+                show(driver, dashboard / "index.html", route or f"#/feature/{feature}")
+                if name != "features":
+                    size(driver, WIDTH, driver.execute_script("return document.documentElement.scrollHeight"), 2.0)
+                save_small(driver.get_screenshot_as_png(), Path(f"{prefix}-{name}{'-dark' if scheme == 'dark' else ''}.png"))
+
+
+def save_small(picture: bytes, path: Path) -> None:
+    """Write a PNG of at most COLORS colours: text and flat areas look the same, at a third of the size."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(picture)) as image:
+        image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,23 @@ from pipeline.analysis.feature_tables import (
 
 BLOCK = 256
 WINDOW = 31
-WORDS = [" cat", " dog", "\n", " the", "ing", " <b>", "&amp;", " \u732b", "'", '"', " of", " ]]>", "</script>", " x"]
+WORDS = [
+    " cat",
+    " dog",
+    "\n",
+    " the",
+    "ing",
+    " <b>",
+    "&amp;",
+    " \u732b",
+    "'",
+    '"',
+    " of",
+    " ]]>",
+    "</script>",
+    "\x0b",
+    "<0xE2>",
+]
 
 
 def make_store(
@@ -34,6 +50,7 @@ def make_store(
     hooks: int = 1,
     sources: bool = False,
     whole: range | None = None,
+    logits: bool = True,
 ) -> Path:
     """A feature store of n features: feature i is strongest on the token ` word-i`; every seventh is never active.
 
@@ -62,7 +79,10 @@ def make_store(
     rng = np.random.default_rng(0)
     for start in range(0, n, BLOCK):
         some = range(start, min(start + BLOCK, n))
-        features.write(_feature_columns(some, n, shape, hooks, rng))
+        columns = _feature_columns(some, n, shape, hooks, rng)
+        if not logits:
+            columns |= dict.fromkeys(("logit_kurtosis", "promoted", "suppressed"), [None] * len(some))
+        features.write(columns)
         many = whole is None or some.start in whole
         shown.write(_context_columns([i for i in some if i % 7], contexts if many else 1, sources, rng))
     features.close()
@@ -76,7 +96,9 @@ def _feature_columns(some: range, n: int, shape: tuple[int, ...], hooks: int, rn
     histogram = np.zeros((len(some), BINS), dtype=np.int64)
     histogram[:, 90:110] = rng.integers(0, 50, (len(some), 20)) * np.array(alive)[:, None]
     name = [f"{i // shape[-1]}/{i % shape[-1]}" if len(shape) > 1 else str(i) for i in some]
-    tokens = [[{"token": k, "text": f" next-{i}-{k}", "logit": 3.0 - 0.2 * k} for k in range(10)] for i in some]
+    tokens = [
+        [{"token": 10**6 + 10 * i + k, "text": f" next-{i}-{k}", "logit": 3.0 - 0.2 * k} for k in range(10)] for i in some
+    ]
     near = [[(i + k) % n for k in range(1, 9)] for i in some]
     return {
         "feature": list(some),
@@ -106,16 +128,17 @@ def _context_columns(some: list[int], contexts: int, sources: bool, rng: np.rand
             (band_name(b, 4), k) for b in (3, 2, 1, 0) for k in range(min(3, contexts))
         ]
         for band, place in [*bands, (INACTIVE, 0)]:
-            texts = [WORDS[int(k)] for k in rng.integers(0, len(WORDS), WINDOW)]
+            tokens = rng.integers(0, len(WORDS), WINDOW).tolist()
+            texts = [WORDS[k] for k in tokens]
             values = (rng.random(WINDOW) * (rng.random(WINDOW) < 0.15)).round(3)
-            texts[20], values[20] = f" word-{i}", 2.0
+            tokens[20], texts[20], values[20] = 1000 + i, f" word-{i}", 2.0
             if band == INACTIVE:
                 values[:] = 0.0
             rows.append(
                 {
                     "feature": i, "band": band, "place": place, "activation": float(values[20]), "context": place, "position": 40,
                     "document_id": 0, "document": "text/a & b.txt", "token_start": 100, "token_end": 105, "char_start": 7,
-                    "char_end": 160, "peak": 20, "tokens": list(range(WINDOW)), "texts": texts, "activations": values.tolist(),
+                    "char_end": 160, "peak": 20, "tokens": tokens, "texts": texts, "activations": values.tolist(),
                     "sources": [{"position": 35, "text": " reads", "value": 0.25}] if sources else [],
                 }
             )  # fmt: skip
@@ -131,6 +154,8 @@ def overview(shape: list[int] | None = None, hooks: list[str] | None = None) -> 
         "seen": "100,000 tokens of the train split",
         "metrics": [["FVU", "squared error / variance", 0.1, [0.09, 0.11], 0.4, 1.0, None]],
         "figures": [["L0 (held out)", 24.0]],
+        "hook_table": {"columns": ["FVU", "L0"], "rows": [[hook, 0.25, None] for hook in hooks]} if hooks else None,
+        "training": [["steps", 976], ["data set", "made <up>"]],
         "charts": ["<section class='card'><h2>A chart</h2></section>"],
         "hooks": hooks or ["blocks.0.hook_resid_post"],
         "shape": shape or [64],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import os
+import re
 import statistics
 import threading
 import time
@@ -16,7 +17,7 @@ import pytest
 
 from pipeline.dashboard.folder import SINGLE_PAGE, write_dashboard
 from tests.dashboard import synthetic
-from tests.dashboard.browser import chromium, color_scheme, found, offline, show, wait_for
+from tests.dashboard.browser import chromium, color_scheme, found, offline, show, size, wait_for
 from tests.project import Project
 
 REQUIRED = os.environ.get("SCOPELINE_BROWSER_TESTS") == "required"
@@ -69,6 +70,8 @@ def test_overview_search_feature_next_and_back(driver: Any, folder: Path) -> Non
     show(driver, folder / "index.html", "#/")
     assert "SAE made up <b>" in text(driver, "h1")
     assert "0.09 \u2013 0.11" in text(driver)
+    assert "blocks.1.hook_mlp_out 0.25" in text(driver)
+    assert "data set\nmade <up>" in text(driver)
     driver.find_element("link text", "Features").click()
     wait_for(driver, "#/features")
     assert text(driver, "#count") == "102 of 120 features"
@@ -81,8 +84,8 @@ def test_overview_search_feature_next_and_back(driver: Any, folder: Path) -> Non
     wait_for(driver, "#/feature/0/8")
     assert text(driver, "h1").startswith("Feature 0/8")
     assert "eighth words" in text(driver)
-    assert " word-8" in driver.find_element("css selector", ".tok.peak").get_attribute("textContent")
-    assert driver.find_elements("css selector", ".tok.read")
+    assert " word-8" in driver.find_element("css selector", ".context .tok.peak").get_attribute("textContent")
+    assert driver.find_elements("css selector", ".context .tok.read")
     assert "blocks.1.hook_mlp_out" in text(driver)
     assert not driver.find_elements("css selector", ".contexts .text b, .contexts .text script")
     following = driver.find_element("css selector", '[data-step="1"]')
@@ -158,6 +161,71 @@ def test_a_new_search_begins_at_its_first_hit_and_back_restores_the_box(driver: 
     wait_for(driver, third)
 
 
+def test_tokens_that_are_not_text_can_be_told_apart(driver: Any, folder: Path) -> None:
+    show(driver, folder / "index.html", "#/feature/0/8")
+    shown = driver.execute_script("return [...document.querySelectorAll('.tok')].map((t) => [t.textContent, t.title])")
+    marked = {title.split("  ")[0]: text for text, title in shown}
+    assert (marked["\u21b5"], marked["\\x0b"], marked["<0xE2>"]) == ("\u21b5", "\\x0b", "<0xE2>")
+    assert any(title.endswith("; token 1008") for text, title in shown if text == " word-8")
+    chip = driver.find_element("css selector", ".side .chip")
+    assert (chip.text, chip.get_attribute("title")) == ("\u00b7next-8-0", "token 1000080")
+    drawn = driver.execute_script(
+        "return [visible('a\\u00a0\\u200b\\r'), chip({ t: [''], ids: [7] }, 0), meant('\u00b7\u21b5\\\\x0b')]"
+    )
+    assert drawn == ["a\\xa0\\u200b\\x0d", '<span class="chip" title="token 7">#7</span>', " \n\x0b"]
+
+
+def test_small_activations_are_shaded_and_have_their_value(driver: Any, folder: Path) -> None:
+    show(driver, folder / "index.html", "#/features")
+    drawn = driver.execute_script(
+        "return context([900, 0, [0, 0, 0], [900, 0.0123, 0], 0, 0, 9, 1, 5, []], { t: ['a'], ids: [3] }, 900)"
+    )
+    spans = re.findall(r"<span class=\"tok[^>]*>", drawn)
+    assert 'title="a  0.0123; token 3" style="background' in spans[1]
+    assert "style" not in spans[2]
+
+
+def test_the_histogram_has_scales_and_the_threshold(driver: Any, folder: Path) -> None:
+    show(driver, folder / "index.html", "#/feature/0/8")
+    labels = [node.text for node in driver.find_elements("css selector", ".histogram text")]
+    assert "activation (log scale)" in labels
+    assert any(re.fullmatch(r"highest bar: \d+ tokens", label) for label in labels)
+    assert sum(bool(re.fullmatch(r"[\d.]+", label)) for label in labels) >= 2
+    assert not any("threshold" in label for label in labels)
+    drawn = driver.execute_script("return histogram([4, 1, 0, 9, 1], [1, 2], 64)")  # bins from 16 to 256: 64 is half way
+    assert '<line class="mark" x1="183"' in drawn
+    assert "threshold 64<" in drawn
+    assert "highest bar: 9 tokens" in drawn
+    assert [tick in drawn for tick in (">20<", ">50<", ">100<", ">200<")] == [True] * 4
+    assert "threshold" not in driver.execute_script("return histogram([4, 1, 9], [1, 2], 9)")  # below the bins
+
+
+def test_the_marks_are_explained(driver: Any, folder: Path) -> None:
+    show(driver, folder / "index.html", "#/feature/0/8")
+    legend = text(driver, ".legend")
+    for part in (
+        "the feature's maximum",
+        "the token that the context is chosen for",
+        "a token that it reads",
+        "\u21b5 line end",
+    ):
+        assert part in legend
+    keys(driver, "?")
+    assert "a byte that is no character by itself" in text(driver, "#help")
+    keys(driver, "\ue00c")
+
+
+def test_a_dictionary_without_logits_says_why(driver: Any, tmp_path: Path) -> None:
+    store = synthetic.make_store(tmp_path / "store", 10, contexts=1, logits=False)
+    write_dashboard(tmp_path / "dashboard", store, synthetic.overview([10], ["blocks.1.ln2.hook_out"]), single=0)
+    show(driver, tmp_path / "dashboard" / "index.html", "#/features")
+    titles = [button.text for button in driver.find_elements("css selector", "[data-sort]")]
+    assert "fires on" in titles
+    assert not {"promotes", "logit kurtosis", "explanation"} & set(titles)
+    show(driver, tmp_path / "dashboard" / "index.html", "#/feature/1")
+    assert "none: what it writes (blocks.1.ln2.hook_out) is not itself added to the residual stream" in text(driver)
+
+
 def test_deep_links_and_what_is_not_there(driver: Any, folder: Path) -> None:
     show(driver, folder / "index.html", "#/feature/1/30")
     assert text(driver, "h1").startswith("Feature 1/30")
@@ -186,6 +254,24 @@ def test_light_and_dark_can_be_read(driver: Any, folder: Path) -> None:
             low, high = sorted((luminance(color), luminance(back)))
             assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, selector)
     assert backgrounds[0] > 0.8 > 0.2 > backgrounds[1]
+
+
+def test_text_of_the_charts_can_be_read(driver: Any, finished_project: Project) -> None:
+    for width in (1380, 700):
+        size(driver, width, 900)
+        show(driver, finished_project.path / "data" / "dashboard" / "index.html", "#/")
+        found = driver.execute_script(
+            """return [...document.querySelectorAll(".cards svg")].map((svg) => {
+              const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+              const sizes = [...svg.querySelectorAll("text")].map((t) => scale * parseFloat(getComputedStyle(t).fontSize));
+              const marks = [...svg.querySelectorAll(".marked")].map((t) => t.getBoundingClientRect().bottom);
+              const tops = [...svg.querySelectorAll(".hint")].map((bar) => bar.getBoundingClientRect().top);
+              return [Math.min(...sizes), Math.max(0, ...marks), Math.min(1e9, ...tops)]; })"""
+        )
+        assert min(smallest for smallest, _, _ in found) >= 11
+        assert all(label <= bars + 3 for _, label, bars in found)
+        assert any(label for _, label, _ in found)
+    size(driver, 1380, 960)
 
 
 FRAME = """<script>fetch("single.html").then((reply) => reply.blob()).then((blob) => {

@@ -14,8 +14,10 @@ import pytest
 
 from pipeline.analysis.feature_tables import INACTIVE, FeatureStore
 from pipeline.dashboard.chunks import CHUNK, chunk, fires_on, packed, short
-from pipeline.dashboard.folder import SINGLE_PAGE, most_useful, write_dashboard
-from pipeline.dashboard.overview import OverviewFiles, compared, log_bins, overview
+from pipeline.dashboard.folder import SINGLE_PAGE, largest_energy, write_dashboard
+from pipeline.dashboard.overview import OverviewFiles, compared, hook_table, log_bins, overview
+from pipeline.dashboard.training_rows import initialization_words, training_rows
+from pipeline.params.loader import load_params
 from tests.dashboard import synthetic
 from tests.project import Project
 
@@ -59,9 +61,10 @@ def test_chunks_hold_the_store(store: FeatureStore, folder: Path) -> None:
             contexts = [c for c in store.contexts(int(name)) if c["band"] != INACTIVE]
             assert sum(len(band) for band in page["bands"].values()) == len(contexts)
             for context in contexts:
-                activation, peak, tokens, shares, document, *_ = page["bands"][context["band"]][context["place"]]
+                activation, peak, tokens, values, document, *_ = page["bands"][context["band"]][context["place"]]
                 assert [found["t"][i] for i in tokens] == context["texts"]
-                assert shares == pytest.approx([1000 * v / 2.0 for v in context["activations"]], abs=0.5)
+                assert [found["ids"][i] for i in tokens] == context["tokens"]
+                assert values == pytest.approx(context["activations"], rel=5e-3, abs=0)
                 assert (activation, peak, found["t"][document]) == (2.0, 20, "text/a & b.txt")
             assert [near for near, _ in page["decoder"]] == [near["feature"] for near in row["decoder_neighbours"]]
             assert [found["t"][i] for i, _ in page["promoted"]] == [token["text"] for token in row["promoted"]]
@@ -72,33 +75,41 @@ def test_the_table_has_what_is_searched(folder: Path) -> None:
     assert table["feature"] == list(range(100))
     assert "name" not in table
     assert "explanation" not in table
-    assert table["fires"][8] == [" word-8"]
+    assert [(table["t"][i], table["ids"][i]) for i in table["fires"][8]] == [(" word-8", 1008)]
     assert table["fires"][7] == []
-    assert table["promotes"][8] == [f" next-8-{k}" for k in range(4)]
+    assert [table["t"][i] for i in table["promotes"][8]] == [f" next-8-{k}" for k in range(4)]
     assert table["density"][7] == 0
     assert table["density"][8] > 0
 
 
-def test_the_single_page_has_the_most_useful_features_inside(store: FeatureStore, folder: Path) -> None:
+def test_the_single_page_has_the_features_of_the_largest_energy_inside(store: FeatureStore, folder: Path) -> None:
     text = (folder / SINGLE_PAGE).read_text(encoding="utf-8")
     inside = dict(re.findall(r'<script type="text/plain" id="data-([\w-]+)">([^<]*)</script>', text))
     table = unpack(inside.pop("table"))
-    chosen = most_useful(store.features(), 20)
+    chosen = largest_energy(store.features(), 20)
     assert set(table["feature"]) == chosen
     assert {int(name) for data in inside.values() for name in unpack(data)["features"]} == chosen
     assert "src=" not in text.replace("script.src = `data/${name}.js`", "").replace('href="data:,"', "")
 
 
-def test_the_most_useful_are_active_and_not_dense() -> None:
+def test_energy_alone_decides_dense_or_not() -> None:
     rows = [
         {"feature": 0, "density": 0.0, "energy": 9.0},
         {"feature": 1, "density": 0.5, "energy": 5.0},
         {"feature": 2, "density": 0.01, "energy": 0.1},
         {"feature": 3, "density": 0.1, "energy": 0.2},
     ]
-    assert most_useful(rows, 1) == {3}
-    assert most_useful(rows, 2) == {2, 3}
-    assert most_useful(rows, 10) == {1, 2, 3}
+    assert largest_energy(rows, 1) == {1}
+    assert largest_energy(rows, 2) == {1, 3}
+    assert largest_energy(rows, 10) == {1, 2, 3}
+
+
+def test_the_single_page_says_how_much_of_the_energy_it_has(store: FeatureStore, folder: Path) -> None:
+    text = (folder / SINGLE_PAGE).read_text(encoding="utf-8")
+    (about,) = re.findall(r'<script type="application/json" id="overview">(.*?)</script>', text, re.S)
+    energies = sorted((row["energy"] for row in store.features()), reverse=True)
+    assert json.loads(about)["part"] == "20 of 100 features"
+    assert json.loads(about)["part_energy"] == pytest.approx(sum(energies[:20]), rel=5e-3)
 
 
 def test_text_cannot_end_the_script(folder: Path) -> None:
@@ -134,12 +145,20 @@ def test_explanations_and_layers(tmp_path: Path) -> None:
 def test_numbers_and_tokens() -> None:
     assert [short(v) for v in (None, 2.0, 0.123456, 1234567.0, 1e-9)] == [None, 2, 0.1235, 1235000, 1e-9]
     rows = [
-        {"band": band, "texts": ["a", text], "peak": 1}
-        for band, text in [("top", "x"), ("top", "y"), ("top", "y"), ("75-100 %", "z")]
+        {"band": band, "texts": ["a", text], "tokens": [0, token], "peak": 1}
+        for band, text, token in [("top", "x", 1), ("top", "y", 2), ("top", "y", 2), ("top", "y", 3), ("75-100 %", "z", 4)]
     ]
-    assert fires_on(rows) == ["y", "x"]
+    assert fires_on(rows) == [("y", 2), ("x", 1), ("y", 3)]
     assert unpack(packed({"a": "\u732b"})) == {"a": "\u732b"}
-    assert chunk([], {}) == {"features": {}, "t": []}
+    assert chunk([], {}) == {"features": {}, "t": [], "ids": []}
+
+
+def test_small_activations_stay(store: FeatureStore) -> None:
+    row = {**store.features()[8], "max_activation": 1000.0}
+    (context, *_) = store.contexts(8)
+    values = [1000.0, 0.0123456, 0.0, 3.14159] + [0.0] * (len(context["tokens"]) - 4)
+    (found,) = chunk([row], {8: [{**context, "activations": values}]})["features"][8]["bands"]["top"]
+    assert found[3][:4] == [1000, 0.0123, 0, 3.14]
 
 
 def test_the_overview_has_the_metrics_and_the_baselines(finished_project: Project) -> None:
@@ -161,6 +180,53 @@ def test_the_overview_has_the_metrics_and_the_baselines(finished_project: Projec
     for title in ("Feature density", "Largest activations", "Training loss", "Activation norm"):
         assert any(title in chart for chart in found["charts"]), title
     assert ["features", 64] in found["figures"]
+    assert found["figures"][0] == ["L0 (held out)", metrics["l0_mean"]]
+    assert found["hook_table"] is None
+    config = json.loads((path / "data/inference/main/config.json").read_text())["provenance"]["training"]
+    training = dict(overview(path / "data/features", files, load_params(path / "params.yaml"))["training"])
+    assert training["tokens"] == config["tokens"]
+    assert training["learning rate"] == config["trainer"]["lr"]
+    assert (training["norm of activations"], training["data set"]) == ("dataset-wise", "text.jsonl")
+    assert training["initialisation"].startswith(
+        "decoder rows are centred activations, encoder its transpose, decoder bias the mean"
+    )
+    assert "data set" not in dict(found["training"])
+
+
+def test_hook_points_have_rows_of_their_own() -> None:
+    metrics = {
+        "fvu.b": 0.1,
+        "fvu.d": 0.2,
+        "pca_fvu.b": 0.5,
+        "pca_fvu.d": 0.6,
+        "l0_mean.a": 3.0,
+        "l0_mean.c": 4.0,
+        "l0_mean": 7.0,
+    }
+    found = hook_table(metrics, ["a", "c"], ["b", "d"])
+    assert found == {"columns": ["FVU", "FVU of the PCA", "L0"], "rows": [["b", 0.1, 0.5, 3.0], ["d", 0.2, 0.6, 4.0]]}
+    assert hook_table(metrics, ["a"], ["b"]) is None
+
+
+def test_beginnings_in_words() -> None:
+    assert initialization_words({"bias_init_method": "all_zero"}, {}) == "decoder rows drawn uniformly, decoder bias 0"
+    started = {
+        "initialize_W_D_with_activations": True,
+        "initialize_W_D_with_active_subspace": True,
+        "init_encoder_with_decoder_transpose": True,
+        "init_encoder_with_decoder_transpose_factor": 0.5,
+        "bias_init_method": "geometric_median",
+    }
+    assert initialization_words({**started, "initialize_tc_with_mlp": True}, {"use_decoder_bias": False}) == (
+        "the MLP's responses to the encoder rows"
+    )
+    assert initialization_words(started, {}) == (
+        "decoder rows in the span of the top principal directions, encoder its transpose times 0.5, "
+        "decoder bias the geometric median of the activations"
+    )
+    other = initialization_words(started, {"hook_point_in": "a", "hook_point_out": "b"})
+    assert "transpose" not in other
+    assert training_rows({"provenance": None}) == []
 
 
 def test_log_bins_count_everything() -> None:

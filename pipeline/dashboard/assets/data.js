@@ -41,7 +41,8 @@ async function table() {
     columns.name ??= columns.feature.map(String);
     columns.byName = new Map(columns.name.map((name, row) => [name, row]));
     columns.layer = columns.name.map((name) => (name.includes("/") ? Number(name.split("/")[0]) : null));
-    const text = (tokens) => tokens.join("\n").toLowerCase();
+    columns.lower = columns.t.map((text) => text.toLowerCase());
+    const text = (places) => places.map((place) => columns.lower[place]).join("\n");
     columns.fireText = columns.fires.map(text);
     columns.promoteText = columns.promotes.map(text);
     columns.explainText = (columns.explanation ?? []).map((e) => (e?.[0] ?? "").toLowerCase());
@@ -49,8 +50,8 @@ async function table() {
   return columns;
 }
 
-// The page of a feature; tokens are given by their number in `t`.
+// The page of a feature; texts are given by their place in `t`, those of tokens with the token's id in `ids`.
 async function featurePage(feature) {
-  const { features, t } = await data(`chunk-${Math.floor(feature / overview.chunk)}`);
-  return { ...features[feature], t };
+  const { features, t, ids } = await data(`chunk-${Math.floor(feature / overview.chunk)}`);
+  return { ...features[feature], t, ids };
 }

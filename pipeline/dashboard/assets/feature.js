@@ -3,7 +3,7 @@ const neighbour = (columns, pairs) => {
   const lines = pairs.map(([feature, similarity]) => {
     const row = columns.row.get(feature);
     const name = row === undefined ? featureName(feature) : columns.name[row];
-    const what = row === undefined ? '<span class="faint">not in this page</span>' : `<span>${chips(columns.fires[row])}</span>`;
+    const what = row === undefined ? '<span class="faint">not in this page</span>' : `<span>${chips(columns, columns.fires[row])}</span>`;
     const link = row === undefined ? `<span>${name}</span>` : `<a href="#/feature/${name}">${name}</a>`;
     return `${link}${what}<span class="num">${number(similarity)}</span>`;
   });
@@ -14,6 +14,13 @@ const neighbour = (columns, pairs) => {
 function featureName(feature) {
   const width = overview.shape.at(-1);
   return overview.shape.length > 1 ? `${Math.floor(feature / width)}/${feature % width}` : String(feature);
+}
+
+// Which features there are.
+function range() {
+  const [last, layers] = [overview.shape.at(-1) - 1, overview.shape.length > 1 ? overview.shape[0] - 1 : null];
+  const features = `0 to ${last.toLocaleString("en")}`;
+  return layers === null ? `Features go from ${features}.` : `Features are named LAYER/FEATURE, layers from 0 to ${layers}, features from ${features}.`;
 }
 
 function written(norms) {
@@ -29,41 +36,51 @@ function explained(entry) {
   return `<p>${escaped(entry[0])}${score("detection", entry[1])}${score("fuzzing", entry[2])}</p>`;
 }
 
+// What the marks in the contexts mean.
+function legend(bands) {
+  const reads = Object.values(bands).some((contexts) => contexts.some((entry) => entry[9].length));
+  return `<p class="legend"><span><i class="ramp"></i>activation, from above 0 to the feature's maximum</span>
+    <span><i class="tok peak">a</i> the token that the context is chosen for</span>${reads ? '<span><i class="tok read">a</i> a token that it reads</span>' : ""}
+    <span>\u21b5 line end, \u21e5 tab, \u00b7 space</span></p>`;
+}
+
 async function showFeature(view, name, latest) {
   const columns = await table();
   if (!latest()) return;
   const row = columns.byName.get(name);
   if (row === undefined) {
     const where = overview.part ? ` This page has ${overview.part} only; the whole dashboard is data/dashboard/index.html.` : "";
-    view.innerHTML = `<h1>No feature ${escaped(name)}</h1><p>${escaped(where)} <a href="#/features">All features</a></p>`;
+    view.innerHTML = `<h1>No feature ${escaped(name)}</h1><p>${range()}${escaped(where)} <a href="#/features">All features</a></p>`;
     return;
   }
   const feature = columns.feature[row], page = await featurePage(feature), largest = columns.max[row];
   if (!latest()) return;
   if (!state.order.length) state.order = arranged(columns);
-  const place = state.order.indexOf(row);
-  if (place >= 0) state.chosen = place;
+  // Its neighbours in the table; of a feature that is not in the table now, those by number.
+  const inTable = state.order.indexOf(row), order = inTable < 0 ? columns.feature.map((_, r) => r) : state.order, place = inTable < 0 ? row : inTable;
+  if (inTable >= 0) state.chosen = place;
   const step = (by, text, key) => {
-    const next = state.order[place + by];
-    return next === undefined || place < 0 ? "" : `<a class="tag" data-step="${by}" href="#/feature/${columns.name[next]}" title="${key}">${text} ${columns.name[next]}</a>`;
+    const next = order[place + by], hint = `${by < 0 ? "previous" : "next"} ${inTable < 0 ? "by number (it is not in the table now)" : "in the table"} (${key})`;
+    return next === undefined ? "" : `<a class="tag" data-step="${by}" href="#/feature/${columns.name[next]}" title="${hint}">${text} ${columns.name[next]}</a>`;
   };
   const bands = Object.entries(page.bands).map(([band, contexts]) => {
     const title = band === "top" ? "Strongest contexts" : `${band.replace("-", "\u2013")} <small>of its activations, drawn at random</small>`;
-    return `<h2>${title}</h2>${contexts.map((entry) => context(entry, page.t, largest)).join("")}`;
+    return `<h2>${title}</h2>${contexts.map((entry) => context(entry, page, largest)).join("")}`;
   });
   const stat = (title, value) => `<div>${title}<b>${value}</b></div>`;
   const density = columns.density[row], tags = density === 0 ? '<span class="tag">never active here</span>' : density > 0.1 ? '<span class="tag">dense</span>' : "";
-  const logits = page.promoted.length ? `<section class="card"><h2>Logits</h2><p>what an activation of 1 adds, the final norm's scale left out</p>
-    <h3>promotes</h3>${effects(page.promoted, page.t, false)}<h3>suppresses</h3>${effects(page.suppressed, page.t, true)}</section>` : "";
+  const logits = page.promoted.length ? `<p>what an activation of 1 adds, the final norm's scale left out</p>
+    <h3>promotes</h3>${effects(page.promoted, page, false)}<h3>suppresses</h3>${effects(page.suppressed, page, true)}` :
+    `<p>none: what it writes (${overview.hooks.map(escaped).join(", ")}) is not itself added to the residual stream, so it has no direct effect on the logits</p>`;
   view.innerHTML = `<div class="title"><h1>Feature ${escaped(name)}${tags}</h1><span class="step">${step(-1, "\u2190", "k")}${step(1, "\u2192", "j")}</span></div>
     ${explained(columns.explanation?.[row])}
     <div class="stats">${stat("density", percent(density))}${stat("active tokens", number(page.active))}${stat("maximum", number(largest))}
     ${stat("mean when active", number(columns.mean[row]))}${page.threshold === null ? "" : stat("threshold", number(page.threshold))}
     ${stat("energy", percent(columns.energy[row]))}${columns.kurtosis[row] === null ? "" : stat("logit kurtosis", number(columns.kurtosis[row]))}
     ${stat("decoder norm", number(columns.norm[row]))}</div>
-    <div class="columns"><div class="contexts">${bands.join("") || '<p class="faint">It was never active on the tokens looked at.</p>'}</div>
-    <div class="side"><section class="card"><h2>Activations</h2><p>tokens by activation; heights are square roots</p>${histogram(page.histogram, overview.edges)}</section>
-    ${written(page.norms)}${logits}
+    <div class="columns"><div class="contexts">${bands.length ? legend(page.bands) : ""}${bands.join("") || '<p class="faint">It was never active on the tokens looked at.</p>'}</div>
+    <div class="side"><section class="card"><h2>Activations</h2><p>tokens by activation; heights are square roots</p>${histogram(page.histogram, overview.edges, page.threshold)}</section>
+    ${written(page.norms)}<section class="card"><h2>Logits</h2>${logits}</section>
     <section class="card"><h2>Similar decoder rows</h2><p>cosine similarity</p>${neighbour(columns, page.decoder)}</section>
     <section class="card"><h2>Active together</h2><p>Jaccard index over ${number(overview.coactivation_tokens)} tokens</p>${neighbour(columns, page.coactive)}</section></div></div>`;
 }
