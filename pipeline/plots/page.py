@@ -132,9 +132,11 @@ def _table(table: Table) -> str:
         cells = "".join(f"<td>{_cell(cell)}</td>" for cell in row.cells)
         lines.append(f"<tr><th>{escape(row.name)}{about}</th>{cells}</tr>")
     body = "\n".join(lines)
+    shown = f"<thead><tr>{head}</tr></thead>" if any(table.columns) else ""
+    note = f"<p>{escape(table.note)}</p>" if table.note else ""
+    kind = "card figures wide" if len(table.columns) > 1 else "card wide"
     return (
-        f'<section class="card figures wide"><h2>{escape(table.title)}</h2><p>{escape(table.note)}</p>'
-        f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></section>"
+        f'<section class="{kind}"><h2>{escape(table.title)}</h2>{note}<table>{shown}<tbody>\n{body}\n</tbody></table></section>'
     )
 
 
