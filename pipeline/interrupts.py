@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from pipeline.errors import Interrupted
+
 
 class StopRequest:
     """Whether the user asked to stop."""
@@ -17,6 +19,16 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return self.received is not None
+
+
+@contextlib.contextmanager
+def interruption(message: str) -> Iterator[None]:
+    """Within the block, or the function that it decorates, Ctrl-C is :class:`Interrupted` with this message: for work that no
+    later command goes on with."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(message) from None
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 # Group of each stage's metrics where it is not the stage's own name.
 GROUPS = {"evaluate": "evaluation", "fold_norm": "fold", "compute_norm": "norm", "generate_activations": "generate"}
@@ -26,26 +26,123 @@ L1_COEFFICIENT = "l1_coefficient"
 GRAD_NORM = "grad_norm"
 DEAD_FEATURES = "dead_features"  # no activation for dead_threshold tokens
 
-# metrics/evaluation.json (SPEC 7): held-out tokens, raw activations.
+# metrics/evaluation.json (SPEC 7): held-out tokens, raw activations. x: what is reconstructed, r: its reconstruction.
+# A quantile has _q05 to _q95 appended, the ends of a 95 % interval over documents _low and _high, and after that a figure of
+# one hook point (of a pair, of a further model) its name: `l0_q50.blocks.2.hook_mlp_out`.
 EVALUATION = {
-    "fvu": "fraction of variance unexplained: sum of squared errors / sum of squared distances from the mean; 0 is perfect",
-    "explained_variance": "1 - FVU",
-    "l0_mean": "active features a token, mean over tokens",
-    "dead_fraction": "share of the features that are active on no evaluated token",
-    "dense_fraction": "share of the features that are active on more than 10 % of the tokens",
-    "ce_original": "cross entropy of the language model as it is, nats a token",
-    "ce_spliced": "the same with the reconstruction in the activation's place",
-    "ce_zero": "with zeros in its place",
-    "ce_mean": "with the mean activation in its place",
-    "delta_ce": "ce_spliced - ce_original: what the reconstruction costs; 0 is perfect",
-    "loss_recovered_zero": "(ce_zero - ce_spliced) / (ce_zero - ce_original); 1 is perfect",
-    "loss_recovered_mean": "(ce_mean - ce_spliced) / (ce_mean - ce_original); 1 is perfect",
-    "kl": "mean KL divergence of the spliced model's predictions from the model's own, nats",
-    "pca_fvu": "FVU of as many principal directions as the L0, the baseline of the same rank",
-    "pca_delta_ce": "cross entropy that they cost, nats a token",
+    "Reconstruction": {
+        "fvu": "fraction of variance unexplained: sum of squared errors / sum of squared distances from the mean; 0 is perfect",
+        "explained_variance": "1 - FVU",
+        "explained_variance_legacy": "mean over tokens of 1 - squared error / squared distance from the mean; older libraries",
+        "mse": "squared error, summed over dimensions, mean over tokens",
+        "nmse": "sum of squared errors / sum of squared activations",
+        "cosine_similarity": "of x and r, mean over tokens",
+        "l2_ratio": "length of r / length of x, mean over tokens",
+        "l2_norm_in": "length of x, mean over tokens",
+        "l2_norm_out": "length of r, mean over tokens",
+        "relative_reconstruction_bias": "sum of r^2 / sum of <x, r>; 1 is unbiased, below 1 is shrunken",
+    },
+    "Sparsity": {
+        "l0_mean": "active features a token, mean over tokens",
+        "l0": "active features a token, quantiles over tokens",
+        "l1_mean": "sum of the activations, mean over tokens",
+        "mean_activation_when_active": "mean of the activations above 0",
+        "dead_features": "features that are active on no evaluated token",
+        "dead_fraction": "share of the features that are active on no evaluated token",
+        "dense_fraction": "share of the features that are active on more than 10 % of the tokens",
+        "features_above_1e-1": "features that are active on more than 10 % of the tokens",
+        "features_above_1e-2": "features that are active on more than 1 % of the tokens",
+        "features_below_1e-5": "features that are active on less than one of 1e5 tokens",
+        "features_below_1e-6": "features that are active on less than one of 1e6 tokens",
+        "features_below_1e-7": "features that are active on less than one of 1e7 tokens",
+    },
+    "Language model": {
+        "ce_original": "cross entropy of the language model as it is, nats a token",
+        "ce_spliced": "the same with the reconstruction in the activation's place",
+        "delta_ce": "ce_spliced - ce_original: what the reconstruction costs; 0 is perfect",
+        "loss_recovered_zero": "(ce_zero - ce_spliced) / (ce_zero - ce_original); 1 is perfect",
+        "loss_recovered_mean": "(ce_mean - ce_spliced) / (ce_mean - ce_original); 1 is perfect",
+        "kl": "mean KL divergence of the spliced model's predictions from the model's own, nats",
+    },
+    "Baselines": {
+        "zero_fvu": "FVU of zeros in the reconstruction's place (of the mean it is 1)",
+        "ce_zero": "cross entropy with zeros in the activation's place, nats a token",
+        "ce_mean": "cross entropy with the mean activation in its place, nats a token",
+        "kl_zero": "KL divergence with zeros in its place, nats",
+        "pca_rank": "principal directions of the baseline: the rounded mean L0 of a layer, or evaluation.pca_rank",
+        "pca_fvu": "FVU of as many principal directions as the L0, the baseline of the same rank",
+        "pca_delta_ce": "cross entropy that they cost, nats a token",
+    },
+    "Dictionary": {
+        "decoder_max_cosine": "largest cosine similarity of a decoder row with another one, quantiles over features",
+        "decoder_max_cosine_mean": "its mean over features",
+        "encoder_max_cosine_mean": "the same of the encoder's columns, of a dictionary with one encoder matrix",
+        "decoder_norm": "length of what a feature of activation 1 writes, quantiles over features",
+        "threshold": "JumpReLU thresholds, quantiles over features",
+        "written_norm": "length of what a feature of activation 1 writes at a hook point, quantiles over features",
+        "written_share": "share of that in what it writes anywhere, each length relative to the mean activation there",
+        "written_cosine": "cosine similarity of what a feature writes at two hook points, quantiles over features",
+        "exclusive_fraction": "share of the features of which more than 0.9 is written at this hook point",
+        "shared_fraction": "share of the features that write, and of which no hook point has more than 0.9",
+    },
+    "Names of SAEBench": {
+        "saebench/explained_variance": "explained_variance_legacy",
+        "saebench/cossim": "cosine_similarity",
+        "saebench/l2_norm_in": "l2_norm_in",
+        "saebench/l2_norm_out": "l2_norm_out",
+        "saebench/l2_ratio": "l2_ratio",
+        "saebench/relative_reconstruction_bias": "relative_reconstruction_bias",
+        "saebench/l0": "l0_mean",
+        "saebench/l1": "l1_mean",
+        "saebench/ce_loss_without_sae": "ce_original",
+        "saebench/ce_loss_with_sae": "ce_spliced",
+        "saebench/ce_loss_with_ablation": "ce_zero",
+        "saebench/ce_loss_score": "loss_recovered_zero",
+        "saebench/kl_div_with_sae": "kl",
+        "saebench/kl_div_with_ablation": "kl_zero",
+        "saebench/kl_div_score": "(kl_zero - kl) / kl_zero",
+        "saebench/frac_alive": "1 - dead_fraction",
+        "saebench/freq_over_1_percent": "share of the features that are active on more than 1 % of the tokens",
+        "saebench/freq_over_10_percent": "dense_fraction",
+        "saebench/normalized_freq_over_1_percent": "their share of all activations: sum of their densities / sum of all",
+        "saebench/normalized_freq_over_10_percent": "the same of the dense ones",
+        "saebench/average_max_decoder_cosine_sim": "decoder_max_cosine_mean",
+        "saebench/average_max_encoder_cosine_sim": "encoder_max_cosine_mean",
+    },
+    "Tokens": {
+        "evaluated_contexts": "contexts of the held-out split",
+        "evaluated_tokens": "their tokens without special ones",
+        "predicted_tokens": "of these, the ones that are predicted: cross entropies and KL are means over them",
+    },
 }
+DEFINITIONS = {name: about for group in EVALUATION.values() for name, about in group.items()}
+
+
+class MetricKey(NamedTuple):
+    """What a key of metrics/evaluation.json says.
+
+    Attributes:
+        name: of DEFINITIONS.
+        part: "q05" to "q95", "low" or "high"; "" for the figure itself.
+        place: hook point, pair of hook points or model that it is of; "" for the whole.
+    """
+
+    name: str
+    part: str
+    place: str
+
+
+def read_key(key: str) -> MetricKey | None:
+    """Take a key apart; None if it has no definition."""
+    stem, dot, place = key.partition(".")
+    found = stem if stem in DEFINITIONS else _PART.sub("", stem)
+    if found not in DEFINITIONS:
+        return None
+    return MetricKey(found, stem[len(found) + 1 :], place if dot else "")
+
 
 MAX_KEY_LENGTH = 250
+_PART = re.compile(r"_(q\d\d|low|high)$")
 _REFUSED = re.compile(r"[^\w\-. :/]", re.ASCII)
 
 

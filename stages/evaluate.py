@@ -10,6 +10,7 @@ from __future__ import annotations
 import click
 
 from pipeline.command import stage_command
+from pipeline.interrupts import interruption
 
 
 @stage_command
@@ -20,6 +21,7 @@ from pipeline.command import stage_command
 @click.option("--out", default="metrics/evaluation.json", help="Metrics to write.")
 @click.option("--plots", default="metrics/plots/evaluation", help="Directory of densities and plots to write.")
 @click.option("--run", default="data/run.json", help="The tracking run to go on with.")
+@interruption("interrupted; run the same command again, it starts anew")
 def main(params: str, inference: str, tokens: str, norms: str, statistics: str, out: str, plots: str, run: str) -> None:
     """Measure reconstruction, sparsity and language-model loss on held-out tokens."""
     from pathlib import Path

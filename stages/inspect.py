@@ -6,10 +6,12 @@ Reads data/inference/<name>/, the model, and data/norms.json (for a dictionary w
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pipeline.command import stage_command
+from pipeline.interrupts import interruption
 
 
 @stage_command
@@ -19,25 +21,14 @@ from pipeline.command import stage_command
 @click.option("--feature", "features", multiple=True, help="Show the tokens of this feature (with layers: LAYER/FEATURE).")
 @click.option("--steer", help="Add this feature at every token, and show what the model does.")
 @click.option("--strength", type=float, help="Activation that is added; without it, twice the feature's largest on the text.")
-@click.option("--continue", "n_tokens", type=click.IntRange(0), default=40, help="Tokens that the model writes after the text.")
+@click.option("--continue", "n_tokens", type=click.IntRange(1), default=40, help="Tokens that the model writes after the text.")
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, help="0: always the likeliest token.")
 @click.option("--seed", type=int, default=0, help="Of what is drawn at a temperature above 0.")
+@click.option("--alias", help="Model whose residual stream is meant, of `models` in the parameters; without it the main one.")
 @click.option("--inference", type=click.Path(path_type=Path), default="data/inference", help="Inference dictionaries.")
 @click.option("--norms", default="data/norms.json", help="Activation norms.")
-def main(
-    params: str,
-    text: str | None,
-    file: Path | None,
-    top: int,
-    features: tuple[str, ...],
-    steer: str | None,
-    strength: float | None,
-    n_tokens: int,
-    temperature: float,
-    seed: int,
-    inference: Path,
-    norms: str,
-) -> None:
+@interruption("interrupted")
+def main(params: str, text: str | None, file: Path | None, inference: Path, norms: str, **options: Any) -> None:
     """Show the strongest features of each token of a text; or a feature's tokens; or steer with a feature."""
     from pipeline.analysis.terminal import Continuation, print_inspection, read_text
     from pipeline.params.loader import load_params
@@ -47,11 +38,12 @@ def main(
         read_text(text, file),
         inference=inference,
         norms=norms,
-        top=top,
-        features=features,
-        steered=steer,
-        strength=strength,
-        continuation=Continuation(n_tokens, temperature, seed),
+        top=options["top"],
+        features=options["features"],
+        steered=options["steer"],
+        strength=options["strength"],
+        continuation=Continuation(options["n_tokens"], options["temperature"], options["seed"]),
+        alias=options["alias"],
     )
 
 

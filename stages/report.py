@@ -1,7 +1,7 @@
-"""report: compare all experiments: L0 against FVU and delta cross entropy, as a table, PNG files and a page.
+"""report: compare experiments: L0 against FVU and delta cross entropy, as a table, PNG files and a page.
 
-Reads the metrics and parameters of the experiments (`dvc exp run`), of the last commit and of the working tree. Writes
-metrics/plots/pareto.
+Reads the metrics and parameters of the experiments (`dvc exp run`) of the last commit (or of more), and of the working tree.
+Writes metrics/plots/pareto.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from pipeline.command import stage_command
 
 @stage_command
 @click.option("--output", type=click.Path(path_type=Path), default="metrics/plots/pareto", help="Directory of the plots.")
-@click.option("--commits", type=int, default=1, help="Experiments of so many commits back; -1: of all.")
+@click.option("--commits", type=int, default=1, help="Experiments of so many commits back; -1: of all of them.")
 def main(params: str, output: Path, commits: int) -> None:
-    """Compare all experiments of this project."""
-    import dvc.api
-
+    """Compare the experiments of this project, from the last commit or from more of them."""
     from pipeline.errors import DataError
-    from pipeline.plots.pareto import distinct, pareto_charts, read_experiment, table
+    from pipeline.plots.experiments import experiment_rows
+    from pipeline.plots.pareto import distinct, pareto_charts, read_experiment, table, told_apart
     from pipeline.plots.report import write_report
 
-    rows = dvc.api.exp_show(num=commits)
-    experiments = distinct(found for row in rows if (found := read_experiment(row)) is not None)
+    rows, others = experiment_rows(commits)
+    experiments = told_apart(distinct(found for row in rows if (found := read_experiment(row)) is not None))
+    if others:
+        click.echo(f"{others} more experiments are of other commits: --commits -1 shows them too", err=True)
     if not experiments:
         raise DataError("no experiment has been evaluated; run `dvc repro`, or `dvc exp run`")
     for line in table(experiments):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline.activations.reader import open_activations
+from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.lm.loading import load_language_model
 from pipeline.norms import load_norms
@@ -145,6 +146,11 @@ def test_each_checkpoint_is_evaluated(checkpoints: Project) -> None:
     assert set(shares) == {EARLY, OTHER}
     assert all(sum(counts) == 64 for counts in shares.values())
     assert (plots / "written_share.png").stat().st_size > 1000
+    rows = FeatureStore(checkpoints.path / "data" / "features").features(["written_cosines"])
+    wanted = torch.nn.functional.cosine_similarity(
+        *load_dictionary(checkpoints.path / "data/inference/main").W_D.detach(), dim=-1
+    )
+    assert [row["written_cosines"] for row in rows] == [[pytest.approx(float(value), abs=1e-5)] for value in wanted]
     config = json.loads((checkpoints.path / "data" / "trained" / "main" / "config.json").read_text())
     assert config["provenance"]["model"]["models"]["tuned"]["name"] == "tuned"
 

@@ -1,12 +1,13 @@
 """Direct logit attribution: which next tokens a feature promotes and suppresses by what it writes to the residual stream.
 
 (what the feature writes, times the final norm's gain, centred first for LayerNorm) W_U, the norm's scale left out; a feature
-that writes at several hook points of the model is summed over them. Source: Elhage et al. 2021; nostalgebraist 2020.
+that writes at several hook points of the model is summed over those that `standing` names. Source: Elhage et al. 2021;
+nostalgebraist 2020.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from pipeline.norms import HookNorm
 
 
-RESIDUAL = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
+RESIDUAL = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")  # in the order of a layer
+STREAM = ("hook_resid_pre", "hook_resid_post")
 
 
 class Attribution(NamedTuple):
@@ -41,6 +43,26 @@ def writes_residual_stream(dictionary: Dictionary) -> bool:
     return all(key.endswith(RESIDUAL) for key in dictionary.hooks_out)
 
 
+def standing(keys: Sequence[str], alias: str = MAIN) -> list[int]:
+    """Places in `keys` of one model's hook points whose rows add up to what a feature does to its residual stream.
+
+    The outputs of attention and MLP layers are added to the stream. A reconstruction spliced in at hook_resid_pre or
+    hook_resid_post takes the stream's place, with all that was written before: of such hook points only the last one counts,
+    or a feature of several layers would count once for each.
+    """
+    own = [place for place, key in enumerate(keys) if split_key(key)[0] == alias]
+    streams = [_depth(keys[place]) for place in own if keys[place].endswith(STREAM)]
+    if not streams:
+        return own
+    return [place for place in own if not keys[place].endswith(RESIDUAL) or _depth(keys[place]) >= max(streams)]
+
+
+def _depth(key: str) -> tuple[int, int]:
+    """Where a hook point stands in the model: layer, and place within it."""
+    _, layer, site = split_key(key)[1].split(".", 2)
+    return int(layer), RESIDUAL.index(site)
+
+
 def unfolded_factor(norm_activation: str | None, norm: HookNorm) -> float:
     """The factor of SPEC 3 at a hook point; token-wise and batch-wise have none of their own and get that of the mean norm."""
     name = norm_activation if norm_activation in ("dataset-wise", "dataset-rms", "inference") else "dataset-wise"
@@ -49,7 +71,7 @@ def unfolded_factor(norm_activation: str | None, norm: HookNorm) -> float:
 
 @torch.no_grad()
 def written_directions(dictionary: Dictionary, norms: Mapping[str, HookNorm] | None = None, alias: str = MAIN) -> Tensor:
-    """What each feature of activation 1 writes to the residual stream of one model, [all features, D].
+    """What each feature of activation 1 writes to the residual stream of one model, [all features, D]: see `standing`.
 
     Args:
         dictionary: any kind.
@@ -60,9 +82,8 @@ def written_directions(dictionary: Dictionary, norms: Mapping[str, HookNorm] | N
         DataError: it writes nothing in that model.
     """
     total: Tensor | None = None
-    for place, key in enumerate(dictionary.hooks_out):
-        if split_key(key)[0] != alias:
-            continue
+    for place in standing(dictionary.hooks_out, alias):
+        key = dictionary.hooks_out[place]
         rows = dictionary.written_rows(place).detach().flatten(0, -2)
         if not dictionary.config.folded and norms is not None:
             rows = rows / unfolded_factor(dictionary.config.norm_activation, norms[key])

@@ -1,7 +1,9 @@
-"""Which features write the same: the cosine similarity of (concatenated) decoder rows, a block of features at a time."""
+"""Which features write the same: the cosine similarity of (concatenated) decoder rows, a block of features at a time; and how
+alike is what one feature writes at several hook points."""
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +18,20 @@ def decoder_rows(dictionary: Dictionary) -> list[Tensor]:
     """What all features write at each written hook point: [F, D] each, layers one after another."""
     places = range(len(dictionary.hooks_out))
     return [dictionary.written_rows(place).detach().flatten(0, -2).float() for place in places]
+
+
+@torch.no_grad()
+def written_cosines(rows: list[Tensor]) -> Tensor | None:
+    """Cosine similarity of what each feature writes at two hook points, [F, pairs], on the CPU; None of one hook point.
+
+    Args:
+        rows: [F, D] at each written hook point. Pairs are (0, 1), (0, 2), ..., (1, 2), ...; nan where a feature writes nothing
+            at one of the two.
+    """
+    if len(rows) < 2:
+        return None
+    unit = [part / part.norm(dim=1, keepdim=True) for part in rows]  # 0 / 0 is nan
+    return torch.stack([(one * two).sum(1) for one, two in itertools.combinations(unit, 2)], dim=1).cpu()
 
 
 @torch.no_grad()

@@ -36,11 +36,12 @@ def features_schema() -> pa.Schema:
     active_tokens, density: kept tokens on which it is active, and their share. max_activation, mean_activation (over the
     tokens on which it is active), in the dictionary's units (folded: the model's own). energy: its share of the sum over
     tokens and features of (activation x decoder norm)^2. decoder_norm: of all it writes; written_norms: at each written hook
-    point. threshold: the activation above which a JumpReLU gate lets through. histogram: tokens by activation, in the bins
-    histogram_edges (the first and the last also hold what is beyond). logit_kurtosis: excess kurtosis over the vocabulary of
-    what it adds to the logits. promoted, suppressed: the tokens whose logits it raises and lowers most, for an activation of 1.
-    decoder_neighbours: features with the most similar decoder rows. coactive_neighbours: features active on the same tokens, by
-    Jaccard index (tokens with both / tokens with either) over the sampled tokens.
+    point; written_cosines: of what it writes at two of them, pairs (0, 1), (0, 2), ..., (1, 2), ... threshold: the activation
+    above which a JumpReLU gate lets through. histogram: tokens by activation, in the bins histogram_edges (the first and the
+    last also hold what is beyond). logit_kurtosis: excess kurtosis over the vocabulary of what it adds to the logits.
+    promoted, suppressed: the tokens whose logits it raises and lowers most, for an activation of 1. decoder_neighbours:
+    features with the most similar decoder rows. coactive_neighbours: features active on the same tokens, by Jaccard index
+    (tokens with both / tokens with either) over the sampled tokens.
     """
     import pyarrow as pa
 
@@ -57,6 +58,7 @@ def features_schema() -> pa.Schema:
             ("energy", pa.float64()),
             ("decoder_norm", pa.float32()),
             ("written_norms", pa.list_(pa.float32())),
+            ("written_cosines", pa.list_(pa.float32())),
             ("threshold", pa.float32()),
             ("histogram", pa.list_(pa.int64())),
             ("logit_kurtosis", pa.float32()),

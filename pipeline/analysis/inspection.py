@@ -40,8 +40,12 @@ class Inspection:
         rows, columns = self.features.indices()
         return [(feature_name(i, self.shape), value) for i, value in self._largest(rows == token, columns, top)]
 
-    def of_feature(self, feature: str, top: int | None = None) -> list[tuple[int, float]]:
+    def of_feature(self, feature: str | int, top: int | None = None) -> list[tuple[int, float]]:
         """(token, activation) of the tokens on which a feature is active, strongest first.
+
+        Args:
+            feature: `513`, or `2/513` for feature 513 of layer 2; or its index among all.
+            top: how many tokens; None: all.
 
         Raises:
             DataError: no such feature.

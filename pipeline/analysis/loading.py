@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.dictionaries.store import load_dictionary
+from pipeline.errors import DataError, unknown_name
 from pipeline.hook_keys import MAIN, by_model
 from pipeline.lm.loading import load_language_model
 from pipeline.norms import load_norms
@@ -41,6 +42,17 @@ class Loaded:
     def main(self) -> LanguageModel:
         """The main model, or the first one."""
         return self.models[self.alias]
+
+    def model(self, alias: str) -> LanguageModel:
+        """The model of an alias.
+
+        Raises:
+            DataError: the dictionary has no hook point of it.
+        """
+        if alias not in self.models:
+            known = unknown_name("model", alias, filter(None, self.models))
+            raise DataError(f"{known}; name one whose hook points the dictionary has")
+        return self.models[alias]
 
 
 def load_for_analysis(params: Params, dictionary: str | Path, *, norms: str | Path) -> Loaded:

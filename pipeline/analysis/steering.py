@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pipeline.analysis.attribution import standing
 from pipeline.analysis.texts import bos_of, feature_index, token_ids
 from pipeline.errors import DataError
 from pipeline.evaluation.language_model import Replacement
 from pipeline.evaluation.raw_space import RawDictionary
-from pipeline.hook_keys import split_key
+from pipeline.hook_keys import MAIN, by_model, split_key
 from pipeline.seeding import generator
 
 if TYPE_CHECKING:
@@ -38,13 +40,16 @@ class Steering:
 
 
 def steering_replacements(
-    dictionary: Dictionary, feature: str, strength: float, norms: Mapping[str, HookNorm] | None = None, alias: str = ""
+    dictionary: Dictionary, feature: str | int, strength: float, norms: Mapping[str, HookNorm] | None = None, alias: str = MAIN
 ) -> dict[str, Replacement]:
     """{hook point: x -> x + strength * what the feature writes there}, of the written hook points of one model.
 
+    What is added to the residual stream stays in it: of several hook points hook_resid_pre or hook_resid_post only the last
+    one at which the feature writes is changed (see pipeline.analysis.attribution.standing).
+
     Args:
         dictionary: any kind; of an unfolded one the directions are divided by the norm's factor.
-        feature: `513`, or `2/513` for feature 513 of layer 2.
+        feature: `513`, or `2/513` for feature 513 of layer 2; or its index among all.
         strength: the activation that is added, in the dictionary's units: folded with raw units, the length of what is added
             (over all written hook points together).
         norms: {hook point: norm}, for a dictionary that is not folded.
@@ -55,20 +60,23 @@ def steering_replacements(
     """
     raw = RawDictionary(dictionary, norms)
     index = feature_index(feature, dictionary.feature_shape)
+    rows = [dictionary.written_rows(place).detach().flatten(0, -2)[index] for place in range(len(dictionary.hooks_out))]
+    there = {key: row for key, row in zip(dictionary.hooks_out, rows, strict=True) if bool(row.any())}
     found: dict[str, Replacement] = {}
-    for place, key in enumerate(dictionary.hooks_out):
-        row = dictionary.written_rows(place).detach().flatten(0, -2)[index]
-        model, hook = split_key(key)
-        if model != alias or not bool(row.any()):
-            continue
+    for place in standing(tuple(there), alias):
+        key, row = list(there.items())[place]
 
         def replace(_: Mapping[str, Tensor], x: Tensor, row: Tensor = row, key: str = key) -> Tensor:
             factor = 1.0 if dictionary.config.folded else raw.scale(key, x, None)
             return x + (strength * row.to(x.device) / factor).to(x.dtype)
 
-        found[hook] = replace
+        found[split_key(key)[1]] = replace
     if not found:
-        raise DataError(f"feature '{feature}' writes nothing at the hook points of this model")
+        models = ", ".join(f"'{name or 'model'}'" for name in by_model(dictionary.hooks_out))
+        raise DataError(
+            f"feature '{feature}' writes nothing at the hook points of model '{alias or 'model'}'; the dictionary writes those "
+            f"of {models}"
+        )
     return found
 
 
@@ -109,7 +117,7 @@ def steer(
     text: str,
     dictionary: Dictionary,
     model: LanguageModel,
-    feature: str,
+    feature: str | int,
     strength: float,
     *,
     norms: Mapping[str, HookNorm] | None = None,
@@ -117,22 +125,29 @@ def steer(
     temperature: float = 0.0,
     seed: int = 0,
     prepend_bos: bool = False,
+    alias: str = MAIN,
 ) -> Steering:
     """Compare the model with itself when a feature is added at every token.
 
     Args:
         text: at most as long as a context of the model.
         dictionary, feature, strength, norms: see :func:`steering_replacements`.
-        model: the language model.
+        model: the language model that is steered.
         n_tokens, temperature, seed: see :func:`continue_text`; both continuations are drawn with the same seed.
         prepend_bos: the text starts with the beginning-of-text token.
+        alias: of `model` among those of the dictionary's hook points.
 
     Raises:
-        DataError: no such feature; a text of fewer than two tokens, or one that is too long.
+        DataError: no such feature; a text of fewer than two tokens, or one that is too long; a number out of its range.
     """
-    replace = steering_replacements(dictionary, feature, strength, norms)
+    _check_numbers(strength, n_tokens, temperature)
     bos = bos_of(model, prepend_bos)
     ids = [*([] if bos is None else [bos]), *token_ids(text, model)]
+    if model.max_context is not None and len(ids) > model.max_context:
+        raise DataError(
+            f"the text has {len(ids):,} tokens, model '{model.name}' takes {model.max_context:,} at a time; shorten the text"
+        )
+    replace = steering_replacements(dictionary, feature, strength, norms, alias)
     if len(ids) < 2:
         raise DataError("steering compares the loss of the text's tokens; give at least two tokens")
     losses, texts = [], []
@@ -141,3 +156,12 @@ def steer(
         written = continue_text(ids, model, n_tokens, replace=change, temperature=temperature, seed=seed)
         texts.append(model.tokenizer.decode(written))
     return Steering(losses[0], losses[1], texts[0], texts[1])
+
+
+def _check_numbers(strength: float, n_tokens: int, temperature: float) -> None:
+    if not math.isfinite(strength):
+        raise DataError(f"strength: wanted a finite number, got {strength}; give one such as 100")
+    if n_tokens < 1:
+        raise DataError(f"n_tokens: wanted at least 1 token of a continuation, got {n_tokens}")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise DataError(f"temperature: wanted a number of at least 0, got {temperature}; 0 is the likeliest token always")

@@ -49,6 +49,7 @@ def print_inspection(
     steered: str | None = None,
     strength: float | None = None,
     continuation: Continuation | None = None,
+    alias: str | None = None,
 ) -> None:
     """Print the strongest features of each token; or the tokens of `features`; or what adding feature `steered` does.
 
@@ -60,21 +61,23 @@ def print_inspection(
         top: features of a token, and tokens of a feature.
         strength: of the steering; None: twice the feature's largest activation on the text.
         continuation: what the model writes after the text.
+        alias: of the model that is steered, or whose logits a feature changes; None: the main one, or the first one.
 
     Raises:
-        DataError: no such feature, a dictionary or a text that is not there.
+        DataError: no such feature or model, a dictionary or a text that is not there.
     """
     found = load_for_analysis(params, inference / params.dictionary.name, norms=norms)
+    model = found.model(alias := found.alias if alias is None else alias)
     bos, size = params.model.prepend_bos, params.activations.context_size
     inspection = inspect_text(text, found.dictionary, found.models, norms=found.norms, context_size=size, prepend_bos=bos)
-    click.echo(describe(found.dictionary.config.to_dict(), params.model.model_name))
+    click.echo(describe(found.dictionary.config.to_dict(), params.language_model(found.alias).model_name))
     if steered is not None:
         strength = 2 * largest(inspection, steered) if strength is None else strength
         how = continuation or Continuation()
         result = steer(
             text,
             found.dictionary,
-            found.main,
+            model,
             steered,
             strength,
             norms=found.norms,
@@ -82,6 +85,7 @@ def print_inspection(
             temperature=how.temperature,
             seed=how.seed,
             prepend_bos=bos,
+            alias=alias,
         )
         show_steering(result, steered, strength)
     elif features:
@@ -89,7 +93,7 @@ def print_inspection(
         chosen = torch.tensor([feature_index(feature, shape) for feature in features])
         effects: list[Attribution | None] = [None] * len(features)
         if writes_residual_stream(found.dictionary):
-            effects = [*attribute(written_directions(found.dictionary, found.norms)[chosen], found.main)]
+            effects = [*attribute(written_directions(found.dictionary, found.norms, alias)[chosen], model)]
         for feature, effect in zip(features, effects, strict=True):
             show_feature(inspection, feature, top, effect)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ def token_ids(text: str, model: LanguageModel) -> list[int]:
     Raises:
         DataError: there are none.
     """
-    ids = [int(i) for i in model.tokenizer(text, add_special_tokens=False)["input_ids"]]
+    ids = [int(i) for i in model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
     if not ids:
         raise DataError("the text has no token; give some text")
     return ids
@@ -90,12 +91,16 @@ def feature_name(index: int, shape: Sequence[int]) -> str:
     return "/".join(str(int(i)) for i in torch.unravel_index(torch.tensor(index), tuple(shape)))
 
 
-def feature_index(name: str, shape: Sequence[int]) -> int:
-    """The index of a feature among all, from its name.
+def feature_index(name: str | int, shape: Sequence[int]) -> int:
+    """The index of a feature among all, from its name; a number is the index already.
 
     Raises:
         DataError: no such feature.
     """
+    if not isinstance(name, str):
+        if not 0 <= operator.index(name) < math.prod(shape):
+            raise DataError(f"feature {name}: out of range; the dictionary has {math.prod(shape):,} features")
+        return operator.index(name)
     parts = name.split("/")
     wanted = "LAYER/FEATURE" if len(shape) > 1 else "a number"
     if len(parts) != len(shape) or not all(part.isdecimal() for part in parts):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.analysis.attribution import LogitEffects, logit_effects, writes_residual_stream, written_directions
 from pipeline.analysis.collection import BANDS, Collection
-from pipeline.analysis.decoder_neighbours import decoder_neighbours, decoder_rows
+from pipeline.analysis.decoder_neighbours import decoder_neighbours, decoder_rows, written_cosines
 from pipeline.analysis.feature_counts import histogram_edges
 from pipeline.analysis.feature_tables import (
     CONTEXTS,
@@ -46,12 +46,14 @@ class Written:
 
     Attributes:
         norms: [F, written hook points], L2 norm of what a feature of activation 1 writes there.
+        cosines: [F, pairs of written hook points], see `written_cosines`; None of one hook point.
         thresholds: [F], the activations above which a JumpReLU gate lets through; None: no such gate.
         decoder, coactive: (features [F, n], similarities [F, n]); -1: fewer.
         directions: what it writes to the residual stream [F, D]; None: nothing there.
     """
 
     norms: Tensor
+    cosines: Tensor | None
     thresholds: Tensor | None
     decoder: tuple[Tensor, Tensor]
     coactive: tuple[Tensor, Tensor]
@@ -73,6 +75,7 @@ def written(found: Loaded, collection: Collection, neighbours: int) -> Written:
         directions = written_directions(dictionary, found.norms, found.alias)
     return Written(
         norms=torch.stack([part.norm(dim=1) for part in rows], dim=1).cpu(),
+        cosines=written_cosines(rows),
         thresholds=None if thresholds is None else thresholds.flatten().cpu(),
         decoder=decoder,
         coactive=coactive,
@@ -167,6 +170,7 @@ def feature_columns(
         "energy": energies[some].tolist(),
         "decoder_norm": every.norms[some].norm(dim=1).tolist(),
         "written_norms": every.norms[some].tolist(),
+        "written_cosines": empty if every.cosines is None else _without_nan(every.cosines[some].tolist()),
         "threshold": empty if every.thresholds is None else every.thresholds[some].tolist(),
         "histogram": counts.histogram[some].tolist(),
         "logit_kurtosis": empty if effects is None else [v if math.isfinite(v) else None for v in effects.kurtosis.tolist()],
@@ -221,6 +225,10 @@ def banded(drawn: Mapping[str, Tensor], row: int, each: int) -> list[tuple[int, 
         n = min(each, len(part))
         found += [(band, part[i * len(part) // n]) for i in reversed(range(n))]
     return found
+
+
+def _without_nan(rows: list[list[float]]) -> list[list[float | None]]:
+    return [[value if math.isfinite(value) else None for value in row] for row in rows]
 
 
 def _filled(part: Mapping[str, Tensor], row: int) -> list[int]:

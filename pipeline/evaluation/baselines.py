@@ -1,4 +1,5 @@
-"""What a dense reconstruction with as many numbers per token would do: PCA of rank = rounded mean L0.
+"""What a dense reconstruction with as many numbers per token would do: PCA of rank = rounded mean L0
+(at most as many directions as the norm pass keeps; `pca_rank` says how many).
 
     x_hat = mu + V V^T (x - mu)
 
@@ -71,31 +72,35 @@ class PcaMetrics:
 
         Args:
             rank: number of directions.
-            variances: {hook: sum ||x - mean||^2} over the same tokens, relative to their own mean.
+            variances: {hook: sum ||x - mean||^2} over the same tokens, relative to their own mean; where it is 0, a hook point
+                has no FVU.
         """
         errors = {hook: max(0.0, self.totals[hook] - float(self.energies[hook][:rank].sum())) for hook in self.principal}
         results = {"pca_fvu": sum(errors.values()) / sum(variances[hook] for hook in errors)}
         if len(errors) > 1:
-            results.update({f"pca_fvu.{hook}": error / variances[hook] for hook, error in errors.items()})
+            results.update({f"pca_fvu.{hook}": error / variances[hook] for hook, error in errors.items() if variances[hook]})
         return results
 
 
-def checked_rank(asked: int | None, l0_mean: float, principal: Mapping[str, PrincipalDirections]) -> int:
-    """The rank to use: the one asked for, else the rounded mean L0, at least 1, at most the width.
+def checked_rank(asked: int | None, principal: Mapping[str, PrincipalDirections]) -> None:
+    """Refuse a rank that is stated and that the statistics hold too few directions for; call it before the passes.
 
     Raises:
-        NumericsError: the statistics hold fewer directions than that; the message has both numbers.
+        NumericsError: with both numbers.
     """
-    rank = asked if asked is not None else max(1, round(l0_mean))
     for hook, p in principal.items():
         n_directions, width = p.directions.shape
-        rank = min(rank, width)
-        if rank > n_directions:
+        if asked is not None and min(asked, width) > n_directions:
             raise NumericsError(
-                f"{hook}: PCA of rank {rank} (the mean L0 is {l0_mean:.1f}) needs more than the {n_directions} leading "
-                "directions that the norm pass keeps; set evaluation.pca_rank"
+                f"evaluation.pca_rank: {asked:,}, but the norm pass keeps the {n_directions:,} leading directions of {hook}; "
+                f"state at most {n_directions:,}, or null"
             )
-    return rank
+
+
+def used_rank(asked: int | None, l0_mean: float, principal: Mapping[str, PrincipalDirections]) -> int:
+    """The rank to use: the one asked for, else the rounded mean L0, at least 1; at most as many directions as there are."""
+    rank = asked if asked is not None else max(1, round(l0_mean))
+    return min(rank, *(len(p.directions) for p in principal.values()))
 
 
 def pca_replacements(principal: Mapping[str, PrincipalDirections], rank: int, mask_BT: Tensor) -> dict[str, Replacement]:

@@ -94,9 +94,9 @@ def written_metrics(dictionary: Dictionary) -> dict[str, float]:
     """Of a dictionary that writes several hook points, for each of them:
 
     written_norm_q*.<hook>: norms of what the features write there, as stored; written_share_q*.<hook>: their shares (see
-    `written_shares`); exclusive_fraction.<hook>: features whose share here is above EXCLUSIVE; shared_fraction: all others.
-    written_cosine_q*.<hook>.<next hook>: cosine similarity of what a feature writes at a hook point and at the next (features
-    that write at both).
+    `written_shares`); exclusive_fraction.<hook>: features whose share here is above EXCLUSIVE; shared_fraction: all others that
+    write. written_cosine_q*.<hook>.<later hook>: cosine similarity of what a feature writes at two hook points (features
+    that write at both), for each pair.
     """
     results: dict[str, float] = {}
     shares = written_shares(dictionary)
@@ -105,13 +105,14 @@ def written_metrics(dictionary: Dictionary) -> dict[str, float]:
         results |= {f"{name}.{hook}": value for name, value in quantiles(rows.norm(dim=-1), "written_norm").items()}
         results |= {f"{name}.{hook}": value for name, value in quantiles(shares[p], "written_share").items()}
         results[f"exclusive_fraction.{hook}"] = float((shares[p] > EXCLUSIVE).double().mean())
-    results["shared_fraction"] = 1.0 - float((shares > EXCLUSIVE).any(0).double().mean())
-    for p, (hook, later) in enumerate(itertools.pairwise(dictionary.hooks_out)):
-        one, two = (dictionary.written_rows(q).detach().flatten(0, -2) for q in (p, p + 1))
-        both = (shares[p] > 0) & (shares[p + 1] > 0)
+    results["shared_fraction"] = float(((shares > 0).any(0) & ~(shares > EXCLUSIVE).any(0)).double().mean())
+    for p, q in itertools.combinations(range(len(dictionary.hooks_out)), 2):
+        both = (shares[p] > 0) & (shares[q] > 0)
         if bool(both.any()):
-            cosine = torch.nn.functional.cosine_similarity(one[both], two[both], dim=-1)
-            results |= {f"{name}.{hook}.{later}": value for name, value in quantiles(cosine, "written_cosine").items()}
+            one, two = (dictionary.written_rows(at).detach().flatten(0, -2)[both] for at in (p, q))
+            cosine = torch.nn.functional.cosine_similarity(one, two, dim=-1)
+            pair = f"{dictionary.hooks_out[p]}.{dictionary.hooks_out[q]}"
+            results |= {f"{name}.{pair}": value for name, value in quantiles(cosine, "written_cosine").items()}
     return results
 
 
@@ -119,11 +120,16 @@ def written_metrics(dictionary: Dictionary) -> dict[str, float]:
 def decoder_metrics(dictionary: Dictionary) -> dict[str, float]:
     """Quantiles over features (5, 25, 50, 75, 95 %), no data needed.
 
-    decoder_max_cosine_q*: largest cosine similarity of a decoder row with any other; decoder_norm_q*: norms of decoder rows
-    (concatenated over written hook points), as stored; threshold_q*: JumpReLU thresholds, if there are any; of several
+    decoder_max_cosine_q* and decoder_max_cosine_mean: largest cosine similarity of a decoder row with any other, and its mean;
+    encoder_max_cosine_mean: that of encoder columns, of a dictionary with one encoder matrix; decoder_norm_q*: norms of decoder
+    rows (concatenated over written hook points), as stored; threshold_q*: JumpReLU thresholds, if there are any; of several
     written hook points also those of `written_metrics`.
     """
-    results = quantiles(max_cosine_similarity(decoder_rows(dictionary)), "decoder_max_cosine")
+    largest = max_cosine_similarity(decoder_rows(dictionary))
+    results = {**quantiles(largest, "decoder_max_cosine"), "decoder_max_cosine_mean": float(largest.double().mean())}
+    parts = dictionary.parts()
+    if len(parts) == 1:
+        results["encoder_max_cosine_mean"] = float(max_cosine_similarity(parts[0].W_E.T).double().mean())
     results.update(quantiles(dictionary.decoder_norms(), "decoder_norm"))
     if len(dictionary.hooks_out) > 1:
         results.update(written_metrics(dictionary))

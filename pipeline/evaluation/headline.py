@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.evaluation.compared import compared
 from pipeline.plots.charts import number
 from pipeline.plots.report import describe
 
@@ -15,7 +16,7 @@ NAMES = {
     "FVU of PCA": "pca_fvu",
     "delta cross entropy": "delta_ce",
     "delta cross entropy of PCA": "pca_delta_ce",
-    "loss recovered": "loss_recovered_mean",
+    "loss recovered against the mean": "loss_recovered_mean",
     "dead share": "dead_fraction",
 }
 
@@ -28,28 +29,22 @@ def headline(metrics: Mapping[str, float]) -> dict[str, float]:
 def note(config: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
     """The run's description, in Markdown: what was trained, and how good it is beside its baselines, on held-out text."""
 
-    def interval(name: str) -> str:
-        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-        return "" if low is None or high is None else f" ({number(low)} to {number(high)})"
+    def shown(value: float | None) -> str:
+        return "" if value is None else number(value)
 
-    rows = [
-        ("FVU", number(metrics["fvu"]) + interval("fvu"), number(metrics["pca_fvu"]), "1"),
-        (
-            "delta cross entropy, nats",
-            number(metrics["delta_ce"]) + interval("delta_ce"),
-            number(metrics["pca_delta_ce"]),
-            number(metrics["ce_mean"] - metrics["ce_original"]),
-        ),
-    ]
+    rows = []
+    for row in compared(metrics):
+        ends = f" ({number(row.interval[0])} to {number(row.interval[1])})" if row.interval else ""
+        rows.append((row.name, number(row.value) + ends, shown(row.pca), shown(row.mean), shown(row.zero)))
     return "\n".join(
         [
             f"**{describe(config)}**",
             "",
-            f"L0 {number(metrics['l0_mean'])}, dead {100 * metrics['dead_fraction']:.2f} %, loss recovered "
-            f"{number(metrics['loss_recovered_mean'])}; on {metrics['evaluated_tokens']:,.0f} held-out tokens.",
+            f"L0 {number(metrics['l0_mean'])}, dead {100 * metrics['dead_fraction']:.2f} %; "
+            f"on {metrics['evaluated_tokens']:,.0f} held-out tokens.",
             "",
-            f"| | this dictionary (95 %) | PCA of rank {metrics['pca_rank']:.0f} | mean |",
-            "|---|---:|---:|---:|",
+            f"| | this dictionary (95 %) | PCA of rank {metrics['pca_rank']:.0f} | mean | zero |",
+            "|---|---:|---:|---:|---:|",
             *(f"| {' | '.join(row)} |" for row in rows),
         ]
     )

@@ -43,10 +43,10 @@ def evaluate_reconstruction(
 
     Returns:
         flat metrics, as documented at ReconstructionSums.results, SparsityMetrics.results and decoder_metrics; with
-        several written hook points also `<metric>.<hook>`.
+        several written hook points also `<metric>.<hook>`, and of features of several layers L0, dead and dense ones of each.
 
     Raises:
-        DataError: shapes that do not fit, a hook point that is not given, or no targets of a dictionary that needs them.
+        DataError: shapes or a mask that do not fit, a hook point that is not given, or no targets where they are needed.
         NumericsError: a non-finite value, or a metric that is undefined on this data.
     """
     if targets is None and dictionary.hooks_in != dictionary.hooks_out:
@@ -64,7 +64,7 @@ def evaluate_reconstruction(
         for hook, label in split(labels[rows], dictionary.hooks_out).items():
             means[hook].update(label, None if mask is None else mask[rows], where=f"{hook}, rows from {rows.start}")
     reconstruction = ReconstructionMetrics({hook: mean.value(hook) for hook, mean in means.items()})
-    sparsity = SparsityMetrics(dictionary.feature_shape)
+    sparsity = SparsityMetrics(dictionary.feature_shape, dictionary.hooks_in)
     parameter = next(dictionary.parameters())
     for rows in slices:
         kept = None if mask is None else mask[rows].to(parameter.device)
@@ -101,6 +101,8 @@ def _check_shapes(dictionary: Dictionary, activations: Tensor, labels: Tensor, m
             f"the dictionary reads width {dictionary.config.d_in} and writes {dictionary.config.width_out}, got activations "
             f"{tuple(activations.shape)} and targets {tuple(labels.shape)}"
         )
+    if mask is not None and mask.dtype != torch.bool:
+        raise DataError(f"mask: wanted bool, True for a kept token, got {mask.dtype}; give mask.bool(), or mask > 0.5")
     if labels.shape[: len(leading)] != leading or (mask is not None and mask.shape != leading):
         raise DataError(
             f"activations, targets and mask are not of the same tokens: {tuple(activations.shape)}, "

@@ -142,7 +142,7 @@ class PredictionMetrics:
         self.documents = DocumentSums()
 
     def update(self, name: str, values: Tensor, context: str, documents: Tensor | None = None) -> None:
-        """Add values [n] of `name` ("original", "spliced", "zero", "mean", "pca", "kl" or "kl_zero").
+        """Add values [n] of `name`: original, spliced, zero, mean, pca, kl, kl_zero, spliced.<hook>, or kl.<hook>.
 
         Args:
             documents: int64 [n], of the predicted tokens, for the interval of delta_ce; None: no interval.
@@ -180,7 +180,8 @@ class PredictionMetrics:
         splice costs nothing, 0 if it is as bad as the ablation.
         kl = mean of KL(original || spliced); kl_zero with zeros in its place, where it was measured.
         pca_delta_ce: what PCA costs, where it was run.
-        With several written hook points also ce_spliced.<hook> and delta_ce.<hook>, that hook point alone being replaced.
+        With several written hook points also ce_spliced.<hook>, delta_ce.<hook> and kl.<hook>, that hook point alone being
+        replaced. There is no loss recovered of one of several hook points: it would take two more runs for each.
 
         Raises:
             NumericsError: no prediction was counted, or an ablation changes nothing.
@@ -206,6 +207,7 @@ class PredictionMetrics:
             if name.startswith("spliced."):
                 hook = name.removeprefix("spliced.")
                 results |= {f"ce_spliced.{hook}": self.mean(name), f"delta_ce.{hook}": self.mean(name) - original}
+                results[f"kl.{hook}"] = self.mean(f"kl.{hook}")
         return results
 
 
@@ -213,13 +215,13 @@ def prediction_results(by_alias: Mapping[str, PredictionMetrics]) -> dict[str, f
     """The metrics of a dictionary that writes to several models: the main model's (or the first one's) as they are.
 
     Those of the others have the model's alias appended. The hook point of a model that has no other is replaced alone
-    whenever it is replaced: its ce_spliced.<hook> and delta_ce.<hook> are the model's own.
+    whenever it is replaced: its ce_spliced.<hook>, delta_ce.<hook> and kl.<hook> are the model's own.
     """
     main = MAIN if MAIN in by_alias else next(iter(by_alias))
     results: dict[str, float] = {}
     for alias, predictions in by_alias.items():
         found = predictions.results()
-        alone = {name: found[name] for name in ("ce_spliced", "delta_ce")} if len(by_alias) > 1 else {}
+        alone = {name: found[name] for name in ("ce_spliced", "delta_ce", "kl")} if len(by_alias) > 1 else {}
         for hook in predictions.hooks if len(predictions.hooks) == 1 else ():
             results.update({f"{name}.{hook}": value for name, value in alone.items()})
         of_hooks = tuple(f".{hook}" for hook in predictions.hooks)

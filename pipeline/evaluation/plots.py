@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.dictionaries.store import read_config
+from pipeline.evaluation.tables import compared_table, metric_tables
 from pipeline.files import atomic_directory, write_bytes, write_json
-from pipeline.metric_names import EVALUATION
 from pipeline.norms import load_norm_arrays, load_norms
 from pipeline.plots.histograms import density_chart, norm_charts, share_charts
 from pipeline.plots.report import describe, write_report
@@ -26,7 +26,7 @@ def write_plots(
       features that were never active, with log10_density null.
     - written_share.json, of several written hook points: {hook point: features in equal bins of the share of what they write
       that is there, 0 to 1}.
-    - feature_density.png, activation_norm.png, written_share.png, and index.html with all of them and the metrics.
+    - feature_density.png, activation_norm.png, written_share.png, and index.html with all of them and every metric, defined.
 
     Args:
         folder: what is there is replaced.
@@ -43,8 +43,9 @@ def write_plots(
     density = density_chart(histogram.edges, histogram.counts, histogram.never, evaluation.metrics["l0_mean"])
     arrays = {name: [float(v) for v in x] for name, x in load_norm_arrays(statistics).items() if "norm_histogram" in name}
     lengths = norm_charts(arrays, {hook: {"mean_norm": norm.mean_norm} for hook, norm in load_norms(norms).items()})
-    figures = {name: evaluation.metrics[name] for name in (*EVALUATION, "pca_rank", "evaluated_tokens")}
-    about = describe(read_config(dictionary).to_dict())
+    config = read_config(dictionary)
+    first = [compared_table(evaluation.metrics)]
+    every = metric_tables(evaluation.metrics, config.hooks_in, config.hooks_out)
     with atomic_directory(folder) as place:
         tensors = {"density": evaluation.density, "mean_when_active": evaluation.mean_when_active}
         write_bytes(place / "feature_density.safetensors", save({name: t.contiguous() for name, t in tensors.items()}))
@@ -52,4 +53,5 @@ def write_plots(
         if evaluation.shares:
             write_json(place / "written_share.json", evaluation.shares)
         charts = [density, *share_charts(evaluation.shares), *lengths]
-        write_report(place, "Evaluation on held-out text", about, charts, figures, definitions=EVALUATION)
+        title, about = "Evaluation on held-out text", describe(config.to_dict())
+        write_report(place, title, about, charts, tables=first, more=every)

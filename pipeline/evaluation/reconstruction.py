@@ -161,36 +161,34 @@ class ReconstructionSums:
         relative_reconstruction_bias = sum ||r||^2 / sum <x, r>: 1 is unbiased, below 1 is shrunken. Source: SAEBench
         (Karvonen et al. 2025), which follows Wright and Sharkey 2024.
 
+        zero_fvu = sum ||x||^2 / sum ||x - mu||^2: FVU of zero in the reconstruction's place (of mu it is 1).
+        Left out is what is undefined: FVU and explained variance where the labels do not vary, nmse and ratios where all
+        are zero, the bias where reconstructions and labels have no common part (a reconstruction of zero everywhere).
+
         Raises:
-            NumericsError: a metric is undefined (no token, labels without variance) or not finite; names `where`.
+            NumericsError: there is no token; names `where`.
         """
         s = self.sums
         if s["n"] == 0:
             raise NumericsError(f"{where}: no token to evaluate: every position is masked; evaluate on other tokens")
-        if s["variance"] <= 0 or s["legacy_n"] == 0 or s["ratio_n"] == 0:
-            raise NumericsError(
-                f"{where}: FVU is undefined: the {s['n']:.0f} evaluated labels do not vary; evaluate on more tokens"
-            )
-        if s["inner"] == 0:
-            raise NumericsError(
-                f"{where}: the relative reconstruction bias is undefined: reconstructions and labels have no common part "
-                "(is the reconstruction zero everywhere?)"
-            )
-        fvu = s["error"] / s["variance"]
-        errors, variances = self.documents.of("error", "variance")
-        return {
-            "fvu": fvu,
-            **with_interval("fvu", ratio_interval(errors, variances)),
-            "explained_variance": 1.0 - fvu,
-            "explained_variance_legacy": s["legacy"] / s["legacy_n"],
-            "mse": s["error"] / s["n"],
-            "nmse": s["error"] / s["label_square"],
-            "cosine_similarity": s["cosine"] / s["n"],
-            "l2_ratio": s["ratio"] / s["ratio_n"],
-            "l2_norm_in": s["length_in"] / s["n"],
-            "l2_norm_out": s["length_out"] / s["n"],
-            "relative_reconstruction_bias": s["square"] / s["inner"],
+        quotients = {
+            "fvu": (s["error"], s["variance"]),
+            "zero_fvu": (s["label_square"], s["variance"]),
+            "explained_variance_legacy": (s["legacy"], s["legacy_n"]),
+            "mse": (s["error"], s["n"]),
+            "nmse": (s["error"], s["label_square"]),
+            "cosine_similarity": (s["cosine"], s["n"]),
+            "l2_ratio": (s["ratio"], s["ratio_n"]),
+            "l2_norm_in": (s["length_in"], s["n"]),
+            "l2_norm_out": (s["length_out"], s["n"]),
+            "relative_reconstruction_bias": (s["square"], s["inner"]),
         }
+        results = {name: over / under for name, (over, under) in quotients.items() if under}
+        if "fvu" in results:
+            results["explained_variance"] = 1.0 - results["fvu"]
+            errors, variances = self.documents.of("error", "variance")
+            results |= with_interval("fvu", ratio_interval(errors, variances))
+        return results
 
 
 class ReconstructionMetrics:
@@ -222,11 +220,17 @@ class ReconstructionMetrics:
         return int(next(iter(self.parts.values())).sums["n"])
 
     def results(self) -> dict[str, float]:
-        """Overall metrics; with several hook points also each metric as `<metric>.<hook>`."""
-        if len(self.parts) == 1:
-            ((hook, part),) = self.parts.items()
-            return part.results(hook)
-        results = ReconstructionSums.merged(self.parts.values()).results(", ".join(self.parts))
-        for hook, part in self.parts.items():
+        """Overall metrics; with several hook points also each metric as `<metric>.<hook>`.
+
+        Raises:
+            NumericsError: there is no token, or FVU is undefined of all hook points together.
+        """
+        where = ", ".join(self.parts)
+        results = ReconstructionSums.merged(self.parts.values()).results(where)
+        if "fvu" not in results:
+            raise NumericsError(
+                f"{where}: FVU is undefined: the {self.tokens} evaluated labels do not vary; evaluate on more tokens"
+            )
+        for hook, part in self.parts.items() if len(self.parts) > 1 else ():
             results.update({f"{name}.{hook}": value for name, value in part.results(hook).items()})
         return results

@@ -5,7 +5,7 @@ Three passes over the held-out contexts:
  2. the model as it is, which gives activations and logits in one run: reconstruction and sparsity metrics, then the runs
     with the reconstruction (of several hook points: all at once, and each alone), with zeros and with the mean activation in
     its place: cross entropies and KL;
- 3. with PCA in its place, whose rank, the rounded mean L0, is known only now.
+ 3. with PCA in its place, whose rank, the rounded mean L0 (or all directions that are kept), is known only now.
 Every figure is a sum over tokens in float64, divided once at the end.
 """
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError
-from pipeline.evaluation.baselines import PcaMetrics, PrincipalDirections, checked_rank, pca_replacements
+from pipeline.evaluation.baselines import PcaMetrics, PrincipalDirections, checked_rank, pca_replacements, used_rank
 from pipeline.evaluation.decoder import decoder_metrics, share_histogram, written_shares
 from pipeline.evaluation.language_model import (
     PredictionMetrics,
@@ -120,8 +120,10 @@ class Evaluator:
             pca_rank: rank of the PCA baseline; None: the rounded mean L0.
 
         Raises:
-            NumericsError: a non-finite value (with hook point and contexts), or a metric that is undefined on this data.
+            NumericsError: a non-finite value (with hook point and contexts); FVU or loss recovered is undefined on this data; a
+                stated rank that is above what the norm pass keeps.
         """
+        checked_rank(pca_rank, self.principal)
         means = self._label_means()
         self.reconstruction = ReconstructionMetrics(means)
         shape = self.raw.dictionary.feature_shape
@@ -130,7 +132,7 @@ class Evaluator:
         self.pca = PcaMetrics(self.principal)
         for batch in self.held_out:
             self._evaluate_batch(batch)
-        rank = checked_rank(pca_rank, self.sparsity.l0_mean() / math.prod(shape[:-1]), self.principal)
+        rank = used_rank(pca_rank, self.sparsity.l0_mean() / math.prod(shape[:-1]), self.principal)
         for batch in self.held_out:
             mask = batch.mask.to(self.models.device)
             for alias in self.written:
@@ -212,7 +214,11 @@ class Evaluator:
         predictions.update("kl", kl, batch.label)
         for hook in keys if len(keys) > 1 else ():
             alone = splice_replacements(self.raw, originals, known, mask, [hook])
-            self._run(alias, f"spliced.{hook}", alone, batch, mask, self.raw.hooks_in)
+            found = self.models.logits(alias, batch.tokens, alone, self.raw.hooks_in)
+            self._count(batch)
+            _, ce_alone, kl_alone = prediction_divergence(logits, found, batch.tokens, mask)
+            predictions.update(f"spliced.{hook}", ce_alone, batch.label)
+            predictions.update(f"kl.{hook}", kl_alone, batch.label)
         means = {hook: principal.mean for hook, principal in self._principal_of(alias).items()}
         zeros = {hook: torch.zeros_like(mean) for hook, mean in means.items()}
         ablated = self.models.logits(alias, batch.tokens, constant_replacements(zeros, mask))
@@ -240,10 +246,9 @@ class Evaluator:
         replace: Mapping[str, Replacement],
         batch: HeldOutBatch,
         mask: Tensor,
-        capture: Sequence[str] = (),
     ) -> None:
         """One more run of a model with activations replaced, its cross entropy kept by `name`."""
-        logits = self.models.logits(alias, batch.tokens, replace, capture)
+        logits = self.models.logits(alias, batch.tokens, replace)
         self.predictions[alias].update(name, prediction_loss(logits, batch.tokens, mask), batch.label)
         self._count(batch)
 

@@ -11,6 +11,24 @@ from collections.abc import Mapping
 from torch import Tensor
 
 GROUP = "saebench"
+SAME = {
+    "explained_variance": "explained_variance_legacy",
+    "cossim": "cosine_similarity",
+    "l2_norm_in": "l2_norm_in",
+    "l2_norm_out": "l2_norm_out",
+    "l2_ratio": "l2_ratio",
+    "relative_reconstruction_bias": "relative_reconstruction_bias",
+    "l0": "l0_mean",
+    "l1": "l1_mean",
+    "ce_loss_without_sae": "ce_original",
+    "ce_loss_with_sae": "ce_spliced",
+    "ce_loss_with_ablation": "ce_zero",
+    "ce_loss_score": "loss_recovered_zero",
+    "kl_div_with_sae": "kl",
+    "kl_div_with_ablation": "kl_zero",
+    "average_max_decoder_cosine_sim": "decoder_max_cosine_mean",
+    "average_max_encoder_cosine_sim": "encoder_max_cosine_mean",
+}
 
 
 def saebench_core(metrics: Mapping[str, float], density: Tensor) -> dict[str, float]:
@@ -23,35 +41,23 @@ def saebench_core(metrics: Mapping[str, float], density: Tensor) -> dict[str, fl
     ce_loss_score = (ablation - sae) / (ablation - without).
     kl_div_with_sae, kl_div_with_ablation, kl_div_score = (ablation - sae) / ablation.
     frac_alive: features active at least once. freq_over_1_percent, freq_over_10_percent: share of the features with such a
-    density; normalized_freq_over_...: their share of all activations.
+    density; normalized_freq_over_...: their share of all activations. average_max_decoder_cosine_sim,
+    average_max_encoder_cosine_sim: mean over features of the largest cosine similarity of its decoder row (encoder column) with
+    another one's; the latter of a dictionary with one encoder matrix only.
     Two things are Scopeline's own: ablation puts zeros at kept tokens only (SAEBench: everywhere, special tokens included), and
     cross entropies and KL count the predictions of kept tokens (SAEBench: those made at kept tokens; of KL the last one too).
-    Its mse is left out: it divides by the number of tokens twice, and so depends on its batch size.
+    Its mse is left out: it divides by the number of tokens twice, and so depends on its batch size. What is
+    undefined, such as the bias of a dead dictionary, is left out too.
 
     Args:
         metrics: of the evaluation.
         density: share of tokens on which each feature is active.
     """
     d = density.double().flatten()
-    ablated, kl = metrics["kl_zero"], metrics["kl"]
-    found = {
-        "explained_variance": metrics["explained_variance_legacy"],
-        "cossim": metrics["cosine_similarity"],
-        "l2_norm_in": metrics["l2_norm_in"],
-        "l2_norm_out": metrics["l2_norm_out"],
-        "l2_ratio": metrics["l2_ratio"],
-        "relative_reconstruction_bias": metrics["relative_reconstruction_bias"],
-        "l0": metrics["l0_mean"],
-        "l1": metrics["l1_mean"],
-        "ce_loss_without_sae": metrics["ce_original"],
-        "ce_loss_with_sae": metrics["ce_spliced"],
-        "ce_loss_with_ablation": metrics["ce_zero"],
-        "ce_loss_score": metrics["loss_recovered_zero"],
-        "kl_div_with_sae": kl,
-        "kl_div_with_ablation": ablated,
-        "kl_div_score": (ablated - kl) / ablated if ablated else 0.0,
-        "frac_alive": float((d > 0).double().mean()),
-    }
+    found = {name: metrics[ours] for name, ours in SAME.items() if ours in metrics}
+    if metrics["kl_zero"]:
+        found["kl_div_score"] = (metrics["kl_zero"] - metrics["kl"]) / metrics["kl_zero"]
+    found["frac_alive"] = float((d > 0).double().mean())
     for percent in (1, 10):
         above = d > percent / 100
         found[f"freq_over_{percent}_percent"] = float(above.double().mean())

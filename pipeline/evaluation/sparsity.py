@@ -50,6 +50,13 @@ def histogram_quantile(counts: Tensor, q: float) -> float:
     return float(at[0]) + (place - low) * float(at[1] - at[0])
 
 
+def _with_counts(counts: Tensor, values: Tensor) -> Tensor:
+    """`counts`, where counts[v] values were v, with more values added."""
+    more = torch.bincount(values, minlength=len(counts)).cpu()
+    more[: len(counts)] += counts
+    return more
+
+
 @dataclass(frozen=True)
 class DensityHistogram:
     """Features by log10 density: `counts[i]` features between `edges[i]` and `edges[i + 1]`; `never` were not active.
@@ -77,6 +84,7 @@ class SparsityMetrics:
         self.active: Tensor | None = None
         self.sums: Tensor | None = None
         self.l0_counts = torch.zeros(1, dtype=torch.int64)
+        self.layer_counts = [torch.zeros(1, dtype=torch.int64) for _ in self.layers]
 
     def update(self, f: Tensor, mask: Tensor | None = None) -> None:
         """Add feature activations `f` [..., *feature_shape]; `mask` [...] is True where the token is kept."""
@@ -84,10 +92,8 @@ class SparsityMetrics:
         if mask is not None and not bool(mask.all()):
             f = f[mask.reshape(-1)]
         active = f > 0
-        l0_N = active.flatten(1).sum(1)
-        counts = torch.bincount(l0_N, minlength=len(self.l0_counts)).cpu()
-        counts[: len(self.l0_counts)] += self.l0_counts
-        self.l0_counts = counts
+        self.l0_counts = _with_counts(self.l0_counts, active.flatten(1).sum(1))
+        self.layer_counts = [_with_counts(counts, active[:, i].sum(1)) for i, counts in enumerate(self.layer_counts)]
         n_active, total = active.sum(0), f.sum(0, dtype=torch.float64)
         if self.active is None or self.sums is None:
             self.active, self.sums = n_active, total
@@ -138,7 +144,8 @@ class SparsityMetrics:
         features_above_*, features_below_*: features whose density is above or below; a dead one is below each.
         l1_mean: mean over tokens of the sum of f.
         mean_activation_when_active: sum of f over its positive entries / their number, over all tokens and features.
-        With layers also l0_mean.<layer> and dead_fraction.<layer>.
+        With layers also l0_mean, l0_q05 ... l0_q95, dead_fraction and dense_fraction, each as <name>.<layer>. What is not
+        named by layer is in feature_density.safetensors, which has every feature's density and mean activation.
 
         Raises:
             NumericsError: no token was kept, or an activation is not finite.
@@ -158,7 +165,10 @@ class SparsityMetrics:
             results[f"features_below_{bound}"] = float((density < float(bound)).sum())
         results["l1_mean"] = float(sums.sum()) / self.tokens
         results["mean_activation_when_active"] = float(sums.sum()) / max(n_active, 1)
-        for name, counts in zip(self.layers, active, strict=False):
-            results[f"l0_mean.{name}"] = float(counts.sum()) / self.tokens
-            results[f"dead_fraction.{name}"] = float((counts == 0).double().mean())
+        for i, name in enumerate(self.layers):
+            share = active[i].double() / self.tokens
+            results[f"l0_mean.{name}"] = float(active[i].sum()) / self.tokens
+            results |= {f"{quantile_key('l0', q)}.{name}": histogram_quantile(self.layer_counts[i], q) for q in QUANTILES}
+            results[f"dead_fraction.{name}"] = float((share == 0).double().mean())
+            results[f"dense_fraction.{name}"] = float((share > DENSE_ABOVE).double().mean())
         return results

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.interpretation.chat import ChatError, Message, first_line
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 _REPLY = "wanted an object with choices[0].message.content, as POST /chat/completions of an OpenAI-compatible server gives"
+_NEWER_LIMIT = "max_completion_tokens"
+
+
+class _NoCompletion(Exception):
+    """A reply of status 200 that holds no answer."""
 
 
 def api_key(variable: str = API_KEY_VARIABLE) -> str | None:
@@ -41,8 +47,8 @@ def api_key(variable: str = API_KEY_VARIABLE) -> str | None:
 class EndpointModel:
     """A chat model behind an endpoint; it may be used by several threads.
 
-    Requests go at temperature 0 with a fixed seed. What may pass (429, 5xx, no connection, no reply in time) is tried again,
-    after the time that Retry-After states, else after backoff_s, twice that, and so on.
+    Requests go at temperature 0 with a fixed seed. What may pass (429, 5xx, no connection, no reply in time, a reply that is
+    damaged) is tried again, after the time that Retry-After states, else after backoff_s, twice that, and so on.
 
     Args:
         base_url: such as http://localhost:8000/v1.
@@ -85,7 +91,7 @@ class EndpointModel:
         self.name, self.seed, self.max_tokens = name, seed, max_tokens
         self._url, self._shown, self._key_variable = url, str(url.copy_with(userinfo=None)), key_variable
         self._attempts, self._backoff_s, self._longest_wait_s, self._sleep = attempts, backoff_s, longest_wait_s, sleep
-        self._key = api_key(key_variable)
+        self._key, self._limit = api_key(key_variable), "max_tokens"
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0), pool=None)
         self._client = httpx.Client(headers=headers, timeout=timeout)
@@ -100,29 +106,20 @@ class EndpointModel:
         Raises:
             ChatError: the endpoint cannot be reached, refuses, or replies something else than a chat completion.
         """
-        body = {
-            "model": self.name,
-            "messages": messages,
-            "temperature": 0,
-            "max_tokens": self.max_tokens,
-            "seed": self.seed,
-        }
-        return self._content(self._post(body))
-
-    def _post(self, body: dict[str, Any]) -> httpx.Response:
-        """The first reply of status 200."""
         import httpx
 
-        failure = ""
+        failure = wanted = ""
         for attempt in range(self._attempts):
-            wait = self._backoff_s * 2**attempt
+            wait, wanted = self._backoff_s * 2**attempt, "wanted status 200"
             try:
-                response = self._client.post(self._url, json=body)
+                response = self._send(messages)
+                if response.status_code == 200:
+                    return self._content(response)
             except httpx.RequestError as error:
                 failure = f"no reply ({type(error).__name__}: {self._safe(error)})"
+            except _NoCompletion as error:
+                failure, wanted = str(error), _REPLY
             else:
-                if response.status_code == 200:
-                    return response
                 if response.status_code != 429 and response.status_code < 500:
                     raise ChatError(self._refusal(response))
                 failure = f"status {response.status_code} ({self._safe(response.text)})"
@@ -136,13 +133,23 @@ class EndpointModel:
             if attempt + 1 < self._attempts:
                 self._sleep(wait)
         raise ChatError(
-            f"{self._shown}: {failure} in {self._attempts} attempts, wanted status 200; start the server or correct "
-            "--endpoint, then run the same command again: finished features are kept"
+            f"{self._shown}: {failure} in {self._attempts} attempts, {wanted}; start the server or check --endpoint, then run "
+            "the same command again: finished features are kept"
         )
+
+    def _send(self, messages: list[Message]) -> httpx.Response:
+        """One request; a server that takes the length of an answer by its newer name only gets it by that, from then on."""
+        while True:
+            limit = self._limit
+            body = {"model": self.name, "messages": messages, "temperature": 0, limit: self.max_tokens, "seed": self.seed}
+            response = self._client.post(self._url, json=body)
+            if response.status_code != 400 or limit == _NEWER_LIMIT or _NEWER_LIMIT not in response.text:
+                return response
+            self._limit = _NEWER_LIMIT
 
     def _refusal(self, response: httpx.Response) -> str:
         status = response.status_code
-        action = "correct the request's options, or choose another model"
+        action = f"if {self.max_tokens:,} tokens are too many for an answer, lower --max-tokens; else choose another --model"
         if status in (401, 403):
             stated = "is not accepted" if self._key else "is not set"
             action = f"the API key in the environment variable {self._key_variable} {stated}; set it, or see --api-key-variable"
@@ -155,12 +162,11 @@ class EndpointModel:
         return f"{self._shown}: status {status} ({self._safe(response.text)}), wanted 200; {action}"
 
     def _content(self, response: httpx.Response) -> str:
+        """The answer in a reply; half a surrogate pair, which no request can hold, becomes a replacement character."""
         try:
             reply = response.json()
         except ValueError:
-            raise ChatError(
-                f"{self._shown}: the reply is not JSON (got {self._safe(response.text)!r}), {_REPLY}; check --endpoint"
-            ) from None
+            raise _NoCompletion(f"the reply is not JSON (got {self._safe(response.text)!r})") from None
         try:
             content = reply["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
@@ -168,11 +174,8 @@ class EndpointModel:
         if content is None:  # a model that has spent max_tokens on its reasoning
             return ""
         if not isinstance(content, str):
-            raise ChatError(
-                f"{self._shown}: the reply is no chat completion (got {self._safe(response.text)!r}), {_REPLY}; "
-                "check --endpoint"
-            )
-        return content
+            raise _NoCompletion(f"the reply is no chat completion (got {self._safe(response.text)!r})")
+        return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
     def _safe(self, text: object) -> str:
         """What the server or the library says, on one line, without the key."""
@@ -184,7 +187,7 @@ def retry_after(value: str | None) -> float | None:
     """Seconds that a Retry-After header asks to wait: a number of seconds or a date; None if there is none."""
     if not value:
         return None
-    if value.strip().isdecimal():
+    if re.fullmatch(r"\d+(\.\d*)?", value.strip(), re.ASCII):
         return float(value)
     try:
         date = parsedate_to_datetime(value)

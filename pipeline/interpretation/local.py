@@ -80,7 +80,7 @@ class LocalModel:
         if used >= longest:
             raise ChatError(
                 f"--local {self.name}: a prompt of {used:,} tokens, its contexts hold {longest:,}; "
-                "give a model with longer contexts, or fewer examples"
+                "give a model with longer contexts"
             )
         return min(self.max_tokens, longest - used)
 

@@ -85,17 +85,21 @@ def parse_explanation(answer: str) -> tuple[str | None, bool]:
 
 
 def parse_judgements(answer: str, n: int) -> list[int] | None:
-    """The last JSON list of the answer, if it is n numbers of 0 and 1 (or true and false); else None."""
-    found = re.findall(r"\[[^\[\]]*\]", _after_reasoning(answer))
-    if not found:
-        return None
-    try:
-        values = json.loads(found[-1])
-    except ValueError:
-        return None
-    if len(values) != n or any(not isinstance(value, (int, bool)) or value not in (0, 1) for value in values):
-        return None
-    return [int(value) for value in values]
+    """The last JSON list of the answer that has n entries, if all are 0 or 1 (or 1.0, "1", true); else None."""
+    for found in reversed(re.findall(r"\[[^\[\]]*\]", _after_reasoning(answer))):
+        try:
+            values = json.loads(found)
+        except ValueError:
+            continue
+        if len(values) == n:
+            judged = [_judged(value) for value in values]
+            return None if None in judged else [value for value in judged if value is not None]
+    return None
+
+
+def _judged(value: object) -> int | None:
+    text = str(int(value) if isinstance(value, bool) else value).strip()
+    return {"0": 0, "1": 1, "0.0": 0, "1.0": 1}.get(text)
 
 
 def _judgement(system: str, explanation: str, texts: Sequence[str]) -> list[Message]:

@@ -11,7 +11,6 @@ import json
 import statistics
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from pipeline.interpretation.chat import ChatModel, Message
 from pipeline.interpretation.examples import split_examples
 from pipeline.interpretation.prompts import PROMPTS, explanation_request, parse_explanation
 from pipeline.interpretation.scoring import detect, detection_questions, fuzz, fuzzing_questions, not_scored
+from pipeline.interpretation.workers import each_result
 from pipeline.progress import Progress
 
 COLUMNS = ("feature", "name", "active_tokens", "density", "max_activation", "energy")
@@ -173,7 +173,8 @@ def interpret(
         fuzzing} over the features that have one, model, run (fingerprint of all but the feature).
 
     Raises:
-        ChatError: the chat model does not answer; what is finished stays.
+        ChatError: the chat model does not answer; what is finished stays. So it does at a KeyboardInterrupt, which waits for no
+            open request.
     """
     settings = settings or Settings()
     about = {
@@ -188,21 +189,13 @@ def interpret(
     progress = Progress("interpret", len(rows), unit="features", done=len(rows) - len(waiting))
     stop = threading.Event()
 
-    def one(row: Mapping[str, Any]) -> None:
-        result = interpret_feature(row, store.contexts(int(row["feature"])), settings, Conversation(model, stop))
+    def one(row: Mapping[str, Any]) -> dict[str, Any]:
+        return interpret_feature(row, store.contexts(int(row["feature"])), settings, Conversation(model, stop))
+
+    for row, result in each_result(one, waiting, concurrency, stop):
         identity = {"feature": row["feature"], "name": row["name"], "run": run, "fingerprint": _fingerprint(run, row)}
         write_json(_file(folder, row), {**about, **identity, **result})
-
-    with ThreadPoolExecutor(concurrency) as threads:
-        futures = [threads.submit(one, row) for row in waiting]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                progress.update(1)
-        except BaseException:
-            stop.set()
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
+        progress.update(1)
     progress.close()
     summary = summarize(folder, run, model.name)
     write_json(folder / SUMMARY, summary)

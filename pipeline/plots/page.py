@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 from pipeline.plots.charts import Chart, legend, number
 from pipeline.plots.svg import svg
@@ -33,8 +35,42 @@ dl div { display: flex; justify-content: space-between; padding: 3px 0; border-t
   break-inside: avoid; }
 dt small { display: block; color: var(--faint); font-size: 12px; padding-right: 18px; }
 dd { margin: 0; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; margin: 6px 0; font-variant-numeric: tabular-nums; }
+th, td { padding: 3px 0 3px 24px; text-align: right; vertical-align: top; border-top: 1px solid var(--grid); font-weight: 400; }
+thead th { border-top: 0; color: var(--faint); font-size: 13px; } tr > :first-child { padding-left: 0; text-align: left; }
+th small { display: block; color: var(--faint); font-size: 12px; }
 """
 STYLE = _STYLE + "".join(f".line.c{i} {{ stroke: var(--c{i}); }} .dot.c{i} {{ fill: var(--c{i}); }}\n" for i in range(6))
+
+
+class Row(NamedTuple):
+    """One line of a table.
+
+    Attributes:
+        name, about: what it is; about is shown small.
+        cells: numbers or text; None: empty.
+    """
+
+    name: str
+    about: str
+    cells: tuple[float | str | None, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures in rows and columns.
+
+    Attributes:
+        title: its heading.
+        columns: of the cells.
+        rows: in order.
+        note: below the heading.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    note: str = ""
 
 
 def page(
@@ -42,7 +78,9 @@ def page(
     about: str,
     charts: Sequence[Chart],
     figures: Mapping[str, float | str] | None = None,
-    definitions: Mapping[str, str] | None = None,
+    *,
+    tables: Sequence[Table] = (),
+    more: Sequence[Table] = (),
 ) -> str:
     """The whole page.
 
@@ -50,11 +88,11 @@ def page(
         title: its heading.
         about: what it is of, below the heading.
         charts: in order.
-        figures: {name with unit: value}, shown as a table before the charts; None: no table.
-        definitions: {name: what the figure is}, shown with it.
+        figures: {name with unit: value}, shown before the charts; None: none.
+        tables, more: before the charts and after them.
     """
-    cards = [_table(figures, definitions or {})] if figures else []
-    cards += [card(chart) for chart in charts]
+    cards = [_figures(figures)] if figures else []
+    cards += [*map(_table, tables), *map(card, charts), *map(_table, more)]
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -81,10 +119,26 @@ def _legend(chart: Chart) -> str:
     return "".join(keys) + escape(chart.note)
 
 
-def _table(figures: Mapping[str, float | str], definitions: Mapping[str, str]) -> str:
-    rows = []
-    for name, value in figures.items():
-        about = f"<small>{escape(definitions[name])}</small>" if name in definitions else ""
-        shown = value if isinstance(value, str) else number(value)
-        rows.append(f"<div><dt>{escape(name)}{about}</dt><dd>{escape(shown)}</dd></div>")
+def _figures(figures: Mapping[str, float | str]) -> str:
+    rows = [f"<div><dt>{escape(name)}</dt><dd>{_cell(value)}</dd></div>" for name, value in figures.items()]
     return f'<section class="card figures"><h2>Figures</h2><dl>{"".join(rows)}</dl></section>'
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in ("", *table.columns))
+    lines = []
+    for row in table.rows:
+        about = f"<small>{escape(row.about)}</small>" if row.about else ""
+        cells = "".join(f"<td>{_cell(cell)}</td>" for cell in row.cells)
+        lines.append(f"<tr><th>{escape(row.name)}{about}</th>{cells}</tr>")
+    body = "\n".join(lines)
+    shown = f"<thead><tr>{head}</tr></thead>" if any(table.columns) else ""
+    note = f"<p>{escape(table.note)}</p>" if table.note else ""
+    kind = "card figures wide" if len(table.columns) > 1 else "card wide"
+    return (
+        f'<section class="{kind}"><h2>{escape(table.title)}</h2>{note}<table>{shown}<tbody>\n{body}\n</tbody></table></section>'
+    )
+
+
+def _cell(value: float | str | None) -> str:
+    return "" if value is None else escape(value if isinstance(value, str) else number(value))

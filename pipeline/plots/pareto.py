@@ -22,6 +22,8 @@ class Experiment(NamedTuple):
         site: model and hook points written; only experiments of one site are comparable.
         about: kind, activation function and width.
         l0, fvu, delta_ce, dead: metrics of its evaluation.
+        pca_fvu, pca_delta_ce, pca_rank: of the baseline of as many directions; None: not measured.
+        revision, data: of the model, and the text; they are part of the site where experiments differ in them.
     """
 
     name: str
@@ -31,6 +33,11 @@ class Experiment(NamedTuple):
     fvu: float
     delta_ce: float
     dead: float
+    pca_fvu: float | None = None
+    pca_delta_ce: float | None = None
+    pca_rank: float | None = None
+    revision: str = ""
+    data: str = ""
 
 
 def read_experiment(row: Mapping[str, Any]) -> Experiment | None:
@@ -56,7 +63,20 @@ def read_experiment(row: Mapping[str, Any]) -> Experiment | None:
         fvu=figures[1],
         delta_ce=figures[2],
         dead=figures[3],
+        pca_fvu=_number(row.get("pca_fvu")),
+        pca_delta_ce=_number(row.get("pca_delta_ce")),
+        pca_rank=_number(row.get("pca_rank")),
+        revision=str(field("model.revision") or "default revision"),
+        data=_data([field(f"dataset.{name}") for name in ("dataset_name_or_path", "config_name", "split")]),
     )
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _data(parts: Sequence[Any]) -> str:
+    return " ".join(str(part) for part in parts if part is not None) or "unknown text"
 
 
 def _hook_points(written: Any) -> str:
@@ -76,6 +96,18 @@ def distinct(experiments: Iterable[Experiment]) -> list[Experiment]:
     return list(found.values())
 
 
+def told_apart(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """The same, sites that differ in the model's revision or in the text only being told apart by them."""
+    found = []
+    for experiment in experiments:
+        same = [other for other in experiments if other.site == experiment.site]
+        further = [
+            f", {getattr(experiment, name)}" for name in ("revision", "data") if len({getattr(e, name) for e in same}) > 1
+        ]
+        found.append(experiment._replace(site=experiment.site + "".join(further)))
+    return found
+
+
 def front(experiments: Sequence[Experiment], loss: Callable[[Experiment], float]) -> list[Experiment]:
     """Those that no other one beats: by growing L0, each with a smaller loss than all before it."""
     best: list[Experiment] = []
@@ -88,7 +120,7 @@ def front(experiments: Sequence[Experiment], loss: Callable[[Experiment], float]
 def pareto_charts(experiments: Sequence[Experiment]) -> list[ScatterChart]:
     """L0 against FVU and against delta cross entropy, a colour for each site."""
     sites = list(dict.fromkeys(e.site for e in experiments))
-    note = "lower left is better; the line joins what no other experiment beats in both"
+    note = "lower left is better; the line joins what no other experiment beats in both; PCA has as many directions as the L0"
     if len(sites) > MOST_SITES:
         note += f"; {len(sites) - MOST_SITES} more sites are in the table only"
     charts = []
@@ -102,15 +134,30 @@ def pareto_charts(experiments: Sequence[Experiment]) -> list[ScatterChart]:
             own = [e for e in experiments if e.site == site]
             points, joined = (tuple(Point(e.l0, loss(e), e.name) for e in chosen) for chosen in (own, front(own, loss)))
             groups.append(Group(site, points, joined))
+        baseline = _baseline(experiments, f"pca_{key}", several=len(sites) > 1)
+        if baseline and len(groups) < MOST_SITES:
+            groups.append(Group("PCA", baseline))
         charts.append(
             ScatterChart(f"pareto_{key}", f"L0 and {title}", "mean L0 (active features a token)", label, tuple(groups), note)
         )
     return charts
 
 
+def _baseline(experiments: Sequence[Experiment], key: str, several: bool) -> tuple[Point, ...]:
+    """A point for each rank and site: PCA at the L0 of the experiment that it was measured with."""
+    found: dict[tuple[str, float], Point] = {}
+    for e in experiments:
+        value = getattr(e, key)
+        if value is not None and e.pca_rank is not None:
+            label = f"PCA {e.pca_rank:.0f}" + (f", {e.site}" if several else "")
+            found.setdefault((e.site, e.pca_rank), Point(e.l0, value, label))
+    return tuple(found.values())
+
+
 def table(experiments: Sequence[Experiment]) -> list[str]:
-    """Lines of text, by site and L0; an asterisk marks the front of FVU and of delta cross entropy."""
-    rows = [("experiment", "dictionary", "L0", "FVU", "delta CE", "dead")]
+    """Lines of text, by site and L0, with PCA of as many directions beside; an asterisk marks the front of FVU and of delta
+    cross entropy."""
+    rows = [("experiment", "dictionary", "L0", "FVU", "of PCA", "delta CE", "of PCA", "dead")]
     lines: list[tuple[str, list[tuple[str, ...]]]] = []
     for site in dict.fromkeys(e.site for e in experiments):
         own = sorted((e for e in experiments if e.site == site), key=lambda e: e.l0)
@@ -118,11 +165,11 @@ def table(experiments: Sequence[Experiment]) -> list[str]:
         cells: list[tuple[str, ...]] = []
         for e in own:
             marks = ["*" if e in chosen else " " for chosen in fronts]
-            cells.append(
-                (e.name, e.about, f"{e.l0:.1f}", f"{e.fvu:.4f}{marks[0]}", f"{e.delta_ce:.4f}{marks[1]}", f"{e.dead:.2%}")
-            )
+            fvu, delta_ce = f"{e.fvu:.4f}{marks[0]}", f"{e.delta_ce:.4f}{marks[1]}"
+            pca = ["-" if value is None else f"{value:.4f}" for value in (e.pca_fvu, e.pca_delta_ce)]
+            cells.append((e.name, e.about, f"{e.l0:.1f}", fvu, pca[0], delta_ce, pca[1], f"{e.dead:.2%}"))
         lines.append((site, cells))
-    widths = [max(len(row[i]) for row in [*rows, *(row for _, cells in lines for row in cells)]) for i in range(6)]
+    widths = [max(len(row[i]) for row in [*rows, *(row for _, cells in lines for row in cells)]) for i in range(len(rows[0]))]
 
     def line(row: tuple[str, ...]) -> str:
         return "  ".join(

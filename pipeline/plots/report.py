@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.files import write_bytes
 from pipeline.plots.charts import Chart
-from pipeline.plots.page import page
+from pipeline.plots.page import Table, page
 from pipeline.plots.png import png
 from pipeline.plots.training import training_charts
 
@@ -26,7 +26,8 @@ def write_report(
     figures: Mapping[str, float | str] | None = None,
     *,
     pictures: int | None = None,
-    definitions: Mapping[str, str] | None = None,
+    tables: Sequence[Table] = (),
+    more: Sequence[Table] = (),
 ) -> None:
     """Write PNG files of the charts and index.html of all into a directory.
 
@@ -35,7 +36,7 @@ def write_report(
         pictures: how many charts, the first ones, are in PNG files as well; None: all.
         title: heading of the page.
         about: what is shown, see :func:`describe`.
-        charts, figures, definitions: see :func:`pipeline.plots.page.page`.
+        charts, figures, tables, more: see :func:`pipeline.plots.page.page`.
     """
     folder = Path(folder)
     files: dict[str, list[Chart]] = {}
@@ -43,7 +44,8 @@ def write_report(
         files.setdefault(chart.name.split(".")[0], []).append(chart)
     for name, panels in files.items():
         write_bytes(folder / f"{name}.png", png(panels, about))
-    write_bytes(folder / PAGE, page(title, about, charts, figures, definitions).encode("ascii", "xmlcharrefreplace"))
+    text = page(title, about, charts, figures, tables=tables, more=more)
+    write_bytes(folder / PAGE, text.encode("ascii", "xmlcharrefreplace"))
 
 
 def write_training_report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.analysis.attribution import attribute, logit_effects, writes_residual_stream, written_directions
+from pipeline.analysis.attribution import attribute, logit_effects, standing, writes_residual_stream, written_directions
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import DataError
 from pipeline.evaluation.raw_space import RawDictionary
@@ -69,6 +69,18 @@ def test_layers_are_summed_over_what_they_write() -> None:
     torch.testing.assert_close(found[45], made.get_parameter("W_D.1")[1, 5].detach())
     with pytest.raises(DataError, match="writes no hook point of model 'other'"):
         written_directions(made, alias="other")
+
+
+def test_a_feature_of_several_layers_of_the_residual_stream_counts_once() -> None:
+    """A splice takes the stream's place: only what is written at the last hook point, and added after it, is left."""
+    hooks = ["blocks.1.hook_resid_post", "blocks.0.hook_resid_post", "tuned:blocks.1.hook_resid_pre"]
+    config = {"kind": "crosscoder", "d_in": D_MODEL, "d_sae": 40, "act_fn": "topk", "top_k": 3}
+    made = folded(build_dictionary({**config, "hook_points_in": hooks}, seed=0))
+    torch.testing.assert_close(written_directions(made), made.written_rows(0).detach())
+    torch.testing.assert_close(written_directions(made, alias="tuned"), made.written_rows(2).detach())
+    mixed = ["blocks.0.hook_mlp_out", "blocks.1.hook_resid_pre", "blocks.1.hook_attn_out", "blocks.1.hook_mlp_out"]
+    assert standing(mixed) == [1, 2, 3]
+    assert standing(["blocks.0.hook_attn_out", "blocks.1.hook_attn_out"]) == [0, 1]
 
 
 def test_kurtosis_is_that_of_scipy_and_other_widths_are_refused(small_model) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.analysis.coactivation import CoactivationSample
-from pipeline.analysis.decoder_neighbours import decoder_neighbours, decoder_rows
+from pipeline.analysis.decoder_neighbours import decoder_neighbours, decoder_rows, written_cosines
 from pipeline.analysis.feature_counts import BINS, FeatureCounts, histogram_edges
 from pipeline.analysis.hashing import BITS, hashed
 from pipeline.analysis.writing import activation_thresholds
@@ -156,3 +156,17 @@ def test_the_threshold_is_one_of_activations(with_norm: bool) -> None:
     smallest = torch.where(f > 0, f, torch.inf).amin(0)
     assert (smallest > thresholds * (1 - 1e-5)).all()
     assert (smallest < thresholds + 0.05).all()
+
+
+def test_cosines_of_what_a_feature_writes_at_two_hook_points() -> None:
+    rows = [
+        torch.tensor([[2.0, 0.0], [0.0, 0.0]]),
+        torch.tensor([[0.0, 3.0], [1.0, 0.0]]),
+        torch.tensor([[-1.0, 0.0], [1.0, 1.0]]),
+    ]
+    found = written_cosines(rows)
+    assert found is not None
+    assert found[0].tolist() == [0.0, -1.0, 0.0]  # (0, 1), (0, 2), (1, 2)
+    assert found[1].isnan().tolist() == [True, True, False]
+    assert float(found[1, 2]) == pytest.approx(2**-0.5)
+    assert written_cosines(rows[:1]) is None

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from stages.inspect import main
-from tests.project import Project
+from tests.project import D_MODEL, Project
 
 TEXT = "the cat sat on the mat"
 
@@ -68,3 +68,41 @@ def test_a_silent_feature_needs_a_strength(finished_project: Project) -> None:
     code, _, err = run(finished_project, "--text", TEXT, "--steer", silent)
     assert code == 2
     assert f"feature {silent} is not active on this text; state --strength" in err
+
+
+def test_a_dictionary_of_other_models_only(project: Project) -> None:
+    """A crosscoder whose hook points all have an alias: its first model is meant, or the one that is named."""
+    from pipeline.dictionaries.registry import build_dictionary
+    from pipeline.dictionaries.store import save_dictionary
+
+    hooks = ["one:blocks.0.hook_resid_post", "two:blocks.0.hook_resid_post"]
+    config = {"kind": "crosscoder", "name": "main", "hook_points_in": hooks, "d_in": D_MODEL, "d_sae": 40}
+    made = build_dictionary({**config, "act_fn": "topk", "top_k": 40}, seed=0)
+    norm = {"mean_norm": 3.0, "mean_square": 9.0, "d": D_MODEL}
+    save_dictionary(made.fold(dict.fromkeys(hooks, norm)), project.path / "data" / "inference" / "main")
+    models = {name: {"model_name": "model", "revision": None} for name in ("one", "two")}
+    project.set(models=models, **{"dictionary__kind": "crosscoder", "dictionary__hook_point_in": None,
+        "dictionary__hook_points_in": hooks, "dictionary__apply_b_dec_to_input": False})  # fmt: skip
+    shown = {}
+    for alias in ("one", "two"):
+        code, out, err = run(project, "--text", TEXT, "--feature", "3", "--alias", alias)
+        assert code == 0, err
+        assert "promotes" in out
+        shown[alias] = out
+    assert shown["one"] != shown["two"]
+    assert run(project, "--text", TEXT, "--feature", "3")[1] == shown["one"]
+    code, out, err = run(project, "--text", TEXT, "--steer", "3", "--strength", "5", "--continue", "2")
+    assert code == 0, err
+    assert "steered: loss of the text" in out
+    code, _, err = run(project, "--text", TEXT, "--steer", "3", "--strength", "5", "--alias", "tow")
+    assert code == 2
+    assert "unknown model 'tow'; did you mean 'two'?" in err
+
+
+def test_ctrl_c_is_one_line(finished_project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.analysis.terminal.inspect_text", interrupted)
+    code, _, err = run(finished_project, "--text", TEXT)
+    assert (code, err) == (130, "error: interrupted\n")

@@ -51,6 +51,7 @@ def test_features_are_those_of_the_contexts_special_tokens_left_out(small_model)
     assert [token for token, _ in tokens] == dense[:, feature].argsort(descending=True, stable=True)[: len(tokens)].tolist()
     assert len(tokens) == int((dense[:, feature] > 0).sum())
     assert len(found.of_feature(str(feature), 1)) == 1
+    assert found.of_feature(feature) == tokens
 
 
 def test_a_planted_feature_fires_on_its_token_and_nowhere_else(small_model) -> None:
@@ -117,6 +118,22 @@ def test_each_context_starts_with_the_beginning_of_text(small_model) -> None:
 def test_names_that_are_no_feature(name: str, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(DataError, match=message):
         feature_index(name, shape)
+
+
+def test_a_long_text_makes_transformers_say_nothing(finished_project, caplog: pytest.LogCaptureFixture) -> None:
+    import logging
+
+    from pipeline.lm.loading import load_language_model
+
+    model = load_language_model(str(finished_project.path / "model"), device="cpu")
+    model.tokenizer.model_max_length = CONTEXT
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        inspect_text("the cat sat " * CONTEXT, folded(sae()), model)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "longer than" not in caplog.text
 
 
 def test_no_text_is_refused(small_model) -> None:

@@ -93,8 +93,60 @@ def test_a_feature_of_a_layer_steers_that_layer_and_later_ones() -> None:
     assert list(steering_replacements(made, "1/5", 1.0)) == hooks[1][1:]
     added = steering_replacements(made, "0/5", 1.0)[hooks[1][1]]({}, torch.zeros(1, 2, D_MODEL))
     torch.testing.assert_close(added[0, 1], made.get_parameter("W_D.1")[0, 5].detach())
-    with pytest.raises(DataError, match="writes nothing at the hook points of this model"):
+    with pytest.raises(DataError, match="writes nothing at the hook points of model 'other'"):
         steering_replacements(made, "0/5", 1.0, alias="other")
+
+
+def crosscoder(*hooks: str):
+    config = {"kind": "crosscoder", "hook_points_in": list(hooks), "d_in": D_MODEL, "d_sae": 40, "act_fn": "topk", "top_k": 3}
+    return folded(build_dictionary(config, seed=0))
+
+
+def test_of_the_residual_stream_only_the_last_hook_point_is_changed() -> None:
+    early, late, other = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post", "tuned:blocks.0.hook_resid_post"
+    made = crosscoder(late, early, other)
+    added = steering_replacements(made, "5", 2.0)
+    assert list(added) == [late]
+    torch.testing.assert_close(added[late]({}, torch.zeros(1, 2, D_MODEL))[0, 1], 2.0 * made.written_rows(0)[5].detach())
+    assert list(steering_replacements(made, "5", 1.0, alias="tuned")) == [early]
+    with torch.no_grad():
+        made.get_parameter("W_D")[0, 5] = 0.0
+    assert list(steering_replacements(made, "5", 1.0)) == [early]  # it writes nothing at the later one
+
+
+def test_a_number_is_the_index_of_a_feature(small_model) -> None:
+    made = folded(sae())
+    assert steer(TEXT, made, small_model, 11, 4.0, n_tokens=3) == steer(TEXT, made, small_model, "11", 4.0, n_tokens=3)
+    with pytest.raises(DataError, match="feature 40: out of range; the dictionary has 40 features"):
+        steer(TEXT, made, small_model, 40, 4.0)
+    with pytest.raises(DataError, match="feature -1: out of range"):
+        steer(TEXT, made, small_model, -1, 4.0)
+
+
+def test_a_model_with_an_alias_is_steered(small_model) -> None:
+    made = crosscoder("tuned:blocks.0.hook_resid_post", "tuned:blocks.1.hook_resid_post")
+    found = steer(TEXT, made, small_model, 11, 4.0, n_tokens=3, alias="tuned")
+    assert found.loss != found.steered_loss
+    with pytest.raises(DataError, match="nothing at the hook points of model 'model'; the dictionary writes those of 'tuned'"):
+        steer(TEXT, made, small_model, 11, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"strength": float("nan")}, "strength: wanted a finite number, got nan"),
+        ({"n_tokens": 0}, "n_tokens: wanted at least 1 token"),
+        ({"temperature": float("nan")}, "temperature: wanted a number of at least 0, got nan"),
+    ],
+)
+def test_numbers_out_of_their_range(small_model, numbers: dict[str, float], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        steer(TEXT, folded(sae()), small_model, 3, **{"strength": 1.0, **numbers})
+
+
+def test_a_text_that_is_too_long_is_to_be_shortened(small_model) -> None:
+    with pytest.raises(DataError, match=rf"the text has \d+ tokens, .* takes {CONTEXT} at a time; shorten the text"):
+        steer(TEXT * CONTEXT, folded(sae()), small_model, 3, 1.0)
 
 
 def test_drawn_continuations_follow_the_seed(small_model) -> None:

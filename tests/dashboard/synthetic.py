@@ -111,6 +111,7 @@ def _feature_columns(some: range, n: int, shape: tuple[int, ...], hooks: int, rn
         "energy": [d / n for d in density],
         "decoder_norm": [1.0] * len(some),
         "written_norms": [[1.0 / (k + 1) for k in range(hooks)]] * len(some),
+        "written_cosines": [[0.5] * (hooks * (hooks - 1) // 2)] * len(some),
         "threshold": [None] * len(some),
         "histogram": histogram.tolist(),
         "logit_kurtosis": [float(i % 50) for i in some],

@@ -14,6 +14,7 @@ def reconstruction(x: np.ndarray, r: np.ndarray) -> dict[str, float]:
     fvu = error.sum() / spread.sum()
     return {
         "fvu": fvu,
+        "zero_fvu": np.sum(x**2) / spread.sum(),
         "explained_variance": 1 - fvu,
         "explained_variance_legacy": float(np.mean(1 - error / spread)),
         "mse": error.mean(),
@@ -74,10 +75,19 @@ def kl(logits: np.ndarray, other: np.ndarray, mask: np.ndarray) -> float:
     return float(np.mean(values))
 
 
+def mean_largest_cosine(rows: np.ndarray) -> float:
+    """rows: [F, D]. Mean over rows of the largest cosine similarity with another one."""
+    unit = [row / np.linalg.norm(row) for row in rows.astype(np.float64)]
+    return float(np.mean([max(a @ b for j, b in enumerate(unit) if j != i) for i, a in enumerate(unit)]))
+
+
 def saebench(
     x: np.ndarray, r: np.ndarray, f: np.ndarray, kl: tuple[float, float], ce: tuple[float, float, float]
 ) -> dict[str, float]:
-    """SAEBench's core metrics of kept tokens: x, r [n, D], f [n, F]; KL and cross entropies in its order (without, with, zero)."""
+    """SAEBench's core metrics of kept tokens: x, r [n, D], f [n, F]; KL and cross entropies in its order (without, with, zero).
+
+    Those of the weights are not among them.
+    """
     own = reconstruction(x, r)
     density = [float(np.mean(column > 0)) for column in f.T]
     found = {

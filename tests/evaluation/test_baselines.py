@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import DataError, NumericsError
-from pipeline.evaluation.baselines import PcaMetrics, checked_rank, load_principal_directions, pca_replacements
+from pipeline.evaluation.baselines import PcaMetrics, checked_rank, load_principal_directions, pca_replacements, used_rank
 from tests.evaluation.tiny import principal_of
 
 
@@ -55,13 +55,17 @@ def test_replacement_is_the_projection_at_kept_positions():
 
 def test_rank_is_the_rounded_mean_l0_unless_asked_for():
     principal = {"h": principal_of(_rows(50, 8, seed=7))}
-    assert checked_rank(None, 3.4, principal) == 3
-    assert checked_rank(None, 0.1, principal) == 1
-    assert checked_rank(None, 100.0, principal) == 8
-    assert checked_rank(2, 7.0, principal) == 2
-    short = {"h": type(principal["h"])(principal["h"].mean, principal["h"].directions[:4])}
-    with pytest.raises(NumericsError, match=r"h: PCA of rank 7.*more than the 4 leading directions.*evaluation.pca_rank"):
-        checked_rank(None, 7.0, short)
+    assert used_rank(None, 3.4, principal) == 3
+    assert used_rank(None, 0.1, principal) == 1
+    assert used_rank(None, 100.0, principal) == 8
+    assert used_rank(2, 7.0, principal) == 2
+    short = {"h": type(principal["h"])(principal["h"].mean, principal["h"].directions[:4]), "g": principal["h"]}
+    assert used_rank(None, 7.0, short) == 4
+    checked_rank(None, short)
+    checked_rank(4, short)
+    checked_rank(100, principal)
+    with pytest.raises(NumericsError, match=r"evaluation.pca_rank: 7, but the norm pass keeps the 4 leading directions of h"):
+        checked_rank(7, short)
 
 
 def test_statistics_are_read_and_faults_named(tmp_path):

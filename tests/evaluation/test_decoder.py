@@ -88,6 +88,21 @@ def test_where_features_write_by_hand():
     assert metrics[f"written_cosine_q05.{cosine}"] == pytest.approx(-0.9)
 
 
+def test_every_pair_of_hook_points_has_its_cosine_and_silent_features_are_not_shared():
+    rows = [[[1.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]], [[-1.0, 0.0], [0.0, 0.0]]]
+    metrics = decoder_metrics(_crosscoder(rows, HOOKS))
+    found = [metrics[f"written_cosine_q50.{HOOKS[p]}.{HOOKS[q]}"] for p, q in ((0, 1), (1, 2), (0, 2))]
+    assert found == [0.0, 0.0, -1.0]
+    assert metrics["shared_fraction"] == 0.5  # the second writes nowhere
+
+
+def test_means_of_the_largest_cosine_similarities():
+    dictionary = build_dictionary({"kind": "sae", "d_in": 6, "d_sae": 20, "act_fn": "topk", "top_k": 3}, seed=1)
+    metrics = decoder_metrics(dictionary)
+    assert metrics["decoder_max_cosine_mean"] == pytest.approx(_naive(dictionary.W_D.detach()).mean(), rel=1e-6)
+    assert metrics["encoder_max_cosine_mean"] == pytest.approx(_naive(dictionary.W_E.detach().T).mean(), rel=1e-6)
+
+
 def test_shares_are_relative_to_the_length_of_the_activations():
     """Folding puts a hundredfold longer rows where activations are a hundredfold longer: the shares stay."""
     rng = torch.Generator().manual_seed(1)

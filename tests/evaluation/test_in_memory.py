@@ -62,6 +62,21 @@ def test_shapes_that_do_not_fit_are_refused():
         evaluate_reconstruction(dictionary, _x(5, 8), mask=torch.ones(4, dtype=torch.bool))
 
 
+def test_features_of_layers_are_counted_by_layer():
+    reads, writes = ["blocks.0.a", "blocks.1.a"], ["blocks.0.b", "blocks.1.b"]
+    config = {"kind": "clt", "hook_points_in": reads, "hook_points_out": writes, "d_in": 8, "d_sae": 24}
+    got = evaluate_reconstruction(
+        build_dictionary({**config, "act_fn": "topk", "top_k": 4}), _x(30, 2, 8), _x(30, 2, 8, seed=1)
+    )
+    assert [got[f"l0_mean.{hook}"] for hook in reads] == [4.0, 4.0]
+    assert {f"dead_fraction.{reads[1]}", f"l0_q50.{reads[1]}"} <= got.keys()
+
+
+def test_a_mask_that_is_not_bool_is_refused():
+    with pytest.raises(DataError, match=r"mask: wanted bool, True for a kept token, got torch\.float32"):
+        evaluate_reconstruction(build_dictionary(SAE), _x(5, 8), mask=torch.ones(5))
+
+
 def test_a_non_finite_activation_is_named():
     x = _x(30, 8)
     x[17, 3] = torch.inf

@@ -116,12 +116,24 @@ def test_a_non_finite_value_is_named_by_hook_point_context_and_token(which, what
         metrics.update({"blocks.1.hook_resid_post": r}, {"blocks.1.hook_resid_post": x}, mask, "contexts 4 to 6")
 
 
-def test_undefined_quantities_are_refused():
+def test_undefined_quantities():
     same = torch.ones(5, 3)
     with pytest.raises(NumericsError, match="h: FVU is undefined: the 5 evaluated labels do not vary"):
         _stream(same, same, torch.ones(5, dtype=torch.bool), [5]).results()
     with pytest.raises(NumericsError, match="every position is masked"):
         _stream(same, same, torch.zeros(5, dtype=torch.bool), [5])
     x, _ = _data(5, 3, seed=9)
-    with pytest.raises(NumericsError, match="relative reconstruction bias is undefined"):
-        _stream(x, torch.zeros_like(x), torch.ones(5, dtype=torch.bool), [5]).results()
+    found = _stream(x, torch.zeros_like(x), torch.ones(5, dtype=torch.bool), [5]).results()
+    assert "relative_reconstruction_bias" not in found
+    assert found["nmse"] == 1.0
+    assert found["fvu"] == found["zero_fvu"] > 1.0
+
+
+def test_a_hook_point_without_variance_has_no_fvu_of_its_own():
+    x, r = _data(5, 3, seed=9)
+    metrics = ReconstructionMetrics({"a": x.double().mean(0), "b": torch.ones(3)})
+    metrics.update({"a": r, "b": torch.zeros(5, 3)}, {"a": x, "b": torch.ones(5, 3)})
+    found = metrics.results()
+    assert "fvu.a" in found
+    assert not {"fvu.b", "explained_variance.b", "zero_fvu.b", "relative_reconstruction_bias.b"} & found.keys()
+    assert found["mse.b"] == 3.0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import DataError, NumericsError
+from pipeline.evaluation.baselines import PrincipalDirections
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.evaluation.report import Evaluator
 from pipeline.norms import as_hook_norm
@@ -105,6 +106,9 @@ def test_every_metric_equals_the_naive_one(exact, config):
     _assert_equal(got, runs)
     divergences, losses = (runs["kl"], runs["kl_zero"]), (runs["ce_original"], runs["ce_spliced"], runs["ce_zero"])
     others = naive.saebench(label[kept].numpy(), x_hat[kept].numpy(), codes.f[kept].numpy(), divergences, losses)
+    W_E, W_D = (case.dictionary.get_parameter(name).detach().numpy() for name in ("W_E", "W_D"))
+    others["saebench/average_max_decoder_cosine_sim"] = naive.mean_largest_cosine(W_D)
+    others["saebench/average_max_encoder_cosine_sim"] = naive.mean_largest_cosine(W_E.T)
     _assert_equal(got, others)
     assert {name for name in got if name.startswith("saebench/")} == others.keys()
     y, principal = label[kept].double(), case.principal[hook_out]
@@ -141,6 +145,9 @@ class _TrueActivation(nn.Module):
 
     def thresholds(self) -> None:
         return None
+
+    def parts(self) -> list[object]:
+        return []
 
 
 @pytest.mark.parametrize(
@@ -242,6 +249,9 @@ class _TwoLayers(nn.Module):
     def thresholds(self) -> None:
         return None
 
+    def parts(self) -> list[object]:
+        return []
+
 
 def _alone(dictionary, activations, keep, index):
     """A hook that replaces one layer's output by its reconstruction from the unspliced run."""
@@ -287,6 +297,8 @@ def test_inputs_are_those_of_the_spliced_run_before_replacement(model, module):
         want = naive.cross_entropy(logits.numpy(), case.tokens, case.mask.numpy())
         assert got[f"ce_spliced.{name}"] == pytest.approx(want, rel=1e-5)
         assert got[f"delta_ce.{name}"] == pytest.approx(want - got["ce_original"], abs=1e-5)
+        own = model.logits(case.ids).numpy()
+        assert got[f"kl.{name}"] == pytest.approx(naive.kl(own, logits.numpy(), case.mask.numpy()), rel=1e-4)
     x0, x1 = (x[case.mask] for x in activations.values())
     with torch.no_grad():
         x_hats = dictionary.layers(x0, x1)
@@ -313,6 +325,45 @@ def test_a_non_finite_reconstruction_is_named(model):
         case.dictionary.b_D[0] = torch.nan
     with pytest.raises(NumericsError, match=f"{HOOK}, held-out contexts 0 to 3: the reconstruction is not finite at token"):
         case.evaluate()
+
+
+def test_a_rank_that_is_stated_is_refused_before_the_passes_and_another_one_capped(model):
+    case = Case(model, SAE)
+    few = {hook: PrincipalDirections(p.mean, p.directions[:3]) for hook, p in case.principal.items()}
+    case.principal = few
+    assert case.evaluate().metrics["pca_rank"] == 3  # L0 is 5
+    evaluator = Evaluator(model, RawDictionary(case.dictionary, case.norms), few, held_out(case.tokens))
+    evaluator.models = None  # no pass can begin
+    with pytest.raises(NumericsError, match=r"evaluation\.pca_rank: 4, but the norm pass keeps the 3 leading directions of"):
+        evaluator.evaluate(4)
+
+
+def test_a_dead_dictionary_is_evaluated(model):
+    """What is undefined of a reconstruction of zero everywhere is left out, the rest is there."""
+    case = Case(model, SAE)
+    with torch.no_grad():
+        for name in ("W_D", "b_D"):
+            case.dictionary.get_parameter(name).zero_()
+    got = case.evaluate().metrics
+    assert "relative_reconstruction_bias" not in got
+    assert "saebench/relative_reconstruction_bias" not in got
+    assert got["fvu"] == got["zero_fvu"]
+    assert got["nmse"] == 1.0
+    assert got["ce_spliced"] == pytest.approx(got["ce_zero"])
+
+
+def test_a_dead_layer_of_a_cross_layer_transcoder_is_evaluated(model):
+    reads = [f"blocks.{layer}.ln2.hook_out" for layer in range(2)]
+    writes = [f"blocks.{layer}.hook_mlp_out" for layer in range(2)]
+    config = {"kind": "clt", "hook_points_in": reads, "hook_points_out": writes, "d_in": D_MODEL, "d_sae": 24}
+    case = Case(model, {**config, "act_fn": "topk", "top_k": 3})
+    with torch.no_grad():
+        case.dictionary.get_parameter("W_D.0").zero_()
+        case.dictionary.get_parameter("b_D")[0] = 0.0
+    got = case.evaluate().metrics
+    assert f"relative_reconstruction_bias.{writes[0]}" not in got
+    assert f"relative_reconstruction_bias.{writes[1]}" in got
+    assert got[f"fvu.{writes[0]}"] == got[f"zero_fvu.{writes[0]}"]
 
 
 def test_density_and_histogram_are_those_of_the_features(model):

@@ -107,6 +107,7 @@ def test_each_model_gets_its_own_reconstruction_in_its_own_run(both, hooks):
             assert got[f"{name}{suffix}"] == pytest.approx(value, rel=2e-5, abs=1e-8), (name, key)
         assert got[f"delta_ce.{key}"] == got[f"delta_ce{suffix}"]
         assert got[f"ce_spliced.{key}"] == got[f"ce_spliced{suffix}"]
+        assert got[f"kl.{key}"] == got[f"kl{suffix}"]
         kept = case.mask
         wanted_here = naive.reconstruction(case.activations[key][kept].numpy(), x_hats[key][kept].numpy())
         for name, value in wanted_here.items():

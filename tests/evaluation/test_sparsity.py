@@ -63,6 +63,10 @@ def test_features_of_several_layers_count_together():
         assert named.results()[f"l0_mean.{name}"] == pytest.approx(float((f[:, layer] > 0).sum(1).double().mean()))
         dead = float((f[:, layer] == 0).all(0).double().mean())
         assert named.results()[f"dead_fraction.{name}"] == pytest.approx(dead)
+        own = SparsityMetrics((8,))
+        own.update(f[:, layer])
+        for key in ("dense_fraction", "l0_q05", "l0_q50", "l0_q95"):
+            assert named.results()[f"{key}.{name}"] == own.results()[key]
     assert layered.density().shape == (3, 8)
 
 

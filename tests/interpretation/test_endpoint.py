@@ -76,7 +76,7 @@ def test_nobody_listens(stub: Stub) -> None:
     message = failure(stub, url=f"http://127.0.0.1:{port}/v1", attempts=2)
     assert f"http://127.0.0.1:{port}/v1/chat/completions: no reply (ConnectError: " in message
     assert "in 2 attempts" in message
-    assert "start the server or correct --endpoint" in message
+    assert "start the server or check --endpoint" in message
 
 
 def test_a_server_that_never_replies(stub: Stub) -> None:
@@ -92,7 +92,7 @@ def test_a_server_that_never_replies(stub: Stub) -> None:
     [
         (401, {}, "the API key in the environment variable OPENAI_API_KEY is not set"),
         (404, {}, "check --endpoint (most end in /v1) and --model planted-model"),
-        (400, {}, "choose another model"),
+        (400, {}, "if 1,024 tokens are too many for an answer, lower --max-tokens; else choose another --model"),
         (307, {"Location": "http://elsewhere/v1"}, "points to (http://elsewhere/v1)"),
     ],
 )
@@ -132,6 +132,32 @@ def test_replies_that_are_no_completions(stub: Stub, text: str, expected: str) -
     assert "check --endpoint" in message
 
 
+def test_a_reply_that_is_damaged_once_is_asked_for_again(stub: Stub) -> None:
+    stub.failures = [(200, {}, '{"choices": [{"mess'), (200, {}, '{"error": "overloaded"}')]
+    stub.answer = lambda _: "at last"
+    assert complete(stub) == ("at last", [1.0, 2.0])
+
+
+def test_half_a_surrogate_pair_can_be_written_and_sent_again(stub: Stub) -> None:
+    stub.failures = [(200, {}, '{"choices": [{"message": {"content": "a \\ud83d b \\ud83d\\ude00"}}]}')]
+    answer, _ = complete(stub)
+    assert answer == "a \ufffd b \U0001f600"
+    answer.encode()
+
+
+def test_the_newer_name_of_the_limit(stub: Stub) -> None:
+    """A server that refuses max_tokens says so once."""
+    stub.failures = [(400, {}, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")]
+    model = EndpointModel(stub.url, "planted-model", max_tokens=77)
+    stub.answer = lambda _: "yes"
+    assert [model.complete(MESSAGES), model.complete(MESSAGES)] == ["yes", "yes"]
+    model.close()
+    limits = [{name: body[name] for name in body if name.startswith("max_")} for _, _, body in stub.requests]
+    assert limits == [{"max_tokens": 77}, {"max_completion_tokens": 77}, {"max_completion_tokens": 77}]
+    stub.always = (400, {}, "max_completion_tokens is too large")
+    assert "status 400 (max_completion_tokens is too large)" in failure(stub)
+
+
 def test_an_empty_content_is_an_empty_answer(stub: Stub) -> None:
     stub.answer = lambda _: None
     assert complete(stub)[0] == ""
@@ -156,7 +182,8 @@ def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_retry_after() -> None:
     assert retry_after(None) is None
     assert retry_after("12") == 12.0
-    assert retry_after("soon") is None
+    assert retry_after("0.5") == 0.5
+    assert [retry_after(value) for value in ("soon", "nan", "inf", "-1")] == [None] * 4
     ahead = retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True))
     assert ahead is not None
     assert 25 < ahead <= 30

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from html import escape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
 
-from pipeline.metric_names import EVALUATION
 from pipeline.plots.charts import BarChart, Line, LineChart
-from pipeline.plots.page import page
+from pipeline.plots.page import Row, Table, page
 from pipeline.plots.report import write_report
 from pipeline.plots.svg import MAX_HINTS, svg
 
@@ -99,14 +97,12 @@ def test_an_empty_page():
     assert svg(LineChart("a", "A", "x", "y", ()))
 
 
-def test_definitions_stand_with_their_figures():
-    text = page("Evaluation", "", [], {"fvu": 0.5, "other": 1.0}, {"fvu": "error < variance", "unused": "nothing"})
-    assert "<dt>fvu<small>error &lt; variance</small></dt><dd>0.5</dd>" in text
-    assert "<dt>other</dt>" in text
-    assert "nothing" not in text
-
-
-def test_every_metric_of_the_evaluation_is_defined(finished_project):
-    text = (finished_project.path / "metrics/plots/evaluation/index.html").read_text()
-    for name, definition in EVALUATION.items():
-        assert f"<dt>{name}<small>{escape(definition)}</small></dt>" in text
+def test_a_table_has_names_definitions_and_cells():
+    rows = (Row("fvu", "error < variance", (0.5, "0.4 to 0.6", None)), Row("other", "", (1.0,)))
+    text = page("Evaluation", "", [BARS], tables=[Table("First", ("value", "95 %", "mean"), rows, "note & all")])
+    assert "<tr><th>fvu<small>error &lt; variance</small></th><td>0.5</td><td>0.4 to 0.6</td><td></td></tr>" in text
+    assert "<tr><th>other</th><td>1</td></tr>" in text
+    assert "note &amp; all" in text
+    assert text.index("<table>") < text.index("<svg")
+    after = page("t", "", [BARS], more=[Table("Last", ("",), rows)])
+    assert after.index("<svg") < after.index("<table>")

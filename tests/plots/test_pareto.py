@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.plots.charts import Group, Point, ScatterChart, axes
+from pipeline.plots.experiments import experiment_rows
 from pipeline.plots.page import page
-from pipeline.plots.pareto import Experiment, distinct, front, pareto_charts, read_experiment, table
+from pipeline.plots.pareto import Experiment, distinct, front, pareto_charts, read_experiment, table, told_apart
 from pipeline.plots.png import png
 from tests.project import REPOSITORY
 
@@ -35,7 +38,8 @@ def made(name: str, l0: float, fvu: float, delta_ce: float = 0.1, site: str = "d
 )
 def test_a_row_of_dvc(fields: dict[str, object], site: str) -> None:
     found = read_experiment({**ROW, **PARAMS, **fields})
-    assert found == Experiment("wide", site, "sae topk 24", 24.0, 0.1, 0.2, 0.01)
+    wanted = Experiment("wide", site, "sae topk 24", 24.0, 0.1, 0.2, 0.01)
+    assert found == wanted._replace(revision="default revision", data="unknown text")
 
 
 def test_rows_without_an_evaluation_and_repeated_ones() -> None:
@@ -73,6 +77,31 @@ def test_table_and_charts_keep_sites_apart() -> None:
     assert delta.groups[0].front == (Point(16, 0.3, "a"), Point(32, 0.1, "b"))
 
 
+def test_other_text_and_another_revision_of_the_model_are_other_sites() -> None:
+    rows = [{**ROW, **PARAMS, "Experiment": name, "model.revision": revision, "dataset.dataset_name_or_path": text}
+            for name, revision, text in (("a", "None", "demo"), ("b", "step1000", "demo"), ("c", "None", "pile"))]  # fmt: skip
+    found = told_apart([e for row in rows if (e := read_experiment(row)) is not None])
+    assert [e.site for e in found] == [
+        "demo, ?, default revision, demo",
+        "demo, ?, step1000, demo",
+        "demo, ?, default revision, pile",
+    ]
+    same = told_apart([e for row in rows[:1] if (e := read_experiment(row)) is not None])
+    assert [e.site for e in same] == ["demo, ?"]
+
+
+def test_pca_is_in_the_charts_and_in_the_table() -> None:
+    a, b, c = made("a", 24, 0.1), made("b", 24, 0.2), made("c", 8, 0.9)
+    experiments = [e._replace(pca_fvu=0.4, pca_delta_ce=1.4, pca_rank=24.0) for e in (a, b)] + [c]
+    fvu, delta = pareto_charts(experiments)
+    assert fvu.groups[-1] == Group("PCA", (Point(24, 0.4, "PCA 24"),))
+    assert delta.groups[-1].points == (Point(24, 1.4, "PCA 24"),)
+    lines = table(experiments)
+    assert lines[1].split()[3:] == ["FVU", "of", "PCA", "delta", "CE", "of", "PCA", "dead"]
+    assert [line.split()[-4] for line in lines[2:]] == ["-", "0.4000", "0.4000"]
+    assert pareto_charts([c])[0].groups[-1].label != "PCA"
+
+
 def test_scatter_charts_are_drawn() -> None:
     group = Group("one <b>", (Point(16, 0.1, "a & b"), Point(3, 0.4, "late")), (Point(3, 0.4, "late"), Point(16, 0.1, "a & b")))
     chart = ScatterChart("scatter", "Title", "x", "y", (group, Group("two", (Point(1, 2, "c"),))))
@@ -87,13 +116,54 @@ def test_scatter_charts_are_drawn() -> None:
     assert png([chart])[:4] == b"\x89PNG"
 
 
-def test_a_project_without_experiments_says_so(tmp_path) -> None:
-    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
-        subprocess.run(command, cwd=tmp_path, check=True, env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)})
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "one"]
-    subprocess.run(git, cwd=tmp_path, check=True)
-    command = [sys.executable, "-m", "stages.report"]
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
-    outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+def git(place: Path, *arguments: str) -> None:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(place)}
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *who, *arguments], cwd=place, check=True, env=environment)
+
+
+def report(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(place), "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "stages.report", *arguments]
+    return subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
+
+
+def test_a_project_without_experiments_says_so(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=tmp_path, check=True, env={"HOME": str(tmp_path)})
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "one")
+    outcome = report(tmp_path)
     assert outcome.returncode == 2
     assert "error: no experiment has been evaluated; run `dvc repro`" in outcome.stderr
+
+
+def test_outside_a_repository_it_says_where_to_go(tmp_path: Path) -> None:
+    outcome = report(tmp_path)
+    assert outcome.returncode == 2
+    (line,) = outcome.stderr.splitlines()
+    assert line.startswith("error: the experiments cannot be read (")
+    assert "a git repository in which `dvc init` has been run" in line
+
+
+def test_experiments_of_other_commits_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dvc.api
+    import dvc.repo
+
+    class Repository:
+        """Three experiments, one of the last commit."""
+
+        experiments = property(lambda self: self)
+
+        def __enter__(self) -> Repository:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def ls(self, num: int = 1, all_commits: bool = False) -> dict[str, list[str]]:
+            return {"new": ["a"], "old": ["b", "c"]} if all_commits else {"new": ["a"]}
+
+    monkeypatch.setattr(dvc.repo, "Repo", Repository)
+    monkeypatch.setattr(dvc.api, "exp_show", lambda num: [{"num": num}])
+    assert experiment_rows(1) == ([{"num": 1}], 2)
+    assert experiment_rows(-1) == ([{"num": -1}], 0)

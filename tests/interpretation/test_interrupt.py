@@ -1,0 +1,52 @@
+"""Ctrl-C while requests are open: the command ends at once, in one line, and finished features are kept."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.interpretation.conftest import Stub, oracle
+from tests.project import REPOSITORY
+
+OF_A_FEATURE = 12  # requests
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_ctrl_c_ends_it_while_requests_are_open(planted: Path, tmp_path: Path, stub: Stub, concurrency: int) -> None:
+    release, hanging = threading.Event(), threading.Event()
+
+    def answer(messages: list[dict[str, str]]) -> str:
+        if len(stub.requests) > 2 * concurrency * OF_A_FEATURE:
+            hanging.set()
+            release.wait(60)
+        return oracle(messages)
+
+    stub.answer = answer
+    command = [sys.executable, "-m", "stages.interpret", "--features-dir", str(planted), "--out", str(tmp_path / "out")]
+    command += ["--endpoint", stub.url, "--model", "m", "--n", "8", "--concurrency", str(concurrency)]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert hanging.wait(60)
+        time.sleep(0.3)  # the last finished feature is written
+        before = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        took = time.monotonic() - before
+    finally:
+        process.kill()
+        release.set()
+    assert process.returncode == 130, err
+    assert [line for line in err.splitlines() if not line.startswith("interpret ")] == [
+        "error: interrupted; run the same command again to go on"
+    ]
+    assert out == ""
+    assert took < 3
+    kept = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert kept
+    assert all(name.removesuffix(".json").isdecimal() for name in kept)
