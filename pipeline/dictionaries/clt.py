@@ -89,7 +89,7 @@ class CrossLayerTranscoder(Dictionary):
             elif initialization.cross_layer_decoders == "zero":
                 block[:j].zero_()
 
-    def pre_activations(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def pre_activations(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         return torch.einsum("...ld,ldf->...lf", x, self.W_E) + self.b_E
 
     def decoder_norms(self) -> Tensor:

@@ -186,53 +186,53 @@ class LowRankSparseAttention(Dictionary):
             wide = wide - wide.mean(-1, keepdim=True)
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.config.eps)).to(x.dtype)
 
-    def attend(self, x: Tensor, values: Tensor, mask: Tensor | None = None, heads: slice = ALL) -> Tensor:
+    def attend(self, x: Tensor, values: Tensor, padding: Tensor | None = None, heads: slice = ALL) -> Tensor:
         """sum_k A^g[q, k] values^g[k]: [b, Q, S, W] of x [b, S, D] and values [b, Q, S, W], of all or some heads.
 
-        Padded keys (mask [b, S] False) are left out; a query always sees its own key, so that every row has one. The kernel
-        holds no [b, Q, S, S]: on the CPU that takes queries and values of one width, so the narrower ones are padded.
+        Padded keys (padding [b, S] True) are left out; a query always sees its own key, so that every row has one. The kernel
+        holds no [b, Q, S, S]: on the CPU that takes queries and values of one width, so the narrower ones are widened.
         """
         if x.shape[-2] > self.config.n_ctx:
             raise ParamsError(f"dictionary.n_ctx: {self.config.n_ctx} is less than the context of {x.shape[-2]} tokens")
         q, k = self.queries_and_keys(x, heads)
         width = max(q.shape[-1], values.shape[-1])
-        q, k, padded = (nn.functional.pad(t, (0, width - t.shape[-1])) for t in (q, k, values))
+        q, k, wide = (nn.functional.pad(t, (0, width - t.shape[-1])) for t in (q, k, values))
         allowed = None
-        if mask is not None:
+        if padding is not None:
             n = x.shape[-2]
             order = torch.arange(n, device=x.device)
             causal = order[:, None] >= order
-            allowed = causal & (mask[:, None, None, :] | torch.eye(n, dtype=torch.bool, device=x.device))
+            allowed = causal & (~padding[:, None, None, :] | torch.eye(n, dtype=torch.bool, device=x.device))
         mixed = nn.functional.scaled_dot_product_attention(
-            q, k, padded.to(q.dtype), attn_mask=allowed, is_causal=allowed is None, scale=self.scale
+            q, k, wide.to(q.dtype), attn_mask=allowed, is_causal=allowed is None, scale=self.scale
         )
         return mixed[..., : values.shape[-1]]
 
-    def pre_activations(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def pre_activations(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         v = nn.functional.linear(x, self.w_V, self.b_V)
         grouped = v.unflatten(-1, (self.config.n_qk_heads, self.per_group)).transpose(1, 2)
-        return self.attend(x, grouped, mask).transpose(1, 2).flatten(-2)
+        return self.attend(x, grouped, padding).transpose(1, 2).flatten(-2)
 
-    def attention(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def attention(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """A [b, Q, S, S] itself, for analysis only."""
         eye = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
-        return self.attend(x, eye.expand(len(x), self.config.n_qk_heads, -1, -1), mask)
+        return self.attend(x, eye.expand(len(x), self.config.n_qk_heads, -1, -1), padding)
 
-    def z_pattern(self, x: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
+    def z_pattern(self, x: Tensor, features: Tensor, padding: Tensor | None = None) -> Tensor:
         """Z_i[q, k] = A[q, k] v_i[k] of chosen features: which earlier tokens a feature reads; its sum over k is h_i[q].
 
         Args:
             x: [b, S, D].
             features: int64 [n], which.
-            mask: bool [b, S]; None: all kept.
+            padding: bool [b, S], True where there is no token; None: nowhere.
 
         Returns: [b, n, S, S].
         """
         v = nn.functional.linear(x, self.w_V[features], self.b_V[features])
-        return self.attention(x, mask)[:, features // self.per_group] * v.transpose(1, 2)[:, :, None]
+        return self.attention(x, padding)[:, features // self.per_group] * v.transpose(1, 2)[:, :, None]
 
     @torch.no_grad()
-    def token_sources(self, x: Tensor, mask: Tensor | None = None) -> TokenSources:
+    def token_sources(self, x: Tensor, padding: Tensor | None = None) -> TokenSources:
         """The rows Z_i[q] of :meth:`z_pattern`, one at a time and so without [S, S]."""
         q, k = self.queries_and_keys(x)
         v = nn.functional.linear(x, self.w_V, self.b_V)
@@ -248,8 +248,8 @@ class LowRankSparseAttention(Dictionary):
             head = feature // self.per_group
             scores = torch.einsum("ne,nke->nk", q[context, head, token], k[context, head]) * self.scale
             allowed = order <= token[:, None]
-            if mask is not None:
-                allowed &= mask[context] | (order == token[:, None])
+            if padding is not None:
+                allowed &= ~padding[context] | (order == token[:, None])
             return scores.masked_fill(~allowed, -torch.inf).softmax(-1) * v[context, :, feature]
 
         return sources

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pipeline.dictionaries.base import CONFIGURED, Codes, Dictionary, Gate, without_full_mask
+from pipeline.dictionaries.base import CONFIGURED, Codes, Dictionary, Gate, kept_tokens, without_full_mask
 from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.folded import FoldScales, divisible, fold_gate_norms_, fold_gate_units_, raw_units
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
@@ -126,7 +126,7 @@ class SparseAutoencoder(Dictionary):
         if self.config.use_glu_encoder:
             uniform_(self.W_G, math.sqrt(6.0 / self.config.d_in), seed, "W_G")
 
-    def pre_activations(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def pre_activations(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         return self._combine(*(out for _, _, _, out in self._branches(x)))
 
     def _branches(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -171,12 +171,14 @@ class SparseAutoencoder(Dictionary):
         gated = self.config.use_glu_encoder
         return [LinearPart(self.W_E, self.b_E, lambda: self.W_D, self.W_D.copy_, bias, gated=gated)]
 
-    def run(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED) -> tuple[Codes, Tensor]:
+    def run(
+        self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED, padding: Tensor | None = None
+    ) -> tuple[Codes, Tensor]:
         activation = gate.activation or self.activation
-        settings = self.gate_settings(without_full_mask(mask), gate)
+        settings = self.gate_settings(without_full_mask(kept_tokens(mask, padding)), gate)
         pays = entries_pay(x.device.type, self.W_D.dtype, settings.k, self.config.d_sae)
         if not (activation.budgeted and pays):
-            return super().run(x, mask, gate)
+            return super().run(x, mask, gate, padding)
         x_ND = x.reshape(-1, x.shape[-1])
         branches = self._branches(x_ND)
         h, norms = self._combine(*(out for _, _, _, out in branches)), self.decoder_norms()

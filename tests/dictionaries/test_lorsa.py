@@ -72,8 +72,10 @@ def dot(a: list[float], b: list[float]) -> float:
 def test_equals_explicit_softmax_attention(variant: int) -> None:
     made = filled(act_fn="relu", **{**FIELDS, **VARIANTS[variant]})
     c, n = made.config, 5
-    x, mask = contexts(2, n), torch.tensor([[True] * 5, [True, False, True, True, False]])
-    codes, x_hat = made.run(x, mask)
+    x = contexts(2, n)
+    there, kept = torch.tensor([[True] * 5, [True, False, True, True, False]]), torch.tensor([[True, True, False] * 3 + [True]])
+    kept = kept.reshape(2, n)
+    codes, x_hat = made.run(x, kept, padding=~there)
     w = {name: tensor.tolist() for name, tensor in made.state_dict().items()}
     gains = [[1.0] * c.d_qk_head] * Q
     scale = getattr(c, "attn_scale", None) or math.sqrt(c.d_qk_head)  # type: ignore[attr-defined]
@@ -97,14 +99,14 @@ def test_equals_explicit_softmax_attention(variant: int) -> None:
                 for W, bias, gain in (("W_Q", "b_Q", "q_gain"), ("W_K", "b_K", "k_gain"))
             )
             for t in range(n):
-                keys = [s for s in range(t + 1) if bool(mask[b, s]) or s == t]
+                keys = [s for s in range(t + 1) if bool(there[b, s]) or s == t]
                 scores = [math.exp(dot(q[t], k[s]) / scale) for s in keys]
                 for i in range(g * c.d_sae // Q, (g + 1) * c.d_sae // Q):
                     values = [dot(rows[s], w["w_V"][i]) + w["b_V"][i] for s in keys]
                     h[t][i] = dot(scores, values) / sum(scores)
         torch.testing.assert_close(codes.h[b], torch.tensor(h, dtype=torch.float64), rtol=1e-10, atol=1e-12)
         for t in range(n):
-            f = [max(value, 0.0) if bool(mask[b, t]) else 0.0 for value in h[t]]
+            f = [max(value, 0.0) if bool(kept[b, t] & there[b, t]) else 0.0 for value in h[t]]
             wanted = [w["b_D"][d] + sum(f[i] * w["w_O"][i][d] for i in range(c.d_sae)) for d in range(D)]
             torch.testing.assert_close(x_hat[b, t], torch.tensor(wanted, dtype=torch.float64), rtol=1e-10, atol=1e-12)
 
@@ -125,33 +127,34 @@ def test_later_tokens_change_nothing() -> None:
 @torch.no_grad()
 def test_the_z_pattern_sums_to_the_pre_activation() -> None:
     made = filled(act_fn="relu", **FIELDS)
-    x, mask = contexts(2, 7), torch.arange(14).reshape(2, 7) % 5 != 0
+    x, padding = contexts(2, 7), torch.arange(14).reshape(2, 7) % 5 == 0
     chosen = torch.tensor([0, 7, 19])
-    z = made.z_pattern(x, chosen, mask)  # type: ignore[operator]
+    z = made.z_pattern(x, chosen, padding)  # type: ignore[operator]
     assert z.shape == (2, 3, 7, 7)
     assert float(z.triu(1).abs().max()) == 0.0
-    torch.testing.assert_close(z.sum(-1).transpose(1, 2), made.pre_activations(x, mask)[..., chosen], rtol=1e-10, atol=1e-12)
+    h = made.pre_activations(x, padding)[..., chosen]
+    torch.testing.assert_close(z.sum(-1).transpose(1, 2), h, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("fields", [{}, {"attn_scale": 3.0}, {"use_post_qk_ln": True, "normalization_type": "RMS"}])
-def test_token_sources_are_rows_of_the_z_pattern(masked: bool, fields: dict[str, object]) -> None:
+def test_token_sources_are_rows_of_the_z_pattern(padded: bool, fields: dict[str, object]) -> None:
     made = filled(act_fn="relu", **{**FIELDS, **fields})
-    x, mask = contexts(2, 7), (torch.arange(14).reshape(2, 7) % 5 != 0 if masked else None)
-    sources = made.token_sources(x, mask)
+    x, padding = contexts(2, 7), (torch.arange(14).reshape(2, 7) % 5 == 0 if padded else None)
+    sources = made.token_sources(x, padding)
     assert sources is not None
     every = torch.cartesian_prod(torch.arange(2), torch.arange(7), torch.arange(20))
     context, token, feature = every.T
-    z = made.z_pattern(x, torch.arange(20), mask)  # type: ignore[operator]
+    z = made.z_pattern(x, torch.arange(20), padding)  # type: ignore[operator]
     torch.testing.assert_close(sources(context, token, feature), z[context, feature, token], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_training_holds_no_square_of_the_context_for_each_head(masked: bool) -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_training_holds_no_square_of_the_context_for_each_head(padded: bool) -> None:
     made = build_dictionary({**FIELDS, "d_in": D, "d_sae": 64, "act_fn": "topk", "top_k": 4, "n_ctx": 512})
     b, n = 2, 512
     x = torch.randn(b, n, D, generator=generator(0, "tests", "lorsa"))
-    mask = torch.arange(b * n).reshape(b, n) % 7 != 0 if masked else None
+    padding = torch.arange(b * n).reshape(b, n) % 7 == 0 if padded else None
     largest = 0
 
     class Watch(TorchDispatchMode):
@@ -164,7 +167,7 @@ def test_training_holds_no_square_of_the_context_for_each_head(masked: bool) -> 
             return out
 
     with Watch():
-        made.run(x, mask)[1].square().sum().backward()
+        made.run(x, padding=padding)[1].square().sum().backward()
     assert 0 < largest < b * Q * n * n * 4 / 2
 
 

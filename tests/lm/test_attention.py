@@ -10,6 +10,7 @@ import torch
 
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import DataError
+from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.lm.attention import AttentionWeights
 from pipeline.lm.language_model import LanguageModel
 from tests.lm.conftest import CONFIGURATIONS, CONTEXT, D
@@ -69,6 +70,27 @@ def test_rank_one_heads_set_to_the_models_heads_are_its_attention(
     found = made.decode(made.pre_activations(captured[reads]))
     wanted = captured[writes]
     assert float((found - wanted).norm() / wanted.norm()) <= 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gpt_neox", "llama"])
+def test_tokens_that_are_not_trained_on_are_read_as_the_model_reads_them(
+    name: str, language_model: Callable[[str, str], LanguageModel], token_ids: torch.Tensor
+) -> None:
+    """A beginning-of-text token and an end-of-text token inside: the mask leaves out their features, not their keys."""
+    model = language_model(name, "huggingface")
+    reads, writes = f"blocks.{LAYER}.ln1.hook_out", f"blocks.{LAYER}.hook_attn_out"
+    tokens = token_ids.clamp_min(1)
+    tokens[:, 0] = tokens[:, 7] = 0  # bos and eos of these models
+    mask = tokens != 0
+    made = low_rank(model.layer_attention(LAYER, reads), reads)
+    fields: dict[str, Any] = {"norm_activation": "inference", "folded": True, "sparsity_include_decoder_norm": False}
+    raw = RawDictionary(made.rebuilt(made.state_dict(), **fields))
+    captured = model.activations(tokens, [reads, writes])
+    codes = raw.dictionary.codes(*raw.encoder_input({reads: captured[reads]}, mask))
+    found, wanted = raw.dictionary.decode(codes.h)[mask], captured[writes][mask]
+    assert float((found - wanted).norm() / wanted.norm()) <= 1e-5
+    assert (codes.f[~mask] == 0).all()
 
 
 def test_what_attention_is_no_function_of_is_refused(language_model: Callable[[str, str], LanguageModel]) -> None:
