@@ -25,6 +25,7 @@ from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.registry import register
 from pipeline.dictionaries.rotary import Rotary
 from pipeline.errors import ParamsError
+from pipeline.hook_keys import written_before_read
 
 ALL = slice(None)
 SOURCE_VALUES = 2**24  # of keys that token_sources gathers at a time: 64 MiB
@@ -75,6 +76,8 @@ class LowRankSparseAttentionConfig(DictionaryConfig):
 
     def faults(self) -> list[str]:
         found = super().faults()
+        if fault := written_before_read(self.hooks_in, self.hooks_out):
+            found.append(f"hook_point_out: {fault}")
         if self.hook_point_in == self.hook_point_out:
             found.append(f"hook_point_out: attention does not write what it reads, '{self.hook_point_in}'")
         for field in ("n_qk_heads", "d_qk_head", "n_ctx"):

@@ -25,6 +25,7 @@ from pipeline.dictionaries.folded import FoldScales, divisible, fold_gate_norms_
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.registry import register
+from pipeline.hook_keys import written_before_read
 from pipeline.kernels.dispatch import entries_pay
 from pipeline.kernels.selected import selected_decode, selected_linear
 
@@ -63,6 +64,8 @@ class SparseAutoencoderConfig(DictionaryConfig):
 
     def faults(self) -> list[str]:
         found = super().faults()
+        if fault := written_before_read(self.hooks_in, self.hooks_out):
+            found.append(f"hook_point_out: {fault}")
         same = self.hook_point_in == self.hook_point_out
         if self.kind == "transcoder" and same:
             found.append(f"hook_point_out: a transcoder does not write what it reads, '{self.hook_point_in}'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pipeline.hook_keys import written_before_read
 from pipeline.params.fields import param
 from pipeline.params.section import rule
 from pipeline.params.sections.activations import HOOK_POINT
@@ -57,7 +58,16 @@ class LowRankSparseAttentionParams(DictionaryParams):
             return "kind lorsa reads hook_point_in (blocks.L.ln1.hook_out) and writes hook_point_out (blocks.L.hook_attn_out)"
         if self.hook_point_in == self.hook_point_out:
             return f"attention does not write what it reads, '{self.hook_point_in}'"
-        return None
+        return written_before_read(self.hooks_in, self.hooks_out)
+
+    @rule("hook_point_in")
+    def _reads_what_attention_reads(self) -> str | None:
+        read = self.hook_point_in
+        if read is None or ".ln1." in read:
+            return None
+        start = ".".join(read.split(".")[:2])
+        whose = "is what the MLP reads" if ".ln2." in read else "is not what attention reads"
+        return f"'{read}' {whose}; write {start}.ln1.hook_out (or {start}.ln1.hook_normalized)"
 
     @rule("n_qk_heads")
     def _sizes_are_stated(self) -> str | None:

@@ -1,0 +1,61 @@
+"""Cross-layer transcoders, transcoders and low-rank sparse attention: what is accepted, and what each refusal says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.params.changes import CLT, LORSA, TRANSCODER, faults
+
+IN, OUT = "dictionary.hook_point_in", "dictionary.hook_point_out"
+INS, OUTS = "dictionary.hook_points_in", "dictionary.hook_points_out"
+MLPS = [f"blocks.{layer}.hook_mlp_out" for layer in range(3)]
+LN2 = [f"blocks.{layer}.ln2.hook_out" for layer in range(3)]
+
+ONE_FAULT: list[tuple[dict[str, Any], str]] = [
+    # the order of a run
+    ({**CLT, INS: LN2[1::-1]}, f"{INS}: {LN2[0]} occurs before {LN2[1]} in a run; state hook points in that order"),
+    ({**CLT, INS: ["blocks.1.hook_resid_pre", LN2[0]]}, f"{INS}: {LN2[0]} occurs before blocks.1.hook_resid_pre in a run"),
+    ({**CLT, OUTS: MLPS[2:0:-1]}, f"{OUTS}: {MLPS[1]} occurs before {MLPS[2]} in a run; state hook points in that order"),
+    ({**CLT, INS: LN2[1:]}, f"{OUTS}: {MLPS[0]} occurs before {LN2[1]} in a run, so that it cannot be computed from it"),
+    ({**CLT, OUTS: ["blocks.0.hook_attn_out", MLPS[1]]}, f"{OUTS}: blocks.0.hook_attn_out occurs before {LN2[0]} in a run"),
+    ({**TRANSCODER, OUT: MLPS[1]}, f"{OUT}: {MLPS[1]} occurs before {LN2[2]} in a run, so that it cannot be computed from it"),
+    ({**TRANSCODER, OUT: "blocks.2.hook_resid_pre"}, f"{OUT}: blocks.2.hook_resid_pre occurs before {LN2[2]} in a run"),
+    ({IN: "blocks.2.hook_resid_post", OUT: MLPS[2]}, f"{OUT}: {MLPS[2]} occurs before blocks.2.hook_resid_post in a run"),
+    ({**LORSA, OUT: "blocks.0.hook_attn_out"}, f"{OUT}: blocks.0.hook_attn_out occurs before blocks.1.ln1.hook_out in a run"),
+    # what attention reads
+    (
+        {**LORSA, IN: "blocks.1.ln2.hook_out", OUT: "blocks.2.hook_attn_out"},
+        f"{IN}: 'blocks.1.ln2.hook_out' is what the MLP reads; write blocks.1.ln1.hook_out (or blocks.1.ln1.hook_normalized)",
+    ),
+    (
+        {**LORSA, IN: "blocks.1.hook_resid_pre"},
+        f"{IN}: 'blocks.1.hook_resid_pre' is not what attention reads; write blocks.1.ln1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), ONE_FAULT)
+def test_each_has_one_fault_with_its_message(changes: dict[str, Any], message: str) -> None:
+    found = faults(changes)
+    assert len(found) == 1, found
+    assert message in found[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        CLT,
+        {**CLT, INS: LN2, OUTS: MLPS},
+        {**CLT, INS: [LN2[0], LN2[2]], OUTS: [MLPS[1], MLPS[2]]},
+        {**CLT, INS: ["blocks.0.ln1.hook_out", LN2[0]], OUTS: ["blocks.0.hook_attn_out", MLPS[0]]},
+        TRANSCODER,
+        {**TRANSCODER, IN: "blocks.0.hook_resid_pre", OUT: "blocks.2.hook_resid_post"},
+        {**TRANSCODER, IN: "blocks.2.ln1.hook_normalized", OUT: "blocks.2.ln1.hook_out"},
+        LORSA,
+        {**LORSA, IN: "blocks.1.ln1.hook_normalized"},
+    ],
+)
+def test_what_the_model_could_compute_is_accepted(changes: dict[str, Any]) -> None:
+    assert faults(changes) == []
