@@ -41,7 +41,7 @@ class LowRankSparseAttentionConfig(DictionaryConfig):
         n_qk_heads: Q; divides d_sae.
         d_qk_head: d, width of a query and a key.
         n_ctx: longest context.
-        rotary_dim: dimensions of a head that are rotated, even, at most d_qk_head.
+        rotary_dim: dimensions of a head that are rotated, even, at most d_qk_head; null: none (positional_embedding_type).
         attn_scale: scores are divided by it; null: sqrt(d_qk_head).
         use_post_qk_ln, normalization_type, eps: RMS or LN norm of queries and keys, with gains.
     """
@@ -51,7 +51,7 @@ class LowRankSparseAttentionConfig(DictionaryConfig):
     n_qk_heads: int = 0
     d_qk_head: int = 0
     n_ctx: int = 0
-    rotary_dim: int = 0
+    rotary_dim: int | None = None
     positional_embedding_type: str = "rotary"
     rotary_base: float = 10000.0
     rotary_adjacent_pairs: bool = True
@@ -87,9 +87,13 @@ class LowRankSparseAttentionConfig(DictionaryConfig):
             found.append(f"n_qk_heads: {self.n_qk_heads} does not divide the {self.d_sae} features")
         if self.positional_embedding_type not in ("rotary", "none"):
             found.append(f"positional_embedding_type: rotary or none, got '{self.positional_embedding_type}'")
-        rotates = self.positional_embedding_type == "rotary"
-        if rotates and (self.rotary_dim % 2 or not 2 <= self.rotary_dim <= self.d_qk_head):
-            found.append(f"rotary_dim: an even number from 2 to d_qk_head {self.d_qk_head}, got {self.rotary_dim}")
+        rotates, dim = self.positional_embedding_type == "rotary", self.rotary_dim
+        if rotates and (dim is None or dim % 2 or not 2 <= dim <= self.d_qk_head):
+            shown = "null" if dim is None else dim
+            found.append(f"rotary_dim: an even number from 2 to d_qk_head {self.d_qk_head}, got {shown}")
+        low, high = self.NTK_by_parts_low_freq_factor, self.NTK_by_parts_high_freq_factor
+        if self.use_NTK_by_parts_rope and low >= high:
+            found.append(f"NTK_by_parts_low_freq_factor: must be below NTK_by_parts_high_freq_factor {high}, got {low}")
         if self.normalization_type not in (None, "RMS", "LN"):
             found.append(f"normalization_type: null, RMS or LN, got '{self.normalization_type}'")
         if self.use_post_qk_ln and self.normalization_type is None:
@@ -119,6 +123,7 @@ class LowRankSparseAttention(Dictionary):
         super().__init__(config)
         self.rotary = None
         if config.positional_embedding_type == "rotary":
+            assert config.rotary_dim is not None  # or the configuration would have been refused
             self.rotary = Rotary(
                 config.rotary_dim,
                 config.rotary_base,

@@ -26,6 +26,7 @@ from pipeline.initialization.activation_rows import distinct_rows
 from pipeline.initialization.sample import Sample
 from pipeline.initialization.weights import parts_of
 from pipeline.lm.attention import AttentionWeights
+from pipeline.params.fields import as_written
 
 OPTION = "initialize_lorsa_with_mhsa"
 ROPE_TYPES = ("default", "linear", "llama3")
@@ -81,7 +82,7 @@ def check_fits(dictionary: Dictionary, attention: AttentionWeights) -> None:
     """
     config = dictionary.config.to_dict()
     faults = [
-        f"dictionary.{key}: the model's is {_spelled(wanted)}, got {_spelled(config[key])}"
+        f"dictionary.{key}: the model's is {as_written(wanted)}, got {as_written(config[key])}"
         for key, wanted in fields_of(attention).items()
         if not _same(key, wanted, config[key], attention.d_head)
     ]
@@ -111,11 +112,6 @@ def _same(key: str, wanted: object, found: object, d_head: int) -> bool:
     if isinstance(wanted, float) and isinstance(found, float):
         return math.isclose(wanted, found, rel_tol=1e-6)
     return wanted == found
-
-
-def _spelled(value: object) -> str:
-    """As params.yaml writes it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @torch.no_grad()

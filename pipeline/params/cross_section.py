@@ -75,6 +75,18 @@ def attention_is_imitated_by_attention(params: Params) -> str | None:
 
 
 @rule("initializer.model_layer")
+def attention_is_that_of_the_hook_points(params: Params) -> str | None:
+    """The imitated attention is the one between the hook points."""
+    layer = params.initializer.model_layer
+    if layer is None or not params.initializer.initialize_lorsa_with_mhsa:
+        return None
+    for read in params.dictionary.hooks_in:
+        if layer != layer_of(read):
+            return f"the attention of layer {layer} is no function of '{read}'; write null or {layer_of(read)}"
+    return None
+
+
+@rule("initializer.model_layer")
 def mlp_layer_is_known(params: Params) -> str | None:
     """The MLP's layer is stated, or both hook points are of one layer."""
     if not params.initializer.initialize_tc_with_mlp or params.initializer.model_layer is not None:

@@ -28,7 +28,7 @@ FIELDS: dict[str, Any] = {
 }
 VARIANTS: list[dict[str, Any]] = [
     {},
-    {"positional_embedding_type": "none", "attn_scale": 1.7},
+    {"positional_embedding_type": "none", "rotary_dim": None, "attn_scale": 1.7},
     {"rotary_adjacent_pairs": False, "rotary_base": 50.0, "rotary_scale": 2.0},
     {"use_post_qk_ln": True, "normalization_type": "RMS"},
     {"use_post_qk_ln": True, "normalization_type": "LN", "eps": 0.1, "sparsity_include_decoder_norm": False},
@@ -232,6 +232,11 @@ def test_configurations_that_make_no_sense_are_refused() -> None:
         ({"hook_point_out": "a"}, "does not write what it reads"),
         ({"rotary_dim": 3}, "an even number from 2 to d_qk_head 6"),
         ({"rotary_dim": 8}, "an even number from 2 to d_qk_head 6"),
+        ({"rotary_dim": None}, "an even number from 2 to d_qk_head 6, got null"),
+        (
+            {"use_NTK_by_parts_rope": True, "NTK_by_parts_low_freq_factor": 4.0},
+            r"NTK_by_parts_low_freq_factor: must be below NTK_by_parts_high_freq_factor 4\.0, got 4\.0",
+        ),
         ({"use_post_qk_ln": True}, "use_post_qk_ln needs one"),
         ({"n_ctx": 0}, "n_ctx: must be stated"),
     ):

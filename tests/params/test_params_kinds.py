@@ -12,6 +12,9 @@ IN, OUT = "dictionary.hook_point_in", "dictionary.hook_point_out"
 INS, OUTS = "dictionary.hook_points_in", "dictionary.hook_points_out"
 MLPS = [f"blocks.{layer}.hook_mlp_out" for layer in range(3)]
 LN2 = [f"blocks.{layer}.ln2.hook_out" for layer in range(3)]
+POSITIONS, ROTARY_DIM = "dictionary.positional_embedding_type", "dictionary.rotary_dim"
+NONE: dict[str, Any] = {POSITIONS: "none", ROTARY_DIM: None}
+PARTS = {"dictionary.use_NTK_by_parts_rope": True}
 
 ONE_FAULT: list[tuple[dict[str, Any], str]] = [
     # the order of a run
@@ -33,6 +36,35 @@ ONE_FAULT: list[tuple[dict[str, Any], str]] = [
         {**LORSA, IN: "blocks.1.hook_resid_pre"},
         f"{IN}: 'blocks.1.hook_resid_pre' is not what attention reads; write blocks.1.ln1",
     ),
+    (
+        {**LORSA, "initializer.initialize_lorsa_with_mhsa": True, "initializer.model_layer": 2},
+        "initializer.model_layer: the attention of layer 2 is no function of 'blocks.1.ln1.hook_out'; write null or 1",
+    ),
+    # fields without effect
+    ({**LORSA, **NONE, ROTARY_DIM: 4}, f"{POSITIONS}: is none, so that rotary_dim 4 has no effect; write rotary_dim: null"),
+    (
+        {**LORSA, **NONE, "dictionary.rotary_base": 500.0, "dictionary.rotary_adjacent_pairs": False},
+        "rotary_base 500.0, rotary_adjacent_pairs false have no effect; write rotary_base: 10000.0, rotary_adjacent_pairs: true",
+    ),
+    (
+        {**LORSA, **NONE, **PARTS, "dictionary.old_context_len": 4096},
+        "use_NTK_by_parts_rope true, old_context_len 4096 have no effect; write use_NTK_by_parts_rope: false, old_context",
+    ),
+    (
+        {**LORSA, "dictionary.NTK_by_parts_factor": 32.0},
+        "dictionary.use_NTK_by_parts_rope: is false, so that NTK_by_parts_factor 32.0 has no effect; write NTK_by_parts_fac",
+    ),
+    (
+        {**LORSA, "dictionary.normalization_type": "RMS"},
+        "dictionary.normalization_type: RMS is the norm of use_post_qk_ln, which is false; write null or switch that on",
+    ),
+    # values that contradict each other
+    (
+        {**LORSA, **PARTS, "dictionary.NTK_by_parts_low_freq_factor": 4.0},
+        "dictionary.NTK_by_parts_low_freq_factor: must be below NTK_by_parts_high_freq_factor 4.0, got 4.0",
+    ),
+    ({**LORSA, "dictionary.use_post_qk_ln": True}, "dictionary.normalization_type: use_post_qk_ln needs one: RMS or LN"),
+    ({**LORSA, ROTARY_DIM: None}, f"{ROTARY_DIM}: an even number up to d_qk_head 8 (or positional_embedding_type none)"),
 ]
 
 
@@ -55,6 +87,10 @@ def test_each_has_one_fault_with_its_message(changes: dict[str, Any], message: s
         {**TRANSCODER, IN: "blocks.2.ln1.hook_normalized", OUT: "blocks.2.ln1.hook_out"},
         LORSA,
         {**LORSA, IN: "blocks.1.ln1.hook_normalized"},
+        {**LORSA, **NONE},
+        {**LORSA, **PARTS, "dictionary.NTK_by_parts_factor": 32.0, "dictionary.rotary_base": 500000.0},
+        {**LORSA, "dictionary.use_post_qk_ln": True, "dictionary.normalization_type": "LN"},
+        {**LORSA, "initializer.initialize_lorsa_with_mhsa": True, "initializer.model_layer": 1},
     ],
 )
 def test_what_the_model_could_compute_is_accepted(changes: dict[str, Any]) -> None:
