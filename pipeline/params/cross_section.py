@@ -118,6 +118,9 @@ def subspace_fits_the_model(params: Params) -> str | None:
     rank, width = params.initializer.d_active_subspace, params.dictionary.d_model
     if rank is not None and width is not None and rank > width:
         return f"{rank} directions do not fit in dictionary.d_model {width}"
+    head = params.dictionary.head_width if params.initializer.initialize_lorsa_with_mhsa else None
+    if rank is not None and head is not None and rank > head:
+        return f"{rank} directions of each head do not fit in dictionary.d_qk_head {head}"
     return None
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.errors import ParamsError
-from pipeline.initialization.attention import set_attention_
+from pipeline.dictionaries.lorsa import LowRankSparseAttention
+from pipeline.errors import NumericsError, ParamsError
+from pipeline.initialization.attention import Subspace, set_attention_
 from pipeline.initialization.compose import build_base, check, initialize_
 from pipeline.lm.attention import AttentionWeights, ByParts
 from pipeline.params.schema import InitializerParams
@@ -92,6 +94,54 @@ def test_features_read_and_write_along_their_heads_centred_output() -> None:
         assert float((rows @ directions.T).max(1).values.min()) > 1 - 1e-4
         wanted = (y - y.mean((0, 1))) @ rows.T
         torch.testing.assert_close(h[..., group * 4 : group * 4 + 4], wanted, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("d_active", [2, None])
+def test_rows_fill_the_active_subspace_of_their_own_head(d_active: int | None) -> None:
+    attention = model_attention(W_O=torch.diag(torch.tensor([4.0, 1.0, 0.3, 0.1])).double() @ model_attention().W_O)
+    params = InitializerParams(
+        initialize_lorsa_with_mhsa=True, initialize_W_D_with_active_subspace=True, d_active_subspace=d_active
+    )
+    made, taken, x = started(attention, d_sae=64)
+    assert isinstance(made, LowRankSparseAttention)
+    found = initialize_(made, taken, params, batch_rows=200, seed=0, model_attention=attention)
+    _, s_out = taken.raw_scales()
+    spans, ranks = [], []
+    h = made.pre_activations(taken.x)
+    for group in range(4):
+        y = s_out * (made.attention(taken.x)[:, group] @ x) @ (attention.W_V[group // 2] @ attention.W_O[group // 2]).float()
+        y = y.flatten(0, 1) - y.mean((0, 1))
+        _, values, directions = torch.linalg.svd(y.double(), full_matrices=False)
+        share = values.square() / values.square().sum()
+        ranks.append(d_active or math.ceil(math.exp(-float((share * share.log()).sum()))))
+        spans.append(directions[: ranks[-1]].float())
+        own = slice(group * 16, group * 16 + 16)
+        rows = torch.nn.functional.normalize(made.w_O[own], dim=-1)
+        torch.testing.assert_close((rows @ spans[-1].T) @ spans[-1], rows, rtol=1e-3, atol=1e-3)
+        assert torch.linalg.matrix_rank(rows, rtol=1e-3) == ranks[-1]
+        torch.testing.assert_close(h[..., own].flatten(0, 1).mean(0), torch.zeros(16), rtol=0, atol=1e-3)
+        size = float((h[..., own].flatten(0, 1) / (y @ rows.T)).median())
+        torch.testing.assert_close(h[..., own].flatten(0, 1), size * (y @ rows.T), rtol=1e-2, atol=1e-3)
+    assert found["d_active_subspace"] == max(ranks) < WIDTH
+    other = (made.w_O[:16] @ spans[2].T) @ spans[2]
+    assert float((other - made.w_O[:16]).norm() / made.w_O[:16].norm()) > 0.1  # another head's subspace is another
+    assert not torch.allclose(made.w_O[:16], made.w_O[16:32])  # repeated heads have directions of their own
+
+
+def test_more_directions_than_a_head_has_are_refused() -> None:
+    attention = model_attention()
+    made, taken, _ = started(attention)
+    with pytest.raises(ParamsError, match="d_active_subspace: 5 directions do not fit in a head's 4 dimensions"):
+        set_attention_(made, taken, attention, 0, Subspace(5))
+
+
+def test_a_head_whose_outputs_are_all_equal_is_refused() -> None:
+    attention = model_attention(W_O=torch.zeros(HEADS, WIDTH, D, dtype=torch.float64))
+    for subspace in (None, Subspace(None)):
+        made, taken, _ = started(attention)
+        with pytest.raises(NumericsError, match="all outputs of head 0 are equal on 400 sampled tokens"):
+            set_attention_(made, taken, attention, 0, subspace)
 
 
 def test_the_start_is_scaled_and_has_less_error_than_none() -> None:

@@ -14,6 +14,7 @@ MLPS = [f"blocks.{layer}.hook_mlp_out" for layer in range(3)]
 LN2 = [f"blocks.{layer}.ln2.hook_out" for layer in range(3)]
 POSITIONS, ROTARY_DIM = "dictionary.positional_embedding_type", "dictionary.rotary_dim"
 NONE: dict[str, Any] = {POSITIONS: "none", ROTARY_DIM: None}
+OF_EACH_HEAD = {"initializer.initialize_lorsa_with_mhsa": True, "initializer.initialize_W_D_with_active_subspace": True}
 PARTS = {"dictionary.use_NTK_by_parts_rope": True}
 
 ONE_FAULT: list[tuple[dict[str, Any], str]] = [
@@ -39,6 +40,14 @@ ONE_FAULT: list[tuple[dict[str, Any], str]] = [
     (
         {**LORSA, "initializer.initialize_lorsa_with_mhsa": True, "initializer.model_layer": 2},
         "initializer.model_layer: the attention of layer 2 is no function of 'blocks.1.ln1.hook_out'; write null or 1",
+    ),
+    (
+        {**LORSA, **OF_EACH_HEAD, "initializer.d_active_subspace": 9},
+        "initializer.d_active_subspace: 9 directions of each head do not fit in dictionary.d_qk_head 8",
+    ),
+    (
+        {**LORSA, **OF_EACH_HEAD, "initializer.initialize_W_D_with_activations": True},
+        "only one of these may set the decoder: initialize_W_D_with_activations, initialize_W_D_with_active_subspace, init",
     ),
     # fields without effect
     ({**LORSA, **NONE, ROTARY_DIM: 4}, f"{POSITIONS}: is none, so that rotary_dim 4 has no effect; write rotary_dim: null"),
@@ -91,6 +100,7 @@ def test_each_has_one_fault_with_its_message(changes: dict[str, Any], message: s
         {**LORSA, **PARTS, "dictionary.NTK_by_parts_factor": 32.0, "dictionary.rotary_base": 500000.0},
         {**LORSA, "dictionary.use_post_qk_ln": True, "dictionary.normalization_type": "LN"},
         {**LORSA, "initializer.initialize_lorsa_with_mhsa": True, "initializer.model_layer": 1},
+        {**LORSA, **OF_EACH_HEAD, "initializer.d_active_subspace": 8},
     ],
 )
 def test_what_the_model_could_compute_is_accepted(changes: dict[str, Any]) -> None:

@@ -56,6 +56,11 @@ class LowRankSparseAttentionParams(DictionaryParams):
         """The attention's output."""
         return () if self.hook_point_out is None else (self.hook_point_out,)
 
+    @property
+    def head_width(self) -> int | None:
+        """d_qk_head."""
+        return self.d_qk_head
+
     @rule("hook_point_out")
     def _writes_another_hook_point(self) -> str | None:
         if self.hook_point_in is None or self.hook_point_out is None:

@@ -129,6 +129,11 @@ class DictionaryParams(Section, abc.ABC):
         return False
 
     @property
+    def head_width(self) -> int | None:
+        """Width of a query-key head, of kinds that have some."""
+        return None
+
+    @property
     def is_topk_family(self) -> bool:
         """Whether the gate keeps a number of features (topk, batchtopk), not those above a threshold."""
         return self.act_fn in TOPK_FAMILY
