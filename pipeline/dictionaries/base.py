@@ -194,6 +194,11 @@ class Dictionary(nn.Module, abc.ABC):
         return self.config.hooks_out
 
     @property
+    def max_context(self) -> int | None:
+        """Most tokens of a context, of kinds that read other tokens; None: any number."""
+        return None
+
+    @property
     def is_batch_dependent(self) -> bool:
         """Whether a token's features depend on the rest of its batch (BatchTopK): not an inference form."""
         return self.activation.batch_dependent

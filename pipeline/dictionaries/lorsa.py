@@ -24,7 +24,7 @@ from pipeline.dictionaries.initial import BaseInitialization, normal_, uniform_
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.registry import register
 from pipeline.dictionaries.rotary import Rotary
-from pipeline.errors import ParamsError
+from pipeline.errors import DataError, ParamsError
 from pipeline.hook_keys import written_before_read
 
 ALL = slice(None)
@@ -141,6 +141,11 @@ class LowRankSparseAttention(Dictionary):
         return (self.config.d_sae,)
 
     @property
+    def max_context(self) -> int | None:
+        """n_ctx."""
+        return self.config.n_ctx
+
+    @property
     def per_group(self) -> int:
         """F / Q: features that share a query-key head."""
         return self.config.d_sae // self.config.n_qk_heads
@@ -180,6 +185,7 @@ class LowRankSparseAttention(Dictionary):
 
     def queries_and_keys(self, x: Tensor, heads: slice = ALL) -> tuple[Tensor, Tensor]:
         """Normed and rotated q and k [b, Q, S, d] of x [b, S, D], of all or some heads."""
+        self._check_contexts(x)
         q = torch.einsum("bsd,qde->bqse", x, self.W_Q[heads]) + self.b_Q[heads, None]
         k = torch.einsum("bsd,qde->bqse", x, self.W_K[heads]) + self.b_K[heads, None]
         if self.config.use_post_qk_ln:
@@ -187,6 +193,13 @@ class LowRankSparseAttention(Dictionary):
         if self.rotary is not None:
             q, k = self.rotary.rotate(q), self.rotary.rotate(k)
         return q, k
+
+    def _check_contexts(self, x: Tensor) -> None:
+        """Refuse what is not contexts [b, S, D] of at most n_ctx tokens."""
+        if x.ndim != 3:
+            raise DataError(f"kind lorsa reads contexts: activations should be [n, T, D], got shape {list(x.shape)}")
+        if x.shape[1] > self.config.n_ctx:
+            raise ParamsError(f"dictionary.n_ctx: {self.config.n_ctx} is less than the context of {x.shape[1]} tokens")
 
     def _normed(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
@@ -200,8 +213,6 @@ class LowRankSparseAttention(Dictionary):
         Padded keys (padding [b, S] True) are left out; a query always sees its own key, so that every row has one. The kernel
         holds no [b, Q, S, S]: on the CPU that takes queries and values of one width, so the narrower ones are widened.
         """
-        if x.shape[-2] > self.config.n_ctx:
-            raise ParamsError(f"dictionary.n_ctx: {self.config.n_ctx} is less than the context of {x.shape[-2]} tokens")
         q, k = self.queries_and_keys(x, heads)
         width = max(q.shape[-1], values.shape[-1])
         q, k, wide = (nn.functional.pad(t, (0, width - t.shape[-1])) for t in (q, k, values))
@@ -217,6 +228,7 @@ class LowRankSparseAttention(Dictionary):
         return mixed[..., : values.shape[-1]]
 
     def pre_activations(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        self._check_contexts(x)
         v = nn.functional.linear(x, self.w_V, self.b_V)
         grouped = v.unflatten(-1, (self.config.n_qk_heads, self.per_group)).transpose(1, 2)
         return self.attend(x, grouped, padding).transpose(1, 2).flatten(-2)

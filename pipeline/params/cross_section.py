@@ -218,6 +218,15 @@ def contexts_stay_whole_for_attention(params: Params) -> str | None:
     return None
 
 
+@rule("activations.context_size")
+def contexts_fit_the_attention(params: Params) -> str | None:
+    """No context is longer than the dictionary takes."""
+    most, size = params.dictionary.max_context, params.activations.context_size
+    if most is not None and most < size:
+        return f"{size} tokens are more than the {most} that the dictionary takes (dictionary.n_ctx); raise that or lower this"
+    return None
+
+
 @rule("initializer.cross_layer_decoders")
 def cross_layer_blocks_are_there(params: Params) -> str | None:
     """Only a cross-layer transcoder writes later layers."""

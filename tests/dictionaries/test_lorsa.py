@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.dictionaries.rotary import Rotary
-from pipeline.errors import ParamsError
+from pipeline.errors import DataError, ParamsError
 from pipeline.seeding import generator
 from tests.dictionaries.make import filled, inputs
 
@@ -245,3 +245,7 @@ def test_configurations_that_make_no_sense_are_refused() -> None:
     made = build_dictionary({**FIELDS, "d_in": D, "d_sae": 8, "n_ctx": 4})
     with pytest.raises(ParamsError, match="n_ctx: 4 is less than the context of 5 tokens"):
         made(contexts(1, 5).float())
+    for x in (torch.zeros(3, D), torch.zeros(D), torch.zeros(1, 2, 3, D)):
+        for call in (made, made.pre_activations, made.token_sources):
+            with pytest.raises(DataError, match=r"reads contexts: activations should be \[n, T, D\], got shape \["):
+                call(x)

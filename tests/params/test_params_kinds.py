@@ -49,6 +49,10 @@ ONE_FAULT: list[tuple[dict[str, Any], str]] = [
         {**LORSA, **OF_EACH_HEAD, "initializer.initialize_W_D_with_activations": True},
         "only one of these may set the decoder: initialize_W_D_with_activations, initialize_W_D_with_active_subspace, init",
     ),
+    (
+        {**LORSA, "dictionary.n_ctx": 127},
+        "activations.context_size: 128 tokens are more than the 127 that the dictionary takes (dictionary.n_ctx)",
+    ),
     # fields without effect
     ({**LORSA, **NONE, ROTARY_DIM: 4}, f"{POSITIONS}: is none, so that rotary_dim 4 has no effect; write rotary_dim: null"),
     (

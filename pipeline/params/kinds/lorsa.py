@@ -61,6 +61,11 @@ class LowRankSparseAttentionParams(DictionaryParams):
         """d_qk_head."""
         return self.d_qk_head
 
+    @property
+    def max_context(self) -> int | None:
+        """n_ctx."""
+        return self.n_ctx
+
     @rule("hook_point_out")
     def _writes_another_hook_point(self) -> str | None:
         if self.hook_point_in is None or self.hook_point_out is None:

@@ -134,6 +134,11 @@ class DictionaryParams(Section, abc.ABC):
         return None
 
     @property
+    def max_context(self) -> int | None:
+        """Most tokens of a context, of kinds that read whole contexts."""
+        return None
+
+    @property
     def is_topk_family(self) -> bool:
         """Whether the gate keeps a number of features (topk, batchtopk), not those above a threshold."""
         return self.act_fn in TOPK_FAMILY
