@@ -1,4 +1,4 @@
-"""Names of hook points of several models: `alias:blocks.2.hook_resid_post`.
+"""Names of hook points: their order in a run, and those of several models, `alias:blocks.2.hook_resid_post`.
 
 The alias is a key of the parameters' section `models`; a hook point of the main model (section `model`) has none. Stores,
 norms and dictionaries use these keys as the names of hook points, so that only what runs a model takes them apart.
@@ -6,9 +6,23 @@ norms and dictionaries use these keys as the names of hook points, so that only 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 MAIN = ""  # alias of the main model
+# Of a block, in the order in which they occur in a run, with parallel and with sequential residuals (lm/hook_points.py).
+SITES = (
+    "hook_resid_pre",
+    "ln1.hook_normalized",
+    "ln1.hook_out",
+    "hook_attn_out",
+    "ln2.hook_normalized",
+    "ln2.hook_out",
+    "hook_mlp_out",
+    "hook_resid_post",
+)
+_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
 def split_key(key: str) -> tuple[str, str]:
@@ -29,3 +43,26 @@ def by_model(keys: Iterable[str]) -> dict[str, list[str]]:
         alias, hook = split_key(key)
         found.setdefault(alias, []).append(hook)
     return found
+
+
+def place_of(hook_point: str) -> tuple[int, int] | None:
+    """(layer, index into SITES): the order of two is that in a run. None for another name."""
+    match = _NAME.fullmatch(hook_point)
+    return (int(match[1]), SITES.index(match[2])) if match and match[2] in SITES else None
+
+
+def out_of_order(hook_points: Sequence[str]) -> str | None:
+    """What is wrong with a list that should have the order of a run; names without a place stand anywhere."""
+    for first, second in pairwise(hook for hook in hook_points if place_of(hook)):
+        if place_of(first) > place_of(second):  # type: ignore[operator]
+            return f"{second} occurs before {first} in a run; state hook points in that order"
+    return None
+
+
+def written_before_read(reads: Sequence[str], writes: Sequence[str]) -> str | None:
+    """What is wrong with pairs of which one is written before what is read has occurred: its cause would be its effect."""
+    for read, written in zip(reads, writes, strict=False):
+        places = place_of(read), place_of(written)
+        if None not in places and places[1] < places[0]:  # type: ignore[operator]
+            return f"{written} occurs before {read} in a run, so that it cannot be computed from it; write a later one"
+    return None

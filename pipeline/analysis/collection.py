@@ -82,7 +82,7 @@ class Collection:
             some = slice(start, start + size)
             x, flat_mask = raw.encoder_input({hook: captured[hook][some] for hook in raw.hooks_in}, mask[some])
             f = raw.dictionary.encode(x, flat_mask).reshape(*mask[some].shape, self._n)
-            sources = raw.dictionary.token_sources(x, flat_mask)
+            sources = raw.dictionary.token_sources(x)
             self.add(f, mask[some], batch.contexts[some].to(raw.device), sources)
         self.batches += 1
 

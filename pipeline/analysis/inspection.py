@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
     from pipeline.lm.language_model import LanguageModel
     from pipeline.norms import HookNorm
+LONGEST = 1024  # tokens of a context, where nobody says
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def inspect_text(
         dictionary: any kind.
         model: its language model, or {alias: model} of a dictionary with hook points of several ("" is the main one).
         norms: {hook point: norm}, for a dictionary that is not folded.
-        context_size: tokens of a context; None: as many as the model takes, at most 1,024.
+        context_size: tokens of a context; None: as many as the model and the dictionary take, at most 1,024.
         prepend_bos: each context starts with the beginning-of-text token.
 
     Raises:
@@ -92,7 +93,7 @@ def inspect_text(
     raw = RawDictionary(dictionary, norms)
     bos = bos_of(main, prepend_bos)
     special = {main.bos_token_id, main.eos_token_id, main.pad_token_id} - {None}
-    size = context_size or min(main.max_context or 1024, 1024)
+    size = context_size or min(main.max_context or LONGEST, dictionary.max_context or LONGEST, LONGEST)
     keys = tuple(dict.fromkeys((*raw.hooks_in, *raw.hooks_out)))
     tokens: list[str] = []
     kept, features = [], []

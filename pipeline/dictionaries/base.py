@@ -107,8 +107,8 @@ class Dictionary(nn.Module, abc.ABC):
         """Draw the base initialisation in place (called without gradients; the threshold is set already)."""
 
     @abc.abstractmethod
-    def pre_activations(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """h of the batch. x: [..., d_in] (several hook points: [..., L, d_in]); mask [...], for kinds that read other tokens.
+    def pre_activations(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """h of the batch. x: [..., d_in] (several hook points: [..., L, d_in]); padding as in `codes`.
 
         Returns [..., F] (or [..., L, F]).
         """
@@ -166,11 +166,11 @@ class Dictionary(nn.Module, abc.ABC):
         """Encoder and decoder as plain matrices, for the initialisation's strategies; none where they are not."""
         return []
 
-    def token_sources(self, x: Tensor, mask: Tensor | None = None) -> TokenSources | None:
+    def token_sources(self, x: Tensor, padding: Tensor | None = None) -> TokenSources | None:
         """How much each token of a context contributes to pre-activations; None: features read their own token only.
 
         Args:
-            x: [b, S, d_in]; mask: bool [b, S].
+            x: [b, S, d_in]; padding: bool [b, S], as in `codes`.
 
         Returns: (context [n], token [n], feature [n]) -> contributions [n, S], whose sum is that pre-activation.
         """
@@ -201,6 +201,11 @@ class Dictionary(nn.Module, abc.ABC):
         return self.config.hooks_out
 
     @property
+    def max_context(self) -> int | None:
+        """Most tokens of a context, of kinds that read other tokens; None: any number."""
+        return None
+
+    @property
     def is_batch_dependent(self) -> bool:
         """Whether a token's features depend on the rest of its batch (BatchTopK): not an inference form."""
         return self.activation.batch_dependent
@@ -218,38 +223,42 @@ class Dictionary(nn.Module, abc.ABC):
             return norms
         return self.gate_scale
 
-    def codes(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED) -> Codes:
+    def codes(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED, padding: Tensor | None = None) -> Codes:
         """Encode a batch and keep every stage of it.
 
         Args:
             x: [..., d_in], normalised (raw if folded).
-            mask: bool [...], True for a kept token; masked tokens never compete and their f is 0. None: all kept.
+            mask: bool [...], True for a kept token; masked tokens never compete and their f is 0, but kinds that read other
+                tokens read them, as the model does. None: all kept.
             gate: what is used in place of the configured gate (schedules of the training).
+            padding: bool [...], True for a position that holds no token: masked, and read by none. None: there are none.
 
         Returns: h, z, f [..., F] and the decoder norms.
         """
-        mask = without_full_mask(mask)
-        h, norms = self.pre_activations(x, mask), self.decoder_norms()
+        mask = without_full_mask(kept_tokens(mask, padding))
+        h, norms = self.pre_activations(x, padding), self.decoder_norms()
         scale = self.gating_scale(norms)
         z = h if scale is None else h * scale
         divisor = None if scale is None else scale.clamp_min(EPS_NORM)
         f = (gate.activation or self.activation).features(h, z, divisor, self.gate_settings(mask, gate))
         return Codes(h, z, f, norms)
 
-    def encode(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED) -> Tensor:
+    def encode(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED, padding: Tensor | None = None) -> Tensor:
         """Feature activations f [..., F] of x [..., d_in]; arguments as in `codes`."""
-        return self.codes(x, mask, gate).f
+        return self.codes(x, mask, gate, padding).f
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
         """Reconstruction [..., d_out] of x [..., d_in]."""
-        return self.reconstruct(self.encode(x, mask), x)
+        return self.reconstruct(self.encode(x, mask, padding=padding), x)
 
-    def run(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED) -> tuple[Codes, Tensor]:
+    def run(
+        self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED, padding: Tensor | None = None
+    ) -> tuple[Codes, Tensor]:
         """Encode and reconstruct in one call, which a kind may make faster: what a training step calls.
 
         Returns: the codes and the reconstruction [..., d_out]: codes() followed by reconstruct(), up to rounding.
         """
-        codes = self.codes(x, mask, gate)
+        codes = self.codes(x, mask, gate, padding)
         return codes, self.reconstruct(codes.f, x)
 
     def thresholds(self) -> Tensor | None:
@@ -383,6 +392,13 @@ class Dictionary(nn.Module, abc.ABC):
         fields = {"norm_activation": "inference", "folded": True, "sparsity_include_decoder_norm": False}
         cast = {name: tensor.to(dtype) for name, tensor in weights.items()}
         return self.rebuilt(cast, dtype=str(dtype).removeprefix("torch."), **fields, **changes)
+
+
+def kept_tokens(mask: Tensor | None, padding: Tensor | None) -> Tensor | None:
+    """mask & ~padding, either of them being absent."""
+    if padding is None:
+        return mask
+    return ~padding if mask is None else mask & ~padding
 
 
 def without_full_mask(mask: Tensor | None) -> Tensor | None:

@@ -22,6 +22,7 @@ from pipeline.dictionaries.folded import FoldScales, divisible, fold_gate_norms_
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.registry import register
+from pipeline.hook_keys import out_of_order, written_before_read
 from pipeline.kernels.grouped import grouped_decode
 
 
@@ -37,6 +38,11 @@ class CrossLayerTranscoderConfig(SeveralHookPoints):
             found.append(f"hook_points_out: {len(self.hooks_out)} hook points for {len(self.hooks_in)} that are read")
         if both := sorted(set(self.hooks_in) & set(self.hooks_out)):
             found.append(f"hook_points_out: a transcoder does not write what it reads: {', '.join(both)}")
+        for name, fault in (
+            ("hook_points_in", out_of_order(self.hooks_in)),
+            ("hook_points_out", out_of_order(self.hooks_out) or written_before_read(self.hooks_in, self.hooks_out)),
+        ):
+            found += [] if fault is None else [f"{name}: {fault}"]
         return found
 
 
@@ -89,7 +95,7 @@ class CrossLayerTranscoder(Dictionary):
             elif initialization.cross_layer_decoders == "zero":
                 block[:j].zero_()
 
-    def pre_activations(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def pre_activations(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         return torch.einsum("...ld,ldf->...lf", x, self.W_E) + self.b_E
 
     def decoder_norms(self) -> Tensor:

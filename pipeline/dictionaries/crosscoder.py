@@ -76,7 +76,7 @@ class Crosscoder(Dictionary):
         else:
             uniform_(self.W_E, initialization.encoder_uniform_bound, seed, "W_E")
 
-    def pre_activations(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def pre_activations(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         return nn.functional.linear(x.flatten(-2), self.W_E.flatten(0, 1).T, self.b_E)
 
     def encoder_norms(self) -> Tensor:

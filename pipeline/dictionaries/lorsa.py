@@ -24,7 +24,8 @@ from pipeline.dictionaries.initial import BaseInitialization, normal_, uniform_
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.registry import register
 from pipeline.dictionaries.rotary import Rotary
-from pipeline.errors import ParamsError
+from pipeline.errors import DataError, ParamsError
+from pipeline.hook_keys import written_before_read
 
 ALL = slice(None)
 SOURCE_VALUES = 2**24  # of keys that token_sources gathers at a time: 64 MiB
@@ -40,7 +41,7 @@ class LowRankSparseAttentionConfig(DictionaryConfig):
         n_qk_heads: Q; divides d_sae.
         d_qk_head: d, width of a query and a key.
         n_ctx: longest context.
-        rotary_dim: dimensions of a head that are rotated, even, at most d_qk_head.
+        rotary_dim: dimensions of a head that are rotated, even, at most d_qk_head; null: none (positional_embedding_type).
         attn_scale: scores are divided by it; null: sqrt(d_qk_head).
         use_post_qk_ln, normalization_type, eps: RMS or LN norm of queries and keys, with gains.
     """
@@ -50,7 +51,7 @@ class LowRankSparseAttentionConfig(DictionaryConfig):
     n_qk_heads: int = 0
     d_qk_head: int = 0
     n_ctx: int = 0
-    rotary_dim: int = 0
+    rotary_dim: int | None = None
     positional_embedding_type: str = "rotary"
     rotary_base: float = 10000.0
     rotary_adjacent_pairs: bool = True
@@ -75,6 +76,8 @@ class LowRankSparseAttentionConfig(DictionaryConfig):
 
     def faults(self) -> list[str]:
         found = super().faults()
+        if fault := written_before_read(self.hooks_in, self.hooks_out):
+            found.append(f"hook_point_out: {fault}")
         if self.hook_point_in == self.hook_point_out:
             found.append(f"hook_point_out: attention does not write what it reads, '{self.hook_point_in}'")
         for field in ("n_qk_heads", "d_qk_head", "n_ctx"):
@@ -84,9 +87,13 @@ class LowRankSparseAttentionConfig(DictionaryConfig):
             found.append(f"n_qk_heads: {self.n_qk_heads} does not divide the {self.d_sae} features")
         if self.positional_embedding_type not in ("rotary", "none"):
             found.append(f"positional_embedding_type: rotary or none, got '{self.positional_embedding_type}'")
-        rotates = self.positional_embedding_type == "rotary"
-        if rotates and (self.rotary_dim % 2 or not 2 <= self.rotary_dim <= self.d_qk_head):
-            found.append(f"rotary_dim: an even number from 2 to d_qk_head {self.d_qk_head}, got {self.rotary_dim}")
+        rotates, dim = self.positional_embedding_type == "rotary", self.rotary_dim
+        if rotates and (dim is None or dim % 2 or not 2 <= dim <= self.d_qk_head):
+            shown = "null" if dim is None else dim
+            found.append(f"rotary_dim: an even number from 2 to d_qk_head {self.d_qk_head}, got {shown}")
+        low, high = self.NTK_by_parts_low_freq_factor, self.NTK_by_parts_high_freq_factor
+        if self.use_NTK_by_parts_rope and low >= high:
+            found.append(f"NTK_by_parts_low_freq_factor: must be below NTK_by_parts_high_freq_factor {high}, got {low}")
         if self.normalization_type not in (None, "RMS", "LN"):
             found.append(f"normalization_type: null, RMS or LN, got '{self.normalization_type}'")
         if self.use_post_qk_ln and self.normalization_type is None:
@@ -116,6 +123,7 @@ class LowRankSparseAttention(Dictionary):
         super().__init__(config)
         self.rotary = None
         if config.positional_embedding_type == "rotary":
+            assert config.rotary_dim is not None  # or the configuration would have been refused
             self.rotary = Rotary(
                 config.rotary_dim,
                 config.rotary_base,
@@ -131,6 +139,11 @@ class LowRankSparseAttention(Dictionary):
     @property
     def feature_shape(self) -> tuple[int, ...]:
         return (self.config.d_sae,)
+
+    @property
+    def max_context(self) -> int | None:
+        """n_ctx."""
+        return self.config.n_ctx
 
     @property
     def per_group(self) -> int:
@@ -172,6 +185,7 @@ class LowRankSparseAttention(Dictionary):
 
     def queries_and_keys(self, x: Tensor, heads: slice = ALL) -> tuple[Tensor, Tensor]:
         """Normed and rotated q and k [b, Q, S, d] of x [b, S, D], of all or some heads."""
+        self._check_contexts(x)
         q = torch.einsum("bsd,qde->bqse", x, self.W_Q[heads]) + self.b_Q[heads, None]
         k = torch.einsum("bsd,qde->bqse", x, self.W_K[heads]) + self.b_K[heads, None]
         if self.config.use_post_qk_ln:
@@ -180,59 +194,65 @@ class LowRankSparseAttention(Dictionary):
             q, k = self.rotary.rotate(q), self.rotary.rotate(k)
         return q, k
 
+    def _check_contexts(self, x: Tensor) -> None:
+        """Refuse what is not contexts [b, S, D] of at most n_ctx tokens."""
+        if x.ndim != 3:
+            raise DataError(f"kind lorsa reads contexts: activations should be [n, T, D], got shape {list(x.shape)}")
+        if x.shape[1] > self.config.n_ctx:
+            raise ParamsError(f"dictionary.n_ctx: {self.config.n_ctx} is less than the context of {x.shape[1]} tokens")
+
     def _normed(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
         if self.config.normalization_type == "LN":
             wide = wide - wide.mean(-1, keepdim=True)
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.config.eps)).to(x.dtype)
 
-    def attend(self, x: Tensor, values: Tensor, mask: Tensor | None = None, heads: slice = ALL) -> Tensor:
+    def attend(self, x: Tensor, values: Tensor, padding: Tensor | None = None, heads: slice = ALL) -> Tensor:
         """sum_k A^g[q, k] values^g[k]: [b, Q, S, W] of x [b, S, D] and values [b, Q, S, W], of all or some heads.
 
-        Padded keys (mask [b, S] False) are left out; a query always sees its own key, so that every row has one. The kernel
-        holds no [b, Q, S, S]: on the CPU that takes queries and values of one width, so the narrower ones are padded.
+        Padded keys (padding [b, S] True) are left out; a query always sees its own key, so that every row has one. The kernel
+        holds no [b, Q, S, S]: on the CPU that takes queries and values of one width, so the narrower ones are widened.
         """
-        if x.shape[-2] > self.config.n_ctx:
-            raise ParamsError(f"dictionary.n_ctx: {self.config.n_ctx} is less than the context of {x.shape[-2]} tokens")
         q, k = self.queries_and_keys(x, heads)
         width = max(q.shape[-1], values.shape[-1])
-        q, k, padded = (nn.functional.pad(t, (0, width - t.shape[-1])) for t in (q, k, values))
+        q, k, wide = (nn.functional.pad(t, (0, width - t.shape[-1])) for t in (q, k, values))
         allowed = None
-        if mask is not None:
+        if padding is not None:
             n = x.shape[-2]
             order = torch.arange(n, device=x.device)
             causal = order[:, None] >= order
-            allowed = causal & (mask[:, None, None, :] | torch.eye(n, dtype=torch.bool, device=x.device))
+            allowed = causal & (~padding[:, None, None, :] | torch.eye(n, dtype=torch.bool, device=x.device))
         mixed = nn.functional.scaled_dot_product_attention(
-            q, k, padded.to(q.dtype), attn_mask=allowed, is_causal=allowed is None, scale=self.scale
+            q, k, wide.to(q.dtype), attn_mask=allowed, is_causal=allowed is None, scale=self.scale
         )
         return mixed[..., : values.shape[-1]]
 
-    def pre_activations(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def pre_activations(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        self._check_contexts(x)
         v = nn.functional.linear(x, self.w_V, self.b_V)
         grouped = v.unflatten(-1, (self.config.n_qk_heads, self.per_group)).transpose(1, 2)
-        return self.attend(x, grouped, mask).transpose(1, 2).flatten(-2)
+        return self.attend(x, grouped, padding).transpose(1, 2).flatten(-2)
 
-    def attention(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def attention(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """A [b, Q, S, S] itself, for analysis only."""
         eye = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
-        return self.attend(x, eye.expand(len(x), self.config.n_qk_heads, -1, -1), mask)
+        return self.attend(x, eye.expand(len(x), self.config.n_qk_heads, -1, -1), padding)
 
-    def z_pattern(self, x: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
+    def z_pattern(self, x: Tensor, features: Tensor, padding: Tensor | None = None) -> Tensor:
         """Z_i[q, k] = A[q, k] v_i[k] of chosen features: which earlier tokens a feature reads; its sum over k is h_i[q].
 
         Args:
             x: [b, S, D].
             features: int64 [n], which.
-            mask: bool [b, S]; None: all kept.
+            padding: bool [b, S], True where there is no token; None: nowhere.
 
         Returns: [b, n, S, S].
         """
         v = nn.functional.linear(x, self.w_V[features], self.b_V[features])
-        return self.attention(x, mask)[:, features // self.per_group] * v.transpose(1, 2)[:, :, None]
+        return self.attention(x, padding)[:, features // self.per_group] * v.transpose(1, 2)[:, :, None]
 
     @torch.no_grad()
-    def token_sources(self, x: Tensor, mask: Tensor | None = None) -> TokenSources:
+    def token_sources(self, x: Tensor, padding: Tensor | None = None) -> TokenSources:
         """The rows Z_i[q] of :meth:`z_pattern`, one at a time and so without [S, S]."""
         q, k = self.queries_and_keys(x)
         v = nn.functional.linear(x, self.w_V, self.b_V)
@@ -248,8 +268,8 @@ class LowRankSparseAttention(Dictionary):
             head = feature // self.per_group
             scores = torch.einsum("ne,nke->nk", q[context, head, token], k[context, head]) * self.scale
             allowed = order <= token[:, None]
-            if mask is not None:
-                allowed &= mask[context] | (order == token[:, None])
+            if padding is not None:
+                allowed &= ~padding[context] | (order == token[:, None])
             return scores.masked_fill(~allowed, -torch.inf).softmax(-1) * v[context, :, feature]
 
         return sources

@@ -19,12 +19,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pipeline.dictionaries.base import CONFIGURED, Codes, Dictionary, Gate, without_full_mask
+from pipeline.dictionaries.base import CONFIGURED, Codes, Dictionary, Gate, kept_tokens, without_full_mask
 from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.folded import FoldScales, divisible, fold_gate_norms_, fold_gate_units_, raw_units
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.registry import register
+from pipeline.hook_keys import written_before_read
 from pipeline.kernels.dispatch import entries_pay
 from pipeline.kernels.selected import selected_decode, selected_linear
 
@@ -63,6 +64,8 @@ class SparseAutoencoderConfig(DictionaryConfig):
 
     def faults(self) -> list[str]:
         found = super().faults()
+        if fault := written_before_read(self.hooks_in, self.hooks_out):
+            found.append(f"hook_point_out: {fault}")
         same = self.hook_point_in == self.hook_point_out
         if self.kind == "transcoder" and same:
             found.append(f"hook_point_out: a transcoder does not write what it reads, '{self.hook_point_in}'")
@@ -126,7 +129,7 @@ class SparseAutoencoder(Dictionary):
         if self.config.use_glu_encoder:
             uniform_(self.W_G, math.sqrt(6.0 / self.config.d_in), seed, "W_G")
 
-    def pre_activations(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def pre_activations(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         return self._combine(*(out for _, _, _, out in self._branches(x)))
 
     def _branches(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -174,12 +177,14 @@ class SparseAutoencoder(Dictionary):
         gated = self.config.use_glu_encoder
         return [LinearPart(self.W_E, self.b_E, lambda: self.W_D, self.W_D.copy_, bias, gated=gated)]
 
-    def run(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED) -> tuple[Codes, Tensor]:
+    def run(
+        self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED, padding: Tensor | None = None
+    ) -> tuple[Codes, Tensor]:
         activation = gate.activation or self.activation
-        settings = self.gate_settings(without_full_mask(mask), gate)
+        settings = self.gate_settings(without_full_mask(kept_tokens(mask, padding)), gate)
         pays = entries_pay(x.device.type, self.W_D.dtype, settings.k, self.config.d_sae)
         if not (activation.budgeted and pays):
-            return super().run(x, mask, gate)
+            return super().run(x, mask, gate, padding)
         x_ND = x.reshape(-1, x.shape[-1])
         branches = self._branches(x_ND)
         h, norms = self._combine(*(out for _, _, _, out in branches)), self.decoder_norms()

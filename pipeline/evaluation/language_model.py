@@ -51,9 +51,11 @@ def splice_replacements(
     """Splice the dictionary's reconstructions in, computed from the spliced run itself.
 
     Each input is taken as it occurs in the spliced run, before the dictionary replaces it; at a hook point that writes
-    before a later input has occurred, that input is taken from the unspliced run (no dictionary that is causal in the
-    layers looks at it), and so is an input of another model. Where the inputs are bit for bit those of the unspliced run,
-    as at the first written hook point, the reconstruction that is already known is used.
+    before a later input has occurred, that input is taken from the unspliced run, and so is an input of another model.
+    Cross-layer transcoders whose layers have gates of their own do not look at it. Those with layertopk or batchlayertopk do:
+    features of later layers compete for the one budget with gating values of the unspliced run, so that they decide with it
+    which features of the earlier layers are open. A crosscoder of several layers reads it. Where the inputs are bit for bit
+    those of the unspliced run, as at the first written hook point, the reconstruction that is already known is used.
 
     Args:
         raw: the dictionary.

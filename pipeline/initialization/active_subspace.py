@@ -1,8 +1,9 @@
 """initialize_W_D_with_active_subspace: decoder rows inside the span of the label's top principal directions.
 
 Where activations fill only part of their space (attention outputs), a random row lies mostly outside of it, and its
-feature dies. Each drawn row is projected on the span and set back to its length. Source: Wang et al. 2025 (active
-subspace initialisation).
+feature dies. Each drawn row is projected on the span and set back to its length. Of low-rank sparse attention this is the
+span of all heads together, unless its heads are the model's: then each has its own (attention.py). Source: Wang et al. 2025
+(active subspace initialisation).
 """
 
 from __future__ import annotations

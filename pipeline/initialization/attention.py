@@ -1,19 +1,25 @@
 """initialize_lorsa_with_mhsa: query-key heads are the model's own, features read and write along each head's outputs.
 
 Every model head is repeated Q / H times. W_Q and W_K are divided by s_in, so that normalised input gives the model's own
-scores; biases and q/k gains are copied. With y[q] = sum_k A[q, k] x[k] W_V W_O a head's output (without biases), feature i of
-one of its query-key heads has
+scores; biases and q/k gains are copied. The other fields must be the model's too (`fields_of`); what low-rank sparse attention
+cannot be (another scaling of the rotary frequencies, a sliding window, squashed scores) is refused. With
+y[q] = sum_k A[q, k] x[k] W_V W_O a head's output (without biases), feature i of one of its query-key heads has
 
     w_O,i = u_i = the direction of y less its mean, at a token drawn for it
     w_V,i = (s_out / s_in) W_V W_O u_i,   b_V,i = -mean(y) . u_i
 
 so that h_i is the centred output's component along u_i: rows start inside the head's active subspace. One least-squares
 factor follows (scale.py). Source: the option of Language-Model-SAEs; rows from activations instead of random ones are ours.
+
+With initialize_W_D_with_active_subspace too, u_i is a random direction in the span of the top principal directions of the
+head's y: d_active_subspace of them, or their effective rank. Source: Wang et al. 2025 (active subspace initialisation).
 """
 
 from __future__ import annotations
 
+import math
 import re
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,11 +27,16 @@ from torch import Tensor
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import NumericsError, ParamsError
 from pipeline.initialization.activation_rows import distinct_rows
+from pipeline.initialization.active_subspace import principal_directions
 from pipeline.initialization.sample import Sample
 from pipeline.initialization.weights import parts_of
 from pipeline.lm.attention import AttentionWeights
+from pipeline.norms_statistics import effective_rank
+from pipeline.params.fields import as_written
+from pipeline.seeding import generator
 
 OPTION = "initialize_lorsa_with_mhsa"
+ROPE_TYPES = ("default", "linear", "llama3")
 _WRITES = re.compile(r"blocks\.(\d+)\.hook_attn_out")
 _READS = re.compile(r"blocks\.(\d+)\.ln1\.(hook_out|hook_normalized)")
 
@@ -50,72 +61,148 @@ def attention_layer(dictionary: Dictionary, model_layer: int | None = None) -> i
     return layer
 
 
+def fields_of(attention: AttentionWeights) -> dict[str, object]:
+    """The fields with which a dictionary's attention is the model's, but for the number of heads and n_ctx."""
+    normed, parts = attention.q_gain is not None, attention.by_parts
+    root = math.isclose(attention.attn_scale, math.sqrt(attention.d_head), rel_tol=1e-6)
+    fields: dict[str, object] = {"d_qk_head": attention.d_head, "use_post_qk_ln": normed}
+    fields["attn_scale"] = None if root else attention.attn_scale
+    if normed:
+        fields |= {"normalization_type": "RMS", "eps": attention.eps}
+    if not attention.rotary_dim:
+        return {**fields, "positional_embedding_type": "none"}
+    fields |= {"positional_embedding_type": "rotary", "rotary_dim": attention.rotary_dim, "rotary_adjacent_pairs": False}
+    fields |= {"rotary_base": attention.rotary_base, "rotary_scale": attention.rotary_scale}
+    fields["use_NTK_by_parts_rope"] = parts is not None
+    if parts is not None:
+        fields |= {"NTK_by_parts_factor": parts.factor, "old_context_len": parts.old_context_len}
+        fields["NTK_by_parts_low_freq_factor"] = parts.low_freq_factor
+        fields["NTK_by_parts_high_freq_factor"] = parts.high_freq_factor
+    return fields
+
+
 def check_fits(dictionary: Dictionary, attention: AttentionWeights) -> None:
-    """Refuse query-key heads that are not shaped like the model's.
+    """Refuse an attention that is not the model's.
 
     Raises:
-        ParamsError: names every field.
+        ParamsError: names every field that differs, and what of the model's this kind cannot be.
     """
     config = dictionary.config.to_dict()
-    normed = attention.q_gain is not None
-    wanted: dict[str, object] = {"d_qk_head": attention.d_head, "use_post_qk_ln": normed}
-    if normed:
-        wanted |= {"normalization_type": "RMS", "eps": attention.eps}
-    if attention.rotary_dim:
-        wanted |= {"positional_embedding_type": "rotary", "rotary_dim": attention.rotary_dim}
-        wanted |= {"rotary_base": attention.rotary_base, "rotary_adjacent_pairs": False}
-        wanted["use_NTK_by_parts_rope"] = attention.rope_type == "llama3"
-    else:
-        wanted["positional_embedding_type"] = "none"
     faults = [
-        f"dictionary.{key}: the model's is {value}, got {config[key]}" for key, value in wanted.items() if config[key] != value
+        f"dictionary.{key}: the model's is {as_written(wanted)}, got {as_written(config[key])}"
+        for key, wanted in fields_of(attention).items()
+        if not _same(key, wanted, config[key], attention.d_head)
     ]
-    if config["n_qk_heads"] % attention.n_heads:
-        faults.append(f"dictionary.n_qk_heads: a multiple of the model's {attention.n_heads} heads, got {config['n_qk_heads']}")
+    n_heads, n_ctx, window = attention.n_heads, config["n_ctx"], attention.sliding_window
+    if config["n_qk_heads"] % n_heads:
+        faults.append(f"dictionary.n_qk_heads: a multiple of the model's {n_heads} heads, got {config['n_qk_heads']}")
+    if attention.rope_type not in ROPE_TYPES:
+        faults.append(
+            f"dictionary.positional_embedding_type: the model's rope_type is {attention.rope_type}; kind lorsa can be one of "
+            f"{', '.join(ROPE_TYPES)}"
+        )
+    if window is not None and window < n_ctx:
+        faults.append(
+            f"dictionary.n_ctx: the model's sliding_window is {window}, got {n_ctx}; kind lorsa reads all tokens before a "
+            f"token, which is this attention on contexts of at most {window} tokens only"
+        )
+    if attention.softcap is not None:
+        cap = attention.softcap
+        faults.append(f"initializer.{OPTION}: the model's attn_logit_softcapping is {cap}; kind lorsa squashes no scores")
     if faults:
         raise ParamsError([f"{fault} ({OPTION})" for fault in faults])
 
 
+def _same(key: str, wanted: object, found: object, d_head: int) -> bool:
+    if key == "attn_scale":  # null is the root of the head's width, which may be stated too
+        wanted, found = (math.sqrt(d_head) if value is None else value for value in (wanted, found))
+    if isinstance(wanted, float) and isinstance(found, float):
+        return math.isclose(wanted, found, rel_tol=1e-6)
+    return wanted == found
+
+
+class Subspace(NamedTuple):
+    """Rows are random directions of each head's active subspace.
+
+    Attributes:
+        d_active: its dimensions; None: the effective rank of the head's output.
+    """
+
+    d_active: int | None
+
+
 @torch.no_grad()
-def set_attention_(dictionary: Dictionary, sample: Sample, attention: AttentionWeights, seed: int) -> None:
+def set_attention_(
+    dictionary: Dictionary, sample: Sample, attention: AttentionWeights, seed: int, subspace: Subspace | None = None
+) -> dict[str, float]:
     """Set query-key heads, values and outputs from the model's.
 
     Args:
         dictionary: drawn already.
         sample: contexts.
         attention: of the layer, as a function of the raw activation at the hook point read.
-        seed: of the choice of tokens.
+        seed: of the choice of tokens, or of directions.
+        subspace: None: rows are the head's outputs at tokens.
+
+    Returns: {"d_active_subspace": the largest number of directions of a head}, with a subspace.
 
     Raises:
-        ParamsError: the heads do not fit.
+        ParamsError: the heads do not fit, or a head has fewer dimensions than are asked for.
         NumericsError: all outputs of a head are equal.
     """
     check_fits(dictionary, attention)
+    if subspace is not None and (subspace.d_active or 0) > attention.d_head:
+        wide = f"{subspace.d_active} directions do not fit in a head's {attention.d_head} dimensions"
+        raise ParamsError(f"initializer.d_active_subspace: {wide} ({OPTION})")
     parts = parts_of(dictionary, OPTION)
-    named = dict(dictionary.named_parameters())
     repeats = len(parts) // attention.n_heads
     scales = sample.raw_scales()
+    _copy_heads_(dictionary, attention, repeats, scales[0])
+    most = 0
+    for index, part in enumerate(parts):
+        head = index // repeats
+        through = (attention.W_V[head] @ attention.W_O[head] * (scales[1] / scales[0])).to(part.W_E)
+        y = sample.inputs(part) @ through
+        if bool((y == y[0]).all()):
+            raise NumericsError(f"initializer.{OPTION}: all outputs of head {head} are equal on {len(y)} sampled tokens")
+        if subspace is None:
+            rows = _output_rows(y, part.rows(), seed, index)
+        else:
+            rows, n = _subspace_rows(y, part.rows(), subspace.d_active, seed, index)
+            most = max(most, n)
+        part.set_rows(rows)
+        part.W_E.copy_(through @ rows.T)
+        part.b_E.copy_(-(y.mean(0) @ rows.T))
+    return {} if subspace is None else {"d_active_subspace": most}
+
+
+def _copy_heads_(dictionary: Dictionary, attention: AttentionWeights, repeats: int, scale: float) -> None:
+    """Queries and keys of the model's heads, each `repeats` times, for input that is `scale` times the raw one."""
+    named = dict(dictionary.named_parameters())
 
     def copy(name: str, value: Tensor) -> None:
         named[name].copy_(value.repeat_interleave(repeats, dim=0).to(named[name]))
 
-    copy("W_Q", attention.W_Q / scales[0])
-    copy("W_K", attention.W_K / scales[0])
+    copy("W_Q", attention.W_Q / scale)
+    copy("W_K", attention.W_K / scale)
     copy("b_Q", attention.b_Q)
     copy("b_K", attention.b_K)
     if attention.q_gain is not None and attention.k_gain is not None:
         copy("q_gain", attention.q_gain)
         copy("k_gain", attention.k_gain)
-    for index, part in enumerate(parts):
-        head = index // repeats
-        through = (attention.W_V[head] @ attention.W_O[head] * (scales[1] / scales[0])).to(part.W_E)
-        y = sample.inputs(part) @ through
-        rows = part.rows().clone()
-        chosen = distinct_rows(y, len(rows), seed, index)
-        if not len(chosen):
-            raise NumericsError(f"initializer.{OPTION}: all outputs of head {head} are equal on {len(y)} sampled tokens")
-        rows[: len(chosen)] = y[chosen] - y.mean(0)
-        rows.div_(torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(1e-12))
-        part.set_rows(rows)
-        part.W_E.copy_(through @ rows.T)
-        part.b_E.copy_(-(y.mean(0) @ rows.T))
+
+
+def _output_rows(y: Tensor, drawn: Tensor, seed: int, index: int) -> Tensor:
+    """Directions of centred outputs y [N, D] at different tokens; of the drawn rows where there are too few."""
+    rows = drawn.clone()
+    chosen = distinct_rows(y, len(rows), seed, index)
+    rows[: len(chosen)] = y[chosen] - y.mean(0)
+    return torch.nn.functional.normalize(rows, dim=-1)
+
+
+def _subspace_rows(y: Tensor, drawn: Tensor, d_active: int | None, seed: int, index: int) -> tuple[Tensor, int]:
+    """Random directions in the span of the top principal directions of outputs y [N, D], and the number of those."""
+    values, vectors = principal_directions(y)
+    n = effective_rank(values) if d_active is None else d_active
+    mixture = torch.randn(len(drawn), n, generator=generator(seed, "initialize", "head subspace", index))
+    return torch.nn.functional.normalize(mixture.to(y) @ vectors[:n].to(y), dim=-1), n

@@ -1,7 +1,8 @@
 """The order of the initialisation's strategies; each is one file of this package.
 
 base draw (the dictionary's own: uniform W_D, W_E its transpose or uniform, zero biases, thresholds)
--> decoder bias -> decoder rows (activations | active subspace | MLP responses), with the encoder that goes with them
+-> decoder bias -> decoder rows (activations | active subspace | MLP responses | the model's attention heads, with each head's
+   own active subspace if asked), with the encoder that goes with them
 -> encoder bias -> thresholds for a target L0 -> least-squares scale (activations, subspace, MLP) -> norm by grid search
 
 With unit rows (trainer.decoder_constraint) every decoder row has unit length throughout, and what would be its length is
@@ -33,6 +34,8 @@ from pipeline.lm.attention import AttentionWeights
 
 DECODER_OPTIONS = (activation_rows.OPTION, active_subspace.OPTION, mlp_responses.OPTION, attention.OPTION)
 
+OF_EACH_HEAD = {attention.OPTION, active_subspace.OPTION}  # the one pair that goes together
+
 
 def build_base(config: Mapping[str, Any], params: Any, seed: int, *, unit_rows: bool = False) -> Dictionary:
     """A dictionary with its base draw.
@@ -56,7 +59,7 @@ def check(dictionary: Dictionary, params: Any, *, has_model: bool) -> None:
     """
     faults: list[str] = []
     chosen = [option for option in DECODER_OPTIONS if getattr(params, option)]
-    if len(chosen) > 1:
+    if len(chosen) > 1 and set(chosen) != OF_EACH_HEAD:
         faults.append(f"initializer.{chosen[1]}: only one option sets the decoder's rows, {chosen[0]} is on too")
     for option in (*chosen, grid_search.OPTION, encoder_bias.OPTION):
         if getattr(params, option):
@@ -172,6 +175,9 @@ def _set_decoder_rows_(
     if params.initialize_W_D_with_activations:
         tied = activation_rows.set_decoder_rows_(dictionary, sample, transpose=transpose, factor=factor, seed=seed)
         return activation_rows.OPTION, tied, {}
+    if model_attention is not None and params.initialize_lorsa_with_mhsa:
+        own = attention.Subspace(params.d_active_subspace) if params.initialize_W_D_with_active_subspace else None
+        return attention.OPTION, False, attention.set_attention_(dictionary, sample, model_attention, seed, own)
     if params.initialize_W_D_with_active_subspace:
         n, tied = active_subspace.set_decoder_rows_(
             dictionary, sample, d_active=params.d_active_subspace, transpose=transpose, factor=factor
@@ -180,9 +186,6 @@ def _set_decoder_rows_(
     if params.initialize_tc_with_mlp:
         mlp_responses.set_decoder_rows_(dictionary, sample, mlps)
         return mlp_responses.OPTION, False, {}
-    if model_attention is not None and params.initialize_lorsa_with_mhsa:
-        attention.set_attention_(dictionary, sample, model_attention, seed)
-        return attention.OPTION, False, {}
     return None, transpose and dictionary.drawn_as_transpose, {}
 
 

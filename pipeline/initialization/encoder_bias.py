@@ -37,7 +37,7 @@ def set_encoder_bias_(dictionary: Dictionary, sample: Sample) -> None:
         mask = None if sample.mask is None else sample.mask[start : start + rows]
 
         def mean_part(x: torch.Tensor = x, mask: torch.Tensor | None = mask) -> torch.Tensor:
-            h = dictionary.pre_activations(x, mask).reshape(-1, *shape)
+            h = dictionary.pre_activations(x).reshape(-1, *shape)
             return (h if mask is None else h[mask.reshape(-1)]).double()
 
         h = mean_part()

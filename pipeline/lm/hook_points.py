@@ -20,17 +20,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import DataError, nearest
+from pipeline.hook_keys import SITES
 
-SITES = (
-    "hook_resid_pre",
-    "ln1.hook_normalized",
-    "ln1.hook_out",
-    "hook_attn_out",
-    "ln2.hook_normalized",
-    "ln2.hook_out",
-    "hook_mlp_out",
-    "hook_resid_post",
-)
 _NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 
 

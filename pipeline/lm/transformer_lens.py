@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pipeline.errors import DataError
 from pipeline.lm.architectures import architecture_of
 from pipeline.lm.huggingface import affine
 from pipeline.lm.language_model import LanguageModel
@@ -29,6 +30,9 @@ class TransformerLensModel(LanguageModel):
     Args:
         source: where it came from.
         model: the loaded transformers model, on its device, in evaluation mode; the bridge takes it over.
+
+    Raises:
+        DataError: the bridge would run another model than this one.
     """
 
     backend = "transformer_lens"
@@ -36,6 +40,11 @@ class TransformerLensModel(LanguageModel):
     def __init__(self, source: ModelSource, model: nn.Module) -> None:
         parameter = next(model.parameters())
         super().__init__(source, parameter.device, parameter.dtype)
+        if not getattr(model.config, "scale_attn_weights", True):
+            raise DataError(
+                f"model '{source.name}': its scale_attn_weights is false, which TransformerLens ignores; "
+                "set model.backend to huggingface"
+            )
         architecture = architecture_of(source.model_type, source.name)
         blocks = architecture.block_list(model)
         # The bridge puts its own modules in the place of these; the originals are kept.

@@ -54,13 +54,6 @@ def every_model_is_used(params: Params) -> str | None:
     return f"no hook point is of {', '.join(unused)}; name one as {key} in dictionary.hook_points_in, or write null"
 
 
-@rule("activations.context_size")
-def contexts_fit(params: Params) -> str | None:
-    """Attention over a context needs a dictionary for one as long."""
-    longest, size = params.dictionary.longest_context, params.activations.context_size
-    return f"{size} tokens are more than dictionary.n_ctx {longest}" if longest is not None and longest < size else None
-
-
 @rule("activations.path")
 def a_named_store_is_of_one_model(params: Params) -> str | None:
     """An existing store has the hook points of one model."""
@@ -90,6 +83,18 @@ def attention_is_imitated_by_attention(params: Params) -> str | None:
         layer = layer_of(read)
         if read.split(".")[2] != "ln1" or written != f"blocks.{layer}.hook_attn_out":
             return f"needs blocks.L.ln1.hook_out to blocks.L.hook_attn_out of one layer L, not {read} to {written}"
+    return None
+
+
+@rule("initializer.model_layer")
+def attention_is_that_of_the_hook_points(params: Params) -> str | None:
+    """The imitated attention is the one between the hook points."""
+    layer = params.initializer.model_layer
+    if layer is None or not params.initializer.initialize_lorsa_with_mhsa:
+        return None
+    for read in params.dictionary.hooks_in:
+        if layer != layer_of(read):
+            return f"the attention of layer {layer} is no function of '{read}'; write null or {layer_of(read)}"
     return None
 
 
@@ -125,6 +130,9 @@ def subspace_fits_the_model(params: Params) -> str | None:
     rank, width = params.initializer.d_active_subspace, params.dictionary.d_model
     if rank is not None and width is not None and rank > width:
         return f"{rank} directions do not fit in dictionary.d_model {width}"
+    head = params.dictionary.head_width if params.initializer.initialize_lorsa_with_mhsa else None
+    if rank is not None and head is not None and rank > head:
+        return f"{rank} directions of each head do not fit in dictionary.d_qk_head {head}"
     return None
 
 
@@ -219,6 +227,15 @@ def contexts_stay_whole_for_attention(params: Params) -> str | None:
     """Attention needs the tokens before a token."""
     if params.dictionary.READS_SEQUENCES and params.activations.target != "activations-2d":
         return f"kind {params.dictionary.kind} reads whole contexts; write activations-2d"
+    return None
+
+
+@rule("activations.context_size")
+def contexts_fit_the_attention(params: Params) -> str | None:
+    """No context is longer than the dictionary takes."""
+    most, size = params.dictionary.max_context, params.activations.context_size
+    if most is not None and most < size:
+        return f"{size} tokens are more than the {most} that the dictionary takes (dictionary.n_ctx); raise that or lower this"
     return None
 
 

@@ -185,6 +185,11 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def as_written(value: Any) -> str:
+    """A plain value as params.yaml writes it: null, true, 4.0."""
+    return "null" if value is None else _plain(value)
+
+
 def describe(value: Any) -> str:
     """A found value in words: `the string '1e-3'`, `true`, `a mapping`."""
     if value is None:

@@ -32,5 +32,9 @@ def loss_params(dictionary: Dictionary, trainer: Mapping[str, Any]) -> TrainerPa
         trainer=given,
         initializer=InitializerParams(init_log_jumprelu_threshold_value=first, bias_init_method="all_zero"),
         fold=FoldParams(mode="keep"),
-        activations=ActivationsParams(context_size=2, target="activations-2d" if section.READS_SEQUENCES else "activations-1d"),
+        activations=ActivationsParams(
+            context_size=dictionary.max_context or 128,
+            target="activations-2d" if section.READS_SEQUENCES else "activations-1d",
+            batch_size=1,
+        ),
     ).trainer

@@ -301,8 +301,8 @@ def test_attention_dictionaries_have_the_tokens_that_they_read(project: Project,
     for feature in range(0, found.n_features, 9):
         for row in (row for row in found.contexts(feature) if row["band"] == TOP):
             ids = tokens.train.read(row["context"], row["context"] + 1).astype(np.int64)
-            x, mask = models.activations(torch.from_numpy(ids), [hook])[hook], torch.from_numpy(tokens.mask(ids))
-            pattern = loaded.dictionary.z_pattern(x, torch.tensor([feature]), mask)[0, 0, row["position"]].detach()
+            x = models.activations(torch.from_numpy(ids), [hook])[hook]
+            pattern = loaded.dictionary.z_pattern(x, torch.tensor([feature]))[0, 0, row["position"]].detach()
             order = [int(i) for i in pattern.argsort(descending=True)[:4] if pattern[i] > 0]
             assert [source["position"] for source in row["sources"]] == order
             assert [source["value"] for source in row["sources"]] == pytest.approx(pattern[order].tolist(), rel=1e-4)

@@ -9,7 +9,7 @@ from pipeline.analysis.inspection import inspect_text
 from pipeline.analysis.texts import feature_index, feature_name
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.registry import build_dictionary
-from pipeline.errors import DataError
+from pipeline.errors import DataError, ParamsError
 from pipeline.norms import as_hook_norm
 from tests.project import CONTEXT, D_MODEL
 
@@ -139,3 +139,17 @@ def test_a_long_text_makes_transformers_say_nothing(finished_project, caplog: py
 def test_no_text_is_refused(small_model) -> None:
     with pytest.raises(DataError, match="the text has no token"):
         inspect_text("", folded(sae()), small_model)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_contexts_are_no_longer_than_the_dictionary_takes(small_model, bos: bool) -> None:
+    hooks = {"hook_point_in": "blocks.0.ln1.hook_out", "hook_point_out": "blocks.0.hook_attn_out"}
+    config = {"kind": "lorsa", "d_in": D_MODEL, "d_sae": 40, "act_fn": "topk", "top_k": 5, **hooks}
+    made = folded(build_dictionary({**config, "n_qk_heads": 2, "d_qk_head": 8, "n_ctx": 6, "rotary_dim": 2}, seed=2))
+    assert made.max_context == 6 < CONTEXT
+    found = inspect_text(TEXT, made, small_model, prepend_bos=bos)
+    wanted = inspect_text(TEXT, made, small_model, prepend_bos=bos, context_size=6)
+    assert found.tokens == wanted.tokens
+    assert torch.equal(found.features.to_dense(), wanted.features.to_dense())
+    with pytest.raises(ParamsError, match="n_ctx: 6 is less than the context of 7 tokens"):
+        inspect_text(TEXT, made, small_model, context_size=7)

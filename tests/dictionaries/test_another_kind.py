@@ -55,7 +55,7 @@ class Cross(Dictionary):
             if "threshold" not in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator(seed, name)))
 
-    def pre_activations(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def pre_activations(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         return torch.einsum("bpd,pdf->bf", x, self.W_E) + self.b_E
 
     def decoder_norms(self) -> Tensor:

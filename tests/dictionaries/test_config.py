@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.dictionaries.registry import build_dictionary, config_from_dict
 from pipeline.errors import ParamsError
+from tests.dictionaries.make import LAYERS_IN, LAYERS_OUT
 
 BASE: dict[str, Any] = {"kind": "sae", "d_in": 8, "d_sae": 16}
 
@@ -74,3 +75,25 @@ def test_widths_and_hook_points() -> None:
     assert (transcoder.hooks_in, transcoder.hooks_out) == (("input",), ("output",))
     between = config_from_dict({**BASE, "hook_point_in": "a", "hook_point_out": "b", "d_out": 3, "skip": True})
     assert between.hooks_out == ("b",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"kind": "transcoder", "hook_point_in": "blocks.1.ln2.hook_out", "hook_point_out": "blocks.0.hook_mlp_out"},
+            "hook_point_",
+        ),
+        (
+            {"kind": "lorsa", "hook_point_in": "blocks.1.ln1.hook_out", "hook_point_out": "blocks.0.hook_attn_out"}
+            | {"n_qk_heads": 2, "d_qk_head": 4, "n_ctx": 8, "rotary_dim": 4},
+            "hook_point_out: blocks.0.hook_attn_out occurs before",
+        ),
+        ({"kind": "clt", "hook_points_in": LAYERS_IN[::-1], "hook_points_out": LAYERS_OUT}, "hook_points_in: blocks.1"),
+        ({"kind": "clt", "hook_points_in": LAYERS_IN, "hook_points_out": LAYERS_OUT[::-1]}, "hook_points_out: blocks.1"),
+        ({"kind": "clt", "hook_points_in": LAYERS_IN[1:], "hook_points_out": LAYERS_OUT[:2]}, "hook_points_out: blocks.0"),
+    ],
+)
+def test_what_would_be_written_before_it_is_read_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParamsError, match=message):
+        build_dictionary({"d_in": 4, "d_sae": 8, "act_fn": "relu", **fields})

@@ -96,11 +96,34 @@ def test_masked_tokens_neither_compete_nor_activate(kind: str, act_fn: str) -> N
     louder = torch.where(mask.reshape(*tokens, *(1,) * (x.ndim - len(tokens))), x, 1000 * x)
     codes = dictionary.codes(louder, mask)
     assert (codes.f[~mask] == 0).all()
-    # What kept tokens see is the same whatever masked ones hold; and, where a token stands for itself, without them.
-    quiet = dictionary.codes(x, mask).f[mask] if dictionary.reads_sequences else dictionary.encode(x[mask])
-    # Equal but for the order in which a matrix product of another height adds up.
-    torch.testing.assert_close(codes.f[mask], quiet, rtol=1e-12, atol=1e-12)
+    # A masked token is a token: other tokens read it as if it were kept, the gate of the kept ones alone leaves it out.
+    assert torch.equal(codes.h, dictionary.pre_activations(louder))
+    if not dictionary.reads_sequences:
+        # Equal but for the order in which a matrix product of another height adds up.
+        torch.testing.assert_close(codes.f[mask], dictionary.encode(x[mask]), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(dictionary.run(louder, mask)[0].f, codes.f, rtol=1e-12, atol=1e-12)
+
+
+@every_case
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_stands_at_padded_positions_changes_nothing(kind: str, act_fn: str, masked: bool) -> None:
+    dictionary = make(kind, act_fn, top_k=1)
+    x = read_by(dictionary, 16)
+    tokens = x.shape[:2] if dictionary.reads_sequences else x.shape[:1]
+    padding = (torch.arange(16) % 3 == 0).reshape(tokens)
+    mask = (torch.arange(16) % 4 != 1).reshape(tokens) if masked else None
+    kept = ~padding if mask is None else mask & ~padding
+    louder = torch.where(padding.reshape(*tokens, *(1,) * (x.ndim - len(tokens))), 1000 * x, x)
+    codes, x_hat = dictionary.run(louder, mask, padding=padding)
+    assert (codes.f[~kept] == 0).all()
+    assert (codes.f[kept] != 0).any()
+    quiet = dictionary.codes(x, mask, padding=padding)
+    torch.testing.assert_close(codes.f, quiet.f, rtol=1e-12, atol=1e-12)
+    assert torch.equal(dictionary.encode(louder, mask, padding=padding), dictionary.codes(louder, mask, padding=padding).f)
+    torch.testing.assert_close(dictionary(louder, mask, padding=padding), x_hat, rtol=1e-12, atol=1e-12)
+    if dictionary.reads_sequences:
+        unpadded = dictionary.pre_activations(louder)[~padding]
+        assert not torch.allclose(codes.h[~padding], unpadded)
 
 
 @every_case

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.dictionaries.rotary import Rotary
-from pipeline.errors import ParamsError
+from pipeline.errors import DataError, ParamsError
 from pipeline.seeding import generator
 from tests.dictionaries.make import filled, inputs
 
@@ -28,7 +28,7 @@ FIELDS: dict[str, Any] = {
 }
 VARIANTS: list[dict[str, Any]] = [
     {},
-    {"positional_embedding_type": "none", "attn_scale": 1.7},
+    {"positional_embedding_type": "none", "rotary_dim": None, "attn_scale": 1.7},
     {"rotary_adjacent_pairs": False, "rotary_base": 50.0, "rotary_scale": 2.0},
     {"use_post_qk_ln": True, "normalization_type": "RMS"},
     {"use_post_qk_ln": True, "normalization_type": "LN", "eps": 0.1, "sparsity_include_decoder_norm": False},
@@ -72,8 +72,10 @@ def dot(a: list[float], b: list[float]) -> float:
 def test_equals_explicit_softmax_attention(variant: int) -> None:
     made = filled(act_fn="relu", **{**FIELDS, **VARIANTS[variant]})
     c, n = made.config, 5
-    x, mask = contexts(2, n), torch.tensor([[True] * 5, [True, False, True, True, False]])
-    codes, x_hat = made.run(x, mask)
+    x = contexts(2, n)
+    there, kept = torch.tensor([[True] * 5, [True, False, True, True, False]]), torch.tensor([[True, True, False] * 3 + [True]])
+    kept = kept.reshape(2, n)
+    codes, x_hat = made.run(x, kept, padding=~there)
     w = {name: tensor.tolist() for name, tensor in made.state_dict().items()}
     gains = [[1.0] * c.d_qk_head] * Q
     scale = getattr(c, "attn_scale", None) or math.sqrt(c.d_qk_head)  # type: ignore[attr-defined]
@@ -97,14 +99,14 @@ def test_equals_explicit_softmax_attention(variant: int) -> None:
                 for W, bias, gain in (("W_Q", "b_Q", "q_gain"), ("W_K", "b_K", "k_gain"))
             )
             for t in range(n):
-                keys = [s for s in range(t + 1) if bool(mask[b, s]) or s == t]
+                keys = [s for s in range(t + 1) if bool(there[b, s]) or s == t]
                 scores = [math.exp(dot(q[t], k[s]) / scale) for s in keys]
                 for i in range(g * c.d_sae // Q, (g + 1) * c.d_sae // Q):
                     values = [dot(rows[s], w["w_V"][i]) + w["b_V"][i] for s in keys]
                     h[t][i] = dot(scores, values) / sum(scores)
         torch.testing.assert_close(codes.h[b], torch.tensor(h, dtype=torch.float64), rtol=1e-10, atol=1e-12)
         for t in range(n):
-            f = [max(value, 0.0) if bool(mask[b, t]) else 0.0 for value in h[t]]
+            f = [max(value, 0.0) if bool(kept[b, t] & there[b, t]) else 0.0 for value in h[t]]
             wanted = [w["b_D"][d] + sum(f[i] * w["w_O"][i][d] for i in range(c.d_sae)) for d in range(D)]
             torch.testing.assert_close(x_hat[b, t], torch.tensor(wanted, dtype=torch.float64), rtol=1e-10, atol=1e-12)
 
@@ -125,33 +127,34 @@ def test_later_tokens_change_nothing() -> None:
 @torch.no_grad()
 def test_the_z_pattern_sums_to_the_pre_activation() -> None:
     made = filled(act_fn="relu", **FIELDS)
-    x, mask = contexts(2, 7), torch.arange(14).reshape(2, 7) % 5 != 0
+    x, padding = contexts(2, 7), torch.arange(14).reshape(2, 7) % 5 == 0
     chosen = torch.tensor([0, 7, 19])
-    z = made.z_pattern(x, chosen, mask)  # type: ignore[operator]
+    z = made.z_pattern(x, chosen, padding)  # type: ignore[operator]
     assert z.shape == (2, 3, 7, 7)
     assert float(z.triu(1).abs().max()) == 0.0
-    torch.testing.assert_close(z.sum(-1).transpose(1, 2), made.pre_activations(x, mask)[..., chosen], rtol=1e-10, atol=1e-12)
+    h = made.pre_activations(x, padding)[..., chosen]
+    torch.testing.assert_close(z.sum(-1).transpose(1, 2), h, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("fields", [{}, {"attn_scale": 3.0}, {"use_post_qk_ln": True, "normalization_type": "RMS"}])
-def test_token_sources_are_rows_of_the_z_pattern(masked: bool, fields: dict[str, object]) -> None:
+def test_token_sources_are_rows_of_the_z_pattern(padded: bool, fields: dict[str, object]) -> None:
     made = filled(act_fn="relu", **{**FIELDS, **fields})
-    x, mask = contexts(2, 7), (torch.arange(14).reshape(2, 7) % 5 != 0 if masked else None)
-    sources = made.token_sources(x, mask)
+    x, padding = contexts(2, 7), (torch.arange(14).reshape(2, 7) % 5 == 0 if padded else None)
+    sources = made.token_sources(x, padding)
     assert sources is not None
     every = torch.cartesian_prod(torch.arange(2), torch.arange(7), torch.arange(20))
     context, token, feature = every.T
-    z = made.z_pattern(x, torch.arange(20), mask)  # type: ignore[operator]
+    z = made.z_pattern(x, torch.arange(20), padding)  # type: ignore[operator]
     torch.testing.assert_close(sources(context, token, feature), z[context, feature, token], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_training_holds_no_square_of_the_context_for_each_head(masked: bool) -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_training_holds_no_square_of_the_context_for_each_head(padded: bool) -> None:
     made = build_dictionary({**FIELDS, "d_in": D, "d_sae": 64, "act_fn": "topk", "top_k": 4, "n_ctx": 512})
     b, n = 2, 512
     x = torch.randn(b, n, D, generator=generator(0, "tests", "lorsa"))
-    mask = torch.arange(b * n).reshape(b, n) % 7 != 0 if masked else None
+    padding = torch.arange(b * n).reshape(b, n) % 7 == 0 if padded else None
     largest = 0
 
     class Watch(TorchDispatchMode):
@@ -164,7 +167,7 @@ def test_training_holds_no_square_of_the_context_for_each_head(masked: bool) -> 
             return out
 
     with Watch():
-        made.run(x, mask)[1].square().sum().backward()
+        made.run(x, padding=padding)[1].square().sum().backward()
     assert 0 < largest < b * Q * n * n * 4 / 2
 
 
@@ -229,6 +232,11 @@ def test_configurations_that_make_no_sense_are_refused() -> None:
         ({"hook_point_out": "a"}, "does not write what it reads"),
         ({"rotary_dim": 3}, "an even number from 2 to d_qk_head 6"),
         ({"rotary_dim": 8}, "an even number from 2 to d_qk_head 6"),
+        ({"rotary_dim": None}, "an even number from 2 to d_qk_head 6, got null"),
+        (
+            {"use_NTK_by_parts_rope": True, "NTK_by_parts_low_freq_factor": 4.0},
+            r"NTK_by_parts_low_freq_factor: must be below NTK_by_parts_high_freq_factor 4\.0, got 4\.0",
+        ),
         ({"use_post_qk_ln": True}, "use_post_qk_ln needs one"),
         ({"n_ctx": 0}, "n_ctx: must be stated"),
     ):
@@ -237,3 +245,7 @@ def test_configurations_that_make_no_sense_are_refused() -> None:
     made = build_dictionary({**FIELDS, "d_in": D, "d_sae": 8, "n_ctx": 4})
     with pytest.raises(ParamsError, match="n_ctx: 4 is less than the context of 5 tokens"):
         made(contexts(1, 5).float())
+    for x in (torch.zeros(3, D), torch.zeros(D), torch.zeros(1, 2, 3, D)):
+        for call in (made, made.pre_activations, made.token_sources):
+            with pytest.raises(DataError, match=r"reads contexts: activations should be \[n, T, D\], got shape \["):
+                call(x)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.errors import ParamsError
-from pipeline.initialization.attention import set_attention_
+from pipeline.dictionaries.lorsa import LowRankSparseAttention
+from pipeline.errors import NumericsError, ParamsError
+from pipeline.initialization.attention import Subspace, set_attention_
 from pipeline.initialization.compose import build_base, check, initialize_
-from pipeline.lm.attention import AttentionWeights
+from pipeline.lm.attention import AttentionWeights, ByParts
 from pipeline.params.schema import InitializerParams
 from pipeline.seeding import generator
 from tests.initialization.cases import sample
@@ -33,6 +35,10 @@ CONFIG: dict[str, Any] = {
 }
 
 
+LLAMA3: dict[str, Any] = {"rope_type": "llama3", "by_parts": ByParts(32.0, 1.0, 4.0, 8192)}
+PARTS: dict[str, Any] = {"use_NTK_by_parts_rope": True, "NTK_by_parts_factor": 32.0}
+
+
 def model_attention(**changes: Any) -> AttentionWeights:
     draw = generator(0, "tests", "attention")
 
@@ -42,6 +48,7 @@ def model_attention(**changes: Any) -> AttentionWeights:
     fields: dict[str, Any] = {name: drawn(HEADS, D, WIDTH) for name in ("W_Q", "W_K", "W_V")}
     fields |= {name: drawn(HEADS, WIDTH) for name in ("b_Q", "b_K", "b_V")}
     fields |= {"W_O": drawn(HEADS, WIDTH, D), "b_O": drawn(D), "q_gain": None, "k_gain": None, "eps": 1e-6}
+    fields |= {"attn_scale": WIDTH**0.5, "sliding_window": None, "softcap": None}
     return AttentionWeights(**{**fields, "rotary_dim": 2, "rotary_base": 10000.0, "rope_type": "default", **changes})
 
 
@@ -89,6 +96,54 @@ def test_features_read_and_write_along_their_heads_centred_output() -> None:
         torch.testing.assert_close(h[..., group * 4 : group * 4 + 4], wanted, rtol=1e-3, atol=1e-3)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("d_active", [2, None])
+def test_rows_fill_the_active_subspace_of_their_own_head(d_active: int | None) -> None:
+    attention = model_attention(W_O=torch.diag(torch.tensor([4.0, 1.0, 0.3, 0.1])).double() @ model_attention().W_O)
+    params = InitializerParams(
+        initialize_lorsa_with_mhsa=True, initialize_W_D_with_active_subspace=True, d_active_subspace=d_active
+    )
+    made, taken, x = started(attention, d_sae=64)
+    assert isinstance(made, LowRankSparseAttention)
+    found = initialize_(made, taken, params, batch_rows=200, seed=0, model_attention=attention)
+    _, s_out = taken.raw_scales()
+    spans, ranks = [], []
+    h = made.pre_activations(taken.x)
+    for group in range(4):
+        y = s_out * (made.attention(taken.x)[:, group] @ x) @ (attention.W_V[group // 2] @ attention.W_O[group // 2]).float()
+        y = y.flatten(0, 1) - y.mean((0, 1))
+        _, values, directions = torch.linalg.svd(y.double(), full_matrices=False)
+        share = values.square() / values.square().sum()
+        ranks.append(d_active or math.ceil(math.exp(-float((share * share.log()).sum()))))
+        spans.append(directions[: ranks[-1]].float())
+        own = slice(group * 16, group * 16 + 16)
+        rows = torch.nn.functional.normalize(made.w_O[own], dim=-1)
+        torch.testing.assert_close((rows @ spans[-1].T) @ spans[-1], rows, rtol=1e-3, atol=1e-3)
+        assert torch.linalg.matrix_rank(rows, rtol=1e-3) == ranks[-1]
+        torch.testing.assert_close(h[..., own].flatten(0, 1).mean(0), torch.zeros(16), rtol=0, atol=1e-3)
+        size = float((h[..., own].flatten(0, 1) / (y @ rows.T)).median())
+        torch.testing.assert_close(h[..., own].flatten(0, 1), size * (y @ rows.T), rtol=1e-2, atol=1e-3)
+    assert found["d_active_subspace"] == max(ranks) < WIDTH
+    other = (made.w_O[:16] @ spans[2].T) @ spans[2]
+    assert float((other - made.w_O[:16]).norm() / made.w_O[:16].norm()) > 0.1  # another head's subspace is another
+    assert not torch.allclose(made.w_O[:16], made.w_O[16:32])  # repeated heads have directions of their own
+
+
+def test_more_directions_than_a_head_has_are_refused() -> None:
+    attention = model_attention()
+    made, taken, _ = started(attention)
+    with pytest.raises(ParamsError, match="d_active_subspace: 5 directions do not fit in a head's 4 dimensions"):
+        set_attention_(made, taken, attention, 0, Subspace(5))
+
+
+def test_a_head_whose_outputs_are_all_equal_is_refused() -> None:
+    attention = model_attention(W_O=torch.zeros(HEADS, WIDTH, D, dtype=torch.float64))
+    for subspace in (None, Subspace(None)):
+        made, taken, _ = started(attention)
+        with pytest.raises(NumericsError, match="all outputs of head 0 are equal on 400 sampled tokens"):
+            set_attention_(made, taken, attention, 0, subspace)
+
+
 def test_the_start_is_scaled_and_has_less_error_than_none() -> None:
     """Through the whole initialisation, with labels that the attention itself makes."""
     attention = model_attention()
@@ -114,11 +169,26 @@ def test_the_start_is_scaled_and_has_less_error_than_none() -> None:
     [
         ({"d_qk_head": 6}, {}, "d_qk_head: the model's is 4, got 6"),
         ({"n_qk_heads": 1}, {}, "n_qk_heads: a multiple of the model's 2 heads, got 1"),
-        ({"rotary_adjacent_pairs": True}, {}, "rotary_adjacent_pairs: the model's is False"),
+        ({"rotary_adjacent_pairs": True}, {}, "rotary_adjacent_pairs: the model's is false"),
         ({"rotary_base": 500.0}, {}, "rotary_base: the model's is 10000.0, got 500.0"),
         ({}, {"rotary_dim": 0}, "positional_embedding_type: the model's is none, got rotary"),
-        ({}, {"rope_type": "llama3"}, "use_NTK_by_parts_rope: the model's is True"),
-        ({}, {"q_gain": torch.ones(2, 4), "k_gain": torch.ones(2, 4)}, "use_post_qk_ln: the model's is True"),
+        ({}, LLAMA3, "use_NTK_by_parts_rope: the model's is true"),
+        ({}, {"attn_scale": 1.0}, r"attn_scale: the model's is 1\.0, got null"),
+        ({"attn_scale": 1.0}, {}, r"attn_scale: the model's is null, got 1\.0"),
+        ({}, {"rotary_scale": 4.0, "rope_type": "linear"}, r"rotary_scale: the model's is 4\.0, got 1\.0"),
+        ({"rotary_scale": 4.0}, {}, r"rotary_scale: the model's is 1\.0, got 4\.0"),
+        ({**PARTS, "NTK_by_parts_factor": 8.0}, LLAMA3, r"NTK_by_parts_factor: the model's is 32\.0, got 8\.0"),
+        ({**PARTS, "NTK_by_parts_low_freq_factor": 2.0}, LLAMA3, r"_low_freq_factor: the model's is 1\.0, got 2\.0"),
+        ({**PARTS, "NTK_by_parts_high_freq_factor": 5.0}, LLAMA3, r"_high_freq_factor: the model's is 4\.0, got 5\.0"),
+        ({**PARTS, "old_context_len": 4096}, LLAMA3, "old_context_len: the model's is 8192, got 4096"),
+        (
+            {},
+            {"rope_type": "yarn"},
+            "positional_embedding_type: the model's rope_type is yarn; kind lorsa can be one of default",
+        ),
+        ({}, {"sliding_window": 31}, "n_ctx: the model's sliding_window is 31, got 32"),
+        ({}, {"softcap": 50.0}, r"initialize_lorsa_with_mhsa: the model's attn_logit_softcapping is 50\.0"),
+        ({}, {"q_gain": torch.ones(2, 4), "k_gain": torch.ones(2, 4)}, "use_post_qk_ln: the model's is true"),
     ],
 )
 def test_heads_that_do_not_fit_are_refused(fields: dict[str, Any], changes: dict[str, Any], message: str) -> None:
@@ -126,6 +196,12 @@ def test_heads_that_do_not_fit_are_refused(fields: dict[str, Any], changes: dict
     made, taken, _ = started(attention, **fields)
     with pytest.raises(ParamsError, match=message):
         set_attention_(made, taken, attention, seed=0)
+
+
+def test_a_stated_root_of_the_width_and_a_window_as_long_as_the_context_fit() -> None:
+    attention = model_attention(sliding_window=32)
+    made, taken, _ = started(attention, attn_scale=2.0)
+    set_attention_(made, taken, attention, seed=0)
 
 
 def test_other_kinds_are_refused_by_name() -> None:

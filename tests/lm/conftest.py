@@ -14,7 +14,7 @@ from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.loading import load_language_model
 from pipeline.seeding import generator
 
-D, LAYERS, VOCAB, CONTEXT = 32, 3, 300, 24
+D, LAYERS, VOCAB, CONTEXT, WINDOW = 32, 3, 300, 24, 8
 _GQA = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
 _NEOX = {"num_attention_heads": 4, "intermediate_size": 64, "hidden_act": "gelu"}
 # name -> (model_type, configuration); eps differ from every library's default, so that a wrong one would show.
@@ -27,6 +27,25 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {**_GQA, "rms_norm_eps": 1e-3}),
     "qwen3": ("qwen3", {**_GQA, "rms_norm_eps": 1e-3, "head_dim": 8}),
     "gemma": ("gemma", {**_GQA, "rms_norm_eps": 1e-3, "head_dim": 8}),
+}
+# Settings of an attention; layer 0 of qwen2_window has no window.
+_PARTS = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+_QWEN2_WINDOW = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+
+
+def _rope(rope_type: str, **options: Any) -> tuple[str, dict[str, Any]]:
+    return "llama", {**_GQA, "rope_parameters": {"rope_type": rope_type, "rope_theta": 100.0, **options}}
+
+
+ATTENTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2_unscaled": ("gpt2", {"num_attention_heads": 4, "scale_attn_weights": False}),
+    "gpt2_by_layer": ("gpt2", {"num_attention_heads": 4, "scale_attn_by_inverse_layer_idx": True}),
+    "llama_linear": _rope("linear", factor=4.0),
+    "llama_by_parts": _rope("llama3", **_PARTS),
+    "llama_yarn": _rope("yarn", factor=4.0, original_max_position_embeddings=CONTEXT // 4),
+    "llama_dynamic": _rope("dynamic", factor=4.0),
+    "mistral_window": ("mistral", {**_GQA, "sliding_window": WINDOW}),
+    "qwen2_window": ("qwen2", {**_GQA, **_QWEN2_WINDOW}),
 }
 
 
@@ -83,7 +102,7 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     def directory(name: str) -> Path:
         if name not in made:
             made[name] = root / name
-            _write_model(made[name], *CONFIGURATIONS[name])
+            _write_model(made[name], *{**CONFIGURATIONS, **ATTENTIONS}[name])
         return made[name]
 
     return directory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,15 +10,17 @@ import pytest
 import torch
 
 from pipeline.dictionaries.registry import build_dictionary
-from pipeline.errors import DataError
+from pipeline.errors import DataError, ParamsError
+from pipeline.evaluation.raw_space import RawDictionary
+from pipeline.initialization.attention import check_fits, fields_of
 from pipeline.lm.attention import AttentionWeights
 from pipeline.lm.language_model import LanguageModel
-from tests.lm.conftest import CONFIGURATIONS, CONTEXT, D
+from tests.lm.conftest import CONFIGURATIONS, CONTEXT, WINDOW, D
 
 LAYER = 1
 
 
-def low_rank(weights: AttentionWeights, reads: str) -> Any:
+def low_rank(weights: AttentionWeights, reads: str, n_ctx: int = CONTEXT) -> Any:
     """F = heads x head width, Q = heads: feature i of a head is the i-th dimension of its values."""
     config: dict[str, Any] = {
         "kind": "lorsa",
@@ -27,17 +30,11 @@ def low_rank(weights: AttentionWeights, reads: str) -> Any:
         "d_sae": weights.n_heads * weights.d_head,
         "act_fn": "relu",
         "n_qk_heads": weights.n_heads,
-        "d_qk_head": weights.d_head,
-        "n_ctx": CONTEXT,
-        "rotary_adjacent_pairs": False,
+        "n_ctx": n_ctx,
+        **fields_of(weights),
     }
-    if weights.rotary_dim:
-        config |= {"rotary_dim": weights.rotary_dim, "rotary_base": weights.rotary_base}
-    else:
-        config["positional_embedding_type"] = "none"
-    if weights.q_gain is not None:
-        config |= {"use_post_qk_ln": True, "normalization_type": "RMS", "eps": weights.eps}
     made = build_dictionary(config)
+    check_fits(made, weights)
     tensors = {
         "W_Q": weights.W_Q,
         "W_K": weights.W_K,
@@ -57,7 +54,7 @@ def low_rank(weights: AttentionWeights, reads: str) -> Any:
 @torch.no_grad()
 @pytest.mark.parametrize("site", ["hook_out", "hook_normalized"])
 @pytest.mark.parametrize(
-    ("name", "backend"), [*((name, "huggingface") for name in CONFIGURATIONS), ("llama", "transformer_lens")]
+    ("name", "backend"), [(name, backend) for name in CONFIGURATIONS for backend in ("huggingface", "transformer_lens")]
 )
 def test_rank_one_heads_set_to_the_models_heads_are_its_attention(
     name: str, backend: str, site: str, language_model: Callable[[str, str], LanguageModel], token_ids: torch.Tensor
@@ -69,6 +66,98 @@ def test_rank_one_heads_set_to_the_models_heads_are_its_attention(
     found = made.decode(made.pre_activations(captured[reads]))
     wanted = captured[writes]
     assert float((found - wanted).norm() / wanted.norm()) <= 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "backend", "field", "value"),
+    [
+        ("gpt2_unscaled", "huggingface", "attn_scale", 1.0),
+        ("gpt2_by_layer", "huggingface", "attn_scale", 8**0.5 * (LAYER + 1)),
+        ("gpt2_by_layer", "transformer_lens", "attn_scale", 8**0.5 * (LAYER + 1)),
+        ("llama_linear", "huggingface", "rotary_scale", 4.0),
+        ("llama_by_parts", "huggingface", "old_context_len", 64),
+    ],
+)
+def test_settings_of_a_models_attention_are_taken_over(
+    name: str,
+    backend: str,
+    field: str,
+    value: float,
+    language_model: Callable[[str, str], LanguageModel],
+    token_ids: torch.Tensor,
+) -> None:
+    model = language_model(name, backend)
+    reads, writes = f"blocks.{LAYER}.ln1.hook_out", f"blocks.{LAYER}.hook_attn_out"
+    weights = model.layer_attention(LAYER, reads)
+    assert fields_of(weights)[field] == pytest.approx(value)
+    made = low_rank(weights, reads)
+    captured = model.activations(token_ids, [reads, writes])
+    found, wanted = made.decode(made.pre_activations(captured[reads])), captured[writes]
+    assert float((found - wanted).norm() / wanted.norm()) <= 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mistral_window", "qwen2_window"])
+def test_a_sliding_window_is_attention_to_everything_on_short_contexts_only(
+    name: str, language_model: Callable[[str, str], LanguageModel], token_ids: torch.Tensor
+) -> None:
+    model = language_model(name, "huggingface")
+    reads, writes = f"blocks.{LAYER}.ln1.hook_out", f"blocks.{LAYER}.hook_attn_out"
+    weights = model.layer_attention(LAYER, reads)
+    with pytest.raises(ParamsError, match=f"n_ctx: the model's sliding_window is {WINDOW}, got {CONTEXT}"):
+        low_rank(weights, reads)
+    made = low_rank(weights, reads, WINDOW)
+    captured = model.activations(token_ids[:, :WINDOW], [reads, writes])
+    found, wanted = made.decode(made.pre_activations(captured[reads])), captured[writes]
+    assert float((found - wanted).norm() / wanted.norm()) <= 1e-5
+    # On longer ones it is not: the window is real.
+    longer = model.activations(token_ids, [reads, writes])
+    found = low_rank(dataclasses.replace(weights, sliding_window=None), reads)
+    found, wanted = found.decode(found.pre_activations(longer[reads])), longer[writes]
+    assert float((found - wanted).norm() / wanted.norm()) > 1e-3
+
+
+def test_a_scale_that_transformer_lens_ignores_is_refused(language_model: Callable[[str, str], LanguageModel]) -> None:
+    with pytest.raises(DataError, match=r"scale_attn_weights is false.*set model\.backend to huggingface"):
+        language_model("gpt2_unscaled", "transformer_lens")
+
+
+def test_layers_without_the_window_have_none(language_model: Callable[[str, str], LanguageModel]) -> None:
+    model = language_model("qwen2_window", "huggingface")
+    assert model.layer_attention(0, "blocks.0.ln1.hook_out").sliding_window is None
+    assert language_model("llama", "huggingface").layer_attention(0, "blocks.0.ln1.hook_out").sliding_window is None
+
+
+@pytest.mark.parametrize(("name", "rope_type"), [("llama_yarn", "yarn"), ("llama_dynamic", "dynamic")])
+def test_rotary_embeddings_of_other_forms_are_refused_by_name(
+    name: str, rope_type: str, language_model: Callable[[str, str], LanguageModel]
+) -> None:
+    reads = f"blocks.{LAYER}.ln1.hook_out"
+    weights = language_model(name, "huggingface").layer_attention(LAYER, reads)
+    with pytest.raises(ParamsError, match=f"positional_embedding_type: the model's rope_type is {rope_type}"):
+        low_rank(weights, reads)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gpt_neox", "llama"])
+def test_tokens_that_are_not_trained_on_are_read_as_the_model_reads_them(
+    name: str, language_model: Callable[[str, str], LanguageModel], token_ids: torch.Tensor
+) -> None:
+    """A beginning-of-text token and an end-of-text token inside: the mask leaves out their features, not their keys."""
+    model = language_model(name, "huggingface")
+    reads, writes = f"blocks.{LAYER}.ln1.hook_out", f"blocks.{LAYER}.hook_attn_out"
+    tokens = token_ids.clamp_min(1)
+    tokens[:, 0] = tokens[:, 7] = 0  # bos and eos of these models
+    mask = tokens != 0
+    made = low_rank(model.layer_attention(LAYER, reads), reads)
+    fields: dict[str, Any] = {"norm_activation": "inference", "folded": True, "sparsity_include_decoder_norm": False}
+    raw = RawDictionary(made.rebuilt(made.state_dict(), **fields))
+    captured = model.activations(tokens, [reads, writes])
+    codes = raw.dictionary.codes(*raw.encoder_input({reads: captured[reads]}, mask))
+    found, wanted = raw.dictionary.decode(codes.h)[mask], captured[writes][mask]
+    assert float((found - wanted).norm() / wanted.norm()) <= 1e-5
+    assert (codes.f[~mask] == 0).all()
 
 
 def test_what_attention_is_no_function_of_is_refused(language_model: Callable[[str, str], LanguageModel]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import ParamsError
+from pipeline.params.kinds.lorsa import LowRankSparseAttentionParams
 from pipeline.params.loader import params_from_dict
 from pipeline.params.schema import Params
 
@@ -41,6 +43,24 @@ def faults(changes: Mapping[Any, Any]) -> list[str]:
     return []
 
 
+LORSA: dict[str, Any] = {
+    **{f"dictionary.{field.name}": field.default for field in dataclasses.fields(LowRankSparseAttentionParams)},
+    "dictionary.kind": "lorsa",
+    "dictionary.hook_point_in": "blocks.1.ln1.hook_out",
+    "dictionary.hook_point_out": "blocks.1.hook_attn_out",
+    "dictionary.n_qk_heads": 4,
+    "dictionary.d_qk_head": 8,
+    "dictionary.n_ctx": 128,
+    "dictionary.rotary_dim": 4,
+    "activations.target": "activations-2d",
+    "activations.batch_size": 8,
+}
+CLT: dict[str, Any] = {
+    "dictionary.kind": "clt",
+    "dictionary.hook_point_in": None,
+    "dictionary.hook_points_in": ["blocks.0.ln2.hook_out", "blocks.1.ln2.hook_out"],
+    "dictionary.hook_points_out": ["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"],
+}
 TRANSCODER = {
     "dictionary.kind": "transcoder",
     "dictionary.hook_point_in": "blocks.2.ln2.hook_out",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pipeline.hook_keys import out_of_order, written_before_read
 from pipeline.params.fields import param
 from pipeline.params.section import rule
 from pipeline.params.sections.dictionary import register_kind
@@ -35,4 +36,12 @@ class CrossLayerTranscoderParams(SeveralHookPointsParams):
         if both:
             return f"a transcoder does not write what it reads: {', '.join(both)}"
         twice = sorted({hook for hook in self.hooks_out if self.hooks_out.count(hook) > 1})
-        return f"these are there twice: {', '.join(twice)}" if twice else None
+        if twice:
+            return f"these are there twice: {', '.join(twice)}"
+        if out_of_order(self.hooks_in):
+            return None  # that is the fault
+        return out_of_order(self.hooks_out) or written_before_read(self.hooks_in, self.hooks_out)
+
+    @rule("hook_points_in")
+    def _layers_ascend(self) -> str | None:
+        return out_of_order(self.hooks_in)

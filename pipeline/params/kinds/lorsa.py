@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.params.fields import param
+from pipeline.hook_keys import written_before_read
+from pipeline.params.fields import as_written, param
 from pipeline.params.section import rule
 from pipeline.params.sections.activations import HOOK_POINT
 from pipeline.params.sections.dictionary import DictionaryParams, register_kind
+
+PARTS = ("NTK_by_parts_factor", "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "old_context_len")
+ROTARY = ("rotary_dim", "rotary_base", "rotary_adjacent_pairs", "rotary_scale", "use_NTK_by_parts_rope", *PARTS)
 
 
 @register_kind("lorsa")
@@ -52,7 +57,12 @@ class LowRankSparseAttentionParams(DictionaryParams):
         return () if self.hook_point_out is None else (self.hook_point_out,)
 
     @property
-    def longest_context(self) -> int | None:
+    def head_width(self) -> int | None:
+        """d_qk_head."""
+        return self.d_qk_head
+
+    @property
+    def max_context(self) -> int | None:
         """n_ctx."""
         return self.n_ctx
 
@@ -62,7 +72,16 @@ class LowRankSparseAttentionParams(DictionaryParams):
             return "kind lorsa reads hook_point_in (blocks.L.ln1.hook_out) and writes hook_point_out (blocks.L.hook_attn_out)"
         if self.hook_point_in == self.hook_point_out:
             return f"attention does not write what it reads, '{self.hook_point_in}'"
-        return None
+        return written_before_read(self.hooks_in, self.hooks_out)
+
+    @rule("hook_point_in")
+    def _reads_what_attention_reads(self) -> str | None:
+        read = self.hook_point_in
+        if read is None or ".ln1." in read:
+            return None
+        start = ".".join(read.split(".")[:2])
+        whose = "is what the MLP reads" if ".ln2." in read else "is not what attention reads"
+        return f"'{read}' {whose}; write {start}.ln1.hook_out (or {start}.ln1.hook_normalized)"
 
     @rule("n_qk_heads")
     def _sizes_are_stated(self) -> str | None:
@@ -82,8 +101,43 @@ class LowRankSparseAttentionParams(DictionaryParams):
             return f"an even number up to d_qk_head {self.d_qk_head} (or positional_embedding_type none), got {self.rotary_dim}"
         return None
 
+    @rule("positional_embedding_type")
+    def _rotary_fields_are_used(self) -> str | None:
+        if self.positional_embedding_type == "rotary":
+            return None
+        changed = _changed(self, ROTARY)
+        return f"is {self.positional_embedding_type}, so that {changed}" if changed else None
+
+    @rule("use_NTK_by_parts_rope")
+    def _factors_of_the_parts_are_used(self) -> str | None:
+        if self.use_NTK_by_parts_rope or self.positional_embedding_type == "none":
+            return None
+        changed = _changed(self, PARTS)
+        return f"is false, so that {changed}" if changed else None
+
+    @rule("NTK_by_parts_low_freq_factor")
+    def _parts_ascend(self) -> str | None:
+        low, high = self.NTK_by_parts_low_freq_factor, self.NTK_by_parts_high_freq_factor
+        if self.use_NTK_by_parts_rope and low >= high:
+            return f"must be below NTK_by_parts_high_freq_factor {high}, got {low}"
+        return None
+
     @rule("normalization_type")
-    def _norm_is_named(self) -> str | None:
+    def _norm_is_named_where_there_is_one(self) -> str | None:
         if self.use_post_qk_ln and self.normalization_type is None:
             return "use_post_qk_ln needs one: RMS or LN"
+        if not self.use_post_qk_ln and self.normalization_type is not None:
+            return f"{self.normalization_type} is the norm of use_post_qk_ln, which is false; write null or switch that on"
         return None
+
+
+def _changed(section: LowRankSparseAttentionParams, names: Sequence[str]) -> str:
+    """`a 3, b 4 have no effect; write a: 1, b: 2` of fields that are not at their defaults; empty if all are."""
+    defaults = {name: LowRankSparseAttentionParams.__dataclass_fields__[name].default for name in names}
+    found = {name: getattr(section, name) for name in names}
+    changed = [name for name in names if found[name] != defaults[name]]
+    if not changed:
+        return ""
+    stated = ", ".join(f"{name} {as_written(found[name])}" for name in changed)
+    wanted = ", ".join(f"{name}: {as_written(defaults[name])}" for name in changed)
+    return f"{stated} {'has' if len(changed) == 1 else 'have'} no effect; write {wanted}"

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from pipeline.errors import unknown_name
 from pipeline.params import kinds
-from pipeline.params.fields import Refused, describe, limits_of, param
+from pipeline.params.fields import Refused, as_written, describe, limits_of, param
 from pipeline.params.section import Section, rule
 from pipeline.params.sections.activations import HOOK_KEY, HOOK_POINT
 
@@ -110,9 +110,8 @@ class DictionaryParams(Section, abc.ABC):
         default = None if limits_of(field).form in (HOOK_POINT, HOOK_KEY) else field.default
         if value is None or (default is not None and value == default):
             return ""
-        wanted = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
         own, of = cls.__dataclass_fields__["kind"].default, f"kind{'s' if len(owners) > 1 else ''} {', '.join(owners)}"
-        return f"is a field of {of}, not of {own}, where it must be {wanted}; got {value!r}"
+        return f"is a field of {of}, not of {own}, where it must be {as_written(default)}; got {value!r}"
 
     @property
     @abc.abstractmethod
@@ -130,8 +129,13 @@ class DictionaryParams(Section, abc.ABC):
         return False
 
     @property
-    def longest_context(self) -> int | None:
-        """The most tokens of a context; None where tokens are read one by one."""
+    def head_width(self) -> int | None:
+        """Width of a query-key head, of kinds that have some."""
+        return None
+
+    @property
+    def max_context(self) -> int | None:
+        """Most tokens of a context, of kinds that read whole contexts."""
         return None
 
     @property

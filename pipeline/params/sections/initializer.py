@@ -14,6 +14,8 @@ DECODER_SWITCHES = (
     "initialize_tc_with_mlp",
     "initialize_lorsa_with_mhsa",
 )
+# The one pair that goes together: rows inside the active subspace of each of the model's heads.
+OF_EACH_HEAD = {"initialize_W_D_with_active_subspace", "initialize_lorsa_with_mhsa"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class InitializerParams(Section):
     @rule("initialize_W_D_with_active_subspace")
     def _one_decoder_initialiser(self) -> str | None:
         on = [name for name in DECODER_SWITCHES if getattr(self, name)]
-        return f"only one of these may set the decoder: {', '.join(on)} are all true" if len(on) > 1 else None
+        if len(on) < 2 or set(on) == OF_EACH_HEAD:
+            return None
+        return f"only one of these may set the decoder: {', '.join(on)} are all true"
 
     @rule("d_active_subspace")
     def _subspace_is_switched_on(self) -> str | None:

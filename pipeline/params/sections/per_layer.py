@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pipeline.hook_keys import written_before_read
 from pipeline.params.fields import param
 from pipeline.params.section import rule
 from pipeline.params.sections.activations import HOOK_POINT
@@ -42,6 +43,10 @@ class PerLayerParams(DictionaryParams):
     def hooks_out(self) -> tuple[str, ...]:
         """The hook points that are written."""
         return (self.written_hook_point,)
+
+    @rule("hook_point_out")
+    def _written_after_it_is_read(self) -> str | None:
+        return written_before_read(self.hooks_in, self.hooks_out)
 
     @rule("skip")
     def _skip_needs_a_transcoder(self) -> str | None:
