@@ -27,6 +27,7 @@ from pipeline.activation_functions.registry import ActivationFunction, GateSetti
 from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.folded import EPS_NORM, FoldScales, fold_scales
 from pipeline.dictionaries.initial import DEFAULT_LOG_THRESHOLD, BaseInitialization
+from pipeline.dictionaries.masks import kept_tokens
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.served import served_thresholds, threshold_factors
 from pipeline.errors import ParamsError
@@ -235,7 +236,7 @@ class Dictionary(nn.Module, abc.ABC):
 
         Returns: h, z, f [..., F] and the decoder norms.
         """
-        mask = without_full_mask(kept_tokens(mask, padding))
+        mask = kept_tokens(mask, padding)
         h, norms = self.pre_activations(x, padding), self.decoder_norms()
         scale = self.gating_scale(norms)
         z = h if scale is None else h * scale
@@ -392,15 +393,3 @@ class Dictionary(nn.Module, abc.ABC):
         fields = {"norm_activation": "inference", "folded": True, "sparsity_include_decoder_norm": False}
         cast = {name: tensor.to(dtype) for name, tensor in weights.items()}
         return self.rebuilt(cast, dtype=str(dtype).removeprefix("torch."), **fields, **changes)
-
-
-def kept_tokens(mask: Tensor | None, padding: Tensor | None) -> Tensor | None:
-    """mask & ~padding, either of them being absent."""
-    if padding is None:
-        return mask
-    return ~padding if mask is None else mask & ~padding
-
-
-def without_full_mask(mask: Tensor | None) -> Tensor | None:
-    """None for a mask that keeps every token; looked at on the CPU only, elsewhere it would wait for the device."""
-    return None if mask is None or (mask.device.type == "cpu" and bool(mask.all())) else mask

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from pipeline.dictionaries.config import DictionaryConfig
 
 _REGISTRY: Registry[type[Dictionary]] = Registry(
-    "dictionary kind", __package__, helpers=("base", "config", "folded", "initial", "parts", "rotary", "served", "store")
+    "dictionary kind",
+    __package__,
+    helpers=("base", "config", "folded", "initial", "masks", "parts", "rotary", "served", "store"),
 )
 
 register = _REGISTRY.register

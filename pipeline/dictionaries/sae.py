@@ -19,10 +19,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pipeline.dictionaries.base import CONFIGURED, Codes, Dictionary, Gate, kept_tokens, without_full_mask
+from pipeline.dictionaries.base import CONFIGURED, Codes, Dictionary, Gate
 from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.folded import FoldScales, divisible, fold_gate_norms_, fold_gate_units_, raw_units
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
+from pipeline.dictionaries.masks import kept_tokens
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.registry import register
 from pipeline.hook_keys import written_before_read
@@ -181,7 +182,7 @@ class SparseAutoencoder(Dictionary):
         self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED, padding: Tensor | None = None
     ) -> tuple[Codes, Tensor]:
         activation = gate.activation or self.activation
-        settings = self.gate_settings(without_full_mask(kept_tokens(mask, padding)), gate)
+        settings = self.gate_settings(kept_tokens(mask, padding), gate)
         pays = entries_pay(x.device.type, self.W_D.dtype, settings.k, self.config.d_sae)
         if not (activation.budgeted and pays):
             return super().run(x, mask, gate, padding)
