@@ -145,8 +145,7 @@ def fold_dictionary(
         result = converted.rebuilt(converted.state_dict())
     figures |= _l0_figures(dictionary, scaled, result, raw if mode == "fold" else scaled)
     figures |= {"mode": mode, "act_fn_before": dictionary.config.act_fn, "act_fn_after": result.config.act_fn}
-    if mode == "fold":
-        figures["feature_units"] = feature_units
+    figures["feature_units"] = feature_units if mode == "fold" else "normalized"
     provenance = {**dictionary.config.provenance, "fold": figures}
     result.config = dataclasses.replace(result.config, norms=plain, provenance=provenance)
     return FoldReport(result, figures)

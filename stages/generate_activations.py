@@ -22,9 +22,10 @@ from pipeline.command import stage_command
 def main(params: str, tokens: str, out: str, metrics: str) -> None:
     """Generate the activation store."""
     from pipeline.activations.for_params import generate_for
+    from pipeline.corpus.tokenization import tokenizer_info
     from pipeline.files import write_json
     from pipeline.hook_keys import split_key
-    from pipeline.lm.loading import load_language_model, model_widths
+    from pipeline.lm.loading import load_language_model, load_tokenizer, model_widths
     from pipeline.params.loader import load_params
 
     loaded = load_params(params)
@@ -40,6 +41,7 @@ def main(params: str, tokens: str, out: str, metrics: str) -> None:
         ),
         Path(tokens),
         Path(out),
+        lambda model: tokenizer_info(load_tokenizer(model.model_name, model.revision), model.model_name).digest,
     )
     write_json(metrics, figures)
 

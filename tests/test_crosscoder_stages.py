@@ -181,3 +181,15 @@ def test_a_store_of_another_checkpoint_is_noticed(checkpoints: Project, tmp_path
     outcome = copy.run("generate_activations")
     assert outcome.exit_code == 2
     assert "elsewhere" in outcome.stderr
+
+
+def test_a_model_of_another_tokenizer_is_refused(checkpoints: Project, tmp_path: Path) -> None:
+    copy = checkpoints.copy(tmp_path / "copy")
+    path = copy.path / "tuned" / "tokenizer.json"
+    definition = json.loads(path.read_text())
+    (first, a), (second, b) = list(definition["model"]["vocab"].items())[-2:]
+    definition["model"]["vocab"] |= {first: b, second: a}
+    path.write_text(json.dumps(definition))
+    outcome = copy.run("generate_activations")
+    assert outcome.exit_code == 2
+    assert "models.tuned: tuned has another tokenizer than" in outcome.stderr

@@ -17,6 +17,11 @@ from pipeline.files import root, write_json
 from pipeline.hook_keys import MAIN, by_model
 from pipeline.progress import Progress
 
+_OTHER_TOKENIZER = (
+    "models.{}: {} has another tokenizer than {}, with which {} was made, so that its activations would be of other text; "
+    "compare models of one tokenizer"
+)
+
 
 class ModelConfiguration(Protocol):
     """What a model's configuration says, without its weights (pipeline.lm.loading.model_widths)."""
@@ -37,6 +42,7 @@ def generate_for(
     load_model: Callable[[Any], Model],
     tokens_path: Path,
     manifest_path: Path,
+    tokenizer_digest: Callable[[Any], str] | None = None,
 ) -> dict[str, Any]:
     """Make the activation stores that `params` ask for, one for each model, and write their manifest.
 
@@ -49,11 +55,13 @@ def generate_for(
         load_model: parameters of a model -> the model itself; called if there is something to compute.
         tokens_path: data/tokens.zarr.
         manifest_path: data/activations.json.
+        tokenizer_digest: parameters of a model -> digest of its tokenizer; asked of further models.
 
     Returns:
         figures for metrics/generate.json: rows, tokens, contexts, tokens_per_context (kept ones), bytes, hook_points.
 
     Raises:
+        DataError: a further model has another tokenizer than the tokens.
         DataError, NumericsError: see :func:`pipeline.activations.generation.generate_store`.
     """
     settings = GenerationSettings.from_params(params)
@@ -75,6 +83,8 @@ def generate_for(
             widths={name: model.hook_width(name) for name in wanted},
         )
         tokens = open_tokens(tokens_path)
+        if alias and tokenizer_digest is not None and tokenizer_digest(stated_model) != tokens.tokenizer_digest:
+            raise DataError(_OTHER_TOKENIZER.format(alias, model.name, params.model.model_name, tokens_path))
         return open_store(generate_store(tokens, facts, lambda: load_model(stated_model), settings, store_root()), wanted)
 
     store = generated(MAIN)

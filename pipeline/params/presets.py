@@ -32,7 +32,6 @@ LEFT_ALONE = (
     "dictionary.sae_series",
     "dictionary.use_triton_kernel",
     "dictionary.sparsity_threshold_for_triton_spmm_kernel",
-    "trainer.checkpoint_minutes",
     "tracking.*",
     "demo.*",
 )

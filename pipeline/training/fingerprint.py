@@ -81,13 +81,18 @@ def weights_digest(dictionary: Dictionary) -> str:
     return digest.hexdigest()
 
 
+def code_files() -> list[Path]:
+    """The source of everything that a step runs."""
+    package = Path(__file__).resolve().parent.parent
+    return sorted({file for folder in _CODE for file in (package / folder).rglob("*.py")} | {package / f for f in _CODE_FILES})
+
+
 @functools.cache
 def code_digest() -> str:
-    """sha256 over the source of everything that a step runs."""
+    """sha256 over the names and bytes of :func:`code_files`."""
     package = Path(__file__).resolve().parent.parent
-    files = sorted({file for folder in _CODE for file in (package / folder).rglob("*.py")} | {package / f for f in _CODE_FILES})
     digest = hashlib.sha256()
-    for file in files:
+    for file in code_files():
         digest.update(f"{file.relative_to(package).as_posix()}\n".encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()

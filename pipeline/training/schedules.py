@@ -22,40 +22,46 @@ def resolve_learning_rate(lr: float | str, d_sae: int, total_steps: int) -> floa
     return float(lr)
 
 
-def _constant(s: int, T: int, W: int, C: int, start: float, e: float) -> float:
+def _constant(s: int, T: int, W: int, C: int, w: float, e: float) -> float:
     return 1.0
 
 
-def _warm_up(s: int, W: int, start: float) -> float:
+def _linear_warm_up(s: int, W: int, start: float) -> float:
     """start + (1 - start) (s + 1) / W, at most 1; 1 where W is 0."""
     return min(1.0, start + (1.0 - start) * (s + 1) / W) if W else 1.0
 
 
-def _constant_with_warmup(s: int, T: int, W: int, C: int, start: float, e: float) -> float:
+def _cosine_warm_up(s: int, W: int, start: float) -> float:
+    """start + (1 - start) (1 - cos(pi (s + 1) / W)) / 2 up to 1; 1 where W is 0."""
+    return start + (1.0 - start) * (1.0 - math.cos(math.pi * min(1.0, (s + 1) / W))) / 2.0 if W else 1.0
+
+
+def _constant_with_warmup(s: int, T: int, W: int, C: int, w: float, e: float) -> float:
     cool_down = e + (1.0 - e) * (T - s) / C if C else 1.0
-    return min(_warm_up(s, W, start), 1.0, cool_down)
+    return min(w, 1.0, cool_down)
 
 
-def _linear_warmup_decay(s: int, T: int, W: int, C: int, start: float, e: float) -> float:
-    return min(_warm_up(s, W, start), (T - s) / (T - W) if T > W else 1.0)
+def _linear_warmup_decay(s: int, T: int, W: int, C: int, w: float, e: float) -> float:
+    return min(w, (T - s) / (T - W) if T > W else 1.0)
 
 
 def _cosine(progress: float, e: float) -> float:
     return e + (1.0 - e) * (1.0 + math.cos(math.pi * progress)) / 2.0
 
 
-def _cosine_annealing(s: int, T: int, W: int, C: int, start: float, e: float) -> float:
+def _cosine_annealing(s: int, T: int, W: int, C: int, w: float, e: float) -> float:
     return _cosine(s / T, e)
 
 
-def _cosine_annealing_warmup(s: int, T: int, W: int, C: int, start: float, e: float) -> float:
-    return _warm_up(s, W, start) if s < W else _cosine((s - W) / (T - W), e)
+def _cosine_annealing_warmup(s: int, T: int, W: int, C: int, w: float, e: float) -> float:
+    return w if s < W else _cosine((s - W) / (T - W), e)
 
 
-def _exponential_warmup(s: int, T: int, W: int, C: int, start: float, e: float) -> float:
-    return _warm_up(s, W, start) if s < W else e ** ((s - W) / (T - W))
+def _exponential_warmup(s: int, T: int, W: int, C: int, w: float, e: float) -> float:
+    return w if s < W else e ** ((s - W) / (T - W))
 
 
+WARM_UPS = {"linear": _linear_warm_up, "cosine": _cosine_warm_up}
 _LR_SCHEDULES: dict[str, Callable[[int, int, int, int, float, float], float]] = {
     "constant": _constant,
     "constantwithwarmup": _constant_with_warmup,
@@ -77,13 +83,15 @@ class LearningRateSchedule:
         cosineannealingwarmup  w(s) before W, then the cosine over the T - W steps left
         exponentialwarmup      w(s) before W, then e^((s - W) / (T - W))
 
-    with the warm-up w(s) = min(1, r + (1 - r)(s + 1) / W), linear in every schedule. T - s counts the present step too.
+    with the warm-up w(s) = min(1, r + (1 - r)(s + 1) / W), or half a cosine from r to 1 (Gemma Scope's), in every schedule.
+    T - s counts the present step too.
 
     Args:
         name: one of the above.
         total_steps: T.
         warm_up, cool_down: steps (int) or fraction of T (float in [0, 1]); 0: none.
         start_ratio: r, where the warm-up starts.
+        warm_up_shape: linear or cosine.
         end_ratio: e, where cool-down, cosine and exponential end.
 
     Raises:
@@ -98,11 +106,14 @@ class LearningRateSchedule:
         warm_up: int | float = 0,
         cool_down: int | float = 0,
         start_ratio: float = 0.0,
+        warm_up_shape: str = "linear",
         end_ratio: float = 0.0,
     ) -> None:
         if name not in _LR_SCHEDULES:
             raise ParamsError(f"trainer.lr_scheduler_name: {unknown_name('schedule', name, LR_SCHEDULERS)}")
-        self._factor = _LR_SCHEDULES[name]
+        if warm_up_shape not in WARM_UPS:
+            raise ParamsError(f"trainer.lr_warm_up_shape: {unknown_name('shape', warm_up_shape, WARM_UPS)}")
+        self._factor, self._warm_up = _LR_SCHEDULES[name], WARM_UPS[warm_up_shape]
         self.total_steps = total_steps
         self.warm_up_steps = resolve_steps(warm_up, total_steps)
         self.cool_down_steps = resolve_steps(cool_down, total_steps)
@@ -110,7 +121,8 @@ class LearningRateSchedule:
 
     def __call__(self, s: int) -> float:
         """The factor at step s, 0 <= s < T."""
-        return self._factor(s, self.total_steps, self.warm_up_steps, self.cool_down_steps, self.start_ratio, self.end_ratio)
+        w = self._warm_up(s, self.warm_up_steps, self.start_ratio)
+        return self._factor(s, self.total_steps, self.warm_up_steps, self.cool_down_steps, w, self.end_ratio)
 
 
 class CoefficientSchedule:
@@ -128,7 +140,7 @@ class CoefficientSchedule:
 
     def __call__(self, s: int) -> float:
         """lambda at step s."""
-        return self.value * _warm_up(s, self.warm_up_steps, 0.0)
+        return self.value * _linear_warm_up(s, self.warm_up_steps, 0.0)
 
 
 class KSchedule:

@@ -164,9 +164,10 @@ def _tracked(params: Params, places: Places, checkpoints: Checkpoints, store: Ac
     shape = (store.n_rows, *store.shape(store.hook_points[0])[1:])
     about = {"store": str(store.path), "model": store.model}
     tracker.log_dataset("activations", store.fingerprint, source=about, shape=shape, dtype=store.storage_dtype)
-    tracker.set_tags(
-        {"kind": params.dictionary.kind, "name": params.dictionary.name, "checkpoints": checkpoints.directory.name}
-    )
+    dictionary = params.dictionary
+    tags = {"kind": dictionary.kind, "name": dictionary.name, "checkpoints": checkpoints.directory.name}
+    tags |= {"sae_name": dictionary.sae_name or "", "sae_series": dictionary.sae_series or ""}
+    tracker.set_tags({key: value for key, value in tags.items() if value})
     _log_earlier(tracker, places.metrics.parent)
     return tracker
 

@@ -124,6 +124,7 @@ class Trainer:
             warm_up=params.lr_warm_up_steps,
             cool_down=params.lr_cool_down_steps,
             start_ratio=params.lr_start_ratio,
+            warm_up_shape=params.lr_warm_up_shape,
             end_ratio=params.lr_end_ratio,
         )
         self._l1 = CoefficientSchedule(params.l1_coefficient, total, params.l1_coefficient_warmup_steps)

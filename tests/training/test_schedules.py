@@ -118,3 +118,15 @@ def test_k_never_rises_and_never_falls_below_top_k(top_k: int, more: int, warm_u
     assert values == sorted(values, reverse=True)
     assert values[-1] == top_k
     assert values[0] == (top_k + more if cold or warm_up else top_k)
+
+
+def test_the_cosine_warm_up() -> None:
+    """Half a cosine: slow, fast, slow; the halves are symmetric about the middle of start ratio and 1."""
+    factor = LearningRateSchedule("constantwithwarmup", 1000, warm_up=100, start_ratio=0.1, warm_up_shape="cosine")
+    assert factor(49) == pytest.approx(0.55)
+    assert factor(24) == pytest.approx(0.1 + 0.9 * (1 - 2**-0.5) / 2)
+    assert factor(24) + factor(74) == pytest.approx(1.1)
+    assert factor(99) == pytest.approx(1.0)
+    assert factor(500) == pytest.approx(1.0)
+    with pytest.raises(ParamsError, match=r"lr_warm_up_shape.*unknown shape 'square'"):
+        LearningRateSchedule("constant", 10, warm_up_shape="square")

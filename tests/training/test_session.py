@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.dictionaries.store import load_dictionary, read_config
-from tests.project import Project
+from pipeline.training.fingerprint import code_files
+from tests.project import REPOSITORY, Project
 
 WEIGHTS = "data/trained/main/weights.safetensors"
 
@@ -128,3 +129,9 @@ def test_initializers_of_the_pipeline(project: Project) -> None:
     outcome = project.run("initialize")
     assert outcome.exit_code == 2
     assert "initializer.model_layer: the MLP of layer 1" in outcome.stderr
+
+
+def test_the_fingerprint_covers_all_that_a_step_runs() -> None:
+    """What training imports of losses, dictionaries, kernels, ... is read, files in sub-folders too."""
+    code = {file.relative_to(REPOSITORY / "pipeline").as_posix() for file in code_files()}
+    assert {"losses/sparsity/tanh_quad.py", "losses/auxk.py", "training/step.py", "hooks.py", "params/fields.py"} <= code

@@ -10,6 +10,7 @@ import torch
 from pipeline.dictionaries.base import Gate
 from pipeline.errors import CheckpointError, NumericsError
 from pipeline.training.finiteness import LossGuard
+from pipeline.training.optimizers import build_optimizer
 from pipeline.training.source import TrainingBatch
 from pipeline.training.step import Trainer
 from tests.training.cases import D, dictionary, rows, same, trainer, weights
@@ -200,3 +201,32 @@ def test_state_resumes_bit_for_bit(act_fn: str, amp_dtype: str) -> None:
     state.pop("tokens")
     with pytest.raises(CheckpointError, match="tokens"):
         new().load(state, 3)
+
+
+def test_a_trainers_optimiser_and_schedule_are_those_of_its_parameters() -> None:
+    fields = {"lr": 0.5, "lr_warm_up_steps": 4, "lr_start_ratio": 0.2, "lr_end_ratio": 0.1, "lr_cool_down_steps": 10}
+    made = trainer(dictionary(), optimizer="sparseadam", betas=(0.3, 0.7), **fields)
+    assert type(made.optimizer) is type(build_optimizer("sparseadam", made.parameters, lr_factors={}, betas=(0, 0.9), eps=1e-8))
+    assert type(made.optimizer) is not type(trainer(dictionary()).optimizer)
+    rates = [made.scheduled(s)["lr"] for s in range(20)]
+    wanted = [0.5 * min(0.2 + 0.8 * (s + 1) / 4, 1.0, 0.1 + 0.9 * (20 - s) / 10) for s in range(20)]
+    assert rates == pytest.approx(wanted)
+    x = rows(30)
+    made.step(TrainingBatch(0, x, x))
+    grad = made.parameters["b_D"].grad
+    assert grad is not None
+    torch.testing.assert_close(made.optimizer.state()["b_D/exp_avg"], 0.7 * grad)
+
+
+def test_the_clipped_norm_leaves_thresholds_out() -> None:
+    made = trainer(dictionary(act_fn="jumprelu"), clip_grad_norm=1e-3)
+    x = rows(200)
+    observation = made.step(TrainingBatch(0, x, x), observe=True)
+    assert observation is not None
+    free = trainer(dictionary(act_fn="jumprelu"))
+    free.step(TrainingBatch(0, x, x))
+    grads = gradients(free)
+    assert float(grads["log_jumprelu_threshold"].norm()) > 0
+    others = [grad.square().sum() for name, grad in grads.items() if name != "log_jumprelu_threshold"]
+    assert observation.figures()["grad_norm"] == pytest.approx(float(torch.stack(others).sum().sqrt()), rel=1e-5)
+    torch.testing.assert_close(gradients(made)["log_jumprelu_threshold"], grads["log_jumprelu_threshold"])

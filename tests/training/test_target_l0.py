@@ -154,3 +154,61 @@ def test_steering_of_a_micro_batched_step_counts_the_whole_step() -> None:
         steps(made, 5)
         found.append(weights(made.dictionary)["log_jumprelu_threshold"])
     assert found[1].numpy() == pytest.approx(found[0].numpy(), abs=1e-5)
+
+
+def cross_layer() -> tuple[Any, Trainer]:
+    """A jumprelu clt of two layers, whose first layer's gating values are three times as large."""
+    hooks = {"hook_points_in": ("a", "b"), "hook_points_out": ("c", "d")}
+    made = dictionary(kind="clt", act_fn="jumprelu", **{**hooks, "decoder_uniform_bound": 1.0})
+    with torch.no_grad():
+        made.get_parameter("W_E")[0] *= 3.0
+    return made, trainer(made, target_l0=3.0, total_steps=400, target_l0_gain=0.2, jumprelu_lr_factor=0.0, topk_start_steps=1)
+
+
+def layer_l0(made: Any, x: torch.Tensor) -> list[float]:
+    """Mean active features of a token, of each layer."""
+    with torch.no_grad():
+        found: list[float] = (made.encode(x) > 0).sum(-1).float().mean(0).tolist()
+    return found
+
+
+def test_each_layer_is_steered_by_itself() -> None:
+    made, each = cross_layer()
+    each.step_number = 1
+    x = torch.stack([DATA[0], DATA[1]], dim=1)
+    each.l0.start_(each.normalizer.inputs(x), None)
+    with torch.no_grad():
+        made.log_jumprelu_threshold[0] += 0.2
+        made.log_jumprelu_threshold[1] -= 0.2
+    each.l0.start_ = lambda x, mask: None  # type: ignore[method-assign]
+    before = made.log_jumprelu_threshold.detach().clone()
+    found = layer_l0(made, each.normalizer.inputs(x))
+    each.step(TrainingBatch(1, x, x))
+    shift = made.log_jumprelu_threshold.detach() - before
+    for layer in range(2):
+        wanted = 0.2 * max(-1.0, min(1.0, math.log(found[layer] / 3.0)))
+        assert shift[layer].numpy() == pytest.approx([wanted] * F, rel=1e-3, abs=1e-6)
+    assert abs(float(shift[0, 0] - shift[1, 0])) > 0.02
+
+
+def test_each_layer_starts_and_is_served_at_the_target() -> None:
+    made, each = cross_layer()
+    x = torch.stack([DATA[2], DATA[3]], dim=1)
+    each.l0.start_(each.normalizer.inputs(x), None)
+    assert layer_l0(made, each.normalizer.inputs(x)) == pytest.approx([3.0, 3.0], abs=0.02)
+    with torch.no_grad():
+        made.log_jumprelu_threshold[0] += 0.3
+        made.log_jumprelu_threshold[1] -= 0.2
+    served, _ = made.with_l0([each.normalizer.inputs(x)], 3.0)
+    assert layer_l0(served, each.normalizer.inputs(x)) == pytest.approx([3.0, 3.0], abs=0.02)
+
+
+@pytest.mark.parametrize("mode", ["threshold", "coefficient"])
+def test_a_step_without_kept_tokens_steers_nothing(mode: str) -> None:
+    fields: dict[str, Any] = {"target_l0": 3.0, "target_l0_mode": mode}
+    fields |= {} if mode == "threshold" else {"sparsity_loss_type": "power", "l1_coefficient": 0.01}
+    made = trainer(dictionary(act_fn="jumprelu"), jumprelu_lr_factor=0.0, **fields)
+    before = made.dictionary.log_jumprelu_threshold.detach().clone()
+    made.step(TrainingBatch(0, DATA[0], DATA[0], torch.zeros(BATCH, dtype=torch.bool)))
+    assert torch.equal(made.dictionary.log_jumprelu_threshold.detach(), before)
+    assert float(made.l0.log_factor) == 0.0

@@ -38,6 +38,7 @@ class TrainerParams(Section):
     lr_warm_up_steps: int | float = param(5000, steps=True, also_called=("warmup_steps", "lr_warmup_steps", "warmup"))
     lr_cool_down_steps: int | float = param(0.2, steps=True, also_called=("cooldown_steps", "lr_decay_steps"))
     lr_start_ratio: float = param(0.0, at_least=0, at_most=1)
+    lr_warm_up_shape: str = param("linear", choices=("linear", "cosine"))
     lr_end_ratio: float = param(0.03125, at_least=0, at_most=1)
     total_training_tokens: int = param(300_000_000, at_least=1, also_called=("total_tokens", "training_tokens"))
     initial_k: int | None = param(None, at_least=1)
