@@ -24,6 +24,7 @@ LR = "lr"
 TOP_K = "top_k"
 L1_COEFFICIENT = "l1_coefficient"
 GRAD_NORM = "grad_norm"
+AUXK_DROPPED = "auxk_dropped"  # tokens that AuxK left out so far, since their error was not finite
 DEAD_FEATURES = "dead_features"  # no activation for dead_threshold tokens
 
 # metrics/evaluation.json (SPEC 7): held-out tokens, raw activations. x: what is reconstructed, r: its reconstruction.

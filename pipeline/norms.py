@@ -231,11 +231,11 @@ def load_norms(path: str | Path) -> dict[str, HookNorm]:
     Raises:
         DataError: missing, damaged, or a value that cannot be a norm.
     """
-    found = read_json(path, "the norms of the activations", _NEXT)
+    found = read_json(path, "the file of activation norms", _NEXT)
     try:
         return {str(name): as_hook_norm(value, value["d"]) for name, value in found.items()}
     except (AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: the norms of the activations are damaged ({error!r}); {_NEXT}") from None
+        raise DataError(f"{path}: the file of activation norms is damaged ({error!r}); {_NEXT}") from None
 
 
 def load_norm_arrays(path: str | Path) -> dict[str, Tensor]:

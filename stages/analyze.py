@@ -29,13 +29,14 @@ def main(params: str, inference: str, tokens: str, features: str, dashboard: str
     """Collect contexts, densities, logits and neighbours of every feature, and draw the dashboard."""
     from pipeline.analysis.run import Inputs, analyzed
     from pipeline.dashboard.folder import SINGLE_PAGE, write_dashboard
-    from pipeline.dashboard.overview import OverviewFiles, overview
+    from pipeline.dashboard.overview import OverviewFiles, check_files, overview
     from pipeline.params.loader import load_params
     from pipeline.tracking import open_tracker
 
     loaded = load_params(params)
     place = Path(inference) / loaded.dictionary.name
     files = OverviewFiles(place, **{name: Path(path) for name, path in figures.items()})
+    check_files(files)
     with analyzed(loaded, Inputs(place, tokens, figures["norms"]), features):
         single = loaded.analysis.single_page_features
         write_dashboard(dashboard, features, overview(features, files, loaded), single=single)

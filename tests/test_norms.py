@@ -229,7 +229,7 @@ def test_files_hold_what_was_measured_and_are_the_same_every_time(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "the norms of the activations is missing|missing; run `dvc repro -s -f norm`"),
+        (None, "the file of activation norms is missing|missing; run `dvc repro -s -f norm`"),
         ("{", "damaged"),
         ("[]", "damaged"),
         ('{"h": {"mean_norm": 1.0}}', "damaged"),

@@ -190,7 +190,8 @@ def _check(run: _Run, characters: int) -> None:
     if not run.enough:
         raise DataError(
             f"too little text: activations.total_tokens is {settings.total_tokens:,}, the data set's training split gave "
-            f"{run.kept['train']:,} ({characters:,} characters read); lower activations.total_tokens or give more text"
+            f"{run.kept['train']:,} ({characters:,} characters of {sum(run.documents.values()):,} documents read, "
+            f"{run.documents['eval']:,} of them held out); lower activations.total_tokens or give more text"
         )
     if run.kept["eval"] == 0:
         raise DataError(

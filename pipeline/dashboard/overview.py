@@ -42,6 +42,19 @@ class OverviewFiles:
     statistics: Path
 
 
+def check_files(files: OverviewFiles) -> None:
+    """Notice before a long pass that something the overview needs is not there.
+
+    Raises:
+        DataError: the first that is missing.
+    """
+    stages = {"evaluation": "evaluate", "history": "train", "norms": "norm", "statistics": "norm"}
+    for name, stage in stages.items():
+        path: Path = getattr(files, name)
+        if not path.is_file():
+            raise DataError(f"{path}: the dashboard shows it, and it is missing; run `dvc repro -s -f {stage}`")
+
+
 def overview(features: str | Path, files: OverviewFiles, params: Params | None = None) -> dict[str, Any]:
     """The overview as plain values: title, about, metrics (rows of a table with baselines), hook_table, figures, training,
     charts (HTML).
@@ -63,7 +76,7 @@ def overview(features: str | Path, files: OverviewFiles, params: Params | None =
         *training_charts(read_history(files.history)),
     ]
     about = store.about
-    config = read_json(files.dictionary / CONFIG_FILE, "the configuration of the dictionary", "run `dvc repro fold_norm`")
+    config = read_json(files.dictionary / CONFIG_FILE, "the configuration of the dictionary", "run `dvc repro fold`")
     return {
         "title": about["name"],
         "about": about["dictionary"],

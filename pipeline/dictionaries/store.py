@@ -25,7 +25,7 @@ from pipeline.files import atomic_directory, ensure_free_space, read_json, write
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
-NEXT = "make the directory again (for a stage's output: dvc repro -s -f <stage>)"
+NEXT = "make the directory again (`dvc repro` writes lost outputs of the pipeline)"
 
 
 def save_dictionary(dictionary: Dictionary, path: str | Path, extra: Mapping[str, Any] | None = None) -> None:

@@ -190,6 +190,8 @@ class Trainer:
         self.tokens.add_(n_tokens)
         self.step_number = s + 1
         if observation is not None:
+            if self.params.auxk_coefficient is not None:
+                sums[names.AUXK_DROPPED] = self.n_auxk_dropped
             observation.finish(sums, norm, self.dead.mask().sum(), self.tokens)
         return observation
 

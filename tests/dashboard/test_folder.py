@@ -15,8 +15,9 @@ import pytest
 from pipeline.analysis.feature_tables import INACTIVE, FeatureStore
 from pipeline.dashboard.chunks import CHUNK, chunk, fires_on, packed, short
 from pipeline.dashboard.folder import SINGLE_PAGE, largest_energy, write_dashboard
-from pipeline.dashboard.overview import OverviewFiles, compared, hook_table, log_bins, overview
+from pipeline.dashboard.overview import OverviewFiles, check_files, compared, hook_table, log_bins, overview
 from pipeline.dashboard.training_rows import initialization_words, training_rows
+from pipeline.errors import DataError
 from pipeline.params.loader import load_params
 from tests.dashboard import synthetic
 from tests.project import Project
@@ -236,3 +237,13 @@ def test_log_bins_count_everything() -> None:
         place = next(i for i in range(len(counts)) if edges[i] <= value * (1 + 1e-12) and value < edges[i + 1])
         assert counts[place] >= 1
     assert log_bins([])[1] == [0.0]
+
+
+def test_what_the_overview_needs_is_looked_for_first(tmp_path: Path) -> None:
+    paths = {name: tmp_path / name for name in ("evaluation", "history", "norms", "statistics")}
+    for path in paths.values():
+        path.write_text("{}")
+    check_files(OverviewFiles(tmp_path, **paths))
+    paths["history"].unlink()
+    with pytest.raises(DataError, match=r"history: the dashboard shows it, and it is missing; run `dvc repro -s -f train`"):
+        check_files(OverviewFiles(tmp_path, **paths))
