@@ -192,13 +192,14 @@ def llama_tables(dim: int, base: float, n: int, **scaling: Any) -> tuple[Tensor,
 PARTS = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 256}
 
 
-@pytest.mark.parametrize("scaling", [{}, {"rope_type": "llama3", **PARTS}], ids=["plain", "llama3"])
-@pytest.mark.parametrize("tables", [neox_tables, llama_tables])
+@pytest.mark.parametrize(
+    ("tables", "scaling"),
+    [(neox_tables, {}), (llama_tables, {}), (llama_tables, {"rope_type": "llama3", **PARTS})],
+    ids=["gpt_neox", "llama", "llama3"],
+)
 def test_halves_are_rotated_as_transformers_does(tables: Any, scaling: dict[str, Any]) -> None:
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    if scaling and tables is neox_tables:
-        pytest.skip("frequencies by parts are Llama's")
     dim, n = 16, 300
     x = inputs(2 * n, dim, dtype=torch.float32).reshape(1, 2, n, dim)
     cos, sin = tables(dim, 500.0, n, **scaling)
