@@ -315,7 +315,10 @@ def test_attention_dictionaries_have_the_tokens_that_they_read(project: Project,
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: (path / "metrics" / "evaluation.json").unlink(), "the dashboard shows it, and it is missing; run `dvc repro -s -f evaluate`"),
+        (
+            lambda path: (path / "metrics" / "evaluation.json").unlink(),
+            "the dashboard shows it, and it is missing; run `dvc repro -s -f evaluate`",
+        ),
         (lambda path: (path / "metrics" / "train_history.jsonl").write_text("{"), "the training history cannot be read"),
         (lambda path: (path / "data" / "inference" / "main" / "config.json").unlink(), "config.json"),
     ],
