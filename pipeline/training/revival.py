@@ -59,10 +59,10 @@ def revive_(
     Args:
         dictionary: in training, as it was when `codes` were computed but for the step's update.
         codes: of a batch.
-        encoder_gate: Dictionary.encoder_gate of the batch.
         edge: what z must exceed to open, broadcastable to z; infinite where nothing can (see ActivationFunction.edge).
         dead: bool of `feature_shape`.
         mask: bool over tokens; None: all kept.
+        encoder_gate: Dictionary.encoder_gate of the batch.
     """
     shape = dead.shape
     z = widened(codes.z.detach()).reshape(-1, *shape)

@@ -54,12 +54,12 @@ class _Tally:
         self.n_active: Tensor | int = 0
         self.codes: Codes | None = None
         self.mask: Tensor | None = None
-        self.encoder_gate: Tensor | None = None
+        self.x: Tensor | None = None
 
     @torch.no_grad()
-    def add(self, report: LossReport, mask: Tensor | None, counted: bool, encoder_gate: Tensor | None) -> None:
-        """Add a micro-batch; `counted`: also how many features are active. The last one's codes are kept."""
-        self.codes, self.mask, self.encoder_gate = report.codes, mask, encoder_gate
+    def add(self, report: LossReport, part: _Part, counted: bool) -> None:
+        """Add a micro-batch; `counted`: also how many features are active. The last one's input and codes are kept."""
+        self.codes, self.mask, self.x = report.codes, part.mask, part.x
         fired = self._dead.fired(report.features)
         self.fired = fired if self.fired is None else self.fired | fired
         if counted:
@@ -174,12 +174,11 @@ class Trainer:
         observation = Observation(s, self.scheduled(s), self._token_dims(batch.inputs)) if observe else None
         sums: dict[str, Tensor] = {}
         tally = _Tally(self.dead, n_layers_of(self.dictionary))
-        reviving = self.params.revive_dead_features
         statistic = self._statistic(parts, s)
         self.optimizer.zero_grad()
         for part in parts:
             report = self._accumulate(part, s, dead, sums, statistic)
-            tally.add(report, part.mask, self.l0.steers, self.dictionary.encoder_gate(part.x) if reviving else None)
+            tally.add(report, part, self.l0.steers)
             self.n_auxk_dropped.add_(report.n_auxk_dropped)
             if observation is not None:
                 observation.add(report, part.y, part.mask)
@@ -235,18 +234,13 @@ class Trainer:
     def _revive(self, s: int, tally: _Tally, dead: Tensor) -> None:
         """Move dead features to the edge of the gate, as the step's last micro-batch has it."""
         assert tally.codes is not None
+        assert tally.x is not None
         gate = self.gate(s)
         activation = gate.activation or self.dictionary.activation
         settings = self.dictionary.gate_settings(tally.mask, gate)
         edge = activation.edge(tally.codes.z.detach(), tally.codes.f.detach() > 0, settings)
-        revive_(
-            self.dictionary,
-            tally.codes,
-            edge,
-            dead,
-            tally.mask,
-            encoder_gate=tally.encoder_gate,
-        )
+        encoder_gate = self.dictionary.encoder_gate(tally.x)
+        revive_(self.dictionary, tally.codes, edge, dead, tally.mask, encoder_gate=encoder_gate)
 
     def _accumulate(
         self, part: _Part, s: int, dead: Tensor | None, sums: dict[str, Tensor], statistic: Tensor | None
