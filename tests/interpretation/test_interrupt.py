@@ -24,7 +24,7 @@ def test_ctrl_c_ends_it_while_requests_are_open(planted: Path, tmp_path: Path, s
     def answer(messages: list[dict[str, str]]) -> str:
         if len(stub.requests) > 2 * concurrency * OF_A_FEATURE:
             hanging.set()
-            release.wait(60)
+            release.wait(250)
         return oracle(messages)
 
     stub.answer = answer
@@ -32,8 +32,11 @@ def test_ctrl_c_ends_it_while_requests_are_open(planted: Path, tmp_path: Path, s
     command += ["--endpoint", stub.url, "--model", "m", "--n", "8", "--concurrency", str(concurrency)]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        assert hanging.wait(60)
-        time.sleep(0.3)  # the last finished feature is written
+        assert hanging.wait(200)
+        for _ in range(200):  # until a finished feature is written
+            if any((tmp_path / "out").glob("*.json")):
+                break
+            time.sleep(0.1)
         before = time.monotonic()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
@@ -46,7 +49,7 @@ def test_ctrl_c_ends_it_while_requests_are_open(planted: Path, tmp_path: Path, s
         "error: interrupted; run the same command again to go on"
     ]
     assert out == ""
-    assert took < 3
+    assert took < 20  # on a busy machine; a request hangs until the test ends
     kept = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert kept
     assert all(name.removesuffix(".json").isdecimal() for name in kept)
