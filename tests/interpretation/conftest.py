@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -174,7 +175,8 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
             for name, value in {"Content-Length": str(len(text.encode())), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(text.encode())
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has gone
+                self.wfile.write(text.encode())
 
         def log_message(self, *_: Any) -> None:
             pass
