@@ -30,7 +30,14 @@ def test_ctrl_c_ends_it_while_requests_are_open(planted: Path, tmp_path: Path, s
     stub.answer = answer
     command = [sys.executable, "-m", "stages.interpret", "--features-dir", str(planted), "--out", str(tmp_path / "out")]
     command += ["--endpoint", stub.url, "--model", "m", "--n", "8", "--concurrency", str(concurrency)]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+    )
     try:
         assert hanging.wait(200)
         for _ in range(200):  # until a finished feature is written
