@@ -219,14 +219,14 @@ def test_a_trainers_optimiser_and_schedule_are_those_of_its_parameters() -> None
 
 
 def test_the_clipped_norm_leaves_thresholds_out() -> None:
-    made = trainer(dictionary(act_fn="jumprelu"), clip_grad_norm=1e-3)
+    made = trainer(dictionary(act_fn="jumprelu"), clip_grad_norm=1e-3, lp_coefficient=20.0)
     x = rows(200)
     observation = made.step(TrainingBatch(0, x, x), observe=True)
     assert observation is not None
-    free = trainer(dictionary(act_fn="jumprelu"))
+    free = trainer(dictionary(act_fn="jumprelu"), lp_coefficient=20.0)
     free.step(TrainingBatch(0, x, x))
     grads = gradients(free)
-    assert float(grads["log_jumprelu_threshold"].norm()) > 0
+    assert float(grads["log_jumprelu_threshold"].norm()) > 0.02 * observation.figures()["grad_norm"]
     others = [grad.square().sum() for name, grad in grads.items() if name != "log_jumprelu_threshold"]
     assert observation.figures()["grad_norm"] == pytest.approx(float(torch.stack(others).sum().sqrt()), rel=1e-5)
     torch.testing.assert_close(gradients(made)["log_jumprelu_threshold"], grads["log_jumprelu_threshold"])
