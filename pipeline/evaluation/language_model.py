@@ -144,7 +144,9 @@ class PredictionMetrics:
         self.documents = DocumentSums()
 
     def update(self, name: str, values: Tensor, context: str, documents: Tensor | None = None) -> None:
-        """Add values [n] of `name`: original, spliced, zero, mean, pca, kl, kl_zero, spliced.<hook>, or kl.<hook>.
+        """Add values [n] of `name`: original, spliced, zero, mean, pca, kl, kl_zero.
+
+        `<name>.<hook>`: that hook point replaced alone.
 
         Args:
             documents: int64 [n], of the predicted tokens, for the interval of delta_ce; None: no interval.
@@ -182,50 +184,53 @@ class PredictionMetrics:
         splice costs nothing, 0 if it is as bad as the ablation.
         kl = mean of KL(original || spliced); kl_zero with zeros in its place, where it was measured.
         pca_delta_ce: what PCA costs, where it was run.
-        With several written hook points also ce_spliced.<hook>, delta_ce.<hook> and kl.<hook>, that hook point alone being
-        replaced. There is no loss recovered of one of several hook points: it would take two more runs for each.
+        With several written hook points also <metric>.<hook> of all these but ce_original, that hook point alone being
+        replaced.
 
         Raises:
             NumericsError: no prediction was counted, or an ablation changes nothing.
         """
-        original, spliced = self.mean("original"), self.mean("spliced")
-        results = {"ce_original": original, "ce_spliced": spliced, "delta_ce": spliced - original, "kl": self.mean("kl")}
-        before, after, number = self.documents.of("original", "spliced", "number of original")
-        results |= with_interval("delta_ce", ratio_interval(after - before, number))
+        results = {"ce_original": self.mean("original"), **self._of_splice()}
+        for hook in self.hooks:
+            if f"spliced.{hook}" in self.counts:
+                results |= self._of_splice(hook)
+        return results
+
+    def _of_splice(self, hook: str | None = None) -> dict[str, float]:
+        """All hook points replaced, or one alone."""
+        end = "" if hook is None else f".{hook}"
+        original, spliced = self.mean("original"), self.mean(f"spliced{end}")
+        before, after, number = self.documents.of("original", f"spliced{end}", "number of original")
+        found = {"ce_spliced": spliced, "delta_ce": spliced - original, "kl": self.mean(f"kl{end}")}
+        found |= with_interval("delta_ce", ratio_interval(after - before, number))
         for name in ("zero", "mean"):
-            ablated = self.mean(name)
+            ablated = self.mean(f"{name}{end}")
             if ablated == original:
                 raise NumericsError(
-                    f"{self.where}: loss_recovered_{name} is undefined: the {name} ablation leaves the cross entropy at "
-                    f"{original:.6g}; does the model read this hook point?"
+                    f"{hook or self.where}: loss_recovered_{name} is undefined: the {name} ablation leaves the cross entropy "
+                    f"at {original:.6g}; does the model read this hook point?"
                 )
-            results[f"ce_{name}"] = ablated
-            results[f"loss_recovered_{name}"] = (ablated - spliced) / (ablated - original)
-        if "kl_zero" in self.counts:
-            results["kl_zero"] = self.mean("kl_zero")
-        if "pca" in self.counts:
-            results["pca_delta_ce"] = self.mean("pca") - original
-        for name in self.counts:
-            if name.startswith("spliced."):
-                hook = name.removeprefix("spliced.")
-                results |= {f"ce_spliced.{hook}": self.mean(name), f"delta_ce.{hook}": self.mean(name) - original}
-                results[f"kl.{hook}"] = self.mean(f"kl.{hook}")
-        return results
+            found[f"ce_{name}"] = ablated
+            found[f"loss_recovered_{name}"] = (ablated - spliced) / (ablated - original)
+        if f"kl_zero{end}" in self.counts:
+            found["kl_zero"] = self.mean(f"kl_zero{end}")
+        if f"pca{end}" in self.counts:
+            found["pca_delta_ce"] = self.mean(f"pca{end}") - original
+        return {f"{name}{end}": value for name, value in found.items()}
 
 
 def prediction_results(by_alias: Mapping[str, PredictionMetrics]) -> dict[str, float]:
     """The metrics of a dictionary that writes to several models: the main model's (or the first one's) as they are.
 
     Those of the others have the model's alias appended. The hook point of a model that has no other is replaced alone
-    whenever it is replaced: its ce_spliced.<hook>, delta_ce.<hook> and kl.<hook> are the model's own.
+    whenever it is replaced: its <metric>.<hook> are the model's own.
     """
     main = MAIN if MAIN in by_alias else next(iter(by_alias))
     results: dict[str, float] = {}
     for alias, predictions in by_alias.items():
         found = predictions.results()
-        alone = {name: found[name] for name in ("ce_spliced", "delta_ce", "kl")} if len(by_alias) > 1 else {}
-        for hook in predictions.hooks if len(predictions.hooks) == 1 else ():
-            results.update({f"{name}.{hook}": value for name, value in alone.items()})
+        for hook in predictions.hooks if len(by_alias) > 1 and len(predictions.hooks) == 1 else ():
+            results.update({f"{name}.{hook}": found[name] for name in found if name != "ce_original"})
         of_hooks = tuple(f".{hook}" for hook in predictions.hooks)
         suffix = "" if alias == main else f".{alias}"
         results.update({name if name.endswith(of_hooks) else f"{name}{suffix}": value for name, value in found.items()})

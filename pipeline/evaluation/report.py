@@ -3,9 +3,9 @@
 Three passes over the held-out contexts:
  1. the mean of the labels (the model stops after the last written hook point);
  2. the model as it is, which gives activations and logits in one run: reconstruction and sparsity metrics, then the runs
-    with the reconstruction (of several hook points: all at once, and each alone), with zeros and with the mean activation in
-    its place: cross entropies and KL;
+    with the reconstruction, with zeros and with the mean activation in its place: cross entropies and KL;
  3. with PCA in its place, whose rank, the rounded mean L0 (or all directions that are kept), is known only now.
+Of several hook points of one model all are replaced at once, and each alone.
 Every figure is a sum over tokens in float64, divided once at the end.
 """
 
@@ -45,15 +45,22 @@ if TYPE_CHECKING:
 
 
 def runs(hooks_out: Sequence[str]) -> int:
-    """Model runs per context: of each model label means, original, spliced, zero, mean, PCA; of several hook points each."""
-    written = keys_by_model(hooks_out).values()
-    return sum(6 + (len(keys) if len(keys) > 1 else 0) for keys in written)
+    """Model runs per context.
+
+    Of each model label means and original; spliced, zero, mean and PCA, of several hook points also for each alone.
+    """
+    return sum(2 + 4 * len(_together_and_alone(keys)) for keys in keys_by_model(hooks_out).values())
 
 
 def keys_by_model(keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """{alias: keys of that model's hook points, each once}."""
     grouped = by_model(dict.fromkeys(keys))
     return {alias: tuple(join_key(alias, hook) for hook in hooks) for alias, hooks in grouped.items()}
+
+
+def _together_and_alone(keys: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
+    """What is replaced, and the end of its metrics' names: all hook points of a model; of several also each."""
+    return [("", keys), *((f".{hook}", [hook]) for hook in (keys if len(keys) > 1 else ()))]
 
 
 @dataclass(frozen=True)
@@ -135,8 +142,10 @@ class Evaluator:
         rank = used_rank(pca_rank, self.sparsity.l0_mean() / math.prod(shape[:-1]), self.principal)
         for batch in self.held_out:
             mask = batch.mask.to(self.models.device)
-            for alias in self.written:
-                self._run(alias, "pca", pca_replacements(self._principal_of(alias), rank, mask), batch, mask)
+            for alias, keys in self.written.items():
+                self._run(
+                    alias, "pca", pca_replacements({hook: self.principal[hook] for hook in keys}, rank, mask), batch, mask
+                )
         variances = {hook: part.sums["variance"] for hook, part in self.reconstruction.parts.items()}
         metrics = {
             "evaluated_contexts": float(self.held_out.n_contexts),
@@ -162,9 +171,6 @@ class Evaluator:
         if len(hooks) < 2:
             return {}
         return dict(zip(hooks, share_histogram(written_shares(self.raw.dictionary)), strict=True))
-
-    def _principal_of(self, alias: str) -> dict[str, PrincipalDirections]:
-        return {hook: self.principal[hook] for hook in self.written[alias]}
 
     def _label_means(self) -> dict[str, Tensor]:
         means = {hook: LabelMean() for hook in self.raw.hooks_out}
@@ -203,30 +209,25 @@ class Evaluator:
     ) -> None:
         """The runs of one model with its hook points replaced; `logits` are those of its run as it is."""
         keys, predictions = self.written[alias], self.predictions[alias]
-        replace = splice_replacements(self.raw, originals, known, mask, keys)
-        spliced = self.models.logits(alias, batch.tokens, replace, self.raw.hooks_in)
-        self._count(batch)
-        ce_original, ce_spliced, kl = prediction_divergence(logits, spliced, batch.tokens, mask)
-        del spliced
         documents = batch.documents[:, 1:][batch.mask[:, 1:]]
-        predictions.update("original", ce_original, batch.label, documents)
-        predictions.update("spliced", ce_spliced, batch.label, documents)
-        predictions.update("kl", kl, batch.label)
-        for hook in keys if len(keys) > 1 else ():
-            alone = splice_replacements(self.raw, originals, known, mask, [hook])
-            found = self.models.logits(alias, batch.tokens, alone, self.raw.hooks_in)
-            self._count(batch)
-            _, ce_alone, kl_alone = prediction_divergence(logits, found, batch.tokens, mask)
-            predictions.update(f"spliced.{hook}", ce_alone, batch.label)
-            predictions.update(f"kl.{hook}", kl_alone, batch.label)
-        means = {hook: principal.mean for hook, principal in self._principal_of(alias).items()}
-        zeros = {hook: torch.zeros_like(mean) for hook, mean in means.items()}
-        ablated = self.models.logits(alias, batch.tokens, constant_replacements(zeros, mask))
-        self._count(batch)
-        _, ce_zero, kl_zero = prediction_divergence(logits, ablated, batch.tokens, mask)
-        del logits, ablated
-        predictions.update("zero", ce_zero, batch.label)
-        predictions.update("kl_zero", kl_zero, batch.label)
+        means = {hook: self.principal[hook].mean for hook in keys}
+        zeros = constant_replacements({hook: torch.zeros_like(mean) for hook, mean in means.items()}, mask)
+        for end, hooks in _together_and_alone(keys):
+            splice = splice_replacements(self.raw, originals, known, mask, hooks)
+            replaced = self.models.logits(alias, batch.tokens, splice, self.raw.hooks_in)
+            ce_original, ce_spliced, kl = prediction_divergence(logits, replaced, batch.tokens, mask)
+            if not end:
+                predictions.update("original", ce_original, batch.label, documents)
+            predictions.update(f"spliced{end}", ce_spliced, batch.label, documents)
+            predictions.update(f"kl{end}", kl, batch.label)
+            del replaced
+            replaced = self.models.logits(alias, batch.tokens, {hook: zeros[hook] for hook in hooks})
+            _, ce_zero, kl_zero = prediction_divergence(logits, replaced, batch.tokens, mask)
+            predictions.update(f"zero{end}", ce_zero, batch.label)
+            predictions.update(f"kl_zero{end}", kl_zero, batch.label)
+            del replaced
+            self._count(batch, 2)
+        del logits
         self._run(alias, "mean", constant_replacements(means, mask), batch, mask)
 
     def _recorders(self, keys: Sequence[str], originals: dict[str, Tensor]) -> dict[str, Replacement]:
@@ -247,10 +248,11 @@ class Evaluator:
         batch: HeldOutBatch,
         mask: Tensor,
     ) -> None:
-        """One more run of a model with activations replaced, its cross entropy kept by `name`."""
-        logits = self.models.logits(alias, batch.tokens, replace)
-        self.predictions[alias].update(name, prediction_loss(logits, batch.tokens, mask), batch.label)
-        self._count(batch)
+        """Runs of a model with activations replaced, their cross entropies kept by `name`."""
+        for end, hooks in _together_and_alone(self.written[alias]):
+            logits = self.models.logits(alias, batch.tokens, {hook: replace[hook] for hook in hooks})
+            self.predictions[alias].update(f"{name}{end}", prediction_loss(logits, batch.tokens, mask), batch.label)
+            self._count(batch)
 
     def _count(self, batch: HeldOutBatch, runs: int = 1) -> None:
         if self.progress is not None:
