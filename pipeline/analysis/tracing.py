@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.evaluation.held_out import read_contexts
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.corpus.tokens import TokenSplit
 
 FIELDS = ("tokens", "document_ids", "char_starts", "char_ends")
-_READ = 4096
 
 
 class AnalysedContexts:
@@ -27,15 +28,7 @@ class AnalysedContexts:
     def __init__(self, split: TokenSplit, contexts: np.ndarray, text: Callable[[int], str]) -> None:
         self._split, self._text, self._contexts = split, text, contexts
         self._keys: dict[int, str] = {}
-        self._fields = {field: self._read(field) for field in FIELDS}
-
-    def _read(self, field: str) -> np.ndarray:
-        parts = []
-        block = self._contexts // _READ  # what is read at once spans at most so many contexts
-        for chosen in np.split(self._contexts, np.flatnonzero(np.diff(block)) + 1):
-            first, last = int(chosen[0]), int(chosen[-1])
-            parts.append(self._split.read(first, last + 1, field)[chosen - first])
-        return np.concatenate(parts)
+        self._fields = {field: read_contexts(split, contexts, field) for field in FIELDS}
 
     def text(self, token: int) -> str:
         """A token's text."""

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from pipeline.errors import DataError
 
+READ = 4096  # contexts, as many as a chunk of the token store has
+
 
 class Contexts(Protocol):
     """A split of a token store: what is needed of it."""
@@ -23,6 +25,21 @@ class Contexts(Protocol):
     def read(self, start: int = 0, stop: int | None = None, field: str = "tokens") -> np.ndarray:
         """int32 [n, T] of contexts start..stop: tokens, or document_ids."""
         ...
+
+
+def read_contexts(split: Contexts, chosen: np.ndarray, field: str) -> np.ndarray:
+    """int32 [n, T] of some contexts. What is read at once spans at most READ contexts, however far apart the chosen ones are.
+
+    Args:
+        split: where they are.
+        chosen: int64 [n], their numbers, ascending.
+        field: as of Contexts.read.
+    """
+    parts = []
+    for some in np.split(chosen, np.flatnonzero(np.diff(chosen // READ)) + 1):
+        first, last = int(some[0]), int(some[-1])
+        parts.append(split.read(first, last + 1, field)[some - first])
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
@@ -88,15 +105,11 @@ class HeldOutTokens:
         """The batches, without the `first` ones."""
         for start in range(first * self.batch_contexts, self.n_contexts, self.batch_contexts):
             chosen = self.contexts[start : start + self.batch_contexts]
-            tokens = self._read(chosen, "tokens")
+            tokens = read_contexts(self._split, chosen, "tokens")
             yield HeldOutBatch(
                 torch.from_numpy(chosen),
                 torch.from_numpy(tokens.astype(np.int64)),
                 torch.from_numpy(np.ascontiguousarray(self._mask_of(tokens))),
-                torch.from_numpy(self._read(chosen, "document_ids").astype(np.int64)),
+                torch.from_numpy(read_contexts(self._split, chosen, "document_ids").astype(np.int64)),
                 f"{self._name} contexts {chosen[0]} to {chosen[-1]}",
             )
-
-    def _read(self, chosen: np.ndarray, field: str) -> np.ndarray:
-        first, last = int(chosen[0]), int(chosen[-1])
-        return self._split.read(first, last + 1, field)[chosen - first]

@@ -42,3 +42,20 @@ def test_it_goes_on_after_some_batches_and_numbers_its_contexts():
     assert [batch.contexts.tolist() for batch in rest] == [[7]]
     assert torch.equal(rest[0].tokens, whole[2].tokens)
     assert torch.equal(whole[1].documents, torch.from_numpy(chosen._split.read(field="document_ids")[[3, 5]].astype(np.int64)))
+
+
+def test_contexts_far_apart_are_not_read_with_all_that_lies_between(monkeypatch):
+    monkeypatch.setattr("pipeline.evaluation.held_out.READ", 4)
+    tokens = tiny_tokens(40)
+    chosen = held_out(tokens, batch_contexts=9, n_tokens=9 * CONTEXT)
+    spans, read = [], chosen._split.read
+
+    def counting(start, stop, field):
+        spans.append(stop - start)
+        return read(start, stop, field)
+
+    monkeypatch.setattr(chosen._split, "read", counting)
+    (batch,) = chosen
+    assert max(spans) <= 4
+    assert batch.contexts.tolist() == [0, 4, 8, 13, 17, 22, 26, 31, 35]
+    assert torch.equal(batch.tokens, torch.from_numpy(tokens[batch.contexts].astype(np.int64)))
