@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BANDS = 4
 RESERVOIR_PER_CONTEXT = 4  # contexts drawn for each one that is shown of a band
 MAX_VALUES = 2**24  # feature activations at a time: 64 MiB
-_ACTIVE_SEED, _INACTIVE_SEED, _POSITION_SEED = 0x5EED, 0x1D1E, 0x9051
+_ACTIVE_SEED, _INACTIVE_SEED, _POSITION_SEED, _HISTORY_SEED = 0x5EED, 0x1D1E, 0x9051, 0x4157
 
 
 class Resumable(Protocol):
@@ -65,7 +65,7 @@ class Collection:
         reads = raw.dictionary.reads_sequences
         drawn = BANDS * params.band_contexts * RESERVOIR_PER_CONTEXT
         self.counts = FeatureCounts(n, device)
-        self.top = ContextSlots(n, params.top_contexts, *window, sources=reads, device=device)
+        self.top = ContextSlots(n, params.top_contexts, *window, sources=reads, distinct=True, device=device)
         self.drawn = ContextSlots(n, drawn, *window, sources=reads, device=device)
         self.inactive = ContextSlots(n, params.inactive_contexts, 0, 0, device=device)
         self.coactivation = CoactivationSample(n, params.coactivation_tokens / tokens)
@@ -83,11 +83,16 @@ class Collection:
             x, flat_mask = raw.encoder_input({hook: captured[hook][some] for hook in raw.hooks_in}, mask[some])
             f = raw.dictionary.encode(x, flat_mask).reshape(*mask[some].shape, self._n)
             sources = raw.dictionary.token_sources(x)
-            self.add(f, mask[some], batch.contexts[some].to(raw.device), sources)
+            place = (batch.contexts[some].to(raw.device), batch.tokens[some].to(raw.device))
+            self.add(f, mask[some], *place, sources)
         self.batches += 1
 
-    def add(self, f: Tensor, mask: Tensor, contexts: Tensor, sources: TokenSources | None = None) -> None:
-        """Add contexts: f [b, T, all features], mask bool [b, T], numbers int64 [b]."""
+    def add(self, f: Tensor, mask: Tensor, contexts: Tensor, tokens: Tensor, sources: TokenSources | None = None) -> None:
+        """Add contexts: f [b, T, all features], mask bool [b, T], numbers int64 [b], tokens int64 [b, T].
+
+        The top contexts are distinct ones: the same activation of the same token after the same tokens, as at the start of
+        many contexts, counts once.
+        """
         f = f.masked_fill(~mask[..., None], 0.0)
         self.counts.update(f.flatten(0, 1), int(mask.sum()))
         self.coactivation.update(f, contexts)
@@ -95,10 +100,13 @@ class Collection:
         active, features = largest > 0, torch.arange(self._n, device=f.device)
         strongest = None if sources is None else lambda *at: _strongest(sources(*at), at[1])
         number = contexts[:, None]
+        history = hashed(tokens, torch.arange(f.shape[1], device=f.device), _HISTORY_SEED).cumsum(
+            1
+        )  # of a token and all before
 
         def offer(chosen: Tensor, rank: Tensor, where: Tensor) -> Offer:
             wide = torch.where(chosen, rank.double(), -torch.inf)
-            return Offer(f, contexts, wide, where, strongest)
+            return Offer(f, contexts, wide, where, history.gather(1, where), strongest)
 
         self.top.update(offer(active, largest, position))
         if self.drawn.n_slots:

@@ -1,7 +1,8 @@
 """For every feature the K contexts of the highest rank, each with a window of activations around its strongest token.
 
 The rank is the activation (the top contexts) or a random number that depends on feature and context only (a uniform sample
-of the contexts). Contexts are offered batch by batch, each once; what is kept does not depend on how they were cut.
+of the contexts). Contexts are offered batch by batch, each once; what is kept does not depend on how they were cut. Where keys
+are compared, of contexts with equal rank and key only the earliest is kept.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class Offer(NamedTuple):
         contexts: int64 [b], their numbers, ascending over all batches.
         rank: float64 [b, F], -inf: not offered.
         position: int64 [b, F], the token that the window is around.
+        key: int64 [b, F], what is compared with `distinct`; None: nothing is.
         sources: (context in the batch [n], position [n], feature [n]) -> positions int64 [n, N_SOURCES] (-1: none) and their
             values, what the activation comes from; None: not asked.
     """
@@ -31,6 +33,7 @@ class Offer(NamedTuple):
     contexts: Tensor
     rank: Tensor
     position: Tensor
+    key: Tensor | None = None
     sources: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
@@ -41,10 +44,11 @@ class ContextSlots:
         n_features, n_slots: F, K.
         before, after: tokens of the window before and after the strongest one.
         sources: whether sources are kept.
+        distinct: whether of contexts with equal rank and key only the earliest is kept.
         device: of the state.
 
     Attributes:
-        rank: float64 [F, K], -inf: empty. context, position: int32 [F, K]. value: float32 [F, K].
+        rank: float64 [F, K], -inf: empty. context, position: int32 [F, K]. value: float32 [F, K]. key: int64 [F, K or 0].
         window: float32 [F, K, before + 1 + after], 0 beyond the context.
         source_position: int32 [F, K, N_SOURCES], -1: none. source_value: float32 of that shape.
     """
@@ -57,6 +61,7 @@ class ContextSlots:
         after: int,
         *,
         sources: bool = False,
+        distinct: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         shape, self.n_slots = (n_features, n_slots), n_slots
@@ -64,6 +69,7 @@ class ContextSlots:
         self.rank = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
         self.context, self.position = (torch.full(shape, -1, dtype=torch.int32, device=device) for _ in range(2))
         self.value = torch.zeros(shape, device=device)
+        self.key = torch.zeros(n_features, n_slots if distinct else 0, dtype=torch.int64, device=device)
         self.window = torch.zeros(*shape, len(self.offsets), device=device)
         kept = N_SOURCES if sources else 0
         self.source_position = torch.full((*shape, kept), -1, dtype=torch.int32, device=device)
@@ -80,6 +86,8 @@ class ContextSlots:
     def _update(self, offer: Offer, features: Tensor) -> None:
         oldest = self.context[features].argsort(dim=1)  # so that of equal ranks the earlier context is before the later
         ranks = torch.cat([self.rank[features].gather(1, oldest), offer.rank[:, features].T], 1)
+        if self.key.shape[1] and offer.key is not None:
+            ranks = _first_of_equals(ranks, torch.cat([self.key[features].gather(1, oldest), offer.key[:, features].T], 1))
         kept = ranks.sort(dim=1, descending=True, stable=True).indices[:, : self.n_slots]
         is_new = kept >= self.n_slots
         chosen = torch.zeros_like(ranks, dtype=torch.bool).scatter_(1, kept, True)[:, : self.n_slots]
@@ -97,6 +105,8 @@ class ContextSlots:
         self.rank[feature, slot] = offer.rank[chosen, feature]
         self.context[feature, slot] = offer.contexts[chosen].int()
         self.position[feature, slot] = position.int()
+        if self.key.shape[1] and offer.key is not None:
+            self.key[feature, slot] = offer.key[chosen, feature]
         self.value[feature, slot] = offer.f[chosen, position, feature].float()
         where = position[:, None] + self.offsets
         inside = (where >= 0) & (where < offer.f.shape[1])
@@ -119,10 +129,20 @@ class ContextSlots:
         """Tensors that `load` takes."""
         return {
             name: getattr(self, name)
-            for name in ("rank", "context", "position", "value", "window", "source_position", "source_value")
+            for name in ("rank", "context", "position", "value", "key", "window", "source_position", "source_value")
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from a state."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
+
+
+def _first_of_equals(ranks: Tensor, keys: Tensor) -> Tensor:
+    """Ranks [n, contexts], -inf where an earlier context has the same rank and key."""
+    by_key = keys.argsort(dim=1, stable=True)
+    order = by_key.gather(1, ranks.gather(1, by_key).argsort(dim=1, descending=True, stable=True))
+    sorted_ranks, sorted_keys = ranks.gather(1, order), keys.gather(1, order)
+    again = torch.zeros_like(ranks, dtype=torch.bool)
+    again[:, 1:] = (sorted_ranks[:, 1:] == sorted_ranks[:, :-1]) & (sorted_keys[:, 1:] == sorted_keys[:, :-1])
+    return ranks.masked_fill(torch.zeros_like(again).scatter_(1, order, again), -torch.inf)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pipeline.corpus.tokens import TokenStore
     from pipeline.params.schema import Params
 
-_VERSION = 1  # of the saved state
+_VERSION = 2  # of the saved state
 SAVE_SECONDS = 60.0
 
 

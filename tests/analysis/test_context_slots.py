@@ -19,8 +19,8 @@ def activations(seed: int = 0, ties: bool = False) -> Tensor:
     return (f * 2).round() / 2 if ties else f
 
 
-def filled(f: Tensor, cuts: list[int], sources: bool = False) -> ContextSlots:
-    slots = ContextSlots(F, K, BEFORE, AFTER, sources=sources)
+def filled(f: Tensor, cuts: list[int], sources: bool = False, distinct: bool = False) -> ContextSlots:
+    slots = ContextSlots(F, K, BEFORE, AFTER, sources=sources, distinct=distinct)
     numbers = torch.arange(N) * 3
     for start, stop in zip([0, *cuts], [*cuts, N], strict=True):
         offer(slots, f[start:stop], numbers[start:stop], sources)
@@ -35,7 +35,12 @@ def offer(slots: ContextSlots, f: Tensor, numbers: Tensor, sources: bool = False
         places = torch.arange(N_SOURCES).expand(len(context), -1)
         return places, (numbers[context] * 100 + token * 10 + feature)[:, None] + 0.1 * places
 
-    slots.update(Offer(f, numbers, rank, position, reads if sources else None))
+    slots.update(Offer(f, numbers, rank, position, keys(numbers, position), reads if sources else None))
+
+
+def keys(numbers: Tensor, position: Tensor) -> Tensor:
+    """Few ones, so that equal ranks have equal keys and others."""
+    return (numbers[:, None] + position) % 2
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -53,11 +58,29 @@ def test_the_strongest_contexts_are_those_of_a_sorted_list(cuts: list[int], ties
             assert found["window"][feature, slot].tolist() == window
 
 
+@pytest.mark.parametrize("cuts", [[], [1], [5, 9, 20], list(range(1, N))])
+def test_of_equal_rank_and_key_the_earliest_context_is_kept(cuts: list[int]) -> None:
+    f = activations(ties=True)
+    found = filled(f, cuts, distinct=True).ordered(slice(0, F))
+    dropped = 0
+    for feature in range(F):
+        first: dict[tuple[float, int], int] = {}
+        for c in range(N):
+            value, position = f[c, :, feature].max(0)
+            if value > 0:
+                dropped += (-float(value), (3 * c + int(position)) % 2) in first
+                first.setdefault((-float(value), (3 * c + int(position)) % 2), c)
+        best = sorted((value, c) for (value, _), c in first.items())[:K]
+        assert found["context"][feature].tolist() == [3 * c for _, c in best] + [-1] * (K - len(best))
+    assert dropped > F
+
+
 @settings(max_examples=25, deadline=None)
-@given(st.sets(st.integers(1, N - 1)), st.integers(0, 3))
-def test_cuts_change_nothing(cuts: set[int], seed: int) -> None:
+@given(st.sets(st.integers(1, N - 1)), st.integers(0, 3), st.booleans())
+def test_cuts_change_nothing(cuts: set[int], seed: int, distinct: bool) -> None:
     f = activations(seed, ties=True)
-    one, other = filled(f, [], sources=True).ordered(slice(0, F)), filled(f, sorted(cuts), sources=True).ordered(slice(0, F))
+    one = filled(f, [], sources=True, distinct=distinct).ordered(slice(0, F))
+    other = filled(f, sorted(cuts), sources=True, distinct=distinct).ordered(slice(0, F))
     for name in one:
         assert torch.equal(one[name], other[name]), name
 
