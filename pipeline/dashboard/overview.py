@@ -13,6 +13,7 @@ from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dashboard.training_rows import training_rows
 from pipeline.dictionaries.store import CONFIG_FILE
 from pipeline.errors import DataError
+from pipeline.evaluation.compared import compared
 from pipeline.files import read_json
 from pipeline.norms import load_norm_arrays, load_norms
 from pipeline.plots.charts import BarChart, Chart
@@ -81,7 +82,7 @@ def overview(features: str | Path, files: OverviewFiles, params: Params | None =
         "title": about["name"],
         "about": about["dictionary"],
         "seen": f"{about['tokens']:,} tokens of the {about['split']} split",
-        "metrics": compared(metrics),
+        "metrics": [list(row) for row in compared(metrics)],
         "hook_table": hook_table(metrics, about["hook_points_in"], about["hook_points_out"]),
         "figures": figures(metrics, rows, layers=len(about["feature_shape"]) > 1),
         "training": training_rows(config, params),
@@ -103,25 +104,6 @@ def read_history(path: Path) -> list[dict[str, float]]:
         return [json.loads(line) for line in path.read_text().splitlines() if line]
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: the training history cannot be read ({error}); run `dvc repro train`") from None
-
-
-def compared(metrics: Mapping[str, float]) -> list[list[Any]]:
-    """[name, explanation, this dictionary, its interval, PCA of the same rank, mean, zero] of the metrics with baselines."""
-    original = metrics["ce_original"]
-
-    def interval(name: str) -> list[float] | None:
-        return [metrics[f"{name}_low"], metrics[f"{name}_high"]] if f"{name}_low" in metrics else None
-
-    return [
-        ["FVU", "squared error / variance of what is reconstructed; 0 is perfect", metrics["fvu"], interval("fvu"),
-         metrics["pca_fvu"], 1.0, None],
-        ["delta cross entropy", "nats a token that the model loses when the reconstruction is in its place; 0 is perfect",
-         metrics["delta_ce"], interval("delta_ce"), metrics["pca_delta_ce"], metrics["ce_mean"] - original,
-         metrics["ce_zero"] - original],
-        ["loss recovered (mean)", "share of the loss of mean ablation that is recovered; 1 is perfect",
-         metrics["loss_recovered_mean"], None, None, 0.0, None],
-        ["loss recovered (zero)", "the same for zero ablation", metrics["loss_recovered_zero"], None, None, None, 0.0],
-    ]  # fmt: skip
 
 
 def hook_table(metrics: Mapping[str, float], read: Sequence[str], written: Sequence[str]) -> dict[str, Any] | None:

@@ -15,9 +15,10 @@ import pytest
 from pipeline.analysis.feature_tables import INACTIVE, FeatureStore
 from pipeline.dashboard.chunks import CHUNK, chunk, fires_on, packed, short
 from pipeline.dashboard.folder import SINGLE_PAGE, largest_energy, write_dashboard
-from pipeline.dashboard.overview import OverviewFiles, check_files, compared, hook_table, log_bins, overview
+from pipeline.dashboard.overview import OverviewFiles, check_files, hook_table, log_bins, overview
 from pipeline.dashboard.training_rows import initialization_words, training_rows
 from pipeline.errors import DataError
+from pipeline.evaluation.compared import compared
 from pipeline.params.loader import load_params
 from tests.dashboard import synthetic
 from tests.project import Project
@@ -173,11 +174,10 @@ def test_the_overview_has_the_metrics_and_the_baselines(finished_project: Projec
     )
     found = overview(path / "data/features", files)
     metrics = json.loads(files.evaluation.read_text())
-    rows = {row[0]: row for row in found["metrics"]}
-    assert rows["FVU"][2:] == [metrics["fvu"], [metrics["fvu_low"], metrics["fvu_high"]], metrics["pca_fvu"], 1.0, None]
-    assert rows["delta cross entropy"][5] == metrics["ce_mean"] - metrics["ce_original"]
-    assert rows["delta cross entropy"][6] == metrics["ce_zero"] - metrics["ce_original"]
-    assert compared({**metrics, "fvu": 7.0})[0][2] == 7.0
+    assert found["metrics"] == [list(row) for row in compared(metrics)]
+    assert all(None not in row[4:] for row in found["metrics"] if row[0] != "KL divergence, nats")
+    assert found["metrics"][-1][6] == metrics["kl_zero"]
+    assert json.loads(json.dumps(found["metrics"]))[0][3] == [metrics["fvu_low"], metrics["fvu_high"]]
     for title in ("Feature density", "Largest activations", "Training loss", "Activation norm"):
         assert any(title in chart for chart in found["charts"]), title
     assert ["features", 64] in found["figures"]
