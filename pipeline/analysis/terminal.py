@@ -70,7 +70,8 @@ def print_inspection(
     model = found.model(alias := found.alias if alias is None else alias)
     bos, size = params.model.prepend_bos, params.activations.context_size
     inspection = inspect_text(text, found.dictionary, found.models, norms=found.norms, context_size=size, prepend_bos=bos)
-    click.echo(describe(found.dictionary.config.to_dict(), params.language_model(found.alias).model_name))
+    config = found.dictionary.config
+    click.echo(describe(config.to_dict(), params.language_model(found.alias).model_name, layers=config.layers))
     if steered is not None:
         strength = 2 * largest(inspection, steered) if strength is None else strength
         how = continuation or Continuation()

@@ -57,8 +57,8 @@ def check_files(files: OverviewFiles) -> None:
 
 
 def overview(features: str | Path, files: OverviewFiles, params: Params | None = None) -> dict[str, Any]:
-    """The overview as plain values: title, about, metrics (rows of a table with baselines), hook_table, figures, training,
-    charts (HTML).
+    """The overview as plain values: title, about, metrics (rows of a table with baselines), the rank of its PCA,
+    hook_table, figures, training, charts (HTML).
 
     Args:
         features: the feature store.
@@ -83,6 +83,7 @@ def overview(features: str | Path, files: OverviewFiles, params: Params | None =
         "about": about["dictionary"],
         "seen": f"{about['tokens']:,} tokens of the {about['split']} split",
         "metrics": [list(row) for row in compared(metrics)],
+        "pca_rank": metrics["pca_rank"],
         "hook_table": hook_table(metrics, about["hook_points_in"], about["hook_points_out"]),
         "figures": figures(metrics, rows, layers=len(about["feature_shape"]) > 1),
         "training": training_rows(config, params),
@@ -163,8 +164,11 @@ def feature_charts(rows: Sequence[Mapping[str, Any]], l0_mean: float) -> list[Ch
 
 
 def _bars(name: str, title: str, x_label: str, values: Sequence[float]) -> BarChart:
-    edges, counts = log_bins([value for value in values if value > 0])
-    return BarChart(name, title, x_label, "features", tuple(edges), tuple(counts), x_log=True)
+    shown = [value for value in values if value > 0]
+    edges, counts = log_bins(shown)
+    missing = len(values) - len(shown)
+    note = f"not shown: {missing:,} of {len(values):,} features, at or below 0" if missing else ""
+    return BarChart(name, title, x_label, "features", tuple(edges), tuple(counts), x_log=True, note=note)
 
 
 def log_bins(values: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -15,7 +15,7 @@ import pytest
 from pipeline.analysis.feature_tables import INACTIVE, FeatureStore
 from pipeline.dashboard.chunks import CHUNK, chunk, fires_on, packed, short
 from pipeline.dashboard.folder import SINGLE_PAGE, largest_energy, write_dashboard
-from pipeline.dashboard.overview import OverviewFiles, check_files, hook_table, log_bins, overview
+from pipeline.dashboard.overview import OverviewFiles, check_files, feature_charts, hook_table, log_bins, overview
 from pipeline.dashboard.training_rows import initialization_words, training_rows
 from pipeline.errors import DataError
 from pipeline.evaluation.compared import compared
@@ -177,6 +177,7 @@ def test_the_overview_has_the_metrics_and_the_baselines(finished_project: Projec
     assert found["metrics"] == [list(row) for row in compared(metrics)]
     assert all(None not in row[4:] for row in found["metrics"] if row[0] != "KL divergence, nats")
     assert found["metrics"][-1][6] == metrics["kl_zero"]
+    assert found["pca_rank"] == metrics["pca_rank"]
     assert json.loads(json.dumps(found["metrics"]))[0][3] == [metrics["fvu_low"], metrics["fvu_high"]]
     for title in ("Feature density", "Largest activations", "Training loss", "Activation norm"):
         assert any(title in chart for chart in found["charts"]), title
@@ -237,6 +238,14 @@ def test_log_bins_count_everything() -> None:
         place = next(i for i in range(len(counts)) if edges[i] <= value * (1 + 1e-12) and value < edges[i + 1])
         assert counts[place] >= 1
     assert log_bins([])[1] == [0.0]
+
+
+def test_a_chart_says_what_a_log_scale_leaves_out() -> None:
+    kurtosis = [2.0, 0.0, -0.5, 3.0, None]
+    rows = [{"density": 0.1, "max_activation": 2.0, "threshold": None, "logit_kurtosis": k} for k in kurtosis]
+    charts = {chart.name: chart for chart in feature_charts(rows, 0.5)}
+    assert charts["kurtosis"].note == "not shown: 2 of 4 features, at or below 0"
+    assert charts["maximum"].note == ""
 
 
 def test_what_the_overview_needs_is_looked_for_first(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_density_leaves_out_empty_ends_and_marks_mean_and_dense():
     assert (chart.edges[0], chart.edges[-1]) == (EDGES[39], EDGES[67])
     assert sum(chart.counts) == 96
     assert chart.note == "never active: 4 of 100 features"
-    assert chart.marks == ((-2.0, "mean density"), (-1.0, "dense: above 0.1"))
+    assert chart.marks == ((-2.0, "mean density 0.01"), (-1.0, "dense: above 0.1"))
 
 
 def test_density_of_all_dead_features():
