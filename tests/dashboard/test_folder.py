@@ -79,7 +79,8 @@ def test_the_table_has_what_is_searched(folder: Path) -> None:
     assert "explanation" not in table
     assert [(table["t"][i], table["ids"][i]) for i in table["fires"][8]] == [(" word-8", 1008)]
     assert table["fires"][7] == []
-    assert [table["t"][i] for i in table["promotes"][8]] == [f" next-8-{k}" for k in range(4)]
+    assert [table["t"][i] for i in table["promotes"][8]] == [f" next-8-{k}" for k in range(10)]
+    assert [table["t"][i] for i in table["suppresses"][8]] == [f" not-{80 + k}" for k in range(10)]
     assert table["density"][7] == 0
     assert table["density"][8] > 0
 
@@ -151,6 +152,8 @@ def test_numbers_and_tokens() -> None:
         for band, text, token in [("top", "x", 1), ("top", "y", 2), ("top", "y", 2), ("top", "y", 3), ("75-100 %", "z", 4)]
     ]
     assert fires_on(rows) == [("y", 2), ("x", 1), ("y", 3)]
+    many = [{"band": "top", "texts": [str(i)], "tokens": [i], "peak": 0} for i in range(7)]
+    assert fires_on(many) == [(str(i), i) for i in range(7)]
     assert unpack(packed({"a": "\u732b"})) == {"a": "\u732b"}
     assert chunk([], {}) == {"features": {}, "t": [], "ids": []}
 
