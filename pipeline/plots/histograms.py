@@ -94,11 +94,11 @@ def share_charts(shares: Mapping[str, Sequence[int]]) -> list[BarChart]:
             BarChart(
                 name=f"written_share.{_file_name(hook)}",
                 title="Where features write",
-                x_label=f"share of a feature's decoder norm at {hook} (norms relative to the mean activation there)",
+                x_label=f"share of a feature's decoder norm at {hook}",
                 y_label="features",
                 edges=edges,
                 counts=tuple(float(count) for count in counts),
-                note="1: the feature is of this hook point alone; 0: it does not write here",
+                note="1: of this hook point alone; 0: does not write here (norms relative to the mean activation of each)",
             )
         )
     return charts

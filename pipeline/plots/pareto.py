@@ -11,7 +11,7 @@ MOST_SITES = 6
 PCA_NOTE = "PCA stands at its rank, its directions at each hook point written"
 FIGURES = {
     "fvu": ("FVU", "fraction of variance unexplained, held out"),
-    "delta_ce": ("Delta cross entropy", "cross entropy added by splicing in (nats a token), held out"),
+    "delta_ce": ("Delta cross entropy", "cross entropy added (nats a token), held out"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipeline.plots.charts import (
 COLORS = ("#2563a8", "#d9622b", "#2a8c5a", "#8a55b5", "#b83253", "#6b7280")
 TEXT, FAINT, GRID = "#1f2430", "#5b6270", "#e3e6eb"
 SIZE, DOTS_PER_INCH = (7.2, 4.3), 130
+LINE = 115  # characters of a note that fit side by side
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -73,8 +75,8 @@ def _panel(figure: Any, chart: Chart, about: str, bottom: float, height: float) 
     plane.set_xlabel(across)
     plane.set_ylabel(up)
     figure.text(0.03, bottom + 0.945 * height, chart.title, fontsize=13, fontweight="bold")
-    for i, below in enumerate(part for part in (about, chart.note) if part):
-        figure.text(0.03, bottom + (0.895 - 0.045 * i) * height, below, fontsize=8.5, color=FAINT)
+    for i, below in enumerate(line for part in (about, chart.note) for line in textwrap.wrap(part, LINE)):
+        figure.text(0.03, bottom + (0.895 - 0.04 * i) * height, below, fontsize=8.5, color=FAINT)
 
 
 def _scale(plane: Any, x_axis: Axis, y_axis: Axis) -> None:

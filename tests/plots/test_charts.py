@@ -21,7 +21,7 @@ from pipeline.plots.charts import (
     segments,
     thinned,
 )
-from pipeline.plots.png import png
+from pipeline.plots.png import LINE, png
 from pipeline.plots.svg import svg
 
 VALUES = st.floats(-1e9, 1e9, allow_nan=False)
@@ -90,6 +90,19 @@ def test_log_axes_say_so_in_both_drawings():
         (bars, ["size, log scale", "number"]),
     ):
         assert drawn(chart) == (wanted, wanted)
+
+
+def test_long_notes_are_broken_into_lines(monkeypatch):
+    from matplotlib.figure import Figure
+
+    lines = []
+    text = Figure.text
+    monkeypatch.setattr(Figure, "text", lambda self, x, y, s, **kw: lines.append(s) or text(self, x, y, s, **kw))
+    note = "lower left is better; " * 8
+    png([LineChart("a", "Title", "x", "y", (), note=note)], "about")
+    assert lines[:2] == ["Title", "about"]
+    assert " ".join(lines[2:]) == note.strip()
+    assert max(map(len, lines)) <= LINE
 
 
 def sides(*marks):

@@ -89,6 +89,7 @@ def test_share_charts_are_panels_of_one_picture(tmp_path):
     assert charts[0].edges == (0.0, 0.25, 0.5, 0.75, 1.0)
     assert charts[1].counts == (1.0, 0.0, 0.0, 3.0)
     assert hooks[1] in charts[1].x_label
+    assert all(len(chart.x_label) <= 85 for chart in charts)  # what fits below a chart
     assert ":" not in charts[1].name
     write_report(tmp_path, "title", "about", charts)
     assert {file.name for file in tmp_path.iterdir()} == {"written_share.png", "index.html"}

@@ -100,6 +100,7 @@ def test_pca_is_in_the_charts_and_in_the_table() -> None:
     assert lines[1].split()[3:] == ["FVU", "of", "PCA", "delta", "CE", "of", "PCA", "PCA", "rank", "dead"]
     assert [line.split()[-5] for line in lines[2:]] == ["-", "0.4000", "0.4000"]
     assert [line.split()[-2] for line in lines[2:]] == ["-", "24", "24"]
+    assert max(len(fvu.y_label), len(delta.y_label)) <= 45  # what fits beside a chart
     assert fvu.x_label.endswith("; of PCA its rank")
     assert "PCA stands at its rank, its directions at each hook point written" in fvu.note
     assert "PCA" not in pareto_charts([c])[0].note + pareto_charts([c])[0].x_label
