@@ -90,8 +90,7 @@ def print_inspection(
         )
         show_steering(result, steered, strength)
     elif features:
-        shape = found.dictionary.feature_shape
-        chosen = torch.tensor([feature_index(feature, shape) for feature in features])
+        chosen = torch.tensor([feature_index(feature, found.dictionary.feature_shape) for feature in features])
         effects: list[Attribution | None] = [None] * len(features)
         if writes_residual_stream(found.dictionary):
             effects = [*attribute(written_directions(found.dictionary, found.norms, alias)[chosen], model)]
