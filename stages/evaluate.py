@@ -41,7 +41,9 @@ def main(params: str, inference: str, tokens: str, norms: str, statistics: str, 
     write_plots(plots, evaluation, place, norms=norms, statistics=statistics)
     with open_tracker(loaded.tracking, stage="evaluate", run_file=Path(run)) as tracker:
         tracker.log_metrics({**evaluation.metrics, **headline(evaluation.metrics)})
-        tracker.set_tags({"mlflow.note.content": note(read_config(place).to_dict(), evaluation.metrics)})
+        config = read_config(place)
+        text = note(config.to_dict(), evaluation.metrics, layers=config.layers)
+        tracker.set_tags({"mlflow.note.content": text})
         tracker.log_artifact(out, "metrics")
         tracker.log_artifact(plots, "plots/evaluation")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.analysis.texts import ReadableTexts
 from pipeline.errors import DataError
 from pipeline.hook_keys import MAIN, split_key
 from pipeline.norms import scale_factor
@@ -31,7 +32,7 @@ class Attribution(NamedTuple):
     """Tokens and what a feature of activation 1 adds to their logits, largest effect first.
 
     Attributes:
-        promoted, suppressed: (text of the token, logit).
+        promoted, suppressed: (text of the token, logit); the bytes of a split character stand as <0xE2>.
     """
 
     promoted: list[tuple[str, float]]
@@ -131,9 +132,10 @@ def logit_effects(directions: Tensor, model: LanguageModel, top: int) -> LogitEf
 def attribute(directions: Tensor, model: LanguageModel, top: int = 10) -> list[Attribution]:
     """The tokens that each direction [n, D] promotes and suppresses most."""
     effects = logit_effects(directions, model, top)
+    shown = ReadableTexts(model)
 
     def named(part: tuple[Tensor, Tensor], row: int) -> list[tuple[str, float]]:
         values, tokens = (t[row].tolist() for t in part)
-        return [(model.token_text(token), value) for value, token in zip(values, tokens, strict=True)]
+        return [(shown(token), value) for value, token in zip(values, tokens, strict=True)]
 
     return [Attribution(named(effects.promoted, i), named(effects.suppressed, i)) for i in range(len(directions))]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipeline.analysis.texts import bos_of, contexts, feature_index, feature_name, token_ids
+from pipeline.analysis.texts import ReadableTexts, bos_of, contexts, feature_index, feature_name, token_ids
 from pipeline.evaluation.models import LanguageModels
 from pipeline.evaluation.raw_space import RawDictionary
 
@@ -25,7 +25,7 @@ class Inspection:
     """Features of a text.
 
     Attributes:
-        tokens: text of each token [N], beginning-of-text tokens included.
+        tokens: text of each token [N], beginning-of-text tokens included; the bytes of a split character stand as <0xE2>.
         kept: bool [N], False for special tokens, which have no features.
         features: sparse float32 [N, all features], activations in the dictionary's units (folded: the model's own).
         shape: of the features, [F] or [L, F].
@@ -95,6 +95,7 @@ def inspect_text(
     special = {main.bos_token_id, main.eos_token_id, main.pad_token_id} - {None}
     size = context_size or min(main.max_context or LONGEST, dictionary.max_context or LONGEST, LONGEST)
     keys = tuple(dict.fromkeys((*raw.hooks_in, *raw.hooks_out)))
+    shown = ReadableTexts(main)
     tokens: list[str] = []
     kept, features = [], []
     for ids in contexts(token_ids(text, main), size, bos):
@@ -105,5 +106,5 @@ def inspect_text(
         f = raw(inputs, labels, mask.to(models.device)).features.reshape(mask.numel(), -1).float().cpu()
         features.append((f * mask[0, :, None]).to_sparse())
         kept.append(mask[0])
-        tokens += [main.token_text(int(i)) for i in ids[0]]
+        tokens += [shown(int(i)) for i in ids[0]]
     return Inspection(tokens, torch.cat(kept), torch.cat(features).coalesce(), tuple(dictionary.feature_shape))

@@ -70,7 +70,8 @@ def print_inspection(
     model = found.model(alias := found.alias if alias is None else alias)
     bos, size = params.model.prepend_bos, params.activations.context_size
     inspection = inspect_text(text, found.dictionary, found.models, norms=found.norms, context_size=size, prepend_bos=bos)
-    click.echo(describe(found.dictionary.config.to_dict(), params.language_model(found.alias).model_name))
+    config = found.dictionary.config
+    click.echo(describe(config.to_dict(), params.language_model(found.alias).model_name, layers=config.layers))
     if steered is not None:
         strength = 2 * largest(inspection, steered) if strength is None else strength
         how = continuation or Continuation()
@@ -89,8 +90,7 @@ def print_inspection(
         )
         show_steering(result, steered, strength)
     elif features:
-        shape = found.dictionary.feature_shape
-        chosen = torch.tensor([feature_index(feature, shape) for feature in features])
+        chosen = torch.tensor([feature_index(feature, found.dictionary.feature_shape) for feature in features])
         effects: list[Attribution | None] = [None] * len(features)
         if writes_residual_stream(found.dictionary):
             effects = [*attribute(written_directions(found.dictionary, found.norms, alias)[chosen], model)]

@@ -95,7 +95,7 @@ def about_store(found: Loaded, collection: Collection, params: Params) -> dict[s
     config = found.dictionary.config
     return {
         "format_version": FORMAT_VERSION,
-        "dictionary": describe(config.to_dict(), params.language_model(found.alias).model_name),
+        "dictionary": describe(config.to_dict(), params.language_model(found.alias).model_name, layers=config.layers),
         "name": config.name,
         "kind": config.kind,
         "folded": config.folded,

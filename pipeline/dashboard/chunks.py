@@ -1,6 +1,6 @@
 """The dashboard's data: plain values as compressed JSON, in text that a script tag can hold.
 
-table: a column for each thing that is sorted, filtered or searched, over all features shown.
+table: a column for each thing that is sorted, filtered or searched, over all features shown; tokens are all that a page lists.
 chunk: the whole pages of CHUNK neighbouring features. Both keep each text once, in `t`, with the token's id in `ids` (null: no
 token's) and give its place; activations have 3 significant digits, which is what the page shows.
 """
@@ -18,9 +18,9 @@ from pipeline.analysis.feature_tables import INACTIVE, TOP
 
 CHUNK = 32
 COLUMNS = (
-    "feature", "name", "density", "max", "mean", "energy", "kurtosis", "norm", "fires", "promotes", "explanation",
+    "feature", "name", "density", "max", "mean", "energy", "kurtosis", "norm", "fires", "promotes", "suppresses",
+    "explanation",
 )  # fmt: skip
-SHOWN_TOKENS = 4  # of a feature in the table
 
 
 def packed(value: Any) -> str:
@@ -98,11 +98,11 @@ def _context(context: Mapping[str, Any], strings: _Strings) -> list[Any]:
 
 
 def fires_on(contexts: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
-    """(text, id) of the strongest tokens of the top contexts, the commonest first."""
+    """(text, id) of the strongest tokens of the top contexts, each once, the commonest first."""
     peaks = [
         (context["texts"][i], context["tokens"][i]) for context in contexts if context["band"] == TOP for i in [context["peak"]]
     ]
-    return [token for token, _ in Counter(peaks).most_common(SHOWN_TOKENS)]
+    return [token for token, _ in Counter(peaks).most_common()]
 
 
 class Table:
@@ -126,7 +126,8 @@ class Table:
             "kurtosis": short(row["logit_kurtosis"], 3),
             "norm": short(row["decoder_norm"], 3),
             "fires": [self._strings(*token) for token in fires_on(contexts)],
-            "promotes": [self._strings(token["text"], token["token"]) for token in (row["promoted"] or ())[:SHOWN_TOKENS]],
+            "promotes": [self._strings(token["text"], token["token"]) for token in row["promoted"] or ()],
+            "suppresses": [self._strings(token["text"], token["token"]) for token in row["suppressed"] or ()],
             "explanation": [explained.get(key) for key in ("explanation", "detection", "fuzzing")] if explained else None,
         }
         for name, value in values.items():

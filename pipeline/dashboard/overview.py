@@ -13,6 +13,7 @@ from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dashboard.training_rows import training_rows
 from pipeline.dictionaries.store import CONFIG_FILE
 from pipeline.errors import DataError
+from pipeline.evaluation.compared import compared
 from pipeline.files import read_json
 from pipeline.norms import load_norm_arrays, load_norms
 from pipeline.plots.charts import BarChart, Chart
@@ -56,8 +57,8 @@ def check_files(files: OverviewFiles) -> None:
 
 
 def overview(features: str | Path, files: OverviewFiles, params: Params | None = None) -> dict[str, Any]:
-    """The overview as plain values: title, about, metrics (rows of a table with baselines), hook_table, figures, training,
-    charts (HTML).
+    """The overview as plain values: title, about, metrics (rows of a table with baselines), the rank of its PCA,
+    hook_table, figures, training, charts (HTML).
 
     Args:
         features: the feature store.
@@ -81,7 +82,8 @@ def overview(features: str | Path, files: OverviewFiles, params: Params | None =
         "title": about["name"],
         "about": about["dictionary"],
         "seen": f"{about['tokens']:,} tokens of the {about['split']} split",
-        "metrics": compared(metrics),
+        "metrics": [list(row) for row in compared(metrics)],
+        "pca_rank": metrics["pca_rank"],
         "hook_table": hook_table(metrics, about["hook_points_in"], about["hook_points_out"]),
         "figures": figures(metrics, rows, layers=len(about["feature_shape"]) > 1),
         "training": training_rows(config, params),
@@ -103,25 +105,6 @@ def read_history(path: Path) -> list[dict[str, float]]:
         return [json.loads(line) for line in path.read_text().splitlines() if line]
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: the training history cannot be read ({error}); run `dvc repro train`") from None
-
-
-def compared(metrics: Mapping[str, float]) -> list[list[Any]]:
-    """[name, explanation, this dictionary, its interval, PCA of the same rank, mean, zero] of the metrics with baselines."""
-    original = metrics["ce_original"]
-
-    def interval(name: str) -> list[float] | None:
-        return [metrics[f"{name}_low"], metrics[f"{name}_high"]] if f"{name}_low" in metrics else None
-
-    return [
-        ["FVU", "squared error / variance of what is reconstructed; 0 is perfect", metrics["fvu"], interval("fvu"),
-         metrics["pca_fvu"], 1.0, None],
-        ["delta cross entropy", "nats a token that the model loses when the reconstruction is in its place; 0 is perfect",
-         metrics["delta_ce"], interval("delta_ce"), metrics["pca_delta_ce"], metrics["ce_mean"] - original,
-         metrics["ce_zero"] - original],
-        ["loss recovered (mean)", "share of the loss of mean ablation that is recovered; 1 is perfect",
-         metrics["loss_recovered_mean"], None, None, 0.0, None],
-        ["loss recovered (zero)", "the same for zero ablation", metrics["loss_recovered_zero"], None, None, None, 0.0],
-    ]  # fmt: skip
 
 
 def hook_table(metrics: Mapping[str, float], read: Sequence[str], written: Sequence[str]) -> dict[str, Any] | None:
@@ -181,8 +164,11 @@ def feature_charts(rows: Sequence[Mapping[str, Any]], l0_mean: float) -> list[Ch
 
 
 def _bars(name: str, title: str, x_label: str, values: Sequence[float]) -> BarChart:
-    edges, counts = log_bins([value for value in values if value > 0])
-    return BarChart(name, title, x_label, "features", tuple(edges), tuple(counts), x_log=True)
+    shown = [value for value in values if value > 0]
+    edges, counts = log_bins(shown)
+    missing = len(values) - len(shown)
+    note = f"not shown: {missing:,} of {len(values):,} features, at or below 0" if missing else ""
+    return BarChart(name, title, x_label, "features", tuple(edges), tuple(counts), x_log=True, note=note)
 
 
 def log_bins(values: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -73,6 +73,11 @@ class DictionaryConfig:
         raise ParamsError(f"dictionary.kind: '{self.kind}' names no hook points")
 
     @property
+    def layers(self) -> int:
+        """L: how many layers of d_sae features a token has, one for each hook point read, or 1."""
+        return len(self.hooks_in) if self.has_layers else 1
+
+    @property
     def width_out(self) -> int:
         """Width of what is written (d_out, which is never null after construction)."""
         return self.d_in if self.d_out is None else self.d_out

@@ -26,7 +26,7 @@ def headline(metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"{GROUP}/{name}": metrics[key] for name, key in NAMES.items()}
 
 
-def note(config: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+def note(config: Mapping[str, Any], metrics: Mapping[str, float], *, layers: int = 1) -> str:
     """The run's description, in Markdown: what was trained, and how good it is beside its baselines, on held-out text."""
 
     def shown(value: float | None) -> str:
@@ -38,7 +38,7 @@ def note(config: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
         rows.append((row.name, number(row.value) + ends, shown(row.pca), shown(row.mean), shown(row.zero)))
     return "\n".join(
         [
-            f"**{describe(config)}**",
+            f"**{describe(config, layers=layers)}**",
             "",
             f"L0 {number(metrics['l0_mean'])}, dead {100 * metrics['dead_fraction']:.2f} %; "
             f"on {metrics['evaluated_tokens']:,.0f} held-out tokens.",

@@ -53,5 +53,5 @@ def write_plots(
         if evaluation.shares:
             write_json(place / "written_share.json", evaluation.shares)
         charts = [density, *share_charts(evaluation.shares), *lengths]
-        title, about = "Evaluation on held-out text", describe(config.to_dict())
+        title, about = "Evaluation on held-out text", describe(config.to_dict(), layers=config.layers)
         write_report(place, title, about, charts, tables=first, more=every)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 MAX_POINTS = 1000
 MAX_NAMES = 16
-LATE = 0.75  # a mark beyond this share of x has its label on its left
+LATE = 0.75  # a point beyond this share of x has its label on its left
+CHARACTER = 0.012  # share of x that a character of a label takes, about
 
 
 @dataclass(frozen=True)
@@ -157,16 +158,18 @@ def linear_axis(low: float, high: float, n: int = 6, *, tight: bool = False) -> 
 
 
 def log_axis(low: float, high: float) -> Axis:
-    """A logarithmic axis from `low` to `high`, with ticks at 1, 2 and 5 times powers of ten, or at powers only."""
+    """A logarithmic axis from `low` to `high`, with ticks at 1, 2 and 5 times powers of ten where it has up to two decades,
+    at fewer beyond, at more below one, and at equal distances where these are few.
+    """
     if not low < high:
         low, high = low / 1.5, high * 1.5
+    if high < 4 * low:
+        return Axis(low, high, True, linear_axis(low, high, 8, tight=True).ticks)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1, 2, 5), (1, 3), (1,)):
+    for factors in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,)):
         ticks = tuple(m * 10.0**e for e in exponents for m in factors if low <= m * 10.0**e <= high)
         if len(ticks) <= 8:
             break
-    if len(ticks) < 2:
-        return Axis(low, high, True, linear_axis(low, high, 5, tight=True).ticks)
     return Axis(low, high, True, ticks)
 
 
@@ -195,6 +198,24 @@ def axes(chart: Chart) -> tuple[Axis, Axis]:
     if chart.y_log:
         return x, log_axis(low / 1.1, high * 1.1)
     return x, linear_axis(low, high, 5)
+
+
+def axis_labels(chart: Chart) -> tuple[str, str]:
+    """Labels of x and y, which say where a scale is logarithmic."""
+    x, y = (", log scale" if axis.log else "" for axis in axes(chart))
+    return chart.x_label + x, chart.y_label + y
+
+
+def mark_sides(chart: BarChart, x_axis: Axis) -> list[bool]:
+    """Of each mark whether its label is on its left: where there is no room on the right, before the edge or the next mark's
+    line or label. So no label stands between two lines that it could be of.
+    """
+    marks = [(x_axis.share(x), CHARACTER * len(label)) for x, label in chart.marks]
+    left = [share + width > 1.0 for share, width in marks]
+    for i, (share, width) in enumerate(marks):
+        starts = [at - other * on_left for (at, other), on_left in zip(marks, left, strict=True) if at > share]
+        left[i] = left[i] or (share + width > min(starts, default=1.0) and share > width)
+    return left
 
 
 def legend(chart: Chart) -> tuple[str, ...]:

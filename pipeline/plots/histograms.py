@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from pipeline.plots.charts import BarChart
+from pipeline.plots.charts import BarChart, number
 
 NORM_BINS = 90
 
@@ -17,13 +17,13 @@ def density_chart(edges: Sequence[float], counts: Sequence[float], never: int, l
         edges: m + 1 edges of bins, log10 of the density.
         counts: m numbers of features.
         never: features that were never active, which no bin holds.
-        l0_mean: mean L0; marks the mean density, L0 / number of features.
+        l0_mean: mean L0; marks the mean density, L0 / number of features, with its value.
     """
     total = int(sum(counts)) + never
     edges, counts = _trimmed(edges, counts)
     marks = []
     if l0_mean and total and edges[0] <= math.log10(l0_mean / total) <= edges[-1]:
-        marks.append((math.log10(l0_mean / total), "mean density"))
+        marks.append((math.log10(l0_mean / total), f"mean density {number(l0_mean / total)}"))
     if edges[0] <= -1.0 < edges[-1]:
         marks.append((-1.0, "dense: above 0.1"))
     return BarChart(
@@ -94,11 +94,11 @@ def share_charts(shares: Mapping[str, Sequence[int]]) -> list[BarChart]:
             BarChart(
                 name=f"written_share.{_file_name(hook)}",
                 title="Where features write",
-                x_label=f"share of a feature's decoder norm at {hook} (norms relative to the mean activation there)",
+                x_label=f"share of a feature's decoder norm at {hook}",
                 y_label="features",
                 edges=edges,
                 counts=tuple(float(count) for count in counts),
-                note="1: the feature is of this hook point alone; 0: it does not write here",
+                note="1: of this hook point alone; 0: does not write here (norms relative to the mean activation of each)",
             )
         )
     return charts

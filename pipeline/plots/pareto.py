@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from pipeline.plots.charts import Group, Point, ScatterChart
 
 MOST_SITES = 6
+PCA_NOTE = "PCA stands at its rank, its directions at each hook point written"
 FIGURES = {
     "fvu": ("FVU", "fraction of variance unexplained, held out"),
-    "delta_ce": ("Delta cross entropy", "cross entropy added by splicing in (nats a token), held out"),
+    "delta_ce": ("Delta cross entropy", "cross entropy added (nats a token), held out"),
 }
 
 
@@ -21,8 +22,8 @@ class Experiment(NamedTuple):
         name: of the experiment, or a revision.
         site: model and hook points written; only experiments of one site are comparable.
         about: kind, activation function and width.
-        l0, fvu, delta_ce, dead: metrics of its evaluation.
-        pca_fvu, pca_delta_ce, pca_rank: of the baseline of as many directions; None: not measured.
+        l0, fvu, delta_ce, dead: metrics of its evaluation; l0 of several layers is the sum of theirs.
+        pca_fvu, pca_delta_ce, pca_rank: of the baseline; its rank is of each written hook point. None: not measured.
         revision, data: of the model, and the text; they are part of the site where experiments differ in them.
     """
 
@@ -120,7 +121,7 @@ def front(experiments: Sequence[Experiment], loss: Callable[[Experiment], float]
 def pareto_charts(experiments: Sequence[Experiment]) -> list[ScatterChart]:
     """L0 against FVU and against delta cross entropy, a colour for each site."""
     sites = list(dict.fromkeys(e.site for e in experiments))
-    note = "lower left is better; the line joins what no other experiment beats in both; PCA has as many directions as the L0"
+    note = "lower left is better; the line joins what no other experiment beats in both"
     if len(sites) > MOST_SITES:
         note += f"; {len(sites) - MOST_SITES} more sites are in the table only"
     charts = []
@@ -135,29 +136,29 @@ def pareto_charts(experiments: Sequence[Experiment]) -> list[ScatterChart]:
             points, joined = (tuple(Point(e.l0, loss(e), e.name) for e in chosen) for chosen in (own, front(own, loss)))
             groups.append(Group(site, points, joined))
         baseline = _baseline(experiments, f"pca_{key}", several=len(sites) > 1)
+        x_label, about = "mean L0 (active features a token)", note
         if baseline and len(groups) < MOST_SITES:
             groups.append(Group("PCA", baseline))
-        charts.append(
-            ScatterChart(f"pareto_{key}", f"L0 and {title}", "mean L0 (active features a token)", label, tuple(groups), note)
-        )
+            x_label, about = "mean L0 (active features a token); of PCA its rank", f"{note}; {PCA_NOTE}"
+        charts.append(ScatterChart(f"pareto_{key}", f"L0 and {title}", x_label, label, tuple(groups), about))
     return charts
 
 
 def _baseline(experiments: Sequence[Experiment], key: str, several: bool) -> tuple[Point, ...]:
-    """A point for each rank and site: PCA at the L0 of the experiment that it was measured with."""
+    """A point for each rank and site: PCA at its rank, which is not the L0 where this is a sum over layers."""
     found: dict[tuple[str, float], Point] = {}
     for e in experiments:
         value = getattr(e, key)
         if value is not None and e.pca_rank is not None:
             label = f"PCA {e.pca_rank:.0f}" + (f", {e.site}" if several else "")
-            found.setdefault((e.site, e.pca_rank), Point(e.l0, value, label))
+            found.setdefault((e.site, e.pca_rank), Point(e.pca_rank, value, label))
     return tuple(found.values())
 
 
 def table(experiments: Sequence[Experiment]) -> list[str]:
-    """Lines of text, by site and L0, with PCA of as many directions beside; an asterisk marks the front of FVU and of delta
-    cross entropy."""
-    rows = [("experiment", "dictionary", "L0", "FVU", "of PCA", "delta CE", "of PCA", "dead")]
+    """Lines of text, by site and L0, with PCA and its rank (at each written hook point) beside; an asterisk marks the front of
+    FVU and of delta cross entropy."""
+    rows = [("experiment", "dictionary", "L0", "FVU", "of PCA", "delta CE", "of PCA", "PCA rank", "dead")]
     lines: list[tuple[str, list[tuple[str, ...]]]] = []
     for site in dict.fromkeys(e.site for e in experiments):
         own = sorted((e for e in experiments if e.site == site), key=lambda e: e.l0)
@@ -167,7 +168,8 @@ def table(experiments: Sequence[Experiment]) -> list[str]:
             marks = ["*" if e in chosen else " " for chosen in fronts]
             fvu, delta_ce = f"{e.fvu:.4f}{marks[0]}", f"{e.delta_ce:.4f}{marks[1]}"
             pca = ["-" if value is None else f"{value:.4f}" for value in (e.pca_fvu, e.pca_delta_ce)]
-            cells.append((e.name, e.about, f"{e.l0:.1f}", fvu, pca[0], delta_ce, pca[1], f"{e.dead:.2%}"))
+            rank = "-" if e.pca_rank is None else f"{e.pca_rank:.0f}"
+            cells.append((e.name, e.about, f"{e.l0:.1f}", fvu, pca[0], delta_ce, pca[1], rank, f"{e.dead:.2%}"))
         lines.append((site, cells))
     widths = [max(len(row[i]) for row in [*rows, *(row for _, cells in lines for row in cells)]) for i in range(len(rows[0]))]
 

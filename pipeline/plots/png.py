@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.plots.charts import LATE, Axis, BarChart, Chart, LineChart, ScatterChart, axes, number, segments
+from pipeline.plots.charts import (
+    LATE,
+    Axis,
+    BarChart,
+    Chart,
+    LineChart,
+    ScatterChart,
+    axes,
+    axis_labels,
+    mark_sides,
+    number,
+    segments,
+)
 
 COLORS = ("#2563a8", "#d9622b", "#2a8c5a", "#8a55b5", "#b83253", "#6b7280")
 TEXT, FAINT, GRID = "#1f2430", "#5b6270", "#e3e6eb"
 SIZE, DOTS_PER_INCH = (7.2, 4.3), 130
+LINE = 115  # characters of a note that fit side by side
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -57,11 +71,12 @@ def _panel(figure: Any, chart: Chart, about: str, bottom: float, height: float) 
         _lines(plane, chart)
     else:
         _points(plane, chart, x_axis)
-    plane.set_xlabel(chart.x_label)
-    plane.set_ylabel(chart.y_label)
+    across, up = axis_labels(chart)
+    plane.set_xlabel(across)
+    plane.set_ylabel(up)
     figure.text(0.03, bottom + 0.945 * height, chart.title, fontsize=13, fontweight="bold")
-    for i, below in enumerate(part for part in (about, chart.note) if part):
-        figure.text(0.03, bottom + (0.895 - 0.045 * i) * height, below, fontsize=8.5, color=FAINT)
+    for i, below in enumerate(line for part in (about, chart.note) for line in textwrap.wrap(part, LINE)):
+        figure.text(0.03, bottom + (0.895 - 0.04 * i) * height, below, fontsize=8.5, color=FAINT)
 
 
 def _scale(plane: Any, x_axis: Axis, y_axis: Axis) -> None:
@@ -101,7 +116,7 @@ def _points(plane: Any, chart: ScatterChart, x_axis: Axis) -> None:
 
 def _bars(plane: Any, chart: BarChart, x_axis: Axis, y_axis: Axis) -> None:
     plane.stairs(chart.counts, chart.edges, fill=True, color=COLORS[0], alpha=0.85)
-    for i, (x, label) in enumerate(chart.marks):
+    for i, ((x, label), left) in enumerate(zip(chart.marks, mark_sides(chart, x_axis), strict=True)):
         plane.axvline(x, color=COLORS[1], linewidth=1.3, linestyle=(0, (4, 3)))
-        side = "right" if x_axis.share(x) > LATE else "left"
+        side = "right" if left else "left"
         plane.text(x, y_axis.high * (0.97 - 0.07 * i), f" {label} ", fontsize=8.5, color=COLORS[1], va="top", ha=side)

@@ -66,12 +66,13 @@ def write_training_report(
     write_report(folder, "Training", about, training_charts(history), figures, pictures=FIRST)
 
 
-def describe(config: Mapping[str, Any], model: str | None = None) -> str:
+def describe(config: Mapping[str, Any], model: str | None = None, *, layers: int = 1) -> str:
     """What a dictionary is, in a line: `SAE main, topk 24, 2,048 features, blocks.2.hook_resid_post of demo`.
 
     Args:
         config: config.json of a dictionary directory, or as much of it as there is.
         model: the language model; None: the one in the configuration's provenance.
+        layers: of features, each of d_sae.
     """
     model = model or ((config.get("provenance") or {}).get("model") or {}).get("name")
     kind = str(config.get("kind", "dictionary"))
@@ -81,7 +82,7 @@ def describe(config: Mapping[str, Any], model: str | None = None) -> str:
     parts = [
         " ".join(part for part in (_KINDS.get(kind, kind), config.get("name")) if part),
         f"{act} {config['top_k']}" if act and "topk" in act and config.get("top_k") else act,
-        _width(config),
+        _width(config, layers),
         f"{where} of {model}" if where and model else where or model,
     ]
     return ", ".join(str(part) for part in parts if part)
@@ -96,9 +97,8 @@ def _hook_points(config: Mapping[str, Any], side: str) -> str | None:
     return f"{several[0]} ... {several[-1]} ({len(several)})" if len(several) > 2 else " and ".join(several)
 
 
-def _width(config: Mapping[str, Any]) -> str | None:
-    """Number of features; a cross-layer transcoder has as many in each layer."""
+def _width(config: Mapping[str, Any], layers: int) -> str | None:
+    """Number of features, of each layer where there are several."""
     if not config.get("d_sae"):
         return None
-    layers = len(config["hook_points_in"]) if config.get("kind") == "clt" and config.get("hook_points_in") else 1
     return f"{layers} x {config['d_sae']:,} features" if layers > 1 else f"{config['d_sae']:,} features"

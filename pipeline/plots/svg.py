@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from html import escape
 
-from pipeline.plots.charts import LATE, Axis, BarChart, Chart, LineChart, ScatterChart, axes, number, segments
+from pipeline.plots.charts import (
+    LATE,
+    Axis,
+    BarChart,
+    Chart,
+    LineChart,
+    ScatterChart,
+    axes,
+    axis_labels,
+    mark_sides,
+    number,
+    segments,
+)
 
 WIDTH, HEIGHT = 640, 320
-LEFT, RIGHT, TOP, BOTTOM = 68, 24, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 78, 24, 12, 44
 PLANE_WIDTH, PLANE_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 MAX_HINTS = 240
 
@@ -15,6 +27,7 @@ MAX_HINTS = 240
 def svg(chart: Chart) -> str:
     """The chart as an <svg> element; a <title> in each bin or step shows its numbers on hovering."""
     x_axis, y_axis = axes(chart)
+    across, up = axis_labels(chart)
     middle = TOP + PLANE_HEIGHT / 2
     clip = f'x="{LEFT - 3}" y="{TOP - 3}" width="{PLANE_WIDTH + 6}" height="{PLANE_HEIGHT + 3}"'
     parts = [
@@ -24,8 +37,8 @@ def svg(chart: Chart) -> str:
         f'<g clip-path="url(#plane-{chart.name})">',
         *_content(chart, x_axis, y_axis),
         "</g>",
-        f'<text class="label" x="{LEFT + PLANE_WIDTH / 2:.0f}" y="{HEIGHT - 6}">{escape(chart.x_label)}</text>',
-        f'<text class="label" transform="translate(13 {middle:.0f}) rotate(-90)">{escape(chart.y_label)}</text>',
+        f'<text class="label" x="{LEFT + PLANE_WIDTH / 2:.0f}" y="{HEIGHT - 6}">{escape(across)}</text>',
+        f'<text class="label" transform="translate(13 {middle:.0f}) rotate(-90)">{escape(up)}</text>',
         "</svg>",
     ]
     return "\n".join(parts)
@@ -112,15 +125,15 @@ def _bars(chart: BarChart, x_axis: Axis, y_axis: Axis) -> list[str]:
     parts = []
     bottom = TOP + PLANE_HEIGHT
     for low, high, count in zip(chart.edges[:-1], chart.edges[1:], chart.counts, strict=True):
-        left, right, y = _x(x_axis, low), _x(x_axis, high), _y(y_axis, count)
+        start, end, y = _x(x_axis, low), _x(x_axis, high), _y(y_axis, count)
         text = escape(f"{number(low)} to {number(high)}: {count:,.0f} {chart.y_label}")
-        bar = f'x="{left:.1f}" width="{max(right - left - 0.6, 0.4):.1f}"'
+        bar = f'x="{start:.1f}" width="{max(end - start - 0.6, 0.4):.1f}"'
         parts.append(f'<rect class="bar" {bar} y="{y:.1f}" height="{bottom - y:.1f}"/>')
         parts.append(f'<rect class="hint" {bar} y="{TOP}" height="{PLANE_HEIGHT}"><title>{text}</title></rect>')
-    for i, (value, label) in enumerate(chart.marks):
+    for i, ((value, label), left) in enumerate(zip(chart.marks, mark_sides(chart, x_axis), strict=True)):
         x = _x(x_axis, value)
         y = TOP + 12 + 15 * i
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>')
-        anchor, shift = ("end", -5) if x_axis.share(value) > LATE else ("start", 5)
+        anchor, shift = ("end", -5) if left else ("start", 5)
         parts.append(f'<text class="marked" text-anchor="{anchor}" x="{x + shift:.1f}" y="{y}">{escape(label)}</text>')
     return parts

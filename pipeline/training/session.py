@@ -248,6 +248,6 @@ def _write(
     write_bytes(places.history, checkpoints.history.file.read_bytes())
     write_json(places.metrics, dict(figures))
     rows = [json.loads(line) for line in places.history.read_text().splitlines()]
-    about = describe(dictionary.config.to_dict(), store.model.get("name"))
+    about = describe(dictionary.config.to_dict(), store.model.get("name"), layers=dictionary.config.layers)
     with atomic_directory(places.plots) as folder:
         write_training_report(folder, rows, about, {k: v for k, v in figures.items() if isinstance(v, (int, float))})

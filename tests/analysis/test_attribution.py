@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipeline.analysis.attribution import attribute, logit_effects, standing, writes_residual_stream, written_directions
+from pipeline.analysis.texts import ReadableTexts
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import DataError
 from pipeline.evaluation.raw_space import RawDictionary
@@ -29,8 +30,16 @@ def test_tokens_are_those_of_a_loop(small_model, finished_project) -> None:
     order = sorted(range(len(logits)), key=lambda token: logits[token])
     (found,) = attribute(written_directions(made)[7:8], small_model, top=4)
     for got, tokens in ((found.suppressed, order[:4]), (found.promoted, order[:-5:-1])):
-        assert [text for text, _ in got] == [small_model.tokenizer.decode([token]) for token in tokens]
+        assert [text for text, _ in got] == [ReadableTexts(small_model)(token) for token in tokens]
         assert [value for _, value in got] == pytest.approx([logits[token] for token in tokens], rel=1e-4)
+
+
+def test_promoted_bytes_can_be_told_apart(small_model) -> None:
+    (found,) = attribute(torch.ones(1, D_MODEL).cumsum(1), small_model, top=10**6)
+    for effects in found:
+        shown = {text for text, _ in effects}
+        assert {"<0xE7>", "<0xFF>"} <= shown
+        assert not any("\ufffd" in text for text in shown)
 
 
 def test_unfolded_rows_are_brought_to_raw_space() -> None:

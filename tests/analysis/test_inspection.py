@@ -54,6 +54,12 @@ def test_features_are_those_of_the_contexts_special_tokens_left_out(small_model)
     assert found.of_feature(feature) == tokens
 
 
+def test_the_tokens_of_split_characters_can_be_told_apart(small_model) -> None:
+    found = inspect_text("caf\u00e9 \u732b", folded(sae()), small_model)
+    assert found.tokens[-3:] == ["<0xE7>", "<0x8C>", "<0xAB>"]
+    assert "".join(found.tokens) == "caf<0xC3><0xA9> <0xE7><0x8C><0xAB>"
+
+
 def test_a_planted_feature_fires_on_its_token_and_nowhere_else(small_model) -> None:
     hook = "blocks.0.hook_resid_pre"  # the embedding itself
     ids = small_model.tokenizer(TEXT, add_special_tokens=False)["input_ids"]

@@ -52,7 +52,8 @@ def make_store(
     whole: range | None = None,
     logits: bool = True,
 ) -> Path:
-    """A feature store of n features: feature i is strongest on the token ` word-i`; every seventh is never active.
+    """A feature store of n features: feature i is strongest on the token ` word-i`, promotes ` next-i-0` to ` next-i-9` and suppresses ` not-...`; every
+    seventh is never active.
 
     Args:
         contexts: strongest ones of each feature; outside `whole`, if that is given, one and no others.
@@ -99,6 +100,13 @@ def _feature_columns(some: range, n: int, shape: tuple[int, ...], hooks: int, rn
     tokens = [
         [{"token": 10**6 + 10 * i + k, "text": f" next-{i}-{k}", "logit": 3.0 - 0.2 * k} for k in range(10)] for i in some
     ]
+    lowered = [
+        [
+            {"token": 10**5 + (10 * i + k) % 10**4, "text": f" not-{(10 * i + k) % 10**4}", "logit": 0.2 * k - 3.0}
+            for k in range(10)
+        ]
+        for i in some
+    ]
     near = [[(i + k) % n for k in range(1, 9)] for i in some]
     return {
         "feature": list(some),
@@ -116,7 +124,7 @@ def _feature_columns(some: range, n: int, shape: tuple[int, ...], hooks: int, rn
         "histogram": histogram.tolist(),
         "logit_kurtosis": [float(i % 50) for i in some],
         "promoted": tokens,
-        "suppressed": tokens,
+        "suppressed": lowered,
         "decoder_neighbours": [[{"feature": j, "cosine": 0.5} for j in row] for row in near],
         "coactive_neighbours": [[{"feature": j, "jaccard": 0.1} for j in row] for row in near],
     }
@@ -154,6 +162,7 @@ def overview(shape: list[int] | None = None, hooks: list[str] | None = None) -> 
         "about": "SAE made up <b>",
         "seen": "100,000 tokens of the train split",
         "metrics": [["FVU", "squared error / variance", 0.1, [0.09, 0.11], 0.4, 1.0, None]],
+        "pca_rank": 24.0,
         "figures": [["L0 (held out)", 24.0]],
         "hook_table": {"columns": ["FVU", "L0"], "rows": [[hook, 0.25, None] for hook in hooks]} if hooks else None,
         "training": [["steps", 976], ["data set", "made <up>"]],

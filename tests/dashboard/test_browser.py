@@ -6,7 +6,6 @@ import functools
 import http.server
 import os
 import re
-import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -364,4 +363,4 @@ def test_fifty_thousand_features(driver: Any, tmp_path: Path) -> None:
         times.append(took)
     print(f"opening {opening:.0f} ms, feature pages {[round(t) for t in times]} ms")  # noqa: T201
     assert opening < 3_000
-    assert statistics.median(times) < 300
+    assert max(times) < 300

@@ -15,9 +15,10 @@ import pytest
 from pipeline.analysis.feature_tables import INACTIVE, FeatureStore
 from pipeline.dashboard.chunks import CHUNK, chunk, fires_on, packed, short
 from pipeline.dashboard.folder import SINGLE_PAGE, largest_energy, write_dashboard
-from pipeline.dashboard.overview import OverviewFiles, check_files, compared, hook_table, log_bins, overview
+from pipeline.dashboard.overview import OverviewFiles, check_files, feature_charts, hook_table, log_bins, overview
 from pipeline.dashboard.training_rows import initialization_words, training_rows
 from pipeline.errors import DataError
+from pipeline.evaluation.compared import compared
 from pipeline.params.loader import load_params
 from tests.dashboard import synthetic
 from tests.project import Project
@@ -78,7 +79,8 @@ def test_the_table_has_what_is_searched(folder: Path) -> None:
     assert "explanation" not in table
     assert [(table["t"][i], table["ids"][i]) for i in table["fires"][8]] == [(" word-8", 1008)]
     assert table["fires"][7] == []
-    assert [table["t"][i] for i in table["promotes"][8]] == [f" next-8-{k}" for k in range(4)]
+    assert [table["t"][i] for i in table["promotes"][8]] == [f" next-8-{k}" for k in range(10)]
+    assert [table["t"][i] for i in table["suppresses"][8]] == [f" not-{80 + k}" for k in range(10)]
     assert table["density"][7] == 0
     assert table["density"][8] > 0
 
@@ -150,6 +152,8 @@ def test_numbers_and_tokens() -> None:
         for band, text, token in [("top", "x", 1), ("top", "y", 2), ("top", "y", 2), ("top", "y", 3), ("75-100 %", "z", 4)]
     ]
     assert fires_on(rows) == [("y", 2), ("x", 1), ("y", 3)]
+    many = [{"band": "top", "texts": [str(i)], "tokens": [i], "peak": 0} for i in range(7)]
+    assert fires_on(many) == [(str(i), i) for i in range(7)]
     assert unpack(packed({"a": "\u732b"})) == {"a": "\u732b"}
     assert chunk([], {}) == {"features": {}, "t": [], "ids": []}
 
@@ -173,11 +177,11 @@ def test_the_overview_has_the_metrics_and_the_baselines(finished_project: Projec
     )
     found = overview(path / "data/features", files)
     metrics = json.loads(files.evaluation.read_text())
-    rows = {row[0]: row for row in found["metrics"]}
-    assert rows["FVU"][2:] == [metrics["fvu"], [metrics["fvu_low"], metrics["fvu_high"]], metrics["pca_fvu"], 1.0, None]
-    assert rows["delta cross entropy"][5] == metrics["ce_mean"] - metrics["ce_original"]
-    assert rows["delta cross entropy"][6] == metrics["ce_zero"] - metrics["ce_original"]
-    assert compared({**metrics, "fvu": 7.0})[0][2] == 7.0
+    assert found["metrics"] == [list(row) for row in compared(metrics)]
+    assert all(None not in row[4:] for row in found["metrics"] if row[0] != "KL divergence, nats")
+    assert found["metrics"][-1][6] == metrics["kl_zero"]
+    assert found["pca_rank"] == metrics["pca_rank"]
+    assert json.loads(json.dumps(found["metrics"]))[0][3] == [metrics["fvu_low"], metrics["fvu_high"]]
     for title in ("Feature density", "Largest activations", "Training loss", "Activation norm"):
         assert any(title in chart for chart in found["charts"]), title
     assert ["features", 64] in found["figures"]
@@ -237,6 +241,14 @@ def test_log_bins_count_everything() -> None:
         place = next(i for i in range(len(counts)) if edges[i] <= value * (1 + 1e-12) and value < edges[i + 1])
         assert counts[place] >= 1
     assert log_bins([])[1] == [0.0]
+
+
+def test_a_chart_says_what_a_log_scale_leaves_out() -> None:
+    kurtosis = [2.0, 0.0, -0.5, 3.0, None]
+    rows = [{"density": 0.1, "max_activation": 2.0, "threshold": None, "logit_kurtosis": k} for k in kurtosis]
+    charts = {chart.name: chart for chart in feature_charts(rows, 0.5)}
+    assert charts["kurtosis"].note == "not shown: 2 of 4 features, at or below 0"
+    assert charts["maximum"].note == ""
 
 
 def test_what_the_overview_needs_is_looked_for_first(tmp_path: Path) -> None:

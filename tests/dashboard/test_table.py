@@ -96,6 +96,31 @@ def test_the_very_token_comes_first_whatever_the_order(driver: Any, page: Path) 
     assert "Searched: feature numbers, \u201cfires on\u201d, \u201cpromotes\u201d" in text(driver, "#searched")
 
 
+def test_all_tokens_of_a_feature_s_page_are_found_and_four_are_shown(driver: Any, page: Path) -> None:
+    for query in ("next-8-9", "not-89", "\u00b7next-8-4"):
+        show(driver, page, "#/features")
+        search(driver, query)
+        assert rows(driver)[0] == "#/feature/8"
+    said = text(driver, "#searched")
+    assert (
+        "\u201cpromotes\u201d, suppressed tokens, with all tokens that a feature\u2019s page lists (the table shows 4" in said
+    )
+    row = driver.find_element("css selector", ".row")
+    assert [chip.text for chip in row.find_elements("css selector", ".chip")][1:] == [f"\u00b7next-8-{k}" for k in range(4)]
+
+
+def test_a_token_that_fires_is_before_one_that_is_promoted_or_suppressed(driver: Any, page: Path) -> None:
+    show(driver, page, "#/features")
+    order = driver.execute_script(
+        """const columns = { t: [], lower: ["a", "b", "ab"], name: ["0", "1", "2", "3", "4"], feature: [0, 1, 2, 3, 4],
+          fires: [[2], [1], [1], [0], [1]], promotes: [[1], [1], [0], [1], [1]], suppresses: [[1], [0], [1], [1], [1]],
+          density: [1, 1, 1, 1, 1], energy: [1, 1, 1, 1, 1], layer: [], explainText: [], byName: new Map() };
+        Object.assign(state, usual, { query: "a" });
+        return arranged(columns);"""
+    )
+    assert order == [3, 2, 1, 0]
+
+
 def test_a_search_without_a_hit_says_so_and_what_the_filters_hide(driver: Any, page: Path, density: list[float]) -> None:
     show(driver, page, "#/features?q=a%20b")
     assert text(driver, ".rows .nothing") == "No feature here has \u201ca\u00b7b\u201d."

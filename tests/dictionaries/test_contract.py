@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -58,6 +59,7 @@ def test_shapes_for_one_and_two_token_dimensions(kind: str, act_fn: str) -> None
         codes, x_hat = dictionary.run(x.reshape(*tokens, *trailing))
         assert codes.h.shape == codes.z.shape == codes.f.shape == (*tokens, *dictionary.feature_shape)
         assert codes.norms.shape == dictionary.feature_shape
+        assert dictionary.config.layers * dictionary.config.d_sae == math.prod(dictionary.feature_shape)
         assert x_hat.shape == (*tokens, *written, dictionary.config.width_out)
         torch.testing.assert_close(
             dictionary(x.reshape(*tokens, *trailing)).flatten(0, -x.ndim), dictionary(x), rtol=1e-12, atol=1e-12

@@ -25,6 +25,7 @@ def test_the_note_has_the_dictionary_and_its_baselines(finished_project) -> None
     config = read_config(finished_project.path / "data/inference/main").to_dict()
     text = note(config, {**metrics, "fvu": 0.125, "pca_fvu": 0.5, "zero_fvu": 1.75})
     assert text.startswith("**SAE main, topk 4, 64 features, blocks.0.hook_resid_post of model**")
+    assert ", 3 x 64 features, " in note(config, metrics, layers=3)
     assert "| FVU | 0.125 (" in text
     assert "| 0.5 | 1 | 1.75 |" in text
     assert "| mean | zero |" in text

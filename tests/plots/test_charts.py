@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plots.charts import BarChart, Line, LineChart, axes, linear_axis, log_axis, number, segments, thinned
+from pipeline.plots.charts import (
+    BarChart,
+    Line,
+    LineChart,
+    axes,
+    linear_axis,
+    log_axis,
+    mark_sides,
+    number,
+    segments,
+    thinned,
+)
+from pipeline.plots.png import LINE, png
+from pipeline.plots.svg import svg
 
 VALUES = st.floats(-1e9, 1e9, allow_nan=False)
 
@@ -44,8 +58,64 @@ def test_ticks(low, high, wanted):
 
 def test_log_ticks():
     assert log_axis(0.8, 60).ticks == pytest.approx((1, 2, 5, 10, 20, 50))
+    assert log_axis(7.7, 46).ticks == pytest.approx((10, 15, 20, 30, 40))
+    assert log_axis(3.1, 4.05).ticks == pytest.approx((3.2, 3.4, 3.6, 3.8, 4.0))
     assert log_axis(1, 1e6).ticks == pytest.approx(tuple(10.0**i for i in range(7)))
     assert log_axis(0.5, 5).share(math.sqrt(2.5)) == pytest.approx(0.5)
+
+
+@given(st.floats(1e-9, 1e9), st.floats(1.001, 100))
+def test_a_short_log_axis_has_at_least_three_ticks(low, ratio):
+    assert 3 <= len(log_axis(low, low * ratio).ticks) <= 9
+
+
+def drawn(chart):
+    """The labels of a chart's axes as SVG and as PNG."""
+    from matplotlib.axes import Axes
+
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("set_xlabel", "set_ylabel"):
+            patch.setattr(Axes, name, lambda _, text: said.append(text))
+        png([chart])
+    return re.findall(r'<text class="label"[^>]*>([^<]*)<', svg(chart)), said
+
+
+def test_log_axes_say_so_in_both_drawings():
+    line = Line("a", (0, 1), (8.5, 42.0))
+    bars = BarChart("b", "B", "size", "number", (1.0, 2.0, 4.0), (1.0, 2.0), x_log=True)
+    for chart, wanted in (
+        (LineChart("a", "A", "step", "loss", (line,), y_log=True), ["step", "loss, log scale"]),
+        (LineChart("a", "A", "step", "loss", (line,)), ["step", "loss"]),
+        (bars, ["size, log scale", "number"]),
+    ):
+        assert drawn(chart) == (wanted, wanted)
+
+
+def test_long_notes_are_broken_into_lines(monkeypatch):
+    from matplotlib.figure import Figure
+
+    lines = []
+    text = Figure.text
+    monkeypatch.setattr(Figure, "text", lambda self, x, y, s, **kw: lines.append(s) or text(self, x, y, s, **kw))
+    note = "lower left is better; " * 8
+    png([LineChart("a", "Title", "x", "y", (), note=note)], "about")
+    assert lines[:2] == ["Title", "about"]
+    assert " ".join(lines[2:]) == note.strip()
+    assert max(map(len, lines)) <= LINE
+
+
+def sides(*marks):
+    chart = BarChart("b", "B", "x", "y", (0.0, 1.0), (1.0,), marks=marks)
+    return mark_sides(chart, axes(chart)[0])
+
+
+def test_a_label_stands_beside_its_own_line_only():
+    assert sides((0.3, "a label"), (0.6, "a label")) == [False, False]
+    assert sides((0.95, "a label")) == [True]
+    assert sides((0.6, "mean density 0.01"), (0.9, "dense: above 0.1")) == [True, True]
+    assert sides((0.5, "mean density 0.01"), (0.6, "short")) == [True, False]
+    assert sides((0.1, "mean density 0.01"), (0.2, "short")) == [False, False]  # there is no room on its left
 
 
 @pytest.mark.parametrize(

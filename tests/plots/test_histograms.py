@@ -22,7 +22,7 @@ def test_density_leaves_out_empty_ends_and_marks_mean_and_dense():
     assert (chart.edges[0], chart.edges[-1]) == (EDGES[39], EDGES[67])
     assert sum(chart.counts) == 96
     assert chart.note == "never active: 4 of 100 features"
-    assert chart.marks == ((-2.0, "mean density"), (-1.0, "dense: above 0.1"))
+    assert chart.marks == ((-2.0, "mean density 0.01"), (-1.0, "dense: above 0.1"))
 
 
 def test_density_of_all_dead_features():
@@ -89,6 +89,7 @@ def test_share_charts_are_panels_of_one_picture(tmp_path):
     assert charts[0].edges == (0.0, 0.25, 0.5, 0.75, 1.0)
     assert charts[1].counts == (1.0, 0.0, 0.0, 3.0)
     assert hooks[1] in charts[1].x_label
+    assert all(len(chart.x_label) <= 85 for chart in charts)  # what fits below a chart
     assert ":" not in charts[1].name
     write_report(tmp_path, "title", "about", charts)
     assert {file.name for file in tmp_path.iterdir()} == {"written_share.png", "index.html"}

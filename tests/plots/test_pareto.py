@@ -91,14 +91,19 @@ def test_other_text_and_another_revision_of_the_model_are_other_sites() -> None:
 
 
 def test_pca_is_in_the_charts_and_in_the_table() -> None:
-    a, b, c = made("a", 24, 0.1), made("b", 24, 0.2), made("c", 8, 0.9)
+    a, b, c = made("a", 72, 0.1), made("b", 72, 0.2), made("c", 8, 0.9)  # 72: three layers of 24
     experiments = [e._replace(pca_fvu=0.4, pca_delta_ce=1.4, pca_rank=24.0) for e in (a, b)] + [c]
     fvu, delta = pareto_charts(experiments)
     assert fvu.groups[-1] == Group("PCA", (Point(24, 0.4, "PCA 24"),))
     assert delta.groups[-1].points == (Point(24, 1.4, "PCA 24"),)
     lines = table(experiments)
-    assert lines[1].split()[3:] == ["FVU", "of", "PCA", "delta", "CE", "of", "PCA", "dead"]
-    assert [line.split()[-4] for line in lines[2:]] == ["-", "0.4000", "0.4000"]
+    assert lines[1].split()[3:] == ["FVU", "of", "PCA", "delta", "CE", "of", "PCA", "PCA", "rank", "dead"]
+    assert [line.split()[-5] for line in lines[2:]] == ["-", "0.4000", "0.4000"]
+    assert [line.split()[-2] for line in lines[2:]] == ["-", "24", "24"]
+    assert max(len(fvu.y_label), len(delta.y_label)) <= 45  # what fits beside a chart
+    assert fvu.x_label.endswith("; of PCA its rank")
+    assert "PCA stands at its rank, its directions at each hook point written" in fvu.note
+    assert "PCA" not in pareto_charts([c])[0].note + pareto_charts([c])[0].x_label
     assert pareto_charts([c])[0].groups[-1].label != "PCA"
 
 

@@ -99,7 +99,7 @@ def test_describe():
         "hook_points_in": ["a", "b", "c"],
         "hook_points_out": ["d", "e", "f"],
     }
-    assert describe(several, "demo") == "CLT, topk 16, 3 x 1,024 features, a ... c (3) to d ... f (3) of demo"
+    assert describe(several, "demo", layers=3) == "CLT, topk 16, 3 x 1,024 features, a ... c (3) to d ... f (3) of demo"
     two = {"kind": "crosscoder", "act_fn": "relu", "d_sae": 64, "hook_points_in": ["a", "b"], "hook_points_out": ["a", "b"]}
     assert describe(two, "demo") == "crosscoder, relu, 64 features, a and b of demo"
 

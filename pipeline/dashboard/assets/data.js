@@ -42,7 +42,7 @@ async function table() {
     columns.byName = new Map(columns.name.map((name, row) => [name, row]));
     columns.layer = columns.name.map((name) => (name.includes("/") ? Number(name.split("/")[0]) : null));
     columns.lower = columns.t.map((text) => text.toLowerCase());
-    const text = (places) => places.map((place) => columns.lower[place]).join("\n");
+    const text = (places) => places.slice(0, SHOWN).map((place) => columns.lower[place]).join("\n");
     columns.fireText = columns.fires.map(text);
     columns.promoteText = columns.promotes.map(text);
     columns.explainText = (columns.explanation ?? []).map((e) => (e?.[0] ?? "").toLowerCase());

@@ -3,7 +3,7 @@ const neighbour = (columns, pairs) => {
   const lines = pairs.map(([feature, similarity]) => {
     const row = columns.row.get(feature);
     const name = row === undefined ? featureName(feature) : columns.name[row];
-    const what = row === undefined ? '<span class="faint">not in this page</span>' : `<span>${chips(columns, columns.fires[row])}</span>`;
+    const what = row === undefined ? '<span class="faint">not in this page</span>' : `<span>${shownChips(columns, columns.fires[row])}</span>`;
     const link = row === undefined ? `<span>${name}</span>` : `<a href="#/feature/${name}">${name}</a>`;
     return `${link}${what}<span class="num">${number(similarity)}</span>`;
   });

@@ -16,7 +16,7 @@ function showOverview(view) {
     <p>Metrics are of held-out text; features were looked at on ${escaped(overview.seen)}.${part}
     <a href="#/features">Look at the features</a>.</p>
     <section class="card"><h2>How good it is</h2><div class="wide"><table class="compare"><thead><tr><th></th><th>this dictionary</th>
-    <th>PCA, as many directions</th><th>mean</th><th>zero</th></tr></thead><tbody>${rows.join("")}</tbody></table></div></section>
+    <th>PCA of rank ${number(overview.pca_rank)}</th><th>mean</th><th>zero</th></tr></thead><tbody>${rows.join("")}</tbody></table></div></section>
     ${hooks ?? ""}${list("Figures", overview.figures)}${list("Training", overview.training)}
     <div class="cards">${overview.charts.join("")}</div>`;
 }

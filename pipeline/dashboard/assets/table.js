@@ -1,9 +1,11 @@
 // The table of features: sorted and filtered by index, and only the rows in sight are in the page.
 const ROW = 34, HEAD = 36;
+const SHOWN = 4; // tokens of a feature in a column; all that its page lists are searched
+const shownChips = (columns, places) => chips(columns, places.slice(0, SHOWN));
 const COLUMNS = [
   { key: "feature", title: "feature", width: "92px", least: 92, text: (c, r) => `<span>${c.name[r]}</span>` },
-  { key: "fires", title: "fires on", least: 160, width: "minmax(160px,1.5fr)", sort: "fireText", text: (c, r) => `<span>${chips(c, c.fires[r])}</span>` },
-  { key: "promotes", title: "promotes", least: 140, width: "minmax(140px,1.3fr)", sort: "promoteText", text: (c, r) => `<span>${chips(c, c.promotes[r])}</span>` },
+  { key: "fires", title: "fires on", least: 160, width: "minmax(160px,1.5fr)", sort: "fireText", text: (c, r) => `<span>${shownChips(c, c.fires[r])}</span>` },
+  { key: "promotes", title: "promotes", least: 140, width: "minmax(140px,1.3fr)", sort: "promoteText", text: (c, r) => `<span>${shownChips(c, c.promotes[r])}</span>` },
   { key: "explanation", title: "explanation", least: 160, width: "minmax(160px,1.6fr)", sort: "explainText", text: (c, r) => `<span>${escaped(c.explanation[r]?.[0] ?? "")}</span>` },
   { key: "density", title: "density", width: "150px", least: 150, number: true, text: (c, r) => `<span class="num">${meter(c.density[r])}${percent(c.density[r])}</span>` },
   { key: "max", title: "maximum", width: "84px", least: 84, number: true },
@@ -55,8 +57,8 @@ function arranged(columns) {
   const texts = query && fits(columns, query), asked = query.toLowerCase().trim();
   const fit = (r) => {
     const best = (places) => places.reduce((most, place) => Math.max(most, texts[place]), 0);
-    const fires = best(columns.fires[r]), promotes = best(columns.promotes[r]);
-    return fires === 2 ? 3 : promotes === 2 ? 2 : fires || promotes || (columns.explainText[r] ?? "").includes(asked) ? 1 : 0;
+    const degrees = [columns.fires, columns.promotes, columns.suppresses].map((column) => best(column[r])), very = degrees.indexOf(2);
+    return very >= 0 ? 4 - very : Math.max(...degrees) || (columns.explainText[r] ?? "").includes(asked) ? 1 : 0;
   };
   const filtered = (r) => {
     const density = columns.density[r];
@@ -100,7 +102,9 @@ const filled = (columns) => COLUMNS.filter(({ key }) => columns[key]?.some((valu
 function searched(columns) {
   if (!state.query) return "";
   const where = filled(columns).map((column) => column.key).filter((key) => ["fires", "promotes", "explanation"].includes(key));
-  const text = `Searched: feature numbers, ${where.map((key) => `\u201c${COLUMNS.find((column) => column.key === key).title}\u201d`).join(", ")}; the very token comes first.`;
+  const titles = where.map((key) => `, \u201c${COLUMNS.find((column) => column.key === key).title}\u201d`).join("");
+  const suppressed = columns.suppresses.some((places) => places.length) ? ", suppressed tokens" : "";
+  const text = `Searched: feature numbers${titles}${suppressed}, with all tokens that a feature\u2019s page lists (the table shows ${SHOWN} in a column); the very token comes first.`;
   const hidden = state.hidden > 0 ? ` The filters hide ${state.hidden.toLocaleString("en")} more.` : "";
   return text + hidden;
 }
