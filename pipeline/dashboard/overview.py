@@ -109,7 +109,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
 
 def hook_table(metrics: Mapping[str, float], read: Sequence[str], written: Sequence[str]) -> dict[str, Any] | None:
     """A row for each written hook point, {"columns", "rows": [[hook, value, ...]]}: its FVU beside that of PCA, the loss where
-    it alone is spliced, and L0 and dead share of the layer that reads at its place (with layers). None: there is one only.
+    it alone is replaced by the reconstruction, PCA or the mean, and L0 and dead share of the layer that reads at its place (with layers). None: there is one only.
     """
     if len(written) < 2:
         return None
@@ -118,6 +118,8 @@ def hook_table(metrics: Mapping[str, float], read: Sequence[str], written: Seque
         "FVU": [f"fvu.{hook}" for hook in written],
         "FVU of the PCA": [f"pca_fvu.{hook}" for hook in written],
         "delta cross entropy": [f"delta_ce.{hook}" for hook in written],
+        "of the PCA": [f"pca_delta_ce.{hook}" for hook in written],
+        "loss recovered against the mean": [f"loss_recovered_mean.{hook}" for hook in written],
         "L0": [f"l0_mean.{hook}" for hook in layers],
         "dead on held-out text (share)": [f"dead_fraction.{hook}" for hook in layers],
     }

@@ -211,6 +211,11 @@ def test_hook_points_have_rows_of_their_own() -> None:
     found = hook_table(metrics, ["a", "c"], ["b", "d"])
     assert found == {"columns": ["FVU", "FVU of the PCA", "L0"], "rows": [["b", 0.1, 0.5, 3.0], ["d", 0.2, 0.6, 4.0]]}
     assert hook_table(metrics, ["a"], ["b"]) is None
+    metrics |= {"delta_ce.b": 0.01, "pca_delta_ce.b": 0.02, "loss_recovered_mean.d": 0.9}
+    found = hook_table(metrics, ["a", "c"], ["b", "d"])
+    assert found is not None
+    assert found["columns"][2:5] == ["delta cross entropy", "of the PCA", "loss recovered against the mean"]
+    assert found["rows"] == [["b", 0.1, 0.5, 0.01, 0.02, None, 3.0], ["d", 0.2, 0.6, None, None, 0.9, 4.0]]
 
 
 def test_beginnings_in_words() -> None:
