@@ -97,8 +97,7 @@ def fit(
         at least a batch, at most a tenth of them where that is more) are not trained on but set the inference threshold.
 
     Raises:
-        ParamsError: unknown, mistyped or contradictory fields, all at once; shapes that do not fit them; an act_fn that nothing
-            makes sparse.
+        ParamsError: unknown, mistyped or contradictory fields, all at once; other shapes; an act_fn that nothing makes sparse.
         DataError, NumericsError: non-finite activations; a non-finite loss.
     """
     given = dict(dictionary)

@@ -119,6 +119,10 @@ def test_equal_activations_are_used_once_and_the_rest_keeps_its_draw() -> None:
     assert int((matches > 1 - 1e-5).sum()) == 11
     with pytest.raises(NumericsError, match=r"initialize_W_D_with_activations: all 40 sampled activations are equal"):
         initialized({}, torch.ones(40, D), initialize_W_D_with_activations=True)
+    with pytest.raises(
+        NumericsError, match=r"all 1 sampled activations are equal; raise initializer\.tokens, or switch it off"
+    ):
+        initialized({}, rows(1), initialize_W_D_with_activations=True)
 
 
 @pytest.mark.parametrize("d_active", [2, None])
