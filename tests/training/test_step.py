@@ -218,6 +218,17 @@ def test_a_trainers_optimiser_and_schedule_are_those_of_its_parameters() -> None
     torch.testing.assert_close(made.optimizer.state()["b_D/exp_avg"], 0.7 * grad)
 
 
+def test_a_trainers_k_schedule_is_that_of_its_parameters() -> None:
+    fields = {"initial_k": 20, "k_warmup_steps": 10, "k_cold_booting_steps": 2, "k_exponential_factor": 5.0}
+    for kind in ("linear", "exponential"):
+        made = trainer(dictionary(), k_schedule_type=kind, **fields)
+        for s in range(15):
+            p = min(max(s - 2, 0) / 10, 1.0)
+            if kind == "exponential":
+                p = (1 - math.exp(-5 * p)) / (1 - math.exp(-5))
+            assert made.scheduled(s)["top_k"] == math.ceil(round(20 - 17 * p, 9)), (kind, s)
+
+
 def test_the_clipped_norm_leaves_thresholds_out() -> None:
     made = trainer(dictionary(act_fn="jumprelu"), clip_grad_norm=1e-3, lp_coefficient=20.0)
     x = rows(200)
