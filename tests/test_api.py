@@ -226,6 +226,33 @@ def test_non_finite_activations_are_refused() -> None:
         api.fit(x, dictionary={}, trainer={}, batch_size=100)
 
 
+def test_only_what_decides_l0_takes_the_place_of_the_target() -> None:
+    """The pre-act loss pulls features up; without the target nothing would hold them down."""
+    fields = recipe.dictionary_fields({"kind": "sae", "act_fn": "jumprelu", "top_k": 4, "d_sae": 64})
+    assert recipe.trainer_fields({"lp_coefficient": 3e-6}, fields)["target_l0"] == 4
+    assert recipe.trainer_fields({"lp_coefficient": 3e-6, "target_l0": 9}, fields)["target_l0"] == 9
+    assert "target_l0" not in recipe.trainer_fields({"sparsity_loss_type": "power"}, fields)
+    dictionary = {"act_fn": "jumprelu", "top_k": ACTIVE, "d_sae": 64}
+    result = api.fit(short(), dictionary=dictionary, trainer=SHORT | {"lp_coefficient": 3e-6}, batch_size=100, device="cpu")
+    assert api.evaluate_reconstruction(result.inference, short())["l0_mean"] == pytest.approx(ACTIVE, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("given", "subtracts"),
+    [
+        ({"kind": "sae"}, True),
+        ({"kind": "sae", "hook_point_out": "output"}, False),
+        ({"kind": "sae", "use_decoder_bias": False}, False),
+        ({"kind": "transcoder"}, False),
+        ({"kind": "crosscoder"}, False),
+        ({"kind": "clt"}, False),
+        ({"kind": "lorsa"}, False),
+    ],
+)
+def test_the_recipe_subtracts_the_decoder_bias_where_that_can_be(given: dict[str, object], subtracts: bool) -> None:
+    assert ("apply_b_dec_to_input" in recipe.dictionary_fields(given)) == subtracts
+
+
 def test_the_recipe_is_the_embedded_default() -> None:
     default = load_params(REPOSITORY / "params.yaml")
     fields = recipe.dictionary_fields({"kind": "sae"})
@@ -252,10 +279,16 @@ def test_public_names() -> None:
         ({"d_sae": 49, "top_k": 4}, {"matryoshka_widths": [8, 48]}, "the last width is the whole dictionary, 49 features"),
         ({"d_sae": 64, "top_k": 4}, {"initial_k": 65}, "trainer.initial_k: 65 is more than the dictionary's 64 features"),
         ({"d_sae": 8, "act_fn": "jumprelu", "top_k": 4}, {"target_l0": 9}, "trainer.target_l0: 9.0 is more than the"),
+        ({"act_fn": "relu"}, {}, "dictionary.act_fn: relu keeps every positive value, and nothing makes it sparse"),
+        (
+            {"act_fn": "jumprelu", "top_k": 4},
+            {"target_l0": None, "lp_coefficient": 3e-6},
+            r"dictionary\.act_fn: nothing makes jumprelu sparse; set trainer\.target_l0",
+        ),
         ({"act_fn": "batchtopk", "top_k": 4}, {}, "batch_size: 400 leaves nothing to train on of 600 rows"),
     ],
 )
-def test_fit_refuses_what_does_not_fit_the_width_or_the_rows(
+def test_fit_refuses_what_does_not_fit_the_width_or_the_rows_or_makes_nothing_sparse(
     dictionary: dict[str, object], trainer: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ParamsError, match=message):

@@ -95,6 +95,21 @@ def test_folded_is_the_trained_function(finished_project: Project) -> None:
     torch.testing.assert_close(folded(x), trained(x * scale) / scale, rtol=1e-5, atol=1e-5)
 
 
+def test_the_fold_stage_has_its_own_options(finished_project: Project, tmp_path: Path) -> None:
+    """Neither is the default: units as trained, so that a row has the length 1 / s, and JumpReLU for TopK."""
+    project = finished_project.copy(tmp_path / "other")
+    project.set(fold__feature_units="normalized", fold__convert_topk_to_jumprelu=True)
+    assert project.run("fold_norm").exit_code == 0
+    folded = load_dictionary(project.path / "data/inference/main")
+    usual = load_dictionary(finished_project.path / "data/inference/main")
+    (norm,) = json.loads((project.path / "data/norms.json").read_text()).values()
+    lengths = {name: made.get_parameter("W_D").detach().norm(dim=-1) for name, made in (("normalized", folded), ("raw", usual))}
+    in_norm = norm["mean_norm"] / lengths["raw"].new_tensor(folded.config.d_in).sqrt()
+    torch.testing.assert_close(lengths["normalized"], in_norm.expand_as(lengths["normalized"]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(lengths["raw"], torch.ones_like(lengths["raw"]), rtol=1e-4, atol=0)
+    assert (folded.config.act_fn, usual.config.act_fn) == ("jumprelu", "topk")
+
+
 @pytest.mark.parametrize(
     "changes",
     [

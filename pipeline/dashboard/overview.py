@@ -109,7 +109,8 @@ def read_history(path: Path) -> list[dict[str, float]]:
 
 def hook_table(metrics: Mapping[str, float], read: Sequence[str], written: Sequence[str]) -> dict[str, Any] | None:
     """A row for each written hook point, {"columns", "rows": [[hook, value, ...]]}: its FVU beside that of PCA, the loss where
-    it alone is replaced by the reconstruction, PCA or the mean, and L0 and dead share of the layer that reads at its place (with layers). None: there is one only.
+    it alone is replaced by the reconstruction, PCA or the mean, and L0 and dead share of the layer that reads at its place
+    (with layers). None: there is one only.
     """
     if len(written) < 2:
         return None

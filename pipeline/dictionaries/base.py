@@ -280,16 +280,20 @@ class Dictionary(nn.Module, abc.ABC):
             dead_mask: bool of `feature_shape`, True for a dead feature.
             k_aux: most features per token.
 
-        Returns: e_hat [..., d_out]; zero where no feature is dead. Source: Gao et al. 2024, appendix A.2.
+        Returns: e_hat [..., d_out]; zero where no feature is dead; nan, without gradient, of tokens with a chosen h that is not
+            finite. Source: Gao et al. 2024, appendix A.2.
         """
-        if dead_mask.device.type == "cpu" and int(dead_mask.sum()) <= k_aux:
-            # All of them: nothing to rank. Elsewhere asking would wait for the device.
-            return self.decode_linear(torch.where(dead_mask, h, 0.0))
         with torch.no_grad():
-            ranked = z.detach().masked_fill(~dead_mask, -torch.inf)
-            index = ranked.topk(min(k_aux, z.shape[-1]), dim=-1, sorted=False).indices
-            chosen = torch.zeros(z.shape, dtype=torch.bool, device=z.device).scatter_(-1, index, True) & dead_mask
-        return self.decode_linear(torch.where(chosen, h, 0.0))
+            chosen = dead_mask
+            # Where it is all of them there is nothing to rank. Off the CPU asking would wait for the device.
+            if dead_mask.device.type != "cpu" or int(dead_mask.sum()) > k_aux:
+                ranked = z.detach().masked_fill(~dead_mask, -torch.inf)
+                index = ranked.topk(min(k_aux, z.shape[-1]), dim=-1, sorted=False).indices
+                chosen = torch.zeros(z.shape, dtype=torch.bool, device=z.device).scatter_(-1, index, True) & dead_mask
+            finite = h.isfinite()
+            broken = (chosen & ~finite).flatten(h.ndim - len(self.feature_shape)).any(-1)
+        e_hat = self.decode_linear(torch.where(chosen & finite, h, 0.0))  # an infinite h times a gradient of 0 is nan
+        return torch.where(broken.reshape(*broken.shape, *(1,) * (e_hat.ndim - broken.ndim)), torch.nan, e_hat)
 
     @torch.no_grad()
     def initialize_(self, seed: int, initialization: BaseInitialization | None = None) -> Self:

@@ -54,7 +54,9 @@ def set_decoder_rows_(dictionary: Dictionary, sample: Sample, *, transpose: bool
         x, y, rows = sample.inputs(part), sample.labels(part), part.rows().clone()
         chosen = distinct_rows(y, len(rows), seed, index)
         if not len(chosen):
-            raise NumericsError(f"initializer.{OPTION}: all {len(y)} sampled activations are equal")
+            raise NumericsError(
+                f"initializer.{OPTION}: all {len(y)} sampled activations are equal; raise initializer.tokens, or switch it off"
+            )
         rows[: len(chosen)] = y[chosen] - y.mean(0)
         rows.div_(torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(1e-12))
         part.set_rows(rows)

@@ -25,7 +25,7 @@ def auxk_loss(
     Args:
         reconstruction: r [..., D], normalised.
         label: y, same shape.
-        dead_reconstruction: e_hat, same shape: Dictionary.decode_dead.
+        dead_reconstruction: e_hat, same shape: Dictionary.decode_dead, which marks tokens with a non-finite h as nan.
         dead: bool, True for a dead feature, any shape.
         mask: bool [...] over tokens, True for a kept token; None: all.
 

@@ -174,6 +174,30 @@ def warm_up_ends_before_the_run(params: Params) -> str | None:
     return f"a warm-up of {warm_up} steps leaves none of the {total} to {trainer.lr_scheduler_name}; shorten it"
 
 
+@rule("trainer.lr_cool_down_steps")
+def cool_down_begins_after_the_warm_up(params: Params) -> str | None:
+    """The learning rate that is asked for is reached where a schedule both warms up and cools down."""
+    trainer, total = params.trainer, params.total_steps
+    if trainer.lr_scheduler_name != "constantwithwarmup" or total < 1:
+        return None
+    warm_up, cool_down = (resolve_steps(steps, total) for steps in (trainer.lr_warm_up_steps, trainer.lr_cool_down_steps))
+    if warm_up >= total or warm_up + cool_down <= total:  # the former is a fault of its own
+        return None
+    return (
+        f"a warm-up of {warm_up} steps (lr_warm_up_steps) and a cool-down of {cool_down} do not fit in the {total} of the run: "
+        "trainer.lr would not be reached; shorten one of them"
+    )
+
+
+@rule("trainer.amp_dtype")
+def amp_computes_in_less(params: Params) -> str | None:
+    """Autocast leaves float64 as it is."""
+    amp, dtype = params.trainer.amp_dtype, params.dictionary.dtype
+    if dtype != "float64" or amp == "float32":
+        return None
+    return f"{amp} has no effect on weights of dictionary.dtype float64, which compute in float64; write float32"
+
+
 @rule("trainer.gradient_accumulation_steps")
 def batch_splits_evenly(params: Params) -> str | None:
     """A step's batch is split in equal parts."""
@@ -249,22 +273,33 @@ def cross_layer_blocks_are_there(params: Params) -> str | None:
 
 @rule("initializer.decoder_uniform_bound")
 def decoder_is_drawn_by_its_bound(params: Params) -> str | None:
-    """Cross-layer transcoders and low-rank sparse attention have a draw of their own."""
-    return _bound_that_is_not_used(params, params.initializer.decoder_uniform_bound)
+    """Cross-layer transcoders and low-rank sparse attention have a draw of their own, and activations are no draw."""
+    start, value = params.initializer, params.initializer.decoder_uniform_bound
+    if value == 1.0 or not start.initialize_W_D_with_activations or not params.dictionary.DRAWN_BY_BOUNDS:
+        return _bound_that_is_not_used(params, value)
+    return (
+        f"{value} has no effect: decoder rows are activations (initialize_W_D_with_activations); write 1.0, or switch that off"
+    )
 
 
 @rule("initializer.encoder_uniform_bound")
 def encoder_is_drawn_by_its_bound(params: Params) -> str | None:
-    """The same of the encoder."""
-    return _bound_that_is_not_used(params, params.initializer.encoder_uniform_bound)
+    """The same of the encoder, and a transpose is no draw; a transcoder's is one where its widths differ."""
+    start, value = params.initializer, params.initializer.encoder_uniform_bound
+    may_be_drawn = params.dictionary.is_transcoder and not start.initialize_W_D_with_activations
+    transposed = start.init_encoder_with_decoder_transpose and not may_be_drawn
+    if value == 1.0 or not transposed or not params.dictionary.DRAWN_BY_BOUNDS:
+        return _bound_that_is_not_used(params, value)
+    return f"{value} has no effect: init_encoder_with_decoder_transpose makes the encoder; write 1.0, or switch that off"
 
 
 @rule("initializer.init_encoder_with_decoder_transpose_factor")
 def encoder_is_made_of_the_decoder(params: Params) -> str | None:
     """Their encoder is no transpose, unless decoder rows come from activations, whose inputs the factor scales."""
-    if params.initializer.initialize_W_D_with_activations:
-        return None
-    return _bound_that_is_not_used(params, params.initializer.init_encoder_with_decoder_transpose_factor)
+    start, value = params.initializer, params.initializer.init_encoder_with_decoder_transpose_factor
+    if value != 1.0 and not start.init_encoder_with_decoder_transpose:
+        return f"{value} is the factor of init_encoder_with_decoder_transpose, which is false; write 1.0 or switch that on"
+    return None if start.initialize_W_D_with_activations else _bound_that_is_not_used(params, value)
 
 
 def _bound_that_is_not_used(params: Params, value: float) -> str | None:

@@ -19,7 +19,7 @@ def steers_thresholds(params: Params) -> bool:
 
 
 def sparsity_is_asked_for(params: Params) -> str | None:
-    """A gate without a number of features needs something that closes it; asked of parameter files, where each key is meant."""
+    """A gate without a number of features needs something that closes it; asked of parameter files and of `fit`."""
     trainer, act_fn = params.trainer, params.dictionary.act_fn
     asks = trainer.sparsity_loss_type is not None or steers_thresholds(params)
     if params.dictionary.is_topk_family or asks:

@@ -16,11 +16,11 @@ import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from pipeline.errors import ParamsError, nearest
-from pipeline.params.fields import Limits, Refused, convert, describe, limits_of
+from pipeline.params.fields import Limits, Refused, as_written, convert, describe, limits_of
 
 Rule = Callable[[Any], str | None]
 S = TypeVar("S", bound="Section")
@@ -34,6 +34,18 @@ def rule(key: str) -> Callable[[Rule], Rule]:
         return check
 
     return mark
+
+
+def without_effect(cls: type[Section], section: Any, names: Sequence[str]) -> str:
+    """`a 3, b 4 have no effect; write a: 1, b: 2` of fields that are not at the defaults of `cls`; empty if all are."""
+    defaults = {name: cls.__dataclass_fields__[name].default for name in names}
+    found = {name: getattr(section, name) for name in names}
+    changed = [name for name in names if found[name] != defaults[name]]
+    if not changed:
+        return ""
+    stated = ", ".join(f"{name} {as_written(found[name])}" for name in changed)
+    wanted = ", ".join(f"{name}: {as_written(defaults[name])}" for name in changed)
+    return f"{stated} {'has' if len(changed) == 1 else 'have'} no effect; write {wanted}"
 
 
 @dataclasses.dataclass(frozen=True)

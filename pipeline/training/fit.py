@@ -16,6 +16,7 @@ from pipeline.initialization.compose import build_base, check, initialize_
 from pipeline.initialization.normalization import Normalizer
 from pipeline.initialization.sample import make_sample
 from pipeline.params.cross_section import UNFOLDABLE
+from pipeline.params.cross_section_losses import sparsity_is_asked_for
 from pipeline.params.schema import (
     ActivationsParams,
     FoldParams,
@@ -96,7 +97,7 @@ def fit(
         at least a batch, at most a tenth of them where that is more) are not trained on but set the inference threshold.
 
     Raises:
-        ParamsError: unknown, mistyped or contradictory fields, all at once; shapes that do not fit them.
+        ParamsError: unknown, mistyped or contradictory fields, all at once; other shapes; an act_fn that nothing makes sparse.
         DataError, NumericsError: non-finite activations; a non-finite loss.
     """
     given = dict(dictionary)
@@ -190,7 +191,7 @@ def _params(
         batch_size=batch_size,
         target="activations-1d" if flat else "activations-2d",
     )
-    return Params(
+    params = Params(
         seed=seed,
         activations=batches,
         dictionary=section_from_dict(
@@ -204,6 +205,9 @@ def _params(
         # At least that many are held back where an inference threshold is set: see _held_back.
         fold=FoldParams(mode="keep", calibration_tokens=batches.tokens_per_batch if calibrated else 0),
     )
+    if (dense := sparsity_is_asked_for(params)) is not None:
+        raise ParamsError(f"dictionary.act_fn: {dense}")
+    return params
 
 
 def _width(config: Mapping[str, Any]) -> dict[str, Any]:

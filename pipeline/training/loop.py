@@ -21,6 +21,7 @@ from pipeline.errors import CheckpointError, Interrupted
 from pipeline.interrupts import StopRequest, stop_on_signals
 from pipeline.progress import Progress
 from pipeline.training.checkpoints import Checkpoints, History, snapshot_steps
+from pipeline.training.revival import out_of_reach
 from pipeline.training.source import Source, on_device
 from pipeline.training.step import Trainer
 
@@ -66,7 +67,7 @@ def train(
         total_steps: T.
         checkpoints: opened resume points, used and kept up; None: none, and no signal is caught.
         on_metrics: called at every log step with its number, its figures and the timing's.
-        label: shown before the progress; None: no progress is shown.
+        label: shown before the progress and other lines (that revival cannot act); None: nothing is shown.
 
     Returns: the run, at its end.
 
@@ -76,6 +77,8 @@ def train(
         Interrupted: a signal asked to stop; the state is saved.
     """
     run = TrainingRun(dictionary, source, params, norms, total_steps, checkpoints, on_metrics)
+    if (why := out_of_reach(dictionary, params, total_steps * source.batch_tokens)) is not None:
+        _say(label, why)
     run.resume(label)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals()) if checkpoints is not None else StopRequest()

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.params.sections.dictionary import kind_class
+
 DICTIONARY: dict[str, Any] = {"act_fn": "topk", "top_k": 24, "expansion_factor": 16.0, "apply_b_dec_to_input": True}
 INITIALIZER: dict[str, Any] = {"initialize_W_D_with_activations": True, "bias_init_method": "mean"}
 TRAINER: dict[str, Any] = {
@@ -24,20 +26,22 @@ TRAINER: dict[str, Any] = {
 }
 CALIBRATION_TOKENS = 16384
 # Of each pair, a given field makes the recipe's one for the same purpose give way.
-_DECIDES_L0 = ("sparsity_loss_type", "lp_coefficient", "target_l0")
+_DECIDES_L0 = ("sparsity_loss_type", "target_l0")
 _DECODER_ROWS = ("initialize_W_D_with_activations", "initialize_W_D_with_active_subspace", "initialize_tc_with_mlp")
 
 
 def dictionary_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     """`given`, with its kind, completed; a stated d_sae takes the place of expansion_factor.
 
-    Only an SAE with a decoder bias can subtract that from its input.
+    Only a kind that writes what it reads, with a decoder bias, can subtract that from its input.
     """
     recipe = dict(DICTIONARY)
     if "d_sae" in given:
         del recipe["expansion_factor"]
     writes_another = given.get("hook_point_out") not in (None, given.get("hook_point_in", "input"))
-    if given["kind"] != "sae" or writes_another or not given.get("use_decoder_bias", True):
+    kind = kind_class(given["kind"])
+    subtracts = "apply_b_dec_to_input" in kind.__dataclass_fields__ and not (kind.WRITES_ELSEWHERE or writes_another)
+    if not subtracts or not given.get("use_decoder_bias", True):
         del recipe["apply_b_dec_to_input"]
     return {**recipe, **given}
 

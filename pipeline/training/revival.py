@@ -35,6 +35,7 @@ from torch import Tensor
 from pipeline.dictionaries.base import Codes, Dictionary
 from pipeline.dictionaries.folded import EPS_NORM
 from pipeline.losses.reductions import widened
+from pipeline.params.fields import resolve_share
 
 LARGEST = 100.0
 SMALLEST = 1e-6  # ratio below which z does not vary but by rounding
@@ -112,6 +113,22 @@ def least_silence(dictionary: Dictionary, params: Any) -> int:
     config = dictionary.config
     k = config.top_k if dictionary.activation.budgeted else params.target_l0
     return 0 if k is None else math.ceil(EXPECTED * config.d_sae / k)
+
+
+def silence(dictionary: Dictionary, params: Any) -> int:
+    """Tokens after which a silent feature is revived: dead_threshold, or `least_silence` where that is more."""
+    return max(resolve_share(params.dead_threshold, params.total_training_tokens), least_silence(dictionary, params))
+
+
+def out_of_reach(dictionary: Dictionary, params: Any, tokens: int) -> str | None:
+    """Why revival cannot act in a run of so many tokens; None where it can, or is off."""
+    needed = silence(dictionary, params)
+    if not params.revive_dead_features or needed <= tokens:
+        return None
+    return (
+        f"trainer.revive_dead_features does nothing in this run of {tokens:,} tokens: a feature is revived after {needed:,} "
+        f"without activation (dead_threshold, at least {EXPECTED} d_sae / k); train on more tokens, or on fewer features"
+    )
 
 
 def _mean_length(norms: Tensor, dead: Tensor) -> Tensor:

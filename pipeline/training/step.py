@@ -30,7 +30,7 @@ from pipeline.training.finiteness import LossGuard
 from pipeline.training.objective import LossReport, compute_loss, step_statistic
 from pipeline.training.observation import Observation
 from pipeline.training.optimizers import GradientScaler, build_optimizer, clip_gradients_, gradient_norm
-from pipeline.training.revival import least_silence, revive_
+from pipeline.training.revival import revive_, silence
 from pipeline.training.schedules import CoefficientSchedule, KSchedule, LearningRateSchedule, resolve_learning_rate
 from pipeline.training.source import TrainingBatch
 from pipeline.training.target_l0 import L0Control
@@ -109,7 +109,7 @@ class Trainer:
         self.scaler = GradientScaler(params.amp_dtype == "float16", self.device)
         dead_threshold = resolve_share(params.dead_threshold, params.total_training_tokens)
         self.dead = DeadFeatures(dictionary.feature_shape, dead_threshold, self.device)
-        self._least_silence = least_silence(dictionary, params)
+        self._silence = silence(dictionary, params)
         self.guard = LossGuard(self.device, position)
         self.step_number = 0
         self.tokens = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -208,7 +208,7 @@ class Trainer:
         self.dead.update(tally.fired, n_tokens)
         dead = self.dead.mask()
         # On the CPU looking is free and saves the work; elsewhere it would wait for the device.
-        lost = self.dead.tokens_since >= max(self.dead.dead_threshold, self._least_silence)
+        lost = self.dead.tokens_since >= self._silence
         if self.params.revive_dead_features and (lost.device.type != "cpu" or bool(lost.any())):
             self._revive(s, tally, lost)
         if self.l0.steers and s >= self.topk_start_steps:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from pipeline.errors import NumericsError, ParamsError
 from pipeline.initialization.active_subspace import principal_directions
+from pipeline.initialization.compose import build_base
 from pipeline.initialization.decoder_bias import geometric_median
+from pipeline.initialization.mlp_responses import set_decoder_rows_ as set_mlp_rows_
 from pipeline.losses.reconstruction import reconstruction_loss
-from tests.initialization.cases import D, F, initialized, rows
+from pipeline.params.schema import InitializerParams
+from tests.initialization.cases import D, F, config, initialized, rows
 
 
 def weights(made: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -119,6 +123,10 @@ def test_equal_activations_are_used_once_and_the_rest_keeps_its_draw() -> None:
     assert int((matches > 1 - 1e-5).sum()) == 11
     with pytest.raises(NumericsError, match=r"initialize_W_D_with_activations: all 40 sampled activations are equal"):
         initialized({}, torch.ones(40, D), initialize_W_D_with_activations=True)
+    with pytest.raises(
+        NumericsError, match=r"all 1 sampled activations are equal; raise initializer\.tokens, or switch it off"
+    ):
+        initialized({}, rows(1), initialize_W_D_with_activations=True)
 
 
 @pytest.mark.parametrize("d_active", [2, None])
@@ -139,6 +147,16 @@ def test_active_subspace_holds_every_row(d_active: int | None) -> None:
     reconstruction = made.decode_linear(made.encode(sample.x)).detach()
     best = float((sample.y * reconstruction).sum() / reconstruction.square().sum())
     assert best == pytest.approx(1.0, abs=0.05)  # judged on a batch of the sample
+
+
+def test_the_active_subspace_of_a_transcoder_is_its_labels() -> None:
+    x, y = rows(), rows(seed=1).flip(-1) * torch.tensor([1.0, 1.0, 0.1, 0.1, 0.1, 0.1])
+    fields = {"kind": "transcoder", "hook_point_out": "output"}
+    made, sample, _ = initialized(fields, x, y, initialize_W_D_with_active_subspace=True, d_active_subspace=2)
+    centred = (sample.y - sample.y.mean(0)).double()
+    span = torch.linalg.svd(centred, full_matrices=False).Vh[:2]
+    written = weights(made)["W_D"].double()
+    torch.testing.assert_close(written @ span.T @ span, written, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("fields", [{}, {"use_glu_encoder": True}, {"apply_b_dec_to_input": True}])
@@ -184,6 +202,16 @@ def test_grid_search_finds_the_best_norm() -> None:
         assert loss <= float(reconstruction_loss(made(sample.x[:64]).detach(), sample.y[:64])) * (1 + 1e-5)
 
 
+def mlp_rows(
+    mlp: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, W_E: torch.Tensor, s_in: float, s_out: float
+) -> torch.Tensor:
+    """s_out (MLP(m + d e_i) - MLP(m)) / (d s_in ||W_E[:, i]||) of each feature."""
+    mean, spread = x.mean(0), (x - x.mean(0)).square().sum(-1).mean().sqrt()
+    rising = torch.nn.functional.normalize(W_E, dim=0).T
+    response = mlp(mean + spread * rising) - mlp(mean)
+    return s_out * response / (spread * s_in * W_E.norm(dim=0))[:, None]
+
+
 def test_mlp_responses_are_written_out() -> None:
     matrix = torch.randn(D, 4, generator=torch.Generator().manual_seed(0))
 
@@ -199,11 +227,11 @@ def test_mlp_responses_are_written_out() -> None:
     }
     made, sample, _ = initialized(fields, x, mlp(x), mlp=mlp, initialize_tc_with_mlp=True)
     w = weights(made)
-    mean, spread = x.mean(0), (x - x.mean(0)).square().sum(-1).mean().sqrt()
-    rising = torch.nn.functional.normalize(w["W_E"], dim=0).T
-    response = mlp(mean + spread * rising) - mlp(mean)
     s_in, s_out = math.sqrt(D) / 4.0, math.sqrt(4) / 4.0
-    wanted = s_out * response / (spread * s_in * w["W_E"].norm(dim=0))[:, None]
+    wanted = mlp_rows(mlp, x, w["W_E"], s_in, s_out)
+    alone = build_base(config(**fields), InitializerParams(), seed=0)  # before the one factor that allows for many at once
+    set_mlp_rows_(alone, sample, [mlp])
+    torch.testing.assert_close(weights(alone)["W_D"], mlp_rows(mlp, x, weights(alone)["W_E"], s_in, s_out))
     ratio = w["W_D"] / wanted
     torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-3, atol=1e-6)
     assert sample.raw(made.parts()[0]).scale_in == pytest.approx(s_in, rel=1e-6)

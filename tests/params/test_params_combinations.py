@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.params.changes import TRANSCODER, faults
-from tests.params.test_params_fault_table import BATCHTOPK, POWER, STEERED, THRESHOLDS, TOPK, WIDTHS
+from tests.params.test_params_fault_table import BATCHTOPK, FROM_ACTIVATIONS, POWER, STEERED, THRESHOLDS, TOPK, WIDTHS
 
 ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
     (
@@ -138,6 +138,41 @@ ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
     (
         {"trainer.lr_warm_up_steps": 1.0},
         "trainer.lr_warm_up_steps: a warm-up of 146484 steps leaves none of the 146484 to constantwithwarmup; shorten it",
+    ),
+    (
+        {"trainer.lr_warm_up_steps": 0, "trainer.lr_cool_down_steps": 150_000},
+        "trainer.lr_cool_down_steps: a warm-up of 0 steps (lr_warm_up_steps) and a cool-down of 150000 do not fit in the 146484",
+    ),
+    (
+        {"trainer.lr_warm_up_steps": 0.6, "trainer.lr_cool_down_steps": 0.6},
+        "trainer.lr_cool_down_steps: a warm-up of 87890 steps (lr_warm_up_steps) and a cool-down of 87890 do not fit in the",
+    ),
+    (
+        {"trainer.lr_warm_up_steps": 1, "trainer.lr_cool_down_steps": 1.0},
+        "trainer.lr would not be reached; shorten one of them",
+    ),
+    (
+        {"dictionary.dtype": "float64", "trainer.amp_dtype": "float16"},
+        "trainer.amp_dtype: float16 has no effect on weights of dictionary.dtype float64",
+    ),
+    (
+        {**FROM_ACTIVATIONS, "initializer.decoder_uniform_bound": 0.5},
+        "initializer.decoder_uniform_bound: 0.5 has no effect: decoder rows are activations (initialize_W_D_with_activations)",
+    ),
+    (
+        {"initializer.encoder_uniform_bound": 0.5},
+        "initializer.encoder_uniform_bound: 0.5 has no effect: init_encoder_with_decoder_transpose makes the encoder; write",
+    ),
+    (
+        {**TRANSCODER, **FROM_ACTIVATIONS, "initializer.encoder_uniform_bound": 0.5},
+        "initializer.encoder_uniform_bound: 0.5 has no effect: init_encoder_with_decoder_transpose makes the encoder; write",
+    ),
+    (
+        {
+            "initializer.init_encoder_with_decoder_transpose": False,
+            "initializer.init_encoder_with_decoder_transpose_factor": 0.5,
+        },
+        "initializer.init_encoder_with_decoder_transpose_factor: 0.5 is the factor of init_encoder_with_decoder_transpose, which",
     ),
     (
         {"trainer.lr_scheduler_name": "exponentialwarmup", "trainer.lr_end_ratio": 0.0},

@@ -13,6 +13,7 @@ BATCHTOPK = {"dictionary.act_fn": "batchtopk"}
 THRESHOLDS = {"dictionary.act_fn": "jumprelu", "initializer.init_log_jumprelu_threshold_value": -2.3}
 STEERED = {"dictionary.act_fn": "jumprelu", "trainer.target_l0": 32}
 POWER = {"trainer.sparsity_loss_type": "power"}
+FROM_ACTIVATIONS = {"initializer.initialize_W_D_with_activations": True}
 WIDTHS = "trainer.matryoshka_widths"
 
 ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
@@ -173,6 +174,14 @@ ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
         {"trainer.target_l0": 32, "trainer.target_l0_mode": "coefficient"},
         "trainer.target_l0_mode: coefficient steers the weight of the sparsity loss, and trainer.sparsity_loss_type is null",
     ),
+    (
+        {"trainer.k_warmup_steps": 0.5},
+        "trainer.initial_k: is null, so that k_warmup_steps 0.5 has no effect; write k_warmup_steps: 0.1, or state the k at",
+    ),
+    (
+        {"trainer.k_cold_booting_steps": 5, "trainer.k_schedule_type": "exponential", "trainer.k_exponential_factor": 2.0},
+        "write k_cold_booting_steps: 0, k_schedule_type: linear, k_exponential_factor: 3.0, or state the k at the start",
+    ),
     ({WIDTHS: []}, "trainer.matryoshka_widths: the list is empty; write null"),
     ({WIDTHS: [0.25, 1]}, "features (integers) and shares (as 1.0, not 1) cannot be mixed, got [0.25, 1]"),
     ({WIDTHS: [512, 128]}, "trainer.matryoshka_widths: must ascend, got [512, 128]"),
@@ -217,7 +226,7 @@ def test_one_fault(changes: dict[str, Any], message: str) -> None:
         {"dictionary.act_fn": "jumprelu", "initializer.init_log_jumprelu_threshold_value": -2},
         {"activations.hook_points": ["blocks.0.hook_resid_pre", "blocks.2.hook_resid_post"]},
         {"trainer.lr": "auto", "trainer.betas": [0, 0.999], "trainer.clip_grad_norm": 1},
-        {"trainer.lr_warm_up_steps": 0, "trainer.lr_cool_down_steps": 0.0, "trainer.k_warmup_steps": 1.0},
+        {"trainer.lr_warm_up_steps": 0, "trainer.lr_cool_down_steps": 0.0, "trainer.k_warmup_steps": 0.1},
         {"trainer.sparsity_loss_type": "power", "trainer.p": 2},
         {**TOPK, **POWER},
         {"trainer.sparsity_loss_type": "tanh-quad", "trainer.frequency_scale": 0.1, "trainer.tanh_stretch_coefficient": 2},
@@ -238,6 +247,15 @@ def test_one_fault(changes: dict[str, Any], message: str) -> None:
         {"activations.target": "activations-2d", "activations.batch_size": 16},
         {"norm.tokens": None, "model.device": "cuda:1", "fold.calibration_tokens": 0},
         {"initializer.initialize_W_D_with_active_subspace": True, "initializer.d_active_subspace": 8},
+        {"trainer.lr_warm_up_steps": 0.5, "trainer.lr_cool_down_steps": 0.5},
+        {"trainer.lr_warm_up_steps": 0, "trainer.lr_cool_down_steps": 1.0},
+        {"trainer.lr_scheduler_name": "linearwarmupdecay", "trainer.lr_cool_down_steps": 1.0},
+        {**TOPK, "trainer.initial_k": 100, "trainer.k_warmup_steps": 0.5, "trainer.k_schedule_type": "exponential"},
+        {"dictionary.dtype": "float64"},
+        {"initializer.decoder_uniform_bound": 0.5, "initializer.init_encoder_with_decoder_transpose_factor": 0.5},
+        {"initializer.encoder_uniform_bound": 0.5, "initializer.init_encoder_with_decoder_transpose": False},
+        {**TRANSCODER, "initializer.encoder_uniform_bound": 0.5},
+        {**FROM_ACTIVATIONS, "initializer.init_encoder_with_decoder_transpose_factor": 0.5},
     ],
 )
 def test_what_makes_sense_is_accepted(changes: dict[str, Any]) -> None:

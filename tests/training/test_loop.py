@@ -49,6 +49,24 @@ def test_reports_at_log_steps_and_at_the_end() -> None:
     assert ended.history.rows[-1]["loss"] < ended.history.rows[0]["loss"]
 
 
+@pytest.mark.parametrize(("schedule", "steps"), [("linear", (6, 11)), ("log", (3, 11))])
+def test_snapshots_are_spaced_as_asked(tmp_path: Path, schedule: str, steps: tuple[int, ...]) -> None:
+    run(dictionary(), tmp_path, n_checkpoints=2, checkpoint_schedule=schedule)
+    assert sorted(p.name for p in tmp_path.glob("snapshot-*")) == [f"snapshot-{step:09d}" for step in steps]
+
+
+def test_a_run_too_short_for_revival_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """64 d_sae / k = 512 tokens of silence are more than the 176 of the run; a larger k makes it possible."""
+    for top_k, label, said in ((3, "train", True), (12, "train", False), (3, None, False)):
+        source, made = TensorSource(rows(100), batch_size=16, seed=0), dictionary(top_k=top_k)
+        settings = params(revive_dead_features=True, dead_threshold=0.0075, total_training_tokens=STEPS * 16)
+        train(made, source, params=settings, norms=NORMS, total_steps=STEPS, label=label)
+        line = (
+            "train: trainer.revive_dead_features does nothing in this run of 176 tokens: a feature is revived after 512 without"
+        )
+        assert (line in capsys.readouterr().err) == said
+
+
 def test_files_change_no_bit_and_snapshots_are_dictionaries(tmp_path: Path) -> None:
     plain, saved = dictionary(), dictionary()
     first = run(plain)

@@ -105,6 +105,21 @@ def test_auxk_is_zero_without_dead_features() -> None:
         torch.testing.assert_close(report.total, report.terms["l_rec"])
 
 
+def test_auxk_takes_k_aux_dead_features_of_each_token() -> None:
+    made, x = dictionary(), rows(16)
+    dead = torch.arange(F) < 5
+    codes, r = made.run(x)
+    terms = {k_aux: loss(made, x, auxk_coefficient=0.5, dead=dead, k_aux=k_aux).unweighted["auxk"] for k_aux in (1, 3, 5)}
+    found = {k_aux: float(term.detach()) for k_aux, term in terms.items()}
+    for k_aux, value in found.items():
+        e_hat = torch.zeros_like(x)
+        for b in range(len(x)):
+            for i in codes.z[b, :5].argsort(descending=True)[:k_aux].tolist():
+                e_hat[b] += codes.h[b, i] * made.get_parameter("W_D")[i]
+        assert value == pytest.approx(float((x - r - e_hat).square().sum(-1).mean().detach()), rel=1e-5)
+    assert len(set(found.values())) == 3
+
+
 @pytest.mark.parametrize("amp_dtype", ["bfloat16", "float16"])
 def test_reductions_stay_in_float32(amp_dtype: str) -> None:
     made, x = dictionary(act_fn="relu"), rows(64)

@@ -21,7 +21,7 @@ def gradients(steps: int, shape: tuple[int, ...] = (3, 4)) -> list[torch.Tensor]
     return [torch.where(torch.rand(shape, generator=draw) < 0.4, 0.0, g) for g in found]
 
 
-def naive(start: torch.Tensor, grads: list[torch.Tensor], lr: float, sparse: bool) -> torch.Tensor:
+def naive(start: torch.Tensor, grads: list[torch.Tensor], lr: float, sparse: bool, eps: float = EPS) -> torch.Tensor:
     w, m, v = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
     for t, grad in enumerate(grads, start=1):
         for i in range(w.numel()):
@@ -31,7 +31,7 @@ def naive(start: torch.Tensor, grads: list[torch.Tensor], lr: float, sparse: boo
             if sparse and g == 0:
                 continue
             m_hat, v_hat = float(m.view(-1)[i]) / (1 - BETAS[0] ** t), float(v.view(-1)[i]) / (1 - BETAS[1] ** t)
-            w.view(-1)[i] -= lr * m_hat / (math.sqrt(v_hat) + EPS)
+            w.view(-1)[i] -= lr * m_hat / (math.sqrt(v_hat) + eps)
     return w
 
 
@@ -47,6 +47,18 @@ def test_update_is_the_formula(name: str) -> None:
         optimizer.step(0.01)
     torch.testing.assert_close(parameters["W"].data, naive(start, grads, 0.01, name == "sparseadam"), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(parameters["t"].data, naive(start, grads, 0.001, name == "sparseadam"), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["adam", "sparseadam"])
+def test_eps_is_added_to_the_root(name: str) -> None:
+    start = torch.randn(3, 4, generator=generator(1, "tests"), dtype=torch.float64)
+    parameters, grads = {"W": nn.Parameter(start.clone())}, gradients(6)
+    optimizer = build_optimizer(name, parameters, betas=BETAS, eps=0.3)
+    for grad in grads:
+        parameters["W"].grad = grad.clone()
+        optimizer.step(0.01)
+    wanted = naive(start, grads, 0.01, name == "sparseadam", eps=0.3)
+    torch.testing.assert_close(parameters["W"].data, wanted, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["adam", "sparseadam"])

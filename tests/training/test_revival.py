@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pipeline.activation_functions.registry import activation_function
 from pipeline.dictionaries.base import Dictionary
-from pipeline.training.revival import EXPECTED, LONGEST, MARGIN, SHORTEST, least_silence, revive_
+from pipeline.training.revival import EXPECTED, LONGEST, MARGIN, SHORTEST, least_silence, out_of_reach, revive_, silence
 from pipeline.training.source import TrainingBatch
-from tests.training.cases import F, dictionary, rows, trainer, weights
+from tests.training.cases import F, dictionary, params, rows, trainer, weights
 
 BATCH = 64
 DEAD = torch.zeros(F, dtype=torch.bool)
@@ -199,7 +199,10 @@ def test_a_rare_feature_is_not_dead_yet(act_fn: str, k: int) -> None:
     fields = {"target_l0": k} if act_fn == "jumprelu" else {}
     made = trainer(dictionary(act_fn=act_fn, top_k=4), revive_dead_features=True, dead_threshold=1, **fields)
     least = math.ceil(EXPECTED * F / k)
-    assert least_silence(made.dictionary, made.params) == least
+    assert least_silence(made.dictionary, made.params) == silence(made.dictionary, made.params) == least
+    assert out_of_reach(made.dictionary, made.params, least) is None
+    assert f"in this run of {least - 1} tokens" in str(out_of_reach(made.dictionary, made.params, least - 1))
+    assert out_of_reach(made.dictionary, params(dead_threshold=1), 1) is None  # it is off
     for since, moved in ((least - 2 * BATCH, False), (least, True)):
         with torch.no_grad():
             made.dictionary.get_parameter("b_E")[3] = -60.0

@@ -27,6 +27,7 @@ def test_what_is_written(finished_project: Project) -> None:
     metrics = json.loads((finished_project.path / "metrics" / "train.json").read_text())
     assert metrics["steps"] == 8192 // 128
     assert metrics["tokens"] == 8192
+    assert metrics["epochs"] == 64 / ((4096 - 256) // 128)  # the rows of fold.calibration_tokens are not trained on
     assert metrics["learning_rate"] == pytest.approx(3.6 / (metrics["d_sae"] * metrics["steps"]) ** 0.5)
     assert not any("second" in name or "time" in name for name in metrics)
     config = read_config(finished_project.path / "data" / "trained" / "main")

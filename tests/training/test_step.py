@@ -205,7 +205,8 @@ def test_state_resumes_bit_for_bit(act_fn: str, amp_dtype: str) -> None:
 
 def test_a_trainers_optimiser_and_schedule_are_those_of_its_parameters() -> None:
     fields = {"lr": 0.5, "lr_warm_up_steps": 4, "lr_start_ratio": 0.2, "lr_end_ratio": 0.1, "lr_cool_down_steps": 10}
-    made = trainer(dictionary(), optimizer="sparseadam", betas=(0.3, 0.7), **fields)
+    made = trainer(dictionary(), optimizer="sparseadam", betas=(0.3, 0.7), eps=0.01, **fields)
+    assert made.optimizer.eps == 0.01
     assert type(made.optimizer) is type(build_optimizer("sparseadam", made.parameters, lr_factors={}, betas=(0, 0.9), eps=1e-8))
     assert type(made.optimizer) is not type(trainer(dictionary()).optimizer)
     rates = [made.scheduled(s)["lr"] for s in range(20)]
@@ -216,6 +217,25 @@ def test_a_trainers_optimiser_and_schedule_are_those_of_its_parameters() -> None
     grad = made.parameters["b_D"].grad
     assert grad is not None
     torch.testing.assert_close(made.optimizer.state()["b_D/exp_avg"], 0.7 * grad)
+
+
+def test_the_rate_of_auto_is_logged() -> None:
+    made = trainer(dictionary(), lr="auto", lr_warm_up_steps=0, lr_cool_down_steps=0)
+    x = rows(16)
+    observation = made.step(TrainingBatch(0, x, x), observe=True)
+    assert observation is not None
+    assert observation.figures()["lr"] == pytest.approx(3.6 / math.sqrt(24 * 20))
+
+
+def test_a_trainers_k_schedule_is_that_of_its_parameters() -> None:
+    fields = {"initial_k": 20, "k_warmup_steps": 10, "k_cold_booting_steps": 2, "k_exponential_factor": 5.0}
+    for kind in ("linear", "exponential"):
+        made = trainer(dictionary(), k_schedule_type=kind, **fields)
+        for s in range(15):
+            p = min(max(s - 2, 0) / 10, 1.0)
+            if kind == "exponential":
+                p = (1 - math.exp(-5 * p)) / (1 - math.exp(-5))
+            assert made.scheduled(s)["top_k"] == math.ceil(round(20 - 17 * p, 9)), (kind, s)
 
 
 def test_the_clipped_norm_leaves_thresholds_out() -> None:

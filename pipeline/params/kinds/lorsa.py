@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from pipeline.hook_keys import written_before_read
-from pipeline.params.fields import as_written, param
-from pipeline.params.section import rule
+from pipeline.params.fields import param
+from pipeline.params.section import rule, without_effect
 from pipeline.params.sections.activations import HOOK_POINT
 from pipeline.params.sections.dictionary import DictionaryParams, register_kind
 
@@ -105,14 +104,14 @@ class LowRankSparseAttentionParams(DictionaryParams):
     def _rotary_fields_are_used(self) -> str | None:
         if self.positional_embedding_type == "rotary":
             return None
-        changed = _changed(self, ROTARY)
+        changed = without_effect(LowRankSparseAttentionParams, self, ROTARY)
         return f"is {self.positional_embedding_type}, so that {changed}" if changed else None
 
     @rule("use_NTK_by_parts_rope")
     def _factors_of_the_parts_are_used(self) -> str | None:
         if self.use_NTK_by_parts_rope or self.positional_embedding_type == "none":
             return None
-        changed = _changed(self, PARTS)
+        changed = without_effect(LowRankSparseAttentionParams, self, PARTS)
         return f"is false, so that {changed}" if changed else None
 
     @rule("NTK_by_parts_low_freq_factor")
@@ -129,15 +128,3 @@ class LowRankSparseAttentionParams(DictionaryParams):
         if not self.use_post_qk_ln and self.normalization_type is not None:
             return f"{self.normalization_type} is the norm of use_post_qk_ln, which is false; write null or switch that on"
         return None
-
-
-def _changed(section: LowRankSparseAttentionParams, names: Sequence[str]) -> str:
-    """`a 3, b 4 have no effect; write a: 1, b: 2` of fields that are not at their defaults; empty if all are."""
-    defaults = {name: LowRankSparseAttentionParams.__dataclass_fields__[name].default for name in names}
-    found = {name: getattr(section, name) for name in names}
-    changed = [name for name in names if found[name] != defaults[name]]
-    if not changed:
-        return ""
-    stated = ", ".join(f"{name} {as_written(found[name])}" for name in changed)
-    wanted = ", ".join(f"{name}: {as_written(defaults[name])}" for name in changed)
-    return f"{stated} {'has' if len(changed) == 1 else 'have'} no effect; write {wanted}"

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from pipeline.params.fields import param
-from pipeline.params.section import Section, rule
+from pipeline.params.section import Section, rule, without_effect
 
 WARMS_UP = ("constantwithwarmup", "linearwarmupdecay", "cosineannealingwarmup", "exponentialwarmup")
 SCHEDULERS = ("constant", "cosineannealing", *WARMS_UP)
+K_SCHEDULE = ("k_warmup_steps", "k_cold_booting_steps", "k_schedule_type", "k_exponential_factor")
 LOSSES = Path(__file__).resolve().parents[2] / "losses" / "sparsity"
 
 
@@ -77,6 +78,11 @@ class TrainerParams(Section):
     def steered_l0(self) -> float | None:
         """The L0 that thresholds are steered to (target_l0_mode threshold), or None."""
         return self.target_l0 if self.target_l0_mode == "threshold" else None
+
+    @rule("initial_k")
+    def _k_schedule_is_used(self) -> str | None:
+        changed = "" if self.initial_k is not None else without_effect(TrainerParams, self, K_SCHEDULE)
+        return f"is null, so that {changed}, or state the k at the start" if changed else None
 
     @rule("l1_coefficient")
     def _sparsity_loss_has_a_weight(self) -> str | None:
