@@ -71,6 +71,24 @@ def test_the_grid_search_leaves_the_values_that_came_from_the_models_heads() -> 
     torch.testing.assert_close(direction, torch.nn.functional.normalize(encoder(heads), dim=-1))
 
 
+@pytest.mark.parametrize("blocks", ["drawn", "by_sources", "zero"])
+@torch.no_grad()
+def test_every_row_that_writes_a_layer_is_in_its_labels_active_subspace(blocks: str) -> None:
+    """Of every source, cross-layer blocks too: all directions are as long as drawn, up to the start's common scale."""
+    options = {"cross_layer_decoders": blocks}
+    made, taken, _ = started(CLT, initialize_W_D_with_active_subspace=True, d_active_subspace=2, **options)
+    plain, _, _ = started(CLT, **options)
+    scale = float(made.written_rows(0)[0].norm() / plain.written_rows(0)[0].norm())
+    for target in range(3):
+        label = taken.y[:, target].double()
+        directions = torch.linalg.svd(label - label.mean(0), full_matrices=False).Vh[:2].float()
+        rows, drawn = (kind.written_rows(target).detach() for kind in (made, plain))
+        torch.testing.assert_close((rows @ directions.T) @ directions, rows, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(rows.norm(dim=-1), drawn.norm(dim=-1) * scale, rtol=1e-4, atol=1e-7)
+        present = rows.norm(dim=-1).amin(-1) > 0
+        assert present.tolist() == [source == target or (blocks != "zero" and source < target) for source in range(3)]
+
+
 @pytest.mark.parametrize("config", [CLT, LORSA], ids=["clt", "lorsa"])
 def test_the_active_subspace_is_of_the_rows_only(config: dict[str, Any]) -> None:
     made, _, found = started(config, initialize_W_D_with_active_subspace=True, d_active_subspace=2)
