@@ -66,10 +66,7 @@ class Case:
 def features(dictionary: Dictionary, layer: int, x: Tensor) -> Tensor:
     """The top k of relu(h) of a token and layer: gates of their own, so that later layers do not matter."""
     h = (x @ dictionary.W_E[layer] + dictionary.b_E[layer]).relu()  # type: ignore[index,operator]
-    if dictionary.gate_scale is None:
-        z = h
-    else:
-        z = h * dictionary.gate_scale[layer]
+    z = h if dictionary.gate_scale is None else h * dictionary.gate_scale[layer]
     chosen = z.topk(dictionary.config.top_k, dim=-1).indices
     return torch.zeros_like(h).scatter(-1, chosen, h.gather(-1, chosen))
 

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.initialization.compose import build_base, initialize_
+from pipeline.initialization.mlp_responses import set_decoder_rows_
 from pipeline.initialization.sample import Sample
 from pipeline.losses.reconstruction import reconstruction_loss
 from pipeline.params.schema import InitializerParams
+from pipeline.seeding import generator
 from tests.initialization.cases import rows, sample
 from tests.initialization.test_attention import CONFIG as LORSA
 from tests.initialization.test_attention import D, contexts, model_attention
@@ -69,6 +71,26 @@ def test_the_grid_search_leaves_the_values_that_came_from_the_models_heads() -> 
     heads, _, _ = started(LORSA, attention=True)
     direction = torch.nn.functional.normalize(encoder(made), dim=-1)
     torch.testing.assert_close(direction, torch.nn.functional.normalize(encoder(heads), dim=-1))
+
+
+@torch.no_grad()
+def test_rows_of_each_layer_are_the_responses_of_its_own_mlp() -> None:
+    """By the formula, feature by feature, with MLPs that differ; blocks to later layers stay as drawn."""
+    made = build_base(CLT, InitializerParams(), seed=0)
+    blocks = [made.get_parameter(f"W_D.{layer}") for layer in range(3)]
+    drawn = [block.clone() for block in blocks]
+    x = rows(900, D).reshape(300, 3, D)
+    weights = torch.randn(3, D, D, generator=generator(0, "tests", "mlps"))
+    set_decoder_rows_(made, sample(made, x, 2 * x.flip(-1)), [lambda x, w=w: torch.tanh(x @ w) for w in weights])
+    for layer, w in enumerate(weights):
+        mean = x[:, layer].mean(0)
+        spread = (x[:, layer] - mean).square().sum(-1).mean().sqrt()
+        for i in range(16):
+            e = made.get_parameter("W_E")[layer, :, i]
+            response = torch.tanh((mean + spread * e / e.norm()) @ w) - torch.tanh(mean @ w)
+            wanted = response / (spread * e.norm())  # both scales are those of mean norm 4: they cancel
+            torch.testing.assert_close(blocks[layer][layer, i], wanted, rtol=1e-3, atol=1e-5)
+        assert torch.equal(blocks[layer][:layer], drawn[layer][:layer])
 
 
 @pytest.mark.parametrize("blocks", ["drawn", "by_sources", "zero"])
