@@ -16,6 +16,7 @@ from pipeline.activations.reader import ActivationStore, open_activations
 from pipeline.analysis.inspection import Inspection, inspect_text
 from pipeline.analysis.steering import Steering, steer
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.masks import check_padding
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import ParamsError
@@ -51,6 +52,7 @@ def loss(
     *,
     mask: Tensor | None = None,
     dead: Tensor | None = None,
+    padding: Tensor | None = None,
     **trainer: Any,
 ) -> LossReport:
     """The training loss of a batch, term by term (SPEC 5).
@@ -61,6 +63,8 @@ def loss(
         target: label [..., d_out], normalised; None: x, of a dictionary that writes what it reads.
         mask: bool [...], True for a kept token; None: all.
         dead: bool [F], the features that AuxK revives; None: none, and the term is 0.
+        padding: of kinds that read sequences: bool [b, S], True for a position that holds no token, as in `codes`: left out of
+            every term and read by no other token. None: there are none.
         trainer: fields of trainer that the loss depends on: sparsity_loss_type, l1_coefficient (taken without warm-up), p,
             tanh_stretch_coefficient, frequency_scale, l0_bandwidth, target_l0 and its mode, lp_coefficient,
             auxk_coefficient, k_aux, matryoshka_widths, amp_dtype. Those that are not given have SPEC's defaults.
@@ -68,10 +72,13 @@ def loss(
     Returns: total, the weighted terms that it is the sum of, and the features.
 
     Raises:
-        ParamsError: unknown or mistyped fields, a term that makes no sense for this dictionary, no target where one is due.
+        ParamsError: unknown or mistyped fields, a term that makes no sense for this dictionary, no target where one is due,
+            padding of a kind that reads each token by itself.
+        DataError: padding of another type or shape than the tokens'.
     """
     params = loss_params(dictionary, trainer)
     if target is None and dictionary.hooks_in != dictionary.hooks_out:
         raise ParamsError(f"loss: the dictionary writes {', '.join(dictionary.hooks_out)}, not what it reads: give target")
-    y = x if target is None else target
-    return compute_loss(dictionary, x, y, mask, params, l1_coefficient=params.l1_coefficient, dead=dead)
+    check_padding(padding, x, kind=dictionary.config.kind, reads_sequences=dictionary.reads_sequences)
+    y, coefficient = x if target is None else target, params.l1_coefficient
+    return compute_loss(dictionary, x, y, mask, params, l1_coefficient=coefficient, dead=dead, padding=padding)

@@ -24,15 +24,12 @@ def main(params: str, tokens: str, out: str, metrics: str) -> None:
     from pipeline.activations.for_params import generate_for
     from pipeline.corpus.tokenization import tokenizer_info
     from pipeline.files import write_json
-    from pipeline.hook_keys import split_key
-    from pipeline.lm.loading import load_language_model, load_tokenizer, model_widths
+    from pipeline.lm.loading import check_models_fit, load_language_model, load_tokenizer, model_widths
     from pipeline.params.loader import load_params
 
     loaded = load_params(params)
     if loaded.activations.path is None:  # a dictionary that does not fit the model shows before hours of generating
-        alias, read = split_key(loaded.dictionary.hooks_in[0])
-        model = loaded.language_model(alias)
-        loaded.with_width(model_widths(model.model_name, model.revision).hook_width(read))
+        check_models_fit(loaded)
     figures = generate_for(
         loaded,
         lambda model: model_widths(model.model_name, model.revision),

@@ -120,8 +120,9 @@ def test_the_fold_stage_has_its_own_options(finished_project: Project, tmp_path:
         {"activations__target": "activations-2d", "activations__batch_size": 8, "dictionary__use_glu_encoder": True},
         {"model__backend": "transformer_lens", "trainer__auxk_coefficient": 0.03125, "trainer__dead_threshold": 500, "trainer__initial_k": 8},
         {"dictionary__kind": "lorsa", "dictionary__hook_point_in": "blocks.1.ln1.hook_out", "dictionary__hook_point_out": "blocks.1.hook_attn_out", "dictionary__n_qk_heads": 4, "dictionary__d_qk_head": 8, "dictionary__n_ctx": CONTEXT, "dictionary__rotary_dim": 2, "dictionary__rotary_adjacent_pairs": False, "dictionary__apply_b_dec_to_input": False, "activations__target": "activations-2d", "activations__batch_size": 8, "initializer__initialize_lorsa_with_mhsa": True, "initializer__initialize_W_D_with_active_subspace": True, "initializer__initialize_W_D_with_activations": False},
+        {"dictionary__kind": "clt", "dictionary__hook_point_in": None, "dictionary__hook_points_in": ["blocks.0.ln2.hook_out", "blocks.1.ln2.hook_out"], "dictionary__hook_points_out": ["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"], "dictionary__apply_b_dec_to_input": False, "initializer__initialize_W_D_with_activations": False, "initializer__initialize_W_D_with_active_subspace": True, "initializer__cross_layer_decoders": "by_sources"},
     ],
-    ids=["batchtopk", "jumprelu", "relu_kept", "transcoder", "sequences", "bridge_auxk", "heads"],
+    ids=["batchtopk", "jumprelu", "relu_kept", "transcoder", "sequences", "bridge_auxk", "heads", "cross_layer"],
 )  # fmt: skip
 def test_other_pipelines_run_to_the_end(project: Project, changes: dict[str, object]) -> None:
     project.set(**changes).run_all()

@@ -115,7 +115,7 @@ class CrossLayerTranscoder(Dictionary):
         return torch.cat([block, later])
 
     def parts(self) -> list[LinearPart]:
-        """One for each layer, with the decoder block that writes the same layer."""
+        """One for each layer, with the decoder block that writes the same layer; other_rows: earlier layers' blocks."""
         return [self._part(layer) for layer in range(self.n_layers)]
 
     def _part(self, layer: int) -> LinearPart:
@@ -127,6 +127,7 @@ class CrossLayerTranscoder(Dictionary):
             b_D=self.b_D[layer] if self.config.use_decoder_bias else None,
             inputs=lambda x: x[..., layer, :],
             labels=lambda y: y[..., layer, :],
+            other_rows=self.W_D[layer][:layer] if layer else None,
         )
 
     def _folded(self, weights: dict[str, Tensor], scales: FoldScales, raw: bool) -> dict[str, Any]:

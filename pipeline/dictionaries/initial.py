@@ -26,8 +26,8 @@ class BaseInitialization:
         init_encoder_with_decoder_transpose: W_E = factor * W_D^T; needs d_in == d_out, where they differ W_E is drawn.
         init_encoder_with_decoder_transpose_factor: that factor.
         init_log_jumprelu_threshold_value: first value of t = log theta; null: log 0.1.
-        cross_layer_decoders: a cross-layer transcoder's blocks from a layer to later ones: `drawn`; `by_sources`: every
-            block divided by the root of the number of layers that write the same target; `zero`.
+        cross_layer_decoders: a cross-layer transcoder's blocks: `drawn`; `by_sources`: every block, the layer's own too,
+            divided by the root of the number of layers that write the same target; `zero`: those to later layers are zero.
         unit_rows: the drawn decoder rows get unit length before the encoder is made of them (trainer.decoder_constraint).
     """
 

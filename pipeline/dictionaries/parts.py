@@ -1,7 +1,8 @@
 """A dictionary's encoder and decoder as plain matrices: what the initialisation's strategies set, whatever the kind.
 
 Most kinds have one part. A cross-layer transcoder has one for each layer (encoder of the layer, the decoder block that
-writes the same layer); a crosscoder has one whose inputs and labels are its hook points side by side.
+writes the same layer, and beside it the earlier layers' blocks that write it too); a crosscoder has one whose inputs and
+labels are its hook points side by side.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class LinearPart(NamedTuple):
         inputs: the part's input [N, d_in] of a dictionary's input.
         labels: its label [N, d_out] of a dictionary's label.
         gated: the encoder has a second, sigmoid branch (GLU).
+        other_rows: [..., F, d_out], a view of the rows with which other encoders write the same label; None: there are none.
     """
 
     W_E: Tensor
@@ -38,3 +40,4 @@ class LinearPart(NamedTuple):
     inputs: Callable[[Tensor], Tensor] = _same
     labels: Callable[[Tensor], Tensor] = _same
     gated: bool = False
+    other_rows: Tensor | None = None

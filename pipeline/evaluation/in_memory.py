@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pipeline.dictionaries.masks import check_padding, kept_tokens
 from pipeline.errors import DataError
 from pipeline.evaluation.decoder import decoder_metrics
 from pipeline.evaluation.reconstruction import LabelMean, ReconstructionMetrics
@@ -25,6 +26,7 @@ def evaluate_reconstruction(
     targets: Tensor | Mapping[str, Tensor] | None = None,
     *,
     mask: Tensor | None = None,
+    padding: Tensor | None = None,
     batch_size: int = 4096,
 ) -> dict[str, float]:
     """Reconstruction, sparsity and decoder metrics on given activations.
@@ -39,6 +41,8 @@ def evaluate_reconstruction(
         targets: what it should write, in the same form with the same leading shape; None: the activations, of a dictionary
             that writes what it reads.
         mask: bool, True for a kept token: the leading shape of `activations` ([B] with several hook points). None: all.
+        padding: of kinds that read sequences: bool [b, S], True for a position that holds no token, as in `Dictionary.codes`:
+            left out of every metric and read by no other token. None: there are none.
         batch_size: rows of the first dimension at a time; matters to batch-dependent activation functions only.
 
     Returns:
@@ -46,18 +50,14 @@ def evaluate_reconstruction(
         several written hook points also `<metric>.<hook>`, and of features of several layers L0, dead and dense ones of each.
 
     Raises:
-        DataError: shapes or a mask that do not fit, a hook point that is not given, or no targets where they are needed.
+        ParamsError: padding of a kind that reads each token by itself.
+        DataError: shapes, a mask or padding that do not fit, a hook point that is not given, or no targets where needed.
         NumericsError: a non-finite value, or a metric that is undefined on this data.
     """
-    if targets is None and dictionary.hooks_in != dictionary.hooks_out:
-        raise DataError(
-            f"the dictionary writes {', '.join(dictionary.hooks_out)}, not what it reads: give targets, which are None"
-        )
     if batch_size < 1:
         raise DataError(f"batch_size: wanted at least 1 row at a time, got {batch_size}")
-    labels = _tensor(activations if targets is None else targets, dictionary.hooks_out)
-    activations = labels if targets is None else _tensor(activations, dictionary.hooks_in)
-    _check_shapes(dictionary, activations, labels, mask)
+    activations, labels = _tensors(dictionary, activations, targets)
+    mask = _kept(dictionary, activations, labels, mask, padding)
     slices = [slice(start, start + batch_size) for start in range(0, len(activations), batch_size)]
     means = {hook: LabelMean() for hook in dictionary.hooks_out}
     for rows in slices:
@@ -68,7 +68,8 @@ def evaluate_reconstruction(
     parameter = next(dictionary.parameters())
     for rows in slices:
         kept = None if mask is None else mask[rows].to(parameter.device)
-        codes, x_hat = dictionary.run(activations[rows].to(parameter.device, parameter.dtype), kept)
+        padded = None if padding is None else padding[rows].to(parameter.device)
+        codes, x_hat = dictionary.run(activations[rows].to(parameter.device, parameter.dtype), kept, padding=padded)
         label = labels[rows].to(parameter.device)
         hooks = dictionary.hooks_out
         reconstruction.update(split(x_hat, hooks), split(label, hooks), kept, f"rows from {rows.start}")
@@ -81,6 +82,19 @@ def evaluate_reconstruction(
     }
 
 
+def _tensors(
+    dictionary: Dictionary, activations: Tensor | Mapping[str, Tensor], targets: Tensor | Mapping[str, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Inputs and labels as the dictionary takes them; one tensor for both where the activations are both."""
+    if targets is not None:
+        return _tensor(activations, dictionary.hooks_in), _tensor(targets, dictionary.hooks_out)
+    if dictionary.hooks_in != dictionary.hooks_out:
+        written = ", ".join(dictionary.hooks_out)
+        raise DataError(f"the dictionary writes {written}, not what it reads: give targets, which are None")
+    labels = _tensor(activations, dictionary.hooks_out)
+    return labels, labels
+
+
 def _tensor(given: Tensor | Mapping[str, Tensor], hooks: Sequence[str]) -> Tensor:
     """As the dictionary takes it."""
     if isinstance(given, Tensor):
@@ -91,6 +105,15 @@ def _tensor(given: Tensor | Mapping[str, Tensor], hooks: Sequence[str]) -> Tenso
     if missing:
         raise DataError(f"no activations of {', '.join(missing)} are given; there are {', '.join(given) or 'none'}")
     return stacked(given, hooks)
+
+
+def _kept(
+    dictionary: Dictionary, activations: Tensor, labels: Tensor, mask: Tensor | None, padding: Tensor | None
+) -> Tensor | None:
+    """The mask, without padded positions; everything is checked to be of the same tokens."""
+    _check_shapes(dictionary, activations, labels, mask)
+    check_padding(padding, activations, kind=dictionary.config.kind, reads_sequences=dictionary.reads_sequences)
+    return mask if padding is None else kept_tokens(mask, padding)
 
 
 def _check_shapes(dictionary: Dictionary, activations: Tensor, labels: Tensor, mask: Tensor | None) -> None:

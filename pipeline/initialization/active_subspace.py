@@ -1,7 +1,8 @@
 """initialize_W_D_with_active_subspace: decoder rows inside the span of the label's top principal directions.
 
 Where activations fill only part of their space (attention outputs), a random row lies mostly outside of it, and its
-feature dies. Each drawn row is projected on the span and set back to its length. Of low-rank sparse attention this is the
+feature dies. Each drawn row is projected on the span and set back to its length; of a cross-layer transcoder every row that
+writes a layer, from whichever layer, on the span of that layer's label. Of low-rank sparse attention this is the
 span of all heads together, unless its heads are the model's: then each has its own (attention.py). Source: Wang et al. 2025
 (active subspace initialisation).
 """
@@ -57,9 +58,16 @@ def set_decoder_rows_(
             raise NumericsError(f"initializer.{OPTION}: the sampled labels do not vary")
         rows = part.rows()
         span = vectors[:n].to(rows.dtype)
-        lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        projected = (rows @ span.T) @ span
-        part.set_rows(projected * (lengths / torch.linalg.vector_norm(projected, dim=-1, keepdim=True).clamp_min(1e-12)))
+        part.set_rows(_inside(rows, span))
+        if part.other_rows is not None:
+            part.other_rows.copy_(_inside(part.other_rows, span))
         follows = follows and transpose_encoder_(part, factor)
         most = max(most, n)
     return most, follows
+
+
+def _inside(rows: Tensor, span: Tensor) -> Tensor:
+    """Rows [..., D] projected on the span of orthonormal directions [n, D], each as long as before; zeros stay zeros."""
+    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    projected = (rows @ span.T) @ span
+    return projected * (lengths / torch.linalg.vector_norm(projected, dim=-1, keepdim=True).clamp_min(1e-12))

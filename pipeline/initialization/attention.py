@@ -1,9 +1,9 @@
 """initialize_lorsa_with_mhsa: query-key heads are the model's own, features read and write along each head's outputs.
 
 Every model head is repeated Q / H times. W_Q and W_K are divided by s_in, so that normalised input gives the model's own
-scores; biases and q/k gains are copied. The other fields must be the model's too (`fields_of`); what low-rank sparse attention
-cannot be (another scaling of the rotary frequencies, a sliding window, squashed scores) is refused. With
-y[q] = sum_k A[q, k] x[k] W_V W_O a head's output (without biases), feature i of one of its query-key heads has
+scores; biases and q/k gains are copied. The other fields must be the model's too (`lm.attention.attention_fields`); what
+low-rank sparse attention cannot be (another scaling of the rotary frequencies, a sliding window, squashed scores) is refused.
+With y[q] = sum_k A[q, k] x[k] W_V W_O a head's output (without biases), feature i of one of its query-key heads has
 
     w_O,i = u_i = the direction of y less its mean, at a token drawn for it
     w_V,i = (s_out / s_in) W_V W_O u_i,   b_V,i = -mean(y) . u_i
@@ -17,7 +17,6 @@ head's y: d_active_subspace of them, or their effective rank. Source: Wang et al
 
 from __future__ import annotations
 
-import math
 import re
 from typing import NamedTuple
 
@@ -30,13 +29,10 @@ from pipeline.initialization.activation_rows import distinct_rows
 from pipeline.initialization.active_subspace import principal_directions
 from pipeline.initialization.sample import Sample
 from pipeline.initialization.weights import parts_of
-from pipeline.lm.attention import AttentionWeights
+from pipeline.lm.attention import OPTION, AttentionWeights, check_attention_fits
 from pipeline.norms_statistics import effective_rank
-from pipeline.params.fields import as_written
 from pipeline.seeding import generator
 
-OPTION = "initialize_lorsa_with_mhsa"
-ROPE_TYPES = ("default", "linear", "llama3")
 _WRITES = re.compile(r"blocks\.(\d+)\.hook_attn_out")
 _READS = re.compile(r"blocks\.(\d+)\.ln1\.(hook_out|hook_normalized)")
 
@@ -59,66 +55,6 @@ def attention_layer(dictionary: Dictionary, model_layer: int | None = None) -> i
     if model_layer not in (None, layer):
         raise ParamsError(f"initializer.model_layer: {model_layer} is not the layer of the hook points, {layer}; write null")
     return layer
-
-
-def fields_of(attention: AttentionWeights) -> dict[str, object]:
-    """The fields with which a dictionary's attention is the model's, but for the number of heads and n_ctx."""
-    normed, parts = attention.q_gain is not None, attention.by_parts
-    root = math.isclose(attention.attn_scale, math.sqrt(attention.d_head), rel_tol=1e-6)
-    fields: dict[str, object] = {"d_qk_head": attention.d_head, "use_post_qk_ln": normed}
-    fields["attn_scale"] = None if root else attention.attn_scale
-    if normed:
-        fields |= {"normalization_type": "RMS", "eps": attention.eps}
-    if not attention.rotary_dim:
-        return {**fields, "positional_embedding_type": "none"}
-    fields |= {"positional_embedding_type": "rotary", "rotary_dim": attention.rotary_dim, "rotary_adjacent_pairs": False}
-    fields |= {"rotary_base": attention.rotary_base, "rotary_scale": attention.rotary_scale}
-    fields["use_NTK_by_parts_rope"] = parts is not None
-    if parts is not None:
-        fields |= {"NTK_by_parts_factor": parts.factor, "old_context_len": parts.old_context_len}
-        fields["NTK_by_parts_low_freq_factor"] = parts.low_freq_factor
-        fields["NTK_by_parts_high_freq_factor"] = parts.high_freq_factor
-    return fields
-
-
-def check_fits(dictionary: Dictionary, attention: AttentionWeights) -> None:
-    """Refuse an attention that is not the model's.
-
-    Raises:
-        ParamsError: names every field that differs, and what of the model's this kind cannot be.
-    """
-    config = dictionary.config.to_dict()
-    faults = [
-        f"dictionary.{key}: the model's is {as_written(wanted)}, got {as_written(config[key])}"
-        for key, wanted in fields_of(attention).items()
-        if not _same(key, wanted, config[key], attention.d_head)
-    ]
-    n_heads, n_ctx, window = attention.n_heads, config["n_ctx"], attention.sliding_window
-    if config["n_qk_heads"] % n_heads:
-        faults.append(f"dictionary.n_qk_heads: a multiple of the model's {n_heads} heads, got {config['n_qk_heads']}")
-    if attention.rope_type not in ROPE_TYPES:
-        faults.append(
-            f"dictionary.positional_embedding_type: the model's rope_type is {attention.rope_type}; kind lorsa can be one of "
-            f"{', '.join(ROPE_TYPES)}"
-        )
-    if window is not None and window < n_ctx:
-        faults.append(
-            f"dictionary.n_ctx: the model's sliding_window is {window}, got {n_ctx}; kind lorsa reads all tokens before a "
-            f"token, which is this attention on contexts of at most {window} tokens only"
-        )
-    if attention.softcap is not None:
-        cap = attention.softcap
-        faults.append(f"initializer.{OPTION}: the model's attn_logit_softcapping is {cap}; kind lorsa squashes no scores")
-    if faults:
-        raise ParamsError([f"{fault} ({OPTION})" for fault in faults])
-
-
-def _same(key: str, wanted: object, found: object, d_head: int) -> bool:
-    if key == "attn_scale":  # null is the root of the head's width, which may be stated too
-        wanted, found = (math.sqrt(d_head) if value is None else value for value in (wanted, found))
-    if isinstance(wanted, float) and isinstance(found, float):
-        return math.isclose(wanted, found, rel_tol=1e-6)
-    return wanted == found
 
 
 class Subspace(NamedTuple):
@@ -150,7 +86,7 @@ def set_attention_(
         ParamsError: the heads do not fit, or a head has fewer dimensions than are asked for.
         NumericsError: all outputs of a head are equal.
     """
-    check_fits(dictionary, attention)
+    check_attention_fits(dictionary.config.to_dict(), attention)
     if subspace is not None and (subspace.d_active or 0) > attention.d_head:
         wide = f"{subspace.d_active} directions do not fit in a head's {attention.d_head} dimensions"
         raise ParamsError(f"initializer.d_active_subspace: {wide} ({OPTION})")

@@ -75,12 +75,13 @@ def dictionary_config(params: Params, store: ActivationStore) -> dict[str, Any]:
     """The configuration of `build_dictionary`, widths read from the store.
 
     Raises:
-        ParamsError: dictionary.d_model is not the width of the hook point, or there are too few features for what is asked.
+        ParamsError: dictionary.d_model is not the width of the hook point, a kind of one width has hook points of several, or
+            there are too few features for what is asked.
     """
-    d_in, d_out = (store.width(hooks[0]) for hooks in (params.dictionary.hooks_in, params.dictionary.hooks_out))
-    stated = params.with_width(d_in).dictionary.to_dict()
+    widths = {hook: store.width(hook) for hook in params.dictionary_hook_points}
+    stated = params.with_widths(widths).dictionary.to_dict()
     del stated["d_model"]
-    return {**stated, "d_in": d_in, "d_out": d_out}
+    return {**stated, "d_in": widths[params.dictionary.hooks_in[0]], "d_out": widths[params.dictionary.hooks_out[0]]}
 
 
 def read_sample(store: ActivationStore, dictionary: Dictionary, normalizer: Normalizer, params: Params) -> Sample:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError, unknown_name
+from pipeline.hook_keys import by_model, join_key, place_of
 from pipeline.lm.source import ModelSource, from_hub_or_directory, resolve_model
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from pipeline.lm.attention import AttentionWeights
     from pipeline.lm.language_model import LanguageModel
 
 BACKENDS = ("huggingface", "transformer_lens")
@@ -76,6 +78,48 @@ def model_widths(name_or_path: str | Path, revision: str | None = None) -> Model
         DataError: no such model, or its architecture is not supported.
     """
     return resolve_model(name_or_path, revision)
+
+
+def load_attention_form(name_or_path: str | Path, revision: str | None, layer: int) -> AttentionWeights:
+    """The attention of one layer without its weights, by the configuration alone: tensors have shapes and no values.
+
+    Raises:
+        DataError: no such model or layer, or an attention of a form that cannot be read.
+    """
+    source = resolve_model(name_or_path, revision)
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from pipeline.lm.huggingface import HuggingFaceModel
+    from pipeline.lm.quiet import quiet
+
+    with quiet(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(from_hub_or_directory(source, AutoConfig.from_pretrained))
+    return HuggingFaceModel(source, model).layer_attention(layer, f"blocks.{layer}.ln1.hook_out")
+
+
+def check_models_fit(params: Any) -> None:
+    """Refuse a dictionary that does not fit its language models; reads their configurations, no weights.
+
+    Args:
+        params: all parameters.
+
+    Raises:
+        ParamsError: widths of the hook points (see `Params.with_widths`), or an attention that is not the model's.
+        DataError: no such model, or no such hook point.
+    """
+    widths: dict[str, int] = {}
+    for alias, hooks in by_model(params.dictionary_hook_points).items():
+        model = params.language_model(alias)
+        source = model_widths(model.model_name, model.revision)
+        widths |= {join_key(alias, hook): source.hook_width(hook) for hook in hooks}
+    params.with_widths(widths)
+    place = place_of(params.dictionary.hooks_in[0])
+    if params.initializer.initialize_lorsa_with_mhsa and place is not None:
+        from pipeline.lm.attention import check_attention_fits
+
+        form = load_attention_form(params.model.model_name, params.model.revision, place[0])
+        check_attention_fits(params.dictionary.to_dict(), form)
 
 
 def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:

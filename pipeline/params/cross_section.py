@@ -86,6 +86,18 @@ def attention_is_imitated_by_attention(params: Params) -> str | None:
     return None
 
 
+@rule("initializer.initialize_lorsa_with_mhsa")
+def attention_reads_one_scale(params: Params) -> str | None:
+    """Queries and keys are divided by one factor; a norm that changes with the token or the batch has none."""
+    norm = params.dictionary.norm_activation
+    if not params.initializer.initialize_lorsa_with_mhsa or norm not in UNFOLDABLE:
+        return None
+    return (
+        f"norm_activation {norm} has no one factor to divide queries and keys by, so that scores would not be the model's; "
+        "write dataset-wise, or switch it off"
+    )
+
+
 @rule("initializer.model_layer")
 def attention_is_that_of_the_hook_points(params: Params) -> str | None:
     """The imitated attention is the one between the hook points."""

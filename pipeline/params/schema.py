@@ -91,13 +91,24 @@ class Params(Section):
         other = (self.models or {})[alias]
         return replace(self.model, model_name=other.model_name, revision=other.revision)
 
-    def with_width(self, found: int) -> Params:
-        """The same, with what the dictionary reads known to be `found` wide: what depends on the number of features is checked.
+    def with_widths(self, widths: Mapping[str, int]) -> Params:
+        """The same, with d_model known: what depends on the number of features is checked.
+
+        Args:
+            widths: {hook point: width} of those that the dictionary reads or writes.
 
         Raises:
-            ParamsError: dictionary.d_model states another width, or there are too few features for what is asked of them.
+            ParamsError: hook points of several widths for a kind with one, dictionary.d_model states another, or there are
+                too few features for what is asked of them.
         """
         stated, hook = self.dictionary.d_model, self.dictionary.hooks_in[0]
+        found = widths[hook]
+        others = [key for key in self.dictionary_hook_points if widths[key] != found]
+        if others and self.dictionary.ONE_WIDTH:
+            raise ParamsError(
+                f"dictionary.hook_points_in: kind {self.dictionary.kind} has one width for all its hook points, but {hook} is "
+                f"{found} wide and {', '.join(f'{key} {widths[key]}' for key in others)}; take hook points of one width"
+            )
         if stated not in (None, found):
             raise ParamsError(
                 f"dictionary.d_model: {stated}, but activations at {hook} are {found} wide; write {found} or null"

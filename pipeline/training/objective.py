@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import CONFIGURED, Codes, Dictionary, Gate
+from pipeline.dictionaries.masks import kept_tokens
 from pipeline.errors import ParamsError, unknown_name
 from pipeline.losses.auxk import auxk_loss
 from pipeline.losses.pre_act import pre_act_loss
@@ -75,6 +76,7 @@ def compute_loss(
     gate: Gate = CONFIGURED,
     dead: Tensor | None = None,
     step_statistic: Tensor | None = None,
+    padding: Tensor | None = None,
 ) -> LossReport:
     """The loss of a batch of normalised activations.
 
@@ -88,8 +90,10 @@ def compute_loss(
         gate: what the step uses in place of the configured gate.
         dead: bool of `feature_shape`, the dead features; None: AuxK is 0.
         step_statistic: for a micro-batch, the whole step's value of what the sparsity loss is not linear in.
+        padding: bool [...], True for a position that holds no token: masked, and read by none; None: there are none.
     """
-    codes, reconstructions = _forward(dictionary, x, mask, params, gate)
+    mask = mask if padding is None else kept_tokens(mask, padding)
+    codes, reconstructions = _forward(dictionary, x, mask, params, gate, padding)
     r = reconstructions[-1]
     parts = [reconstruction_loss(part, y, mask) for part in reconstructions]
     unweighted = {RECONSTRUCTION: torch.stack(parts).mean() if len(parts) > 1 else parts[0]}
@@ -118,15 +122,17 @@ def compute_loss(
     return LossReport(total, terms, unweighted, codes.f, codes, r, dropped)
 
 
-def _forward(dictionary: Dictionary, x: Tensor, mask: Tensor | None, params: Any, gate: Gate) -> tuple[Codes, list[Tensor]]:
+def _forward(
+    dictionary: Dictionary, x: Tensor, mask: Tensor | None, params: Any, gate: Gate, padding: Tensor | None
+) -> tuple[Codes, list[Tensor]]:
     """The codes and the reconstructions that are compared with the label, the whole one last."""
     if params.sparsity_loss_type == "l0":
         gate = gate._replace(window=params.l0_bandwidth)  # in this mode JumpReLU's own window too (SPEC 5)
     with autocast(x.device, params.amp_dtype):
         if params.matryoshka_widths is None:
-            codes, r = dictionary.run(x, mask, gate)
+            codes, r = dictionary.run(x, mask, gate, padding)
             return codes, [r]
-        codes = dictionary.codes(x, mask, gate)
+        codes = dictionary.codes(x, mask, gate, padding)
         widths = [resolve_share(width, dictionary.feature_shape[-1]) for width in params.matryoshka_widths]
         return codes, dictionary.nested_reconstructions(codes.f, x, widths)
 

@@ -12,8 +12,7 @@ import torch
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import DataError, ParamsError
 from pipeline.evaluation.raw_space import RawDictionary
-from pipeline.initialization.attention import check_fits, fields_of
-from pipeline.lm.attention import AttentionWeights
+from pipeline.lm.attention import AttentionWeights, attention_fields, check_attention_fits
 from pipeline.lm.language_model import LanguageModel
 from tests.lm.conftest import CONFIGURATIONS, CONTEXT, WINDOW, D
 
@@ -31,10 +30,10 @@ def low_rank(weights: AttentionWeights, reads: str, n_ctx: int = CONTEXT) -> Any
         "act_fn": "relu",
         "n_qk_heads": weights.n_heads,
         "n_ctx": n_ctx,
-        **fields_of(weights),
+        **attention_fields(weights),
     }
     made = build_dictionary(config)
-    check_fits(made, weights)
+    check_attention_fits(made.config.to_dict(), weights)
     tensors = {
         "W_Q": weights.W_Q,
         "W_K": weights.W_K,
@@ -90,7 +89,7 @@ def test_settings_of_a_models_attention_are_taken_over(
     model = language_model(name, backend)
     reads, writes = f"blocks.{LAYER}.ln1.hook_out", f"blocks.{LAYER}.hook_attn_out"
     weights = model.layer_attention(LAYER, reads)
-    assert fields_of(weights)[field] == pytest.approx(value)
+    assert attention_fields(weights)[field] == pytest.approx(value)
     made = low_rank(weights, reads)
     captured = model.activations(token_ids, [reads, writes])
     found, wanted = made.decode(made.pre_activations(captured[reads])), captured[writes]

@@ -28,7 +28,19 @@ ONE_FAULT: list[tuple[dict[str, Any], str]] = [
     ({**TRANSCODER, OUT: "blocks.2.hook_resid_pre"}, f"{OUT}: blocks.2.hook_resid_pre occurs before {LN2[2]} in a run"),
     ({IN: "blocks.2.hook_resid_post", OUT: MLPS[2]}, f"{OUT}: {MLPS[2]} occurs before blocks.2.hook_resid_post in a run"),
     ({**LORSA, OUT: "blocks.0.hook_attn_out"}, f"{OUT}: blocks.0.hook_attn_out occurs before blocks.1.ln1.hook_out in a run"),
-    # what attention reads
+    # what attention reads and writes
+    *(
+        (
+            {**LORSA, IN: f"blocks.1.ln1.{site}", OUT: written},
+            f"{OUT}: '{written}' is not what the attention that reads blocks.1.ln1.{site} writes; write blocks.1.hook_attn_out",
+        )
+        for site, written in (
+            ("hook_out", "blocks.2.hook_mlp_out"),
+            ("hook_out", "blocks.2.hook_attn_out"),
+            ("hook_out", "blocks.1.hook_resid_post"),
+            ("hook_normalized", "blocks.1.ln1.hook_out"),
+        )
+    ),
     (
         {**LORSA, IN: "blocks.1.ln2.hook_out", OUT: "blocks.2.hook_attn_out"},
         f"{IN}: 'blocks.1.ln2.hook_out' is what the MLP reads; write blocks.1.ln1.hook_out (or blocks.1.ln1.hook_normalized)",
@@ -40,6 +52,13 @@ ONE_FAULT: list[tuple[dict[str, Any], str]] = [
     (
         {**LORSA, "initializer.initialize_lorsa_with_mhsa": True, "initializer.model_layer": 2},
         "initializer.model_layer: the attention of layer 2 is no function of 'blocks.1.ln1.hook_out'; write null or 1",
+    ),
+    *(
+        (
+            {**LORSA, "initializer.initialize_lorsa_with_mhsa": True, "dictionary.norm_activation": norm, "fold.mode": "keep"},
+            f"initializer.initialize_lorsa_with_mhsa: norm_activation {norm} has no one factor to divide queries and keys by",
+        )
+        for norm in ("token-wise", "batch-wise")
     ),
     (
         {**LORSA, **OF_EACH_HEAD, "initializer.d_active_subspace": 9},
@@ -105,6 +124,8 @@ def test_each_has_one_fault_with_its_message(changes: dict[str, Any], message: s
         {**LORSA, "dictionary.use_post_qk_ln": True, "dictionary.normalization_type": "LN"},
         {**LORSA, "initializer.initialize_lorsa_with_mhsa": True, "initializer.model_layer": 1},
         {**LORSA, **OF_EACH_HEAD, "initializer.d_active_subspace": 8},
+        {**LORSA, "dictionary.norm_activation": "token-wise", "fold.mode": "keep"},
+        {**LORSA, "initializer.initialize_lorsa_with_mhsa": True, "dictionary.norm_activation": "dataset-rms"},
     ],
 )
 def test_what_the_model_could_compute_is_accepted(changes: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from pipeline.params.sections.activations import HOOK_POINT
 from pipeline.params.sections.dictionary import DictionaryParams, register_kind
 
 PARTS = ("NTK_by_parts_factor", "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "old_context_len")
+_ATTENTION_INPUT = re.compile(r"(blocks\.\d+)\.ln1\.(?:hook_out|hook_normalized)")
 ROTARY = ("rotary_dim", "rotary_base", "rotary_adjacent_pairs", "rotary_scale", "use_NTK_by_parts_rope", *PARTS)
 
 
@@ -71,12 +73,17 @@ class LowRankSparseAttentionParams(DictionaryParams):
             return "kind lorsa reads hook_point_in (blocks.L.ln1.hook_out) and writes hook_point_out (blocks.L.hook_attn_out)"
         if self.hook_point_in == self.hook_point_out:
             return f"attention does not write what it reads, '{self.hook_point_in}'"
-        return written_before_read(self.hooks_in, self.hooks_out)
+        if fault := written_before_read(self.hooks_in, self.hooks_out):
+            return fault
+        read = _ATTENTION_INPUT.fullmatch(self.hook_point_in)
+        if read is None or self.hook_point_out == f"{read[1]}.hook_attn_out":
+            return None  # what is read is the fault, if any
+        return f"'{self.hook_point_out}' is not what the attention that reads {read[0]} writes; write {read[1]}.hook_attn_out"
 
     @rule("hook_point_in")
     def _reads_what_attention_reads(self) -> str | None:
         read = self.hook_point_in
-        if read is None or ".ln1." in read:
+        if read is None or _ATTENTION_INPUT.fullmatch(read):
             return None
         start = ".".join(read.split(".")[:2])
         whose = "is what the MLP reads" if ".ln2." in read else "is not what attention reads"

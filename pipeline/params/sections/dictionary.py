@@ -67,6 +67,7 @@ class DictionaryParams(Section, abc.ABC):
         READS_SEQUENCES: contexts stay whole (activations.target activations-2d).
         WRITES_ELSEWHERE: it never writes what it reads.
         DRAWN_BY_BOUNDS: the base draw takes the initializer's uniform bounds and its transpose factor.
+        ONE_WIDTH: all its hook points must be equally wide.
     """
 
     NAME: ClassVar[str] = "dictionary"
@@ -75,6 +76,7 @@ class DictionaryParams(Section, abc.ABC):
     READS_SEQUENCES: ClassVar[bool] = False
     WRITES_ELSEWHERE: ClassVar[bool] = False
     DRAWN_BY_BOUNDS: ClassVar[bool] = True
+    ONE_WIDTH: ClassVar[bool] = False
 
     name: str = param("main", form=NAME_FORM)
     kind: str = param("sae")

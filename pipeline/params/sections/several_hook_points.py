@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pipeline.params.fields import param
 from pipeline.params.section import rule
@@ -13,6 +14,8 @@ from pipeline.params.sections.dictionary import DictionaryParams
 @dataclass(frozen=True)
 class SeveralHookPointsParams(DictionaryParams):
     """Fields: see the comments of params.yaml."""
+
+    ONE_WIDTH: ClassVar[bool] = True
 
     hook_points_in: tuple[str, ...] | None = param(None, form=HOOK_POINT)
     hook_points_out: tuple[str, ...] | None = param(None, form=HOOK_POINT)
