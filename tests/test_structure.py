@@ -53,6 +53,8 @@ LAYOUT = (
     ("pipeline/interop",),
     ("pipeline/params",),
 )
+USE_THE_INTERFACE = ("pipeline/training", "pipeline/evaluation", "pipeline/folding.py", "pipeline/plots")
+NAMES_COMPARED = {("pipeline/plots/report.py", "clt"), ("pipeline/training/recipe.py", "sae")}
 MAX_LINES, MAX_FUNCTION_LINES = 400, 60
 HEAVY = (
     "click", "datasets", "dvc", "httpx", "matplotlib", "mlflow", "transformer_lens", "transformers", "xxhash", "zarr",
@@ -135,6 +137,25 @@ def test_no_kind_is_imported_by_what_uses_the_interface():
         if found.path in kinds
     ]
     assert wrong == []
+
+
+def test_no_kind_is_told_by_its_name_by_what_uses_the_interface():
+    """Nor do they compare with a kind's name: what differs between kinds is asked of the interface."""
+    kinds = {Path(path).stem for path in candidates(DYNAMIC["pipeline/dictionaries/registry.py"]) if _registers(path)}
+    assert {"sae", "clt", "lorsa"} <= kinds
+    found = {
+        (path, name)
+        for path in sources()
+        if any(covers(place, path) for place in USE_THE_INTERFACE)
+        for name in _compared(path) & kinds
+    }
+    assert found - NAMES_COMPARED == set()
+
+
+def _compared(path: str) -> set[object]:
+    """The constants that a module compares something with: `x == "a"`, `x in ("a", "b")`, `case "a"`."""
+    places = [node for node in ast.walk(parsed(path)) if isinstance(node, (ast.Compare, ast.MatchValue))]
+    return {part.value for place in places for part in ast.walk(place) if isinstance(part, ast.Constant)}
 
 
 def _registers(path: str) -> bool:
