@@ -24,7 +24,8 @@ def main(params: str, tokens: str, out: str, metrics: str) -> None:
     from pipeline.activations.for_params import generate_for
     from pipeline.corpus.tokenization import tokenizer_info
     from pipeline.files import write_json
-    from pipeline.lm.loading import check_models_fit, load_language_model, load_tokenizer, model_widths
+    from pipeline.lm.loading import load_language_model, load_tokenizer, model_widths
+    from pipeline.models_fit import check_models_fit
     from pipeline.params.loader import load_params
 
     loaded = load_params(params)

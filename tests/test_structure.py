@@ -46,7 +46,7 @@ LAYOUT = (
     ("pipeline/dictionaries",),
     ("pipeline/losses", "pipeline/activation_functions"),
     ("pipeline/kernels",),
-    ("pipeline/norms.py", "pipeline/norms_statistics.py"),
+    ("pipeline/norms.py", "pipeline/norms_statistics.py", "pipeline/models_fit.py"),
     ("pipeline/lm",),
     ("pipeline/activations",),
     ("pipeline/corpus",),

@@ -1,7 +1,7 @@
 """initialize_lorsa_with_mhsa: query-key heads are the model's own, features read and write along each head's outputs.
 
 Every model head is repeated Q / H times. W_Q and W_K are divided by s_in, so that normalised input gives the model's own
-scores; biases and q/k gains are copied. The other fields must be the model's too (`lm.attention.attention_fields`); what
+scores; biases and q/k gains are copied. The other fields must be the model's too (`models_fit.attention_fields`); what
 low-rank sparse attention cannot be (another scaling of the rotary frequencies, a sliding window, squashed scores) is refused.
 With y[q] = sum_k A[q, k] x[k] W_V W_O a head's output (without biases), feature i of one of its query-key heads has
 
@@ -29,7 +29,8 @@ from pipeline.initialization.activation_rows import distinct_rows
 from pipeline.initialization.active_subspace import principal_directions
 from pipeline.initialization.sample import Sample
 from pipeline.initialization.weights import parts_of
-from pipeline.lm.attention import OPTION, AttentionWeights, check_attention_fits
+from pipeline.lm.attention import AttentionWeights
+from pipeline.models_fit import OPTION, check_attention_fits
 from pipeline.norms_statistics import effective_rank
 from pipeline.seeding import generator
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError, unknown_name
-from pipeline.hook_keys import by_model, join_key, place_of
 from pipeline.lm.source import ModelSource, from_hub_or_directory, resolve_model
 
 if TYPE_CHECKING:
@@ -96,30 +95,6 @@ def load_attention_form(name_or_path: str | Path, revision: str | None, layer: i
     with quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(from_hub_or_directory(source, AutoConfig.from_pretrained))
     return HuggingFaceModel(source, model).layer_attention(layer, f"blocks.{layer}.ln1.hook_out")
-
-
-def check_models_fit(params: Any) -> None:
-    """Refuse a dictionary that does not fit its language models; reads their configurations, no weights.
-
-    Args:
-        params: all parameters.
-
-    Raises:
-        ParamsError: widths of the hook points (see `Params.with_widths`), or an attention that is not the model's.
-        DataError: no such model, or no such hook point.
-    """
-    widths: dict[str, int] = {}
-    for alias, hooks in by_model(params.dictionary_hook_points).items():
-        model = params.language_model(alias)
-        source = model_widths(model.model_name, model.revision)
-        widths |= {join_key(alias, hook): source.hook_width(hook) for hook in hooks}
-    params.with_widths(widths)
-    place = place_of(params.dictionary.hooks_in[0])
-    if params.initializer.initialize_lorsa_with_mhsa and place is not None:
-        from pipeline.lm.attention import check_attention_fits
-
-        form = load_attention_form(params.model.model_name, params.model.revision, place[0])
-        check_attention_fits(params.dictionary.to_dict(), form)
 
 
 def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:

@@ -12,8 +12,9 @@ import torch
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import DataError, ParamsError
 from pipeline.evaluation.raw_space import RawDictionary
-from pipeline.lm.attention import AttentionWeights, attention_fields, check_attention_fits
+from pipeline.lm.attention import AttentionWeights
 from pipeline.lm.language_model import LanguageModel
+from pipeline.models_fit import attention_fields, check_attention_fits
 from tests.lm.conftest import CONFIGURATIONS, CONTEXT, WINDOW, D
 
 LAYER = 1
