@@ -285,10 +285,15 @@ def served(folder: Path) -> Iterator[str]:
     """
     (folder / "outer.html").write_text(FRAME)
     handler = functools.partial(QuietHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with QuietServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+class QuietServer(http.server.ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """A browser closes connections that it no longer needs, at any time, also during a later test."""
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):

@@ -167,21 +167,37 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
     state = Stub()
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 10
+
+        def handle(self) -> None:
+            with contextlib.suppress(ConnectionError):  # the client has gone
+                super().handle()
+
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            length = int(self.headers["Content-Length"])
+            sent = self.rfile.read(length)
+            if len(sent) < length:  # the client has gone before it had said all
+                return
+            body = json.loads(sent)
             state.requests.append((self.path, dict(self.headers), body))
             status, headers, text = state.reply(body)
             self.send_response(status)
             for name, value in {"Content-Length": str(len(text.encode())), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has gone
-                self.wfile.write(text.encode())
+            self.wfile.write(text.encode())
+
+        def finish(self) -> None:
+            with contextlib.suppress(ConnectionError):
+                super().finish()
 
         def log_message(self, *_: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(ThreadingHTTPServer):
+        daemon_threads = False  # closing waits for the handlers, so that none prints into the next test
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         state.port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -188,3 +189,17 @@ def test_retry_after() -> None:
     assert ahead is not None
     assert 25 < ahead <= 30
     assert retry_after(format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True)) == 0.0
+
+
+HEAD = b"POST /v1 HTTP/1.1\r\nContent-Length: 9\r\n\r\n"
+
+
+@pytest.mark.parametrize("said", [b"", b"PO", HEAD, HEAD + b"{"], ids=["nothing", "half a line", "no body", "half a body"])
+def test_the_stub_is_silent_about_a_client_that_leaves(stub: Stub, capfd: pytest.CaptureFixture[str], said: bytes) -> None:
+    for linger in (0, 1):  # 0: the connection is reset
+        with socket.create_connection(("127.0.0.1", stub.port)) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, linger))
+            client.sendall(said)
+    assert complete(stub, seed=1)[0]
+    assert len(stub.requests) == 1
+    assert capfd.readouterr() == ("", "")
