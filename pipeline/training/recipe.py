@@ -19,7 +19,7 @@ TRAINER: dict[str, Any] = {
     "lr_warm_up_steps": 0.05,
     "lr_cool_down_steps": 0.3,
     "total_training_tokens": 2_000_000,
-    "dead_threshold": 0.0075,
+    "dead_threshold": 0.005,
     "revive_dead_features": True,
     "log_frequency": 50,
     "n_checkpoints": 0,
