@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported: small tests are slower with several spinning threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -13,6 +14,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 for variable in ("DVC_ROOT", "DVC_EXP_NAME", "SCOPELINE_STORE", "MLFLOW_TRACKING_URI"):
     os.environ.pop(variable, None)
+os.environ["COLUMNS"] = "80"  # what click breaks its help at; of a narrow terminal it would be the terminal's
+
+# The same examples each time, however long they take: a busy machine is no fault, and a random one would not be seen again.
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

@@ -213,7 +213,7 @@ def test_every_package_has_its_init():
 def _run(code: str) -> str:
     """Run code in a fresh interpreter at the root; its standard output."""
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

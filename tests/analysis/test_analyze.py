@@ -104,8 +104,12 @@ def test_counts_and_windows_are_those_of_a_second_run(finished_project: Project,
     chosen = np.arange(n) * tokens.train.n_contexts // n
     ids = np.stack([tokens.train.read(int(c), int(c) + 1)[0] for c in chosen]).astype(np.int64)
     mask = torch.from_numpy(tokens.mask(ids))
-    x = models.activations(torch.from_numpy(ids), raw.hooks_in)
-    f = (found.dictionary.encode(*raw.encoder_input(x, mask)) * mask[..., None]).double()
+    # In the batches of the first run: in others, products have other last bits on some machines.
+    parts, size = [], params.analysis.batch_contexts
+    for some, kept in zip(torch.from_numpy(ids).split(size), mask.split(size), strict=True):
+        x = models.activations(some, raw.hooks_in)
+        parts.append(found.dictionary.encode(*raw.encoder_input(x, kept)) * kept[..., None])
+    f = torch.cat(parts).double()
     assert store.about["tokens"] == int(mask.sum())
     f = f.detach()
     energies = f.square().sum((0, 1)) * found.dictionary.decoder_norms().detach().double().square()
@@ -113,21 +117,21 @@ def test_counts_and_windows_are_those_of_a_second_run(finished_project: Project,
         own = f[..., row["feature"]]
         assert row["active_tokens"] == int((own > 0).sum())
         assert sum(row["histogram"]) == row["active_tokens"]
-        assert row["max_activation"] == pytest.approx(float(own.max()), rel=1e-6)
-        assert row["mean_activation"] == pytest.approx(float(own.sum()) / max(row["active_tokens"], 1), rel=1e-6)
+        assert row["max_activation"] == pytest.approx(float(own.max()), rel=1e-5)
+        assert row["mean_activation"] == pytest.approx(float(own.sum()) / max(row["active_tokens"], 1), rel=1e-5)
         assert row["energy"] == pytest.approx(float(energies[row["feature"]] / energies.sum()), rel=1e-5)
         contexts = store.contexts(row["feature"])
         peaks = zip(*own.max(1), ids, strict=True)  # of contexts that are the same up to the peak only one is shown
         distinct = {tuple(line[: int(t) + 1]): float(v) for v, t, line in peaks if v > 0}
         best = sorted(distinct.values(), reverse=True)
         shown = [context["activation"] for context in contexts if context["band"] == TOP]
-        assert shown == pytest.approx(best[: len(shown)], rel=1e-6)
+        assert shown == pytest.approx(best[: len(shown)], rel=1e-5)
         assert len(shown) == min(10, len(best))
         for context in contexts:
             line = int(np.flatnonzero(chosen == context["context"])[0])
             first = context["position"] - context["peak"]
             expected = own[line, first : first + len(context["tokens"])].tolist()
-            assert context["activations"] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+            assert context["activations"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
             assert context["tokens"] == ids[line, first : first + len(context["tokens"])].tolist()
             if context["band"] == INACTIVE:
                 assert float(own[line].max()) == 0.0

@@ -41,6 +41,7 @@ def test_json_lines_and_parquet_hold_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hub_form(tmp_path: Path, streaming: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")  # not that of the user
     data = tmp_path / "set" / "data"
     data.mkdir(parents=True)
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a b", " ", "c d"]}), data / "train-00000-of-00001.parquet")

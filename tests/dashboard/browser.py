@@ -21,6 +21,7 @@ FLAGS = (
 )  # fmt: skip
 WIDTH, HEIGHT = 1380, 960
 COLORS = 160
+WAIT_SECONDS = 60.0  # for what a test waits for: many times what it takes, for a busy machine
 SHOTS = {"overview": "#/", "features": "#/features", "feature": None}
 
 
@@ -73,24 +74,42 @@ def color_scheme(driver: Any, name: str) -> None:
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": name}]})
 
 
-def show(driver: Any, page: Path, route: str, seconds: float = 20.0) -> None:
+def show(driver: Any, page: Path, route: str) -> None:
     """Open a route of a dashboard and wait until it is drawn."""
     driver.get("about:blank")
     driver.get(f"{page.resolve().as_uri()}{route}")
-    wait_for(driver, route, seconds)
+    wait_for(driver, route)
 
 
-def wait_for(driver: Any, route: str, seconds: float = 20.0) -> None:
+def wait_for(driver: Any, route: str) -> None:
     """Wait until a route is drawn.
 
     Raises:
         TimeoutError: with what the page shows instead.
     """
-    end = time.monotonic() + seconds
-    while driver.execute_script("return document.getElementById('view')?.dataset.shown ?? null") != route:
+    until(driver, "(document.getElementById('view')?.dataset.shown ?? null) === arguments[0]", route)
+
+
+def until(driver: Any, condition: str, *arguments: Any) -> None:
+    """Wait until an expression of JavaScript is true.
+
+    Raises:
+        TimeoutError: with what the page shows.
+    """
+    end = time.monotonic() + WAIT_SECONDS
+    while not driver.execute_script(f"return Boolean({condition})", *arguments):
         if time.monotonic() > end:
-            raise TimeoutError(f"{route} is not shown: {driver.find_element('id', 'view').text[:400]}")
+            raise TimeoutError(f"not {condition} of {arguments}: {driver.find_element('id', 'view').text[:400]}")
         time.sleep(0.02)
+
+
+def frames(driver: Any, n: int = 2) -> None:
+    """Wait until the page has been drawn again, and with it what it does at the next frame after a scroll."""
+    driver.execute_async_script(
+        """let left = arguments[0]; const done = arguments[1];
+        const next = () => (left-- > 0 ? requestAnimationFrame(next) : done()); next();""",
+        n,
+    )
 
 
 def screenshots(dashboard: Path, prefix: str, feature: str) -> None:

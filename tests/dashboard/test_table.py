@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dashboard.folder import write_dashboard
 from tests.dashboard import synthetic
-from tests.dashboard.browser import chromium, found, show, size, wait_for
+from tests.dashboard.browser import chromium, found, frames, show, size, wait_for
 
 REQUIRED = os.environ.get("SCOPELINE_BROWSER_TESTS") == "required"
 pytestmark = pytest.mark.skipif(not found() and not REQUIRED, reason="needs Chromium: apt-get install chromium chromium-driver")
@@ -72,7 +71,7 @@ def test_the_first_click_after_typing_a_filter_opens_the_row(driver: Any, page: 
     row = driver.find_elements("css selector", ".row")[1]
     route = row.get_attribute("hash")
     row.click()
-    wait_for(driver, route, 3)
+    wait_for(driver, route)
 
 
 def test_the_marks_of_the_page_can_be_searched(driver: Any, page: Path) -> None:
@@ -187,7 +186,7 @@ def test_home_and_end_and_the_roles(driver: Any, page: Path) -> None:
     show(driver, page, "#/features")
     for key, last in (("\ue010", True), ("\ue011", False)):
         keys(driver, key)
-        time.sleep(0.1)
+        frames(driver)  # what is scrolled to is drawn
         chosen = driver.find_element("css selector", ".row.chosen")
         n = driver.execute_script("return state.order.length")
         assert driver.execute_script("return state.chosen") == (n - 1 if last else 0)

@@ -26,10 +26,7 @@ def module(tiny_path):
 @pytest.fixture(scope="session")
 def exact(tiny_path):
     """Both of the above in float64, so that the metrics' own rounding is all that differs."""
-    from pipeline.lm.huggingface import HuggingFaceModel
-    from pipeline.lm.source import resolve_model
-
-    return HuggingFaceModel(resolve_model(tiny_path), _plain(tiny_path).double()), _plain(tiny_path).double()
+    return _exact(tiny_path)
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +43,19 @@ def tuned(tuned_path):
 @pytest.fixture(scope="session")
 def tuned_module(tuned_path):
     return _plain(tuned_path)
+
+
+@pytest.fixture(scope="session")
+def exact_tuned(tuned_path):
+    """The other checkpoint in float64."""
+    return _exact(tuned_path)
+
+
+def _exact(path):
+    from pipeline.lm.huggingface import HuggingFaceModel
+    from pipeline.lm.source import resolve_model
+
+    return HuggingFaceModel(resolve_model(path), _plain(path).double()), _plain(path).double()
 
 
 def _plain(path):

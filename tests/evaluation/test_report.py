@@ -120,8 +120,10 @@ def test_every_metric_equals_the_naive_one(exact, config):
     assert got["predicted_tokens"] == int(kept[:, 1:].sum())
 
 
-def test_results_do_not_depend_on_the_batches(model):
-    case = Case(model, SAE)
+def test_results_do_not_depend_on_the_batches(exact):
+    """In float64: on some processors products of other heights differ in their last bits."""
+    case = Case(exact[0], SAE)
+    case.dictionary.double()
     _assert_equal(case.evaluate(batch_contexts=2).metrics, case.evaluate(batch_contexts=9).metrics)
 
 
@@ -163,14 +165,15 @@ def test_splicing_the_true_activation_costs_exactly_nothing(model, hook):
     assert got["fvu"] == 0.0
 
 
-def test_masked_positions_keep_the_original(model):
+def test_masked_positions_keep_the_original(exact):
     """A context of special tokens only is not touched by any intervention and counts nowhere."""
-    case = Case(model, SAE)
+    case = Case(exact[0], SAE)
+    case.dictionary.double()
     before = case.evaluate().metrics
     case.tokens = np.concatenate([case.tokens, np.zeros((1, case.tokens.shape[1]), dtype=np.int32)])
     after = case.evaluate().metrics
     before.pop("evaluated_contexts")
-    _assert_equal(after, before, rel=1e-12)
+    _assert_equal(after, before, rel=1e-9)
 
 
 def test_better_reconstructions_recover_more(model):

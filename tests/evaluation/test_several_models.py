@@ -142,8 +142,11 @@ def test_layers_and_checkpoints_together(both):
     assert got["ce_mean"] == pytest.approx(case.ce(LATE, ablated), rel=1e-5)
 
 
-def test_several_models_do_not_depend_on_the_batches(both):
-    case = Case(*both, (LATE, OTHER))
+def test_several_models_do_not_depend_on_the_batches(exact, exact_tuned):
+    """In float64: on some processors products of other heights differ in their last bits."""
+    models, modules = ({"": main, "tuned": tuned} for main, tuned in zip(exact, exact_tuned, strict=True))
+    case = Case(models, modules, (LATE, OTHER))
+    case.dictionary.double()
     few, many = case.evaluate(2), case.evaluate(9)
     for name in few:
         assert many[name] == pytest.approx(few[name], rel=1e-6, abs=1e-9), name

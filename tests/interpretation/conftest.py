@@ -167,7 +167,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
     state = Stub()
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = 10
+        timeout = 60
 
         def handle(self) -> None:
             with contextlib.suppress(ConnectionError):  # the client has gone

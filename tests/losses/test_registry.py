@@ -58,7 +58,7 @@ def test_a_name_is_taken_once() -> None:
 
 def _fresh(code: str) -> str:
     """Output of code in a process that has imported none of the losses."""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -194,12 +195,19 @@ def test_params_yaml_loads_fast_and_without_torch() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
-    seconds = []
-    for _ in range(5):
-        start = time.process_time()
-        load_params(ROOT / "params.yaml")
-        seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.05
+    text = (ROOT / "params.yaml").read_text()
+
+    def least(work: Callable[[], object]) -> float:
+        """Of five calls, the least processor seconds."""
+        seconds = []
+        for _ in range(5):
+            start = time.process_time()
+            work()
+            seconds.append(time.process_time() - start)
+        return min(seconds)
+
+    # On a slow machine, not much longer than PyYAML takes for the text alone.
+    assert least(lambda: load_params(ROOT / "params.yaml")) < max(0.05, 3 * least(lambda: yaml.safe_load(text)))
 
 
 def test_every_line_of_params_yaml_has_a_comment() -> None:

@@ -135,7 +135,8 @@ def report(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_project_without_experiments_says_so(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
-    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=tmp_path, check=True, env={"HOME": str(tmp_path)})
+    alone = {"HOME": str(tmp_path), "DVC_NO_ANALYTICS": "true"}  # else it leaves a process behind that outlives the test
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=tmp_path, check=True, env=alone)
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "one")
     outcome = report(tmp_path)
     assert outcome.returncode == 2

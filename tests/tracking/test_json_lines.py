@@ -118,4 +118,4 @@ with open_tracker(TrackingParams(enabled=False), stage="train", run_file=sys.arg
 heavy = {"mlflow", "sqlalchemy", "pandas", "torch", "numpy"} & set(sys.modules)
 assert not heavy, heavy
 """
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run.json")], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run.json")], check=True, timeout=300)

@@ -293,7 +293,7 @@ open_tracker(TrackingParams(), stage="train", run_file="data/run.json").log_metr
 """
     root = Path(__file__).parents[2]
     subprocess.run(
-        [sys.executable, "-c", code], check=True, timeout=120, env={**__import__("os").environ, "PYTHONPATH": str(root)}
+        [sys.executable, "-c", code], check=True, timeout=300, env={**__import__("os").environ, "PYTHONPATH": str(root)}
     )
     run = client.get_run(json.loads((tracked / RUN_FILE).read_text())["run_id"])
     assert (run.info.status, run.data.metrics) == ("FAILED", {"train/l0": 7.0})

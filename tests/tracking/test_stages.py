@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -45,18 +44,27 @@ def _run(project: Project):
     return client, run
 
 
+KILLED = """
+import os, signal
+from pipeline.training.checkpoints import History
+from stages.train import main
+
+add = History.add
+def killed(self, row):
+    add(self, row)
+    if row["step"] == 120:
+        os.kill(os.getpid(), signal.SIGKILL)
+History.add = killed
+main()
+"""
+
+
 def test_killed_train_then_fold_and_evaluate_are_one_whole_run(small: Project) -> None:
-    command = [sys.executable, "-m", "stages.train"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=small.path, env=environment, stderr=subprocess.DEVNULL)
-    limit = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < limit:
-        histories = list(small.path.glob("data/checkpoints/*/history.jsonl"))
-        if histories and histories[0].read_bytes().count(b"\n") > 120:
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    ended = subprocess.run([sys.executable, "-c", KILLED], cwd=small.path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    (history,) = small.path.glob("data/checkpoints/*/history.jsonl")
+    assert history.read_bytes().count(b"\n") == 121
     _, killed = _run(small)
     assert killed.info.status == "RUNNING"
     assert not (small.path / "data" / "trained" / "main").exists()

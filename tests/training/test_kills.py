@@ -26,7 +26,7 @@ def start(directory: Path, how: str, at: int = 0) -> subprocess.Popen[str]:
 
 def run(directory: Path, how: str, at: int = 0) -> tuple[int, str, str]:
     process = start(directory, how, at)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out.strip(), err
 
 
