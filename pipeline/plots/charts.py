@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 MAX_POINTS = 1000
 MAX_NAMES = 16
 LATE = 0.75  # a point beyond this share of x has its label on its left
+RESOLUTION = 1e-11  # of the largest value: what lies closer together is drawn as one value
 CHARACTER = 0.012  # share of x that a character of a label takes, about
 
 
@@ -144,8 +146,9 @@ def linear_axis(low: float, high: float, n: int = 6, *, tight: bool = False) -> 
         low, high: the values to show.
         tight: the axis ends at the values; else at ticks.
     """
-    if not low < high:
-        room = abs(low) * 0.1 or 1.0
+    largest = max(abs(low), abs(high))
+    if not (high - low) / n > max(RESOLUTION * largest, sys.float_info.min):
+        room = largest * 0.1 if largest > sys.float_info.min / RESOLUTION else 1.0
         low, high = low - room, high + room
     raw = (high - low) / n
     power = 10.0 ** math.floor(math.log10(raw))
