@@ -21,6 +21,7 @@ from torch import Tensor
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.folded import fold_scales
 from pipeline.errors import DataError, NumericsError, ParamsError, unknown_name
+from pipeline.exclusion import NormLimits
 from pipeline.hooks import stacked
 from pipeline.norms import as_hook_norm, scale_factor
 
@@ -46,6 +47,7 @@ class StoredBatches:
         hooks: the dictionary's hooks_in.
         rows: (first, last + 1).
         batch_size: rows per batch, as in training.
+        limits: of the norms of tokens; those above are masked.
 
     Yields (x, mask): [B, d] or [B, T, d]; several hook points stacked, [B, L, d] or [B, T, L, d].
     """
@@ -54,13 +56,13 @@ class StoredBatches:
     hooks: tuple[str, ...]
     rows: tuple[int, int]
     batch_size: int
+    limits: NormLimits = NormLimits({})
 
     def __iter__(self) -> Iterator[Batch]:
         for start in range(self.rows[0], self.rows[1], self.batch_size):
             stop = min(start + self.batch_size, self.rows[1])
-            parts = [self.store.read(hook, start, stop) for hook in self.hooks]
-            mask = self.store.read_rows_meta(start, stop).mask
-            yield stacked(dict(zip(self.hooks, parts, strict=True)), self.hooks), mask
+            found = {hook: self.store.read(hook, start, stop) for hook in dict.fromkeys((*self.hooks, *self.limits.limits))}
+            yield stacked(found, self.hooks), self.limits.kept(found, self.store.read_rows_meta(start, stop).mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +136,7 @@ def fold_dictionary(
     missing = [hook for hook in widths if hook not in norms]
     if missing:
         raise DataError(f"norms: {unknown_name('hook point', missing[0], norms)}; run `dvc repro -s -f norm`")
-    plain = {hook: _plain(as_hook_norm(norms[hook], width)) for hook, width in widths.items()}
+    plain = {hook: as_hook_norm(norms[hook], width).to_dict() for hook, width in widths.items()}
     raw = _Batches(dictionary, [] if calibration_batches is None else calibration_batches, None)
     scaled = _Batches(dictionary, raw.batches, plain)
     converted, figures = _converted(dictionary, scaled, convert_topk, target_l0)
@@ -149,10 +151,6 @@ def fold_dictionary(
     provenance = {**dictionary.config.provenance, "fold": figures}
     result.config = dataclasses.replace(result.config, norms=plain, provenance=provenance)
     return FoldReport(result, figures)
-
-
-def _plain(norm: Any) -> dict[str, Any]:
-    return {"mean_norm": norm.mean_norm, "mean_square": norm.mean_square, "d": norm.d}
 
 
 class _Batches:

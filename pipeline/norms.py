@@ -1,7 +1,7 @@
 """Norms of activations: measured once for each hook point, then the factor that normalises (SPEC 3).
 
-m_p is the mean over kept tokens of the per-token L2 norm. The factor of a hook point multiplies its activations, as input
-and as label; reconstructions are divided by it:
+m_p is the mean over kept tokens of the per-token L2 norm, massive ones left out (pipeline/exclusion.py). The factor of a hook
+point multiplies its activations, as input and as label; reconstructions are divided by it:
 
     token-wise    sqrt(D) / ||x_token||
     batch-wise    sqrt(D) / mean_b ||x_b||
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError, NumericsError, ParamsError, unknown_name
+from pipeline.exclusion import MASSIVE_FACTOR, MEDIAN_TOKENS, median_norm
 from pipeline.files import read_json, write_json
 from pipeline.norms_statistics import QUANTILES, ActivationStatistics, effective_rank
 
@@ -38,8 +39,13 @@ class HookNorm:
         mean_norm: m_p, in the model's units.
         mean_square: E||x||^2; None where only a mean norm was given, which dataset-rms does not do with.
         d: width.
-        n_tokens: kept tokens measured.
-        norm_quantiles: {"0.01": ..., "0.5": ..., "0.99": ..., "0.999": ...} of the norm.
+        median_norm: median norm of the first tokens, of which massive ones are told by; None: not measured.
+        max_norm_factor: activations.max_norm_factor, the rule by which tokens are excluded; None: none are.
+        n_tokens: tokens in the means, the mean square and the covariance: kept ones that are not massive.
+        n_massive: kept tokens longer than `massive_norm`.
+        n_excluded: kept tokens longer than `max_norm`, which the rule leaves out of everything: n_massive, or 0.
+        largest_norm: of a kept token.
+        norm_quantiles: {"0.01": ..., "0.5": ..., "0.99": ..., "0.999": ...} of the norms of all kept tokens.
         effective_rank: exp of the entropy of the covariance's normalised eigenvalues, rounded up.
         nonfinite: rows with a non-finite value (0: otherwise nothing is written).
     """
@@ -47,10 +53,30 @@ class HookNorm:
     mean_norm: float
     mean_square: float | None
     d: int
+    median_norm: float | None = None
+    max_norm_factor: float | None = None
     n_tokens: int = 0
+    n_massive: int = 0
+    n_excluded: int = 0
+    largest_norm: float | None = None
     norm_quantiles: Mapping[str, float] = dataclasses.field(default_factory=dict)
     effective_rank: int | None = None
     nonfinite: int = 0
+
+    @property
+    def max_norm(self) -> float | None:
+        """Norm above which a token is excluded; None: none is."""
+        return None if self.median_norm is None or self.max_norm_factor is None else self.max_norm_factor * self.median_norm
+
+    @property
+    def massive_norm(self) -> float | None:
+        """Norm above which a token is massive: `max_norm`, without a rule MASSIVE_FACTOR medians; None: not measured."""
+        return None if self.median_norm is None else (self.max_norm_factor or MASSIVE_FACTOR) * self.median_norm
+
+    def to_dict(self) -> dict[str, Any]:
+        """What goes with weights: the factor, and which tokens it was measured without, as plain values."""
+        names = ("mean_norm", "mean_square", "d", "median_norm", "max_norm_factor", "n_tokens", "n_excluded")
+        return {name: getattr(self, name) for name in names}
 
 
 def as_hook_norm(value: float | Mapping[str, Any] | HookNorm, d: int) -> HookNorm:
@@ -75,7 +101,8 @@ def as_hook_norm(value: float | Mapping[str, Any] | HookNorm, d: int) -> HookNor
         norm = HookNorm(**{"mean_square": None, "d": d, **value})
     else:
         norm = HookNorm(float(value), None, d)
-    stated = {"mean_norm": norm.mean_norm} | ({} if norm.mean_square is None else {"mean_square": norm.mean_square})
+    optional = {name: getattr(norm, name) for name in ("mean_square", "median_norm", "max_norm_factor")}
+    stated = {"mean_norm": norm.mean_norm} | {name: number for name, number in optional.items() if number is not None}
     for name, number in stated.items():
         if not (isinstance(number, int | float) and math.isfinite(number) and number > 0):
             raise DataError(f"norms: {name} = {number!r}, wanted a positive finite number")
@@ -131,6 +158,24 @@ def scale_factor(
         return math.sqrt(x.shape[-1]) / norms.clamp(min=SMALLEST)
 
 
+def hook_norm(found: ActivationStatistics, rank: int | None = None) -> HookNorm:
+    """The norm that statistics give; `rank` is the effective rank, which takes an eigendecomposition."""
+    return HookNorm(
+        mean_norm=found.mean_norm,
+        mean_square=found.mean_square,
+        d=found.width,
+        median_norm=found.median_norm,
+        max_norm_factor=found.max_norm_factor,
+        n_tokens=found.n,
+        n_massive=found.n_massive,
+        n_excluded=found.n_excluded,
+        largest_norm=found.largest_norm,
+        norm_quantiles={str(q): found.quantile(q) for q in QUANTILES},
+        effective_rank=rank,
+        nonfinite=found.nonfinite,
+    )
+
+
 class Store(Protocol):
     """What is asked of an activation store."""
 
@@ -146,22 +191,34 @@ class Store(Protocol):
     def read(self, hook_point: str, start: int, stop: int) -> Tensor: ...
 
 
+def first_median(store: Store, hook_point: str) -> float | None:
+    """Median norm of the first MEDIAN_TOKENS tokens of a store (kept ones; rows are shuffled); None where it is 0."""
+    flat = store.target == "activations-1d"
+    stop = min(-(-MEDIAN_TOKENS // (1 if flat else store.context_size)), store.n_rows)
+    return median_norm(store.read(hook_point, 0, stop), None if flat else store.read("mask", 0, stop))
+
+
 def compute_norms(
     store: Store,
     tokens: int | None = None,
     *,
+    max_norm_factor: float | None = None,
     hook_points: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
     done: Callable[[int], None] = lambda n: None,
+    massive: Callable[[str, int, Tensor], None] = lambda hook_point, start, rows: None,
 ) -> dict[str, ActivationStatistics]:
     """Statistics of the first rows of a store (they are shuffled, so a fair sample).
 
     Args:
         store: an open activation store.
         tokens: how many tokens to read, rounded up to whole contexts in 2-D; None: all.
+        max_norm_factor: activations.max_norm_factor.
         hook_points: which; None: all that are open.
         device: where the sums are computed.
         done: called with every number of tokens read.
+        massive: called with a hook point, a row of the store and a bool tensor of its shape [n] or [n, T] for the rows from
+            there on: True for a massive token.
 
     Raises:
         NumericsError: a non-finite activation, with hook point and store row; or no kept token at all.
@@ -171,12 +228,14 @@ def compute_norms(
     rows = store.n_rows if tokens is None else min(-(-tokens // per_row), store.n_rows)
     found = {}
     for name in hook_points if hook_points is not None else store.hook_points:
-        statistics = ActivationStatistics(store.width(name), device)
+        statistics = ActivationStatistics(store.width(name), device, first_median(store, name), max_norm_factor)
         for start in range(0, rows, store.chunk_rows):
             stop = min(start + store.chunk_rows, rows)
             values = store.read(name, start, stop)
             mask = None if flat else store.read("mask", start, stop)
-            statistics.update(values, mask)
+            above = statistics.update(values, mask)
+            if above is not None:
+                massive(name, start, above)
             if statistics.nonfinite:
                 bad = ~torch.isfinite(values).all(dim=-1) & (mask if mask is not None else torch.tensor(True))
                 index = tuple(int(i) for i in bad.nonzero()[0])
@@ -207,15 +266,7 @@ def write_norms(statistics: Mapping[str, ActivationStatistics], path: str | Path
     for name, found in statistics.items():
         values, vectors = found.spectrum()
         edges, counts = found.histogram()
-        norms[name] = {
-            "mean_norm": found.mean_norm,
-            "mean_square": found.mean_square,
-            "d": found.width,
-            "n_tokens": found.n,
-            "norm_quantiles": {str(q): found.quantile(q) for q in QUANTILES},
-            "effective_rank": effective_rank(values),
-            "nonfinite": found.nonfinite,
-        }
+        norms[name] = dataclasses.asdict(hook_norm(found, effective_rank(values)))
         arrays[f"{name}/mean"] = found.mean().cpu()
         arrays[f"{name}/eigenvalues"] = values
         arrays[f"{name}/eigenvectors"] = vectors

@@ -2,8 +2,8 @@
 
 Kept, all in float64 (counts in int64), for rows x of width d:
 
-- n, sum of ||x||, sum of ||x||^2, sum of x, sum of x x^T;
-- a histogram of ||x|| in bins of equal relative width 1e-3, from which any quantile follows to 1e-3 relative;
+- n, sum of ||x||, sum of ||x||^2, sum of x, sum of x x^T, of the rows that are not massive (pipeline/exclusion.py);
+- the number of massive rows, the largest norm, and a histogram of ||x|| of all rows, massive ones too, in bins of equal relative width 1e-3, from which any quantile follows to 1e-3 relative;
 - the number of rows with a non-finite value, which take no part in anything else.
 
 Merging adds them up. Sums of float64 values differ by rounding between orders, about 1e-15 relative.
@@ -16,6 +16,8 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+
+from pipeline.exclusion import MASSIVE_FACTOR
 
 BIN_WIDTH = 1e-3  # of the natural logarithm
 LOWEST_NORM, HIGHEST_NORM = 1e-8, 1e12
@@ -31,11 +33,23 @@ class ActivationStatistics:
     Args:
         width: d.
         device: where the sums are kept and computed.
+        median_norm: median norm of some of the rows, by which massive ones are told; None: none is.
+        max_norm_factor: activations.max_norm_factor; None: rows above MASSIVE_FACTOR medians are massive.
     """
 
-    def __init__(self, width: int, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        width: int,
+        device: str | torch.device = "cpu",
+        median_norm: float | None = None,
+        max_norm_factor: float | None = None,
+    ) -> None:
         self.width, self.device = width, torch.device(device)
+        self.median_norm, self.max_norm_factor = median_norm, max_norm_factor
+        self.massive_norm = None if median_norm is None else (max_norm_factor or MASSIVE_FACTOR) * median_norm
         self.n = 0
+        self.n_massive = 0
+        self.largest_norm = 0.0
         self.nonfinite = 0
         self.sum_norm = 0.0
         self.sum_square = 0.0
@@ -44,45 +58,73 @@ class ActivationStatistics:
         # Bin 0: norms below LOWEST_NORM (zero among them); bins 1..N_BINS; the last: above HIGHEST_NORM.
         self.counts = torch.zeros(N_BINS + 2, dtype=torch.int64)
 
-    def update(self, x: Tensor, mask: Tensor | None = None) -> None:
+    def update(self, x: Tensor, mask: Tensor | None = None) -> Tensor | None:
         """Add rows.
 
         Args:
             x: [..., d], any float dtype.
             mask: bool [...], True where a row counts; None: all.
+
+        Returns: bool [...], True for a massive row that counts; None where there is none.
         """
         rows = x.reshape(-1, self.width)
         if mask is not None:
             rows = rows[mask.reshape(-1)]
-        step = max(_BLOCK_ELEMENTS // self.width, 1)
-        for start in range(0, len(rows), step):
+        before, step = self.n_massive, max(_BLOCK_ELEMENTS // self.width, 1)
+        massive = [
             self._add(rows[start : start + step].to(device=self.device, dtype=torch.float64))
+            for start in range(0, len(rows), step)
+        ]
+        if self.n_massive == before:
+            return None
+        found = torch.zeros(x.shape[:-1], dtype=torch.bool)
+        found[torch.ones_like(found) if mask is None else mask.cpu()] = torch.cat(massive).cpu()
+        return found
 
-    def _add(self, rows: Tensor) -> None:
+    @property
+    def n_excluded(self) -> int:
+        """Rows that activations.max_norm_factor leaves out: the massive ones, none where it is null."""
+        return 0 if self.max_norm_factor is None else self.n_massive
+
+    def _add(self, rows: Tensor) -> Tensor:
+        """Add rows; which of them are massive."""
         squares = rows.square().sum(dim=1)
-        finite = torch.isfinite(rows).all(dim=1) if not bool(torch.isfinite(squares).all()) else None
-        if finite is not None:
-            self.nonfinite += int((~finite).sum())
+        every = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        finite = torch.isfinite(rows).all(dim=1) if not bool(torch.isfinite(squares).all()) else ~every
+        if len(finite) > (n_finite := int(finite.sum())):
+            self.nonfinite += len(finite) - n_finite
             rows, squares = rows[finite], squares[finite]
         norms = squares.sqrt()
+        bins = (norms.clamp(min=LOWEST_NORM / 2).log() - math.log(LOWEST_NORM)).div(BIN_WIDTH).floor().long() + 1
+        self.counts += torch.bincount(bins.clamp(0, N_BINS + 1).cpu(), minlength=N_BINS + 2)
+        if len(norms):
+            self.largest_norm = max(self.largest_norm, float(norms.max()))
+        if self.massive_norm is not None and bool((massive := norms > self.massive_norm).any()):
+            every[finite] = massive
+            self.n_massive += int(massive.sum())
+            rows, squares, norms = rows[~massive], squares[~massive], norms[~massive]
         self.n += len(rows)
         self.sum_norm += float(norms.sum())
         self.sum_square += float(squares.sum())
         self.total += rows.sum(dim=0)
         self.outer.addmm_(rows.T, rows)
-        bins = (norms.clamp(min=LOWEST_NORM / 2).log() - math.log(LOWEST_NORM)).div(BIN_WIDTH).floor().long() + 1
-        self.counts += torch.bincount(bins.clamp(0, N_BINS + 1).cpu(), minlength=N_BINS + 2)
+        return every
 
     def merge(self, other: ActivationStatistics) -> ActivationStatistics:
         """The statistics of both sets of rows together; neither is changed.
 
         Raises:
-            ValueError: other widths.
+            ValueError: other widths, or massive rows told by another norm.
         """
         if self.width != other.width:
             raise ValueError(f"statistics of width {self.width} and {other.width} cannot be merged")
-        merged = ActivationStatistics(self.width, self.device)
+        rule = (self.median_norm, self.max_norm_factor)
+        if rule != (other.median_norm, other.max_norm_factor):
+            raise ValueError("statistics with other median norms or factors cannot be merged: their massive rows differ")
+        merged = ActivationStatistics(self.width, self.device, *rule)
         merged.n, merged.nonfinite = self.n + other.n, self.nonfinite + other.nonfinite
+        merged.n_massive = self.n_massive + other.n_massive
+        merged.largest_norm = max(self.largest_norm, other.largest_norm)
         merged.sum_norm = self.sum_norm + other.sum_norm
         merged.sum_square = self.sum_square + other.sum_square
         merged.total = self.total + other.total.to(self.device)
@@ -121,10 +163,10 @@ class ActivationStatistics:
         return values.flip(0).clamp(min=0.0).cpu(), torch.where(largest < 0, -rows, rows).cpu()
 
     def quantile(self, q: float) -> float:
-        """The norm below which a share q of the rows lies; within a bin the logarithm is interpolated."""
+        """The norm below which a share q of all rows lies, massive ones too; within a bin the logarithm is interpolated."""
         edges = _bin_edges()
         cumulative = np.cumsum(self.counts.numpy())
-        wanted = q * self.n
+        wanted = q * (self.n + self.n_massive)
         found = int(np.searchsorted(cumulative, wanted, side="left"))
         if found == 0:
             return 0.0

@@ -25,6 +25,7 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     from pipeline.activations.reader import open_activations
     from pipeline.activations.schema import calibration_rows
     from pipeline.dictionaries.store import load_dictionary, save_dictionary
+    from pipeline.exclusion import NormLimits
     from pipeline.files import write_json
     from pipeline.folding import StoredBatches, fold_dictionary
     from pipeline.norms import load_norms
@@ -36,12 +37,14 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     dictionary = load_dictionary(Path(trained) / name)
     store = open_activations(activations)
     rows = calibration_rows(store, loaded.fold.calibration_tokens)
+    measured = load_norms(norms)
+    limits = NormLimits.massive({hook: measured[hook] for hook in (*dictionary.hooks_in, *dictionary.hooks_out) if hook in measured})
     report = fold_dictionary(
         dictionary,
-        load_norms(norms),
+        measured,
         mode=loaded.fold.mode,
         feature_units=loaded.fold.feature_units,
-        calibration_batches=StoredBatches(store, dictionary.hooks_in, rows, loaded.activations.batch_size),
+        calibration_batches=StoredBatches(store, dictionary.hooks_in, rows, loaded.activations.batch_size, limits),
         convert_topk=loaded.fold.convert_topk_to_jumprelu,
         target_l0=loaded.trainer.steered_l0,
     )

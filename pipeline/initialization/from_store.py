@@ -65,7 +65,7 @@ def initialize_dictionary(params: Params, places: Places) -> dict[str, float]:
         unit_rows=unit_rows,
         target_l0=params.trainer.steered_l0,
     )
-    norms = {hook: {"mean_norm": n.mean_norm, "mean_square": n.mean_square, "d": n.d} for hook, n in normalizer.norms.items()}
+    norms = {hook: norm.to_dict() for hook, norm in normalizer.norms.items()}
     initialization = {**params.initializer.to_dict(), "seed": params.seed, "found": found}
     save_dictionary(dictionary, places.initial, {"norms": norms, "model": store.model, "initialization": initialization})
     return found

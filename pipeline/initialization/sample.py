@@ -85,6 +85,8 @@ def make_sample(
 ) -> Sample:
     """A sample from raw activations.
 
+    Massive tokens take no part, whether a rule excludes them from training or not: one of them can be the mean.
+
     Args:
         dictionary: says dtype and hook points.
         normalizer: of that dictionary.
@@ -99,6 +101,7 @@ def make_sample(
     same = labels is inputs
     inputs = inputs.to(dtype)
     labels = inputs if same else labels.to(dtype)
+    mask = normalizer.massive.kept(normalizer.by_hook(inputs, labels), mask)
     x, y = normalizer(inputs, labels, mask)
 
     def kept(tensor: Tensor, hooks: tuple[str, ...]) -> Tensor:

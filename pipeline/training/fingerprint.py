@@ -21,7 +21,7 @@ from pipeline.training.source import StoreSource
 # Fields of trainer that change what is written down, not what is learnt.
 WITHOUT_INFLUENCE = ("log_frequency", "n_checkpoints", "checkpoint_schedule", "checkpoint_minutes")
 _CODE = ("training", "losses", "dictionaries", "activation_functions", "kernels", "activations")
-_CODE_FILES = ("norms.py", "seeding.py", "hooks.py", "params/fields.py", "initialization/normalization.py")
+_CODE_FILES = ("norms.py", "exclusion.py", "seeding.py", "hooks.py", "params/fields.py", "initialization/normalization.py")
 
 
 def describe_run(
@@ -45,7 +45,7 @@ def describe_run(
         determinism, device: as the run uses them.
     """
     store = source.store
-    norms = {hook: {"mean_norm": n.mean_norm, "mean_square": n.mean_square, "d": n.d} for hook, n in normalizer.norms.items()}
+    norms = {hook: norm.to_dict() for hook, norm in normalizer.norms.items()}
     config = {key: value for key, value in dictionary.config.to_dict().items() if key not in ("provenance", "norms")}
     return {
         "code": code_digest(),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import ParamsError
+from pipeline.exclusion import MASSIVE_FACTOR
 from pipeline.folding import fold_dictionary
 from pipeline.initialization.compose import build_base, check, initialize_
 from pipeline.initialization.normalization import Normalizer
@@ -55,7 +56,8 @@ class FitResult:
         inference: its inference form; takes and returns raw activations (with token-wise or batch-wise norms, which cannot
             be folded: normalised ones).
         history: figures of the log steps, as in metrics/train_history.jsonl.
-        norms: {hook point: {"mean_norm", "mean_square", "d"}} of the activations.
+        norms: {hook point: {"mean_norm", "mean_square", "d", ...}} of the activations, with the rule by which massive tokens
+            were left out and their number (see pipeline.norms.HookNorm).
     """
 
     dictionary: Dictionary
@@ -72,6 +74,7 @@ def fit(
     trainer: Mapping[str, Any],
     initializer: Mapping[str, Any] | None = None,
     batch_size: int = 4096,
+    max_norm_factor: float | None = MASSIVE_FACTOR,
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = False,
@@ -89,6 +92,8 @@ def fit(
         trainer: fields of trainer (params.yaml).
         initializer: fields of initializer; needs no language model.
         batch_size: tokens, or contexts for [n, T, D].
+        max_norm_factor: tokens longer than this times the median norm of any hook point are excluded, as by
+            activations.max_norm_factor; None: all are trained on.
         seed: of the draw of the weights and the order of the rows; the same seed gives the same bits on the CPU.
         device: None: cuda if there is one, else cpu.
         progress: show a progress line on standard error.
@@ -98,42 +103,45 @@ def fit(
 
     Raises:
         ParamsError: unknown, mistyped or contradictory fields, all at once; other shapes; an act_fn that nothing makes sparse.
-        DataError, NumericsError: non-finite activations; a non-finite loss.
+        DataError, NumericsError: non-finite activations; a non-finite loss, or a run that diverges.
     """
     given = dict(dictionary)
     data = read_tensors(activations, targets, given.pop("kind", None))
     config = _config(given, data)
-    params = _params(config, dict(trainer), dict(initializer or {}), data, batch_size, seed)
+    params = _params(config, dict(trainer), dict(initializer or {}), data, batch_size, max_norm_factor, seed)
     unit_rows = params.trainer.decoder_constraint == "unit_norm"
     made = build_base(config, params.initializer, seed, unit_rows=unit_rows).to(training_device(device))
     check(made, params.initializer, has_model=False)
-    norms = data.norms(made.hooks_in, made.hooks_out)
+    norms = data.norms(made.hooks_in, made.hooks_out, max_norm_factor)
+    normalizer = Normalizer(made, norms)
+    data = data.without(normalizer.excluded.above(normalizer.by_hook(data.inputs, data.labels)))
     held = _held_back(data, batch_size) if made.is_batch_dependent or params.trainer.steered_l0 else 0
     kept = data.rows(0, len(data) - held)
-    _initialize_(made, kept, norms, params)
+    _initialize_(made, kept, normalizer, params)
     run = train(
         made,
-        TensorSource(kept.inputs, kept.labels, batch_size=batch_size, seed=seed, token_dims=kept.token_dims),
+        TensorSource(kept.inputs, kept.labels, batch_size=batch_size, seed=seed, token_dims=kept.token_dims, mask=kept.mask),
         params=params.trainer,
         norms=norms,
         total_steps=params.total_steps,
         label="fit" if progress else None,
     )
     mode = "keep" if made.config.norm_activation in UNFOLDABLE else "fold"
-    held_back = list(_batches(data.inputs[len(kept) :], batch_size))
+    held_back = list(_batches(data.rows(len(kept), len(data)), normalizer, batch_size))
     report = fold_dictionary(made, norms, mode=mode, calibration_batches=held_back, target_l0=params.trainer.steered_l0)
     made.config = dataclasses.replace(made.config, norms=norms)
     return FitResult(made, report.dictionary, run.history.rows, norms)
 
 
-def _initialize_(made: Dictionary, data: TensorData, norms: Mapping[str, Any], params: Params) -> None:
+def _initialize_(made: Dictionary, data: TensorData, normalizer: Normalizer, params: Params) -> None:
     """The initialisation's strategies, on the first initializer.tokens tokens of a random order of the rows."""
     n_rows = min(len(data), -(-params.initializer.tokens // data.tokens_per_row))
     order = torch.randperm(len(data), generator=generator(params.seed, "initialize", "sample"))
     rows, device = order[:n_rows].to(data.inputs.device), next(made.parameters()).device
     inputs = data.inputs[rows].to(device)
     labels = inputs if data.labels is data.inputs else data.labels[rows].to(device)
-    sample = make_sample(made, Normalizer(made, norms), inputs, labels)
+    mask = None if data.mask is None else data.mask[rows].to(device)
+    sample = make_sample(made, normalizer, inputs, labels, mask)
     initialize_(
         made,
         sample,
@@ -172,6 +180,7 @@ def _params(
     initializer: dict[str, Any],
     data: TensorData,
     batch_size: int,
+    max_norm_factor: float | None,
     seed: int,
 ) -> Params:
     """All parameters, so that everything that a file is checked for is checked here too."""
@@ -189,6 +198,7 @@ def _params(
         context_size=128 if flat else max(data.tokens_per_row, 2),
         total_tokens=len(data) * data.tokens_per_row,
         batch_size=batch_size,
+        max_norm_factor=max_norm_factor,
         target="activations-1d" if flat else "activations-2d",
     )
     params = Params(
@@ -226,6 +236,8 @@ def _held_back(data: TensorData, batch_size: int) -> int:
     return max(rows // batch_size, 1) * batch_size
 
 
-def _batches(rows: Tensor, batch_size: int) -> Iterator[Tensor]:
-    for start in range(0, len(rows) - batch_size + 1, batch_size):
-        yield rows[start : start + batch_size]
+def _batches(data: TensorData, normalizer: Normalizer, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Whole batches and their masks, massive tokens masked."""
+    for start in range(0, len(data) - batch_size + 1, batch_size):
+        part = data.rows(start, start + batch_size)
+        yield part.inputs, normalizer.massive.kept(normalizer.by_hook(part.inputs, part.labels), part.mask)

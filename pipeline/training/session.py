@@ -27,6 +27,7 @@ from pipeline.activations.schema import training_rows
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.store import load_dictionary, save_dictionary
 from pipeline.errors import DataError
+from pipeline.exclusion import NormLimits
 from pipeline.files import atomic_directory, fingerprint, read_json, root, write_bytes, write_json
 from pipeline.initialization.normalization import Normalizer
 from pipeline.norms import load_norms
@@ -71,9 +72,9 @@ def train_dictionary(params: Params, places: Places) -> dict[str, Any]:
     dictionary = load_dictionary(places.initial, device=device)
     check_matches(dictionary, params, places.initial)
     store = open_for(params, places.activations)
-    source = make_source(params, dictionary, store, device)
     norms = load_norms(places.norms)
     normalizer = Normalizer(dictionary, norms)
+    source = make_source(params, dictionary, normalizer.excluded, store, device)
     about = describe_run(
         dictionary,
         normalizer,
@@ -116,8 +117,10 @@ def check_matches(dictionary: Dictionary, params: Params, place: Path) -> None:
         raise DataError(f"{place}: the initial dictionary was made for other parameters ({reason}); {INITIALIZE}")
 
 
-def make_source(params: Params, dictionary: Dictionary, store: ActivationStore, device: torch.device) -> StoreSource:
-    """The store's training rows as the parameters want them.
+def make_source(
+    params: Params, dictionary: Dictionary, limits: NormLimits, store: ActivationStore, device: torch.device
+) -> StoreSource:
+    """The store's training rows as the parameters want them, without the tokens above `limits`.
 
     Raises:
         DataError: a width does not fit, or there is nothing to train on.
@@ -137,6 +140,7 @@ def make_source(params: Params, dictionary: Dictionary, store: ActivationStore, 
         hooks_out=dictionary.hooks_out,
         batch_size=params.activations.batch_size,
         rows=training_rows(store, params.fold.calibration_tokens),
+        limits=limits,
         buffer_rows=params.activations.buffer_size,
         seed=params.seed,
         # The CPU converts in the reader's thread; to a GPU go the stored bytes, which are half as many.
@@ -234,7 +238,7 @@ def _write(
     places: Places,
 ) -> None:
     """The stage's outputs."""
-    norms = {hook: {"mean_norm": n.mean_norm, "mean_square": n.mean_square, "d": n.d} for hook, n in normalizer.norms.items()}
+    norms = {hook: norm.to_dict() for hook, norm in normalizer.norms.items()}
     training = {
         "trainer": params.trainer.to_dict() | {"lr": figures["learning_rate"]},
         "steps": figures["steps"],

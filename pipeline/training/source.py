@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ParamsError
+from pipeline.exclusion import NormLimits
 from pipeline.hooks import stacked
 from pipeline.seeding import generator
 
@@ -64,6 +65,7 @@ class StoreSource:
         hooks_in, hooks_out: hook points read and written, in the dictionary's order.
         batch_size: rows per batch: tokens (1-D) or contexts (2-D).
         rows: (first, last + 1) of the rows to train on.
+        limits: of the norms of tokens; those above are left out.
         buffer_rows: rows mixed at a time.
         seed: of the order.
         dtype: in which the store's reader delivers; None: storage dtype.
@@ -75,6 +77,7 @@ class StoreSource:
     hooks_out: tuple[str, ...]
     batch_size: int
     rows: tuple[int, int]
+    limits: NormLimits
     buffer_rows: int
     seed: int
     dtype: torch.dtype | None = torch.float32
@@ -86,7 +89,10 @@ class StoreSource:
         return self.batch_size * (1 if self.store.target == "activations-1d" else self.store.context_size)
 
     def batches(self, start: int) -> Iterator[TrainingBatch]:
-        """Batches from `start` on; masks only where the target is 2-D (1-D rows are kept tokens)."""
+        """Batches from `start` on. Excluded tokens are masked in contexts (2-D); single rows (1-D) are left out.
+
+        A 1-D batch of nothing but excluded tokens stays whole, masked.
+        """
         made = self.store.batches(
             self.batch_size,
             seed=self.seed,
@@ -99,9 +105,13 @@ class StoreSource:
         )
         whole = self.store.target == "activations-1d"
         for batch in made:
-            inputs = stacked(batch.activations, self.hooks_in)
-            labels = inputs if self.hooks_in == self.hooks_out else stacked(batch.activations, self.hooks_out)
-            yield TrainingBatch(batch.index, inputs, labels, None if whole else batch.mask)
+            found, mask = batch.activations, self.limits.kept(batch.activations, None if whole else batch.mask)
+            if whole and mask is not None and bool(mask.any()):
+                rows = mask.nonzero().squeeze(1)
+                found, mask = {hook: x.index_select(0, rows) for hook, x in found.items()}, None
+            inputs = stacked(found, self.hooks_in)
+            labels = inputs if self.hooks_in == self.hooks_out else stacked(found, self.hooks_out)
+            yield TrainingBatch(batch.index, inputs, labels, mask)
 
     def position(self, index: int) -> str:
         """Epoch and batch of it, and the tokens of the run so far."""
@@ -118,18 +128,26 @@ class TensorSource:
         batch_size: rows per batch; an epoch's last, smaller batch is left out.
         seed: of the order, another one every epoch.
         token_dims: 1 where a row is a token, 2 where it is a context.
+        mask: bool [N] or [n, T], True for a kept token; None: all.
 
     Raises:
         ParamsError: fewer rows than a batch.
     """
 
     def __init__(
-        self, inputs: Tensor, labels: Tensor | None = None, *, batch_size: int, seed: int, token_dims: int = 1
+        self,
+        inputs: Tensor,
+        labels: Tensor | None = None,
+        *,
+        batch_size: int,
+        seed: int,
+        token_dims: int = 1,
+        mask: Tensor | None = None,
     ) -> None:
         if len(inputs) < batch_size:
             raise ParamsError(f"batch_size: {batch_size} is more than the {len(inputs)} rows of activations")
         self.inputs, self.labels = inputs, inputs if labels is None else labels
-        self.batch_size, self.seed, self.token_dims = batch_size, seed, token_dims
+        self.batch_size, self.seed, self.token_dims, self.mask = batch_size, seed, token_dims, mask
         self.per_epoch = len(inputs) // batch_size
 
     @property
@@ -147,7 +165,8 @@ class TensorSource:
                 rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
                 inputs = self.inputs.index_select(0, rows)
                 labels = inputs if self.labels is self.inputs else self.labels.index_select(0, rows)
-                yield TrainingBatch(epoch * self.per_epoch + batch, inputs, labels)
+                mask = None if self.mask is None else self.mask.index_select(0, rows)
+                yield TrainingBatch(epoch * self.per_epoch + batch, inputs, labels, mask)
             epoch, within = epoch + 1, 0
 
     def position(self, index: int) -> str:

@@ -22,6 +22,7 @@ from pipeline.activation_functions.registry import activation_function
 from pipeline.dictionaries.base import Codes, Dictionary, Gate
 from pipeline.dictionaries.served import n_layers_of
 from pipeline.initialization.normalization import Normalizer
+from pipeline.losses.reductions import aligned
 from pipeline.params.fields import resolve_share, resolve_steps
 from pipeline.training.checkpoints import check_fit
 from pipeline.training.constraints import normalize_rows_, remove_parallel_gradient_
@@ -43,6 +44,7 @@ class _Part(NamedTuple):
     y: Tensor
     mask: Tensor | None
     weight: float | Tensor
+    ordinary: Tensor | None  # the mask without massive tokens, which may be trained on
 
 
 class _Tally:
@@ -53,18 +55,24 @@ class _Tally:
         self.fired: Tensor | None = None
         self.n_active: Tensor | int = 0
         self.codes: Codes | None = None
+        self.n_ordinary: Tensor | int = 0
         self.mask: Tensor | None = None
+        self.ordinary: Tensor | None = None
         self.x: Tensor | None = None
 
     @torch.no_grad()
     def add(self, report: LossReport, part: _Part, counted: bool) -> None:
         """Add a micro-batch; `counted`: also how many features are active. The last one's input and codes are kept."""
-        self.codes, self.mask, self.x = report.codes, part.mask, part.x
+        self.codes, self.mask, self.ordinary, self.x = report.codes, part.mask, part.ordinary, part.x
         fired = self._dead.fired(report.features)
         self.fired = fired if self.fired is None else self.fired | fired
         if counted:
             active = (report.features.detach() > 0).sum(-1)  # [...], with layers [..., L]
+            if part.ordinary is not None:
+                active = active * aligned(part.ordinary, active)
             self.n_active = self.n_active + active.reshape(-1, self._n_layers).sum(0)
+            n_tokens = active.numel() // self._n_layers if part.ordinary is None else part.ordinary.sum()
+            self.n_ordinary = self.n_ordinary + n_tokens
 
 
 class Trainer:
@@ -169,7 +177,7 @@ class Trainer:
         s = self.step_number
         parts, n_tokens = self._parts(batch)
         if s == self.topk_start_steps and s > 0:
-            self.l0.start_(parts[0].x, parts[0].mask)
+            self.l0.start_(parts[0].x, parts[0].ordinary)
         dead = self.dead.mask() if self.params.auxk_coefficient is not None else None
         observation = Observation(s, self.scheduled(s), self._token_dims(batch.inputs)) if observe else None
         sums: dict[str, Tensor] = {}
@@ -212,24 +220,27 @@ class Trainer:
         if self.params.revive_dead_features and (lost.device.type != "cpu" or bool(lost.any())):
             self._revive(s, tally, lost)
         if self.l0.steers and s >= self.topk_start_steps:
-            self.l0.update_(torch.as_tensor(tally.n_active), n_tokens, dead)
+            self.l0.update_(torch.as_tensor(tally.n_active), tally.n_ordinary, dead)
 
     def _token_dims(self, x: Tensor) -> int:
         return x.ndim - (1 if len(self.dictionary.hooks_in) == 1 else 2)
 
     def _parts(self, batch: TrainingBatch) -> tuple[list[_Part], int | Tensor]:
         """The step's micro-batches, normalised with the whole batch in view, and its number of kept tokens."""
-        x, y = self.normalizer(batch.inputs, batch.labels, batch.mask)
+        inputs, labels, ordinary = self.normalizer.shortened(batch.inputs, batch.labels, batch.mask)
+        x, y = self.normalizer(inputs, labels, batch.mask)
         n_tokens: int | Tensor = x.shape[: self._token_dims(x)].numel() if batch.mask is None else batch.mask.sum()
         n_parts = min(self.params.gradient_accumulation_steps, len(x))
         if n_parts == 1:
-            return [_Part(x, y, batch.mask, 1.0)], n_tokens
-        xs, ys = x.tensor_split(n_parts), y.tensor_split(n_parts)
-        if batch.mask is None:
-            return [_Part(*pair, None, len(pair[0]) / len(x)) for pair in zip(xs, ys, strict=True)], n_tokens
-        masks = batch.mask.tensor_split(n_parts)
-        total = batch.mask.sum().clamp_min(1)
-        return [_Part(*three, three[2].sum() / total) for three in zip(xs, ys, masks, strict=True)], n_tokens
+            return [_Part(x, y, batch.mask, 1.0, ordinary)], n_tokens
+        split = [None if t is None else t.tensor_split(n_parts) for t in (x, y, batch.mask, ordinary)]
+        total = None if batch.mask is None else batch.mask.sum().clamp_min(1)
+        parts = []
+        for i in range(n_parts):
+            x_i, y_i, mask_i, ordinary_i = (None if each is None else each[i] for each in split)
+            weight = len(x_i) / len(x) if mask_i is None else mask_i.sum() / total
+            parts.append(_Part(x_i, y_i, mask_i, weight, ordinary_i))
+        return parts, n_tokens
 
     def _revive(self, s: int, tally: _Tally, dead: Tensor) -> None:
         """Move dead features to the edge of the gate, as the step's last micro-batch has it."""
@@ -240,7 +251,7 @@ class Trainer:
         settings = self.dictionary.gate_settings(tally.mask, gate)
         edge = activation.edge(tally.codes.z.detach(), tally.codes.f.detach() > 0, settings)
         encoder_gate = self.dictionary.encoder_gate(tally.x)
-        revive_(self.dictionary, tally.codes, edge, dead, tally.mask, encoder_gate=encoder_gate)
+        revive_(self.dictionary, tally.codes, edge, dead, tally.ordinary, encoder_gate=encoder_gate)
 
     def _accumulate(
         self, part: _Part, s: int, dead: Tensor | None, sums: dict[str, Tensor], statistic: Tensor | None

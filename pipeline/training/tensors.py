@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError, ParamsError
+from pipeline.exclusion import median_norm
 from pipeline.hooks import split
+from pipeline.norms import hook_norm
 from pipeline.norms_statistics import ActivationStatistics
 from pipeline.params.fields import Refused
 from pipeline.params.sections.dictionary import DictionaryParams, kind_class
@@ -28,6 +30,7 @@ class TensorData:
         inputs: [N, d_in] or [n, T, d_in]; of several hook points [N, L, d_in] or [n, T, L, d_in].
         labels: the same with d_out; the very tensor `inputs` where input and label are one activation.
         names_in, names_out: of the hook points, where there are several; else empty.
+        mask: bool [N] or [n, T], True for a kept token; None: all.
     """
 
     section: type[DictionaryParams]
@@ -35,6 +38,7 @@ class TensorData:
     labels: Tensor
     names_in: tuple[str, ...] = ()
     names_out: tuple[str, ...] = ()
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -58,6 +62,17 @@ class TensorData:
         """Rows from `first` to before `last`."""
         inputs = self.inputs[first:last]
         labels = inputs if self.labels is self.inputs else self.labels[first:last]
+        mask = None if self.mask is None else self.mask[first:last]
+        return dataclasses.replace(self, inputs=inputs, labels=labels, mask=mask)
+
+    def without(self, above: Tensor | None) -> TensorData:
+        """Without some tokens, bool [N] or [n, T]: rows are left out, tokens of contexts masked."""
+        if above is None or not bool(above.any()):
+            return self
+        if self.token_dims == 2:
+            return dataclasses.replace(self, mask=~above if self.mask is None else self.mask & ~above)
+        inputs = self.inputs[~above]
+        labels = inputs if self.labels is self.inputs else self.labels[~above]
         return dataclasses.replace(self, inputs=inputs, labels=labels)
 
     def config_fields(self) -> dict[str, Any]:
@@ -66,19 +81,25 @@ class TensorData:
             return {"kind": self.kind}
         return {"kind": self.kind, "hook_points_in": self.names_in, "hook_points_out": self.names_out}
 
-    def norms(self, hooks_in: tuple[str, ...], hooks_out: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-        """{hook point: {"mean_norm", "mean_square", "d"}}; the hook points in the dictionary's order.
+    def norms(
+        self, hooks_in: tuple[str, ...], hooks_out: tuple[str, ...], max_norm_factor: float | None
+    ) -> dict[str, dict[str, Any]]:
+        """{hook point: as HookNorm.to_dict}; the hook points in the dictionary's order.
+
+        Args:
+            hooks_in, hooks_out: names of what is read and written.
+            max_norm_factor: activations.max_norm_factor; the median is that of all tokens.
 
         Raises:
-            DataError: a value that is not finite.
+            DataError: a value that is not finite, or no norm to normalise by.
         """
         found: dict[str, dict[str, Any]] = {}
         for hook, tensor in (split(self.inputs, hooks_in) | split(self.labels, hooks_out)).items():
-            statistics = ActivationStatistics(tensor.shape[-1])
+            statistics = ActivationStatistics(tensor.shape[-1], "cpu", median_norm(tensor), max_norm_factor)
             statistics.update(tensor)
             if statistics.nonfinite:
                 raise DataError(f"fit: {statistics.nonfinite} of the tokens at '{hook}' hold non-finite values")
-            found[hook] = {"mean_norm": statistics.mean_norm, "mean_square": statistics.mean_square, "d": tensor.shape[-1]}
+            found[hook] = hook_norm(statistics).to_dict()
         return found
 
 

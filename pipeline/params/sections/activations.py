@@ -43,6 +43,8 @@ class ActivationsParams(Section):
     buffer_size: int = param(1_048_576, at_least=1)
     buffer_shuffle: BufferShuffleParams = field(default_factory=BufferShuffleParams)
     ignore_token_ids: tuple[int, ...] | None = param(None, at_least=0)
+    ignore_positions: int = param(0, at_least=0)
+    max_norm_factor: float | None = param(10.0, more_than=1)
     storage_dtype: str = param("bfloat16", choices=("bfloat16", "float16", "float32"))
     source: str = param("store", choices=("store",))
     device: str | None = param(None, form=DEVICE)
@@ -76,6 +78,12 @@ class ActivationsParams(Section):
         if self.tokens_per_row > 1:
             size = f"{self.batch_size} contexts of {self.context_size} = {self.tokens_per_batch} tokens"
         return f"a batch ({size}) is larger than activations.total_tokens ({self.total_tokens})"
+
+    @rule("ignore_positions")
+    def _positions_are_left(self) -> str | None:
+        if self.ignore_positions < self.context_size:
+            return None
+        return f"{self.ignore_positions} leaves no token of contexts of {self.context_size} (activations.context_size)"
 
     @rule("total_tokens")
     def _whole_contexts(self) -> str | None:

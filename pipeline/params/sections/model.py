@@ -39,4 +39,4 @@ class ModelParams(Section):
     backend: str = param("huggingface", choices=("huggingface", "transformer_lens"))
     dtype: str = param("float32", choices=MODEL_DTYPES)
     device: str | None = param(None, form=DEVICE)
-    prepend_bos: bool = param(False)
+    prepend_bos: bool | str = param("auto", words=("auto",))
