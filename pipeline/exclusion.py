@@ -8,18 +8,18 @@ little else, and figures that count them say little else. The rule is of the nor
     it is excluded if it is massive at any hook point that a dictionary reads or writes
 
 The median is that of the first MEDIAN_TOKENS tokens (rows are shuffled) and is kept in data/norms.json and in config.json,
-so that norms, initialisation, training, calibration, evaluation and analysis leave out the same tokens. What is excluded keeps its
-place: it is masked, as padding is, and when a reconstruction is spliced in it keeps its own activation.
+so that norms, initialisation, training, calibration, evaluation and analysis leave out the same tokens. What is excluded
+keeps its place: it is masked, as padding is, and when a reconstruction is spliced in it keeps its own activation.
 
 activations.max_norm_factor null excludes none. Means, the start of the weights, revival and thresholds go without massive
-tokens all the same (MASSIVE_FACTOR), and a training step takes such a token as if it had the median norm: it learns the direction
-without letting one token outweigh thousands of others, open every feature or fill a batch-wide budget by itself.
+tokens all the same (MASSIVE_FACTOR), and a training step takes such a token as if it were three medians long: it learns the
+direction without letting one token outweigh thousands of others, open every feature or fill a batch-wide budget by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,7 +59,7 @@ class NormLimits:
         limits: {hook point: norm}; hook points that are not in it have none.
     """
 
-    limits: Mapping[str, float]
+    limits: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def excluded(cls, norms: Mapping[str, HookNorm]) -> NormLimits:

@@ -56,7 +56,7 @@ class StoredBatches:
     hooks: tuple[str, ...]
     rows: tuple[int, int]
     batch_size: int
-    limits: NormLimits = NormLimits({})
+    limits: NormLimits = dataclasses.field(default_factory=NormLimits)
 
     def __iter__(self) -> Iterator[Batch]:
         for start in range(self.rows[0], self.rows[1], self.batch_size):

@@ -74,8 +74,9 @@ class HookNorm:
         return None if self.median_norm is None else (self.max_norm_factor or MASSIVE_FACTOR) * self.median_norm
 
     def to_dict(self) -> dict[str, Any]:
-        """What goes with weights: the factor, and which tokens it was measured without, as plain values."""
-        names = ("mean_norm", "mean_square", "d", "median_norm", "max_norm_factor", "n_tokens", "n_excluded")
+        """What goes with weights: the factor, and, where that was measured, which tokens were left out; as plain values."""
+        factor, measured = ("mean_norm", "mean_square", "d"), ("median_norm", "max_norm_factor", "n_tokens", "n_excluded")
+        names = factor if self.median_norm is None else (*factor, *measured)
         return {name: getattr(self, name) for name in names}
 
 

@@ -3,7 +3,8 @@
 Kept, all in float64 (counts in int64), for rows x of width d:
 
 - n, sum of ||x||, sum of ||x||^2, sum of x, sum of x x^T, of the rows that are not massive (pipeline/exclusion.py);
-- the number of massive rows, the largest norm, and a histogram of ||x|| of all rows, massive ones too, in bins of equal relative width 1e-3, from which any quantile follows to 1e-3 relative;
+- the number of massive rows, the largest norm, and a histogram of ||x|| of all rows, massive ones too, in bins of equal
+  relative width 1e-3, from which any quantile follows to 1e-3 relative;
 - the number of rows with a non-finite value, which take no part in anything else.
 
 Merging adds them up. Sums of float64 values differ by rounding between orders, about 1e-15 relative.

@@ -25,11 +25,12 @@ def main(params: str, activations: str, out: str, statistics: str) -> None:
     from pipeline.params.loader import load_params
     from pipeline.progress import Progress
 
-    tokens = load_params(params).norm.tokens
+    loaded = load_params(params)
+    tokens = loaded.norm.tokens
     store = open_activations(activations)
     total = store.n_tokens if tokens is None else min(tokens, store.n_tokens)
     progress = Progress("norm", total * len(store.hook_points))
-    found = compute_norms(store, tokens, done=progress.update)
+    found = compute_norms(store, tokens, max_norm_factor=loaded.activations.max_norm_factor, done=progress.update)
     progress.close()
     write_norms(found, Path(out), Path(statistics))
 

@@ -38,7 +38,9 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     store = open_activations(activations)
     rows = calibration_rows(store, loaded.fold.calibration_tokens)
     measured = load_norms(norms)
-    limits = NormLimits.massive({hook: measured[hook] for hook in (*dictionary.hooks_in, *dictionary.hooks_out) if hook in measured})
+    limits = NormLimits.massive(
+        {hook: measured[hook] for hook in (*dictionary.hooks_in, *dictionary.hooks_out) if hook in measured}
+    )
     report = fold_dictionary(
         dictionary,
         measured,

@@ -19,7 +19,7 @@ from pipeline.command import stage_command
 def main(params: str, out: str, metrics: str) -> None:
     """Tokenize, split by document and pack the data set."""
     from pipeline.corpus.sources import documents
-    from pipeline.corpus.tokenization import TokenizeSettings, tokenize_corpus, tokenizer_info
+    from pipeline.corpus.tokenization import TokenizeSettings, bos_choice, tokenize_corpus, tokenizer_info
     from pipeline.files import write_json
     from pipeline.lm.loading import load_tokenizer
     from pipeline.params.loader import load_params
@@ -30,10 +30,13 @@ def main(params: str, out: str, metrics: str) -> None:
         total_tokens=loaded.activations.total_tokens,
         prepend_bos=loaded.model.prepend_bos,
         ignore_token_ids=loaded.activations.ignore_token_ids,
+        ignore_positions=loaded.activations.ignore_positions,
         eval_fraction=loaded.dataset.eval_fraction,
         split_seed=loaded.dataset.split_seed,
     )
     tokenizer = tokenizer_info(load_tokenizer(loaded.model.model_name, loaded.model.revision), loaded.model.model_name)
+    if settings.prepend_bos == "auto":
+        click.echo(f"tokenize: model.prepend_bos auto: {bos_choice(tokenizer, loaded.model.model_name)}", err=True)
     texts = documents(loaded.dataset, loaded.demo.text_packages)
     write_json(metrics, tokenize_corpus(texts, tokenizer, settings, Path(out)))
 

@@ -22,6 +22,7 @@ class GenerationSettings:
         storage_dtype: bfloat16, float16 or float32.
         perm_seed: seed of the order of contexts and rows.
         ignore_token_ids: ids that are masked; None: the token store's.
+        ignore_positions: first positions of each context that are masked.
         backend, model_dtype: how the model is run.
     """
 
@@ -32,6 +33,7 @@ class GenerationSettings:
     storage_dtype: str = "bfloat16"
     perm_seed: int = 42
     ignore_token_ids: tuple[int, ...] | None = None
+    ignore_positions: int = 0
     backend: str = "huggingface"
     model_dtype: str = "float32"
 
@@ -52,6 +54,7 @@ class GenerationSettings:
             storage_dtype=acts.storage_dtype,
             perm_seed=acts.buffer_shuffle.perm_seed,
             ignore_token_ids=None if acts.ignore_token_ids is None else tuple(acts.ignore_token_ids),
+            ignore_positions=acts.ignore_positions,
             backend=model.backend,
             model_dtype=model.dtype or "float32",
         )
@@ -78,6 +81,8 @@ def fingerprint_config(
         "target": settings.target,
         "storage_dtype": settings.storage_dtype,
         "perm_seed": settings.perm_seed,
+        # Left out where there are none: a store of an earlier version keeps its name.
+        **({"ignore_positions": settings.ignore_positions} if settings.ignore_positions else {}),
     }
 
 
@@ -108,6 +113,8 @@ def check_made_for(
     pairs = [(name, config.get(key), getattr(settings, key)) for name, key in names.items() if only is None or key in only]
     if settings.ignore_token_ids is not None and only is None:
         pairs.append(("activations.ignore_token_ids", config.get("ignore_token_ids"), sorted(settings.ignore_token_ids)))
+    if only is None:
+        pairs.append(("activations.ignore_positions", config.get("ignore_positions", 0), settings.ignore_positions))
     differing = [f"{name} {was!r}, not {wanted!r}" for name, was, wanted in pairs if was != wanted]
     if differing:
         raise DataError(f"{path}: the activation store was made for other parameters ({'; '.join(differing)}); {REGENERATE}")

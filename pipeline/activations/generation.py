@@ -38,6 +38,7 @@ class Tokens(Protocol):
     digest: str
     context_size: int
     ignore_token_ids: tuple[int, ...]
+    ignore_positions: int
 
     @property
     def train(self) -> Split: ...
@@ -92,11 +93,12 @@ def generate_store(
         DataError: too little text, contexts of another size, no space, another process writing to the store.
         NumericsError: a non-finite activation, with hook point, context, position, token and store row.
     """
-    if tokens.context_size != settings.context_size:
-        raise DataError(
-            f"data/tokens.zarr: made for other parameters: contexts of {tokens.context_size} tokens, "
-            f"activations.context_size = {settings.context_size}; run `dvc repro tokenize`"
-        )
+    for name, what in (("context_size", "contexts of {} tokens"), ("ignore_positions", "{} positions ignored")):
+        if (found := getattr(tokens, name)) != (wanted := getattr(settings, name)):
+            raise DataError(
+                f"data/tokens.zarr: made for other parameters: {what.format(found)}, activations.{name} = {wanted}; "
+                "run `dvc repro tokenize`"
+            )
     ignored = tokens.ignore_token_ids if settings.ignore_token_ids is None else settings.ignore_token_ids
     config = fingerprint_config(
         settings, tokens_digest=tokens.digest, ignore_token_ids=tuple(ignored), model_digest=model.digest
@@ -105,7 +107,7 @@ def generate_store(
     with locked(root / f"{path.name}.lock", f"the activation store {path.name}"):
         inner = None if settings.target == "activations-1d" else settings.context_size
         rows = chunk_rows(model.d_model, settings.storage_dtype, inner)
-        contexts = ContextTokens(tokens.train, ignored, scratch=str(root))
+        contexts = ContextTokens(tokens.train, ignored, settings.ignore_positions, scratch=str(root))
         plan = plan_rows(contexts, settings, rows)
         layouts = row_layouts(plan.n_rows, inner, rows) + [
             hook_layout(name, plan.n_rows, width, inner, rows, settings.storage_dtype) for name, width in model.widths.items()

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pipeline.activations.fingerprint import GenerationSettings
 from pipeline.activations.schema import BLOCK_ROWS
+from pipeline.corpus.packing import kept_tokens
 from pipeline.errors import DataError
 from pipeline.seeding import generator
 
@@ -44,14 +45,16 @@ class Split(Protocol):
 class ContextTokens:
     """Every token of a split for random access: in memory, or in a file without a name where it is larger than 1 GiB."""
 
-    def __init__(self, split: Split, ignore_token_ids: Sequence[int], scratch: str | None = None) -> None:
+    def __init__(
+        self, split: Split, ignore_token_ids: Sequence[int], ignore_positions: int = 0, scratch: str | None = None
+    ) -> None:
         shape = (split.n_contexts, split.context_size)
         if 4 * shape[0] * shape[1] <= IN_MEMORY_BYTES:
             self.tokens = np.empty(shape, dtype=np.int32)
         else:
             with tempfile.TemporaryFile(dir=scratch) as file:
                 self.tokens = np.memmap(file, dtype=np.int32, mode="w+", shape=shape)
-        self._ignored = np.asarray(sorted(ignore_token_ids), dtype=np.int64)
+        self._ignored, self._positions = tuple(ignore_token_ids), ignore_positions
         self.kept_counts = np.empty(split.n_contexts, dtype=np.int64)
         for start in range(0, split.n_contexts, _READ_CONTEXTS):
             part = split.read(start, start + _READ_CONTEXTS)
@@ -59,8 +62,8 @@ class ContextTokens:
             self.kept_counts[start : start + len(part)] = self.mask(part).sum(axis=1)
 
     def mask(self, tokens: np.ndarray) -> np.ndarray:
-        """bool, shape of `tokens`: True where a token is kept."""
-        return ~np.isin(tokens, self._ignored)
+        """bool, shape of whole contexts `tokens`: True where a token is kept."""
+        return kept_tokens(tokens, self._ignored, self._positions)
 
     def take(self, context_ids: np.ndarray) -> np.ndarray:
         """int32 [n, T]."""

@@ -73,7 +73,7 @@ def inspect_text(
     *,
     norms: Mapping[str, HookNorm] | None = None,
     context_size: int | None = None,
-    prepend_bos: bool = False,
+    prepend_bos: bool | str = False,
 ) -> Inspection:
     """Run the model over a text and encode its activations.
 
@@ -83,7 +83,8 @@ def inspect_text(
         model: its language model, or {alias: model} of a dictionary with hook points of several ("" is the main one).
         norms: {hook point: norm}, for a dictionary that is not folded.
         context_size: tokens of a context; None: as many as the model and the dictionary take, at most 1,024.
-        prepend_bos: each context starts with the beginning-of-text token.
+        prepend_bos: whether each context starts with the beginning-of-text token; "auto": if the tokenizer puts it there by
+            itself.
 
     Raises:
         DataError: no text, or hook points that the model does not have.

@@ -124,7 +124,7 @@ def steer(
     n_tokens: int = 40,
     temperature: float = 0.0,
     seed: int = 0,
-    prepend_bos: bool = False,
+    prepend_bos: bool | str = False,
     alias: str = MAIN,
 ) -> Steering:
     """Compare the model with itself when a feature is added at every token.
@@ -134,7 +134,7 @@ def steer(
         dictionary, feature, strength, norms: see :func:`steering_replacements`.
         model: the language model that is steered.
         n_tokens, temperature, seed: see :func:`continue_text`; both continuations are drawn with the same seed.
-        prepend_bos: the text starts with the beginning-of-text token.
+        prepend_bos: whether the text starts with the beginning-of-text token; "auto": if the tokenizer puts it there by itself.
         alias: of `model` among those of the dictionary's hook points.
 
     Raises:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError
+from pipeline.lm.bos import adds_bos
 
 if TYPE_CHECKING:
     from pipeline.lm.language_model import LanguageModel
@@ -38,12 +39,14 @@ def contexts(ids: Sequence[int], size: int, bos: int | None) -> list[Tensor]:
     return [torch.tensor([[*first, *ids[start : start + body]]]) for start in range(0, len(ids), body)]
 
 
-def bos_of(model: LanguageModel, prepend_bos: bool) -> int | None:
-    """The token that each context starts with.
+def bos_of(model: LanguageModel, prepend_bos: bool | str) -> int | None:
+    """The token that each context starts with; `auto`: if the tokenizer puts it before a text by itself.
 
     Raises:
         DataError: it is asked for, and the tokenizer has none.
     """
+    if prepend_bos == "auto":
+        prepend_bos = adds_bos(model.tokenizer)
     if prepend_bos and model.bos_token_id is None:
         raise DataError(f"model.prepend_bos: the tokenizer of '{model.name}' has no beginning-of-text token; write false")
     return model.bos_token_id if prepend_bos else None

@@ -7,7 +7,7 @@ stream. The last, incomplete context is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,21 @@ class PackedSplit:
     def rows(self) -> np.ndarray:
         """int32 [4, n_contexts, context_size] in the order of FIELDS."""
         return np.stack([self.tokens, self.document_ids, self.char_starts, self.char_ends])
+
+
+def kept_tokens(tokens: np.ndarray, ignore_token_ids: Iterable[int], ignore_positions: int = 0) -> np.ndarray:
+    """Which tokens are trained on and evaluated, whatever their activations are.
+
+    Args:
+        tokens: int [..., context_size], whole contexts.
+        ignore_token_ids: ids that are left out.
+        ignore_positions: first positions of each context that are left out.
+
+    Returns: bool, shape of `tokens`.
+    """
+    kept = ~np.isin(tokens, np.asarray(sorted(ignore_token_ids), dtype=np.int64))
+    kept[..., :ignore_positions] = False
+    return kept
 
 
 class Packer:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.corpus.document import Document, held_out
-from pipeline.corpus.packing import PackedSplit, Packer
+from pipeline.corpus.packing import PackedSplit, Packer, kept_tokens
 from pipeline.corpus.tokens import TokenWriter
 from pipeline.errors import DataError
 from pipeline.files import atomic_directory
+from pipeline.lm.bos import adds_bos
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class TokenizerInfo:
     Attributes:
         tokenizer: the backend tokenizer.
         bos, eos: ids or None.
+        adds_bos: whether the tokenizer puts bos before a text by itself.
         special_ids: ids that are ignored by default (bos, eos, pad).
         digest: sha256 of the tokenizer's definition.
     """
@@ -43,6 +45,7 @@ class TokenizerInfo:
     tokenizer: Tokenizer
     bos: int | None
     eos: int | None
+    adds_bos: bool
     special_ids: tuple[int, ...]
     digest: str
 
@@ -62,7 +65,31 @@ def tokenizer_info(loaded: Any, name: str) -> TokenizerInfo:
     backend.no_truncation()
     backend.no_padding()
     digest = hashlib.sha256(backend.to_str().encode()).hexdigest()
-    return TokenizerInfo(backend, loaded.bos_token_id, loaded.eos_token_id, tuple(special), digest)
+    return TokenizerInfo(backend, loaded.bos_token_id, loaded.eos_token_id, adds_bos(loaded), tuple(special), digest)
+
+
+def prepends_bos(wanted: bool | str, info: TokenizerInfo) -> bool:
+    """Whether contexts start with the beginning-of-text token: model.prepend_bos, `auto` being what the tokenizer does.
+
+    Raises:
+        DataError: it is asked for, and the tokenizer has none.
+    """
+    if wanted == "auto":
+        return info.adds_bos
+    if wanted and info.bos is None:
+        raise DataError(
+            "model.prepend_bos is true but the tokenizer has no beginning-of-text token; set model.prepend_bos=false"
+        )
+    return bool(wanted)
+
+
+def bos_choice(info: TokenizerInfo, name: str) -> str:
+    """What `model.prepend_bos: auto` comes to, and why, in words."""
+    if info.bos is None:
+        return f"false; the tokenizer of '{name}' has no beginning-of-text token"
+    token = info.tokenizer.id_to_token(info.bos)
+    does = "puts it before a text by itself" if info.adds_bos else "does not put it before a text by itself"
+    return f"{'true' if info.adds_bos else 'false'}; the tokenizer of '{name}' has {token} and {does}"
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -85,15 +112,17 @@ class TokenizeSettings:
     Attributes:
         context_size: tokens in a context.
         total_tokens: kept training tokens wanted.
-        prepend_bos: whether every context starts with the beginning-of-text token.
+        prepend_bos: whether every context starts with the beginning-of-text token; auto: as the tokenizer does by itself.
         ignore_token_ids: ids that do not count as kept; None means the tokenizer's bos, eos and pad.
+        ignore_positions: first positions of each context that do not count as kept.
         eval_fraction, split_seed: of the split by document.
     """
 
     context_size: int
     total_tokens: int
-    prepend_bos: bool
+    prepend_bos: bool | str
     ignore_token_ids: tuple[int, ...] | None
+    ignore_positions: int
     eval_fraction: float
     split_seed: int
 
@@ -101,7 +130,7 @@ class TokenizeSettings:
 class _Run:
     def __init__(self, writer: TokenWriter, info: TokenizerInfo, settings: TokenizeSettings) -> None:
         self.writer, self.info, self.settings = writer, info, settings
-        bos = info.bos if settings.prepend_bos else None
+        bos = info.bos if prepends_bos(settings.prepend_bos, info) else None
         self.packers = {name: Packer(settings.context_size, bos, info.eos) for name in ("train", "eval")}
         self.ignored = settings.ignore_token_ids if settings.ignore_token_ids is not None else info.special_ids
         self.kept = {"train": 0, "eval": 0}
@@ -128,7 +157,7 @@ class _Run:
                 self._write(split, packed)
 
     def _write(self, split: str, packed: PackedSplit) -> None:
-        kept = np.cumsum((~np.isin(packed.tokens, np.asarray(self.ignored, dtype=np.int64))).sum(1))
+        kept = np.cumsum(kept_tokens(packed.tokens, self.ignored, self.settings.ignore_positions).sum(1))
         if split == "train":
             if self.enough:
                 return
@@ -149,10 +178,7 @@ def tokenize_corpus(
     Raises:
         DataError: too little text for the tokens asked, or no held-out context.
     """
-    if settings.prepend_bos and info.bos is None:
-        raise DataError(
-            "model.prepend_bos is true but the tokenizer has no beginning-of-text token; set model.prepend_bos=false"
-        )
+    prepend_bos = prepends_bos(settings.prepend_bos, info)
     characters = 0
     text_digest = hashlib.sha256()
     with atomic_directory(out) as place, TokenWriter(place, settings.context_size) as writer:
@@ -168,8 +194,9 @@ def tokenize_corpus(
         _check(run, characters)
         digest = run.writer.close(
             tokenizer_digest=info.digest,
-            prepend_bos=settings.prepend_bos,
+            prepend_bos=prepend_bos,
             ignore_token_ids=run.ignored,
+            ignore_positions=settings.ignore_positions,
             split_seed=settings.split_seed,
         )
     return {

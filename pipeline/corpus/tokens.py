@@ -3,7 +3,8 @@
 Zarr v3 group. For each split ("train", "eval") a group with int32 arrays [n_contexts, context_size]: tokens, document_ids,
 char_starts, char_ends; and `document_offsets` int64 [n_documents + 1] into documents/<split>.jsonl beside it, whose lines are
 {"key", "origin", "text"} (no text where the origin is a row of a data set of the hub). Group attributes: format_version,
-context_size, prepend_bos, packing, ignore_token_ids, tokenizer_digest, split_seed, digest (of the content), complete.
+context_size, prepend_bos, packing, ignore_token_ids, ignore_positions (0 where absent), tokenizer_digest, split_seed, digest
+(of the content), complete.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from pipeline.corpus.document import Document
-from pipeline.corpus.packing import FIELDS, NO_CHARACTERS, PackedSplit
+from pipeline.corpus.packing import FIELDS, NO_CHARACTERS, PackedSplit, kept_tokens
 from pipeline.errors import DataError
 from pipeline.files import atomic_directory
 
@@ -88,12 +89,13 @@ class TokenStore:
         self.context_size: int = attributes["context_size"]
         self.prepend_bos: bool = attributes["prepend_bos"]
         self.ignore_token_ids: tuple[int, ...] = tuple(attributes["ignore_token_ids"])
+        self.ignore_positions: int = attributes.get("ignore_positions", 0)
         self.train = TokenSplit(group["train"], path, "train")
         self.eval = TokenSplit(group["eval"], path, "eval")
 
     def mask(self, tokens: np.ndarray) -> np.ndarray:
-        """bool, shape of `tokens`: True where the token is kept, False where its id is ignored."""
-        return ~np.isin(tokens, np.asarray(self.ignore_token_ids, dtype=np.int64))
+        """bool, shape of contexts `tokens` [..., context_size]: False where the id or the position is ignored."""
+        return kept_tokens(tokens, self.ignore_token_ids, self.ignore_positions)
 
     def trace(self, split: str, context: int, position: int) -> TracedToken:
         """Trace a token of split "train" or "eval" to its text."""
@@ -200,7 +202,15 @@ class TokenWriter:
         for split in self.splits.values():
             split.texts.close()
 
-    def close(self, *, tokenizer_digest: str, prepend_bos: bool, ignore_token_ids: Iterable[int], split_seed: int) -> str:
+    def close(
+        self,
+        *,
+        tokenizer_digest: str,
+        prepend_bos: bool,
+        ignore_token_ids: Iterable[int],
+        ignore_positions: int,
+        split_seed: int,
+    ) -> str:
         """Write what is left and the attributes, complete=true last; returns the content digest."""
         about: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
@@ -211,6 +221,10 @@ class TokenWriter:
             "tokenizer_digest": tokenizer_digest,
             "split_seed": split_seed,
         }
+        if (
+            ignore_positions
+        ):  # left out where there are none, as stores of earlier versions leave it out: one content, one digest
+            about["ignore_positions"] = ignore_positions
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         for split in self.splits.values():
             digest.update(split.close().encode())
@@ -225,6 +239,7 @@ def write_tokens(
     train: PackedSplit,
     eval: PackedSplit,
     ignore_token_ids: Iterable[int] = (),
+    ignore_positions: int = 0,
     documents: Iterable[Document] = (Document("document", ""),),
     tokenizer_digest: str = "",
     prepend_bos: bool = False,
@@ -243,5 +258,6 @@ def write_tokens(
             tokenizer_digest=tokenizer_digest,
             prepend_bos=prepend_bos,
             ignore_token_ids=ignore_token_ids,
+            ignore_positions=ignore_positions,
             split_seed=split_seed,
         )

@@ -233,13 +233,16 @@ class Trainer:
         n_parts = min(self.params.gradient_accumulation_steps, len(x))
         if n_parts == 1:
             return [_Part(x, y, batch.mask, 1.0, ordinary)], n_tokens
-        split = [None if t is None else t.tensor_split(n_parts) for t in (x, y, batch.mask, ordinary)]
+        masks, ordinary_masks = (
+            [None] * n_parts if mask is None else mask.tensor_split(n_parts) for mask in (batch.mask, ordinary)
+        )
         total = None if batch.mask is None else batch.mask.sum().clamp_min(1)
         parts = []
-        for i in range(n_parts):
-            x_i, y_i, mask_i, ordinary_i = (None if each is None else each[i] for each in split)
-            weight = len(x_i) / len(x) if mask_i is None else mask_i.sum() / total
-            parts.append(_Part(x_i, y_i, mask_i, weight, ordinary_i))
+        for x_i, y_i, mask, plain in zip(
+            x.tensor_split(n_parts), y.tensor_split(n_parts), masks, ordinary_masks, strict=True
+        ):
+            weight = len(x_i) / len(x) if mask is None or total is None else mask.sum() / total
+            parts.append(_Part(x_i, y_i, mask, weight, plain))
         return parts, n_tokens
 
     def _revive(self, s: int, tally: _Tally, dead: Tensor) -> None:

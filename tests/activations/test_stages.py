@@ -60,6 +60,7 @@ def _params(
         "storage_dtype": "bfloat16",
         "buffer_shuffle": SimpleNamespace(perm_seed=changes.pop("perm_seed", 42)),
         "ignore_token_ids": None,
+        "ignore_positions": 0,
         **changes,
     }
     return SimpleNamespace(

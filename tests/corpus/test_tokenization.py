@@ -19,7 +19,7 @@ WORDS = ["<eos>", "<bos>", "the", "cat", "sat", "on", "a", "mat"]
 def info(bos: int | None = 1) -> TokenizerInfo:
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="a"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return TokenizerInfo(tokenizer, bos, 0, (0, 1), "digest")
+    return TokenizerInfo(tokenizer, bos, 0, False, (0, 1), "digest")
 
 
 def corpus(n: int = 40) -> list[Document]:
@@ -28,7 +28,7 @@ def corpus(n: int = 40) -> list[Document]:
 
 
 def run(path: Path, total: int, *, bos: bool = False, fraction: float = 0.3) -> dict[str, int | float | str]:
-    settings = TokenizeSettings(8, total, bos, None, fraction, 0)
+    settings = TokenizeSettings(8, total, bos, None, 0, fraction, 0)
     return tokenize_corpus(corpus(), info(), settings, path)
 
 
@@ -69,4 +69,4 @@ def test_too_little_text(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no held-out context of 8 tokens"):
         run(tmp_path / "t", 100, fraction=1e-6)
     with pytest.raises(DataError, match="tokenizer has no beginning-of-text token"):
-        tokenize_corpus(corpus(), info(bos=None), TokenizeSettings(8, 10, True, None, 0.3, 0), tmp_path / "t")
+        tokenize_corpus(corpus(), info(bos=None), TokenizeSettings(8, 10, True, None, 0, 0.3, 0), tmp_path / "t")
