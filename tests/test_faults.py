@@ -251,6 +251,12 @@ FAULTS = [
         r"the loss is not finite at step \d+ .*tokens \d+ to \d+.*: loss .*, l_rec .*nothing was updated",
         {"trainer__lr": 1e36},
     ),
+    Fault(
+        "a run that diverges",
+        "train",
+        r"training: diverged: at step \d+ of 64 explained variance is -.*trainer\.lr 30 is high: auto would be .*checkpoints",
+        {"trainer__lr": 30.0},
+    ),
     Fault("no space left, seen ahead", "generate_activations", r"no space left on the device", {}, full_disk_ahead),
     Fault("no space left, while writing", "generate_activations", r"no space left on the device", {}, full_disk),
     Fault("no space left for a checkpoint", "train", r"no space left on the device", {}, full_disk_in_training),

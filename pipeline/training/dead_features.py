@@ -38,6 +38,10 @@ class DeadFeatures:
         """
         self.tokens_since.add_(n_tokens).masked_fill_(fired, 0)
 
+    def after(self, fired: Tensor, n_tokens: int | Tensor) -> Tensor:
+        """The features that are dead once a step is counted, of `feature_shape`: what `mask` says after `update`."""
+        return ~fired & (self.tokens_since + n_tokens >= self.dead_threshold)
+
     def mask(self) -> Tensor:
         """True for a dead feature, of `feature_shape`."""
         return self.tokens_since >= self.dead_threshold

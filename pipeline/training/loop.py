@@ -17,7 +17,7 @@ import torch
 from pipeline import metric_names as names
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.store import save_dictionary
-from pipeline.errors import CheckpointError, Interrupted
+from pipeline.errors import CheckpointError, Interrupted, NumericsError
 from pipeline.interrupts import StopRequest, stop_on_signals
 from pipeline.progress import Progress
 from pipeline.training.checkpoints import Checkpoints, History, snapshot_steps
@@ -72,14 +72,14 @@ def train(
     Returns: the run, at its end.
 
     Raises:
-        NumericsError: the loss was not finite.
+        NumericsError: the loss was not finite, or the run has diverged.
         CheckpointError: every resume point is damaged.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    run = TrainingRun(dictionary, source, params, norms, total_steps, checkpoints, on_metrics)
+    run = TrainingRun(dictionary, source, params, norms, total_steps, checkpoints, on_metrics, label)
     if (why := out_of_reach(dictionary, params, total_steps * source.batch_tokens)) is not None:
         _say(label, why)
-    run.resume(label)
+    run.resume()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals()) if checkpoints is not None else StopRequest()
         if label is not None:
@@ -102,21 +102,23 @@ class TrainingRun:
         total_steps: int,
         checkpoints: Checkpoints | None,
         on_metrics: Report | None,
+        label: str | None,
     ) -> None:
         self.source, self.params, self.checkpoints, self.on_metrics = source, params, checkpoints, on_metrics
+        self.label = label
         self.trainer = Trainer(dictionary, params, total_steps=total_steps, norms=norms, position=source.position)
         self.history = checkpoints.history if checkpoints is not None else History()
         self.last: dict[str, float] = {}
         self.timing = Timing()
         self.progress: Progress | None = None
 
-    def resume(self, label: str | None) -> None:
+    def resume(self) -> None:
         """Go to the newest whole resume point."""
         if self.checkpoints is None:
             return
         point, faults = self.checkpoints.latest()
         for fault in faults:
-            _say(label, f"passing over a damaged checkpoint: {fault}")
+            _say(self.label, f"passing over a damaged checkpoint: {fault}")
         if point is None:
             self.history.resume(0)
             return
@@ -129,7 +131,7 @@ class TrainingRun:
             ) from None
         self.history.resume(point.history_bytes)
         self.last = dict(point.extra.get("last", {}))
-        _say(label, f"going on after step {point.step:,} of {self.trainer.total_steps:,}")
+        _say(self.label, f"going on after step {point.step:,} of {self.trainer.total_steps:,}")
 
     def steps(self, stop: StopRequest) -> None:
         """All steps that are left."""
@@ -137,6 +139,7 @@ class TrainingRun:
         snapshots = self._snapshots()
         saved = time.monotonic()
         batches = on_device(self.source.batches(trainer.step_number), device, trainer.dtype)
+        self._check_progress()
         for s in range(trainer.step_number, trainer.total_steps):
             started = time.perf_counter()
             batch = next(batches)
@@ -150,6 +153,7 @@ class TrainingRun:
                 self._report(s, observation.figures())
             if self.progress is not None:
                 self.progress.update(self.source.batch_tokens)
+            self._check_progress()
             if s + 1 in snapshots:
                 self._snapshot(s + 1)
             if self.checkpoints is not None and not last:
@@ -164,6 +168,22 @@ class TrainingRun:
                     )
         trainer.guard.read()
         batches.close()
+        if (lack := trainer.too_short()) is not None:
+            _say(self.label, lack)
+
+    def _check_progress(self) -> None:
+        """Stop a run that has diverged; its state is kept to be looked at.
+
+        Raises:
+            NumericsError: what is wrong, and what to change.
+        """
+        if (fault := self.trainer.diverged()) is None:
+            return
+        kept = ""
+        if self.checkpoints is not None:
+            self._save()
+            kept = f" (its state is kept in {self.checkpoints.directory})"
+        raise NumericsError(f"training: diverged: {fault}{kept}")
 
     def _report(self, s: int, figures: dict[str, float]) -> None:
         self.last = {names.STEP: s, **figures}

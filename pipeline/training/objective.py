@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ def compute_loss(
     *,
     l1_coefficient: float | Tensor,
     gate: Gate = CONFIGURED,
-    dead: Tensor | None = None,
+    dead: Tensor | Callable[[Tensor], Tensor] | None = None,
     step_statistic: Tensor | None = None,
     padding: Tensor | None = None,
 ) -> LossReport:
@@ -88,7 +89,7 @@ def compute_loss(
             matryoshka_widths).
         l1_coefficient: lambda at this step.
         gate: what the step uses in place of the configured gate.
-        dead: bool of `feature_shape`, the dead features; None: AuxK is 0.
+        dead: bool of `feature_shape`, the dead features, or what gives it for the batch's features [..., F]; None: AuxK is 0.
         step_statistic: for a micro-batch, the whole step's value of what the sparsity loss is not linear in.
         padding: bool [...], True for a position that holds no token: masked, and read by none; None: there are none.
     """
@@ -111,6 +112,7 @@ def compute_loss(
     dropped = torch.zeros((), dtype=torch.int64, device=x.device)
     if params.auxk_coefficient is not None:
         value = torch.zeros_like(unweighted[RECONSTRUCTION])
+        dead = dead(codes.f) if callable(dead) else dead
         # On the CPU looking is free and saves the work; elsewhere it would wait for the device, and the term is 0 anyhow.
         if dead is not None and (x.device.type != "cpu" or bool(dead.any())):
             with autocast(x.device, params.amp_dtype):

@@ -216,15 +216,15 @@ def _train(
 
 def _figures(params: Params, dictionary: Dictionary, source: StoreSource, last: Mapping[str, Any]) -> dict[str, Any]:
     """metrics/train.json: nothing in it depends on time."""
-    d_sae = dictionary.config.d_sae
+    config = dictionary.config
     final = {f"final_{key}": value for key, value in last.items() if key not in (names.STEP, names.TOKENS)}
     return {
         **final,
         "steps": params.total_steps,
         "tokens": int(last[names.TOKENS]),
         "epochs": params.total_steps / source.store.batches_per_epoch(source.batch_size, source.rows),
-        "learning_rate": resolve_learning_rate(params.trainer.lr, d_sae, params.total_steps),
-        "d_sae": d_sae,
+        "learning_rate": resolve_learning_rate(params.trainer.lr, config.d_in, config.d_sae, params.total_steps),
+        "d_sae": config.d_sae,
     }
 
 

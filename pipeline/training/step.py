@@ -27,8 +27,9 @@ from pipeline.params.fields import resolve_share, resolve_steps
 from pipeline.training.checkpoints import check_fit
 from pipeline.training.constraints import normalize_rows_, remove_parallel_gradient_
 from pipeline.training.dead_features import DeadFeatures
+from pipeline.training.divergence import DivergenceGuard
 from pipeline.training.finiteness import LossGuard
-from pipeline.training.objective import LossReport, compute_loss, step_statistic
+from pipeline.training.objective import LossReport, autocast, compute_loss, step_statistic
 from pipeline.training.observation import Observation
 from pipeline.training.optimizers import GradientScaler, build_optimizer, clip_gradients_, gradient_norm
 from pipeline.training.revival import revive_, silence
@@ -37,6 +38,9 @@ from pipeline.training.source import TrainingBatch
 from pipeline.training.target_l0 import L0Control
 
 WEIGHTED = "_weighted"  # end of the name of a term that its coefficient has multiplied
+
+
+DeadOf = Callable[[Tensor], Tensor]  # features of a batch -> which ones are dead once it is counted
 
 
 class _Part(NamedTuple):
@@ -119,13 +123,17 @@ class Trainer:
         self.dead = DeadFeatures(dictionary.feature_shape, dead_threshold, self.device)
         self._silence = silence(dictionary, params)
         self.guard = LossGuard(self.device, position)
+        n_hooks, d_out = len(dictionary.hooks_out), dictionary.config.width_out
+        width = (d_out,) if n_hooks == 1 else (n_hooks, d_out)
+        self.divergence = DivergenceGuard(total_steps, width, self.device, same_l0=self._same_l0)
         self.step_number = 0
         self.tokens = torch.zeros((), dtype=torch.int64, device=self.device)
         self.n_auxk_dropped = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def _schedules(self) -> None:
         params, total = self.params, self.total_steps
-        self.lr = resolve_learning_rate(params.lr, self.dictionary.config.d_sae, total)
+        config = self.dictionary.config
+        self.lr = resolve_learning_rate(params.lr, config.d_in, config.d_sae, total)
         self._lr_factor = LearningRateSchedule(
             params.lr_scheduler_name,
             total,
@@ -146,6 +154,13 @@ class Trainer:
             exponential_factor=params.k_exponential_factor,
         )
         self.topk_start_steps = resolve_steps(params.topk_start_steps, total)
+
+    @property
+    def _same_l0(self) -> bool:
+        """Whether the L0 of the first step is that of all: nothing that makes the dictionary sparser comes in later."""
+        if self.dictionary.activation.budgeted:
+            return self.params.initial_k is None
+        return self.l0.thresholds and self.params.sparsity_loss_type is None
 
     def scheduled(self, s: int) -> dict[str, float]:
         """Learning rate, k (topk family) and sparsity coefficient (with a sparsity loss) of step s, as far as scheduled."""
@@ -178,7 +193,7 @@ class Trainer:
         parts, n_tokens = self._parts(batch)
         if s == self.topk_start_steps and s > 0:
             self.l0.start_(parts[0].x, parts[0].ordinary)
-        dead = self.dead.mask() if self.params.auxk_coefficient is not None else None
+        dead = self._dead(parts, n_tokens, s) if self.params.auxk_coefficient is not None else None
         observation = Observation(s, self.scheduled(s), self._token_dims(batch.inputs)) if observe else None
         sums: dict[str, Tensor] = {}
         tally = _Tally(self.dead, n_layers_of(self.dictionary))
@@ -192,6 +207,7 @@ class Trainer:
                 observation.add(report, part.y, part.mask)
         if self.l0.coefficient and self.params.sparsity_loss_type is not None:
             sums[names.L1_COEFFICIENT] = torch.as_tensor(self._l1(s) * self.l0.coefficient_factor())
+        self._watch(s, sums[names.L_REC], parts)
         norm = self._update(s, sums)
         self._count(s, tally, n_tokens)
         self.tokens.add_(n_tokens)
@@ -201,6 +217,24 @@ class Trainer:
                 sums[names.AUXK_DROPPED] = self.n_auxk_dropped
             observation.finish(sums, norm, self.dead.mask().sum(), self.tokens)
         return observation
+
+    @torch.no_grad()
+    def _dead(self, parts: list[_Part], n_tokens: int | Tensor, s: int) -> Tensor | DeadOf:
+        """The features that AuxK trains: those still dead after this step's own activations are counted, as Gao et al. count.
+
+        Of a step in several parts the features are computed once more first, where a feature could be dead: each part must
+        know of the others' activations.
+        """
+        if len(parts) == 1:
+            return lambda f: self.dead.after(self.dead.fired(f), n_tokens)
+        never = torch.zeros_like(self.dead.tokens_since, dtype=torch.bool)
+        dead = self.dead.after(never, n_tokens)
+        if dead.device.type == "cpu" and not bool(dead.any()):
+            return dead
+        for part in parts:
+            with autocast(part.x.device, self.params.amp_dtype):
+                dead = dead & ~self.dead.fired(self.dictionary.encode(part.x, part.mask, self.gate(s)))
+        return dead
 
     def _statistic(self, parts: list[_Part], s: int) -> Tensor | None:
         """For a step in several parts: the whole step's value of what the sparsity loss is not linear in."""
@@ -222,6 +256,38 @@ class Trainer:
         if self.l0.steers and s >= self.topk_start_steps:
             self.l0.update_(torch.as_tensor(tally.n_active), tally.n_ordinary, dead)
 
+    def _watch(self, s: int, l_rec: Tensor, parts: list[_Part]) -> None:
+        """Show the step to the divergence guard; labels of several micro-batches are its first one's."""
+        self.divergence.add(s, l_rec, parts[0].y, parts[0].mask)
+
+    def diverged(self) -> str | None:
+        """What is wrong with the run as it stands, its likely cause and the keys to change; None: nothing."""
+        verdict = self.divergence.verdict(self.step_number)
+        if verdict is None or not verdict.diverged:
+            return None
+        return f"at step {self.step_number:,} of {self.total_steps:,} {verdict.figures}; {self._likely_cause()}"
+
+    def too_short(self) -> str | None:
+        """What a run lacks that has ended before it was better than the mean, though its error still fell; None: nothing."""
+        verdict = self.divergence.verdict(self.step_number)
+        if verdict is None or not verdict.too_short:
+            return None
+        return (
+            f"the run ended too early: {verdict.figures}, though the error still fell; raise trainer.total_training_tokens, or "
+            "start from activations (initializer.initialize_W_D_with_activations)"
+        )
+
+    def _likely_cause(self) -> str:
+        auto = resolve_learning_rate("auto", self.dictionary.config.d_in, self.dictionary.config.d_sae, self.total_steps)
+        if self.normalizer.massive.limits and not self.normalizer.excluded.limits:
+            return "massive tokens are trained on: set activations.max_norm_factor to 10.0, or lower trainer.lr"
+        if self.lr > 2 * auto:
+            return f"trainer.lr {self.lr:.3g} is high: auto would be {auto:.3g}"
+        advice = ["lower trainer.lr", "set trainer.clip_grad_norm to 1.0", "take a larger activations.batch_size"]
+        if self.params.revive_dead_features:
+            advice.insert(2, "switch trainer.revive_dead_features off")
+        return f"the steps are too large for this data: {', '.join(advice[:-1])}, or {advice[-1]}"
+
     def _token_dims(self, x: Tensor) -> int:
         return x.ndim - (1 if len(self.dictionary.hooks_in) == 1 else 2)
 
@@ -238,9 +304,7 @@ class Trainer:
         )
         total = None if batch.mask is None else batch.mask.sum().clamp_min(1)
         parts = []
-        for x_i, y_i, mask, plain in zip(
-            x.tensor_split(n_parts), y.tensor_split(n_parts), masks, ordinary_masks, strict=True
-        ):
+        for x_i, y_i, mask, plain in zip(x.tensor_split(n_parts), y.tensor_split(n_parts), masks, ordinary_masks, strict=True):
             weight = len(x_i) / len(x) if mask is None or total is None else mask.sum() / total
             parts.append(_Part(x_i, y_i, mask, weight, plain))
         return parts, n_tokens
@@ -257,7 +321,7 @@ class Trainer:
         revive_(self.dictionary, tally.codes, edge, dead, tally.ordinary, encoder_gate=encoder_gate)
 
     def _accumulate(
-        self, part: _Part, s: int, dead: Tensor | None, sums: dict[str, Tensor], statistic: Tensor | None
+        self, part: _Part, s: int, dead: Tensor | DeadOf | None, sums: dict[str, Tensor], statistic: Tensor | None
     ) -> LossReport:
         """Loss and gradient of a micro-batch; its terms are added to `sums`."""
         report = compute_loss(
@@ -307,6 +371,7 @@ class Trainer:
         state |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state().items()}
         state |= {f"scaler/{name}": tensor for name, tensor in self.scaler.state().items()}
         state |= {f"target_l0/{name}": tensor for name, tensor in self.l0.state().items()}
+        state |= {f"divergence/{name}": tensor for name, tensor in self.divergence.state().items()}
         state["dead/tokens_since"] = self.dead.tokens_since
         state["tokens"], state["n_auxk_dropped"] = self.tokens, self.n_auxk_dropped
         return state

@@ -74,8 +74,13 @@ def test_unknown_names_are_refused() -> None:
 
 
 def test_auto_learning_rate() -> None:
-    assert resolve_learning_rate("auto", 2048, 976) == pytest.approx(3.6 / math.sqrt(2048 * 976))
-    assert resolve_learning_rate(1e-3, 2048, 976) == 1e-3
+    assert resolve_learning_rate("auto", 128, 2048, 976) == pytest.approx(3.6 / math.sqrt(2048 * 976))
+    assert resolve_learning_rate(1e-3, 128, 2048, 976) == 1e-3
+    # A short run takes the other bound: 0.055 * 16^(1/4) / sqrt(256).
+    assert resolve_learning_rate("auto", 256, 2048, 16) == pytest.approx(0.055 * 2 / 16)
+    rates = [resolve_learning_rate("auto", 256, 2048, steps) for steps in range(1, 2000)]
+    assert max(rates) < 0.0105
+    assert rates.index(max(rates)) + 1 in range(50, 120)
 
 
 def test_coefficient_warms_up_linearly() -> None:

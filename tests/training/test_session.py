@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.dictionaries.store import load_dictionary, read_config
 from pipeline.training.fingerprint import code_files
-from tests.project import REPOSITORY, Project
+from tests.project import D_MODEL, REPOSITORY, Project
 
 WEIGHTS = "data/trained/main/weights.safetensors"
 
@@ -28,7 +28,7 @@ def test_what_is_written(finished_project: Project) -> None:
     assert metrics["steps"] == 8192 // 128
     assert metrics["tokens"] == 8192
     assert metrics["epochs"] == 64 / ((4096 - 256) // 128)  # the rows of fold.calibration_tokens are not trained on
-    assert metrics["learning_rate"] == pytest.approx(3.6 / (metrics["d_sae"] * metrics["steps"]) ** 0.5)
+    assert metrics["learning_rate"] == pytest.approx(0.055 * metrics["steps"] ** 0.25 / D_MODEL**0.5)
     assert not any("second" in name or "time" in name for name in metrics)
     config = read_config(finished_project.path / "data" / "trained" / "main")
     assert set(config.norms or {}) == {"blocks.0.hook_resid_post"}

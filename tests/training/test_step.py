@@ -13,7 +13,7 @@ from pipeline.training.finiteness import LossGuard
 from pipeline.training.optimizers import build_optimizer
 from pipeline.training.source import TrainingBatch
 from pipeline.training.step import Trainer
-from tests.training.cases import D, dictionary, rows, same, trainer, weights
+from tests.training.cases import D, F, dictionary, rows, same, trainer, weights
 
 
 def batches(n: int, size: int = 16) -> list[TrainingBatch]:
@@ -224,7 +224,7 @@ def test_the_rate_of_auto_is_logged() -> None:
     x = rows(16)
     observation = made.step(TrainingBatch(0, x, x), observe=True)
     assert observation is not None
-    assert observation.figures()["lr"] == pytest.approx(3.6 / math.sqrt(24 * 20))
+    assert observation.figures()["lr"] == pytest.approx(0.055 * 20**0.25 / math.sqrt(8))
 
 
 def test_a_trainers_k_schedule_is_that_of_its_parameters() -> None:
@@ -250,3 +250,41 @@ def test_the_clipped_norm_leaves_thresholds_out() -> None:
     others = [grad.square().sum() for name, grad in grads.items() if name != "log_jumprelu_threshold"]
     assert observation.figures()["grad_norm"] == pytest.approx(float(torch.stack(others).sum().sqrt()), rel=1e-5)
     torch.testing.assert_close(gradients(made)["log_jumprelu_threshold"], grads["log_jumprelu_threshold"])
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_auxk_leaves_out_features_that_the_step_itself_opens(parts: int) -> None:
+    """A feature that was silent for dead_threshold tokens and opens in this very step is not dead (Gao et al. count first)."""
+    made = dictionary(act_fn="topk", top_k=2)
+    x = rows(16)
+    step = trainer(made, auxk_coefficient=1.0, k_aux=4, dead_threshold=100, gradient_accumulation_steps=parts, lr=1e-9)
+    opens = (made.encode(x * math.sqrt(D) / 2.0) > 0).any(0)
+    assert opens.any()
+    assert not opens.all()
+    step.dead.tokens_since.fill_(84)  # 16 tokens more are 100: dead, but for those that open now
+    before = {name: parameter.detach().clone() for name, parameter in made.named_parameters()}
+    step.step(TrainingBatch(0, x, x))
+    grad = made.get_parameter("W_D").grad
+    assert grad is not None
+    made.load_state_dict(before)
+    y = x * math.sqrt(D) / 2.0
+    codes, r = made.run(y)
+    e_hat = torch.zeros_like(y)
+    for b in range(len(y)):
+        asleep = [i for i in codes.z[b].argsort(descending=True).tolist() if not opens[i]]
+        for i in asleep[:4]:
+            e_hat[b] = e_hat[b] + codes.h[b, i] * made.get_parameter("W_D")[i]
+    loss = (y - r).square().sum(-1).mean() + ((y - r).detach() - e_hat).square().sum(-1).mean()
+    (wanted,) = torch.autograd.grad(loss, [made.get_parameter("W_D")])
+    torch.testing.assert_close(grad, wanted)
+
+
+def test_auxk_is_off_while_every_silent_feature_opens_in_the_step() -> None:
+    made = dictionary(act_fn="topk", top_k=F)  # every feature with a positive z opens
+    x = torch.cat([rows(40), -rows(40)])
+    assert (made.encode(x * math.sqrt(D) / 2.0) > 0).any(0).all()
+    step = trainer(made, auxk_coefficient=1.0, dead_threshold=10)
+    step.dead.tokens_since.fill_(10_000)
+    observation = step.step(TrainingBatch(0, x, x), observe=True)
+    assert observation is not None
+    assert observation.figures()["auxk"] == 0.0
