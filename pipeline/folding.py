@@ -23,7 +23,7 @@ from pipeline.dictionaries.folded import fold_scales
 from pipeline.errors import DataError, NumericsError, ParamsError, unknown_name
 from pipeline.exclusion import NormLimits
 from pipeline.hooks import stacked
-from pipeline.norms import as_hook_norm, scale_factor
+from pipeline.norms import HookNorm, as_hook_norm, scale_factor
 
 MODES = ("fold", "keep")
 EXACT = 1e-9  # relative error in float64 above which a fold is refused
@@ -57,6 +57,15 @@ class StoredBatches:
     rows: tuple[int, int]
     batch_size: int
     limits: NormLimits = dataclasses.field(default_factory=NormLimits)
+
+    @classmethod
+    def of(
+        cls, store: RowSource, dictionary: Dictionary, norms: Mapping[str, HookNorm], rows: tuple[int, int], batch_size: int
+    ) -> StoredBatches:
+        """Those of a dictionary, without the tokens that are massive by `norms` at any of its hook points."""
+        hooks = (*dictionary.hooks_in, *dictionary.hooks_out)
+        limits = NormLimits.massive({hook: norms[hook] for hook in hooks if hook in norms})
+        return cls(store, dictionary.hooks_in, rows, batch_size, limits)
 
     def __iter__(self) -> Iterator[Batch]:
         for start in range(self.rows[0], self.rows[1], self.batch_size):

@@ -25,7 +25,6 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     from pipeline.activations.reader import open_activations
     from pipeline.activations.schema import calibration_rows
     from pipeline.dictionaries.store import load_dictionary, save_dictionary
-    from pipeline.exclusion import NormLimits
     from pipeline.files import write_json
     from pipeline.folding import StoredBatches, fold_dictionary
     from pipeline.norms import load_norms
@@ -38,15 +37,12 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     store = open_activations(activations)
     rows = calibration_rows(store, loaded.fold.calibration_tokens)
     measured = load_norms(norms)
-    limits = NormLimits.massive(
-        {hook: measured[hook] for hook in (*dictionary.hooks_in, *dictionary.hooks_out) if hook in measured}
-    )
     report = fold_dictionary(
         dictionary,
         measured,
         mode=loaded.fold.mode,
         feature_units=loaded.fold.feature_units,
-        calibration_batches=StoredBatches(store, dictionary.hooks_in, rows, loaded.activations.batch_size, limits),
+        calibration_batches=StoredBatches.of(store, dictionary, measured, rows, loaded.activations.batch_size),
         convert_topk=loaded.fold.convert_topk_to_jumprelu,
         target_l0=loaded.trainer.steered_l0,
     )

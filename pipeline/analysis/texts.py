@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError
-from pipeline.lm.bos import adds_bos
+from pipeline.corpus.bos import adds_bos
 
 if TYPE_CHECKING:
     from pipeline.lm.language_model import LanguageModel

@@ -21,7 +21,7 @@ from pipeline.corpus.packing import PackedSplit, Packer, kept_tokens
 from pipeline.corpus.tokens import TokenWriter
 from pipeline.errors import DataError
 from pipeline.files import atomic_directory
-from pipeline.lm.bos import adds_bos
+from pipeline.corpus.bos import adds_bos
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:

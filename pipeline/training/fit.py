@@ -116,18 +116,15 @@ def fit(
     normalizer = Normalizer(made, norms)
     data = data.without(normalizer.excluded.above(normalizer.by_hook(data.inputs, data.labels)))
     held = _held_back(data, batch_size) if made.is_batch_dependent or params.trainer.steered_l0 else 0
-    kept = data.rows(0, len(data) - held)
+    kept, rest = data.rows(0, len(data) - held), data.rows(len(data) - held, len(data))
     _initialize_(made, kept, normalizer, params)
-    run = train(
-        made,
-        TensorSource(kept.inputs, kept.labels, batch_size=batch_size, seed=seed, token_dims=kept.token_dims, mask=kept.mask),
-        params=params.trainer,
-        norms=norms,
-        total_steps=params.total_steps,
-        label="fit" if progress else None,
+    source = TensorSource(
+        kept.inputs, kept.labels, batch_size=batch_size, seed=seed, token_dims=kept.token_dims, mask=kept.mask
     )
+    label = "fit" if progress else None
+    run = train(made, source, params=params.trainer, norms=norms, total_steps=params.total_steps, label=label)
     mode = "keep" if made.config.norm_activation in UNFOLDABLE else "fold"
-    held_back = list(_batches(data.rows(len(kept), len(data)), normalizer, batch_size))
+    held_back = list(_batches(rest, normalizer, batch_size))
     report = fold_dictionary(made, norms, mode=mode, calibration_batches=held_back, target_l0=params.trainer.steered_l0)
     made.config = dataclasses.replace(made.config, norms=norms)
     return FitResult(made, report.dictionary, run.history.rows, norms)
