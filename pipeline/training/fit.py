@@ -109,8 +109,8 @@ def fit(
     data = read_tensors(activations, targets, given.pop("kind", None))
     config = _config(given, data)
     params = _params(config, dict(trainer), dict(initializer or {}), data, batch_size, max_norm_factor, seed)
-    unit_rows = params.trainer.decoder_constraint == "unit_norm"
-    made = build_base(config, params.initializer, seed, unit_rows=unit_rows).to(training_device(device))
+    made = build_base(config, params.initializer, seed, unit_rows=params.trainer.decoder_constraint == "unit_norm")
+    made = made.to(training_device(device))
     check(made, params.initializer, has_model=False)
     norms = data.norms(made.hooks_in, made.hooks_out, max_norm_factor)
     normalizer = Normalizer(made, norms)
@@ -118,9 +118,7 @@ def fit(
     held = _held_back(data, batch_size) if made.is_batch_dependent or params.trainer.steered_l0 else 0
     kept, rest = data.rows(0, len(data) - held), data.rows(len(data) - held, len(data))
     _initialize_(made, kept, normalizer, params)
-    source = TensorSource(
-        kept.inputs, kept.labels, batch_size=batch_size, seed=seed, token_dims=kept.token_dims, mask=kept.mask
-    )
+    source = TensorSource.of(kept, batch_size=batch_size, seed=seed)
     label = "fit" if progress else None
     run = train(made, source, params=params.trainer, norms=norms, total_steps=params.total_steps, label=label)
     mode = "keep" if made.config.norm_activation in UNFOLDABLE else "fold"

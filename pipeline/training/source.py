@@ -16,6 +16,7 @@ from pipeline.seeding import generator
 
 if TYPE_CHECKING:
     from pipeline.activations.reader import ActivationStore
+    from pipeline.training.tensors import TensorData
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +150,11 @@ class TensorSource:
         self.inputs, self.labels = inputs, inputs if labels is None else labels
         self.batch_size, self.seed, self.token_dims, self.mask = batch_size, seed, token_dims, mask
         self.per_epoch = len(inputs) // batch_size
+
+    @classmethod
+    def of(cls, data: TensorData, *, batch_size: int, seed: int) -> TensorSource:
+        """Batches of inputs and labels that belong together."""
+        return cls(data.inputs, data.labels, batch_size=batch_size, seed=seed, token_dims=data.token_dims, mask=data.mask)
 
     @property
     def batch_tokens(self) -> int:
