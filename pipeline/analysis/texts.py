@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pipeline.corpus.bos import adds_bos
 from pipeline.errors import DataError
-from pipeline.lm.bos import adds_bos
 
 if TYPE_CHECKING:
     from pipeline.lm.language_model import LanguageModel

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.corpus.bos import adds_bos
 from pipeline.corpus.document import Document, held_out
 from pipeline.corpus.packing import PackedSplit, Packer, kept_tokens
 from pipeline.corpus.tokens import TokenWriter
 from pipeline.errors import DataError
 from pipeline.files import atomic_directory
-from pipeline.lm.bos import adds_bos
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
