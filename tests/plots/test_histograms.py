@@ -46,7 +46,7 @@ def test_rebinned_histogram_is_the_histogram():
     norms = np.random.default_rng(0).lognormal(2.0, 0.3, 20_000)
     edges = np.exp(np.arange(0, 5, 1e-3))
     counts, _ = np.histogram(norms, edges)
-    chart = norm_chart("blocks.2.hook_resid_post", edges.tolist(), counts.tolist(), float(norms.mean()))
+    chart = norm_chart("blocks.2.hook_resid_post", edges.tolist(), counts.tolist(), {"mean_norm": float(norms.mean())})
     again, _ = np.histogram(norms, chart.edges)
     assert list(chart.counts) == again.tolist()
     assert chart.x_log
@@ -80,7 +80,7 @@ def test_hook_points_share_a_picture_and_have_a_card_each(tmp_path):
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_norms_of_any_size(tmp_path, scale):
     edges = [scale * 1.001**i for i in range(301)]
-    write_report(tmp_path, "t", "a", [norm_chart("h", edges, [1.0] * 300, 1.1 * scale)])
+    write_report(tmp_path, "t", "a", [norm_chart("h", edges, [1.0] * 300, {"mean_norm": 1.1 * scale, "max_norm": 1.2 * scale})])
 
 
 def test_share_charts_are_panels_of_one_picture(tmp_path):
