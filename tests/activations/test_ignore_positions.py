@@ -69,7 +69,9 @@ def test_a_store_made_with_other_positions_is_refused(tokens: TokenStore, few: T
     assert "ignore_positions" not in with_all.config  # as in a store of an earlier version, which keeps its name
     check_made_for(with_all.path, with_all.config, settings())
     check_made_for(without.path, without.config, settings(total_tokens=4000, ignore_positions=N))
-    with pytest.raises(DataError, match=r"other parameters \(activations.ignore_positions 0, not 2\); run `dvc repro -s -f gen"):
+    with pytest.raises(
+        DataError, match=r"other parameters \(activations.ignore_positions 0, not 2\); run `dvc repro -s -f gen"
+    ):
         check_made_for(with_all.path, with_all.config, settings(ignore_positions=2))
     with pytest.raises(DataError, match=r"\(activations.ignore_positions 3, not 0\)"):
         check_made_for(without.path, without.config, settings(total_tokens=4000))

@@ -42,7 +42,7 @@ def test_auto_is_what_the_tokenizer_does(tmp_path: Path, kind: str) -> None:
     assert bos_choice(info, "model") == CHOICES[kind]
     assert prepends_bos(False, info) is False
     if kind == WITHOUT:
-        with pytest.raises(DataError, match="has no beginning-of-text token; set model.prepend_bos=false"):
+        with pytest.raises(DataError, match=r"has no beginning-of-text token; set model\.prepend_bos=false"):
             prepends_bos(True, info)
     else:
         assert prepends_bos(True, info) is True
@@ -77,7 +77,7 @@ def test_texts_begin_as_contexts_do() -> None:
     assert bos_of(of_model(PLAIN), "auto") is None
     assert bos_of(of_model(PLAIN), True) == 0
     assert bos_of(of_model(WITHOUT), "auto") is None
-    with pytest.raises(DataError, match="model.prepend_bos: the tokenizer of 'model' has no beginning-of-text token"):
+    with pytest.raises(DataError, match=r"model\.prepend_bos: the tokenizer of 'model' has no beginning-of-text token"):
         bos_of(of_model(WITHOUT), True)
 
 

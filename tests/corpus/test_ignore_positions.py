@@ -27,7 +27,9 @@ def naive_kept(tokens: np.ndarray, ignored: tuple[int, ...], positions: int) -> 
 def test_ignored_positions_are_not_counted_in_the_total_and_masked_in_both_splits(
     tmp_path: Path, bos: bool, positions: int
 ) -> None:
-    figures = tokenize_corpus(corpus(240), info(), TokenizeSettings(CONTEXT, TOTAL, bos, None, positions, 0.3, 0), tmp_path / "t")
+    figures = tokenize_corpus(
+        corpus(240), info(), TokenizeSettings(CONTEXT, TOTAL, bos, None, positions, 0.3, 0), tmp_path / "t"
+    )
     store = open_tokens(tmp_path / "t")
     assert store.ignore_positions == positions
     for name, part in (("train", store.train), ("eval", store.eval)):
