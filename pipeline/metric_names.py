@@ -27,6 +27,24 @@ GRAD_NORM = "grad_norm"
 AUXK_DROPPED = "auxk_dropped"  # tokens that AuxK left out so far, since their error was not finite
 DEAD_FEATURES = "dead_features"  # no activation for dead_threshold tokens
 
+# metrics/norm.json: the kept tokens that the norm stage measured, each figure of one hook point.
+NORM = {
+    "mean_norm": "mean L2 norm of the tokens that are not massive, which dataset-wise normalises by",
+    "median_norm": "median norm of the first 32,768 tokens, by which massive ones are told",
+    "norm_q01": "1 % of all tokens are shorter",
+    "norm_q50": "half of all tokens are shorter: the median of them all",
+    "norm_q99": "99 % of all tokens are shorter",
+    "norm_q999": "99.9 % of all tokens are shorter",
+    "largest_norm": "norm of the longest token",
+    "massive_norm": "norm above which a token is massive: activations.max_norm_factor (null: 10) times the median",
+    "n_tokens": "tokens that are not massive",
+    "n_massive": "massive tokens; without a hook point: massive at any that is stored",
+    "massive_fraction": "share of all tokens that are massive",
+    "n_excluded": "massive tokens left out everywhere: all of them, or none where activations.max_norm_factor is null",
+    "massive_positions": "the commonest positions of massive tokens in their contexts: a list",
+    "massive_tokens": "the commonest massive tokens: a list",
+}
+
 # metrics/evaluation.json (SPEC 7): held-out tokens, raw activations. x: what is reconstructed, r: its reconstruction.
 # A quantile has _q05 to _q95 appended, the ends of a 95 % interval over documents _low and _high, and after that a figure of
 # one hook point (of a pair, of a further model) its name: `l0_q50.blocks.2.hook_mlp_out`.

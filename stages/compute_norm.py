@@ -1,8 +1,9 @@
 """norm: the activation store -> data/norms.json and data/norm_statistics.safetensors.
 
 Reads the first norm.tokens tokens of the store (its rows are shuffled). Writes mean norm, mean square, quantiles and effective
-rank of every hook point, and beside them mean, spectrum, leading eigenvectors and norm histogram. Cost: a few seconds for a
-million tokens of width 128; it grows with the square of the width.
+rank of every hook point, and beside them mean, spectrum, leading eigenvectors and norm histogram; metrics/norm.json and
+metrics/plots/norm. Says where massive tokens are, and whether they are excluded. Cost: a few seconds for a million tokens of
+width 128; it grows with the square of the width.
 """
 
 from __future__ import annotations
@@ -18,21 +19,33 @@ from pipeline.command import stage_command
 @click.option("--activations", default="data/activations.json", help="Manifest of the activation store, or a store.")
 @click.option("--out", default="data/norms.json", help="Norms to write.")
 @click.option("--statistics", default="data/norm_statistics.safetensors", help="Arrays to write.")
-def main(params: str, activations: str, out: str, statistics: str) -> None:
+@click.option("--metrics", default="metrics/norm.json", help="Figures to write.")
+@click.option("--plots", default="metrics/plots/norm", help="Directory of plots to write.")
+def main(params: str, activations: str, out: str, statistics: str, metrics: str, plots: str) -> None:
     """Measure the activation norms."""
     from pipeline.activations.reader import open_activations
-    from pipeline.norms import compute_norms, write_norms
+    from pipeline.files import write_json
+    from pipeline.norms import compute_norms, load_norms, write_norms
+    from pipeline.norms_massive import MassiveTokens, ModelTexts
+    from pipeline.norms_report import NormReport
     from pipeline.params.loader import load_params
     from pipeline.progress import Progress
 
     loaded = load_params(params)
-    tokens = loaded.norm.tokens
+    tokens, factor = loaded.norm.tokens, loaded.activations.max_norm_factor
     store = open_activations(activations)
     total = store.n_tokens if tokens is None else min(tokens, store.n_tokens)
     progress = Progress("norm", total * len(store.hook_points))
-    found = compute_norms(store, tokens, max_norm_factor=loaded.activations.max_norm_factor, done=progress.update)
+    massive = MassiveTokens(store)
+    found = compute_norms(store, tokens, max_norm_factor=factor, done=progress.update, massive=massive.add)
     progress.close()
     write_norms(found, Path(out), Path(statistics))
+    report = NormReport(load_norms(out), massive, ModelTexts(loaded))
+    for line in report.lines():
+        click.echo(f"norm: {line}", err=True)
+    models = [store.model, *store.model.get("models", {}).values()]
+    report.write_plots(plots, " and ".join(str(model["name"]) for model in models), norms=out, statistics=statistics)
+    write_json(metrics, report.metrics())
 
 
 if __name__ == "__main__":

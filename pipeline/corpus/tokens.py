@@ -221,9 +221,7 @@ class TokenWriter:
             "tokenizer_digest": tokenizer_digest,
             "split_seed": split_seed,
         }
-        if (
-            ignore_positions
-        ):  # left out where there are none, as stores of earlier versions leave it out: one content, one digest
+        if ignore_positions:  # left out where there are none, as earlier versions' stores do: one content, one digest
             about["ignore_positions"] = ignore_positions
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         for split in self.splits.values():

@@ -15,9 +15,9 @@ from pipeline.dictionaries.store import CONFIG_FILE
 from pipeline.errors import DataError
 from pipeline.evaluation.compared import compared
 from pipeline.files import read_json
-from pipeline.norms import load_norm_arrays, load_norms
+from pipeline.norms_charts import norm_histograms
 from pipeline.plots.charts import BarChart, Chart
-from pipeline.plots.histograms import density_chart, norm_charts
+from pipeline.plots.histograms import density_chart
 from pipeline.plots.page import card
 from pipeline.plots.training import training_charts
 
@@ -73,7 +73,7 @@ def overview(features: str | Path, files: OverviewFiles, params: Params | None =
     rows = store.features(["density", "max_activation", "threshold", "logit_kurtosis"])
     charts = [
         *feature_charts(rows, metrics.get("l0_mean")),
-        *_norm_charts(files),
+        *norm_histograms(files.norms, files.statistics),
         *training_charts(read_history(files.history)),
     ]
     about = store.about
@@ -184,8 +184,3 @@ def log_bins(values: Sequence[float]) -> tuple[list[float], list[float]]:
     for place in places:
         counts[place - low] += 1
     return [10.0 ** (LOG_STEP * (low + i)) for i in range(len(counts) + 1)], counts
-
-
-def _norm_charts(files: OverviewFiles) -> list[Chart]:
-    arrays = {name: [float(v) for v in x] for name, x in load_norm_arrays(files.statistics).items() if "norm_histogram" in name}
-    return list(norm_charts(arrays, {hook: {"mean_norm": norm.mean_norm} for hook, norm in load_norms(files.norms).items()}))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from pipeline.dictionaries.store import read_config
 from pipeline.evaluation.tables import compared_table, metric_tables
 from pipeline.files import atomic_directory, write_bytes, write_json
-from pipeline.norms import load_norm_arrays, load_norms
-from pipeline.plots.histograms import density_chart, norm_charts, share_charts
+from pipeline.norms_charts import norm_histograms
+from pipeline.plots.histograms import density_chart, share_charts
 from pipeline.plots.report import describe, write_report
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ def write_plots(
         {"log10_density": edge, "features": count} for edge, count in zip(histogram.edges[:-1], histogram.counts, strict=True)
     ]
     density = density_chart(histogram.edges, histogram.counts, histogram.never, evaluation.metrics["l0_mean"])
-    arrays = {name: [float(v) for v in x] for name, x in load_norm_arrays(statistics).items() if "norm_histogram" in name}
-    lengths = norm_charts(arrays, {hook: {"mean_norm": norm.mean_norm} for hook, norm in load_norms(norms).items()})
+    lengths = norm_histograms(norms, statistics)
     config = read_config(dictionary)
     first = [compared_table(evaluation.metrics)]
     every = metric_tables(evaluation.metrics, config.hooks_in, config.hooks_out)

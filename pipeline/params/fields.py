@@ -229,13 +229,10 @@ def _list_wanted(items: tuple[Any, ...], limits: Limits) -> str:
 
 def _hint(value: Any, wanted: set[Any], limits: Limits) -> str:
     """What to write instead, where a slip of notation is likely."""
-    numeric = wanted & {int, float}
-    if isinstance(value, str) and numeric:
-        close = nearest(value, limits.words)
-        if close:
-            return f"; did you mean '{close}'?"
-        if NUMBER.fullmatch(value):
-            return f"; write {value.replace('_', '')}, without quotes or underscores"
+    if isinstance(value, str) and (close := nearest(value, limits.words)):
+        return f"; did you mean '{close}'?"
+    if isinstance(value, str) and wanted & {int, float} and NUMBER.fullmatch(value):
+        return f"; write {value.replace('_', '')}, without quotes or underscores"
     if isinstance(value, str) and bool in wanted and value.lower() in _BOOLEAN_WORDS:
         return f"; write {_BOOLEAN_WORDS[value.lower()]}, without quotes"
     if isinstance(value, int) and not isinstance(value, bool) and bool in wanted and value in (0, 1):

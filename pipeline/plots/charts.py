@@ -13,6 +13,7 @@ MAX_NAMES = 16
 LATE = 0.75  # a point beyond this share of x has its label on its left
 RESOLUTION = 1e-11  # of the largest value: what lies closer together is drawn as one value
 CHARACTER = 0.012  # share of x that a character of a label takes, about
+LOWEST_BAR, LOG_ROOM = 0.5, 3.0  # where a logarithmic axis of bars begins, and its end as a multiple of the highest
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class BarChart:
         edges: m + 1 ascending edges of bins.
         counts: m counts.
         x_log: logarithmic x; edges are positive.
+        y_log: logarithmic y, on which a bin of one is seen beside one of thousands.
+        whole: edges are whole numbers, and a bin holds those from its low edge to before its high one.
         marks: (x, label) of upright lines.
     """
 
@@ -71,6 +74,8 @@ class BarChart:
     edges: tuple[float, ...]
     counts: tuple[float, ...]
     x_log: bool = False
+    y_log: bool = False
+    whole: bool = False
     marks: tuple[tuple[float, str], ...] = field(default=())
     note: str = ""
 
@@ -189,7 +194,8 @@ def axes(chart: Chart) -> tuple[Axis, Axis]:
             if chart.x_log
             else linear_axis(chart.edges[0], chart.edges[-1], tight=True)
         )
-        return x, linear_axis(0.0, max(chart.counts, default=0.0) or 1.0, 5)
+        most = max(chart.counts, default=0.0) or 1.0
+        return x, log_axis(LOWEST_BAR, LOG_ROOM * most) if chart.y_log else linear_axis(0.0, most, 5)
     if isinstance(chart, ScatterChart):
         points = [point for group in chart.groups for point in group.points]
         across, up = [point.x for point in points], [point.y for point in points]

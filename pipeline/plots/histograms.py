@@ -8,6 +8,11 @@ from collections.abc import Mapping, Sequence
 from pipeline.plots.charts import BarChart, number
 
 NORM_BINS = 90
+POSITION_BINS = 128
+# What is marked of a hook point's norms, and how it is called.
+NORM_MARKS = {"mean_norm": "mean", "median_norm": "median", "max_norm": "excluded above", "massive_norm": "massive above"}
+LIMITS = ("max_norm", "massive_norm")
+FEW = 100  # more tokens at one position than this, and those of the others are seen on a logarithmic scale only
 
 
 def density_chart(edges: Sequence[float], counts: Sequence[float], never: int, l0_mean: float | None = None) -> BarChart:
@@ -38,17 +43,22 @@ def density_chart(edges: Sequence[float], counts: Sequence[float], never: int, l
     )
 
 
-def norm_chart(hook_point: str, edges: Sequence[float], counts: Sequence[float], mean_norm: float | None = None) -> BarChart:
+def norm_chart(
+    hook_point: str, edges: Sequence[float], counts: Sequence[float], norms: Mapping[str, float | None] | None = None
+) -> BarChart:
     """Tokens by the L2 norm of their activation at a hook point, in at most 90 bins of equal ratio.
 
     Args:
         hook_point: where.
         edges: m + 1 ascending positive edges of bins; neighbours are joined.
         counts: m numbers of tokens.
-        mean_norm: m_p, marked.
+        norms: {"mean_norm", "median_norm", "max_norm" (longer tokens are excluded), "massive_norm" (they are massive): norm},
+            as many as are to be marked; of the latter two one that lies inside, and then few tokens are beyond it, so that y
+            is logarithmic.
     """
     edges, counts = rebinned(edges, counts, NORM_BINS)
-    marks = () if mean_norm is None else ((mean_norm, f"mean {mean_norm:.4g}"),)
+    stated = {name: norms[name] for name in NORM_MARKS if name in norms} if norms else {}
+    inside = {name: x for name, x in stated.items() if x is not None and (name not in LIMITS or edges[0] <= x <= edges[-1])}
     return BarChart(
         name=f"activation_norm.{_file_name(hook_point)}",
         title="Activation norm",
@@ -57,27 +67,51 @@ def norm_chart(hook_point: str, edges: Sequence[float], counts: Sequence[float],
         edges=tuple(edges),
         counts=tuple(counts),
         x_log=True,
-        marks=marks,
+        y_log=any(name in LIMITS for name in inside),
+        marks=tuple((x, f"{NORM_MARKS[name]} {x:.4g}") for name, x in inside.items()),
         note=f"{int(sum(counts)):,} tokens",
     )
 
 
-def norm_charts(statistics: Mapping[str, Sequence[float]], norms: Mapping[str, Mapping[str, float]]) -> list[BarChart]:
+def norm_charts(statistics: Mapping[str, Sequence[float]], norms: Mapping[str, Mapping[str, float | None]]) -> list[BarChart]:
     """One chart for each hook point of data/norms.json.
 
     Args:
         statistics: arrays of data/norm_statistics.safetensors ("<hook>/norm_histogram_edges" and "..._counts").
-        norms: {hook point: {"mean_norm": ...}}.
+        norms: {hook point: what is marked}, see :func:`norm_chart`.
     """
     return [
         norm_chart(
             hook,
             [float(edge) for edge in statistics[f"{hook}/norm_histogram_edges"]],
             [float(count) for count in statistics[f"{hook}/norm_histogram_counts"]],
-            float(norm["mean_norm"]),
+            norm,
         )
         for hook, norm in sorted(norms.items())
     ]
+
+
+def position_chart(hook_point: str, positions: Mapping[int, int], context_size: int) -> BarChart:
+    """Massive tokens by their position in the context, in at most 128 bins of equally many positions.
+
+    Args:
+        hook_point: where they are massive.
+        positions: {position: tokens}; at least one.
+        context_size: positions in a context.
+    """
+    every = [float(positions.get(i, 0)) for i in range(context_size)]
+    edges, counts = rebinned([float(i) for i in range(context_size + 1)], every, POSITION_BINS)
+    return BarChart(
+        name=f"massive_positions.{_file_name(hook_point)}",
+        title="Massive tokens by position",
+        x_label=f"position in the context of massive tokens at {hook_point}",
+        y_label="tokens",
+        edges=tuple(edges),
+        counts=tuple(counts),
+        y_log=max(counts) > FEW,
+        whole=True,
+        note=f"{sum(positions.values()):,} massive tokens at {len(positions):,} of {context_size:,} positions",
+    )
 
 
 def share_charts(shares: Mapping[str, Sequence[int]]) -> list[BarChart]:

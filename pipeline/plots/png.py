@@ -115,8 +115,10 @@ def _points(plane: Any, chart: ScatterChart, x_axis: Axis) -> None:
 
 
 def _bars(plane: Any, chart: BarChart, x_axis: Axis, y_axis: Axis) -> None:
-    plane.stairs(chart.counts, chart.edges, fill=True, color=COLORS[0], alpha=0.85)
+    heights = [max(count, y_axis.low) for count in chart.counts]
+    plane.stairs(heights, chart.edges, baseline=y_axis.low, fill=True, color=COLORS[0], alpha=0.85)
     for i, ((x, label), left) in enumerate(zip(chart.marks, mark_sides(chart, x_axis), strict=True)):
         plane.axvline(x, color=COLORS[1], linewidth=1.3, linestyle=(0, (4, 3)))
         side = "right" if left else "left"
-        plane.text(x, y_axis.high * (0.97 - 0.07 * i), f" {label} ", fontsize=8.5, color=COLORS[1], va="top", ha=side)
+        place = (x, 0.97 - 0.07 * i, f" {label} ")
+        plane.text(*place, fontsize=8.5, color=COLORS[1], va="top", ha=side, transform=plane.get_xaxis_transform())

@@ -121,12 +121,18 @@ def _hints(chart: LineChart, x_axis: Axis) -> list[str]:
     return parts
 
 
+def _range(chart: BarChart, low: float, high: float) -> str:
+    if not chart.whole:
+        return f"{number(low)} to {number(high)}"
+    return f"{low:,.0f}" if high - low <= 1 else f"{low:,.0f} to {high - 1:,.0f}"
+
+
 def _bars(chart: BarChart, x_axis: Axis, y_axis: Axis) -> list[str]:
     parts = []
     bottom = TOP + PLANE_HEIGHT
     for low, high, count in zip(chart.edges[:-1], chart.edges[1:], chart.counts, strict=True):
-        start, end, y = _x(x_axis, low), _x(x_axis, high), _y(y_axis, count)
-        text = escape(f"{number(low)} to {number(high)}: {count:,.0f} {chart.y_label}")
+        start, end, y = _x(x_axis, low), _x(x_axis, high), _y(y_axis, max(count, y_axis.low))
+        text = escape(f"{_range(chart, low, high)}: {count:,.0f} {chart.y_label}")
         bar = f'x="{start:.1f}" width="{max(end - start - 0.6, 0.4):.1f}"'
         parts.append(f'<rect class="bar" {bar} y="{y:.1f}" height="{bottom - y:.1f}"/>')
         parts.append(f'<rect class="hint" {bar} y="{TOP}" height="{PLANE_HEIGHT}"><title>{text}</title></rect>')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 
@@ -99,6 +100,37 @@ def test_log_axes_say_so_in_both_drawings():
         assert drawn(chart) == (wanted, wanted)
 
 
+def test_a_bin_of_one_is_seen_beside_thousands_and_an_empty_one_is_not():
+    chart = BarChart("b", "B", "size", "tokens", (0.0, 1.0, 2.0, 3.0), (5000.0, 0.0, 1.0), y_log=True, marks=((1.5, "limit"),))
+    assert drawn(chart)[0] == ["size", "tokens, log scale"]
+    heights = [float(height) for height in re.findall(r'<rect class="bar"[^>]*height="([\d.]+)"', svg(chart))]
+    assert heights[1] == 0.0
+    assert heights[0] > heights[2] > 0.05 * heights[0]
+    linear = BarChart("b", "B", "size", "tokens", chart.edges, chart.counts)
+    assert float(re.findall(r'<rect class="bar"[^>]*height="([\d.]+)"', svg(linear))[2]) < 0.2
+    tall, one, empty = (filled(chart, column) for column in (0, 2, 1))
+    assert tall > one > 0.05 * tall
+    assert empty == 0
+
+
+def filled(chart, column):
+    """How many pixels of a picture are of the colour of bars, in the middle of one of three columns."""
+    from matplotlib.image import imread
+
+    picture = imread(io.BytesIO(png([chart])))[..., :3]
+    width = picture.shape[1]
+    x = round(width * (0.115 + 0.855 * (column + 0.3) / 3))
+    blue = (picture[:, x, 2] - picture[:, x, 0]) > 0.25
+    return int(blue.sum())
+
+
+def test_bins_of_whole_numbers_are_named_by_what_they_hold():
+    chart = BarChart("b", "B", "position", "tokens", (0.0, 1.0, 4.0), (7.0, 1.0), whole=True)
+    assert re.findall("<title>(.*?)</title>", svg(chart)) == ["0: 7 tokens", "1 to 3: 1 tokens"]
+    halves = BarChart("b", "B", "share", "features", (0.0, 0.5, 1.0), (7.0, 1.0))
+    assert re.findall("<title>(.*?)</title>", svg(halves)) == ["0 to 0.5: 7 features", "0.5 to 1: 1 features"]
+
+
 def test_long_notes_are_broken_into_lines(monkeypatch):
     from matplotlib.figure import Figure
 
@@ -157,6 +189,7 @@ def test_gaps_and_what_a_log_axis_cannot_show_cut_a_line():
         LineChart("a", "A", "x", "y", (Line("a", (), ()),), y_log=True),
         LineChart("a", "A", "x", "y", (Line("a", (0.0,), (math.nan,)),)),
         BarChart("b", "B", "x", "y", (0.0, 1.0), (0.0,)),
+        BarChart("b", "B", "x", "y", (0.0, 1.0), (0.0,), y_log=True),
     ],
 )
 def test_axes_of_nothing(chart):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plots.histograms import density_chart, norm_chart, norm_charts, rebinned, share_charts
+from pipeline.plots.histograms import density_chart, norm_chart, norm_charts, position_chart, rebinned, share_charts
 from pipeline.plots.report import write_report
 
 EDGES = [round(-7 + 0.1 * i, 6) for i in range(71)]
@@ -46,7 +46,7 @@ def test_rebinned_histogram_is_the_histogram():
     norms = np.random.default_rng(0).lognormal(2.0, 0.3, 20_000)
     edges = np.exp(np.arange(0, 5, 1e-3))
     counts, _ = np.histogram(norms, edges)
-    chart = norm_chart("blocks.2.hook_resid_post", edges.tolist(), counts.tolist(), float(norms.mean()))
+    chart = norm_chart("blocks.2.hook_resid_post", edges.tolist(), counts.tolist(), {"mean_norm": float(norms.mean())})
     again, _ = np.histogram(norms, chart.edges)
     assert list(chart.counts) == again.tolist()
     assert chart.x_log
@@ -80,7 +80,37 @@ def test_hook_points_share_a_picture_and_have_a_card_each(tmp_path):
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_norms_of_any_size(tmp_path, scale):
     edges = [scale * 1.001**i for i in range(301)]
-    write_report(tmp_path, "t", "a", [norm_chart("h", edges, [1.0] * 300, 1.1 * scale)])
+    write_report(tmp_path, "t", "a", [norm_chart("h", edges, [1.0] * 300, {"mean_norm": 1.1 * scale, "max_norm": 1.2 * scale})])
+
+
+EVERY = {"massive_norm": 40.0, "max_norm": 30.0, "mean_norm": 2.0, "median_norm": 3.0}
+
+
+def test_marks_of_norms_stand_in_one_order_and_limits_only_where_tokens_are():
+    edges, counts = [1.0, 10.0, 100.0], [9.0, 1.0]
+    chart = norm_chart("h", edges, counts, EVERY)
+    assert chart.marks == ((2.0, "mean 2"), (3.0, "median 3"), (30.0, "excluded above 30"), (40.0, "massive above 40"))
+    assert chart.y_log
+    for limits in ({"max_norm": 101.0}, {"massive_norm": 0.9}, {"max_norm": None}):
+        chart = norm_chart("h", edges, counts, {"median_norm": 3.0, **limits})
+        assert chart.marks == ((3.0, "median 3"),)
+        assert not chart.y_log
+    assert norm_chart("h", edges, counts, {"mean_norm": None}).marks == norm_chart("h", edges, counts).marks == ()
+
+
+def test_positions_are_bars_of_one_position_or_of_several():
+    chart = position_chart("blocks.0.hook_mlp_out", {0: 11, 37: 1}, 128)
+    assert chart.edges == tuple(range(129))
+    assert [(i, count) for i, count in enumerate(chart.counts) if count] == [(0, 11), (37, 1)]
+    assert (chart.whole, chart.y_log) == (True, False)
+    assert chart.note == "12 massive tokens at 2 of 128 positions"
+    chart = position_chart("tuned:blocks.0.hook_mlp_out", {0: 700, 1: 400, 999: 1}, 1000)
+    assert chart.edges[:3] == (0.0, 8.0, 16.0)
+    assert chart.edges[-1] == 1000.0
+    assert (chart.counts[0], chart.counts[-1], sum(chart.counts)) == (1100, 1, 1101)
+    assert chart.y_log
+    assert ":" not in chart.name
+    assert len(chart.x_label) <= 85  # what fits below a chart
 
 
 def test_share_charts_are_panels_of_one_picture(tmp_path):

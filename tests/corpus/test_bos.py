@@ -1,0 +1,110 @@
+"""model.prepend_bos: contexts start with BOS where the tokenizer puts it before a text by itself, or as is stated."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pipeline.analysis.inspection import inspect_text
+from pipeline.analysis.steering import steer
+from pipeline.analysis.texts import bos_of
+from pipeline.corpus.bos import adds_bos
+from pipeline.corpus.document import Document
+from pipeline.corpus.tokenization import TokenizeSettings, bos_choice, prepends_bos, tokenize_corpus, tokenizer_info
+from pipeline.corpus.tokens import open_tokens
+from pipeline.errors import DataError
+from pipeline.lm.loading import load_language_model
+from tests.analysis.test_inspection import folded, sae
+from tests.corpus.tokenizers import ADDING, PLAIN, WITHOUT, fast_tokenizer
+from tests.project import Project
+
+SETTINGS = TokenizeSettings(8, 100, "auto", None, 0, 0.3, 0)
+CHOICES = {
+    ADDING: "true; the tokenizer of 'model' has <s> and puts it before a text by itself",
+    PLAIN: "false; the tokenizer of 'model' has <s> and does not put it before a text by itself",
+    WITHOUT: "false; the tokenizer of 'model' has no beginning-of-text token",
+}
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_auto_is_what_the_tokenizer_does(tmp_path: Path, kind: str) -> None:
+    fast_tokenizer(kind).save_pretrained(tmp_path)
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(str(tmp_path), local_files_only=True)
+    assert adds_bos(loaded) == (kind == ADDING)
+    info = tokenizer_info(loaded, "model")
+    assert prepends_bos("auto", info) is (kind == ADDING)
+    assert bos_choice(info, "model") == CHOICES[kind]
+    assert prepends_bos(False, info) is False
+    if kind == WITHOUT:
+        with pytest.raises(DataError, match=r"has no beginning-of-text token; set model\.prepend_bos=false"):
+            prepends_bos(True, info)
+    else:
+        assert prepends_bos(True, info) is True
+
+
+@pytest.mark.parametrize(
+    ("kind", "stated", "first"),
+    [(ADDING, "auto", True), (ADDING, False, False), (PLAIN, "auto", False), (PLAIN, True, True), (WITHOUT, "auto", False)],
+)
+def test_contexts_start_with_bos_or_hold_none(tmp_path: Path, kind: str, stated: bool | str, first: bool) -> None:
+    info = tokenizer_info(fast_tokenizer(kind), "model")
+    documents = [Document(f"d{i}", "some text" * (1 + i % 3)) for i in range(40)]
+    tokenize_corpus(documents, info, dataclasses.replace(SETTINGS, prepend_bos=stated), tmp_path / "t")
+    store = open_tokens(tmp_path / "t")
+    assert store.prepend_bos == first
+    for part in (store.train, store.eval):
+        tokens = part.read()
+        bos = np.zeros_like(tokens, dtype=bool) if info.bos is None else tokens == info.bos
+        assert bos[:, 0].all() == first
+        assert not bos[:, 1:].any()
+
+
+def of_model(kind: str) -> SimpleNamespace:
+    """As much of a language model as bos_of asks."""
+    tokenizer = fast_tokenizer(kind)
+    return SimpleNamespace(tokenizer=tokenizer, bos_token_id=tokenizer.bos_token_id, name="model")
+
+
+def test_texts_begin_as_contexts_do() -> None:
+    assert bos_of(of_model(ADDING), "auto") == 0
+    assert bos_of(of_model(ADDING), False) is None
+    assert bos_of(of_model(PLAIN), "auto") is None
+    assert bos_of(of_model(PLAIN), True) == 0
+    assert bos_of(of_model(WITHOUT), "auto") is None
+    with pytest.raises(DataError, match=r"model\.prepend_bos: the tokenizer of 'model' has no beginning-of-text token"):
+        bos_of(of_model(WITHOUT), True)
+
+
+@pytest.mark.parametrize("kind", [ADDING, PLAIN])
+def test_inspection_and_steering_take_auto(finished_project: Project, kind: str) -> None:
+    """As true where the tokenizer adds BOS, as false where it does not; these two differ."""
+    model = load_language_model(str(finished_project.path / "model"), device="cpu")
+    model.tokenizer = fast_tokenizer(kind)
+    made, text = folded(sae()), "the cat"
+    found = {bos: inspect_text(text, made, model, prepend_bos=bos).tokens for bos in ("auto", True, False)}
+    assert len(found[True]) == len(found[False]) + 1
+    assert found["auto"] == found[kind == ADDING]
+    losses = {bos: steer(text, made, model, "3", 2.0, n_tokens=2, prepend_bos=bos).loss for bos in ("auto", True, False)}
+    assert losses[True] != losses[False]
+    assert losses["auto"] == losses[kind == ADDING]
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_the_stage_says_what_auto_comes_to(project: Project, kind: str) -> None:
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (project.path / "model" / file).unlink()
+    fast_tokenizer(kind).save_pretrained(project.path / "model")
+    outcome = project.run("tokenize_corpus")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert f"tokenize: model.prepend_bos auto: {CHOICES[kind]}\n" in outcome.stderr
+    store = open_tokens(project.path / "data" / "tokens.zarr")
+    assert store.prepend_bos == (kind == ADDING)
+    outcome = project.set(model__prepend_bos=False).run("tokenize_corpus")
+    assert "prepend_bos" not in outcome.stderr
+    assert open_tokens(project.path / "data" / "tokens.zarr").prepend_bos is False
