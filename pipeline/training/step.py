@@ -177,7 +177,7 @@ class Trainer:
         s = self.step_number
         parts, n_tokens = self._parts(batch)
         if s == self.topk_start_steps and s > 0:
-            self.l0.start_(parts[0].x, parts[0].ordinary)
+            any(self.l0.start_(part.x, part.ordinary) for part in parts)  # the first that has an ordinary token
         dead = self.dead.mask() if self.params.auxk_coefficient is not None else None
         observation = Observation(s, self.scheduled(s), self._token_dims(batch.inputs)) if observe else None
         sums: dict[str, Tensor] = {}
@@ -238,9 +238,7 @@ class Trainer:
         )
         total = None if batch.mask is None else batch.mask.sum().clamp_min(1)
         parts = []
-        for x_i, y_i, mask, plain in zip(
-            x.tensor_split(n_parts), y.tensor_split(n_parts), masks, ordinary_masks, strict=True
-        ):
+        for x_i, y_i, mask, plain in zip(x.tensor_split(n_parts), y.tensor_split(n_parts), masks, ordinary_masks, strict=True):
             weight = len(x_i) / len(x) if mask is None or total is None else mask.sum() / total
             parts.append(_Part(x_i, y_i, mask, weight, plain))
         return parts, n_tokens
