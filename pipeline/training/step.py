@@ -192,7 +192,7 @@ class Trainer:
         s = self.step_number
         parts, n_tokens = self._parts(batch)
         if s == self.topk_start_steps and s > 0:
-            self.l0.start_(parts[0].x, parts[0].ordinary)
+            any(self.l0.start_(part.x, part.ordinary) for part in parts)  # the first that has an ordinary token
         dead = self._dead(parts, n_tokens, s) if self.params.auxk_coefficient is not None else None
         observation = Observation(s, self.scheduled(s), self._token_dims(batch.inputs)) if observe else None
         sums: dict[str, Tensor] = {}

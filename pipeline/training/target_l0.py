@@ -51,11 +51,17 @@ class L0Control:
         return self.log_factor.exp() if self.coefficient else 1.0
 
     @torch.no_grad()
-    def start_(self, x: Tensor, mask: Tensor | None) -> None:
-        """Set all thresholds to the quantile of a batch's z that gives the target: the end of a TopK start."""
+    def start_(self, x: Tensor, mask: Tensor | None) -> bool:
+        """Set all thresholds to the quantile of a batch's z that gives the target: the end of a TopK start.
+
+        Returns: False where the batch has no kept token to set them by; they stay.
+        """
+        if mask is not None and not bool(mask.any()):
+            return False
         if self.thresholds:
             theta = first_thresholds(self.dictionary, self.dictionary.codes(x, mask).z, self.target, mask)
             self.dictionary.log_jumprelu_threshold.copy_(theta.log())
+        return True
 
     @torch.no_grad()
     def update_(self, n_active: Tensor, n_tokens: int | Tensor, dead: Tensor) -> None:
