@@ -19,6 +19,7 @@ smaller number; and at most 5 % above the best of the peers with the same number
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -159,22 +160,20 @@ def keep(file: Path | None, run: Run, found: Found) -> None:
 
 
 def missed(results: Mapping[Run, Found]) -> list[str]:
-    """A line for each of our runs that misses a goal; one without finite FVU misses both.
-
-    A peer's run without finite FVU is none to compare with.
-    """
-    fvu = {run: found.fvu for run, found in results.items()}
+    """A line for each goal that one of our runs misses; one whose FVU is not finite misses all, a peer's counts for none."""
+    fvu = {run: found.fvu for run, found in results.items() if math.isfinite(found.fvu)}
     lines = []
-    for run in sorted(run for run in fvu if run.trainer == OURS):
-        what = f"{run.rows}, {run.features:,} features, {run.steps:,} steps: FVU {fvu[run]:.4f}"
-        shorter = [(fvu[other], other.steps) for other in fvu if other._replace(steps=0) == run._replace(steps=0)]
-        least, steps = min((pair for pair in shorter if pair[1] < run.steps), default=(float("inf"), 0))
-        if not fvu[run] <= (1 + MOST_RISE) * least:
-            lines.append(f"{what} is {fvu[run] / least - 1:+.1%} from that of {steps:,} steps, {least:.4f}")
-        theirs = [(fvu[other], peer) for peer in PEERS if (other := run._replace(trainer=peer)) in fvu]
-        best, peer = min((pair for pair in theirs if pair[0] < float("inf")), default=(float("inf"), ""))
-        if not fvu[run] <= (1 + MOST_BEHIND) * best:
-            lines.append(f"{what} is {fvu[run] / best - 1:+.1%} from that of {peer}, {best:.4f}")
+    for run in sorted(run for run in results if run.trainer == OURS):
+        what = f"{run.rows}, {run.features:,} features, {run.steps:,} steps: FVU {results[run].fvu:.4f}"
+        if run not in fvu:
+            lines.append(f"{what} is not finite")
+            continue
+        shorter = [(fvu[of], f"{n:,} steps") for n in STEPS if n < run.steps and (of := run._replace(steps=n)) in fvu]
+        theirs = [(fvu[of], peer) for peer in PEERS if (of := run._replace(trainer=peer)) in fvu]
+        for others, most in ((shorter, MOST_RISE), (theirs, MOST_BEHIND)):
+            if others and fvu[run] > (1 + most) * min(others)[0]:
+                least, of_what = min(others)
+                lines.append(f"{what} is {fvu[run] / least - 1:.1%} above that of {of_what}, {least:.4f}; wanted <= {most:.0%}")
     return lines
 
 
