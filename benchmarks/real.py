@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.captured import Part, Settings, arithmetic, capture, convert_gguf, read_documents, read_loss, read_part
-from benchmarks.massive_tokens import massive_table, read_lengths, shares_table
+from benchmarks.massive_tokens import gap_table, massive_table, read_lengths, shares_table
 from benchmarks.quality import ACT_FNS, machine
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import DataError, PipelineError
@@ -231,7 +231,8 @@ def report(
             *before,
             "",
             "## How long the longest tokens are",
-            "In medians of the norm at the hook point, training text.",
+            "In medians of the norm at the hook point; training text. Variance: squared distances from the mean of the tokens "
+            f"that are not longer than {MASSIVE_FACTOR:g} medians.",
             "",
             *tables,
             "",
@@ -302,7 +303,7 @@ def main(
         return
     layers = tuple(int(hook.split(".")[1]) for hook in about["hook_points"])
     found = list(read_lengths(work, layers, hook_point))
-    tables = [*shares_table(found), "", *massive_table(found, model.token_text)]
+    tables = [*shares_table(found), "", *gap_table(found), "", *massive_table(found, model.token_text)]
     del found
     click.echo("\n".join(tables))
     kept = runs or work / "runs.jsonl"

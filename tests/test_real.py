@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import real
 from benchmarks.captured import Part, Settings, capture, read_loss, read_part
-from benchmarks.massive_tokens import FACTORS, Lengths, massive_table, shares_table
+from benchmarks.massive_tokens import FACTORS, Lengths, gap_table, massive_table, measured, shares_table
 from benchmarks.real import Cell, keep, runs_in, spliced_loss
 from pipeline.corpus.document import Document
 from pipeline.errors import DataError
@@ -31,7 +31,7 @@ def some_lengths() -> Lengths:
     ratio = torch.exp(1.5 * torch.randn(40, 8, generator=draw))
     ratio[:30, 0], ratio[5, 3] = 60.0, 12.0
     tokens = torch.randint(0, 5, (40, 8), generator=draw)
-    return Lengths(9, True, 2.5, ratio, tokens, tokens != 0)
+    return Lengths(9, True, 2.5, ratio, tokens, tokens != 0, ratio.double().square())
 
 
 def test_shares_and_gap_are_those_counted_token_by_token() -> None:
@@ -44,13 +44,28 @@ def test_shares_and_gap_are_those_counted_token_by_token() -> None:
     line = shares_table([found])[-1]
     assert line.startswith(f"| 9 | yes | 2.5 | {max(kept):.1f}x | {sum(r > 3 for r in kept) / len(kept):.3%} |")
     assert line.count("|") == shares_table([found])[0].count("|")
+    long, below = sum(5 < r <= 10 for r in kept), max(r for r in kept if r <= 10)
+    first = sum(5 < float(r) <= 10 and bool(k) for r, k in zip(found.ratio[:, 0], found.kept[:, 0], strict=True))
+    of_long = sum(r * r for r in kept if 5 < r <= 10) / sum(r * r for r in kept if r <= 10)
+    of_massive = sum(r * r for r in kept if r > 10) / sum(r * r for r in kept)
+    shown = f"| {below:.1f}x | {min(r for r in kept if r > 10):.1f}x | {long} | {first} | {of_long:.1%} | {of_massive:.1%} |"
+    assert gap_table([found])[-1] == f"| 9 | yes {shown}"
+
+
+def test_spread_is_about_the_mean_of_the_tokens_that_are_not_massive() -> None:
+    x = torch.tensor([[[30.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [-1.0, 0.0]]])
+    found = measured(1, False, 1.0, Part(x, torch.zeros(2, 2, dtype=torch.long), torch.tensor([[True, True], [True, False]])))
+    torch.testing.assert_close(found.ratio, torch.tensor([[30.0, 1.0], [1.0, 1.0]]))
+    mean = (0.5, 0.5)
+    by_hand = [[sum((float(a) - m) ** 2 for a, m in zip(v, mean, strict=True)) for v in row] for row in x]
+    torch.testing.assert_close(found.spread, torch.tensor(by_hand, dtype=torch.float64))
 
 
 def test_without_a_massive_token_there_is_no_shortest_one() -> None:
     ratio = torch.tensor([[0.5, 1.0], [2.0, 9.5]])
-    found = Lengths(1, False, 1.0, ratio, torch.zeros(2, 2, dtype=torch.long), torch.ones(2, 2, dtype=torch.bool))
+    found = Lengths(1, False, 1.0, ratio, torch.zeros(2, 2).long(), torch.ones(2, 2).bool(), torch.ones(2, 2).double())
     assert found.gap(10.0) == (9.5, None)
-    assert shares_table([found])[-1].endswith("| 9.5x |  |")
+    assert gap_table([found])[-1] == "| 1 | no | 9.5x |  | 1 | 0 | 25.0% | 0.0% |"
     assert massive_table([found], str)[-1] == "| 1 | no | 0 | 0 | 0 | 0.0% | none |"
 
 
@@ -58,7 +73,8 @@ def test_massive_tokens_are_told_with_position_and_text() -> None:
     ratio, tokens = torch.ones(3, 4), torch.arange(12).view(3, 4)
     ratio[0, 0] = ratio[1, 0] = ratio[1, 2] = ratio[2, 3] = 11.0
     kept = tokens != 4  # position 0 of the second context is a special token
-    line = massive_table([Lengths(20, False, 1.0, ratio, tokens, kept)], {6: "\n", 11: "a|b"}.__getitem__)[-1]
+    found = Lengths(20, False, 1.0, ratio, tokens, kept, torch.ones(3, 4).double())
+    line = massive_table([found], {6: "\n", 11: "a|b"}.__getitem__)[-1]
     assert line == "| 20 | no | 4 | 1 | 2 | 66.7% | positions 2 to 3 (median 2): `\\n` 1, `a\\|b` 1 |"
 
 
