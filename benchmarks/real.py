@@ -142,22 +142,24 @@ def measure(model: LanguageModel, work: Path, cell: Cell, ce_tokens: int, dtype:
     assert ordinary is not None
     found = evaluate_reconstruction(dictionary, held_out.activations, mask=ordinary)
     of_all = evaluate_reconstruction(dictionary, held_out.activations, mask=held_out.kept)
-    n = -(-ce_tokens // held_out.tokens.shape[1])
-    spliced = Part(*(tensor[:n] for tensor in held_out))
+    n = min(-(-ce_tokens // held_out.tokens.shape[1]), len(held_out.tokens))
+    chosen = torch.arange(n) * len(held_out.tokens) // n
+    spliced = Part(*(tensor[chosen] for tensor in held_out))
     counted = spliced.kept[:, 1:]
-    before = read_loss(work, cell.bos)[:n][counted].double().mean()
+    before = read_loss(work, cell.bos)[chosen][counted].double().mean()
+    excluded = 1.0 - int(ordinary.sum()) / int(held_out.kept.sum())
     costs = [
         float(spliced_loss(model, spliced, hook, dictionary, kept_out, dtype)[counted].double().mean() - before)
-        for kept_out in (limits, NormLimits())
+        for kept_out in ((limits, NormLimits()) if excluded else (limits,))
     ]
     return {
         "fvu": found["fvu"],
         "fvu_all": of_all["fvu"],
         "l0": found["l0_mean"],
         "dead": found["dead_fraction"],
-        "excluded": 1.0 - int(ordinary.sum()) / int(held_out.kept.sum()),
+        "excluded": excluded,
         "delta_ce": costs[0],
-        "delta_ce_all": costs[1],
+        "delta_ce_all": costs[-1],
         "seconds": seconds,
         "lr": max(row["lr"] for row in result.history),
     }
@@ -271,7 +273,7 @@ def cross_entropies(work: Path, hook: str) -> list[str]:
 @click.option("--context", default=128, show_default=True, help="Tokens in a context.")
 @click.option("--tokens", default=220_000, show_default=True, help="Training tokens captured.")
 @click.option("--held-out", default=0.1, show_default=True, help="Share of the documents held out.")
-@click.option("--ce-tokens", default=16_384, show_default=True, help="Held-out tokens that delta CE is measured on.")
+@click.option("--ce-tokens", default=8192, show_default=True, help="Held-out tokens that delta CE is measured on.")
 @click.option(
     "--dtype", type=click.Choice(("bfloat16", "float32")), default="bfloat16", show_default=True, help="Of matrix products."
 )
