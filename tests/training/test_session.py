@@ -27,6 +27,7 @@ def test_what_is_written(finished_project: Project) -> None:
     metrics = json.loads((finished_project.path / "metrics" / "train.json").read_text())
     assert metrics["steps"] == 8192 // 128
     assert metrics["tokens"] == 8192
+    assert metrics["left_out_tokens"] == 0
     assert metrics["epochs"] == 64 / ((4096 - 256) // 128)  # the rows of fold.calibration_tokens are not trained on
     assert metrics["learning_rate"] == pytest.approx(0.055 * metrics["steps"] ** 0.25 / D_MODEL**0.5)
     assert not any("second" in name or "time" in name for name in metrics)
