@@ -238,9 +238,7 @@ class Trainer:
         )
         total = None if batch.mask is None else batch.mask.sum().clamp_min(1)
         parts = []
-        for x_i, y_i, mask, plain in zip(
-            x.tensor_split(n_parts), y.tensor_split(n_parts), masks, ordinary_masks, strict=True
-        ):
+        for x_i, y_i, mask, plain in zip(x.tensor_split(n_parts), y.tensor_split(n_parts), masks, ordinary_masks, strict=True):
             weight = len(x_i) / len(x) if mask is None or total is None else mask.sum() / total
             parts.append(_Part(x_i, y_i, mask, weight, plain))
         return parts, n_tokens
