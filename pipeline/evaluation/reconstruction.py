@@ -109,6 +109,29 @@ class LabelMean:
         return self.value(hook) if self.n_massive == self.n else self.total / (self.n - self.n_massive)
 
 
+def _terms(x_ND: Tensor, r_ND: Tensor, centred_N: Tensor) -> dict[str, Tensor]:
+    """What each sum is over: [n], or fewer where a term is not defined of every token."""
+    error_N = (x_ND - r_ND).square().sum(-1)
+    x2_N, r2_N, inner_N = x_ND.square().sum(-1), r_ND.square().sum(-1), (x_ND * r_ND).sum(-1)
+    lengths_N = (x2_N * r2_N).sqrt()
+    cosine_N = torch.where(lengths_N > 0, inner_N / lengths_N.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    has_length, has_spread = x2_N > 0, centred_N > 0
+    return {
+        "error": error_N,
+        "variance": centred_N,
+        "label_square": x2_N,
+        "square": r2_N,
+        "inner": inner_N,
+        "length_in": x2_N.sqrt(),
+        "length_out": r2_N.sqrt(),
+        "cosine": cosine_N,
+        "ratio": (r2_N[has_length] / x2_N[has_length]).sqrt(),
+        "ratio_n": has_length,
+        "legacy": 1.0 - error_N[has_spread] / centred_N[has_spread],
+        "legacy_n": has_spread,
+    }
+
+
 class ReconstructionSums:
     """The sums behind every reconstruction metric of one hook point (or, merged, of several).
 
@@ -156,52 +179,35 @@ class ReconstructionSums:
         if self.mean is None:
             raise ValueError("sums that were merged from several hook points take no more tokens")
         x_ND, r_ND = kept_rows(label, mask), kept_rows(x_hat, mask)
-        error_N = (x_ND - r_ND).square().sum(-1)
-        x2_N, r2_N, inner_N = x_ND.square().sum(-1), r_ND.square().sum(-1), (x_ND * r_ND).sum(-1)
         centred_N = (x_ND - self.mean.to(x_ND.device)).square().sum(-1)
-        check_finite(x2_N, mask, label.shape[:-1], "activation", where)
-        check_finite(r2_N, mask, label.shape[:-1], "reconstruction", where)
-        lengths_N = (x2_N * r2_N).sqrt()
-        cosine_N = torch.where(lengths_N > 0, inner_N / lengths_N.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-        has_length, has_spread = x2_N > 0, centred_N > 0
-        added = {
-            "error": error_N,
-            "variance": centred_N,
-            "label_square": x2_N,
-            "square": r2_N,
-            "inner": inner_N,
-            "length_in": x2_N.sqrt(),
-            "length_out": r2_N.sqrt(),
-            "cosine": cosine_N,
-            "ratio": (r2_N[has_length] / x2_N[has_length]).sqrt(),
-            "ratio_n": has_length,
-            "legacy": 1.0 - error_N[has_spread] / centred_N[has_spread],
-            "legacy_n": has_spread,
-        }
+        added = _terms(x_ND, r_ND, centred_N)
+        check_finite(added["label_square"], mask, label.shape[:-1], "activation", where)
+        check_finite(added["square"], mask, label.shape[:-1], "reconstruction", where)
         totals = torch.stack([value.sum(dtype=torch.float64) for value in added.values()]).tolist()
         for name, value in zip(added, totals, strict=True):
             self.sums[name] += value
         self.sums["n"] += len(x_ND)
-        numbers_N = None if documents is None else kept_of(documents, mask)
-        if numbers_N is not None:
-            self.documents.add("error", error_N, numbers_N)
-            self.documents.add("variance", centred_N, numbers_N)
-        spread_N = centred_N
+        documents_N, massive_N = (None if t is None else kept_of(t, mask) for t in (documents, massive))
+        if documents_N is not None:
+            self.documents.add("error", added["error"], documents_N)
+            self.documents.add("variance", centred_N, documents_N)
         if self.ordinary_mean is not None:
-            spread_N = (x_ND - self.ordinary_mean.to(x_ND.device)).square().sum(-1)
-            ordinary_N = torch.ones_like(has_length) if massive is None else ~kept_of(massive, mask).to(x_ND.device)
-            self._add_ordinary({"error": error_N, "variance": spread_N, "label_square": x2_N}, ordinary_N, numbers_N)
-        self.errors.add(error_N[spread_N > 0] / spread_N[spread_N > 0])
+            centred_N = (x_ND - self.ordinary_mean.to(x_ND.device)).square().sum(-1)
+            self._add_ordinary({**added, "variance": centred_N}, massive_N, documents_N)
+        self.errors.add(added["error"][centred_N > 0] / centred_N[centred_N > 0])
 
-    def _add_ordinary(self, added: Mapping[str, Tensor], ordinary_N: Tensor, documents_N: Tensor | None) -> None:
-        """Add quantities [n] of tokens, those that are not massive."""
+    def _add_ordinary(self, added: Mapping[str, Tensor], massive_N: Tensor | None, documents_N: Tensor | None) -> None:
+        """Add quantities [n] of tokens, massive ones left out."""
         assert self.ordinary is not None
-        for name, value in added.items():
-            self.ordinary[name] += float(value[ordinary_N].sum())
-        for name in ("error", "variance") if documents_N is not None else ():
-            assert documents_N is not None
-            chosen = documents_N[ordinary_N.to(documents_N.device)]
-            self.documents.add(f"ordinary {name}", added[name][ordinary_N], chosen)
+        chosen = {name: added[name] for name in self.ORDINARY_NAMES}
+        if massive_N is not None:
+            chosen = {name: value[~massive_N.to(value.device)] for name, value in chosen.items()}
+            documents_N = None if documents_N is None else documents_N[~massive_N.to(documents_N.device)]
+        for name, value in chosen.items():
+            self.ordinary[name] += float(value.sum())
+        if documents_N is not None:
+            self.documents.add("ordinary error", chosen["error"], documents_N)
+            self.documents.add("ordinary variance", chosen["variance"], documents_N)
 
     @classmethod
     def merged(cls, parts: Iterable[ReconstructionSums]) -> ReconstructionSums:
@@ -295,6 +301,12 @@ class ReconstructionMetrics:
 
     def __init__(self, means: Mapping[str, Tensor], ordinary: Mapping[str, Tensor | None] | None = None) -> None:
         self.parts = {hook: ReconstructionSums(mean, (ordinary or {}).get(hook)) for hook, mean in means.items()}
+
+    @classmethod
+    def of(cls, means: Mapping[str, LabelMean]) -> ReconstructionMetrics:
+        """With the means that a first pass has found."""
+        plain = {hook: mean.value(hook) for hook, mean in means.items()}
+        return cls(plain, {hook: mean.ordinary(hook) for hook, mean in means.items()})
 
     def update(
         self,

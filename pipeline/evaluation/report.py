@@ -136,8 +136,7 @@ class Evaluator:
         self.massive = MassiveTokens(self.raw, self.models.device)
         means = self._label_means()
         self.massive.check(next(iter(means.values())).n)
-        ordinary_means = {hook: mean.ordinary(hook) for hook, mean in means.items()}
-        self.reconstruction = ReconstructionMetrics({hook: mean.value(hook) for hook, mean in means.items()}, ordinary_means)
+        self.reconstruction = ReconstructionMetrics.of(means)
         shape = self.raw.dictionary.feature_shape
         self.sparsity = SparsityMetrics(shape, self.raw.hooks_in)
         self.predictions = {alias: PredictionMetrics(keys) for alias, keys in self.written.items()}
