@@ -2,7 +2,8 @@
 
 Reads data/inference/<name>/, data/tokens.zarr (the eval split), data/norms.json, data/norm_statistics.safetensors and the
 model. Writes metrics/evaluation.json and metrics/plots/evaluation/ (densities of features and norms of activations, as
-data, PNG and HTML). Cost: about six runs of the model over the held-out tokens.
+data, PNG and HTML); says on standard error how many tokens are excluded. Cost: about six runs of the model over the held-out
+tokens.
 """
 
 from __future__ import annotations

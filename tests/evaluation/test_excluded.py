@@ -202,3 +202,18 @@ def test_massive_tokens_may_differ_between_hook_points(exact):
     each = [int(((length > limit) & case.mask).sum()) for length, limit in zip(lengths, limits, strict=True)]
     assert max(each) < int(massive.sum())
     assert case.evaluate().metrics["excluded_tokens"] == int(massive.sum())
+
+
+def test_massive_tokens_do_not_raise_the_rank_of_pca(exact):
+    """Thresholds that short activations do not reach: massive tokens open more features than the others do."""
+    case, massive = limited(exact, {**SAE, "act_fn": "relu"}, {SAE["hook_point_in"]: 0.7})
+    with torch.no_grad():
+        f, _ = features_and_reconstruction(case)
+        case.dictionary.get_parameter("b_E").sub_(float(f[case.mask & ~massive].quantile(0.8)))
+    f, _ = features_and_reconstruction(case)
+    l0 = (f > 0).sum(-1).double()
+    rank = round(float(l0[case.mask & ~massive].mean()))
+    assert rank < round(float(l0[case.mask].mean())) <= 16
+    got = case.evaluate().metrics
+    assert got["pca_rank"] == rank
+    assert got["l0_mean"] == pytest.approx(float(l0[case.mask].mean()))
