@@ -52,6 +52,10 @@ EVALUATION = {
     "Reconstruction": {
         "fvu": "fraction of variance unexplained: sum of squared errors / sum of squared distances from the mean; 0 is perfect",
         "explained_variance": "1 - FVU",
+        "fvu_ordinary": "FVU of the tokens that are not massive, their mean in the place of that of all",
+        "explained_variance_ordinary": "1 - fvu_ordinary",
+        "normalized_error_q50": "squared error / squared distance from the mean of the tokens that are not massive: median "
+        "over all tokens",
         "explained_variance_legacy": "mean over tokens of 1 - squared error / squared distance from the mean; older libraries",
         "mse": "squared error, summed over dimensions, mean over tokens",
         "nmse": "sum of squared errors / sum of squared activations",
@@ -63,11 +67,13 @@ EVALUATION = {
     },
     "Sparsity": {
         "l0_mean": "active features a token, mean over tokens",
+        "l0_mean_ordinary": "the same over the tokens that are not massive",
         "l0": "active features a token, quantiles over tokens",
         "l1_mean": "sum of the activations, mean over tokens",
         "mean_activation_when_active": "mean of the activations above 0",
         "dead_features": "features that are active on no evaluated token",
         "dead_fraction": "share of the features that are active on no evaluated token",
+        "dead_fraction_ordinary": "share of the features that are active on no token but massive ones",
         "dense_fraction": "share of the features that are active on more than 10 % of the tokens",
         "features_above_1e-1": "features that are active on more than 10 % of the tokens",
         "features_above_1e-2": "features that are active on more than 1 % of the tokens",
@@ -85,11 +91,13 @@ EVALUATION = {
     },
     "Baselines": {
         "zero_fvu": "FVU of zeros in the reconstruction's place (of the mean it is 1)",
+        "zero_fvu_ordinary": "the same of the tokens that are not massive",
         "ce_zero": "cross entropy with zeros in the activation's place, nats a token",
         "ce_mean": "cross entropy with the mean activation in its place, nats a token",
         "kl_zero": "KL divergence with zeros in its place, nats",
-        "pca_rank": "principal directions of the baseline: the rounded mean L0 of a layer, or evaluation.pca_rank",
+        "pca_rank": "principal directions of the baseline: the rounded l0_mean_ordinary of a layer, or evaluation.pca_rank",
         "pca_fvu": "FVU of as many principal directions as the L0, the baseline of the same rank",
+        "pca_fvu_ordinary": "the same of the tokens that are not massive",
         "pca_delta_ce": "cross entropy that they cost, nats a token",
     },
     "Dictionary": {
@@ -131,10 +139,27 @@ EVALUATION = {
     "Tokens": {
         "evaluated_contexts": "contexts of the held-out split",
         "evaluated_tokens": "their tokens without special ones",
+        "massive_tokens": "of these, the ones far longer than the median at a hook point that is read or written",
+        "massive_fraction": "their share",
+        "excluded_tokens": "massive tokens that activations.max_norm_factor leaves out: no run replaces their activation",
+        "excluded_fraction": "their share",
         "predicted_tokens": "of these, the ones that are predicted: cross entropies and KL are means over them",
     },
 }
 DEFINITIONS = {name: about for group in EVALUATION.values() for name, about in group.items()}
+
+
+def ordinary(metrics: Mapping[str, Any], key: str) -> str:
+    """The key of what is shown first of a metric: over the tokens that are not massive; of an evaluation that has not told
+    them the metric itself, over all.
+
+    Args:
+        metrics: as in metrics/evaluation.json.
+        key: a metric, perhaps of one place, as `fvu.blocks.2.hook_mlp_out`.
+    """
+    name, dot, place = key.partition(".")
+    found = f"{name}_ordinary{dot}{place}"
+    return found if isinstance(metrics.get(found), int | float) else key
 
 
 class MetricKey(NamedTuple):

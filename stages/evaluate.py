@@ -2,7 +2,8 @@
 
 Reads data/inference/<name>/, data/tokens.zarr (the eval split), data/norms.json, data/norm_statistics.safetensors and the
 model. Writes metrics/evaluation.json and metrics/plots/evaluation/ (densities of features and norms of activations, as
-data, PNG and HTML). Cost: about six runs of the model over the held-out tokens.
+data, PNG and HTML); says on standard error how many tokens are excluded. Cost: about six runs of the model over the held-out
+tokens.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def main(params: str, inference: str, tokens: str, norms: str, statistics: str, 
 
     from pipeline.dictionaries.store import read_config
     from pipeline.evaluation.headline import headline, note
+    from pipeline.evaluation.massive import massive_line
     from pipeline.evaluation.plots import write_plots
     from pipeline.evaluation.saved import evaluate_saved
     from pipeline.files import write_json
@@ -37,11 +39,13 @@ def main(params: str, inference: str, tokens: str, norms: str, statistics: str, 
     loaded = load_params(params)
     place = Path(inference) / loaded.dictionary.name
     evaluation = evaluate_saved(loaded, place, tokens=tokens, norms=norms, statistics=statistics)
+    config = read_config(place)
+    if evaluation.metrics["excluded_tokens"]:
+        click.echo(massive_line(evaluation.metrics, config.norms), err=True)
     write_json(out, evaluation.metrics)
     write_plots(plots, evaluation, place, norms=norms, statistics=statistics)
     with open_tracker(loaded.tracking, stage="evaluate", run_file=Path(run)) as tracker:
         tracker.log_metrics({**evaluation.metrics, **headline(evaluation.metrics)})
-        config = read_config(place)
         text = note(config.to_dict(), evaluation.metrics, layers=config.layers)
         tracker.set_tags({"mlflow.note.content": text})
         tracker.log_artifact(out, "metrics")

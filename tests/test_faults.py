@@ -146,6 +146,14 @@ def damaged_checkpoints(project: Project, monkeypatch: pytest.MonkeyPatch) -> No
     finished.rename(finished.parent / "step-000000032")
 
 
+def other_lengths(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dictionary of a model with far shorter activations."""
+    file = project.path / "data" / "inference" / "main" / "config.json"
+    config = json.loads(file.read_text())
+    config["norms"][HOOK]["median_norm"] = 1e-3
+    file.write_text(json.dumps(config))
+
+
 def altered_dictionary(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     path = project.path / "data" / "inference" / "main" / "weights.safetensors"
     content = bytearray(path.read_bytes())
@@ -266,6 +274,13 @@ FAULTS = [
     Fault("second process on a checkpoint", "train", r"in use by another process \(pid 4711\)", {}, second_training),
     Fault("checkpoint for other parameters", "train", r"checkpoint.*other parameters", {}, other_checkpoint),
     Fault("checkpoints damaged", "train", r"checkpoint.*damaged", {}, damaged_checkpoints),
+    Fault(
+        "every evaluated token massive",
+        "evaluate",
+        rf"every one of the [\d,]+ evaluated tokens is massive and excluded .*{HOOK} 0\.01\)",
+        {},
+        other_lengths,
+    ),
     Fault("inference weights altered", "evaluate", r"weights\.safetensors.*altered", {}, altered_dictionary),
 ]
 

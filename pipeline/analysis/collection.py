@@ -3,6 +3,8 @@
 Memory: the model, its activations of one batch, a few copies of at most MAX_VALUES feature activations (or of one context's, if
 those are more), and per feature about 4 B x (slots x (window + 12) + histogram bins): 16,384 features with the default windows
 take about 230 MB, 50,000 about 700 MB. The pass may be cut anywhere: `state` and `load` continue it.
+
+Excluded tokens (massive ones, pipeline/exclusion.py) take no part, as masked ones do not.
 """
 
 from __future__ import annotations
@@ -54,12 +56,13 @@ class Collection:
 
     Attributes:
         batches: done.
+        excluded: tokens that were left out because they are massive; they are no special ones.
         counts, top, drawn, inactive, coactivation: see their classes; `drawn` is the uniform sample of each feature's contexts.
     """
 
     def __init__(self, models: LanguageModels, raw: RawDictionary, params: AnalysisParams, tokens: int) -> None:
         self.models, self.raw = models, raw
-        self.batches = 0
+        self.batches = self.excluded = 0
         n, device = math.prod(raw.dictionary.feature_shape), raw.device
         window = (params.window_before, params.window_after)
         reads = raw.dictionary.reads_sequences
@@ -75,12 +78,16 @@ class Collection:
     def update(self, batch: HeldOutBatch) -> None:
         """Run the models over a batch and add it."""
         raw = self.raw
-        captured = self.models.activations(batch.tokens, raw.hooks_in)
-        mask = batch.mask.to(raw.device)
+        captured = self.models.activations(batch.tokens, raw.hooks_to_look_at)
+        kept = batch.mask.to(raw.device)
+        above, massive = raw.excluded.above(captured), raw.massive.above(captured)
+        mask = kept if above is None else kept & ~above
+        self.excluded += int(kept.sum()) - int(mask.sum())
         size = max(1, MAX_VALUES // (self._n * mask.shape[1]))
         for start in range(0, len(mask), size):
             some = slice(start, start + size)
-            x, flat_mask = raw.encoder_input({hook: captured[hook][some] for hook in raw.hooks_in}, mask[some])
+            inputs = {hook: captured[hook][some] for hook in raw.hooks_in}
+            x, flat_mask = raw.encoder_input(inputs, mask[some], None if massive is None else massive[some])
             f = raw.dictionary.encode(x, flat_mask).reshape(*mask[some].shape, self._n)
             sources = raw.dictionary.token_sources(x)
             place = (batch.contexts[some].to(raw.device), batch.tokens[some].to(raw.device))
@@ -120,13 +127,13 @@ class Collection:
     def state(self) -> dict[str, Tensor]:
         """Tensors that `load` takes."""
         found = {f"{name}.{key}": t for name, part in self._parts().items() for key, t in part.state().items()}
-        return {**found, "batches": torch.tensor(self.batches)}
+        return {**found, "batches": torch.tensor(self.batches), "excluded": torch.tensor(self.excluded)}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from a state."""
         for name, part in self._parts().items():
             part.load({k.split(".", 1)[1]: t for k, t in state.items() if k.startswith(f"{name}.")})
-        self.batches = int(state["batches"])
+        self.batches, self.excluded = int(state["batches"]), int(state["excluded"])
 
     def _parts(self) -> dict[str, Resumable]:
         return {

@@ -2,7 +2,8 @@
 
 features.parquet has a row for each feature, in order; contexts.parquet the contexts shown for it, features in order. The
 file metadata of both holds, as JSON under the key "scopeline": format_version, dictionary (a line), hook_points_in,
-hook_points_out, feature_shape, model, split, tokens (that were seen), histogram_edges.
+hook_points_out, feature_shape, model, split, tokens (that were seen), excluded_tokens (massive ones that were left out;
+missing in stores of before), coactivation_tokens, histogram_edges.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ def features_schema() -> pa.Schema:
     """Columns of features.parquet.
 
     feature: index among all features. name: `513`, or `2/513` for feature 513 of layer 2. layer: null without layers.
-    active_tokens, density: kept tokens on which it is active, and their share. max_activation, mean_activation (over the
-    tokens on which it is active), in the dictionary's units (folded: the model's own). energy: its share of the sum over
-    tokens and features of (activation x decoder norm)^2. decoder_norm: of all it writes; written_norms: at each written hook
-    point; written_cosines: of what it writes at two of them, pairs (0, 1), (0, 2), ..., (1, 2), ... threshold: the activation
-    above which a JumpReLU gate lets through. histogram: tokens by activation, in the bins histogram_edges (the first and the
-    last also hold what is beyond). logit_kurtosis: excess kurtosis over the vocabulary of what it adds to the logits.
-    promoted, suppressed: the tokens whose logits it raises and lowers most, for an activation of 1. decoder_neighbours:
-    features with the most similar decoder rows. coactive_neighbours: features active on the same tokens, by Jaccard index
-    (tokens with both / tokens with either) over the sampled tokens.
+    active_tokens, density: kept tokens, excluded ones left out, on which it is active, and their share. max_activation,
+    mean_activation (over the tokens on which it is active), in the dictionary's units (folded: the model's own). energy: its
+    share of the sum over tokens and features of (activation x decoder norm)^2. decoder_norm: of all it writes; written_norms:
+    at each written hook point; written_cosines: of what it writes at two of them, pairs (0, 1), (0, 2), ..., (1, 2), ...
+    threshold: the activation above which a JumpReLU gate lets through. histogram: tokens by activation, in the bins
+    histogram_edges (the first and the last also hold what is beyond). logit_kurtosis: excess kurtosis over the vocabulary of
+    what it adds to the logits. promoted, suppressed: the tokens whose logits it raises and lowers most, for an activation of 1.
+    decoder_neighbours: features with the most similar decoder rows. coactive_neighbours: features active on the same tokens, by
+    Jaccard index (tokens with both / tokens with either) over the sampled tokens.
     """
     import pyarrow as pa
 

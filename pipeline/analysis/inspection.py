@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pipeline.analysis.texts import ReadableTexts, bos_of, contexts, feature_index, feature_name, token_ids
 from pipeline.evaluation.models import LanguageModels
-from pipeline.evaluation.raw_space import RawDictionary
+from pipeline.evaluation.raw_space import RawDictionary, own_norms
+from pipeline.exclusion import lengths
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
@@ -29,12 +30,15 @@ class Inspection:
         kept: bool [N], False for special tokens, which have no features.
         features: sparse float32 [N, all features], activations in the dictionary's units (folded: the model's own).
         shape: of the features, [F] or [L, F].
+        excluded: {token: how many times the median norm it is long} of the massive tokens that the dictionary was trained
+            without (of several hook points the largest); they have features, which say little.
     """
 
     tokens: list[str]
     kept: Tensor
     features: Tensor
     shape: tuple[int, ...]
+    excluded: Mapping[int, float] = field(default_factory=dict)
 
     def strongest(self, token: int, top: int = 5) -> list[tuple[str, float]]:
         """(feature, activation) of the `top` strongest features of a token, strongest first."""
@@ -95,17 +99,30 @@ def inspect_text(
     bos = bos_of(main, prepend_bos)
     special = {main.bos_token_id, main.eos_token_id, main.pad_token_id} - {None}
     size = context_size or min(main.max_context or LONGEST, dictionary.max_context or LONGEST, LONGEST)
-    keys = tuple(dict.fromkeys((*raw.hooks_in, *raw.hooks_out)))
     shown = ReadableTexts(main)
     tokens: list[str] = []
     kept, features = [], []
+    excluded: dict[int, float] = {}
     for ids in contexts(token_ids(text, main), size, bos):
         mask = torch.tensor([[int(i) not in special for i in ids[0]]])
-        activations = models.activations(ids, keys)
+        activations = models.activations(ids, raw.hooks)
         inputs = {hook: activations[hook] for hook in raw.hooks_in}
         labels = {hook: activations[hook] for hook in raw.hooks_out}
-        f = raw(inputs, labels, mask.to(models.device)).features.reshape(mask.numel(), -1).float().cpu()
+        massive = raw.massive.above(activations)
+        f = raw(inputs, labels, mask.to(models.device), massive).features.reshape(mask.numel(), -1).float().cpu()
+        excluded |= {len(tokens) + place: length for place, length in _excluded(raw, activations, mask[0]).items()}
         features.append((f * mask[0, :, None]).to_sparse())
         kept.append(mask[0])
         tokens += [shown(int(i)) for i in ids[0]]
-    return Inspection(tokens, torch.cat(kept), torch.cat(features).coalesce(), tuple(dictionary.feature_shape))
+    return Inspection(tokens, torch.cat(kept), torch.cat(features).coalesce(), tuple(dictionary.feature_shape), excluded)
+
+
+def _excluded(raw: RawDictionary, activations: Mapping[str, Tensor], kept: Tensor) -> dict[int, float]:
+    """{place: times the median norm} of the excluded tokens of a context; `kept` bool [T]."""
+    above = raw.excluded.above(activations)
+    if above is None:
+        return {}
+    medians = {hook: norm.median_norm for hook, norm in own_norms(raw.dictionary).items()}
+    times = [lengths(activations[hook][0]).cpu() / median for hook, median in medians.items() if median]
+    longest = torch.stack(times).amax(0)
+    return {int(place): float(longest[place]) for place in (above[0].cpu() & kept).nonzero()[:, 0]}

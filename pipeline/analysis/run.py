@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pipeline.corpus.tokens import TokenStore
     from pipeline.params.schema import Params
 
-_VERSION = 2  # of the saved state
+_VERSION = 3  # of the saved state
 SAVE_SECONDS = 60.0
 
 
@@ -178,7 +178,7 @@ def analyze(params: Params, inputs: Inputs, folder: str | Path, *, save_seconds:
 
 
 def _depends_on(params: Params, inputs: Inputs, store: TokenStore, found: Loaded) -> dict[str, Any]:
-    """All that changes the outcome of the pass."""
+    """All that changes the outcome of the pass; the dictionary's configuration says which tokens are excluded."""
     return {
         "version": _VERSION,
         "dictionary": hashlib.sha256((inputs.dictionary / CONFIG_FILE).read_bytes()).hexdigest(),

@@ -118,15 +118,22 @@ def read_text(text: str | None, file: Path | None) -> str:
 
 
 def largest(inspection: Inspection, feature: str) -> float:
-    """A feature's largest activation on the text.
+    """A feature's largest activation on the text, excluded tokens left out.
 
     Raises:
         DataError: it is not active.
     """
-    tokens = inspection.of_feature(feature, 1)
-    if not tokens:
-        raise DataError(f"feature {feature} is not active on this text; state --strength")
-    return tokens[0][1]
+    values = [value for token, value in inspection.of_feature(feature) if token not in inspection.excluded]
+    if not values:
+        but = " but on excluded tokens" if inspection.of_feature(feature, 1) else ""
+        raise DataError(f"feature {feature} is not active on this text{but}; state --strength")
+    return values[0]
+
+
+def mark(inspection: Inspection, token: int) -> str:
+    """What is said of an excluded token; nothing of others."""
+    times = inspection.excluded.get(token)
+    return "" if times is None else f"  excluded: massive ({times:,.0f} x the median norm)"
 
 
 def show_tokens(inspection: Inspection, top: int) -> None:
@@ -135,9 +142,8 @@ def show_tokens(inspection: Inspection, top: int) -> None:
     width = min(max(len(token) for token in shown), 24)
     for i, token in enumerate(shown):
         cells = [f"{name:>6} {value:<8.3g}" for name, value in inspection.strongest(i, top)]
-        click.echo(
-            f"{i:>5}  {token[:width].ljust(width)}  {' '.join(cells) if inspection.kept[i] else '(special token)'}".rstrip()
-        )
+        found = " ".join(cells).rstrip() if inspection.kept[i] else "(special token)"
+        click.echo(f"{i:>5}  {token[:width].ljust(width)}  {found}{mark(inspection, i)}".rstrip())
 
 
 def show_feature(inspection: Inspection, feature: str, top: int, effect: Attribution | None) -> None:
@@ -146,7 +152,7 @@ def show_feature(inspection: Inspection, feature: str, top: int, effect: Attribu
     click.echo(f"feature {feature}: active on {len(tokens)} of {int(inspection.kept.sum())} tokens")
     for token, value in tokens[:top]:
         around = inspection.around(token).replace("\n", "\\n")
-        click.echo(f"{token:>5}  {value:<8.3g} {around}")
+        click.echo(f"{token:>5}  {value:<8.3g} {around}{mark(inspection, token)}")
     for name, found in () if effect is None else (("promotes", effect.promoted), ("suppresses", effect.suppressed)):
         click.echo(f"  {name:<10} {'  '.join(f'{token!r} {value:+.3f}' for token, value in found[:SHOWN])}")
 

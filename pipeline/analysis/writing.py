@@ -105,6 +105,7 @@ def about_store(found: Loaded, collection: Collection, params: Params) -> dict[s
         "model": params.language_model(found.alias).model_name,
         "split": params.analysis.split,
         "tokens": collection.counts.tokens,
+        "excluded_tokens": collection.excluded,
         "coactivation_tokens": collection.coactivation.tokens,
         "histogram_edges": histogram_edges(),
     }

@@ -14,7 +14,9 @@ from pipeline.dashboard.training_rows import training_rows
 from pipeline.dictionaries.store import CONFIG_FILE
 from pipeline.errors import DataError
 from pipeline.evaluation.compared import compared
+from pipeline.evaluation.massive import massive_line
 from pipeline.files import read_json
+from pipeline.metric_names import ordinary
 from pipeline.norms_charts import norm_histograms
 from pipeline.plots.charts import BarChart, Chart
 from pipeline.plots.histograms import density_chart
@@ -57,8 +59,8 @@ def check_files(files: OverviewFiles) -> None:
 
 
 def overview(features: str | Path, files: OverviewFiles, params: Params | None = None) -> dict[str, Any]:
-    """The overview as plain values: title, about, metrics (rows of a table with baselines), the rank of its PCA,
-    hook_table, figures, training, charts (HTML).
+    """The overview as plain values: title, about, metrics (rows of a table with baselines), how many tokens were massive, the
+    rank of its PCA, hook_table, figures, training, charts (HTML).
 
     Args:
         features: the feature store.
@@ -72,7 +74,7 @@ def overview(features: str | Path, files: OverviewFiles, params: Params | None =
     metrics = read_json(files.evaluation, "the evaluation", "run `dvc repro evaluate`")
     rows = store.features(["density", "max_activation", "threshold", "logit_kurtosis"])
     charts = [
-        *feature_charts(rows, metrics.get("l0_mean")),
+        *feature_charts(rows, metrics.get(ordinary(metrics, "l0_mean"))),
         *norm_histograms(files.norms, files.statistics),
         *training_charts(read_history(files.history)),
     ]
@@ -81,8 +83,9 @@ def overview(features: str | Path, files: OverviewFiles, params: Params | None =
     return {
         "title": about["name"],
         "about": about["dictionary"],
-        "seen": f"{about['tokens']:,} tokens of the {about['split']} split",
+        "seen": seen(about),
         "metrics": [list(row) for row in compared(metrics)],
+        "massive": massive_line(metrics, config.get("norms")),
         "pca_rank": metrics["pca_rank"],
         "hook_table": hook_table(metrics, about["hook_points_in"], about["hook_points_out"]),
         "figures": figures(metrics, rows, layers=len(about["feature_shape"]) > 1),
@@ -93,6 +96,13 @@ def overview(features: str | Path, files: OverviewFiles, params: Params | None =
         "edges": [about["histogram_edges"][0], about["histogram_edges"][1] / about["histogram_edges"][0]],
         "coactivation_tokens": about["coactivation_tokens"],
     }
+
+
+def seen(about: Mapping[str, Any]) -> str:
+    """The tokens that features were looked at on; feature stores of before do not say how many were excluded."""
+    tokens = f"{about['tokens']:,} tokens of the {about['split']} split"
+    excluded = about.get("excluded_tokens", 0)
+    return tokens if not excluded else f"{tokens}, without {excluded:,} massive ones"
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
@@ -115,17 +125,21 @@ def hook_table(metrics: Mapping[str, float], read: Sequence[str], written: Seque
     if len(written) < 2:
         return None
     layers = read if len(read) == len(written) else [""] * len(written)
+
+    def keys(name: str, places: Sequence[str]) -> list[str]:
+        return [ordinary(metrics, f"{name}.{place}") for place in places]
+
     columns = {
-        "FVU": [f"fvu.{hook}" for hook in written],
-        "FVU of the PCA": [f"pca_fvu.{hook}" for hook in written],
+        "FVU": keys("fvu", written),
+        "FVU of the PCA": keys("pca_fvu", written),
         "delta cross entropy": [f"delta_ce.{hook}" for hook in written],
         "of the PCA": [f"pca_delta_ce.{hook}" for hook in written],
         "loss recovered against the mean": [f"loss_recovered_mean.{hook}" for hook in written],
-        "L0": [f"l0_mean.{hook}" for hook in layers],
-        "dead on held-out text (share)": [f"dead_fraction.{hook}" for hook in layers],
+        "L0": keys("l0_mean", layers),
+        "dead on held-out text (share)": keys("dead_fraction", layers),
     }
-    there = {name: keys for name, keys in columns.items() if any(key in metrics for key in keys)}
-    rows = [[hook, *(metrics.get(keys[i]) for keys in there.values())] for i, hook in enumerate(written)]
+    there = {name: found for name, found in columns.items() if any(key in metrics for key in found)}
+    rows = [[hook, *(metrics.get(found[i]) for found in there.values())] for i, hook in enumerate(written)]
     return {"columns": list(there), "rows": rows}
 
 
@@ -135,11 +149,11 @@ def figures(metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]], *, 
     """
     density = [row["density"] for row in rows]
     return [
-        ["L0 (all layers)" if layers else "L0 (held out)", metrics["l0_mean"]],
+        ["L0 (all layers)" if layers else "L0 (held out)", metrics[ordinary(metrics, "l0_mean")]],
         ["features", len(rows)],
         ["never active here", sum(d == 0 for d in density)],
         ["active on more than 10 % of the tokens", sum(d > 0.1 for d in density)],
-        ["dead on held-out text (share)", metrics["dead_fraction"]],
+        ["dead on held-out text (share)", metrics[ordinary(metrics, "dead_fraction")]],
         ["KL divergence (nats)", metrics["kl"]],
         ["cross entropy of the model", metrics["ce_original"]],
         ["cross entropy, spliced", metrics["ce_spliced"]],

@@ -1,4 +1,4 @@
-"""What a dense reconstruction with as many numbers per token would do: PCA of rank = rounded mean L0
+"""What a dense reconstruction with as many numbers per token would do: PCA of rank = rounded mean L0, massive tokens left out
 (at most as many directions as the norm pass keeps; `pca_rank` says how many).
 
     x_hat = mu + V V^T (x - mu)
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.errors import DataError, NumericsError
 from pipeline.evaluation.language_model import Replacement, keep_masked
-from pipeline.evaluation.reconstruction import kept_rows
+from pipeline.evaluation.reconstruction import kept_of, kept_rows
 from pipeline.norms import load_norm_arrays
 
 
@@ -52,34 +52,64 @@ class PcaMetrics:
 
     Keeps, for each direction, the sum over kept tokens of the squared projection of x - mu, and the sum of
     ||x - mu||^2; since the directions are orthonormal, the squared error at rank r is the latter less the first r of the
-    former.
+    former. Massive tokens have sums of their own.
     """
 
     def __init__(self, principal: Mapping[str, PrincipalDirections]) -> None:
         self.principal = dict(principal)
-        self.totals = dict.fromkeys(self.principal, 0.0)
-        self.energies = {hook: torch.zeros(len(p.directions), dtype=torch.float64) for hook, p in self.principal.items()}
+        self.ordinary = {hook: _Energies(len(p.directions)) for hook, p in self.principal.items()}
+        self.massive = {hook: _Energies(len(p.directions)) for hook, p in self.principal.items()}
 
-    def update(self, labels: Mapping[str, Tensor], mask: Tensor | None = None) -> None:
-        """Add the kept tokens of the labels {hook: [..., D]}."""
+    def update(self, labels: Mapping[str, Tensor], mask: Tensor | None = None, massive: Tensor | None = None) -> None:
+        """Add the kept tokens of the labels {hook: [..., D]}; `massive` [...] is True for a massive one, None: none is."""
         for hook, principal in self.principal.items():
             centred_ND = kept_rows(labels[hook], mask).cpu() - principal.mean
-            self.totals[hook] += float(centred_ND.square().sum())
-            self.energies[hook] += (centred_ND @ principal.directions.T).square().sum(0)
+            if massive is not None:
+                massive_N = kept_of(massive, mask).cpu()
+                self.massive[hook].add(centred_ND[massive_N], principal.directions)
+                centred_ND = centred_ND[~massive_N]
+            self.ordinary[hook].add(centred_ND, principal.directions)
 
-    def fvu(self, rank: int, variances: Mapping[str, float]) -> dict[str, float]:
+    def fvu(
+        self, rank: int, variances: Mapping[str, float], ordinary_variances: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
         """`pca_fvu` at `rank`, overall (summed numerators over summed denominators) and, with several hook points, each.
 
         Args:
             rank: number of directions.
             variances: {hook: sum ||x - mean||^2} over the same tokens, relative to their own mean; where it is 0, a hook point
                 has no FVU.
+            ordinary_variances: the same over the tokens that are not massive, for `pca_fvu_ordinary`; None: without that.
         """
-        errors = {hook: max(0.0, self.totals[hook] - float(self.energies[hook][:rank].sum())) for hook in self.principal}
-        results = {"pca_fvu": sum(errors.values()) / sum(variances[hook] for hook in errors)}
-        if len(errors) > 1:
-            results.update({f"pca_fvu.{hook}": error / variances[hook] for hook, error in errors.items() if variances[hook]})
-        return results
+        errors = {hook: self.ordinary[hook].error(rank) for hook in self.principal}
+        every = {hook: error + self.massive[hook].error(rank) for hook, error in errors.items()}
+        results = _quotients("pca_fvu", every, variances)
+        return results if ordinary_variances is None else results | _quotients("pca_fvu_ordinary", errors, ordinary_variances)
+
+
+class _Energies:
+    """Sums over tokens of squared projections and of squared distances from the mean."""
+
+    def __init__(self, n_directions: int) -> None:
+        self.total = 0.0
+        self.projected = torch.zeros(n_directions, dtype=torch.float64)
+
+    def add(self, centred_ND: Tensor, directions_RD: Tensor) -> None:
+        self.total += float(centred_ND.square().sum())
+        self.projected += (centred_ND @ directions_RD.T).square().sum(0)
+
+    def error(self, rank: int) -> float:
+        """Squared error of the reconstruction by the first `rank` directions."""
+        return max(0.0, self.total - float(self.projected[:rank].sum()))
+
+
+def _quotients(name: str, errors: Mapping[str, float], variances: Mapping[str, float]) -> dict[str, float]:
+    """Errors over variances, of all hook points together and of each of several; nothing where it is undefined."""
+    variance = sum(variances[hook] for hook in errors)
+    results = {name: sum(errors.values()) / variance} if variance else {}
+    if len(errors) > 1:
+        results.update({f"{name}.{hook}": error / variances[hook] for hook, error in errors.items() if variances[hook]})
+    return results
 
 
 def checked_rank(asked: int | None, principal: Mapping[str, PrincipalDirections]) -> None:
@@ -104,7 +134,7 @@ def used_rank(asked: int | None, l0_mean: float, principal: Mapping[str, Princip
 
 
 def pca_replacements(principal: Mapping[str, PrincipalDirections], rank: int, mask_BT: Tensor) -> dict[str, Replacement]:
-    """Splice the PCA reconstruction of rank `rank` in at every hook point."""
+    """Splice the PCA reconstruction of rank `rank` in at every hook point, where `mask` [b, T] is True."""
 
     def replacement(p: PrincipalDirections) -> Replacement:
         def replace(captured: Mapping[str, Tensor], original: Tensor) -> Tensor:

@@ -1,9 +1,14 @@
-"""The metrics that have baselines, with these beside them: PCA of as many directions as the L0, the mean, zeros."""
+"""The metrics that have baselines, with these beside them: PCA of as many directions as the L0, the mean, zeros.
+
+FVU is that of the tokens that are not massive, with all its baselines, where the evaluation has it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
+
+from pipeline.metric_names import ordinary
 
 
 class Compared(NamedTuple):
@@ -39,16 +44,16 @@ def compared(metrics: Mapping[str, float]) -> list[Compared]:
     def recovered(ce: float, ablated: float) -> float:
         return (ablated - ce) / (ablated - original)
 
-    of = {name: interval_of(metrics, name) for name in ("fvu", "delta_ce")}
+    fvu, pca_fvu, zero_fvu = (ordinary(metrics, name) for name in ("fvu", "pca_fvu", "zero_fvu"))
     perfect = "1 is perfect, below 0 is worse than the ablation"
     return [
         Compared(
             "FVU", "squared error / variance of what is reconstructed; 0 is perfect",
-            metrics["fvu"], of["fvu"], metrics["pca_fvu"], 1.0, metrics["zero_fvu"],
+            metrics[fvu], interval_of(metrics, fvu), metrics[pca_fvu], 1.0, metrics[zero_fvu],
         ),
         Compared(
             "delta cross entropy, nats", "what the model loses a token with the reconstruction in its place; 0 is perfect",
-            metrics["delta_ce"], of["delta_ce"], metrics["pca_delta_ce"], mean - original, zero - original,
+            metrics["delta_ce"], interval_of(metrics, "delta_ce"), metrics["pca_delta_ce"], mean - original, zero - original,
         ),
         Compared(
             "loss recovered against the mean", f"share of the loss of mean ablation that is not lost; {perfect}",

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.evaluation.compared import compared
+from pipeline.evaluation.massive import massive_line
+from pipeline.metric_names import ordinary
 from pipeline.plots.charts import number
 from pipeline.plots.report import describe
 
@@ -22,8 +24,8 @@ NAMES = {
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:
-    """`0 headline/<name>` of the metrics that two runs are compared by."""
-    return {f"{GROUP}/{name}": metrics[key] for name, key in NAMES.items()}
+    """`0 headline/<name>` of the metrics that two runs are compared by, massive tokens left out."""
+    return {f"{GROUP}/{name}": metrics[ordinary(metrics, key)] for name, key in NAMES.items()}
 
 
 def note(config: Mapping[str, Any], metrics: Mapping[str, float], *, layers: int = 1) -> str:
@@ -36,12 +38,14 @@ def note(config: Mapping[str, Any], metrics: Mapping[str, float], *, layers: int
     for row in compared(metrics):
         ends = f" ({number(row.interval[0])} to {number(row.interval[1])})" if row.interval else ""
         rows.append((row.name, number(row.value) + ends, shown(row.pca), shown(row.mean), shown(row.zero)))
+    l0, dead = (metrics[ordinary(metrics, name)] for name in ("l0_mean", "dead_fraction"))
+    line = massive_line(metrics, config.get("norms"))
     return "\n".join(
         [
             f"**{describe(config, layers=layers)}**",
             "",
-            f"L0 {number(metrics['l0_mean'])}, dead {100 * metrics['dead_fraction']:.2f} %; "
-            f"on {metrics['evaluated_tokens']:,.0f} held-out tokens.",
+            f"L0 {number(l0)}, dead {100 * dead:.2f} %; on {metrics['evaluated_tokens']:,.0f} held-out tokens.",
+            *(() if line is None else ("", f"{line}. FVU, L0 and dead share are of the others.")),
             "",
             f"| | this dictionary (95 %) | PCA of rank {metrics['pca_rank']:.0f} | mean | zero |",
             "|---|---:|---:|---:|---:|",

@@ -11,8 +11,10 @@ from torch import Tensor
 from pipeline.dictionaries.masks import check_padding, kept_tokens
 from pipeline.errors import DataError
 from pipeline.evaluation.decoder import decoder_metrics
+from pipeline.evaluation.raw_space import own_norms, run_apart
 from pipeline.evaluation.reconstruction import LabelMean, ReconstructionMetrics
 from pipeline.evaluation.sparsity import SparsityMetrics
+from pipeline.exclusion import MASSIVE_FACTOR, NormLimits, median_norm
 from pipeline.hooks import split, stacked
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ def evaluate_reconstruction(
     Nothing is normalised: pass raw activations to a folded dictionary and normalised ones to an unfolded one; the metrics
     are of the space that is passed.
 
+    Massive tokens (pipeline/exclusion.py) are told by the norms in a folded dictionary's configuration; at a hook point without
+    a median there, and of other dictionaries, by 10 times the median norm of the kept activations that are given.
+
     Args:
         dictionary: any kind.
         activations: what it reads, [..., D] (several hook points: [B, L, D], or {hook point: [B, D]}; sequence dictionaries:
@@ -46,40 +51,68 @@ def evaluate_reconstruction(
         batch_size: rows of the first dimension at a time; matters to batch-dependent activation functions only.
 
     Returns:
-        flat metrics, as documented at ReconstructionSums.results, SparsityMetrics.results and decoder_metrics; with
-        several written hook points also `<metric>.<hook>`, and of features of several layers L0, dead and dense ones of each.
+        flat metrics, as documented at ReconstructionSums.results, SparsityMetrics.results and decoder_metrics, and
+        massive_tokens, massive_fraction; with several written hook points also `<metric>.<hook>`, and of features of several
+        layers L0, dead and dense ones of each.
 
     Raises:
         ParamsError: padding of a kind that reads each token by itself.
         DataError: shapes, a mask or padding that do not fit, a hook point that is not given, or no targets where needed.
         NumericsError: a non-finite value, or a metric that is undefined on this data.
     """
-    if batch_size < 1:
-        raise DataError(f"batch_size: wanted at least 1 row at a time, got {batch_size}")
     activations, labels = _tensors(dictionary, activations, targets)
     mask = _kept(dictionary, activations, labels, mask, padding)
-    slices = [slice(start, start + batch_size) for start in range(0, len(activations), batch_size)]
-    means = {hook: LabelMean() for hook in dictionary.hooks_out}
-    for rows in slices:
-        for hook, label in split(labels[rows], dictionary.hooks_out).items():
-            means[hook].update(label, None if mask is None else mask[rows], where=f"{hook}, rows from {rows.start}")
-    reconstruction = ReconstructionMetrics({hook: mean.value(hook) for hook, mean in means.items()})
+    massive = _massive(dictionary, activations, labels, mask)
+    slices = _slices(len(activations), batch_size)
+    reconstruction = ReconstructionMetrics.of(_label_means(dictionary, labels, mask, massive, slices))
     sparsity = SparsityMetrics(dictionary.feature_shape, dictionary.hooks_in)
     parameter = next(dictionary.parameters())
     for rows in slices:
-        kept = None if mask is None else mask[rows].to(parameter.device)
-        padded = None if padding is None else padding[rows].to(parameter.device)
-        codes, x_hat = dictionary.run(activations[rows].to(parameter.device, parameter.dtype), kept, padding=padded)
-        label = labels[rows].to(parameter.device)
-        hooks = dictionary.hooks_out
-        reconstruction.update(split(x_hat, hooks), split(label, hooks), kept, f"rows from {rows.start}")
-        sparsity.update(codes.f, kept)
+        kept, padded, apart = (None if t is None else t[rows].to(parameter.device) for t in (mask, padding, massive))
+        x = activations[rows].to(parameter.device, parameter.dtype)
+        f, x_hat = run_apart(dictionary, x, kept, apart, padded)
+        r, y = (split(t, dictionary.hooks_out) for t in (x_hat, labels[rows].to(parameter.device)))
+        reconstruction.update(r, y, kept, f"rows from {rows.start}", massive=apart)
+        sparsity.update(f, kept, apart)
     return {
         "evaluated_tokens": float(reconstruction.tokens),
+        "massive_tokens": float(sparsity.massive_tokens),
+        "massive_fraction": sparsity.massive_tokens / reconstruction.tokens,
         **reconstruction.results(),
         **sparsity.results(),
         **decoder_metrics(dictionary),
     }
+
+
+def _slices(rows: int, batch_size: int) -> list[slice]:
+    if batch_size < 1:
+        raise DataError(f"batch_size: wanted at least 1 row at a time, got {batch_size}")
+    return [slice(start, start + batch_size) for start in range(0, rows, batch_size)]
+
+
+def _massive(dictionary: Dictionary, activations: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Which kept tokens are massive, bool in the mask's shape, on the activations' device; None: none is."""
+    given = split(activations, dictionary.hooks_in) | split(labels, dictionary.hooks_out)
+    limits = dict(NormLimits.massive(own_norms(dictionary)).limits) if dictionary.config.folded else {}
+    for hook, x in given.items():
+        if hook not in limits and (median := median_norm(x, mask)) is not None:
+            limits[hook] = MASSIVE_FACTOR * median
+    above = NormLimits(limits).above(given)
+    if above is not None and mask is not None:
+        above = above & mask.to(above.device)
+    return above if above is not None and bool(above.any()) else None
+
+
+def _label_means(
+    dictionary: Dictionary, labels: Tensor, mask: Tensor | None, massive: Tensor | None, slices: Sequence[slice]
+) -> dict[str, LabelMean]:
+    """{written hook point: mean of its labels}."""
+    means = {hook: LabelMean() for hook in dictionary.hooks_out}
+    for rows in slices:
+        kept, apart = (None if t is None else t[rows] for t in (mask, massive))
+        for hook, label in split(labels[rows], dictionary.hooks_out).items():
+            means[hook].update(label, kept, where=f"{hook}, rows from {rows.start}", massive=apart)
+    return means
 
 
 def _tensors(

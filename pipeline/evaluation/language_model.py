@@ -1,9 +1,9 @@
 """What a reconstruction costs the language model: cross entropy and KL divergence with activations replaced.
 
 Interventions replace the activation at every written hook point at once, at kept positions only; masked positions
-(special tokens) keep the original. Cross entropy counts the predictions of kept tokens at positions >= 1, made at the
-position before; KL divergence counts the same predictions. Both are means over those predictions, in nats: logits in
-float32, sums in float64.
+(special tokens) keep the original, and so do excluded tokens (massive ones, pipeline/exclusion.py). Cross entropy counts
+the predictions of kept tokens at positions >= 1, excluded ones too, made at the position before; KL divergence counts the
+same predictions. Both are means over those predictions, in nats: logits in float32, sums in float64.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pipeline.evaluation.intervals import DocumentSums, ratio_interval, with_int
 from pipeline.hook_keys import MAIN
 
 if TYPE_CHECKING:
+    from pipeline.evaluation.massive import TokenMasks
     from pipeline.evaluation.raw_space import RawDictionary, RawReconstruction
 
 Replacement = Callable[[Mapping[str, Tensor], Tensor], Tensor]
@@ -33,7 +34,7 @@ def keep_masked(mask_BT: Tensor, new_BTD: Tensor, original_BTD: Tensor) -> Tenso
 
 
 def constant_replacements(vectors: Mapping[str, Tensor], mask_BT: Tensor) -> dict[str, Replacement]:
-    """Ablation: replace the activation at each hook point by one vector [D] (zero, or a mean)."""
+    """Ablation: replace the activation at each hook point by one vector [D] (zero, or a mean), where `mask` is True."""
 
     def replacement(vector: Tensor) -> Replacement:
         return lambda captured, original: keep_masked(mask_BT, vector.to(original).expand_as(original), original)
@@ -45,7 +46,7 @@ def splice_replacements(
     raw: RawDictionary,
     originals: Mapping[str, Tensor],
     known: RawReconstruction,
-    mask_BT: Tensor,
+    tokens: TokenMasks,
     hooks: Sequence[str] | None = None,
 ) -> dict[str, Replacement]:
     """Splice the dictionary's reconstructions in, computed from the spliced run itself.
@@ -61,7 +62,7 @@ def splice_replacements(
         raw: the dictionary.
         originals: {hook point: [b, T, D]} of the unspliced run, all read and written ones.
         known: what the dictionary makes of `originals`.
-        mask_BT: True where a token is kept.
+        tokens: which are kept, and which are replaced.
         hooks: the written hook points to replace; None: all.
     """
     occurred: dict[str, Tensor] = {}
@@ -76,8 +77,8 @@ def splice_replacements(
                 inputs[name] = occurred.get(name, originals[name])
             labels = {name: occurred.get(name, originals[name]) for name in raw.hooks_out}
             unchanged = all(torch.equal(x, originals[name]) for name, x in [*inputs.items(), *labels.items()])
-            x_hat = known.x_hats[hook] if unchanged else raw(inputs, labels, mask_BT).x_hats[hook]
-            return keep_masked(mask_BT, x_hat, original)
+            x_hat = known.x_hats[hook] if unchanged else raw(inputs, labels, tokens.kept, tokens.massive).x_hats[hook]
+            return keep_masked(tokens.replaced, x_hat, original)
 
         return replace
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.dictionaries.store import read_config
+from pipeline.evaluation.massive import massive_line
 from pipeline.evaluation.tables import compared_table, metric_tables
 from pipeline.files import atomic_directory, write_bytes, write_json
+from pipeline.metric_names import ordinary
 from pipeline.norms_charts import norm_histograms
 from pipeline.plots.histograms import density_chart, share_charts
 from pipeline.plots.report import describe, write_report
@@ -22,8 +24,8 @@ def write_plots(
     """Write the directory `folder`, whole or not at all; it holds no times.
 
     - feature_density.safetensors: "density" and "mean_when_active", float64 of the dictionary's feature shape.
-    - feature_density.json: the histogram, one {"log10_density": lower edge, "features": count} a bin, and before them the
-      features that were never active, with log10_density null.
+    - feature_density.json: the histogram over the tokens that are not massive, one {"log10_density": lower edge, "features":
+      count} a bin, and before them the features that were never active, with log10_density null.
     - written_share.json, of several written hook points: {hook point: features in equal bins of the share of what they write
       that is there, 0 to 1}.
     - feature_density.png, activation_norm.png, written_share.png, and index.html with all of them and every metric, defined.
@@ -36,15 +38,16 @@ def write_plots(
     """
     from safetensors.torch import save
 
-    histogram = evaluation.histogram
+    histogram, metrics = evaluation.histogram, evaluation.metrics
     bins = [
         {"log10_density": edge, "features": count} for edge, count in zip(histogram.edges[:-1], histogram.counts, strict=True)
     ]
-    density = density_chart(histogram.edges, histogram.counts, histogram.never, evaluation.metrics["l0_mean"])
+    l0_mean = metrics[ordinary(metrics, "l0_mean")]
+    density = density_chart(histogram.edges, histogram.counts, histogram.never, l0_mean)
     lengths = norm_histograms(norms, statistics)
     config = read_config(dictionary)
-    first = [compared_table(evaluation.metrics)]
-    every = metric_tables(evaluation.metrics, config.hooks_in, config.hooks_out)
+    first = [compared_table(metrics, massive_line(metrics, config.norms))]
+    every = metric_tables(metrics, config.hooks_in, config.hooks_out)
     with atomic_directory(folder) as place:
         tensors = {"density": evaluation.density, "mean_when_active": evaluation.mean_when_active}
         write_bytes(place / "feature_density.safetensors", save({name: t.contiguous() for name, t in tensors.items()}))

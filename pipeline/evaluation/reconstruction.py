@@ -8,6 +8,9 @@ cut into batches.
 Notation: x label, r reconstruction, mu mean of the evaluated labels, all raw; sums and means run over the kept
 (unmasked) tokens. With several written hook points each has its own sums; the overall figures add numerators and
 denominators (or per-token terms and their counts) over hook points.
+
+Massive tokens (pipeline/exclusion.py) hold nearly all of mu and of the sums. The figures that end in _ordinary have sums
+of their own over all other tokens, with the mean of those labels, nu; where no token is massive they are the same sums.
 """
 
 from __future__ import annotations
@@ -19,6 +22,15 @@ from torch import Tensor
 
 from pipeline.errors import NumericsError
 from pipeline.evaluation.intervals import DocumentSums, ratio_interval, with_interval
+from pipeline.evaluation.medians import StreamingMedian
+
+ORDINARY = {
+    "fvu": "fvu_ordinary",
+    "fvu_low": "fvu_ordinary_low",
+    "fvu_high": "fvu_ordinary_high",
+    "explained_variance": "explained_variance_ordinary",
+    "zero_fvu": "zero_fvu_ordinary",
+}
 
 
 def kept_rows(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -49,20 +61,36 @@ def check_finite(rows: Tensor, mask: Tensor | None, shape: torch.Size, what: str
     raise NumericsError(f"{where}: the {what} is not finite at token [{place}] of the batch")
 
 
+def kept_of(marks: Tensor, mask: Tensor | None) -> Tensor:
+    """Values [...] of tokens, of the kept ones: [n]."""
+    return marks.reshape(-1) if mask is None else marks.reshape(-1)[mask.reshape(-1).to(marks.device)]
+
+
 class LabelMean:
-    """Streaming mean vector over kept tokens, in float64."""
+    """Streaming mean vectors over kept tokens, in float64: of all, and of those that are not massive."""
 
     def __init__(self) -> None:
-        self.n = 0
-        self.total: Tensor | None = None
+        self.n = self.n_massive = 0
+        self.total: Tensor | None = None  # of the tokens that are not massive
+        self.massive: Tensor | None = None
 
-    def update(self, label: Tensor, mask: Tensor | None = None, where: str = "") -> None:
-        """Add the kept tokens of `label` [..., D]; a non-finite one is a NumericsError that starts with `where`."""
+    def update(self, label: Tensor, mask: Tensor | None = None, where: str = "", massive: Tensor | None = None) -> None:
+        """Add the kept tokens of `label` [..., D]; a non-finite one is a NumericsError that starts with `where`.
+
+        Args:
+            massive: bool [...], True for a massive token; None: none is.
+        """
         rows_ND = kept_rows(label, mask)
         check_finite(rows_ND, mask, label.shape[:-1], "activation", where)
+        self.n += len(rows_ND)
+        if massive is not None:
+            massive_N = kept_of(massive, mask).to(rows_ND.device)
+            apart_D = rows_ND[massive_N].sum(0)
+            self.massive = apart_D if self.massive is None else self.massive + apart_D
+            self.n_massive += int(massive_N.sum())
+            rows_ND = rows_ND[~massive_N]
         total_D = rows_ND.sum(0)
         self.total = total_D if self.total is None else self.total + total_D
-        self.n += len(rows_ND)
 
     def value(self, hook: str) -> Tensor:
         """The mean vector [D].
@@ -72,7 +100,36 @@ class LabelMean:
         """
         if self.total is None or self.n == 0:
             raise NumericsError(f"{hook}: no token to evaluate: every position is masked; evaluate on other tokens")
-        return self.total / self.n
+        return (self.total if self.massive is None else self.total + self.massive) / self.n
+
+    def ordinary(self, hook: str) -> Tensor | None:
+        """That of the tokens that are not massive (of all where every one is); None: none is massive, it is `value`."""
+        if self.n_massive == 0 or self.total is None:
+            return None
+        return self.value(hook) if self.n_massive == self.n else self.total / (self.n - self.n_massive)
+
+
+def _terms(x_ND: Tensor, r_ND: Tensor, centred_N: Tensor) -> dict[str, Tensor]:
+    """What each sum is over: [n], or fewer where a term is not defined of every token."""
+    error_N = (x_ND - r_ND).square().sum(-1)
+    x2_N, r2_N, inner_N = x_ND.square().sum(-1), r_ND.square().sum(-1), (x_ND * r_ND).sum(-1)
+    lengths_N = (x2_N * r2_N).sqrt()
+    cosine_N = torch.where(lengths_N > 0, inner_N / lengths_N.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    has_length, has_spread = x2_N > 0, centred_N > 0
+    return {
+        "error": error_N,
+        "variance": centred_N,
+        "label_square": x2_N,
+        "square": r2_N,
+        "inner": inner_N,
+        "length_in": x2_N.sqrt(),
+        "length_out": r2_N.sqrt(),
+        "cosine": cosine_N,
+        "ratio": (r2_N[has_length] / x2_N[has_length]).sqrt(),
+        "ratio_n": has_length,
+        "legacy": 1.0 - error_N[has_spread] / centred_N[has_spread],
+        "legacy_n": has_spread,
+    }
 
 
 class ReconstructionSums:
@@ -80,25 +137,41 @@ class ReconstructionSums:
 
     Args:
         mean: mean of the evaluated labels, [D].
+        ordinary_mean: that of the labels that are not massive, [D]; None: none of all tokens is massive.
+
+    Attributes:
+        ordinary: the sums over the tokens that are not massive; None: they are `sums`.
+        errors: of ||x - r||^2 / ||x - nu||^2, of all kept tokens (without those equal to nu).
     """
 
     NAMES = (
         "error", "variance", "label_square", "square", "inner",
         "cosine", "ratio", "ratio_n", "legacy", "legacy_n", "n", "length_in", "length_out",
     )  # fmt: skip
+    ORDINARY_NAMES = ("error", "variance", "label_square")
 
-    def __init__(self, mean: Tensor | None = None) -> None:
+    def __init__(self, mean: Tensor | None = None, ordinary_mean: Tensor | None = None) -> None:
         self.mean = None if mean is None else mean.to(torch.float64)
+        self.ordinary_mean = None if ordinary_mean is None else ordinary_mean.to(torch.float64)
         self.sums = dict.fromkeys(self.NAMES, 0.0)
+        self.ordinary = None if ordinary_mean is None else dict.fromkeys(self.ORDINARY_NAMES, 0.0)
         self.documents = DocumentSums()
+        self.errors = StreamingMedian()
 
     def update(
-        self, x_hat: Tensor, label: Tensor, mask: Tensor | None = None, where: str = "", documents: Tensor | None = None
+        self,
+        x_hat: Tensor,
+        label: Tensor,
+        mask: Tensor | None = None,
+        where: str = "",
+        documents: Tensor | None = None,
+        massive: Tensor | None = None,
     ) -> None:
         """Add the kept tokens of `label` and its reconstruction `x_hat`, both [..., D] in raw space.
 
         Args:
             documents: int64 [...], of the tokens, for the interval of FVU; None: no interval.
+            massive: bool [...], True for a massive token; None: none of these is.
 
         Raises:
             NumericsError: a label or a reconstruction is not finite; the message starts with `where`.
@@ -106,36 +179,35 @@ class ReconstructionSums:
         if self.mean is None:
             raise ValueError("sums that were merged from several hook points take no more tokens")
         x_ND, r_ND = kept_rows(label, mask), kept_rows(x_hat, mask)
-        error_N = (x_ND - r_ND).square().sum(-1)
-        x2_N, r2_N, inner_N = x_ND.square().sum(-1), r_ND.square().sum(-1), (x_ND * r_ND).sum(-1)
         centred_N = (x_ND - self.mean.to(x_ND.device)).square().sum(-1)
-        check_finite(x2_N, mask, label.shape[:-1], "activation", where)
-        check_finite(r2_N, mask, label.shape[:-1], "reconstruction", where)
-        lengths_N = (x2_N * r2_N).sqrt()
-        cosine_N = torch.where(lengths_N > 0, inner_N / lengths_N.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-        has_length, has_spread = x2_N > 0, centred_N > 0
-        added = {
-            "error": error_N,
-            "variance": centred_N,
-            "label_square": x2_N,
-            "square": r2_N,
-            "inner": inner_N,
-            "length_in": x2_N.sqrt(),
-            "length_out": r2_N.sqrt(),
-            "cosine": cosine_N,
-            "ratio": (r2_N[has_length] / x2_N[has_length]).sqrt(),
-            "ratio_n": has_length,
-            "legacy": 1.0 - error_N[has_spread] / centred_N[has_spread],
-            "legacy_n": has_spread,
-        }
+        added = _terms(x_ND, r_ND, centred_N)
+        check_finite(added["label_square"], mask, label.shape[:-1], "activation", where)
+        check_finite(added["square"], mask, label.shape[:-1], "reconstruction", where)
         totals = torch.stack([value.sum(dtype=torch.float64) for value in added.values()]).tolist()
         for name, value in zip(added, totals, strict=True):
             self.sums[name] += value
         self.sums["n"] += len(x_ND)
-        if documents is not None:
-            kept = documents.reshape(-1) if mask is None else documents.reshape(-1)[mask.reshape(-1).to(documents.device)]
-            self.documents.add("error", error_N, kept)
-            self.documents.add("variance", centred_N, kept)
+        documents_N, massive_N = (None if t is None else kept_of(t, mask) for t in (documents, massive))
+        if documents_N is not None:
+            self.documents.add("error", added["error"], documents_N)
+            self.documents.add("variance", centred_N, documents_N)
+        if self.ordinary_mean is not None:
+            centred_N = (x_ND - self.ordinary_mean.to(x_ND.device)).square().sum(-1)
+            self._add_ordinary({**added, "variance": centred_N}, massive_N, documents_N)
+        self.errors.add(added["error"][centred_N > 0] / centred_N[centred_N > 0])
+
+    def _add_ordinary(self, added: Mapping[str, Tensor], massive_N: Tensor | None, documents_N: Tensor | None) -> None:
+        """Add quantities [n] of tokens, massive ones left out."""
+        assert self.ordinary is not None
+        chosen = {name: added[name] for name in self.ORDINARY_NAMES}
+        if massive_N is not None:
+            chosen = {name: value[~massive_N.to(value.device)] for name, value in chosen.items()}
+            documents_N = None if documents_N is None else documents_N[~massive_N.to(documents_N.device)]
+        for name, value in chosen.items():
+            self.ordinary[name] += float(value.sum())
+        if documents_N is not None:
+            self.documents.add("ordinary error", chosen["error"], documents_N)
+            self.documents.add("ordinary variance", chosen["variance"], documents_N)
 
     @classmethod
     def merged(cls, parts: Iterable[ReconstructionSums]) -> ReconstructionSums:
@@ -144,8 +216,17 @@ class ReconstructionSums:
         for part in parts:
             for name in cls.NAMES:
                 merged.sums[name] += part.sums[name]
+            if part.ordinary is not None:
+                before = merged.ordinary or dict.fromkeys(cls.ORDINARY_NAMES, 0.0)
+                merged.ordinary = {name: before[name] + part.ordinary[name] for name in before}
             merged.documents.add_all(part.documents)
+            merged.errors.add_all(part.errors)
         return merged
+
+    @property
+    def ordinary_variance(self) -> float:
+        """Sum of ||x - nu||^2 over the tokens that are not massive."""
+        return (self.sums if self.ordinary is None else self.ordinary)["variance"]
 
     def results(self, where: str) -> dict[str, float]:
         """The metrics.
@@ -162,6 +243,11 @@ class ReconstructionSums:
         (Karvonen et al. 2025), which follows Wright and Sharkey 2024.
 
         zero_fvu = sum ||x||^2 / sum ||x - mu||^2: FVU of zero in the reconstruction's place (of mu it is 1).
+
+        fvu_ordinary (with its interval), explained_variance_ordinary, zero_fvu_ordinary: the same sums over the tokens that
+        are not massive, nu in the place of mu. normalized_error_q50 = median over all kept tokens of
+        ||x - r||^2 / ||x - nu||^2, to 5.1e-4 relative (medians.py), without tokens equal to nu.
+
         Left out is what is undefined: FVU and explained variance where the labels do not vary, nmse and ratios where all
         are zero, the bias where reconstructions and labels have no common part (a reconstruction of zero everywhere).
 
@@ -188,7 +274,21 @@ class ReconstructionSums:
             results["explained_variance"] = 1.0 - results["fvu"]
             errors, variances = self.documents.of("error", "variance")
             results |= with_interval("fvu", ratio_interval(errors, variances))
-        return results
+        median = self.errors.value()
+        return results | self._ordinary_results(results) | ({} if median is None else {"normalized_error_q50": median})
+
+    def _ordinary_results(self, plain: Mapping[str, float]) -> dict[str, float]:
+        """Those that end in _ordinary; where no token is massive the plain ones under their names."""
+        s = self.ordinary
+        if s is None:
+            return {ordinary: plain[name] for name, ordinary in ORDINARY.items() if name in plain}
+        if not s["variance"]:
+            return {}
+        fvu = s["error"] / s["variance"]
+        found = {"fvu": fvu, "explained_variance": 1.0 - fvu, "zero_fvu": s["label_square"] / s["variance"]}
+        errors, variances = self.documents.of("ordinary error", "ordinary variance")
+        found |= with_interval("fvu", ratio_interval(errors, variances))
+        return {ORDINARY[name]: value for name, value in found.items()}
 
 
 class ReconstructionMetrics:
@@ -196,10 +296,17 @@ class ReconstructionMetrics:
 
     Args:
         means: {hook: mean label [D]} of the evaluated labels, in the order of the dictionary's written hook points.
+        ordinary: the same of those that are not massive; None, or a hook point's None: none of all tokens is massive.
     """
 
-    def __init__(self, means: Mapping[str, Tensor]) -> None:
-        self.parts = {hook: ReconstructionSums(mean) for hook, mean in means.items()}
+    def __init__(self, means: Mapping[str, Tensor], ordinary: Mapping[str, Tensor | None] | None = None) -> None:
+        self.parts = {hook: ReconstructionSums(mean, (ordinary or {}).get(hook)) for hook, mean in means.items()}
+
+    @classmethod
+    def of(cls, means: Mapping[str, LabelMean]) -> ReconstructionMetrics:
+        """With the means that a first pass has found."""
+        plain = {hook: mean.value(hook) for hook, mean in means.items()}
+        return cls(plain, {hook: mean.ordinary(hook) for hook, mean in means.items()})
 
     def update(
         self,
@@ -208,11 +315,16 @@ class ReconstructionMetrics:
         mask: Tensor | None = None,
         context: str = "",
         documents: Tensor | None = None,
+        massive: Tensor | None = None,
     ) -> None:
-        """Add a batch: {hook: [..., D]} reconstructions and labels, `mask` [...] True where kept, `documents` [...]."""
+        """Add a batch: {hook: [..., D]} reconstructions and labels, `mask` [...] True where kept, `documents` [...].
+
+        Args:
+            massive: bool [...], True for a massive token; None: none of these is.
+        """
         for hook, part in self.parts.items():
             where = f"{hook}, {context}" if context else hook
-            part.update(x_hats[hook], labels[hook], mask, where=where, documents=documents)
+            part.update(x_hats[hook], labels[hook], mask, where=where, documents=documents, massive=massive)
 
     @property
     def tokens(self) -> int:

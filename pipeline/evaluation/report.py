@@ -1,11 +1,12 @@
 """The whole evaluation of a dictionary in its language model, on held-out tokens.
 
 Three passes over the held-out contexts:
- 1. the mean of the labels (the model stops after the last written hook point);
+ 1. the mean of the labels, and which tokens are massive (the model stops after the last hook point);
  2. the model as it is, which gives activations and logits in one run: reconstruction and sparsity metrics, then the runs
     with the reconstruction, with zeros and with the mean activation in its place: cross entropies and KL;
  3. with PCA in its place, whose rank, the rounded mean L0 (or all directions that are kept), is known only now.
-Of several hook points of one model all are replaced at once, and each alone.
+Of several hook points of one model all are replaced at once, and each alone. An excluded token keeps its activation in every
+run, and its prediction counts; a massive one that no rule excludes is replaced.
 Every figure is a sum over tokens in float64, divided once at the end.
 """
 
@@ -31,6 +32,7 @@ from pipeline.evaluation.language_model import (
     prediction_results,
     splice_replacements,
 )
+from pipeline.evaluation.massive import MassiveTokens, TokenMasks
 from pipeline.evaluation.models import LanguageModels
 from pipeline.evaluation.raw_space import RawDictionary, RawReconstruction
 from pipeline.evaluation.reconstruction import LabelMean, ReconstructionMetrics
@@ -71,7 +73,7 @@ class Evaluation:
         metrics: flat, {name: value}.
         density: share of tokens on which each feature is active, float64, feature_shape.
         mean_when_active: mean activation of each feature where it is active, float64, feature_shape.
-        histogram: features by log10 density.
+        histogram: features by log10 of their density over the tokens that are not massive.
         shares: {written hook point: features by share of what they write that is there} (decoder.share_histogram), where
             there are several.
     """
@@ -124,38 +126,42 @@ class Evaluator:
         """Run the three passes.
 
         Args:
-            pca_rank: rank of the PCA baseline; None: the rounded mean L0.
+            pca_rank: rank of the PCA baseline; None: the rounded mean L0 of tokens that are not massive.
 
         Raises:
             NumericsError: a non-finite value (with hook point and contexts); FVU or loss recovered is undefined on this data; a
                 stated rank that is above what the norm pass keeps.
         """
         checked_rank(pca_rank, self.principal)
+        self.massive = MassiveTokens(self.raw, self.models.device)
         means = self._label_means()
-        self.reconstruction = ReconstructionMetrics(means)
+        self.massive.check(next(iter(means.values())).n)
+        self.reconstruction = ReconstructionMetrics.of(means)
         shape = self.raw.dictionary.feature_shape
         self.sparsity = SparsityMetrics(shape, self.raw.hooks_in)
         self.predictions = {alias: PredictionMetrics(keys) for alias, keys in self.written.items()}
         self.pca = PcaMetrics(self.principal)
         for batch in self.held_out:
             self._evaluate_batch(batch)
-        rank = used_rank(pca_rank, self.sparsity.l0_mean() / math.prod(shape[:-1]), self.principal)
+        rank = used_rank(pca_rank, self.sparsity.l0_mean_ordinary() / math.prod(shape[:-1]), self.principal)
         for batch in self.held_out:
-            mask = batch.mask.to(self.models.device)
+            tokens = self.massive.masks(batch)
             for alias, keys in self.written.items():
-                self._run(
-                    alias, "pca", pca_replacements({hook: self.principal[hook] for hook in keys}, rank, mask), batch, mask
-                )
-        variances = {hook: part.sums["variance"] for hook, part in self.reconstruction.parts.items()}
+                own = {hook: self.principal[hook] for hook in keys}
+                self._run(alias, "pca", pca_replacements(own, rank, tokens.replaced), batch, tokens)
+        parts, n_tokens = self.reconstruction.parts, self.reconstruction.tokens
+        variances = {hook: part.sums["variance"] for hook, part in parts.items()}
+        ordinary = {hook: part.ordinary_variance for hook, part in parts.items()}
         metrics = {
             "evaluated_contexts": float(self.held_out.n_contexts),
-            "evaluated_tokens": float(self.reconstruction.tokens),
+            "evaluated_tokens": float(n_tokens),
+            **self.massive.results(n_tokens),
             "predicted_tokens": float(next(iter(self.predictions.values())).counts["original"]),
             **self.reconstruction.results(),
             **self.sparsity.results(),
             **decoder_metrics(self.raw.dictionary),
             **prediction_results(self.predictions),
-            **self.pca.fvu(rank, variances),
+            **self.pca.fvu(rank, variances, ordinary),
             "pca_rank": float(rank),
         }
         return Evaluation(
@@ -172,31 +178,32 @@ class Evaluator:
             return {}
         return dict(zip(hooks, share_histogram(written_shares(self.raw.dictionary)), strict=True))
 
-    def _label_means(self) -> dict[str, Tensor]:
+    def _label_means(self) -> dict[str, LabelMean]:
         means = {hook: LabelMean() for hook in self.raw.hooks_out}
+        looked_at = tuple(dict.fromkeys((*self.raw.hooks_out, *self.raw.massive.limits)))
         for batch in self.held_out:
-            labels = self.models.activations(batch.tokens, self.raw.hooks_out)
-            mask = batch.mask.to(self.models.device)
+            found = self.models.activations(batch.tokens, looked_at)
+            tokens = self.massive.find(batch, found)
             for hook, mean in means.items():
-                mean.update(labels[hook], mask, where=f"{hook}, {batch.label}")
+                mean.update(found[hook], tokens.kept, where=f"{hook}, {batch.label}", massive=tokens.massive)
             self._count(batch, len(self.written))
-        return {hook: mean.value(hook) for hook, mean in means.items()}
+        return means
 
     @torch.no_grad()
     def _evaluate_batch(self, batch: HeldOutBatch) -> None:
-        mask = batch.mask.to(self.models.device)
+        tokens = self.massive.masks(batch)
         originals: dict[str, Tensor] = {}
         logits = {}
         for alias, keys in self.hooks.items():
             logits[alias] = self.models.logits(alias, batch.tokens, self._recorders(keys, originals))
             self._count(batch)
         labels = {hook: originals[hook] for hook in self.raw.hooks_out}
-        known = self.raw(originals, labels, mask)
-        self.reconstruction.update(known.x_hats, labels, mask, batch.label, batch.documents)
-        self.sparsity.update(known.features, mask)
-        self.pca.update(labels, mask)
+        known = self.raw(originals, labels, tokens.kept, tokens.massive)
+        self.reconstruction.update(known.x_hats, labels, tokens.kept, batch.label, batch.documents, tokens.massive)
+        self.sparsity.update(known.features, tokens.kept, tokens.massive)
+        self.pca.update(labels, tokens.kept, tokens.massive)
         for alias in self.written:
-            self._intervene(alias, logits.pop(alias), originals, known, batch, mask)
+            self._intervene(alias, logits.pop(alias), originals, known, batch, tokens)
 
     def _intervene(
         self,
@@ -205,15 +212,15 @@ class Evaluator:
         originals: Mapping[str, Tensor],
         known: RawReconstruction,
         batch: HeldOutBatch,
-        mask: Tensor,
+        tokens: TokenMasks,
     ) -> None:
         """The runs of one model with its hook points replaced; `logits` are those of its run as it is."""
-        keys, predictions = self.written[alias], self.predictions[alias]
+        keys, predictions, mask = self.written[alias], self.predictions[alias], tokens.kept
         documents = batch.documents[:, 1:][batch.mask[:, 1:]]
         means = {hook: self.principal[hook].mean for hook in keys}
-        zeros = constant_replacements({hook: torch.zeros_like(mean) for hook, mean in means.items()}, mask)
+        zeros = constant_replacements({hook: torch.zeros_like(mean) for hook, mean in means.items()}, tokens.replaced)
         for end, hooks in _together_and_alone(keys):
-            splice = splice_replacements(self.raw, originals, known, mask, hooks)
+            splice = splice_replacements(self.raw, originals, known, tokens, hooks)
             replaced = self.models.logits(alias, batch.tokens, splice, self.raw.hooks_in)
             ce_original, ce_spliced, kl = prediction_divergence(logits, replaced, batch.tokens, mask)
             if not end:
@@ -228,7 +235,7 @@ class Evaluator:
             del replaced
             self._count(batch, 2)
         del logits
-        self._run(alias, "mean", constant_replacements(means, mask), batch, mask)
+        self._run(alias, "mean", constant_replacements(means, tokens.replaced), batch, tokens)
 
     def _recorders(self, keys: Sequence[str], originals: dict[str, Tensor]) -> dict[str, Replacement]:
         def recorder(hook: str) -> Replacement:
@@ -246,12 +253,12 @@ class Evaluator:
         name: str,
         replace: Mapping[str, Replacement],
         batch: HeldOutBatch,
-        mask: Tensor,
+        tokens: TokenMasks,
     ) -> None:
         """Runs of a model with activations replaced, their cross entropies kept by `name`."""
         for end, hooks in _together_and_alone(self.written[alias]):
             logits = self.models.logits(alias, batch.tokens, {hook: replace[hook] for hook in hooks})
-            self.predictions[alias].update(f"{name}{end}", prediction_loss(logits, batch.tokens, mask), batch.label)
+            self.predictions[alias].update(f"{name}{end}", prediction_loss(logits, batch.tokens, tokens.kept), batch.label)
             self._count(batch)
 
     def _count(self, batch: HeldOutBatch, runs: int = 1) -> None:

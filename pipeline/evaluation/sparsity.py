@@ -3,6 +3,9 @@
 A feature is active on a token where f > 0. L0 of a token is its number of active features (over all layers where the
 dictionary has several). The density of a feature is the share of the evaluated tokens on which it is active. Masked
 positions count nowhere.
+
+Massive tokens (pipeline/exclusion.py) may open features that no other token opens. They are counted apart, so that L0 and
+dead features are known without them too.
 """
 
 from __future__ import annotations
@@ -81,17 +84,30 @@ class SparsityMetrics:
         self.feature_shape = tuple(feature_shape)
         self.layers = tuple(layers) if len(self.feature_shape) > 1 else ()
         self.tokens = 0
+        self.massive_tokens = 0
         self.active: Tensor | None = None
+        self.massive_active: Tensor | None = None
         self.sums: Tensor | None = None
         self.l0_counts = torch.zeros(1, dtype=torch.int64)
         self.layer_counts = [torch.zeros(1, dtype=torch.int64) for _ in self.layers]
 
-    def update(self, f: Tensor, mask: Tensor | None = None) -> None:
-        """Add feature activations `f` [..., *feature_shape]; `mask` [...] is True where the token is kept."""
+    def update(self, f: Tensor, mask: Tensor | None = None, massive: Tensor | None = None) -> None:
+        """Add feature activations `f` [..., *feature_shape]; `mask` [...] is True where the token is kept.
+
+        Args:
+            massive: bool [...], True for a massive token; None: none is.
+        """
         f = f.detach().reshape(-1, *self.feature_shape)
+        massive = None if massive is None else massive.reshape(-1)
         if mask is not None and not bool(mask.all()):
             f = f[mask.reshape(-1)]
+            massive = None if massive is None else massive[mask.reshape(-1)]
         active = f > 0
+        if massive is not None:
+            apart = active[massive]
+            n_apart = apart.sum(0)
+            self.massive_active = n_apart if self.massive_active is None else self.massive_active + n_apart
+            self.massive_tokens += len(apart)
         self.l0_counts = _with_counts(self.l0_counts, active.flatten(1).sum(1))
         self.layer_counts = [_with_counts(counts, active[:, i].sum(1)) for i, counts in enumerate(self.layer_counts)]
         n_active, total = active.sum(0), f.sum(0, dtype=torch.float64)
@@ -112,6 +128,13 @@ class SparsityMetrics:
         """Share of the evaluated tokens on which each feature is active, float64, `feature_shape`, on the CPU."""
         return (self._counted()[0].to(torch.float64) / self.tokens).cpu()
 
+    def _ordinary(self) -> tuple[Tensor, int] | None:
+        """Active tokens of each feature, and their number, massive ones left out; None: every token is massive."""
+        active, n = self._counted()[0], self.tokens - self.massive_tokens
+        if n == 0:
+            return None
+        return (active if self.massive_active is None else active - self.massive_active), n
+
     def mean_when_active(self) -> Tensor:
         """Mean activation over the tokens on which the feature is active (0 if never), float64, `feature_shape`."""
         active, sums = self._counted()
@@ -123,9 +146,15 @@ class SparsityMetrics:
         values = torch.arange(len(self.l0_counts), dtype=torch.float64)
         return float((values * self.l0_counts).sum()) / self.tokens
 
+    def l0_mean_ordinary(self) -> float:
+        """That over the tokens that are not massive; where every one is, over all."""
+        found = self._ordinary()
+        return self.l0_mean() if found is None else int(found[0].sum()) / found[1]
+
     def histogram(self) -> DensityHistogram:
-        """Features by log10 of their density, in steps of 0.1 from 1e-7 to 1."""
-        density = self.density().flatten()
+        """Features by log10 of their density over the tokens that are not massive, in steps of 0.1 from 1e-7 to 1."""
+        active, n = self._ordinary() or (self._counted()[0], self.tokens)
+        density = (active.to(torch.float64) / n).cpu().flatten()
         alive = density[density > 0].log10()
         n_bins = round(-HISTOGRAM_LOW / HISTOGRAM_STEP)
         place = ((alive - HISTOGRAM_LOW) / HISTOGRAM_STEP).floor().long().clamp(0, n_bins - 1)
@@ -144,8 +173,10 @@ class SparsityMetrics:
         features_above_*, features_below_*: features whose density is above or below; a dead one is below each.
         l1_mean: mean over tokens of the sum of f.
         mean_activation_when_active: sum of f over its positive entries / their number, over all tokens and features.
-        With layers also l0_mean, l0_q05 ... l0_q95, dead_fraction and dense_fraction, each as <name>.<layer>. What is not
-        named by layer is in feature_density.safetensors, which has every feature's density and mean activation.
+        l0_mean_ordinary, dead_fraction_ordinary: over the tokens that are not massive; left out where every one is.
+        With layers also l0_mean, l0_q05 ... l0_q95, dead_fraction, dense_fraction, l0_mean_ordinary and
+        dead_fraction_ordinary, each as <name>.<layer>. What is not named by layer is in feature_density.safetensors, which has
+        every feature's density and mean activation.
 
         Raises:
             NumericsError: no token was kept, or an activation is not finite.
@@ -171,4 +202,16 @@ class SparsityMetrics:
             results |= {f"{quantile_key('l0', q)}.{name}": histogram_quantile(self.layer_counts[i], q) for q in QUANTILES}
             results[f"dead_fraction.{name}"] = float((share == 0).double().mean())
             results[f"dense_fraction.{name}"] = float((share > DENSE_ABOVE).double().mean())
+        return results | self._ordinary_results()
+
+    def _ordinary_results(self) -> dict[str, float]:
+        found = self._ordinary()
+        if found is None:
+            return {}
+        active, n = found
+        n_dead = int((active == 0).sum())
+        results = {"l0_mean_ordinary": self.l0_mean_ordinary(), "dead_fraction_ordinary": n_dead / active.numel()}
+        for i, name in enumerate(self.layers):
+            results[f"l0_mean_ordinary.{name}"] = int(active[i].sum()) / n
+            results[f"dead_fraction_ordinary.{name}"] = float((active[i] == 0).double().mean())
         return results

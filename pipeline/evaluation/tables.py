@@ -15,11 +15,13 @@ PARTS = tuple(quantile_key("", q).removeprefix("_") for q in QUANTILES)
 SHARES = tuple(f"{round(100 * q)} %" for q in QUANTILES)
 
 
-def compared_table(metrics: Mapping[str, float]) -> Table:
-    """The metrics that have baselines."""
+def compared_table(metrics: Mapping[str, float], massive: str | None = None) -> Table:
+    """The metrics that have baselines; `massive` says how many tokens are massive, None: none is."""
     rows = [Row(c.name, c.about, (_with_interval(c.value, c.interval), c.pca, c.mean, c.zero)) for c in compared(metrics)]
     columns = ("this dictionary (95 %)", f"PCA of rank {metrics['pca_rank']:.0f}", "mean", "zero")
     note = "Intervals: whole documents are drawn again. PCA, the mean and zeros stand in the place of the reconstruction."
+    if massive is not None:
+        note += f" {massive}. FVU is of the others."
     return Table("Beside its baselines", columns, tuple(rows), note)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pipeline.metric_names import ordinary
 from pipeline.plots.charts import Group, Point, ScatterChart
 
 MOST_SITES = 6
@@ -22,7 +23,8 @@ class Experiment(NamedTuple):
         name: of the experiment, or a revision.
         site: model and hook points written; only experiments of one site are comparable.
         about: kind, activation function and width.
-        l0, fvu, delta_ce, dead: metrics of its evaluation; l0 of several layers is the sum of theirs.
+        l0, fvu, delta_ce, dead: metrics of its evaluation, massive tokens left out where it has told them (not in evaluations
+            of before); l0 of several layers is the sum of theirs.
         pca_fvu, pca_delta_ce, pca_rank: of the baseline; its rank is of each written hook point. None: not measured.
         revision, data: of the model, and the text; they are part of the site where experiments differ in them.
     """
@@ -43,7 +45,7 @@ class Experiment(NamedTuple):
 
 def read_experiment(row: Mapping[str, Any]) -> Experiment | None:
     """An experiment of a row of `dvc.api.exp_show`; None where it was not evaluated."""
-    found = [row.get(name) for name in ("l0_mean", "fvu", "delta_ce", "dead_fraction")]
+    found = [row.get(ordinary(row, name)) for name in ("l0_mean", "fvu", "delta_ce", "dead_fraction")]
     figures = [float(value) for value in found if isinstance(value, int | float)]
     if len(figures) < len(found):
         return None
@@ -64,7 +66,7 @@ def read_experiment(row: Mapping[str, Any]) -> Experiment | None:
         fvu=figures[1],
         delta_ce=figures[2],
         dead=figures[3],
-        pca_fvu=_number(row.get("pca_fvu")),
+        pca_fvu=_number(row.get(ordinary(row, "pca_fvu"))),
         pca_delta_ce=_number(row.get("pca_delta_ce")),
         pca_rank=_number(row.get("pca_rank")),
         revision=str(field("model.revision") or "default revision"),

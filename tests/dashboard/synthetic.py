@@ -162,6 +162,7 @@ def overview(shape: list[int] | None = None, hooks: list[str] | None = None) -> 
         "about": "SAE made up <b>",
         "seen": "100,000 tokens of the train split",
         "metrics": [["FVU", "squared error / variance", 0.1, [0.09, 0.11], 0.4, 1.0, None]],
+        "massive": "4 of 1,000 tokens <b> are massive",
         "pca_rank": 24.0,
         "figures": [["L0 (held out)", 24.0]],
         "hook_table": {"columns": ["FVU", "L0"], "rows": [[hook, 0.25, None] for hook in hooks]} if hooks else None,

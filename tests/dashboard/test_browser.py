@@ -69,6 +69,7 @@ def test_overview_search_feature_next_and_back(driver: Any, folder: Path) -> Non
     show(driver, folder / "index.html", "#/")
     assert "SAE made up <b>" in text(driver, "h1")
     assert "0.09 \u2013 0.11" in text(driver)
+    assert "Held out, 4 of 1,000 tokens <b> are massive. FVU, L0 and dead share are of the others." in text(driver)
     assert "blocks.1.hook_mlp_out 0.25" in text(driver)
     assert "data set\nmade <up>" in text(driver)
     driver.find_element("link text", "Features").click()

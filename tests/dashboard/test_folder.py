@@ -15,7 +15,7 @@ import pytest
 from pipeline.analysis.feature_tables import INACTIVE, FeatureStore
 from pipeline.dashboard.chunks import CHUNK, chunk, fires_on, packed, short
 from pipeline.dashboard.folder import SINGLE_PAGE, largest_energy, write_dashboard
-from pipeline.dashboard.overview import OverviewFiles, check_files, feature_charts, hook_table, log_bins, overview
+from pipeline.dashboard.overview import OverviewFiles, check_files, feature_charts, hook_table, log_bins, overview, seen
 from pipeline.dashboard.training_rows import initialization_words, training_rows
 from pipeline.errors import DataError
 from pipeline.evaluation.compared import compared
@@ -198,6 +198,36 @@ def test_the_overview_has_the_metrics_and_the_baselines(finished_project: Projec
     assert "data set" not in dict(found["training"])
 
 
+def test_the_overview_says_how_many_tokens_were_massive(project: Project) -> None:
+    """And shows figures without them; of an evaluation and a feature store of before what there is."""
+    path = project.path
+    files = OverviewFiles(
+        path / "data/inference/main",
+        path / "metrics/evaluation.json",
+        path / "metrics/train_history.jsonl",
+        path / "data/norms.json",
+        path / "data/norm_statistics.safetensors",
+    )
+    before = json.loads(files.evaluation.read_text())
+    assert overview(path / "data/features", files)["massive"] is None
+    found = {"massive_tokens": 4.0, "excluded_tokens": 4.0, "evaluated_tokens": 1000.0, "l0_mean_ordinary": 3.25}
+    files.evaluation.write_text(json.dumps(before | found | {"fvu_ordinary": 0.375, "dead_fraction_ordinary": 0.625}))
+    shown = overview(path / "data/features", files)
+    assert shown["massive"] == "4 of 1,000 tokens (0.40 %) are massive and excluded: longer than 10 x the median norm"
+    assert shown["metrics"][0][2] == 0.375
+    figures = dict(shown["figures"])
+    assert (figures["L0 (held out)"], figures["dead on held-out text (share)"]) == (3.25, 0.625)
+    plain = {name: value for name, value in before.items() if "ordinary" not in name and "massive" not in name}
+    files.evaluation.write_text(json.dumps(plain))
+    shown = overview(path / "data/features", files)
+    assert shown["massive"] is None
+    assert shown["metrics"][0][2] == plain["fvu"]
+    assert dict(shown["figures"])["L0 (held out)"] == plain["l0_mean"]
+    about = {"tokens": 2000, "split": "train"}
+    assert seen(about) == seen({**about, "excluded_tokens": 0}) == "2,000 tokens of the train split"
+    assert seen({**about, "excluded_tokens": 1234}) == "2,000 tokens of the train split, without 1,234 massive ones"
+
+
 def test_hook_points_have_rows_of_their_own() -> None:
     metrics = {
         "fvu.b": 0.1,
@@ -216,6 +246,10 @@ def test_hook_points_have_rows_of_their_own() -> None:
     assert found is not None
     assert found["columns"][2:5] == ["delta cross entropy", "of the PCA", "loss recovered against the mean"]
     assert found["rows"] == [["b", 0.1, 0.5, 0.01, 0.02, None, 3.0], ["d", 0.2, 0.6, None, None, 0.9, 4.0]]
+    metrics |= {"fvu_ordinary.b": 0.11, "fvu_ordinary.d": 0.22, "pca_fvu_ordinary.b": 0.55, "l0_mean_ordinary.c": 3.5}
+    found = hook_table(metrics, ["a", "c"], ["b", "d"])
+    assert found is not None
+    assert found["rows"] == [["b", 0.11, 0.55, 0.01, 0.02, None, 3.0], ["d", 0.22, 0.6, None, None, 0.9, 3.5]]
 
 
 def test_beginnings_in_words() -> None:

@@ -5,9 +5,27 @@ from __future__ import annotations
 import numpy as np
 
 
-def reconstruction(x: np.ndarray, r: np.ndarray) -> dict[str, float]:
-    """x, r: [n, D] kept labels and reconstructions of one hook point."""
+def reconstruction(x: np.ndarray, r: np.ndarray, massive: np.ndarray | None = None) -> dict[str, float]:
+    """x, r: [n, D] kept labels and reconstructions of one hook point; massive: bool [n], None: none is.
+
+    Without the median.
+    """
     x, r = x.astype(np.float64), r.astype(np.float64)
+    rest = np.ones(len(x), dtype=bool) if massive is None else ~massive
+    of_rest = _plain(x[rest], r[rest])
+    ordinary = {f"{name}_ordinary": of_rest[name] for name in ("fvu", "explained_variance", "zero_fvu")}
+    return _plain(x, r) | ordinary
+
+
+def normalized_error_q50(x: np.ndarray, r: np.ndarray, massive: np.ndarray | None = None) -> float:
+    """Of the same; over all kept tokens, relative to the mean of those that are not massive."""
+    x, r = x.astype(np.float64), r.astype(np.float64)
+    rest = x if massive is None else x[~massive]
+    mean = rest.mean(0)
+    return float(np.median([np.sum((a - b) ** 2) / np.sum((a - mean) ** 2) for a, b in zip(x, r, strict=True)]))
+
+
+def _plain(x: np.ndarray, r: np.ndarray) -> dict[str, float]:
     mean = x.mean(0)
     error = np.array([np.sum((a - b) ** 2) for a, b in zip(x, r, strict=True)])
     spread = np.array([np.sum((a - mean) ** 2) for a in x])
@@ -29,9 +47,10 @@ def reconstruction(x: np.ndarray, r: np.ndarray) -> dict[str, float]:
     }
 
 
-def sparsity(f: np.ndarray) -> dict[str, float]:
-    """f: [n, F] features of kept tokens."""
+def sparsity(f: np.ndarray, massive: np.ndarray | None = None) -> dict[str, float]:
+    """f: [n, F] features of kept tokens; massive: bool [n], None: none is."""
     f = f.astype(np.float64)
+    rest = f if massive is None else f[~massive]
     l0 = (f > 0).sum(1)
     density = (f > 0).mean(0)
     results = {
@@ -46,6 +65,8 @@ def sparsity(f: np.ndarray) -> dict[str, float]:
         "features_below_1e-7": float((density < 1e-7).sum()),
         "mean_activation_when_active": f[f > 0].mean(),
         "l1_mean": float(np.mean([sum(row) for row in f])),
+        "l0_mean_ordinary": float(np.mean([sum(value > 0 for value in row) for row in rest])),
+        "dead_fraction_ordinary": float(np.mean([not any(value > 0 for value in column) for column in rest.T])),
     }
     results.update({f"l0_q{round(100 * q):02d}": float(np.quantile(l0, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)})
     return results

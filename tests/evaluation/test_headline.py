@@ -6,7 +6,8 @@ import json
 
 from pipeline.dictionaries.store import read_config
 from pipeline.evaluation.headline import headline, note
-from pipeline.metric_names import grouped
+from pipeline.evaluation.massive import massive_line
+from pipeline.metric_names import grouped, ordinary
 
 
 def test_the_headline_sorts_first_and_keeps_its_names(finished_project) -> None:
@@ -23,10 +24,80 @@ def test_the_headline_sorts_first_and_keeps_its_names(finished_project) -> None:
 def test_the_note_has_the_dictionary_and_its_baselines(finished_project) -> None:
     metrics = json.loads((finished_project.path / "metrics" / "evaluation.json").read_text())
     config = read_config(finished_project.path / "data/inference/main").to_dict()
-    text = note(config, {**metrics, "fvu": 0.125, "pca_fvu": 0.5, "zero_fvu": 1.75})
+    text = note(config, {**metrics, "fvu_ordinary": 0.125, "pca_fvu_ordinary": 0.5, "zero_fvu_ordinary": 1.75})
     assert text.startswith("**SAE main, topk 4, 64 features, blocks.0.hook_resid_post of model**")
     assert ", 3 x 64 features, " in note(config, metrics, layers=3)
     assert "| FVU | 0.125 (" in text
     assert "| 0.5 | 1 | 1.75 |" in text
     assert "| mean | zero |" in text
     assert "| loss recovered against the mean | " in text
+    assert "massive" not in text
+
+
+def of_before(metrics: dict[str, float]) -> dict[str, float]:
+    """An evaluation that has not told massive tokens."""
+    return {
+        name: value for name, value in metrics.items() if not any(part in name for part in ("ordinary", "massive", "excluded"))
+    }
+
+
+def test_massive_tokens_are_left_out_and_counted(finished_project) -> None:
+    metrics = json.loads((finished_project.path / "metrics" / "evaluation.json").read_text())
+    config = read_config(finished_project.path / "data/inference/main").to_dict()
+    found = {
+        "l0_mean_ordinary": 3.25, "fvu_ordinary": 0.375, "fvu_ordinary_low": 0.3125, "fvu_ordinary_high": 0.4375,
+        "pca_fvu_ordinary": 0.625, "zero_fvu_ordinary": 1.875, "dead_fraction_ordinary": 0.0625,
+        "evaluated_tokens": 50432.0, "massive_tokens": 12.0, "excluded_tokens": 12.0,
+    }  # fmt: skip
+    names = headline({**metrics, **found})
+    assert (names["0 headline/FVU"], names["0 headline/FVU of PCA"]) == (0.375, 0.625)
+    assert (names["0 headline/L0"], names["0 headline/dead share"]) == (3.25, 0.0625)
+    text = note(config, {**metrics, **found})
+    assert "L0 3.25, dead 6.25 %; on 50,432 held-out tokens." in text
+    assert "12 of 50,432 tokens (0.02 %) are massive and excluded: longer than 10 x the median norm. FVU, L0 and dead" in text
+    rank = f"{metrics['pca_rank']:.0f}"
+    assert f"PCA of rank {rank}" in text
+    assert "| FVU | 0.375 (0.3125 to 0.4375) | 0.625 | 1 | 1.875 |" in text
+
+
+def test_an_evaluation_of_before_shows_what_it_has(finished_project) -> None:
+    metrics = of_before(json.loads((finished_project.path / "metrics" / "evaluation.json").read_text()))
+    assert "fvu" in metrics
+    config = read_config(finished_project.path / "data/inference/main").to_dict()
+    metrics |= {"fvu": 0.125, "pca_fvu": 0.5, "zero_fvu": 1.75, "l0_mean": 7.5, "dead_fraction": 0.5}
+    assert headline(metrics)["0 headline/FVU"] == 0.125
+    assert headline(metrics)["0 headline/L0"] == 7.5
+    text = note(config, metrics)
+    assert "L0 7.5, dead 50.00 %" in text
+    assert "| FVU | 0.125 (" in text
+    assert "| 0.5 | 1 | 1.75 |" in text
+    assert "massive" not in text
+
+
+def test_how_many_tokens_are_massive_in_words() -> None:
+    metrics = {"evaluated_tokens": 50432.0, "massive_tokens": 12.0, "excluded_tokens": 12.0}
+    norms = {"a": {"mean_norm": 1.0, "median_norm": 1.0, "max_norm_factor": 7.5}}
+    length = "longer than 7.5 x the median norm"
+    assert massive_line(metrics, norms) == f"12 of 50,432 tokens (0.02 %) are massive and excluded: {length}"
+    assert massive_line(metrics, norms | {"b": norms["a"]}) == (
+        f"12 of 50,432 tokens (0.02 %) are massive and excluded: {length} of a hook point"
+    )
+    assert massive_line(metrics | {"massive_tokens": 1.0, "excluded_tokens": 1.0}, norms) == (
+        f"1 of 50,432 tokens (under 0.01 %) is massive and excluded: {length}"
+    )
+    no_rule = {"a": {"mean_norm": 1.0, "median_norm": 1.0, "max_norm_factor": None}}
+    assert massive_line(metrics | {"excluded_tokens": 0.0}, no_rule) == (
+        "12 of 50,432 tokens (0.02 %) are massive: longer than 10 x the median norm; no rule excludes them"
+    )
+    assert massive_line(metrics | {"massive_tokens": 0.0}, norms) is None
+    assert massive_line({"evaluated_tokens": 3.0}, None) is None
+
+
+def test_the_key_of_what_is_shown_first() -> None:
+    metrics = {"fvu": 0.5, "fvu_ordinary": 0.25, "fvu.blocks.1.hook_mlp_out": 0.5, "fvu_ordinary.blocks.1.hook_mlp_out": 0.125,
+        "fvu.blocks.2.hook_mlp_out": 0.5, "l0_mean": 3.0, "l0_mean_ordinary": None}  # fmt: skip
+    assert ordinary(metrics, "fvu") == "fvu_ordinary"
+    assert ordinary(metrics, "fvu.blocks.1.hook_mlp_out") == "fvu_ordinary.blocks.1.hook_mlp_out"
+    assert ordinary(metrics, "fvu.blocks.2.hook_mlp_out") == "fvu.blocks.2.hook_mlp_out"
+    assert ordinary(metrics, "l0_mean") == "l0_mean"
+    assert ordinary(metrics, "kl") == "kl"

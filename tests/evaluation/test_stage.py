@@ -58,6 +58,36 @@ def test_run_again_it_writes_the_same_bytes(project):
     assert written() == before
 
 
+def test_excluded_tokens_are_said(project):
+    """The limit of the dictionary's configuration put where some of the tokens are above it."""
+    norms = json.loads((project.path / "data" / "norms.json").read_text())
+    file = project.path / "data" / "inference" / "main" / "config.json"
+    config = json.loads(file.read_text())
+    ((hook, norm),) = config["norms"].items()
+    config["norms"] = {hook: norm | {"median_norm": norms[hook]["norm_quantiles"]["0.5"] / 8.5}}
+    file.write_text(json.dumps(config))
+    before = json.loads((project.path / "metrics" / "evaluation.json").read_text())
+    outcome = project.run("evaluate")
+    assert (outcome.exit_code, outcome.exception) == (0, None)
+    metrics = json.loads((project.path / "metrics" / "evaluation.json").read_text())
+    n, total = (int(metrics[name]) for name in ("excluded_tokens", "evaluated_tokens"))
+    assert 0 < n < total / 4
+    (line,) = [line for line in outcome.stderr.splitlines() if "massive" in line]
+    assert (
+        line
+        == f"{n:,} of {total:,} tokens ({100 * n / total:.2f} %) are massive and excluded: longer than 10 x the median norm"
+    )
+    page = (project.path / "metrics/plots/evaluation/index.html").read_text()
+    assert f"{line}. FVU is of the others." in page
+    assert metrics["fvu"] == pytest.approx(before["fvu"], rel=1e-9)
+    assert metrics["fvu_ordinary"] != metrics["fvu"]
+    assert metrics["ce_zero"] < before["ce_zero"]  # fewer activations are replaced
+    assert metrics["ce_original"] == before["ce_original"]
+    histogram = json.loads((project.path / "metrics/plots/evaluation/feature_density.json").read_text())
+    never, n_features = histogram[0]["features"], sum(row["features"] for row in histogram)
+    assert never / n_features == metrics["dead_fraction_ordinary"]
+
+
 def test_a_dictionary_with_its_run_time_norm_is_evaluated_in_raw_space(project):
     folded = json.loads((project.path / "metrics" / "evaluation.json").read_text())
     project.set(fold__mode="keep")

@@ -89,6 +89,10 @@ def test_baselines_by_hand() -> None:
         (0.9375, None, 0.75, 0.5, 0.0),
         (0.25, None, None, None, 9.0),
     ]
+    apart = {"fvu_ordinary": 0.2, "pca_fvu_ordinary": 0.6, "zero_fvu_ordinary": 1.25}
+    assert compared({**metrics, **apart})[0][2:] == (0.2, None, 0.6, 1.0, 1.25)
+    assert compared({**metrics, **apart})[1:] == compared(metrics)[1:]
+    assert "3 of 9 tokens are massive. FVU is of the others." in compared_table(metrics, "3 of 9 tokens are massive").note
     table = compared_table(metrics)
     assert table.columns == ("this dictionary (95 %)", "PCA of rank 24", "mean", "zero")
     assert table.rows[0].cells == ("0.1 (0.05 to 0.2)", 0.4, 1.0, 1.5)

@@ -42,6 +42,18 @@ def test_a_row_of_dvc(fields: dict[str, object], site: str) -> None:
     assert found == wanted._replace(revision="default revision", data="unknown text")
 
 
+def test_figures_without_massive_tokens_come_first() -> None:
+    """An evaluation of before has none of them, and DVC gives nothing, or a dash, in their place."""
+    apart = {"l0_mean_ordinary": 20.0, "fvu_ordinary": 0.25, "dead_fraction_ordinary": 0.5, "pca_fvu_ordinary": 0.75}
+    found = read_experiment({**ROW, **PARAMS, "pca_fvu": 0.3, **apart})
+    assert found is not None
+    assert (found.l0, found.fvu, found.delta_ce, found.dead, found.pca_fvu) == (20.0, 0.25, 0.2, 0.5, 0.75)
+    for nothing in (None, "-", ""):
+        before = read_experiment({**ROW, **PARAMS, "pca_fvu": 0.3, **dict.fromkeys(apart, nothing)})
+        assert before is not None
+        assert (before.l0, before.fvu, before.dead, before.pca_fvu) == (24.0, 0.1, 0.01, 0.3)
+
+
 def test_rows_without_an_evaluation_and_repeated_ones() -> None:
     assert read_experiment({**ROW, **PARAMS, "fvu": "None"}) is None
     assert read_experiment({"rev": "workspace"}) is None

@@ -12,8 +12,9 @@ function showOverview(view) {
     ${overview.hook_table.columns.map((name) => `<th>${escaped(name)}</th>`).join("")}</tr></thead><tbody>
     ${overview.hook_table.rows.map(([hook, ...values]) => `<tr><td>${escaped(hook)}</td>${values.map(cell).join("")}</tr>`).join("")}</tbody></table></div></section>`;
   const part = overview.part ? ` This page has ${escaped(overview.part)}, those of the largest energy: together ${percent(overview.part_energy)} of it.` : "";
+  const massive = overview.massive ? ` Held out, ${escaped(overview.massive)}. FVU, L0 and dead share are of the others.` : "";
   view.innerHTML = `<h1>${escaped(overview.about)}</h1>
-    <p>Metrics are of held-out text; features were looked at on ${escaped(overview.seen)}.${part}
+    <p>Metrics are of held-out text; features were looked at on ${escaped(overview.seen)}.${massive}${part}
     <a href="#/features">Look at the features</a>.</p>
     <section class="card"><h2>How good it is</h2><div class="wide"><table class="compare"><thead><tr><th></th><th>this dictionary</th>
     <th>PCA of rank ${number(overview.pca_rank)}</th><th>mean</th><th>zero</th></tr></thead><tbody>${rows.join("")}</tbody></table></div></section>
