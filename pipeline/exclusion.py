@@ -12,7 +12,7 @@ so that norms, initialisation, training, calibration, evaluation and analysis le
 keeps its place: it is masked, as padding is, and when a reconstruction is spliced in it keeps its own activation.
 
 activations.max_norm_factor null excludes none. Means, the start of the weights, revival and thresholds go without massive
-tokens all the same (MASSIVE_FACTOR), and a training step takes such a token as if it were six medians long: it learns the
+tokens all the same (MASSIVE_FACTOR), and a training step takes such a token as if it were three medians long: it learns the
 direction without letting one token outweigh thousands of others, open every feature or fill a batch-wide budget by itself.
 """
 

@@ -14,7 +14,7 @@ from pipeline.exclusion import NormLimits
 from pipeline.hooks import split, stacked
 from pipeline.norms import as_hook_norm, scale_factor
 
-SHORTENED = 6.0  # medians: the length that a massive token counts as in a step, where no rule excludes it
+SHORTENED = 3.0  # medians: the length that a massive token counts as in a step, where no rule excludes it
 
 
 class Normalizer:
