@@ -269,7 +269,7 @@ def cross_entropies(work: Path, hook: str) -> list[str]:
 )
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Directory of what is captured.")
 @click.option("--runs", type=click.Path(path_type=Path), help="File of finished runs, one JSON line each; WORK/runs.jsonl.")
-@click.option("--layers", multiple=True, type=int, default=LAYERS, show_default=True, help="Whose residual stream is captured.")
+@click.option("--layers", multiple=True, type=int, default=LAYERS, show_default=True, help="Whose residual stream.")
 @click.option("--context", default=128, show_default=True, help="Tokens in a context.")
 @click.option("--tokens", default=220_000, show_default=True, help="Training tokens captured.")
 @click.option("--held-out", default=0.1, show_default=True, help="Share of the documents held out.")
@@ -303,7 +303,8 @@ def main(
         about = capture(model, read_documents(text, held_out), work, settings)
     if only_capture:
         return
-    layers = tuple(int(hook.split(".")[1]) for hook in about["hook_points"])
+    captured = [int(hook.split(".")[1]) for hook in about["hook_points"]]
+    layers = tuple(layer for layer in captured if layer in layers)
     found = list(read_lengths(work, layers, hook_point))
     tables = [*shares_table(found), "", *gap_table(found), "", *massive_table(found, model.token_text)]
     del found
