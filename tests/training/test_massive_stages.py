@@ -92,9 +92,9 @@ def test_massive_tokens_are_left_out_and_what_left_them_out_is_written(project: 
 
 
 def test_contexts_without_the_rule(project: Project) -> None:
-    """All tokens are counted and none is excluded; the ordinary ones are learnt as well as with the rule."""
+    """All tokens are trained on and none is excluded, but thresholds are set by the ordinary ones, which are learnt as well."""
     token = with_massive_token(project)
-    project.set(activations__target="activations-2d", activations__batch_size=8)
+    project.set(activations__target="activations-2d", activations__batch_size=8, dictionary__act_fn="batchtopk")
     without = run(project.copy(project.path.parent / "without"), activations__max_norm_factor=None)
     with_rule = run(project)
     found = {}
@@ -110,6 +110,7 @@ def test_contexts_without_the_rule(project: Project) -> None:
         part = slice(*held)
         x, mask = store.read(HOOK, *held).float(), kept[part] & ~massive[part]
         found[name] = fvu(made, x[mask])
+        assert read_json(made.path / "metrics" / "fold.json")["calibration_tokens"] == int(mask.sum())
         trained = read_json(made.path / "metrics" / "train.json")["tokens"]
         batches = store.batches(8, seed=made.params["seed"], rows=(0, held[0]), buffer_rows=2**18 // 16)
         order = torch.cat([next(batches).rows for _ in range(16384 // 128)])
