@@ -130,6 +130,36 @@ def test_without_a_rule_the_massive_token_takes_part(planted: tuple[Project, dic
     assert {row["tokens"][row["peak"]] for row in found.contexts(ALONE) if row["band"] == "top"} == {ids[MASSIVE]}
 
 
+def test_a_token_that_is_massive_where_the_dictionary_writes_is_left_out(project: Project) -> None:
+    """At what it reads none is."""
+    reads, writes = "blocks.0.ln2.hook_out", "blocks.0.hook_mlp_out"
+    tokens = analysed_tokens(project)
+    model = load_language_model(str(project.path / "model"), device="cpu")
+    length = model.activations(torch.from_numpy(tokens.astype(np.int64)), [writes])[writes].norm(dim=-1)
+    kept = torch.from_numpy(tokens != 0)
+    limit = float(length[kept].quantile(0.9))
+    medians = {reads: 1e6, writes: limit / 10.0}
+    norms = {
+        h: {"mean_norm": 1.0, "mean_square": 1.0, "d": D_MODEL, "median_norm": m, "max_norm_factor": 10.0}
+        for h, m in medians.items()
+    }
+    config = {
+        "kind": "transcoder",
+        "name": "mlp",
+        "hook_point_in": reads,
+        "hook_point_out": writes,
+        "d_in": D_MODEL,
+        "d_sae": 8,
+    }
+    made = build_dictionary({**config, "act_fn": "relu", "norms": norms}, seed=0).fold(norms)
+    made.save(project.path / "data" / "inference" / "mlp")
+    about = analyse(project, "mlp")
+    wanted = int(((length > limit) & kept).sum())
+    assert wanted > 20
+    assert about["excluded_tokens"] == pytest.approx(wanted, abs=1)  # other batches, other last bits at the limit
+    assert about["tokens"] + about["excluded_tokens"] == int(kept.sum())
+
+
 def test_the_state_of_a_pass_depends_on_the_limits(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
     monkeypatch.setattr(analysis_run, "run_pass", lambda _c, _t, saved, _s: names.append(saved.path.name))
