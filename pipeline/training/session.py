@@ -225,7 +225,7 @@ def _figures(params: Params, dictionary: Dictionary, source: StoreSource, last: 
         # Tokens of the batches that were not trained on: excluded ones, in contexts also ignored ids and positions.
         "left_out_tokens": params.total_steps * source.batch_tokens - int(last[names.TOKENS]),
         "epochs": params.total_steps / source.store.batches_per_epoch(source.batch_size, source.rows),
-        "learning_rate": resolve_learning_rate(params.trainer.lr, config.d_in, config.d_sae, params.total_steps),
+        "learning_rate": resolve_learning_rate(params.trainer.lr, config, params.total_steps),
         "d_sae": config.d_sae,
     }
 

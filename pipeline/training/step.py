@@ -132,8 +132,7 @@ class Trainer:
 
     def _schedules(self) -> None:
         params, total = self.params, self.total_steps
-        config = self.dictionary.config
-        self.lr = resolve_learning_rate(params.lr, config.d_in, config.d_sae, total)
+        self.lr = resolve_learning_rate(params.lr, self.dictionary.config, total)
         self._lr_factor = LearningRateSchedule(
             params.lr_scheduler_name,
             total,
@@ -278,7 +277,7 @@ class Trainer:
         )
 
     def _likely_cause(self) -> str:
-        auto = resolve_learning_rate("auto", self.dictionary.config.d_in, self.dictionary.config.d_sae, self.total_steps)
+        auto = resolve_learning_rate("auto", self.dictionary.config, self.total_steps)
         if self.normalizer.massive.limits and not self.normalizer.excluded.limits:
             return "massive tokens are trained on: set activations.max_norm_factor to 10.0, or lower trainer.lr"
         if self.lr > 2 * auto:

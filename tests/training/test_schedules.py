@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import ParamsError
 from pipeline.training.schedules import (
     LR_SCHEDULERS,
@@ -74,13 +75,17 @@ def test_unknown_names_are_refused() -> None:
 
 
 def test_auto_learning_rate() -> None:
-    assert resolve_learning_rate("auto", 128, 2048, 976) == pytest.approx(3.6 / math.sqrt(2048 * 976))
-    assert resolve_learning_rate(1e-3, 128, 2048, 976) == 1e-3
-    # A short run takes the other bound: 0.055 * 16^(1/4) / sqrt(256).
-    assert resolve_learning_rate("auto", 256, 2048, 16) == pytest.approx(0.055 * 2 / 16)
-    rates = [resolve_learning_rate("auto", 256, 2048, steps) for steps in range(1, 2000)]
-    assert max(rates) < 0.0105
-    assert rates.index(max(rates)) + 1 in range(50, 120)
+    def rate(lr: float | str, d_in: int, steps: int, *hooks: str) -> float:
+        several = {"kind": "crosscoder", "hook_points_in": hooks} if hooks else {"kind": "sae"}
+        made = build_dictionary({**several, "d_in": d_in, "d_sae": 2048, "act_fn": "topk", "top_k": 4})
+        return resolve_learning_rate(lr, made.config, steps)
+
+    assert rate("auto", 128, 976) == pytest.approx(3.6 / math.sqrt(2048 * 976))
+    assert rate(1e-3, 128, 976) == 1e-3
+    # A short run takes the other bound: 0.055 * 16^(1/4) / sqrt(256), of four hook points half of it.
+    assert rate("auto", 256, 16) == pytest.approx(0.055 * 2 / 16)
+    assert rate("auto", 64, 16, "a", "b", "c", "d") == pytest.approx(0.055 * 2 / 16)
+    assert rate("auto", 256, 81) == pytest.approx(3.6 / math.sqrt(2048 * 81))  # the other bound would be 0.0103
 
 
 def test_coefficient_warms_up_linearly() -> None:
