@@ -25,15 +25,16 @@ def resolve_learning_rate(lr: float | str, config: DictionaryConfig, total_steps
 
         min(3.6 / sqrt(d_sae T), 0.055 T^(1/4) / sqrt(L d_in))
 
-    with L the hook points that are read. A run of up to about 100 steps does not gain from larger steps than the second
-    bound: Adam moves every weight by the learning rate, and weights start at about 1 / sqrt(d_in). Best rates at 5 steps of
-    1,024 rows: 0.008, 0.005 and 0.003 at d_in 64, 256 and 768, whatever d_sae is (512 to 8,192); at 20 steps about 1.4 times
-    that. The first bound alone gives 0.036 at 5 steps of 256 x 2,048, with which FVU ends above 1. Features of several hook
-    points are read or written at all of them at once, so that a step moves a reconstruction L times: a cross-layer transcoder
-    of four layers diverged in 48 steps at 0.0128 and ended with an explained variance of 0.77 at half of that.
+    with L the hook points that are read, and a skip term. A run of up to about 100 steps does not gain from larger steps than
+    the second bound: Adam moves every weight by the learning rate, and weights start at about 1 / sqrt(d_in). Best rates at 5
+    steps of 1,024 rows: 0.008, 0.005 and 0.003 at d_in 64, 256 and 768, whatever d_sae is (512 to 8,192); at 20 steps about
+    1.4 times that. The first bound alone gives 0.036 at 5 steps of 256 x 2,048, with which FVU ends above 1. Features of
+    several hook points are read or written at all of them at once, so that a step moves a reconstruction L times: a cross-
+    layer transcoder of four layers diverged in 48 steps at 0.0128 and ended with an explained variance of 0.77 at half of
+    that. So did a transcoder with a skip term at 0.0128; at 0.009 it reached 0.65.
     """
     if lr == "auto":
-        d_sae, width = config.d_sae, config.d_in * len(config.hooks_in)
+        d_sae, width = config.d_sae, config.d_in * (len(config.hooks_in) + bool(getattr(config, "skip", False)))
         return min(AUTO_LR_NUMERATOR / math.sqrt(d_sae * total_steps), AUTO_LR_SHORT * total_steps**0.25 / math.sqrt(width))
     return float(lr)
 

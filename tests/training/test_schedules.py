@@ -85,6 +85,8 @@ def test_auto_learning_rate() -> None:
     # A short run takes the other bound: 0.055 * 16^(1/4) / sqrt(256), of four hook points half of it.
     assert rate("auto", 256, 16) == pytest.approx(0.055 * 2 / 16)
     assert rate("auto", 64, 16, "a", "b", "c", "d") == pytest.approx(0.055 * 2 / 16)
+    with_skip = build_dictionary({"kind": "transcoder", "d_in": 128, "d_sae": 2048, "act_fn": "topk", "top_k": 4, "skip": True})
+    assert resolve_learning_rate("auto", with_skip.config, 16) == pytest.approx(0.055 * 2 / 16)
     assert rate("auto", 256, 81) == pytest.approx(3.6 / math.sqrt(2048 * 81))  # the other bound would be 0.0103
 
 
