@@ -1,0 +1,278 @@
+"""Everything that needs a GPU, in one command: kernels against references, dictionaries against the CPU, and timings.
+
+    python -m benchmarks.gpu                     # minutes; prints a table, writes benchmarks/results/gpu.json and gpu.md
+    TRITON_INTERPRET=1 python -m benchmarks.gpu --small     # no GPU: everything once at small sizes, kernels interpreted
+
+Runs with torch, triton, numpy, safetensors, click, pyyaml alone. First correctness (gpu_checks.py); any fault ends it with
+exit status 1 and no timings. Then the card's own limits (a large copy, a large bfloat16 product), every kernel beside the
+dense product or torch function that does the same, the sparse step made of these kernels as one CUDA graph (gpu_step.py), and
+training as it is (`fit`). A floor is the larger of the bytes that must move over the copy's rate and the operations over the
+product's; the share is floor / measured. Sizes: S1 = 768 x 6,144, k 64, batch 4,096; S3 = 4,096 x 131,072, k 64, batch 8,192.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import torch
+import triton
+
+from benchmarks.gpu_checks import check_dictionaries, check_kernels
+from benchmarks.gpu_step import SparseStep, dense_products
+from pipeline.kernels.gpu.accumulate import accumulate_rows, feature_runs
+from pipeline.kernels.gpu.adam import adam_, bias_corrections
+from pipeline.kernels.gpu.decode import sparse_decode, values_gradient
+from pipeline.kernels.gpu.select_batch import select_batch
+from pipeline.kernels.gpu.select_rows import select_rows
+from pipeline.training.fit import fit
+
+RESULTS = Path("benchmarks/results/gpu")
+
+
+class Size(NamedTuple):
+    """Width, features, open features per token, tokens of a step."""
+
+    name: str
+    d: int
+    f: int
+    k: int
+    tokens: int
+
+
+S1, S2 = Size("S1", 768, 6144, 64, 4096), Size("S2", 2304, 65536, 64, 8192)
+S3 = Size("S3", 4096, 131072, 64, 8192)
+SMALL = Size("small", 48, 192, 4, 32)
+
+
+class Limits(NamedTuple):
+    """Bytes a second that a copy moves (read and written), operations a second of a bfloat16 product."""
+
+    bytes: float
+    operations: float
+
+    def floor(self, n_bytes: float, n_operations: float = 0.0) -> float:
+        """Milliseconds."""
+        return max(n_bytes / self.bytes, n_operations / self.operations) * 1e3
+
+
+class Bench:
+    """Times functions on a device and keeps what was found.
+
+    Args:
+        device: cuda, or cpu for an interpreted run, whose times say nothing.
+        rounds: timed repetitions.
+    """
+
+    def __init__(self, device: torch.device, rounds: int) -> None:
+        self.device, self.rounds = device, rounds
+        self.rows: list[dict[str, Any]] = []
+        self.limits = Limits(1e12, 1e14)
+
+    def time(self, function: Callable[[], object], graph: bool = True) -> float:
+        """Median milliseconds of a call; on a GPU as the replay of a captured graph, if asked for."""
+        if self.device.type == "cpu":
+            start = time.perf_counter()
+            function()
+            return (time.perf_counter() - start) * 1e3
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                function()
+        torch.cuda.synchronize()
+        call = function
+        if graph:
+            captured = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(captured):
+                function()
+            call = captured.replay
+        times = []
+        for _ in range(self.rounds + 1):
+            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            first.record()
+            call()
+            last.record()
+            torch.cuda.synchronize()
+            times.append(first.elapsed_time(last))
+        return statistics.median(times[1:])
+
+    def add(self, size: str, what: str, ms: float, floor: float | None = None, **more: Any) -> None:
+        """Keep and print a row."""
+        row = {"size": size, "what": what, "ms": round(ms, 4), **more}
+        if floor is not None:
+            row |= {"floor_ms": round(floor, 4), "share": round(floor / ms, 3)}
+        self.rows.append(row)
+        click.echo("  ".join(f"{key} {value}" for key, value in row.items()))
+
+
+def measure_limits(bench: Bench, small: bool) -> None:
+    """The card's copy and product."""
+    n = 2**12 if small else 2**30
+    a, b = torch.empty(n, dtype=torch.bfloat16, device=bench.device).normal_(), torch.empty(
+        n, dtype=torch.bfloat16, device=bench.device
+    )
+    copy = bench.time(lambda: b.copy_(a), graph=False)
+    m = 64 if small else 8192
+    x, y = (torch.randn(m, m, dtype=torch.bfloat16, device=bench.device) for _ in range(2))
+    product = bench.time(lambda: x @ y, graph=False)
+    bench.limits = Limits(4 * n / copy * 1e3, 2 * m**3 / product * 1e3)
+    bench.add("-", "copy", copy, tb_per_s=round(bench.limits.bytes / 1e12, 2))
+    bench.add("-", "bf16 product", product, tflops=round(bench.limits.operations / 1e12))
+
+
+def measure_kernels(bench: Bench, size: Size) -> None:
+    """Each kernel, and what torch has for the same."""
+    d, f, k, n_tokens, device = size.d, size.f, size.k, size.tokens, bench.device
+    n, floor = k * n_tokens, bench.limits.floor
+    half = torch.bfloat16
+    x, weight = torch.randn(n_tokens, d, device=device), torch.randn(f, d, device=device) * d**-0.5
+    x16, w16 = x.to(half), weight.to(half)
+    z16, scale = x16 @ w16.T, torch.rand(f, device=device) + 0.5
+    bench.add(size.name, "encoder product", bench.time(lambda: x16 @ w16.T), floor(2 * n_tokens * f, 2 * n_tokens * d * f))
+    read = floor(2 * n_tokens * f)
+    bench.add(size.name, "select_rows", bench.time(lambda: select_rows(z16, k)), read)
+    bench.add(size.name, "select_rows, scaled", bench.time(lambda: select_rows(z16, k, scale)), read)
+    if f * n_tokens < 2**29:
+        z32 = z16.float()
+        bench.add(size.name, "select_rows, float32", bench.time(lambda: select_rows(z32, k)), 2 * read)
+        bench.add(size.name, "select_batch, float32", bench.time(lambda: select_batch(z32, n)), 2 * read)
+        del z32
+    bench.add(size.name, "torch.topk by row", bench.time(lambda: torch.topk(z16, k, sorted=False), graph=False), read)
+    bench.add(size.name, "select_batch", bench.time(lambda: select_batch(z16, n)), read)
+    chosen = select_rows(z16, k)
+    index, values = chosen.index.reshape(-1), chosen.values.reshape(-1).float()
+    tokens = torch.arange(n_tokens, device=device, dtype=torch.int32).repeat_interleave(k)
+    offsets = torch.arange(n_tokens + 1, device=device, dtype=torch.int32) * k
+    gather = floor(2 * n * d)
+    bench.add(size.name, "sparse_decode", bench.time(lambda: sparse_decode(values, index, offsets, w16)), gather)
+    bench.add(size.name, "values_gradient", bench.time(lambda: values_gradient(x16, index, offsets, w16)), gather)
+    bench.add(size.name, "sort by feature", bench.time(lambda: feature_runs(index, tokens, f)))
+    runs = feature_runs(index, tokens, f)
+    bench.add(
+        size.name, "accumulate_rows", bench.time(lambda: accumulate_rows(values, x16, runs, True)), floor(2 * n * d + 4 * f * d)
+    )
+    for what, call in dense_products(x16, w16, z16).items():
+        bench.add(size.name, f"dense: {what}", bench.time(call), floor(0, 2 * n_tokens * d * f))
+    del z16
+    scalars = bias_corrections(torch.tensor(1e-3, device=device), torch.tensor(5.0, device=device), (0.9, 0.999))
+    m, v, g = (torch.rand(f, d, device=device) for _ in range(3))
+    ours = bench.time(lambda: adam_(weight, g, m, v, scalars, copy=w16))
+    bench.add(size.name, "adam_ with bf16 copy", ours, floor(30 * f * d))
+    step = [torch.ones((), device=device)]
+
+    def fused() -> None:
+        torch._fused_adam_(
+            [weight], [g], [m], [v], [], step, lr=1e-3, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8,
+            amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+    bench.add(size.name, "torch's fused Adam", bench.time(fused, graph=False), floor(28 * f * d))
+
+
+def measure_steps(bench: Bench, size: Size) -> None:
+    """The sparse step as one graph."""
+    for gate in ("topk", "batchtopk"):
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        step = SparseStep(size.d, size.f, size.k, size.tokens, gate, bench.device)
+        ms = bench.time(step)
+        eager = bench.time(step, graph=False)
+        memory = torch.cuda.max_memory_allocated() / 1e9 if bench.device.type == "cuda" else 0.0
+        bench.add(
+            size.name, f"sparse step, {gate}", ms, tokens_per_s=round(size.tokens / ms * 1e3), eager_ms=round(eager, 3),
+            peak_gb=round(memory, 2),
+        )  # fmt: skip
+        del step
+
+
+def measure_training(bench: Bench, size: Size, gates: tuple[str, ...], steps: int) -> None:
+    """`fit` as it is: the time of its steps, from runs of two lengths."""
+    rows = torch.randn(16 * size.tokens, size.d, device=bench.device) + 1.0
+    for gate in gates:
+        for dtype in ("float32", "bfloat16"):
+            extra: dict[str, Any] = {"target_l0": float(size.k)} if gate == "jumprelu" else {}
+            dictionary = {"d_sae": size.f, "act_fn": gate} | ({} if gate == "jumprelu" else {"top_k": size.k})
+
+            def run(n: int, dictionary: dict[str, Any] = dictionary, more: dict[str, Any] = {**extra, "amp_dtype": dtype}) -> float:
+                start = time.perf_counter()
+                trainer = {"total_training_tokens": n * size.tokens, "lr": 1e-4, **more}
+                fit(rows, dictionary=dictionary, trainer=trainer, batch_size=size.tokens, device=bench.device)
+                return time.perf_counter() - start
+
+            run(steps)
+            ms = (run(3 * steps) - run(steps)) / (2 * steps) * 1e3
+            bench.add(size.name, f"fit, {gate}, {dtype}", ms, tokens_per_s=round(size.tokens / ms * 1e3))
+
+
+def about(device: torch.device) -> dict[str, Any]:
+    """What this ran on."""
+    card = torch.cuda.get_device_name() if device.type == "cuda" else "no GPU, kernels interpreted"
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "card": card,
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+        "commit": commit or "unknown",
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = ["# benchmarks.gpu", "", ", ".join(f"{key} {value}" for key, value in found["about"].items()), ""]
+    lines += [f"{len(found['checks'])} checks, no fault.", "", "| size | what | ms | floor ms | share | |", "|---|---|---|---|---|---|"]
+    for row in found["rows"]:
+        more = ", ".join(f"{k} {v:,}" for k, v in row.items() if k not in ("size", "what", "ms", "floor_ms", "share"))
+        lines.append(f"| {row['size']} | {row['what']} | {row['ms']:.3f} | {row.get('floor_ms', '')} | {row.get('share', '')} | {more} |")
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.option("--small", is_flag=True, help="Small sizes; the only ones without a GPU.")
+@click.option("--rounds", default=20, show_default=True, help="Timed repetitions.")
+@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Written with .json and .md.")
+@click.option("--seconds", default=400.0, show_default=True, help="No further part is begun after so long.")
+def main(small: bool, rounds: int, output: Path, seconds: float) -> None:
+    """Check, time, write."""
+    start = time.monotonic()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and not small:
+        raise click.UsageError("there is no GPU; --small with TRITON_INTERPRET=1 runs everything at small sizes")
+    bench = Bench(device, rounds)
+    checks, faults = [], []
+    for name, fault in (*check_kernels(device), *check_dictionaries(device)):
+        checks.append(name)
+        if fault is not None:
+            faults.append(f"{name}: {fault}")
+            click.echo(faults[-1])
+    click.echo(f"{len(checks)} checks, {len(faults)} faults, {time.monotonic() - start:.0f} s")
+    found: dict[str, Any] = {"about": about(device), "checks": checks, "faults": faults, "rows": bench.rows}
+    sizes = (SMALL,) if small else (S1, S3)
+    gates = ("topk", "batchtopk", "jumprelu")
+    parts: list[Callable[[], None]] = [lambda: measure_limits(bench, small)]
+    parts += [lambda size=size: measure_steps(bench, size) for size in sizes]  # type: ignore[misc]
+    parts += [lambda size=size: measure_kernels(bench, size) for size in sizes]  # type: ignore[misc]
+    parts.append(lambda: measure_training(bench, sizes[0], gates, 2 if small else 100))
+    for part in parts if not faults else []:
+        if time.monotonic() - start < seconds:
+            part()
+    found["seconds"] = round(time.monotonic() - start)
+    output.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    if not faults:
+        output.with_suffix(".md").write_text(table(found))
+    click.echo(f"{found['seconds']} s, written to {output}.json")
+    sys.exit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()

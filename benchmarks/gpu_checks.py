@@ -1,0 +1,200 @@
+"""Correctness on a device: every kernel against plain torch in float64, dictionaries and fit against the CPU and themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.activation_functions.registry import activation_function, activation_function_names
+from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.registry import build_dictionary, dictionary_class, kind_names
+from pipeline.kernels.gpu import accumulate, select_batch, select_rows
+from pipeline.kernels.gpu.adam import adam_, bias_corrections
+from pipeline.kernels.gpu.decode import sparse_decode, values_gradient
+from pipeline.losses.reconstruction import reconstruction_loss
+from pipeline.training.fit import fit
+
+Check = tuple[str, str | None]  # what was checked, and what is wrong or None
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LAYERS = ("blocks.0.ln2.hook_out", "blocks.1.ln2.hook_out"), ("blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out")
+KINDS: dict[str, dict[str, Any]] = {
+    "sae": {"use_glu_encoder": True},
+    "transcoder": {"d_out": 24, "hook_point_in": "a", "hook_point_out": "b", "skip": True},
+    "clt": {"hook_points_in": LAYERS[0], "hook_points_out": LAYERS[1]},
+    "crosscoder": {"hook_points_in": ("a", "b")},
+    "lorsa": {
+        "hook_point_in": "a", "hook_point_out": "b", "n_qk_heads": 4, "d_qk_head": 4, "n_ctx": 16, "rotary_dim": 2,
+    },
+}  # fmt: skip
+
+
+def _checked(name: str, check: Callable[[], None]) -> Check:
+    try:
+        check()
+    except Exception as error:  # whatever it is, the other checks go on
+        return name, f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+    return name, None
+
+
+def check_kernels(device: torch.device) -> Iterator[Check]:
+    """Each kernel at odd sizes, k of 1 and F, ties, empty rows, long runs; twice, for the same bits."""
+    for dtype in DTYPES:
+        for n_rows, n_columns, k in ((3, 17, 1), (4, 33, 33), (2, 3000, 64), (3, 9001, 50), (1, 20000, 130)):
+            for ties in (False, True):
+                name = f"select_rows {dtype} {n_rows} x {n_columns}, k {k}, ties {ties}"
+                yield _checked(name, lambda a=(device, dtype, n_rows, n_columns, k, ties): _rows(*a))  # type: ignore[misc]
+        for n_rows, n_columns, n in ((3, 17, 1), (4, 33, 132), (7, 5000, 300), (40, 4097, 999)):
+            for ties in (False, True):
+                name = f"select_batch {dtype} {n_rows} x {n_columns}, n {n}, ties {ties}"
+                yield _checked(name, lambda a=(device, dtype, n_rows, n_columns, n, ties): _batch(*a))  # type: ignore[misc]
+        for n_tokens, n_features, d in ((1, 1, 1), (6, 40, 70), (700, 37, 1030)):
+            name = f"decode, gradients {dtype} {n_tokens} x {n_features} x {d}"
+            yield _checked(name, lambda a=(device, dtype, n_tokens, n_features, d): _products(*a))  # type: ignore[misc]
+    yield _checked("adam_", lambda: _adam(device))
+
+
+def _values(shape: tuple[int, ...], dtype: torch.dtype, ties: bool, device: torch.device) -> Tensor:
+    values = torch.randn(shape, device=device)
+    return ((values * 2).round() if ties else values).to(dtype)
+
+
+def _rows(device: torch.device, dtype: torch.dtype, n_rows: int, n_columns: int, k: int, ties: bool) -> None:
+    for scale in (None, torch.rand(n_columns, device=device) + 0.1):
+        h = _values((n_rows, n_columns), dtype, ties, device)
+        h[0, n_columns // 2] = torch.nan
+        gating = (h.float() if scale is None else h.float() * scale).double().nan_to_num(nan=torch.inf)
+        want = gating.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(1).values
+        for _ in range(2):
+            index, values = select_rows.select_rows(h, k, scale)
+            assert torch.equal(index.long(), want), "other places"
+            assert torch.equal(values.nan_to_num(9.0), h.gather(1, want).nan_to_num(9.0)), "other values"
+
+
+def _batch(device: torch.device, dtype: torch.dtype, n_rows: int, n_columns: int, n: int, ties: bool) -> None:
+    z = _values((n_rows, n_columns), dtype, ties, device)
+    want = z.double().reshape(-1).sort(descending=True, stable=True).indices[:n].sort().values
+    starts = torch.searchsorted(want, torch.arange(n_rows + 1, device=device) * n_columns)
+    usual = select_batch.SLACK
+    for slack in (usual, 0.0):  # 0: a bound that is too high, so that the second histogram is needed
+        select_batch.SLACK = slack
+        try:
+            flat, values, offsets = select_batch.select_batch(z, n)
+        finally:
+            select_batch.SLACK = usual
+        assert torch.equal(flat, want), "other places"
+        assert torch.equal(values, z.reshape(-1)[want]), "other values"
+        assert torch.equal(offsets.long(), starts), "other offsets"
+
+
+def _products(device: torch.device, dtype: torch.dtype, n_tokens: int, n_features: int, d: int) -> None:
+    """A skewed use of the features, so that some runs are long and some tokens and features have no entry."""
+    use = torch.rand(n_tokens, n_features, device=device) < 0.9 / (1 + torch.arange(n_features, device=device))
+    use[n_tokens // 2] &= n_tokens == 1
+    tokens, index = (t.int() for t in use.nonzero(as_tuple=True))
+    offsets = torch.nn.functional.pad(use.sum(1).cumsum(0), (1, 0)).int()
+    values = torch.randn(len(index), device=device)
+    weight, x = (torch.randn(n, d, device=device).to(dtype) for n in (n_features, n_tokens))
+    bias = torch.randn(d, device=device)
+    f = torch.zeros(n_tokens, n_features, dtype=torch.float64, device=device)
+    f[tokens.long(), index.long()] = values.double()
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    for _ in range(2):
+        runs = accumulate.feature_runs(index, tokens, n_features)
+        sums, bias_sums = accumulate.accumulate_rows(values, x, runs, with_bias=True)
+        assert bias_sums is not None
+        torch.testing.assert_close(sums.double(), f.T @ x.double(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(bias_sums.double(), f.sum(0), rtol=1e-4, atol=1e-4)
+        again, _ = accumulate.accumulate_rows(values, x, runs)
+        assert torch.equal(sums, again), "other bits the second time"
+        x_hat = sparse_decode(values, index, offsets, weight, bias, torch.float32)
+        torch.testing.assert_close(x_hat.double(), f @ weight.double() + bias.double(), **close)
+        by_value = values_gradient(x, index, offsets, weight)
+        want = (x.double() @ weight.double().T)[tokens.long(), index.long()]
+        torch.testing.assert_close(by_value.double(), want, rtol=1e-4, atol=1e-3)
+
+
+def _adam(device: torch.device) -> None:
+    weight = torch.randn(3001, device=device)
+    moments = [torch.randn_like(weight), torch.rand_like(weight)]
+    gradient, copy = torch.randn_like(weight), torch.zeros_like(weight, dtype=torch.bfloat16)
+    want = weight.double().requires_grad_()
+    want.grad = gradient.double()
+    reference = torch.optim.Adam([want], lr=0.01)
+    state = {"step": torch.tensor(4.0), "exp_avg": moments[0].double(), "exp_avg_sq": moments[1].double()}
+    reference.state[want] = state
+    reference.step()
+    scalars = bias_corrections(torch.tensor(0.01, device=device), torch.tensor(5.0, device=device), (0.9, 0.999))
+    before = weight.clone()
+    adam_(weight, gradient, *moments, scalars, copy=copy, skip=torch.ones((), device=device))
+    assert torch.equal(weight, before), "a skipped step changed the weight"
+    adam_(weight, gradient, *moments, scalars, copy=copy, skip=torch.zeros((), device=device))
+    torch.testing.assert_close(weight.double(), want.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(copy.float(), weight, rtol=2**-7, atol=0.0)  # cut off or rounded
+
+
+def check_dictionaries(device: torch.device) -> Iterator[Check]:
+    """Every kind with every activation function on the device against the CPU, in float64; fit twice for the same bits."""
+    for kind in kind_names():
+        layered = dictionary_class(kind).config_class.has_layers
+        for act_fn in activation_function_names():
+            if layered or not activation_function(act_fn).joint_layers:
+                yield _checked(f"{kind}, {act_fn}: gradients", lambda a=(device, kind, act_fn): _gradients(*a))  # type: ignore[misc]
+    for act_fn in ("topk", "batchtopk", "jumprelu"):
+        yield _checked(f"fit, {act_fn}: same bits twice, FVU of the CPU", lambda a=(device, act_fn): _fit(*a))  # type: ignore[misc]
+
+
+def _made(kind: str, act_fn: str) -> Dictionary:
+    config = {"kind": kind, "d_in": 24, "d_sae": 96, "act_fn": act_fn, "top_k": 4, "dtype": "float64", **KINDS[kind]}
+    made = build_dictionary({**config, "decoder_uniform_bound": 0.2, "encoder_uniform_bound": 0.2}, seed=1)
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if name != "log_jumprelu_threshold":
+                parameter.add_(torch.randn(parameter.shape, generator=rng, dtype=parameter.dtype) * 0.1)
+    return made
+
+
+def _gradients(device: torch.device, kind: str, act_fn: str) -> None:
+    rng = torch.Generator().manual_seed(2)
+    n_in = 2 if kind in ("clt", "crosscoder") else 1
+    shape = (4, 16, 24) if n_in == 1 else (4, 16, 2, 24)
+    x = torch.randn(shape, generator=rng, dtype=torch.float64) * 3
+    mask = torch.rand(4, 16, generator=rng) < 0.8
+    found = []
+    for where in (torch.device("cpu"), device):
+        made = _made(kind, act_fn).to(where)
+        codes, x_hat = made.run(x.to(where), mask.to(where))
+        loss = reconstruction_loss(x_hat, x.to(where), mask.to(where)) + (codes.f * codes.norms).sum() * 1e-3
+        loss.backward()
+        found.append([loss.detach().cpu(), codes.f.detach().cpu(), *(p.grad.cpu() for p in made.parameters() if p.grad is not None)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-8, atol=1e-8)
+
+
+def _fit(device: torch.device, act_fn: str) -> None:
+    rng = torch.Generator().manual_seed(3)
+    directions = torch.randn(64, 24, generator=rng)
+    codes = torch.rand(20_000, 64, generator=rng) * (torch.rand(20_000, 64, generator=rng) < 0.06)
+    rows = codes @ directions + 0.5
+    trainer: dict[str, Any] = {"total_training_tokens": 100_000}
+    dictionary: dict[str, Any] = {"d_sae": 96, "act_fn": act_fn}
+    if act_fn == "jumprelu":
+        trainer["target_l0"] = 4.0
+    else:
+        dictionary["top_k"] = 4
+    made = [
+        fit(rows.to(where), dictionary=dictionary, trainer=trainer, batch_size=512, device=where)
+        for where in (device, device, torch.device("cpu"))
+    ]
+    one, same = (result.dictionary.state_dict() for result in made[:2])
+    assert all(torch.equal(one[name], same[name]) for name in one), "other bits the second time"
+    fvu = []
+    for result in made:
+        x = rows.to(next(result.inference.parameters()).device)
+        with torch.no_grad():
+            error = (result.inference(x) - x).square().sum()
+        fvu.append(float(error / (x - x.mean(0)).square().sum()))
+    assert abs(fvu[0] - fvu[2]) < 0.1 * fvu[2] + 0.005, f"FVU {fvu[0]:.4f}, on the CPU {fvu[2]:.4f}"
