@@ -12,11 +12,13 @@ product's; the share is floor / measured. Sizes: S1 = 768 x 6,144, k 64, batch 4
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +30,7 @@ import triton
 
 from benchmarks.gpu_checks import check_dictionaries, check_kernels
 from benchmarks.gpu_step import SparseStep, dense_products
+from pipeline.errors import DataError
 from pipeline.kernels.gpu.accumulate import accumulate_rows, feature_runs
 from pipeline.kernels.gpu.adam import adam_, bias_corrections
 from pipeline.kernels.gpu.decode import sparse_decode, values_gradient
@@ -84,6 +87,7 @@ class Bench:
             function()
             return (time.perf_counter() - start) * 1e3
         side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
                 function()
@@ -179,16 +183,18 @@ def measure_kernels(bench: Bench, size: Size) -> None:
 
 def measure_steps(bench: Bench, size: Size) -> None:
     """The sparse step as one graph."""
-    for gate in ("topk", "batchtopk"):
+    for gate, dense in itertools.product(("topk", "batchtopk"), (False, True)):
+        if dense and size.f * size.tokens >= 2**29:
+            continue
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        step = SparseStep(size.d, size.f, size.k, size.tokens, gate, bench.device)
+        step = SparseStep(size.d, size.f, size.k, size.tokens, gate, bench.device, dense)
         ms = bench.time(step)
         eager = bench.time(step, graph=False)
         memory = torch.cuda.max_memory_allocated() / 1e9 if bench.device.type == "cuda" else 0.0
         bench.add(
-            size.name, f"sparse step, {gate}", ms, tokens_per_s=round(size.tokens / ms * 1e3), eager_ms=round(eager, 3),
+            size.name, f"sparse step, {gate}{', dense gradients' if dense else ''}", ms, tokens_per_s=round(size.tokens / ms * 1e3), eager_ms=round(eager, 3),
             peak_gb=round(memory, 2),
         )  # fmt: skip
         del step
@@ -211,6 +217,27 @@ def measure_training(bench: Bench, size: Size, gates: tuple[str, ...], steps: in
             run(steps)
             ms = (run(3 * steps) - run(steps)) / (2 * steps) * 1e3
             bench.add(size.name, f"fit, {gate}, {dtype}", ms, tokens_per_s=round(size.tokens / ms * 1e3))
+
+
+def measure_generation(bench: Bench, small: bool) -> None:
+    """A language model of Pythia-160M's shape, random weights, bfloat16, to the end of layer 6."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    from pipeline.lm.loading import load_language_model
+
+    width, context, n_contexts = (64, 16, 2) if small else (768, 1024, 32)
+    config = GPTNeoXConfig(
+        hidden_size=width, num_hidden_layers=12, num_attention_heads=12 if not small else 4, intermediate_size=4 * width,
+        vocab_size=50304 if not small else 100, max_position_embeddings=2048,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as directory:
+        GPTNeoXForCausalLM(config).save_pretrained(directory)
+        model = load_language_model(directory, dtype="bfloat16", device=bench.device)
+        ids = torch.randint(0, config.vocab_size, (n_contexts, context), device=bench.device)
+        ms = bench.time(lambda: model.activations(ids, ["blocks.5.hook_resid_post"]), graph=False)
+    layers = 6 * (24 * width**2 + 4 * width * context / 2)
+    floor = bench.limits.floor(0, ids.numel() * layers)
+    bench.add("160M", "generation to layer 6", ms, floor, tokens_per_s=round(ids.numel() / ms * 1e3))
 
 
 def about(device: torch.device) -> dict[str, Any]:
@@ -262,10 +289,15 @@ def main(small: bool, rounds: int, output: Path, seconds: float) -> None:
     parts: list[Callable[[], None]] = [lambda: measure_limits(bench, small)]
     parts += [lambda size=size: measure_steps(bench, size) for size in sizes]  # type: ignore[misc]
     parts += [lambda size=size: measure_kernels(bench, size) for size in sizes]  # type: ignore[misc]
+    parts.append(lambda: measure_generation(bench, small))
     parts.append(lambda: measure_training(bench, sizes[0], gates, 2 if small else 100))
     for part in parts if not faults else []:
         if time.monotonic() - start < seconds:
-            part()
+            try:
+                part()
+            except (RuntimeError, DataError, ImportError) as error:  # out of memory, or a capture that failed: the other parts go on
+                faults.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+                click.echo(faults[-1])
     found["seconds"] = round(time.monotonic() - start)
     output.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     if not faults:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu_step import SparseStep
 from pipeline.activation_functions.registry import activation_function, activation_function_names
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.registry import build_dictionary, dictionary_class, kind_names
 from pipeline.kernels.gpu import accumulate, select_batch, select_rows
 from pipeline.kernels.gpu.adam import adam_, bias_corrections
-from pipeline.kernels.gpu.decode import sparse_decode, values_gradient
+from pipeline.kernels.gpu.decode import decoding_error, sparse_decode, values_gradient
 from pipeline.losses.reconstruction import reconstruction_loss
 from pipeline.training.fit import fit
 
@@ -54,6 +55,8 @@ def check_kernels(device: torch.device) -> Iterator[Check]:
             name = f"decode, gradients {dtype} {n_tokens} x {n_features} x {d}"
             yield _checked(name, lambda a=(device, dtype, n_tokens, n_features, d): _products(*a))  # type: ignore[misc]
     yield _checked("adam_", lambda: _adam(device))
+    for gate in ("topk", "batchtopk"):
+        yield _checked(f"a step, {gate}: entries against dense products", lambda g=gate: _step(device, g))  # type: ignore[misc]
 
 
 def _values(shape: tuple[int, ...], dtype: torch.dtype, ties: bool, device: torch.device) -> Tensor:
@@ -111,6 +114,11 @@ def _products(device: torch.device, dtype: torch.dtype, n_tokens: int, n_feature
         assert torch.equal(sums, again), "other bits the second time"
         x_hat = sparse_decode(values, index, offsets, weight, bias, torch.float32)
         torch.testing.assert_close(x_hat.double(), f @ weight.double() + bias.double(), **close)
+        error, squares = decoding_error(values, index, offsets, weight, bias, x, 0.5)
+        want_error = f @ weight.double() + bias.double() - x.double()
+        step = 1e-5 if dtype == torch.float32 else 2.0**-7
+        torch.testing.assert_close(error.double(), want_error / 2, rtol=step, atol=step)
+        torch.testing.assert_close(squares.double(), want_error.square().sum(1), rtol=1e-5, atol=1e-5)
         by_value = values_gradient(x, index, offsets, weight)
         want = (x.double() @ weight.double().T)[tokens.long(), index.long()]
         torch.testing.assert_close(by_value.double(), want, rtol=1e-4, atol=1e-3)
@@ -133,6 +141,17 @@ def _adam(device: torch.device) -> None:
     adam_(weight, gradient, *moments, scalars, copy=copy, skip=torch.zeros((), device=device))
     torch.testing.assert_close(weight.double(), want.detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(copy.float(), weight, rtol=2**-7, atol=0.0)  # cut off or rounded
+
+
+def _step(device: torch.device, gate: str) -> None:
+    found = []
+    for dense in (False, True):
+        torch.manual_seed(0)
+        found.append(SparseStep(48, 200, 4, 64, gate, device, dense).gradients())
+    for name, ours in found[0].items():
+        theirs = found[1][name]
+        error = torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs)
+        assert float(error) < 5e-3, f"{name}: relative difference {float(error):.2e}"
 
 
 def check_dictionaries(device: torch.device) -> Iterator[Check]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.kernels.gpu.accumulate import accumulate_rows, feature_runs
 from pipeline.kernels.gpu.adam import adam_, bias_corrections
-from pipeline.kernels.gpu.decode import sparse_decode, values_gradient
+from pipeline.kernels.gpu.decode import decoding_error, values_gradient
 from pipeline.kernels.gpu.select_batch import select_batch
 from pipeline.kernels.gpu.select_rows import select_rows
 
@@ -27,10 +27,11 @@ class SparseStep:
         d, f, k, n_tokens: width, features, open features per token, tokens.
         gate: topk (with decoder norms in the gate) or batchtopk.
         device: of everything.
+        dense: gradients of the weights by dense products.
     """
 
-    def __init__(self, d: int, f: int, k: int, n_tokens: int, gate: str, device: torch.device) -> None:
-        self.k, self.gate, self.n_tokens = k, gate, n_tokens
+    def __init__(self, d: int, f: int, k: int, n_tokens: int, gate: str, device: torch.device, dense: bool = False) -> None:
+        self.k, self.gate, self.n_tokens, self.dense = k, gate, n_tokens, dense
         self.x = torch.randn(n_tokens, d, device=device)
         self.W_D = torch.randn(f, d, device=device) * d**-0.5
         shapes = {"W_E": (f, d), "W_D": (f, d), "b_E": (f,), "b_D": (d,)}
@@ -61,19 +62,28 @@ class SparseStep:
         x16 = self.x.to(HALF)
         index, values, tokens, offsets = self._select(x16)
         values = values.float().clamp_min(0.0)
-        x_hat = sparse_decode(values, index, offsets, self.copies["W_D"], self.weights["b_D"], torch.float32)
-        error = x_hat - self.x
-        self.loss.copy_(error.square().sum(1).mean())
-        gradient = error * (2 / self.n_tokens)
-        g16 = gradient.to(HALF)
+        g16, squares = decoding_error(
+            values, index, offsets, self.copies["W_D"], self.weights["b_D"], self.x, 2 / self.n_tokens
+        )
+        self.loss.copy_(squares.mean())
         by_value = torch.where(values > 0, values_gradient(g16, index, offsets, self.copies["W_D"]), 0.0)
+        fired = torch.zeros_like(self.since).scatter_reduce_(0, index.long(), (values > 0).int(), "amax")
+        self.since.copy_(torch.where(fired > 0, 0, self.since + self.n_tokens))
+        found = {"b_D": g16.sum(0, dtype=torch.float32)}
+        if self.dense:
+            flat = tokens.long() * len(self.since) + index
+            f, by_z = (self._dense(entries, flat) for entries in (values, by_value))
+            found |= {"W_D": product(f.T, g16), "W_E": product(by_z.T, x16), "b_E": by_z.sum(0, dtype=torch.float32)}
+            return found
         runs = feature_runs(index, tokens, len(self.since))
         W_D, _ = accumulate_rows(values, g16, runs)
         W_E, b_E = accumulate_rows(by_value, x16, runs, with_bias=True)
         assert b_E is not None
-        self.since += self.n_tokens
-        self.since.index_fill_(0, torch.where(values > 0, index, index[0]).long(), 0)
-        return {"W_E": W_E, "W_D": W_D, "b_E": b_E, "b_D": gradient.sum(0)}
+        return {**found, "W_E": W_E, "W_D": W_D, "b_E": b_E}
+
+    def _dense(self, values: Tensor, flat: Tensor) -> Tensor:
+        found = torch.zeros(self.n_tokens * len(self.since), dtype=HALF, device=values.device)
+        return found.scatter_(0, flat, values.to(HALF)).reshape(self.n_tokens, -1)
 
     def __call__(self) -> None:
         """One step."""
@@ -84,10 +94,15 @@ class SparseStep:
             adam_(self.weights[name], gradient, *self.moments[name], scalars, copy=self.copies[name])
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a b of bfloat16 matrices, in float32."""
+    return torch.mm(a, b, out_dtype=torch.float32) if a.device.type == "cuda" else a.float() @ b.float()
+
+
 def dense_products(x16: Tensor, w16: Tensor, z16: Tensor) -> dict[str, Callable[[], Tensor]]:
     """What the entry-wise kernels stand against: the same sums as dense bfloat16 products."""
     return {
         "decode": lambda: z16 @ w16,
         "gradient of values": lambda: x16 @ w16.T,
-        "gradient of a weight": lambda: z16.T @ x16,
+        "gradient of a weight": lambda: product(z16.T, x16),
     }

@@ -14,9 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-RUN = 128  # entries of a piece
-ENTRIES = 8  # rows in flight
-WIDTH = 512  # of a row, in one program
+from pipeline.kernels.gpu.running import running
+
+RUN = 256  # entries of a piece
+ENTRIES = 4  # rows in flight
+WIDTH = 1024  # of a row, in one program, at most
+LANES = 256  # of a row, for one warp: 8 values of each thread
 
 
 class FeatureRuns(NamedTuple):
@@ -55,7 +58,7 @@ def _add_pieces(
         start = tl.load(starts + feature) + (piece - before) * RUN
         end = tl.minimum(start + RUN, tl.load(starts + feature + 1))
         total = tl.zeros((WIDTH,), tl.float32)
-        bias = tl.zeros((), tl.float32)
+        bias = tl.zeros((ENTRIES,), tl.float32)
         for first in range(start, end, ENTRIES):
             entry = first + tl.arange(0, ENTRIES)
             live = entry < end
@@ -63,7 +66,7 @@ def _add_pieces(
             weight = tl.load(weights + entry, mask=live, other=0.0).to(tl.float32)
             row = tl.load(rows + token[:, None] * d + at[None, :], mask=live[:, None] & inside[None, :], other=0.0)
             total += tl.sum(row.to(tl.float32) * weight[:, None], 0)
-            bias += tl.sum(weight, 0)
+            bias += weight
         slot = feature
         to, to_bias = out, out_bias
         if after - before > 1:
@@ -72,7 +75,7 @@ def _add_pieces(
         tl.store(to + slot * d + at, total, mask=inside)
         if HAS_BIAS:
             if tl.program_id(1) == 0:
-                tl.store(to_bias + slot, bias)
+                tl.store(to_bias + slot, tl.sum(bias, 0))
 
 
 @triton.jit
@@ -106,20 +109,20 @@ def feature_runs(index: Tensor, tokens: Tensor, n_features: int) -> FeatureRuns:
     starts = torch.searchsorted(ordered, torch.arange(n_features + 1, device=device, dtype=index.dtype), out_int32=True)
     n_pieces = ((starts.diff() + RUN - 1) // RUN).clamp_min(1)
     several = n_pieces > 1
-    pieces = _running(n_pieces)
-    partial = _running(torch.where(several, n_pieces, 0))
+    pieces = running(n_pieces)
+    partial = running(torch.where(several, n_pieces, 0))
     feature_of = torch.searchsorted(
         pieces[1:], torch.arange(n_features + n // RUN, device=device, dtype=torch.int32), right=True, out_int32=True
     )
     wanted = torch.arange(1, n // RUN + 1, device=device, dtype=torch.int32)
-    long = torch.searchsorted(_running(several)[1:], wanted, out_int32=True)
+    long = torch.searchsorted(running(several)[1:], wanted, out_int32=True)
     return FeatureRuns(order, tokens[order], starts, pieces, partial, feature_of, long)
 
 
-def _running(counts: Tensor) -> Tensor:
-    sums = torch.zeros(len(counts) + 1, dtype=torch.int32, device=counts.device)
-    torch.cumsum(counts, 0, dtype=torch.int32, out=sums[1:])
-    return sums
+def program_width(d: int) -> int:
+    """The part of a row that one program takes: a power of two that leaves few of its lanes empty."""
+    widths = (w for w in (WIDTH, 512, 256) if w <= max(triton.next_power_of_2(d), 256))
+    return min(widths, key=lambda w: (triton.cdiv(d, w) * w, -w))
 
 
 def accumulate_rows(weights: Tensor, rows: Tensor, runs: FeatureRuns, with_bias: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -139,14 +142,15 @@ def accumulate_rows(weights: Tensor, rows: Tensor, runs: FeatureRuns, with_bias:
     # Without a bias nothing is written there.
     bias = torch.empty(n_features, device=device) if with_bias else out
     sums_bias = torch.empty(2 * n_long, device=device) if with_bias else sums
-    width = min(WIDTH, triton.next_power_of_2(d))
-    columns = triton.cdiv(d, width)
+    width = program_width(d)
+    columns, warps = triton.cdiv(d, width), max(1, width // LANES)
     _add_pieces[(len(runs.feature_of), columns)](
         weights[runs.order], rows, runs.tokens, runs.starts, runs.pieces, runs.partial, runs.feature_of,
-        out, bias, sums, sums_bias, d, n_features, HAS_BIAS=with_bias, RUN=RUN, ENTRIES=ENTRIES, WIDTH=width,
+        out, bias, sums, sums_bias, d, n_features, HAS_BIAS=with_bias, RUN=RUN, ENTRIES=ENTRIES, WIDTH=width, num_warps=warps,
     )  # fmt: skip
     if n_long:
         _add_long[(n_long, columns)](
-            runs.long, runs.partial, sums, sums_bias, out, bias, d, n_features, HAS_BIAS=with_bias, WIDTH=width
-        )
+            runs.long, runs.partial, sums, sums_bias, out, bias, d, n_features,
+            HAS_BIAS=with_bias, WIDTH=width, num_warps=warps,
+        )  # fmt: skip
     return out, bias if with_bias else None

@@ -7,13 +7,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pipeline.kernels.gpu.accumulate import program_width
+
 ENTRIES = 8  # decoder rows in flight
-WIDTH = 1024  # of a row, in one program
+LANES = 256  # of a row, for one warp
+WIDTH, WARPS = 256, 1  # of a row in one pass of the values' gradient
 
 
 @triton.jit
 def _decode(
-    values, index, offsets, weight, bias, out, d, HAS_BIAS: tl.constexpr, ENTRIES: tl.constexpr, WIDTH: tl.constexpr,
+    values, index, offsets, weight, bias, label, out, squares, factor, d,
+    HAS_BIAS: tl.constexpr, HAS_LABEL: tl.constexpr, ENTRIES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
@@ -29,6 +33,10 @@ def _decode(
         value = tl.load(values + entry, mask=live, other=0.0).to(tl.float32)
         rows = tl.load(weight + feature[:, None] * d + at[None, :], mask=live[:, None] & inside[None, :], other=0.0)
         total += tl.sum(rows.to(tl.float32) * value[:, None], 0)
+    if HAS_LABEL:
+        total = tl.where(inside, total - tl.load(label + token * d + at, mask=inside, other=0.0).to(tl.float32), 0.0)
+        tl.store(squares + token * tl.num_programs(1) + tl.program_id(1), tl.sum(total * total, 0))
+        total = total * factor
     tl.store(out + token * d + at, total.to(out.dtype.element_ty), mask=inside)
 
 
@@ -67,11 +75,36 @@ def sparse_decode(
     """
     d, n_tokens = W_FD.shape[1], len(offsets) - 1
     out = torch.empty(n_tokens, d, dtype=dtype or W_FD.dtype, device=W_FD.device)
-    width = min(WIDTH, triton.next_power_of_2(d))
-    _decode[(n_tokens, triton.cdiv(d, width))](
-        values, index, offsets, W_FD, bias, out, d, HAS_BIAS=bias is not None, ENTRIES=ENTRIES, WIDTH=width
-    )
+    _launch(values, index, offsets, W_FD, bias, None, out, None, 1.0)
     return out
+
+
+def decoding_error(
+    values: Tensor, index: Tensor, offsets: Tensor, W_FD: Tensor, bias: Tensor | None, label: Tensor, factor: float
+) -> tuple[Tensor, Tensor]:
+    """factor * (x_hat - label), and sum (x_hat - label)^2 of each token, without writing x_hat.
+
+    Args:
+        label: [B, D]; factor: 2 / B gives the gradient of the mean squared error; the others as in :func:`sparse_decode`.
+
+    Returns: [B, D] in the dtype of W, and float32 [B].
+    """
+    out = torch.empty(label.shape, dtype=W_FD.dtype, device=W_FD.device)
+    squares = torch.empty(len(label), triton.cdiv(label.shape[1], program_width(label.shape[1])), device=W_FD.device)
+    _launch(values, index, offsets, W_FD, bias, label, out, squares, factor)
+    return out, squares.sum(1)
+
+
+def _launch(
+    values: Tensor, index: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None, label: Tensor | None,
+    out: Tensor, squares: Tensor | None, factor: float,
+) -> None:  # fmt: skip
+    d = out.shape[1]
+    width = program_width(d)
+    _decode[(len(out), triton.cdiv(d, width))](
+        values, index, offsets, weight, bias, label, out, squares, factor, d,
+        HAS_BIAS=bias is not None, HAS_LABEL=label is not None, ENTRIES=ENTRIES, WIDTH=width, num_warps=max(1, width // LANES),
+    )  # fmt: skip
 
 
 def values_gradient(gradient: Tensor, index: Tensor, offsets: Tensor, W_FD: Tensor) -> Tensor:
@@ -79,5 +112,5 @@ def values_gradient(gradient: Tensor, index: Tensor, offsets: Tensor, W_FD: Tens
     d, n_tokens = W_FD.shape[1], len(offsets) - 1
     out = torch.empty(len(index), dtype=torch.float32, device=W_FD.device)
     width = min(WIDTH, triton.next_power_of_2(d))
-    _values_gradient[(n_tokens,)](gradient, index, offsets, W_FD, out, d, ENTRIES=ENTRIES, WIDTH=width)
+    _values_gradient[(n_tokens,)](gradient, index, offsets, W_FD, out, d, ENTRIES=ENTRIES, WIDTH=width, num_warps=WARPS)
     return out

@@ -1,7 +1,9 @@
 """TopK on the device: the k largest of each row, in the order of their places, ties to the smaller place.
 
-A row of up to BLOCK entries is held by one program, which finds its k-th largest key bit by bit. Of a longer row each
-program takes one block's k largest, and a second pass the k largest of those. z is read once.
+Four passes. The largest entry of each group of neighbours; from these a bound that at least k entries reach (at least k
+groups have one); the entries that reach it, few more than k, in order; of those the k largest. z is read twice, and nothing
+of its size is written. Where more than CAPACITY(k) entries of a row reach the bound (many equal ones), that row is searched
+bit by bit instead.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from torch import Tensor
 
 from pipeline.kernels.gpu.keys import KEY_BITS, kth_largest, ordered_keys
 
-BLOCK = 8192  # entries that a program holds
-MOST_CANDIDATES = 16384  # that the second pass holds
+BLOCK = 4096  # entries of a program that looks for maxima
+SCANNED, WARPS = 1024, 1  # entries that a scan takes at once, and its warps: one warp needs no barrier
+MOST_K = 4096
+MOST_GROUPS = 16384
 
 
 class RowSelection(NamedTuple):
@@ -32,40 +36,118 @@ class RowSelection(NamedTuple):
 
 
 @triton.jit
-def _select_rows(
-    h, places, scale, out_index, out_values, n_columns, k,
-    HAS_PLACES: tl.constexpr, HAS_SCALE: tl.constexpr, BLOCK: tl.constexpr, BITS: tl.constexpr,
-):  # fmt: skip
-    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    at = part * BLOCK + tl.arange(0, BLOCK)
-    inside = at < n_columns
-    value = tl.load(h + row * n_columns + at, mask=inside, other=0.0)
-    column = at
-    if HAS_PLACES:
-        column = tl.load(places + row * n_columns + at, mask=inside, other=-1)
-        inside = column >= 0
+def _keys(value, scale, column, inside, HAS_SCALE: tl.constexpr, BITS: tl.constexpr):
     gating = value.to(tl.float32)
     if HAS_SCALE:
         gating = gating * tl.load(scale + column, mask=inside, other=0.0).to(tl.float32)
-    keys = tl.where(inside, ordered_keys(gating, BITS), 0)
-    wanted = tl.minimum(k, tl.sum(inside.to(tl.int32), 0))
-    threshold = kth_largest(keys, wanted, BITS)
-    above = (keys > threshold) & inside
-    level = (keys == threshold) & inside
-    room = wanted - tl.sum(above.to(tl.int32), 0)
+    return tl.where(inside, ordered_keys(gating, BITS), 0)
+
+
+@triton.jit
+def _group_maxima(
+    h, scale, maxima, n_columns, n_groups, HAS_SCALE: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """Upper 16 bits of the largest key of each group."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    group = part * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)
+    column = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    inside = column < n_columns
+    value = tl.load(h + row * n_columns + column, mask=inside, other=0.0)
+    keys = _keys(value, scale, column, inside, HAS_SCALE, BITS)
+    largest = tl.max((keys >> (BITS - 16)).to(tl.int32), 1)
+    tl.store(maxima + row * n_groups + group, largest, mask=group < n_groups)
+
+
+@triton.jit
+def _bounds(maxima, bounds, n_groups, k, BLOCK: tl.constexpr):
+    """The k-th largest maximum of each row."""
+    row, at = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    keys = tl.load(maxima + row * n_groups + at, mask=at < n_groups, other=0).to(tl.uint32)
+    tl.store(bounds + row, kth_largest(keys, k, 16).to(tl.int32))
+
+
+@triton.jit
+def _candidates(
+    h, scale, bounds, index, values, counts, n_columns, k, capacity,
+    HAS_SCALE: tl.constexpr, BLOCK: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """The entries whose upper 16 bits reach their row's bound; of a row with too many the k largest."""
+    row = tl.program_id(0).to(tl.int64)
+    bound = tl.load(bounds + row).to(tl.uint32)
+    count = tl.zeros((), tl.int32)
+    for left in range(0, n_columns, BLOCK):
+        column = left + tl.arange(0, BLOCK)
+        inside = column < n_columns
+        value = tl.load(h + row * n_columns + column, mask=inside, other=0.0)
+        reach = inside & ((_keys(value, scale, column, inside, HAS_SCALE, BITS) >> (BITS - 16)) >= bound)
+        here = tl.sum(reach.to(tl.int32), 0)
+        if (here > 0) & (count < capacity):
+            slot = count + tl.cumsum(reach.to(tl.int32), 0) - 1
+            fits = reach & (slot < capacity)
+            tl.store(index + row * capacity + slot, column, mask=fits)
+            tl.store(values + row * capacity + slot, value, mask=fits)
+        count += here
+    if count > capacity:
+        threshold = tl.zeros((), tl.uint32)
+        bit = tl.full((), 1 << (BITS - 1), tl.uint32)
+        for _ in range(BITS):
+            candidate = threshold | bit
+            reached = tl.zeros((), tl.int32)
+            for left in range(0, n_columns, BLOCK):
+                column = left + tl.arange(0, BLOCK)
+                inside = column < n_columns
+                value = tl.load(h + row * n_columns + column, mask=inside, other=0.0)
+                keys = _keys(value, scale, column, inside, HAS_SCALE, BITS)
+                reached += tl.sum((keys >= candidate).to(tl.int32), 0)
+            threshold = tl.where(reached >= k, candidate, threshold)
+            bit = bit >> 1
+        above = tl.zeros((), tl.int32)
+        for left in range(0, n_columns, BLOCK):
+            column = left + tl.arange(0, BLOCK)
+            inside = column < n_columns
+            value = tl.load(h + row * n_columns + column, mask=inside, other=0.0)
+            above += tl.sum((_keys(value, scale, column, inside, HAS_SCALE, BITS) > threshold).to(tl.int32), 0)
+        room = k - above
+        count = tl.zeros((), tl.int32)
+        for left in range(0, n_columns, BLOCK):
+            column = left + tl.arange(0, BLOCK)
+            inside = column < n_columns
+            value = tl.load(h + row * n_columns + column, mask=inside, other=0.0)
+            keys = _keys(value, scale, column, inside, HAS_SCALE, BITS)
+            level = inside & (keys == threshold)
+            chosen = (keys > threshold) | (level & (tl.cumsum(level.to(tl.int32), 0) <= room))
+            slot = count + tl.cumsum(chosen.to(tl.int32), 0) - 1
+            tl.store(index + row * capacity + slot, column, mask=chosen)
+            tl.store(values + row * capacity + slot, value, mask=chosen)
+            count += tl.sum(chosen.to(tl.int32), 0)
+            room -= tl.sum((level & chosen).to(tl.int32), 0)
+    tl.store(counts + row, count)
+
+
+@triton.jit
+def _pick(
+    index, values, counts, scale, out_index, out_values, k, capacity,
+    HAS_SCALE: tl.constexpr, BLOCK: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """The k largest of each row's candidates."""
+    row, at = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    inside = at < tl.load(counts + row)
+    column = tl.load(index + row * capacity + at, mask=inside, other=0)
+    value = tl.load(values + row * capacity + at, mask=inside, other=0.0)
+    keys = _keys(value, scale, column, inside, HAS_SCALE, BITS)
+    threshold = kth_largest(keys, k, BITS)
+    above = inside & (keys > threshold)
+    level = inside & (keys == threshold)
+    room = k - tl.sum(above.to(tl.int32), 0)
     chosen = above | (level & (tl.cumsum(level.to(tl.int32), 0) <= room))
-    slot = (row * tl.num_programs(1) + part) * k + tl.cumsum(chosen.to(tl.int32), 0) - 1
+    slot = row * k + tl.cumsum(chosen.to(tl.int32), 0) - 1
     tl.store(out_index + slot, column, mask=chosen)
     tl.store(out_values + slot, value, mask=chosen)
-    # Slots of a block with fewer than k entries.
-    empty = (row * tl.num_programs(1) + part) * k + wanted + tl.arange(0, BLOCK)
-    tl.store(out_index + empty, tl.full((BLOCK,), -1, tl.int32), mask=tl.arange(0, BLOCK) < k - wanted)
 
 
-def fits(n_columns: int, k: int) -> bool:
-    """Whether :func:`select_rows` takes rows of this length and this k."""
-    parts = triton.cdiv(n_columns, BLOCK)
-    return 1 <= k <= min(n_columns, BLOCK) and (parts == 1 or parts * k <= MOST_CANDIDATES)
+def fits(k: int, n_columns: int) -> bool:
+    """Whether :func:`select_rows` takes this k."""
+    return 1 <= k <= min(n_columns, MOST_K)
 
 
 def select_rows(h: Tensor, k: int, scale: Tensor | None = None) -> RowSelection:
@@ -73,26 +155,49 @@ def select_rows(h: Tensor, k: int, scale: Tensor | None = None) -> RowSelection:
 
     Args:
         h: [B, F] contiguous, float32, float16 or bfloat16.
-        k: with F as :func:`fits` says.
+        k: at most F and MOST_K.
         scale: [F] float32, not negative; None: 1. With it gating values are compared in float32.
     """
     n_rows, n_columns = h.shape
-    parts = triton.cdiv(n_columns, BLOCK)
     bits = 32 if scale is not None else KEY_BITS[h.dtype]
-    index, values = _pass(h, None, scale, k, bits, parts)
-    if parts > 1:
-        index, values = _pass(values, index, scale, k, bits, 1)
-    return RowSelection(index.reshape(n_rows, k), values.reshape(n_rows, k))
+    scaled = {"HAS_SCALE": scale is not None, "BITS": bits}
 
+    def ints(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int32, device=h.device)
 
-def _pass(h: Tensor, places: Tensor | None, scale: Tensor | None, k: int, bits: int, parts: int) -> tuple[Tensor, Tensor]:
-    n_rows, n_columns = h.shape
-    index = torch.empty(n_rows, parts * k, dtype=torch.int32, device=h.device)
-    values = torch.empty(n_rows, parts * k, dtype=h.dtype, device=h.device)
-    block = BLOCK if parts > 1 else triton.next_power_of_2(n_columns)
-    _select_rows[(n_rows, parts)](
-        h, places, scale, index, values, n_columns, k,
-        HAS_PLACES=places is not None, HAS_SCALE=scale is not None, BLOCK=block, BITS=bits,
-        num_warps=max(1, min(16, block // 512)),
+    bounds = row_bounds(h, k, scale)
+    block = min(SCANNED, triton.next_power_of_2(n_columns))
+    capacity = min(triton.next_power_of_2(2 * k + 64), triton.next_power_of_2(n_columns))
+    index, counts = ints(n_rows, capacity), ints(n_rows)
+    values = torch.empty(n_rows, capacity, dtype=h.dtype, device=h.device)
+    _candidates[(n_rows,)](h, scale, bounds, index, values, counts, n_columns, k, capacity, BLOCK=block, num_warps=WARPS, **scaled)
+    out_index, out_values = ints(n_rows, k), torch.empty(n_rows, k, dtype=h.dtype, device=h.device)
+    _pick[(n_rows,)](
+        index, values, counts, scale, out_index, out_values, k, capacity,
+        BLOCK=capacity, num_warps=max(1, min(8, capacity // 512)), **scaled,
     )  # fmt: skip
-    return index, values
+    return RowSelection(out_index, out_values)
+
+
+def row_bounds(h: Tensor, k: int, scale: Tensor | None = None) -> Tensor:
+    """Upper 16 bits of a key that at least k entries of each row, and few more, reach: int32 [B]; arguments as above."""
+    n_rows, n_columns = h.shape
+    bits = 32 if scale is not None else KEY_BITS[h.dtype]
+    group = _group(n_columns, k)
+    n_groups = triton.cdiv(n_columns, group)
+    maxima = torch.empty(n_rows, n_groups, dtype=torch.int32, device=h.device)
+    bounds = torch.empty(n_rows, dtype=torch.int32, device=h.device)
+    block = max(min(BLOCK, triton.next_power_of_2(n_columns)), group)
+    grid = (n_rows, triton.cdiv(n_groups, block // group))
+    _group_maxima[grid](
+        h, scale, maxima, n_columns, n_groups, HAS_SCALE=scale is not None, GROUP=group, BLOCK=block, BITS=bits
+    )
+    of_groups = triton.next_power_of_2(n_groups)
+    _bounds[(n_rows,)](maxima, bounds, n_groups, k, BLOCK=of_groups, num_warps=max(1, min(8, of_groups // 1024)))
+    return bounds
+
+
+def _group(n_columns: int, k: int) -> int:
+    """Entries in a group: so many that there are about 1,024 groups, or 8 k where that is more."""
+    groups = min(max(1024, 8 * triton.next_power_of_2(k)), MOST_GROUPS)
+    return max(1, triton.next_power_of_2(n_columns) // groups)
