@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import click
 import torch
 import triton
+from torch import Tensor
 
 from benchmarks.gpu_checks import check_dictionaries, check_kernels
 from benchmarks.gpu_step import SparseStep, dense_products
@@ -120,9 +121,8 @@ class Bench:
 def measure_limits(bench: Bench, small: bool) -> None:
     """The card's copy and product."""
     n = 2**12 if small else 2**30
-    a, b = torch.empty(n, dtype=torch.bfloat16, device=bench.device).normal_(), torch.empty(
-        n, dtype=torch.bfloat16, device=bench.device
-    )
+    a = torch.empty(n, dtype=torch.bfloat16, device=bench.device).normal_()
+    b = torch.empty_like(a)
     copy = bench.time(lambda: b.copy_(a), graph=False)
     m = 64 if small else 8192
     x, y = (torch.randn(m, m, dtype=torch.bfloat16, device=bench.device) for _ in range(2))
@@ -165,7 +165,6 @@ def measure_kernels(bench: Bench, size: Size) -> None:
     )
     for what, call in dense_products(x16, w16, z16).items():
         bench.add(size.name, f"dense: {what}", bench.time(call), floor(0, 2 * n_tokens * d * f))
-    del z16
     scalars = bias_corrections(torch.tensor(1e-3, device=device), torch.tensor(5.0, device=device), (0.9, 0.999))
     m, v, g = (torch.rand(f, d, device=device) for _ in range(3))
     ours = bench.time(lambda: adam_(weight, g, m, v, scalars, copy=w16))
@@ -193,10 +192,8 @@ def measure_steps(bench: Bench, size: Size) -> None:
         ms = bench.time(step)
         eager = bench.time(step, graph=False)
         memory = torch.cuda.max_memory_allocated() / 1e9 if bench.device.type == "cuda" else 0.0
-        bench.add(
-            size.name, f"sparse step, {gate}{', dense gradients' if dense else ''}", ms, tokens_per_s=round(size.tokens / ms * 1e3), eager_ms=round(eager, 3),
-            peak_gb=round(memory, 2),
-        )  # fmt: skip
+        more = {"tokens_per_s": round(size.tokens / ms * 1e3), "eager_ms": round(eager, 3), "peak_gb": round(memory, 2)}
+        bench.add(size.name, f"sparse step, {gate}{', dense gradients' if dense else ''}", ms, **more)
         del step
 
 
@@ -208,15 +205,17 @@ def measure_training(bench: Bench, size: Size, gates: tuple[str, ...], steps: in
             extra: dict[str, Any] = {"target_l0": float(size.k)} if gate == "jumprelu" else {}
             dictionary = {"d_sae": size.f, "act_fn": gate} | ({} if gate == "jumprelu" else {"top_k": size.k})
 
-            def run(n: int, dictionary: dict[str, Any] = dictionary, more: dict[str, Any] = {**extra, "amp_dtype": dtype}) -> float:
-                start = time.perf_counter()
-                trainer = {"total_training_tokens": n * size.tokens, "lr": 1e-4, **more}
-                fit(rows, dictionary=dictionary, trainer=trainer, batch_size=size.tokens, device=bench.device)
-                return time.perf_counter() - start
-
-            run(steps)
-            ms = (run(3 * steps) - run(steps)) / (2 * steps) * 1e3
+            more = {**extra, "amp_dtype": dtype, "lr": 1e-4}
+            seconds = [_fit_seconds(rows, size, dictionary, more, n) for n in (steps, steps, 3 * steps)]
+            ms = (seconds[2] - seconds[1]) / (2 * steps) * 1e3
             bench.add(size.name, f"fit, {gate}, {dtype}", ms, tokens_per_s=round(size.tokens / ms * 1e3))
+
+
+def _fit_seconds(rows: Tensor, size: Size, dictionary: dict[str, Any], trainer: dict[str, Any], steps: int) -> float:
+    start = time.perf_counter()
+    trainer = {"total_training_tokens": steps * size.tokens, **trainer}
+    fit(rows, dictionary=dictionary, trainer=trainer, batch_size=size.tokens, device=rows.device)
+    return time.perf_counter() - start
 
 
 def measure_generation(bench: Bench, small: bool) -> None:
@@ -257,17 +256,19 @@ def about(device: torch.device) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = ["# benchmarks.gpu", "", ", ".join(f"{key} {value}" for key, value in found["about"].items()), ""]
-    lines += [f"{len(found['checks'])} checks, no fault.", "", "| size | what | ms | floor ms | share | |", "|---|---|---|---|---|---|"]
+    lines += [f"{len(found['checks'])} checks, no fault.", ""]
+    lines += ["| size | what | ms | floor ms | share | |", "|---|---|---|---|---|---|"]
     for row in found["rows"]:
         more = ", ".join(f"{k} {v:,}" for k, v in row.items() if k not in ("size", "what", "ms", "floor_ms", "share"))
-        lines.append(f"| {row['size']} | {row['what']} | {row['ms']:.3f} | {row.get('floor_ms', '')} | {row.get('share', '')} | {more} |")
+        floor = f"{row.get('floor_ms', '')} | {row.get('share', '')}"
+        lines.append(f"| {row['size']} | {row['what']} | {row['ms']:.3f} | {floor} | {more} |")
     return "\n".join(lines) + "\n"
 
 
 @click.command()
 @click.option("--small", is_flag=True, help="Small sizes; the only ones without a GPU.")
 @click.option("--rounds", default=20, show_default=True, help="Timed repetitions.")
-@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Written with .json and .md.")
+@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, help="Written with .json and .md.")
 @click.option("--seconds", default=400.0, show_default=True, help="No further part is begun after so long.")
 def main(small: bool, rounds: int, output: Path, seconds: float) -> None:
     """Check, time, write."""
@@ -295,7 +296,7 @@ def main(small: bool, rounds: int, output: Path, seconds: float) -> None:
         if time.monotonic() - start < seconds:
             try:
                 part()
-            except (RuntimeError, DataError, ImportError) as error:  # out of memory, or a capture that failed: the other parts go on
+            except (RuntimeError, DataError, ImportError) as error:  # out of memory, say: the other parts go on
                 faults.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
                 click.echo(faults[-1])
     found["seconds"] = round(time.monotonic() - start)

@@ -147,7 +147,7 @@ def _step(device: torch.device, gate: str) -> None:
     found = []
     for dense in (False, True):
         torch.manual_seed(0)
-        found.append(SparseStep(48, 200, 4, 64, gate, device, dense).gradients())
+        found.append(SparseStep(48, 100, 3, 16, gate, device, dense).gradients())
     for name, ours in found[0].items():
         theirs = found[1][name]
         error = torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs)
@@ -188,7 +188,8 @@ def _gradients(device: torch.device, kind: str, act_fn: str) -> None:
         codes, x_hat = made.run(x.to(where), mask.to(where))
         loss = reconstruction_loss(x_hat, x.to(where), mask.to(where)) + (codes.f * codes.norms).sum() * 1e-3
         loss.backward()
-        found.append([loss.detach().cpu(), codes.f.detach().cpu(), *(p.grad.cpu() for p in made.parameters() if p.grad is not None)])
+        gradients = [p.grad for p in made.parameters() if p.grad is not None]
+        found.append([t.detach().cpu() for t in (loss, codes.f, *gradients)])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-8, atol=1e-8)
 

@@ -1,6 +1,6 @@
 """What the GPU kernels' constants were chosen by: each kernel over a grid of them, and the kernels of a step, by time.
 
-    python -m benchmarks.gpu_tune          # on a GPU; prints tables
+python -m benchmarks.gpu_tune          # on a GPU; prints tables
 """
 
 from __future__ import annotations

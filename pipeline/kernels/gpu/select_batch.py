@@ -22,7 +22,7 @@ from pipeline.kernels.gpu.select_rows import row_bounds
 
 BINS = 2**16
 BLOCK = 8192  # entries of a program
-SCANNED, WARPS = 1024, 1  # of one that writes some of them, or works on candidates
+SCANNED, WARPS = 512, 2  # of one that writes some of them, or works on candidates
 WANTED = 170  # entries of the sample that would be chosen
 SLACK = 1.5  # candidates aimed at, relative to the budget
 ROOM = 4  # candidates there is room for, relative to the budget
@@ -47,7 +47,7 @@ class _Source(NamedTuple):
 
     values: Tensor
     places: Tensor | None
-    count: Tensor
+    number: Tensor
     block: int
 
     @property
@@ -152,25 +152,25 @@ def select_batch(z: Tensor, n: int) -> BatchSelection:
     sources = _sources(z, n, bits)
     bins = torch.zeros(2, BINS, dtype=torch.int32, device=device)
     for source in sources:
-        _histogram[source.grid](source.values, source.count, bins[0], BLOCK=source.block, BITS=bits)
+        _histogram[source.grid](source.values, source.number, bins[0], BLOCK=source.block, BITS=bits)
     threshold, room = _digit(bins[0], torch.full((), n, dtype=torch.int64, device=device))
     if bits == 32:
         for source in sources:
-            _lower_histogram[source.grid](source.values, source.count, threshold, bins[1], BLOCK=source.block)
+            _lower_histogram[source.grid](source.values, source.number, threshold, bins[1], BLOCK=source.block)
         lower, room = _digit(bins[1], room)
         threshold = threshold.to(torch.int64) * BINS + lower
     starts = (0, sources[0].grid[0])
     above, level = torch.empty(2, starts[1] + sources[1].grid[0], dtype=torch.int32, device=device)
     for source, start in zip(sources, starts, strict=True):
         _count[source.grid](
-            source.values, source.count, threshold, above[start:], level[start:], BLOCK=source.block, BITS=bits
+            source.values, source.number, threshold, above[start:], level[start:], BLOCK=source.block, BITS=bits
         )
     above_before, level_before = running(above), running(level)
     flat = torch.empty(n, dtype=torch.int64, device=device)
     found = torch.empty(n, dtype=z.dtype, device=device)
     for source, start in zip(sources, starts, strict=True):
         _write[source.grid](
-            source.values, source.places, source.count, threshold, above_before[start:], level_before[start:], room,
+            source.values, source.places, source.number, threshold, above_before[start:], level_before[start:], room,
             flat, found, HAS_PLACES=source.places is not None, BLOCK=source.block, BITS=bits,
         )  # fmt: skip
     rows = torch.arange(n_rows + 1, device=device) * n_columns

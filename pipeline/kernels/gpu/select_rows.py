@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.kernels.gpu.keys import KEY_BITS, kth_largest, ordered_keys
 
 BLOCK = 4096  # entries of a program that looks for maxima
-SCANNED, WARPS = 1024, 1  # entries that a scan takes at once, and its warps: one warp needs no barrier
+SCANNED, WARPS = 512, 2  # entries that a scan takes at once, and its warps
 MOST_K = 4096
 MOST_GROUPS = 16384
 
@@ -27,11 +27,11 @@ class RowSelection(NamedTuple):
     """The chosen entries of each row.
 
     Attributes:
-        index: int32 [B, k], columns, ascending in each row.
+        columns: int32 [B, k], ascending in each row.
         values: [B, k], the entries of h there, in its dtype.
     """
 
-    index: Tensor
+    columns: Tensor
     values: Tensor
 
 
@@ -45,7 +45,8 @@ def _keys(value, scale, column, inside, HAS_SCALE: tl.constexpr, BITS: tl.conste
 
 @triton.jit
 def _group_maxima(
-    h, scale, maxima, n_columns, n_groups, HAS_SCALE: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, BITS: tl.constexpr,
+    h, scale, maxima, n_columns, n_groups,
+    HAS_SCALE: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """Upper 16 bits of the largest key of each group."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -170,7 +171,9 @@ def select_rows(h: Tensor, k: int, scale: Tensor | None = None) -> RowSelection:
     capacity = min(triton.next_power_of_2(2 * k + 64), triton.next_power_of_2(n_columns))
     index, counts = ints(n_rows, capacity), ints(n_rows)
     values = torch.empty(n_rows, capacity, dtype=h.dtype, device=h.device)
-    _candidates[(n_rows,)](h, scale, bounds, index, values, counts, n_columns, k, capacity, BLOCK=block, num_warps=WARPS, **scaled)
+    _candidates[(n_rows,)](
+        h, scale, bounds, index, values, counts, n_columns, k, capacity, BLOCK=block, num_warps=WARPS, **scaled
+    )
     out_index, out_values = ints(n_rows, k), torch.empty(n_rows, k, dtype=h.dtype, device=h.device)
     _pick[(n_rows,)](
         index, values, counts, scale, out_index, out_values, k, capacity,
@@ -189,9 +192,7 @@ def row_bounds(h: Tensor, k: int, scale: Tensor | None = None) -> Tensor:
     bounds = torch.empty(n_rows, dtype=torch.int32, device=h.device)
     block = max(min(BLOCK, triton.next_power_of_2(n_columns)), group)
     grid = (n_rows, triton.cdiv(n_groups, block // group))
-    _group_maxima[grid](
-        h, scale, maxima, n_columns, n_groups, HAS_SCALE=scale is not None, GROUP=group, BLOCK=block, BITS=bits
-    )
+    _group_maxima[grid](h, scale, maxima, n_columns, n_groups, HAS_SCALE=scale is not None, GROUP=group, BLOCK=block, BITS=bits)
     of_groups = triton.next_power_of_2(n_groups)
     _bounds[(n_rows,)](maxima, bounds, n_groups, k, BLOCK=of_groups, num_warps=max(1, min(8, of_groups // 1024)))
     return bounds
