@@ -35,8 +35,8 @@ from benchmarks.planted import EASY
 from benchmarks.quality import machine, sets_in_words
 from pipeline.errors import PipelineError
 from pipeline.evaluation.in_memory import evaluate_reconstruction
-from pipeline.exclusion import MASSIVE_FACTOR
 from pipeline.initialization import normalization
+from pipeline.norms.exclusion import MASSIVE_FACTOR
 from pipeline.training.fit import fit
 
 RESULTS = Path("benchmarks/results/massive.md")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.captured import Part, read_part
-from pipeline.exclusion import MASSIVE_FACTOR, lengths, median_norm
+from pipeline.norms.exclusion import MASSIVE_FACTOR, lengths, median_norm
 
 FACTORS = (3.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 LONG = 5.0  # from here on a token that is not massive is looked at

@@ -22,7 +22,7 @@ from pipeline.activations.opening import open_for
 from pipeline.dictionaries.store import load_dictionary, save_dictionary
 from pipeline.evaluation.saved import evaluate_saved
 from pipeline.folding import fold_dictionary
-from pipeline.norms import load_norms
+from pipeline.norms.hook_norm import load_norms
 from pipeline.params.loader import load_params
 from pipeline.training.loop import train
 from pipeline.training.session import make_source

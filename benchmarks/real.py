@@ -32,11 +32,11 @@ from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import DataError, PipelineError
 from pipeline.evaluation.in_memory import evaluate_reconstruction
 from pipeline.evaluation.language_model import keep_masked
-from pipeline.exclusion import MASSIVE_FACTOR, NormLimits
 from pipeline.files import read_json
 from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.loading import load_language_model
-from pipeline.norms import as_hook_norm
+from pipeline.norms.exclusion import MASSIVE_FACTOR, NormLimits
+from pipeline.norms.hook_norm import as_hook_norm
 from pipeline.seeding import generator
 from pipeline.training.fit import fit
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.folded import fold_scales
-from pipeline.errors import DataError, NumericsError, ParamsError, unknown_name
-from pipeline.exclusion import NormLimits
+from pipeline.errors import NumericsError, ParamsError, unknown_name
 from pipeline.hooks import stacked
-from pipeline.norms import HookNorm, as_hook_norm, scale_factor
+from pipeline.norms.exclusion import NormLimits
+from pipeline.norms.hook_norm import HookNorm
+from pipeline.norms.normalizer import Normalizer
 
 MODES = ("fold", "keep")
 EXACT = 1e-9  # relative error in float64 above which a fold is refused
@@ -140,14 +140,10 @@ def fold_dictionary(
         raise ParamsError(f"fold.mode: {unknown_name('mode', mode, MODES)}")
     if dictionary.config.folded:
         raise ParamsError("the dictionary is folded already (norm_activation: inference); fold the trained one")
-    widths = dict.fromkeys(dictionary.hooks_in, dictionary.config.d_in)
-    widths |= dict.fromkeys(dictionary.hooks_out, dictionary.config.width_out)
-    missing = [hook for hook in widths if hook not in norms]
-    if missing:
-        raise DataError(f"norms: {unknown_name('hook point', missing[0], norms)}; run `dvc repro -s -f norm`")
-    plain = {hook: as_hook_norm(norms[hook], width).to_dict() for hook, width in widths.items()}
+    normalizer = Normalizer(dictionary.config, norms)
+    plain = {hook: norm.to_dict() for hook, norm in normalizer.norms.items()}
     raw = _Batches(dictionary, [] if calibration_batches is None else calibration_batches, None)
-    scaled = _Batches(dictionary, raw.batches, plain)
+    scaled = _Batches(dictionary, raw.batches, normalizer)
     converted, figures = _converted(dictionary, scaled, convert_topk, target_l0)
     if mode == "fold":
         result = converted.fold(plain, feature_units=feature_units)
@@ -163,30 +159,19 @@ def fold_dictionary(
 
 
 class _Batches:
-    """Calibration batches as a dictionary takes them: on its device, in its dtype, scaled if norms are given."""
+    """Calibration batches as a dictionary takes them: on its device, in its dtype, scaled by a normalizer if there is one."""
 
-    def __init__(self, dictionary: Dictionary, batches: Iterable[Any], norms: Mapping[str, Any] | None) -> None:
+    def __init__(self, dictionary: Dictionary, batches: Iterable[Any], normalizer: Normalizer | None) -> None:
         self.batches = list(batches) if isinstance(batches, Iterator) else batches
         parameter = next(dictionary.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
-        self.hooks, self.norm_activation = dictionary.hooks_in, dictionary.config.norm_activation
-        self.norms = None if norms is None else {h: as_hook_norm(norms[h], dictionary.config.d_in) for h in self.hooks}
+        self.device, self.dtype, self.normalizer = parameter.device, parameter.dtype, normalizer
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.batches:
             x, mask = batch if isinstance(batch, tuple) else (batch, None)
             mask = None if mask is None else mask.to(self.device)
-            yield self._scaled(x.to(self.device, self.dtype), mask), mask
-
-    def _scaled(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        if self.norms is None:
-            return x
-        parts = [x] if len(self.hooks) == 1 else list(x.unbind(-2))
-        scaled = [
-            part * scale_factor(self.norm_activation, self.norms[hook], part, mask)
-            for hook, part in zip(self.hooks, parts, strict=True)
-        ]
-        return scaled[0] if len(scaled) == 1 else torch.stack(scaled, dim=-2)
+            x = x.to(self.device, self.dtype)
+            yield x if self.normalizer is None else self.normalizer.inputs(x, mask), mask
 
 
 def _converted(
@@ -220,13 +205,8 @@ def _checked(dictionary: Dictionary, norms: Mapping[str, Any], raw: _Batches, fe
         return {}
     x, mask = first[0].double(), first[1]
     wide = dictionary.rebuilt({name: tensor.double() for name, tensor in dictionary.state_dict().items()})
-    scales = fold_scales(dictionary.config, norms, feature_units)
-
-    def per_hook(factors: tuple[float, ...]) -> Tensor:
-        tensor = torch.tensor(factors, dtype=x.dtype, device=x.device)
-        return tensor if len(factors) == 1 else tensor[:, None]
-
-    wanted = wide(x * per_hook(scales.inputs), mask) / per_hook(scales.outputs)
+    normalizer = Normalizer(dictionary.config, norms)
+    wanted = normalizer.outputs(wide(normalizer.inputs(x), mask))
     found = wide.fold(norms, feature_units=feature_units)(x, mask)
     error = float((found - wanted).norm() / wanted.norm().clamp_min(1e-300))
     if not error <= EXACT:

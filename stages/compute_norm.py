@@ -25,9 +25,10 @@ def main(params: str, activations: str, out: str, statistics: str, metrics: str,
     """Measure the activation norms."""
     from pipeline.activations.reader import open_activations
     from pipeline.files import write_json
-    from pipeline.norms import compute_norms, load_norms, write_norms
-    from pipeline.norms_massive import MassiveTokens, ModelTexts
-    from pipeline.norms_report import NormReport
+    from pipeline.norms.hook_norm import load_norms, write_norms
+    from pipeline.norms.massive import MassiveTokens, ModelTexts
+    from pipeline.norms.measure import compute_norms
+    from pipeline.norms.report import NormReport
     from pipeline.params.loader import load_params
     from pipeline.progress import Progress
 

@@ -27,7 +27,7 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     from pipeline.dictionaries.store import load_dictionary, save_dictionary
     from pipeline.files import write_json
     from pipeline.folding import StoredBatches, fold_dictionary
-    from pipeline.norms import load_norms
+    from pipeline.norms.hook_norm import load_norms
     from pipeline.params.loader import load_params
     from pipeline.tracking import open_tracker
 

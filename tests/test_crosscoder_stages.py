@@ -14,7 +14,7 @@ from pipeline.activations.reader import open_activations
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.lm.loading import load_language_model
-from pipeline.norms import load_norms
+from pipeline.norms.hook_norm import load_norms
 from pipeline.seeding import generator
 from tests.project import Project, make_project
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from pipeline.exclusion import MASSIVE_FACTOR, NormLimits, lengths, median_norm
-from pipeline.norms import HookNorm
+from pipeline.norms.exclusion import MASSIVE_FACTOR, NormLimits, lengths, median_norm
+from pipeline.norms.hook_norm import HookNorm
 
 A, B, C = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post", "tuned:blocks.0.hook_resid_post"
 

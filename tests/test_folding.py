@@ -187,14 +187,13 @@ def test_stored_batches_of_contexts_and_of_several_hook_points() -> None:
 
 def test_a_fold_that_is_not_the_trained_function_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     dictionary = make("relu")
-    exact = type(dictionary)._folded
+    exact = type(dictionary).scale_activations_
 
-    def wrong(self: Any, weights: dict[str, Tensor], *arguments: Any) -> dict[str, Any]:
-        changes = exact(self, weights, *arguments)
-        weights["W_D"] *= 1 + 1e-6
-        return changes
+    def wrong(self: Any, a: tuple[float, ...], b: tuple[float, ...]) -> None:
+        exact(self, a, b)
+        self.W_D.mul_(1 + 1e-6)
 
-    monkeypatch.setattr(type(dictionary), "_folded", wrong)
+    monkeypatch.setattr(type(dictionary), "scale_activations_", wrong)
     with pytest.raises(NumericsError, match="differs from the trained one"):
         fold_dictionary(dictionary, NORMS, calibration_batches=batches())
 

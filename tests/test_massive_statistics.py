@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import norms, norms_statistics
 from pipeline.errors import NumericsError
-from pipeline.norms import HookNorm, as_hook_norm, compute_norms, first_median, hook_norm, load_norms, write_norms
-from pipeline.norms_statistics import ActivationStatistics, effective_rank
+from pipeline.norms import measure, statistics
+from pipeline.norms.hook_norm import HookNorm, as_hook_norm, hook_norm, load_norms, write_norms
+from pipeline.norms.measure import compute_norms, first_median
+from pipeline.norms.statistics import ActivationStatistics, effective_rank
 from tests.test_norms import HOOK, MemoryStore, rows
 
 WIDTH = 6
@@ -92,7 +93,7 @@ def test_which_rows_are_massive_is_returned(monkeypatch: pytest.MonkeyPatch) -> 
     wanted = torch.zeros(600, dtype=torch.bool)
     wanted[MASSIVE] = True
     for elements in (2**21, 7 * WIDTH):
-        monkeypatch.setattr(norms_statistics, "_BLOCK_ELEMENTS", elements)
+        monkeypatch.setattr(statistics, "_BLOCK_ELEMENTS", elements)
         found = ActivationStatistics(WIDTH, "cpu", naive_median(x), 10.0)
         assert torch.equal(found.update(x), wanted)
         assert torch.equal(found.update(x.reshape(60, 10, WIDTH)), wanted.reshape(60, 10))
@@ -176,7 +177,7 @@ def test_massive_tokens_of_contexts_are_told_by_row_and_position() -> None:
 
 
 def test_the_median_is_that_of_the_first_kept_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norms, "MEDIAN_TOKENS", 45)
+    monkeypatch.setattr(measure, "MEDIAN_TOKENS", 45)
     x = with_massive_rows()
     assert first_median(MemoryStore(x), HOOK) == pytest.approx(naive_median(x[:45]), rel=1e-6)
     contexts, mask = x.reshape(60, 10, WIDTH), torch.rand(60, 10, generator=torch.Generator().manual_seed(2)) < 0.5

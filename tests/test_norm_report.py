@@ -19,10 +19,10 @@ from pipeline.activations.reader import open_activations
 from pipeline.corpus.tokens import open_tokens
 from pipeline.lm.loading import load_tokenizer
 from pipeline.metric_names import NORM
-from pipeline.norms import HookNorm, load_norms
-from pipeline.norms_charts import norm_histograms
-from pipeline.norms_massive import MassiveTokens, ModelTexts, commonest
-from pipeline.norms_report import NormReport
+from pipeline.norms.charts import norm_histograms
+from pipeline.norms.hook_norm import HookNorm, load_norms
+from pipeline.norms.massive import MassiveTokens, ModelTexts, commonest
+from pipeline.norms.report import NormReport
 from pipeline.training.session import _log_earlier
 from tests.project import CONTEXT, Project
 

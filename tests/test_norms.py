@@ -14,16 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError, NumericsError, ParamsError
-from pipeline.norms import (
-    HookNorm,
-    as_hook_norm,
-    compute_norms,
-    load_norm_arrays,
-    load_norms,
-    scale_factor,
-    write_norms,
-)
-from pipeline.norms_statistics import ActivationStatistics, effective_rank
+from pipeline.norms.hook_norm import HookNorm, as_hook_norm, load_norm_arrays, load_norms, write_norms
+from pipeline.norms.measure import compute_norms
+from pipeline.norms.normalizer import scale_factor
+from pipeline.norms.statistics import ActivationStatistics, effective_rank
 
 HOOK = "blocks.0.hook_resid_post"
 

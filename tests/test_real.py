@@ -16,9 +16,9 @@ from benchmarks.massive_tokens import FACTORS, Lengths, gap_table, massive_table
 from benchmarks.real import Cell, keep, runs_in, spliced_loss
 from pipeline.corpus.document import Document
 from pipeline.errors import DataError
-from pipeline.exclusion import NormLimits
 from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.loading import load_language_model
+from pipeline.norms.exclusion import NormLimits
 from pipeline.seeding import generator
 from tests.project import REPOSITORY
 

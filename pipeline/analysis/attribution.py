@@ -16,12 +16,12 @@ from torch import Tensor
 from pipeline.analysis.texts import ReadableTexts
 from pipeline.errors import DataError
 from pipeline.hook_keys import MAIN, split_key
-from pipeline.norms import scale_factor
+from pipeline.norms.normalizer import scale_factor
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
     from pipeline.lm.language_model import LanguageModel
-    from pipeline.norms import HookNorm
+    from pipeline.norms.hook_norm import HookNorm
 
 
 RESIDUAL = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")  # in the order of a layer

@@ -4,7 +4,7 @@ Memory: the model, its activations of one batch, a few copies of at most MAX_VAL
 those are more), and per feature about 4 B x (slots x (window + 12) + histogram bins): 16,384 features with the default windows
 take about 230 MB, 50,000 about 700 MB. The pass may be cut anywhere: `state` and `load` continue it.
 
-Excluded tokens (massive ones, pipeline/exclusion.py) take no part, as masked ones do not.
+Excluded tokens (massive ones, pipeline/norms/exclusion.py) take no part, as masked ones do not.
 """
 
 from __future__ import annotations

@@ -12,12 +12,12 @@ from torch import Tensor
 from pipeline.analysis.texts import ReadableTexts, bos_of, contexts, feature_index, feature_name, token_ids
 from pipeline.evaluation.models import LanguageModels
 from pipeline.evaluation.raw_space import RawDictionary, own_norms
-from pipeline.exclusion import lengths
+from pipeline.norms.exclusion import lengths
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
     from pipeline.lm.language_model import LanguageModel
-    from pipeline.norms import HookNorm
+    from pipeline.norms.hook_norm import HookNorm
 LONGEST = 1024  # tokens of a context, where nobody says
 
 

@@ -10,12 +10,12 @@ from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import DataError, unknown_name
 from pipeline.hook_keys import MAIN, by_model
 from pipeline.lm.loading import load_language_model
-from pipeline.norms import load_norms
+from pipeline.norms.hook_norm import load_norms
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
     from pipeline.lm.language_model import LanguageModel
-    from pipeline.norms import HookNorm
+    from pipeline.norms.hook_norm import HookNorm
     from pipeline.params.schema import Params
 
 

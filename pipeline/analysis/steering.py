@@ -21,7 +21,7 @@ from pipeline.seeding import generator
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
     from pipeline.lm.language_model import LanguageModel
-    from pipeline.norms import HookNorm
+    from pipeline.norms.hook_norm import HookNorm
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def steering_replacements(
         key, row = list(there.items())[place]
 
         def replace(_: Mapping[str, Tensor], x: Tensor, row: Tensor = row, key: str = key) -> Tensor:
-            factor = 1.0 if dictionary.config.folded else raw.scale(key, x, None)
+            factor = raw.normalizer.factor(key, x)
             return x + (strength * row.to(x.device) / factor).to(x.dtype)
 
         found[split_key(key)[1]] = replace

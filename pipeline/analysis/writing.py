@@ -27,7 +27,7 @@ from pipeline.analysis.feature_tables import (
     features_schema,
 )
 from pipeline.analysis.texts import feature_name
-from pipeline.dictionaries.folded import EPS_NORM
+from pipeline.dictionaries.fold import EPS_NORM
 from pipeline.plots.report import describe
 from pipeline.progress import Progress
 

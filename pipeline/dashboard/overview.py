@@ -17,7 +17,7 @@ from pipeline.evaluation.compared import compared
 from pipeline.evaluation.massive import massive_line
 from pipeline.files import read_json
 from pipeline.metric_names import ordinary
-from pipeline.norms_charts import norm_histograms
+from pipeline.norms.charts import norm_histograms
 from pipeline.plots.charts import BarChart, Chart
 from pipeline.plots.histograms import density_chart
 from pipeline.plots.page import card

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pipeline.activation_functions.calibration import Calibration
 from pipeline.activation_functions.registry import ActivationFunction, GateSettings, activation_function
 from pipeline.dictionaries.config import DictionaryConfig
-from pipeline.dictionaries.folded import EPS_NORM, FoldScales, fold_scales
+from pipeline.dictionaries.fold import EPS_NORM, folded
 from pipeline.dictionaries.initial import DEFAULT_LOG_THRESHOLD, BaseInitialization
 from pipeline.dictionaries.masks import kept_tokens
 from pipeline.dictionaries.parts import LinearPart
@@ -123,8 +123,8 @@ class Dictionary(nn.Module, abc.ABC):
         """The features' part of the reconstruction, without decoder bias. f: [..., F]. Returns [..., d_out]."""
 
     @abc.abstractmethod
-    def _folded(self, weights: dict[str, Tensor], scales: FoldScales, raw_units: bool) -> dict[str, Any]:
-        """Fold float64 `weights` (by state_dict name) in place by SPEC 4; returns the config fields it changes."""
+    def scale_activations_(self, a: Sequence[float], b: Sequence[float]) -> None:
+        """Take activations that are unscaled: what reads times `a` (one for each of hooks_in), what writes over `b`."""
 
     def decode(self, f: Tensor) -> Tensor:
         """Reconstruction from features, with decoder bias, without skip. f: [..., F]. Returns [..., d_out]."""
@@ -375,6 +375,15 @@ class Dictionary(nn.Module, abc.ABC):
         weights["log_jumprelu_threshold"] = t + factors.log().to(t)
         return self.rebuilt(weights), calibration
 
+    def rebuilt_as(self, dtype: torch.dtype) -> Self:
+        """The same dictionary in another dtype."""
+        weights = {name: tensor.to(dtype, copy=True) for name, tensor in self.state_dict().items()}
+        return self.rebuilt(weights, dtype=str(dtype).removeprefix("torch."))
+
+    def absorbed(self) -> Self:
+        """The same function, options of the kind that are no scale written into the weights: what is folded first."""
+        return self
+
     @torch.no_grad()
     def fold(self, norms: Any, *, feature_units: str = "raw") -> Self:
         """Inference weights that take raw activations and need no norms (SPEC 4): exact, or refused.
@@ -388,12 +397,7 @@ class Dictionary(nn.Module, abc.ABC):
         Returns: a folded dictionary; computed in float64, in float32 unless this one is in float64.
 
         Raises:
-            ParamsError: folded already, token-wise or batch-wise norm, a hook point without norms, unknown units.
+            ParamsError: folded already, token-wise or batch-wise norm, unknown units.
+            DataError: a hook point without a norm.
         """
-        scales = fold_scales(self.config, norms, feature_units)
-        dtype = torch.float64 if next(self.parameters()).dtype == torch.float64 else torch.float32
-        weights = {name: tensor.to(torch.float64, copy=True) for name, tensor in self.state_dict().items()}
-        changes = self._folded(weights, scales, feature_units == "raw")
-        fields = {"norm_activation": "inference", "folded": True, "sparsity_include_decoder_norm": False}
-        cast = {name: tensor.to(dtype) for name, tensor in weights.items()}
-        return self.rebuilt(cast, dtype=str(dtype).removeprefix("torch."), **fields, **changes)
+        return folded(self, norms, feature_units)  # type: ignore[return-value]

@@ -10,15 +10,14 @@ Source: Lindsey et al. 2025 (Anthropic, circuit tracing).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.config import SeveralHookPoints
-from pipeline.dictionaries.folded import FoldScales, divisible, fold_gate_norms_, fold_gate_units_, raw_units
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.registry import register
@@ -130,26 +129,12 @@ class CrossLayerTranscoder(Dictionary):
             other_rows=self.W_D[layer][:layer] if layer else None,
         )
 
-    def _folded(self, weights: dict[str, Tensor], scales: FoldScales, raw: bool) -> dict[str, Any]:
-        include_norm = self.config.sparsity_include_decoder_norm
-        blocks = [weights[f"W_D.{j}"] for j in range(self.n_layers)]
-        norms_LF = _concatenated_norms(blocks)
-        growth_LF = norms_LF if include_norm else divisible(norms_LF)
-        a_L = torch.tensor(scales.inputs, dtype=torch.float64, device=norms_LF.device)
-        weights["W_E"] *= growth_LF[:, None] * a_L[:, None, None]
-        weights["b_E"] *= growth_LF
-        for j, (block, b) in enumerate(zip(blocks, scales.outputs, strict=True)):
-            block /= divisible(norms_LF)[: j + 1, :, None] * b
-            if "b_D" in weights:
-                weights["b_D"][j] /= b
-        fold_gate_norms_(weights, norms_LF, include_norm)
-        c_LF = raw_units(_concatenated_norms(blocks)) if raw else torch.ones_like(norms_LF)
-        weights["W_E"] *= c_LF[:, None]
-        weights["b_E"] *= c_LF
-        for j, block in enumerate(blocks):
-            block /= c_LF[: j + 1, :, None]
-        fold_gate_units_(weights, c_LF, self.activation.budgeted)
-        return {}
+    def scale_activations_(self, a: Sequence[float], b: Sequence[float]) -> None:
+        for layer, (factor_in, factor_out) in enumerate(zip(a, b, strict=True)):
+            self.W_E[layer].mul_(factor_in)
+            self.W_D[layer].div_(factor_out)
+            if self.config.use_decoder_bias:
+                self.b_D[layer].div_(factor_out)
 
 
 def _concatenated_norms(blocks: list[Tensor]) -> Tensor:

@@ -11,15 +11,15 @@ Source: Lindsey et al. 2024 (sparse crosscoders).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.config import SeveralHookPoints
-from pipeline.dictionaries.folded import FoldScales, divisible, fold_gate_norms_, fold_gate_units_, raw_units
+from pipeline.dictionaries.fold import divisible
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.registry import register
@@ -107,20 +107,9 @@ class Crosscoder(Dictionary):
             )
         ]
 
-    def _folded(self, weights: dict[str, Tensor], scales: FoldScales, raw: bool) -> dict[str, Any]:
-        a_P, b_P = (torch.tensor(s, dtype=torch.float64, device=weights["W_E"].device)[:, None, None] for s in scales)
-        include_norm = self.config.sparsity_include_decoder_norm
-        norms_F = torch.linalg.vector_norm(weights["W_D"], dim=(0, 2))
-        growth_F = norms_F if include_norm else divisible(norms_F)
-        weights["W_E"] *= growth_F * a_P
-        weights["b_E"] *= growth_F
-        weights["W_D"] /= divisible(norms_F)[:, None] * b_P
-        fold_gate_norms_(weights, norms_F, include_norm)
-        if "b_D" in weights:
-            weights["b_D"] /= b_P[..., 0]
-        c_F = raw_units(torch.linalg.vector_norm(weights["W_D"], dim=(0, 2))) if raw else torch.ones_like(norms_F)
-        weights["W_E"] *= c_F
-        weights["b_E"] *= c_F
-        weights["W_D"] /= c_F[:, None]
-        fold_gate_units_(weights, c_F, self.activation.budgeted)
-        return {}
+    def scale_activations_(self, a: Sequence[float], b: Sequence[float]) -> None:
+        for p, (factor_in, factor_out) in enumerate(zip(a, b, strict=True)):
+            self.W_E[p].mul_(factor_in)
+            self.W_D[p].div_(factor_out)
+            if self.config.use_decoder_bias:
+                self.b_D[p].div_(factor_out)

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.dictionaries.base import Dictionary, TokenSources
 from pipeline.dictionaries.config import DictionaryConfig
-from pipeline.dictionaries.folded import FoldScales, divisible, fold_gate_norms_, fold_gate_units_, raw_units
 from pipeline.dictionaries.initial import BaseInitialization, normal_, uniform_
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.registry import register
@@ -320,22 +319,9 @@ class LowRankSparseAttention(Dictionary):
     def _attended(self, x: Tensor, group: int) -> Tensor:
         return self.attend(x, x[:, None], heads=slice(group, group + 1))[:, 0]
 
-    def _folded(self, weights: dict[str, Tensor], scales: FoldScales, raw: bool) -> dict[str, Any]:
-        (a,), (b,) = scales
-        include_norm = self.config.sparsity_include_decoder_norm
-        norms_F = torch.linalg.vector_norm(weights["w_O"], dim=-1)
-        growth_F = norms_F if include_norm else divisible(norms_F)
-        weights["w_V"] *= growth_F[:, None]
-        weights["b_V"] *= growth_F
-        weights["w_O"] /= divisible(norms_F)[:, None]
-        fold_gate_norms_(weights, norms_F, include_norm)
-        for name in ("W_Q", "W_K", "w_V"):
-            weights[name] *= a
-        for name in {"w_O", "b_D"} & set(weights):
-            weights[name] /= b
-        c_F = raw_units(torch.linalg.vector_norm(weights["w_O"], dim=-1)) if raw else torch.ones_like(norms_F)
-        weights["w_V"] *= c_F[:, None]
-        weights["b_V"] *= c_F
-        weights["w_O"] /= c_F[:, None]
-        fold_gate_units_(weights, c_F, self.activation.budgeted)
-        return {}
+    def scale_activations_(self, a: Sequence[float], b: Sequence[float]) -> None:
+        for weight in (self.W_Q, self.W_K, self.w_V):
+            weight.mul_(a[0])
+        self.w_O.div_(b[0])
+        if self.config.use_decoder_bias:
+            self.b_D.div_(b[0])

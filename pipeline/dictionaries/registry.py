@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _REGISTRY: Registry[type[Dictionary]] = Registry(
     "dictionary kind",
     __package__,
-    helpers=("base", "config", "folded", "initial", "masks", "parts", "rotary", "served", "store"),
+    helpers=("base", "config", "fold", "initial", "masks", "parts", "rotary", "served", "store"),
 )
 
 register = _REGISTRY.register

@@ -14,14 +14,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.dictionaries.base import CONFIGURED, Codes, Dictionary, Gate
 from pipeline.dictionaries.config import DictionaryConfig
-from pipeline.dictionaries.folded import FoldScales, divisible, fold_gate_norms_, fold_gate_units_, raw_units
+from pipeline.dictionaries.fold import divisible
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
 from pipeline.dictionaries.masks import kept_tokens
 from pipeline.dictionaries.parts import LinearPart
@@ -206,28 +206,20 @@ class SparseAutoencoder(Dictionary):
     def _with_skip(self, x_hat: Tensor, x: Tensor) -> Tensor:
         return x_hat + x @ self.W_skip if self.config.skip else x_hat
 
-    def _folded(self, weights: dict[str, Tensor], scales: FoldScales, raw: bool) -> dict[str, Any]:
-        (a,), (b,) = scales
-        include_norm = self.config.sparsity_include_decoder_norm
-        if self.config.apply_b_dec_to_input:
-            weights["b_E"] -= weights["b_D"] @ weights["W_E"]
-            if self.config.use_glu_encoder:
-                weights["b_G"] -= weights["b_D"] @ weights["W_G"]
+    def absorbed(self) -> Self:
+        """x - b_D as what is encoded becomes part of the encoder's biases."""
+        if not self.config.apply_b_dec_to_input:
+            return self
+        weights = {name: tensor.double() for name, tensor in self.state_dict().items()}
+        weights["b_E"] = weights["b_E"] - weights["b_D"] @ weights["W_E"]
+        if self.config.use_glu_encoder:
+            weights["b_G"] = weights["b_G"] - weights["b_D"] @ weights["W_G"]
+        return self.rebuilt(weights, apply_b_dec_to_input=False)
+
+    def scale_activations_(self, a: Sequence[float], b: Sequence[float]) -> None:
+        for name in {"W_E", "W_G"} & set(self._parameters):
+            self.get_parameter(name).mul_(a[0])
+        for name in {"W_D", "b_D"} & set(self._parameters):
+            self.get_parameter(name).div_(b[0])
         if self.config.skip:
-            weights["W_skip"] *= a / b
-        norms_F = torch.linalg.vector_norm(weights["W_D"], dim=-1)
-        growth_F = norms_F if include_norm else divisible(norms_F)
-        weights["W_E"] *= growth_F
-        weights["b_E"] *= growth_F
-        weights["W_D"] /= divisible(norms_F)[:, None]
-        fold_gate_norms_(weights, norms_F, include_norm)
-        for name in {"W_E", "W_G"} & set(weights):
-            weights[name] *= a
-        for name in {"W_D", "b_D"} & set(weights):
-            weights[name] /= b
-        c_F = raw_units(torch.linalg.vector_norm(weights["W_D"], dim=-1)) if raw else torch.ones_like(norms_F)
-        weights["W_E"] *= c_F
-        weights["b_E"] *= c_F
-        weights["W_D"] /= c_F[:, None]
-        fold_gate_units_(weights, c_F, self.activation.budgeted)
-        return {"apply_b_dec_to_input": False}
+            self.W_skip.mul_(a[0] / b[0])

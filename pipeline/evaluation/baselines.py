@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.errors import DataError, NumericsError
 from pipeline.evaluation.language_model import Replacement, keep_masked
 from pipeline.evaluation.reconstruction import kept_of, kept_rows
-from pipeline.norms import load_norm_arrays
+from pipeline.norms.hook_norm import load_norm_arrays
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from pipeline.evaluation.decoder import decoder_metrics
 from pipeline.evaluation.raw_space import own_norms, run_apart
 from pipeline.evaluation.reconstruction import LabelMean, ReconstructionMetrics
 from pipeline.evaluation.sparsity import SparsityMetrics
-from pipeline.exclusion import MASSIVE_FACTOR, NormLimits, median_norm
 from pipeline.hooks import split, stacked
+from pipeline.norms.exclusion import MASSIVE_FACTOR, NormLimits, median_norm
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
@@ -36,8 +36,8 @@ def evaluate_reconstruction(
     Nothing is normalised: pass raw activations to a folded dictionary and normalised ones to an unfolded one; the metrics
     are of the space that is passed.
 
-    Massive tokens (pipeline/exclusion.py) are told by the norms in a folded dictionary's configuration; at a hook point without
-    a median there, and of other dictionaries, by 10 times the median norm of the kept activations that are given.
+    Massive tokens (pipeline/norms/exclusion.py) are told by the norms in a folded dictionary's configuration; at a hook point
+    without a median there, and of other dictionaries, by 10 times the median norm of the kept activations that are given.
 
     Args:
         dictionary: any kind.

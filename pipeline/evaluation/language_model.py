@@ -1,7 +1,7 @@
 """What a reconstruction costs the language model: cross entropy and KL divergence with activations replaced.
 
 Interventions replace the activation at every written hook point at once, at kept positions only; masked positions
-(special tokens) keep the original, and so do excluded tokens (massive ones, pipeline/exclusion.py). Cross entropy counts
+(special tokens) keep the original, and so do excluded tokens (massive ones, pipeline/norms/exclusion.py). Cross entropy counts
 the predictions of kept tokens at positions >= 1, excluded ones too, made at the position before; KL divergence counts the
 same predictions. Both are means over those predictions, in nats: logits in float32, sums in float64.
 """

@@ -1,7 +1,8 @@
 """Which tokens of the evaluated contexts are massive and which of them are excluded: found once, in the first pass.
 
 A token is massive if it is at any hook point that the dictionary reads or writes, in the model's run as it is
-(pipeline/exclusion.py). Every pass leaves out the same tokens. Kept are the places of massive tokens alone, which are few.
+(pipeline/norms/exclusion.py). Every pass leaves out the same tokens. Kept are the places of massive tokens alone, which are
+few.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import NumericsError
-from pipeline.exclusion import MASSIVE_FACTOR
+from pipeline.norms.exclusion import MASSIVE_FACTOR
 
 if TYPE_CHECKING:
     from pipeline.evaluation.held_out import HeldOutBatch

@@ -10,7 +10,7 @@ from pipeline.evaluation.massive import massive_line
 from pipeline.evaluation.tables import compared_table, metric_tables
 from pipeline.files import atomic_directory, write_bytes, write_json
 from pipeline.metric_names import ordinary
-from pipeline.norms_charts import norm_histograms
+from pipeline.norms.charts import norm_histograms
 from pipeline.plots.histograms import density_chart, share_charts
 from pipeline.plots.report import describe, write_report
 

@@ -5,7 +5,7 @@ and gives normalised ones: here its inputs are multiplied by their hook points' 
 those of theirs (SPEC section 3). token-wise and batch-wise factors of a written hook point are those of the activation
 that the reconstruction stands for.
 
-Massive tokens (pipeline/exclusion.py) are told by the norms in the dictionary's own configuration, so that they are the
+Massive tokens (pipeline/norms/exclusion.py) are told by the norms in the dictionary's own configuration, so that they are the
 ones that training left out. They change nothing of other tokens: a batch-wise factor is a mean without them, and of a
 batch's budget of active features they take no share.
 
@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipeline.errors import DataError
-from pipeline.exclusion import NormLimits
 from pipeline.hooks import split
 from pipeline.losses.reductions import aligned
-from pipeline.norms import HookNorm, as_hook_norm, scale_factor
+from pipeline.norms.exclusion import NormLimits
+from pipeline.norms.hook_norm import HookNorm, hook_norms
+from pipeline.norms.normalizer import Normalizer, widths_of
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Codes, Dictionary
@@ -47,10 +47,8 @@ class RawReconstruction:
 
 def own_norms(dictionary: Dictionary) -> dict[str, HookNorm]:
     """{hook point: norm} of a dictionary's configuration; those of its hook points that are there."""
-    config = dictionary.config
-    widths = {**dict.fromkeys(dictionary.hooks_in, config.d_in), **dict.fromkeys(dictionary.hooks_out, config.width_out)}
-    known = config.norms or {}
-    return {hook: as_hook_norm(known[hook], width) for hook, width in widths.items() if hook in known}
+    known = dictionary.config.norms or {}
+    return hook_norms(known, {hook: width for hook, width in widths_of(dictionary.config).items() if hook in known})
 
 
 def without(massive: Tensor | None, mask: Tensor | None) -> Tensor | None:
@@ -103,22 +101,11 @@ class RawDictionary:
     def __init__(self, dictionary: Dictionary, norms: Mapping[str, HookNorm] | None = None) -> None:
         self.dictionary = dictionary
         self.hooks_in, self.hooks_out = tuple(dictionary.hooks_in), tuple(dictionary.hooks_out)
-        self.norm_activation = dictionary.config.norm_activation
-        self.norms = dict(norms or {})
+        self.normalizer = Normalizer(dictionary.config, norms or {})
         own = own_norms(dictionary)
         self.massive, self.excluded = NormLimits.massive(own), NormLimits.excluded(own)
         parameter = next(dictionary.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        missing = [hook for hook in dict.fromkeys((*self.hooks_in, *self.hooks_out)) if hook not in self.norms]
-        if missing and not dictionary.config.folded:
-            raise DataError(
-                f"the norms have no {', '.join(missing)} (they have {', '.join(self.norms) or 'nothing'}), which the unfolded "
-                "dictionary needs at run time; run `dvc repro -s -f norm`"
-            )
-
-    def scale(self, hook: str, x: Tensor, mask: Tensor | None) -> Tensor | float:
-        """The factor of SPEC section 3 at `hook` for activations `x` [b, T, D], of an unfolded dictionary."""
-        return scale_factor(self.norm_activation, self.norms[hook], x, mask)
 
     @property
     def hooks(self) -> tuple[str, ...]:
@@ -155,7 +142,7 @@ class RawDictionary:
         for hook, part in split(x_hat, self.hooks_out).items():
             part = part.reshape(*labels[hook].shape)
             if not self.dictionary.config.folded:
-                part = part / self.scale(hook, labels[hook].to(self.device, self.dtype), without(massive, mask))
+                part = part / self.normalizer.factor(hook, labels[hook].to(self.device, self.dtype), without(massive, mask))
             x_hats[hook] = part
         return RawReconstruction(f, x_hats)
 
@@ -171,5 +158,4 @@ class RawDictionary:
         return torch.stack([part.flatten(0, -2) for part in scaled], dim=1), None if mask is None else mask.flatten()
 
     def _scaled(self, x: Tensor, hook: str, mask: Tensor | None) -> Tensor:
-        x = x.to(self.device, self.dtype)
-        return x if self.dictionary.config.folded else x * self.scale(hook, x, mask)
+        return self.normalizer.scaled(hook, x.to(self.device, self.dtype), mask)

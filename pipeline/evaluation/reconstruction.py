@@ -9,7 +9,7 @@ Notation: x label, r reconstruction, mu mean of the evaluated labels, all raw; s
 (unmasked) tokens. With several written hook points each has its own sums; the overall figures add numerators and
 denominators (or per-token terms and their counts) over hook points.
 
-Massive tokens (pipeline/exclusion.py) hold nearly all of mu and of the sums. The figures that end in _ordinary have sums
+Massive tokens (pipeline/norms/exclusion.py) hold nearly all of mu and of the sums. The figures that end in _ordinary have sums
 of their own over all other tokens, with the mean of those labels, nu; where no token is massive they are the same sums.
 """
 

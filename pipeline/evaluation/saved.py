@@ -13,7 +13,7 @@ from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.evaluation.report import Evaluation, Evaluator, runs
 from pipeline.hook_keys import by_model
 from pipeline.lm.loading import load_language_model
-from pipeline.norms import load_norms
+from pipeline.norms.hook_norm import load_norms
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ A feature is active on a token where f > 0. L0 of a token is its number of activ
 dictionary has several). The density of a feature is the share of the evaluated tokens on which it is active. Masked
 positions count nowhere.
 
-Massive tokens (pipeline/exclusion.py) may open features that no other token opens. They are counted apart, so that L0 and
+Massive tokens (pipeline/norms/exclusion.py) may open features that no other token opens. They are counted apart, so that L0 and
 dead features are known without them too.
 """
 

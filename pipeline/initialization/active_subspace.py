@@ -16,7 +16,7 @@ from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import NumericsError, ParamsError
 from pipeline.initialization.sample import Sample
 from pipeline.initialization.weights import parts_of, transpose_encoder_
-from pipeline.norms_statistics import effective_rank
+from pipeline.norms.statistics import effective_rank
 
 OPTION = "initialize_W_D_with_active_subspace"
 

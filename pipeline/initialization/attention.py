@@ -31,7 +31,7 @@ from pipeline.initialization.sample import Sample
 from pipeline.initialization.weights import parts_of
 from pipeline.lm.attention import AttentionWeights
 from pipeline.models_fit import OPTION, check_attention_fits
-from pipeline.norms_statistics import effective_rank
+from pipeline.norms.statistics import effective_rank
 from pipeline.seeding import generator
 
 _WRITES = re.compile(r"blocks\.(\d+)\.hook_attn_out")

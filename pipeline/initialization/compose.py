@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.folded import divisible
+from pipeline.dictionaries.fold import divisible
 from pipeline.dictionaries.initial import BaseInitialization
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import ParamsError

@@ -20,10 +20,10 @@ from pipeline.hooks import stacked
 from pipeline.initialization.attention import attention_layer
 from pipeline.initialization.compose import build_base, check, initialize_
 from pipeline.initialization.mlp_responses import mlp_layers
-from pipeline.initialization.normalization import Normalizer
 from pipeline.initialization.sample import Sample, make_sample
 from pipeline.lm.attention import AttentionWeights
-from pipeline.norms import load_norms
+from pipeline.norms.hook_norm import load_norms
+from pipeline.norms.normalizer import Normalizer
 from pipeline.params.schema import Params
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def initialize_dictionary(params: Params, places: Places) -> dict[str, float]:
     unit_rows = params.trainer.decoder_constraint == "unit_norm"
     dictionary = build_base(dictionary_config(params, store), params.initializer, params.seed, unit_rows=unit_rows)
     check(dictionary, params.initializer, has_model=True)
-    normalizer = Normalizer(dictionary, load_norms(places.norms))
+    normalizer = Normalizer(dictionary.config, load_norms(places.norms))
     sample = read_sample(store, dictionary, normalizer, params)
     found = initialize_(
         dictionary,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.folded import divisible
+from pipeline.dictionaries.fold import divisible
 from pipeline.errors import NumericsError
 from pipeline.initialization.sample import Sample
 from pipeline.initialization.weights import parts_of

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.errors import DataError
-from pipeline.initialization.normalization import Normalizer
+from pipeline.norms.normalizer import Normalizer
 
 
 class RawStatistics(NamedTuple):

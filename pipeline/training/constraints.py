@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.dictionaries.folded import EPS_NORM
+from pipeline.dictionaries.fold import EPS_NORM
 
 
 @torch.no_grad()

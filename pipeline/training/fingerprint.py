@@ -15,13 +15,13 @@ import torch
 
 from pipeline.activations.reader import ActivationStore
 from pipeline.dictionaries.base import Dictionary
-from pipeline.initialization.normalization import Normalizer
+from pipeline.norms.normalizer import Normalizer
 from pipeline.training.source import StoreSource
 
 # Fields of trainer that change what is written down, not what is learnt.
 WITHOUT_INFLUENCE = ("log_frequency", "n_checkpoints", "checkpoint_schedule", "checkpoint_minutes")
-_CODE = ("training", "losses", "dictionaries", "activation_functions", "kernels", "activations")
-_CODE_FILES = ("norms.py", "exclusion.py", "seeding.py", "hooks.py", "params/fields.py", "initialization/normalization.py")
+_CODE = ("norms", "training", "losses", "dictionaries", "activation_functions", "kernels", "activations")
+_CODE_FILES = ("seeding.py", "hooks.py", "params/fields.py")
 
 
 def describe_run(

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import ParamsError
-from pipeline.exclusion import MASSIVE_FACTOR
 from pipeline.folding import fold_dictionary
 from pipeline.initialization.compose import build_base, check, initialize_
-from pipeline.initialization.normalization import Normalizer
 from pipeline.initialization.sample import make_sample
+from pipeline.norms.exclusion import MASSIVE_FACTOR
+from pipeline.norms.normalizer import Normalizer
 from pipeline.params.cross_section import UNFOLDABLE
 from pipeline.params.cross_section_losses import sparsity_is_asked_for
 from pipeline.params.schema import (
@@ -57,7 +57,7 @@ class FitResult:
             be folded: normalised ones).
         history: figures of the log steps, as in metrics/train_history.jsonl.
         norms: {hook point: {"mean_norm", "mean_square", "d", ...}} of the activations, with the rule by which massive tokens
-            were left out and their number (see pipeline.norms.HookNorm).
+            were left out and their number (see pipeline.norms.hook_norm.HookNorm).
     """
 
     dictionary: Dictionary
@@ -113,7 +113,7 @@ def fit(
     made = made.to(training_device(device))
     check(made, params.initializer, has_model=False)
     norms = data.norms(made.hooks_in, made.hooks_out, max_norm_factor)
-    normalizer = Normalizer(made, norms)
+    normalizer = Normalizer(made.config, norms)
     data = data.without(normalizer.excluded.above(normalizer.by_hook(data.inputs, data.labels)))
     held = _held_back(data, batch_size) if made.is_batch_dependent or params.trainer.steered_l0 else 0
     kept, rest = data.rows(0, len(data) - held), data.rows(len(data) - held, len(data))

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Codes, Dictionary
-from pipeline.dictionaries.folded import EPS_NORM
+from pipeline.dictionaries.fold import EPS_NORM
 from pipeline.losses.reductions import widened
 from pipeline.params.fields import resolve_share
 

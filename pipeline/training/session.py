@@ -27,10 +27,10 @@ from pipeline.activations.schema import training_rows
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.store import load_dictionary, save_dictionary
 from pipeline.errors import DataError
-from pipeline.exclusion import NormLimits
 from pipeline.files import atomic_directory, fingerprint, read_json, root, write_bytes, write_json
-from pipeline.initialization.normalization import Normalizer
-from pipeline.norms import load_norms
+from pipeline.norms.exclusion import NormLimits
+from pipeline.norms.hook_norm import load_norms
+from pipeline.norms.normalizer import Normalizer
 from pipeline.params.schema import Params
 from pipeline.plots.report import describe, write_training_report
 from pipeline.tracking import Tracker, open_tracker
@@ -73,7 +73,7 @@ def train_dictionary(params: Params, places: Places) -> dict[str, Any]:
     check_matches(dictionary, params, places.initial)
     store = open_for(params, places.activations)
     norms = load_norms(places.norms)
-    normalizer = Normalizer(dictionary, norms)
+    normalizer = Normalizer(dictionary.config, norms)
     source = make_source(params, dictionary, normalizer.excluded, store, device)
     about = describe_run(
         dictionary,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ParamsError
-from pipeline.exclusion import NormLimits
 from pipeline.hooks import stacked
+from pipeline.norms.exclusion import NormLimits
 from pipeline.seeding import generator
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from pipeline import metric_names as names
 from pipeline.activation_functions.registry import activation_function
 from pipeline.dictionaries.base import Codes, Dictionary, Gate
 from pipeline.dictionaries.served import n_layers_of
-from pipeline.initialization.normalization import Normalizer
 from pipeline.losses.reductions import aligned
+from pipeline.norms.normalizer import Normalizer
 from pipeline.params.fields import resolve_share, resolve_steps
 from pipeline.training.checkpoints import check_fit
 from pipeline.training.constraints import normalize_rows_, remove_parallel_gradient_
@@ -103,7 +103,7 @@ class Trainer:
         self.parameters = dict(dictionary.named_parameters())
         first = next(iter(self.parameters.values()))
         self.device, self.dtype = first.device, first.dtype
-        self.normalizer = Normalizer(dictionary, norms)
+        self.normalizer = Normalizer(dictionary.config, norms)
         thresholds = {id(parameter) for parameter in dictionary.threshold_parameters()}
         self._thresholds = frozenset(name for name, p in self.parameters.items() if id(p) in thresholds)
         self.optimizer = build_optimizer(

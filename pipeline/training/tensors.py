@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError, ParamsError
-from pipeline.exclusion import median_norm
 from pipeline.hooks import split
-from pipeline.norms import hook_norm
-from pipeline.norms_statistics import ActivationStatistics
+from pipeline.norms.exclusion import median_norm
+from pipeline.norms.hook_norm import hook_norm
+from pipeline.norms.statistics import ActivationStatistics
 from pipeline.params.fields import Refused
 from pipeline.params.sections.dictionary import DictionaryParams, kind_class
 from pipeline.params.sections.several_hook_points import SeveralHookPointsParams

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from pipeline.activations.reader import ActivationStore
 from pipeline.corpus.tokens import TokenStore
-from pipeline.exclusion import NormLimits
 from pipeline.folding import StoredBatches
-from pipeline.norms import compute_norms, hook_norm
+from pipeline.norms.exclusion import NormLimits
+from pipeline.norms.hook_norm import hook_norm
+from pipeline.norms.measure import compute_norms
 from pipeline.training.source import StoreSource, TrainingBatch
 from tests.activations.cases import HOOK, OTHER, FakeModel, make_store
 

@@ -15,7 +15,7 @@ from pipeline.activations.reader import open_activations
 from pipeline.corpus.tokens import TokenStore
 from pipeline.errors import DataError
 from pipeline.files import read_json, write_json
-from pipeline.norms import load_norm_arrays, load_norms
+from pipeline.norms.hook_norm import load_norm_arrays, load_norms
 from tests.activations.cases import HOOK, OTHER, FakeModel, make_store
 
 PARAMS = str(Path(__file__).resolve().parents[2] / "params.yaml")

@@ -11,7 +11,7 @@ from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import DataError
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.lm.hook_points import SITES
-from pipeline.norms import as_hook_norm
+from pipeline.norms.hook_norm import as_hook_norm
 from tests.analysis.test_inspection import folded, sae
 from tests.project import D_MODEL
 

@@ -10,7 +10,7 @@ from pipeline.analysis.texts import feature_index, feature_name
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import DataError, ParamsError
-from pipeline.norms import as_hook_norm
+from pipeline.norms.hook_norm import as_hook_norm
 from tests.project import CONTEXT, D_MODEL
 
 TEXT = "the cat sat on the mat and the dog<|endoftext|> ran far, the cat sat"

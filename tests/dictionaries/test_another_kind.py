@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.config import DictionaryConfig
-from pipeline.dictionaries.folded import FoldScales, divisible, fold_gate_norms_, fold_gate_units_, raw_units
 from pipeline.dictionaries.initial import BaseInitialization
 from pipeline.folding import fold_dictionary, mean_l0
 from pipeline.losses.reconstruction import reconstruction_loss
@@ -64,18 +62,11 @@ class Cross(Dictionary):
     def decode_linear(self, f: Tensor) -> Tensor:
         return torch.einsum("bf,pfd->bpd", f, self.W_D)
 
-    def _folded(self, weights: dict[str, Tensor], scales: FoldScales, raw_units_: bool) -> dict[str, Any]:
-        a, b = (torch.tensor(factors, dtype=torch.float64)[:, None, None] for factors in scales)
-        n = weights["W_D"].square().sum((0, 2)).sqrt()
-        weights["W_D"] /= divisible(n)[:, None] * b
-        weights["b_D"] /= b.squeeze(-1)
-        fold_gate_norms_(weights, n, self.config.sparsity_include_decoder_norm)
-        c = raw_units(weights["W_D"].square().sum((0, 2)).sqrt()) if raw_units_ else torch.ones_like(n)
-        weights["W_E"] *= a * n * c
-        weights["b_E"] *= n * c
-        weights["W_D"] /= c[:, None]
-        fold_gate_units_(weights, c, self.activation.budgeted)
-        return {}
+    def scale_activations_(self, a: Sequence[float], b: Sequence[float]) -> None:
+        for p in range(2):
+            self.W_E[p].mul_(a[p])
+            self.W_D[p].div_(b[p])
+            self.b_D[p].div_(b[p])
 
 
 def make(act_fn: str, include_norm: bool) -> Cross:

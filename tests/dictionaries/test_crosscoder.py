@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.initial import BaseInitialization
 from pipeline.dictionaries.registry import build_dictionary
-from pipeline.errors import ParamsError
+from pipeline.errors import DataError, ParamsError
 from pipeline.evaluation.decoder import decoder_metrics
 from pipeline.folding import fold_dictionary
 from tests.dictionaries.make import ACT_FNS, filled, read_by
@@ -197,7 +197,7 @@ def test_what_cannot_be_is_refused_by_name() -> None:
             build_dictionary({**CONFIG, "d_in": 6, "d_sae": 20, **config})
     with pytest.raises(ParamsError, match=r"decoder_constraint: unit_norm is not for dictionary.kind 'crosscoder'"):
         make("relu").decoder_rows()
-    with pytest.raises(ParamsError, match=r"norms: unknown hook point 'tuned:blocks.1.hook_resid_post'"):
+    with pytest.raises(DataError, match=r"norms: unknown hook point 'tuned:blocks.1.hook_resid_post'"):
         make("relu").fold({hook: NORMS[hook] for hook in HOOKS[:2]})
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.errors import ParamsError
+from pipeline.errors import DataError, ParamsError
 from tests.dictionaries.make import ACT_FNS, LAYER_ACT_FNS, LAYERS_IN, LAYERS_OUT, filled, inputs, read_by
 
 HOOKS = {"hook_point_in": "in", "hook_point_out": "out"}
@@ -141,7 +141,7 @@ def test_float32_folding_rounds_once() -> None:
 
 def test_refusals_say_what_is_wrong() -> None:
     dictionary = filled()
-    with pytest.raises(ParamsError, match=r"unknown hook point .input..*inputs"):
+    with pytest.raises(DataError, match=r"unknown hook point .input..*inputs"):
         dictionary.fold({"inputs": 3.0})
     with pytest.raises(ParamsError, match=r"feature_units.*'normalised'; did you mean 'normalized'"):
         dictionary.fold(3.0, feature_units="normalised")

@@ -17,7 +17,7 @@ from pipeline.evaluation.medians import HIGHEST, StreamingMedian
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.evaluation.reconstruction import ORDINARY, LabelMean, ReconstructionMetrics
 from pipeline.evaluation.sparsity import SparsityMetrics
-from pipeline.norms import as_hook_norm
+from pipeline.norms.hook_norm import as_hook_norm
 from tests.evaluation import naive
 from tests.evaluation.tiny import principal_of
 

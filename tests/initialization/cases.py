@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.initialization.compose import build_base, initialize_
-from pipeline.initialization.normalization import Normalizer
 from pipeline.initialization.sample import Sample, make_sample
+from pipeline.norms.normalizer import Normalizer
 from pipeline.params.schema import InitializerParams
 from pipeline.seeding import generator
 
@@ -31,7 +31,7 @@ def config(**fields: Any) -> dict[str, Any]:
 def sample(made: Dictionary, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None, norm: float = 4.0) -> Sample:
     """A sample of raw activations."""
     norms = dict.fromkeys((*made.hooks_in, *made.hooks_out), norm)
-    return make_sample(made, Normalizer(made, norms), x, x if y is None else y, mask)
+    return make_sample(made, Normalizer(made.config, norms), x, x if y is None else y, mask)
 
 
 def initialized(

@@ -11,8 +11,8 @@ from torch import Tensor
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import DataError
 from pipeline.initialization.compose import build_base, initialize_
-from pipeline.initialization.normalization import Normalizer
 from pipeline.initialization.sample import Sample, make_sample
+from pipeline.norms.normalizer import Normalizer
 from pipeline.params.schema import InitializerParams
 from tests.dictionaries.test_contract import KIND_CONFIGS
 from tests.initialization.cases import D, N, config, rows
@@ -32,7 +32,7 @@ def massive(x: Tensor, axis: int = 1) -> Tensor:
 def normalizer(made: Dictionary, factor: float | None) -> Normalizer:
     widths = dict.fromkeys(made.hooks_out, made.config.width_out) | dict.fromkeys(made.hooks_in, made.config.d_in)
     about = {"mean_norm": MEDIAN, "mean_square": MEDIAN**2, "median_norm": MEDIAN, "max_norm_factor": factor}
-    return Normalizer(made, {hook: {**about, "d": width} for hook, width in widths.items()})
+    return Normalizer(made.config, {hook: {**about, "d": width} for hook, width in widths.items()})
 
 
 def started(
@@ -71,7 +71,7 @@ def test_every_strategy_starts_as_on_the_ordinary_rows(
     # The test would see a difference: these rows without their median, by which massive ones are told.
     params = InitializerParams(**options)
     blind = build_base(config(**fields), params, seed=0)
-    everything = make_sample(blind, Normalizer(blind, {"input": MEDIAN}), massive(x), massive(x))
+    everything = make_sample(blind, Normalizer(blind.config, {"input": MEDIAN}), massive(x), massive(x))
     initialize_(blind, everything, params, batch_rows=64, seed=0, target_l0=target_l0)
     assert not same(found, blind)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.activation_functions.registry import activation_function
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.registry import build_dictionary
-from pipeline.initialization.normalization import SHORTENED, Normalizer
+from pipeline.norms.normalizer import SHORTENED, Normalizer
 from pipeline.training.source import TrainingBatch
 from pipeline.training.step import Trainer
 from tests.dictionaries.test_contract import KIND_CONFIGS
@@ -53,7 +53,7 @@ def scaled(x: Tensor) -> Tensor:
 
 def test_only_massive_tokens_are_shortened_and_keep_their_direction() -> None:
     x, ordinary = batch()
-    normalizer = Normalizer(dictionary(), norms(dictionary()))
+    normalizer = Normalizer(dictionary().config, norms(dictionary()))
     found, labels, mask = normalizer.shortened(x, x, None)
     assert labels is found
     assert mask is not None
@@ -76,10 +76,10 @@ def test_what_needs_no_change_is_passed_on() -> None:
     x, ordinary = batch()
     made = dictionary()
     plain = x[ordinary]
-    assert Normalizer(made, norms(made)).shortened(plain, plain, None) == (plain, plain, None)
+    assert Normalizer(made.config, norms(made)).shortened(plain, plain, None) == (plain, plain, None)
     # With a rule the source has masked them; without a median nothing is known.
-    assert Normalizer(made, norms(made, FACTOR)).shortened(x, x, ordinary) == (x, x, ordinary)
-    assert Normalizer(made, {"input": MEDIAN}).shortened(x, x, None) == (x, x, None)
+    assert Normalizer(made.config, norms(made, FACTOR)).shortened(x, x, ordinary) == (x, x, ordinary)
+    assert Normalizer(made.config, {"input": MEDIAN}).shortened(x, x, None) == (x, x, None)
 
 
 @pytest.mark.parametrize("kind", ["transcoder", "clt", "crosscoder", "lorsa"])
@@ -94,7 +94,7 @@ def test_each_hook_point_has_its_own_length_and_its_own_limit(kind: str) -> None
     x = torch.randn(4, 5, *several, 6, generator=draw)
     y = x if made.hooks_in == made.hooks_out else torch.randn(4, 5, *several, made.config.width_out, generator=draw)
     (x if several == () else x[:, :, 1])[2, 3] *= 1000
-    inputs, labels, mask = Normalizer(made, stated).shortened(x, y, None)
+    inputs, labels, mask = Normalizer(made.config, stated).shortened(x, y, None)
     assert mask is not None
     assert [tuple(place) for place in (~mask).nonzero().tolist()] == [(2, 3)]
     long = (inputs if several == () else inputs[:, :, 1])[2, 3]
@@ -188,7 +188,7 @@ def test_shortened_massive_tokens_leave_most_of_a_batchs_budget() -> None:
     x = torch.randn(n, width, generator=draw)
     x[::every] += 2000 * torch.randn(n // every, width, generator=draw)
     massive = torch.arange(n) % every == 0
-    normalizer = Normalizer(made, {"input": {**norms(made)["input"], "median_norm": 8.0, "mean_norm": 8.0}})
+    normalizer = Normalizer(made.config, {"input": {**norms(made)["input"], "median_norm": 8.0, "mean_norm": 8.0}})
     taken = []
     for inputs in (x, normalizer.shortened(x, x, None)[0]):
         active = (made.encode(normalizer.inputs(inputs)) > 0).sum(-1)

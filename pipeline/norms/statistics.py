@@ -2,7 +2,7 @@
 
 Kept, all in float64 (counts in int64), for rows x of width d:
 
-- n, sum of ||x||, sum of ||x||^2, sum of x, sum of x x^T, of the rows that are not massive (pipeline/exclusion.py);
+- n, sum of ||x||, sum of ||x||^2, sum of x, sum of x x^T, of the rows that are not massive (pipeline/norms/exclusion.py);
 - the number of massive rows, the largest norm, and a histogram of ||x|| of all rows, massive ones too, in bins of equal
   relative width 1e-3, from which any quantile follows to 1e-3 relative;
 - the number of rows with a non-finite value, which take no part in anything else.
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.exclusion import MASSIVE_FACTOR
+from pipeline.norms.exclusion import MASSIVE_FACTOR
 
 BIN_WIDTH = 1e-3  # of the natural logarithm
 LOWEST_NORM, HIGHEST_NORM = 1e-8, 1e12

@@ -1,4 +1,4 @@
-"""Where the massive tokens are (pipeline/exclusion.py): how often at which position, how often which token."""
+"""Where the massive tokens are (pipeline/norms/exclusion.py): how often at which position, how often which token."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Store(Protocol):
 
 
 class MassiveTokens:
-    """The massive tokens that :func:`pipeline.norms.compute_norms` meets: `add` is its callback `massive`.
+    """The massive tokens that :func:`pipeline.norms.measure.compute_norms` meets: `add` is its callback `massive`.
 
     Args:
         store: of which the norms are computed.

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from pipeline.norms import HookNorm
+    from pipeline.norms.hook_norm import HookNorm
 
 MASSIVE_FACTOR = 10.0  # times the median, where activations.max_norm_factor states no other
 MEDIAN_TOKENS = 32768

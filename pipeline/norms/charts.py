@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.norms import HookNorm, load_norm_arrays, load_norms
+from pipeline.norms.hook_norm import HookNorm, load_norm_arrays, load_norms
 from pipeline.plots.charts import BarChart
 from pipeline.plots.histograms import norm_charts
 

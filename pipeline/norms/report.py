@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.exclusion import MASSIVE_FACTOR
 from pipeline.files import atomic_directory
 from pipeline.metric_names import NORM
-from pipeline.norms import HookNorm
-from pipeline.norms_charts import norm_histograms
-from pipeline.norms_massive import MassiveTokens, commonest
+from pipeline.norms.charts import norm_histograms
+from pipeline.norms.exclusion import MASSIVE_FACTOR
+from pipeline.norms.hook_norm import HookNorm
+from pipeline.norms.massive import MassiveTokens, commonest
 from pipeline.plots.charts import number
 from pipeline.plots.histograms import position_chart
 from pipeline.plots.page import Row, Table
