@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.losses.reconstruction import reconstruction_loss
 from pipeline.seeding import generator
 

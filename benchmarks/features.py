@@ -27,7 +27,7 @@ from pipeline.corpus.document import Document
 from pipeline.corpus.packing import PackedSplit
 from pipeline.corpus.tokens import open_tokens, write_tokens
 from pipeline.dashboard.folder import write_dashboard
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.norms.hook_norm import load_norms
 from pipeline.params.loader import load_params
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_step import SparseStep
-from pipeline.activation_functions.registry import activation_function, activation_function_names
+from pipeline.activation_functions.interface import activation_function, activation_function_names
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.registry import build_dictionary, dictionary_class, kind_names
+from pipeline.dictionaries.build import build_dictionary, dictionary_class, kind_names
 from pipeline.kernels.gpu import accumulate, select_batch, select_rows
 from pipeline.kernels.gpu.adam import adam_, bias_corrections
 from pipeline.kernels.gpu.decode import decoding_error, sparse_decode, values_gradient

@@ -16,8 +16,8 @@ from pipeline.activations.reader import ActivationStore, open_activations
 from pipeline.analysis.inspection import Inspection, inspect_text
 from pipeline.analysis.steering import Steering, steer
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.dictionaries.masks import check_padding
-from pipeline.dictionaries.registry import build_dictionary
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import ParamsError
 from pipeline.evaluation.in_memory import evaluate_reconstruction

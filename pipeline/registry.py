@@ -1,71 +1,110 @@
-"""Things found by name: dictionary kinds, activation functions, sparsity losses.
+"""Things found by name: activation functions, sparsity losses, dictionary kinds.
 
-A thing is one file of a package and one registration inside it; the file has the thing's name, with '_' for each '-',
-and is imported when the name is first asked for. Listing the names imports nothing, so parameters are checked without
-torch.
+A thing is declared once, without torch: its name, what parameters must know of it, and where its implementation is, which is
+imported when it is first asked for. Another package declares things of its own by an entry point of the registry's group,
+whose name is the thing's and whose object is the declaration:
+
+    [project.entry-points."scopeline.activation_functions"]
+    softk = "mypackage.gates:SOFTK"
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-import pkgutil
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Iterator
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, Protocol, TypeVar
 
 from pipeline.errors import ParamsError, unknown_name
 
-T = TypeVar("T")
+
+class Declaration(Protocol):
+    """What a registry holds.
+
+    Attributes:
+        name: what users write.
+        implementation: `module:attribute` of the code.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def implementation(self) -> str: ...
 
 
-def module_name(name: str) -> str:
-    """The module that holds the thing called `name`: tanh-quad -> tanh_quad."""
-    return name.replace("-", "_")
+D = TypeVar("D", bound=Declaration)
 
 
-def thing_name(module: str) -> str:
-    """The name of the thing that a module holds: tanh_quad -> tanh-quad."""
-    return module.replace("_", "-")
-
-
-class Registry(Generic[T]):
-    """The things of one package.
+class Registry(Generic[D]):
+    """Declarations by name.
 
     Args:
         what: what a thing is called in messages, for example "activation function".
-        package: dotted name of the package whose files register the things.
-        helpers: module names of the package that register nothing.
+        group: entry points of this group declare further ones.
+        own: the declarations that are here.
     """
 
-    def __init__(self, what: str, package: str, helpers: tuple[str, ...] = ()) -> None:
-        self.what, self.package = what, package
-        self._helpers = {"registry", *helpers}
-        self._things: dict[str, T] = {}
+    def __init__(self, what: str, group: str, own: Iterable[D] = ()) -> None:
+        self.what, self.group = what, group
+        self._declared: dict[str, D] = {}
+        self._implementations: dict[str, Any] = {}
+        for declaration in own:
+            self.add(declaration)
 
-    def register(self, name: str) -> Callable[[T], T]:
-        """Decorator (or plain call) that files a thing under `name`; a name that is taken is refused."""
-
-        def add(thing: T) -> T:
-            if name in self._things:
-                raise ParamsError(f"{self.what} '{name}' is registered twice")
-            self._things[name] = thing
-            return thing
-
-        return add
+    def add(self, declaration: D) -> D:
+        """File a declaration; a name that is taken is refused."""
+        if declaration.name in self._declared:
+            raise ParamsError(f"{self.what} '{declaration.name}' is registered twice")
+        self._declared[declaration.name] = declaration
+        return declaration
 
     def names(self) -> tuple[str, ...]:
-        """All names, sorted, without importing their files."""
-        path = importlib.import_module(self.package).__path__
-        modules = {m.name for m in pkgutil.iter_modules(path)} - self._helpers
-        return tuple(sorted({thing_name(module) for module in modules} | set(self._things)))
+        """All names, ours first; no implementation is imported."""
+        return tuple(dict.fromkeys((*self._declared, *_entry_points(self.group))))
 
-    def get(self, name: str) -> T:
-        """The thing called `name`.
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._declared or name in _entry_points(self.group)
+
+    def get(self, name: str) -> D:
+        """The declaration of `name`.
 
         Raises:
-            ParamsError: there is none; the message lists all and the nearest.
+            ParamsError: there is none (the message lists all and the nearest), or another package's cannot be imported.
         """
-        if name not in self._things and name in self.names():
-            importlib.import_module(f"{self.package}.{module_name(name)}")
-        if name not in self._things:
+        if name not in self._declared and name in _entry_points(self.group):
+            point = _entry_points(self.group)[name]
+            found = self._imported(name, point.value, point.load)
+            if getattr(found, "name", None) != name:
+                other = getattr(found, "name", None)
+                raise ParamsError(f"{self.what} '{name}': {point.value} is a declaration of '{other}'")
+            self.add(found)
+        if name not in self._declared:
             raise ParamsError(unknown_name(self.what, name, self.names()))
-        return self._things[name]
+        return self._declared[name]
+
+    def load(self, name: str) -> Any:
+        """The implementation of `name`, imported once. Raises as :meth:`get`."""
+        if name not in self._implementations:
+            place = self.get(name).implementation
+            module, _, attribute = place.partition(":")
+            self._implementations[name] = self._imported(
+                name, place, lambda: functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+            )
+        return self._implementations[name]
+
+    def _imported(self, name: str, place: str, load: Any) -> Any:
+        if name in self._declared and place.startswith("pipeline."):
+            return load()  # a fault there is ours and keeps its traceback
+        try:
+            return load()
+        except (ImportError, AttributeError) as error:
+            raise ParamsError(f"{self.what} '{name}': {place} cannot be imported ({error})") from None
+
+
+@functools.cache
+def _entry_points(group: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=group)}

@@ -41,9 +41,9 @@ class Dynamic:
 
 # Source file that imports by name -> what it imports.
 DYNAMIC = {
-    "pipeline/dictionaries/registry.py": Dynamic("pipeline/dictionaries", "dictionary.kind"),
-    "pipeline/activation_functions/registry.py": Dynamic("pipeline/activation_functions", "dictionary.act_fn"),
-    "pipeline/losses/registry.py": Dynamic("pipeline/losses/sparsity", "trainer.sparsity_loss_type", whole=True),
+    "pipeline/dictionaries/build.py": Dynamic("pipeline/dictionaries", "dictionary.kind"),
+    "pipeline/activation_functions/interface.py": Dynamic("pipeline/activation_functions", "dictionary.act_fn"),
+    "pipeline/losses/sparsity_losses.py": Dynamic("pipeline/losses/sparsity", "trainer.sparsity_loss_type", whole=True),
     "pipeline/params/sections/dictionary.py": Dynamic("pipeline/params/kinds", "dictionary.kind"),
 }
 # The machinery of the above: it imports what its callers name.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.planted import DATA_SEED, EASY, MAIN, SECOND, SETS, PlantedSet, recovery
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 
 SMALL = PlantedSet(
     name="small", width=12, n_directions=30, active=6, exponent=1.0, mean_norm=2.0, noise_norm=0.3, scale=4.0, l0=8

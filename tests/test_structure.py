@@ -127,7 +127,7 @@ def test_interpretation_is_imported_by_no_module():
 
 def test_no_kind_is_imported_by_what_uses_the_interface():
     """Training, evaluation and folding find kinds by name: they import no file that is a kind, nor ask isinstance of one."""
-    kinds = {path for path in candidates(DYNAMIC["pipeline/dictionaries/registry.py"]) if _registers(path)}
+    kinds = {path for path in candidates(DYNAMIC["pipeline/dictionaries/build.py"]) if _registers(path)}
     assert "pipeline/dictionaries/sae.py" in kinds
     wrong = [
         f"{path}:{found.line} imports {found.path}"
@@ -141,7 +141,7 @@ def test_no_kind_is_imported_by_what_uses_the_interface():
 
 def test_no_kind_is_told_by_its_name_by_what_uses_the_interface():
     """Nor do they compare with a kind's name: what differs between kinds is asked of the interface."""
-    kinds = {Path(path).stem for path in candidates(DYNAMIC["pipeline/dictionaries/registry.py"]) if _registers(path)}
+    kinds = {Path(path).stem for path in candidates(DYNAMIC["pipeline/dictionaries/build.py"]) if _registers(path)}
     assert {"sae", "clt", "lorsa"} <= kinds
     found = {
         (path, name)
@@ -230,7 +230,7 @@ def test_numerical_core_needs_only_torch_numpy_and_safetensors():
             importlib.import_module(name)
 
         import torch
-        from pipeline.dictionaries.registry import build_dictionary
+        from pipeline.dictionaries.build import build_dictionary
         from pipeline.evaluation.in_memory import evaluate_reconstruction
 
         dictionary = build_dictionary({{"kind": "sae", "d_in": 4, "d_sae": 8, "act_fn": "topk", "top_k": 2}})
@@ -328,6 +328,6 @@ def test_closure_sees_functions_and_not_types():
     path = "pipeline/dictionaries/base.py"
     inside = next(found for found in imports(path) if found.path == "pipeline/dictionaries/store.py")
     assert not inside.typing_only
-    registry = {found.path: found for found in imports("pipeline/dictionaries/registry.py")}
+    registry = {found.path: found for found in imports("pipeline/dictionaries/build.py")}
     assert registry["pipeline/dictionaries/base.py"].typing_only
-    assert any("typing.TYPE_CHECKING" in names for names, _, _ in imported_names("pipeline/dictionaries/registry.py"))
+    assert any("typing.TYPE_CHECKING" in names for names, _, _ in imported_names("pipeline/dictionaries/build.py"))

@@ -9,15 +9,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from pipeline.activation_functions.batchtopk import BatchTopK
-from pipeline.activation_functions.registry import BudgetedActivation, GateSettings, Selection, register
+from pipeline.activation_functions.interface import BudgetedActivation, GateSettings, Selection
 
 
-@register("batchlayertopk")
 class BatchLayerTopK(BudgetedActivation):
     """Keeps the k B L largest positive z [..., L, F] over all tokens, layers and features."""
-
-    batch_dependent = True
-    joint_layers = True
 
     def selection(self, z: Tensor, settings: GateSettings) -> Selection:
         joint = settings._replace(k=settings.k * z.shape[-2], layered=False)

@@ -10,18 +10,15 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.activation_functions.registry import BudgetedActivation, GateSettings, Selection, register
+from pipeline.activation_functions.interface import BudgetedActivation, GateSettings, Selection
 
 SAMPLE_STRIDE = 16  # one value in so many tells where the candidates lie
 SAMPLE_SLACK = 1.25  # candidates aimed at, relative to the budget
 SAMPLE_FROM = 2**18  # values; below, a sample saves nothing
 
 
-@register("batchtopk")
 class BatchTopK(BudgetedActivation):
     """Keeps the k * B largest positive z over all tokens and features (of each layer by itself, where there are layers)."""
-
-    batch_dependent = True
 
     def selection(self, z: Tensor, settings: GateSettings) -> Selection:
         if settings.layered:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.activation_functions.registry import ActivationFunction, GateSettings, mask_features, register
+from pipeline.activation_functions.interface import ActivationFunction, GateSettings, mask_features
 from pipeline.errors import ParamsError
 
 
@@ -55,11 +55,8 @@ def jumprelu(z: Tensor, log_threshold: Tensor, window: float = 2.0) -> Tensor:
     return y
 
 
-@register("jumprelu")
 class JumpReLU(ActivationFunction):
     """Keeps z > theta, theta learned per feature."""
-
-    has_threshold = True
 
     def support(self, z: Tensor, settings: GateSettings) -> Tensor:
         theta = _log_threshold(settings).exp()

@@ -8,15 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.activation_functions.registry import BudgetedActivation, GateSettings, Selection, register
+from pipeline.activation_functions.interface import BudgetedActivation, GateSettings, Selection
 from pipeline.activation_functions.topk import TopK
 
 
-@register("layertopk")
 class LayerTopK(BudgetedActivation):
     """Keeps the k L largest positive z [..., L, F] of each token."""
-
-    joint_layers = True
 
     def selection(self, z: Tensor, settings: GateSettings) -> Selection:
         joint = settings._replace(k=settings.k * z.shape[-2], layered=False)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.activation_functions.registry import ActivationFunction, GateSettings, mask_features, register
+from pipeline.activation_functions.interface import ActivationFunction, GateSettings, mask_features
 
 
-@register("relu")
 class ReLU(ActivationFunction):
     """Keeps z > 0."""
 

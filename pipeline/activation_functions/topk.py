@@ -5,16 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.activation_functions.registry import (
+from pipeline.activation_functions.interface import (
     BudgetedActivation,
     GateSettings,
     Selection,
     mask_features,
-    register,
 )
 
 
-@register("topk")
 class TopK(BudgetedActivation):
     """Keeps the k largest positive z along the last dimension (of each layer too, where z is [..., L, F])."""
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.activation_functions.calibration import Calibration
-from pipeline.activation_functions.registry import ActivationFunction, GateSettings, activation_function
+from pipeline.activation_functions.interface import ActivationFunction, GateSettings, activation_function
 from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.fold import EPS_NORM, folded
 from pipeline.dictionaries.initial import DEFAULT_LOG_THRESHOLD, BaseInitialization

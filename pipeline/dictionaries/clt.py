@@ -20,7 +20,6 @@ from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.config import SeveralHookPoints
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
 from pipeline.dictionaries.parts import LinearPart
-from pipeline.dictionaries.registry import register
 from pipeline.hook_keys import out_of_order, written_before_read
 from pipeline.kernels.grouped import grouped_decode
 
@@ -45,7 +44,6 @@ class CrossLayerTranscoderConfig(SeveralHookPoints):
         return found
 
 
-@register("clt")
 class CrossLayerTranscoder(Dictionary):
     """Parameters W_E [L, D, F], b_E [L, F], b_D [L, D] and, for each target layer j, W_D.j [j + 1, F, D].
 

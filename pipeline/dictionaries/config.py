@@ -12,8 +12,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pipeline.activation_functions import registry as activation_functions
 from pipeline.errors import ParamsError, nearest, unknown_name
+from pipeline.params.gates import GATES
 
 NORM_ACTIVATIONS = ("dataset-wise", "dataset-rms", "token-wise", "batch-wise", "inference")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -88,10 +88,9 @@ class DictionaryConfig:
         for field in ("d_in", "d_out", "d_sae", "top_k"):
             if getattr(self, field) < 1:
                 found.append(f"{field}: must be at least 1, got {getattr(self, field)}")
-        known = activation_functions.activation_function_names()
-        if self.act_fn not in known:
-            found.append(f"act_fn: {unknown_name('activation function', self.act_fn, known)}")
-        elif activation_functions.activation_function(self.act_fn).joint_layers and not self.has_layers:
+        if self.act_fn not in GATES:
+            found.append(f"act_fn: {unknown_name('activation function', self.act_fn, GATES)}")
+        elif GATES.get(self.act_fn).joint_layers and not self.has_layers:
             found.append(f"act_fn: {self.act_fn} lets the layers of a token compete, and kind '{self.kind}' has one")
         if self.norm_activation not in NORM_ACTIVATIONS:
             found.append(f"norm_activation: {unknown_name('norm', self.norm_activation, NORM_ACTIVATIONS)}")

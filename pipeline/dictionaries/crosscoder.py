@@ -22,7 +22,6 @@ from pipeline.dictionaries.config import SeveralHookPoints
 from pipeline.dictionaries.fold import divisible
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
 from pipeline.dictionaries.parts import LinearPart
-from pipeline.dictionaries.registry import register
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +35,6 @@ class CrosscoderConfig(SeveralHookPoints):
         return found
 
 
-@register("crosscoder")
 class Crosscoder(Dictionary):
     """Parameters W_E [P, D, F], b_E [F], W_D [P, F, D], b_D [P, D]. Input and output are [..., P, D], features [..., F]."""
 

@@ -21,7 +21,6 @@ from pipeline.dictionaries.base import Dictionary, TokenSources
 from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.initial import BaseInitialization, normal_, uniform_
 from pipeline.dictionaries.parts import LinearPart
-from pipeline.dictionaries.registry import register
 from pipeline.dictionaries.rotary import Rotary
 from pipeline.errors import DataError, ParamsError
 from pipeline.hook_keys import written_before_read
@@ -100,7 +99,6 @@ class LowRankSparseAttentionConfig(DictionaryConfig):
         return found
 
 
-@register("lorsa")
 class LowRankSparseAttention(Dictionary):
     """Parameters W_Q, W_K [Q, D, d]; b_Q, b_K [Q, d]; w_V [F, D], b_V [F]; w_O [F, D]; b_D [D]; q_gain, k_gain [Q, d]."""
 

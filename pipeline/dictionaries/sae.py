@@ -25,7 +25,6 @@ from pipeline.dictionaries.fold import divisible
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
 from pipeline.dictionaries.masks import kept_tokens
 from pipeline.dictionaries.parts import LinearPart
-from pipeline.dictionaries.registry import register
 from pipeline.hook_keys import written_before_read
 from pipeline.kernels.dispatch import entries_pay
 from pipeline.kernels.selected import selected_decode, selected_linear
@@ -81,7 +80,6 @@ class SparseAutoencoderConfig(DictionaryConfig):
         return found
 
 
-@register("sae")
 class SparseAutoencoder(Dictionary):
     """Parameters W_E [D, F], b_E [F], W_D [F, D_out], b_D [D_out]; GLU: W_G [D, F], b_G [F]; W_skip [D, D_out]."""
 

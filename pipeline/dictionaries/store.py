@@ -17,8 +17,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.build import config_from_dict, dictionary_class
 from pipeline.dictionaries.config import DTYPES, DictionaryConfig
-from pipeline.dictionaries.registry import config_from_dict, dictionary_class
 from pipeline.errors import DataError, ParamsError, unknown_name
 from pipeline.files import atomic_directory, ensure_free_space, read_json, write_json
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.dictionaries.fold import divisible
 from pipeline.dictionaries.initial import BaseInitialization
-from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import ParamsError
 from pipeline.initialization import activation_rows, active_subspace, attention, encoder_bias, grid_search, mlp_responses
 from pipeline.initialization.decoder_bias import biases_of, set_decoder_bias_

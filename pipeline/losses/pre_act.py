@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.errors import ParamsError
 from pipeline.losses.reductions import full_precision, mean_over_tokens, widened
-from pipeline.losses.registry import SparsityInputs
+from pipeline.losses.sparsity_losses import SparsityInputs
 
 
 def pre_act_loss(inputs: SparsityInputs, include_norm: bool) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.params.fields import resolve_share, resolve_steps
+from pipeline.params.losses import SPARSITY_LOSSES
 from pipeline.params.section import Rule, rule
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ def steers_thresholds(params: Params) -> bool:
     """Whether JumpReLU's thresholds start at a target L0 and are steered to it."""
     trainer = params.trainer
     steered = trainer.target_l0 is not None and trainer.target_l0_mode == "threshold"
-    return steered and params.dictionary.act_fn == "jumprelu"
+    return steered and params.dictionary.gate.has_threshold
 
 
 def sparsity_is_asked_for(params: Params) -> str | None:
@@ -24,9 +25,9 @@ def sparsity_is_asked_for(params: Params) -> str | None:
     asks = trainer.sparsity_loss_type is not None or steers_thresholds(params)
     if params.dictionary.is_topk_family or asks:
         return None
-    if act_fn == "relu":
+    if not params.dictionary.gate.has_threshold:
         return (
-            "relu keeps every positive value, and nothing makes it sparse; set trainer.sparsity_loss_type (power) and its "
+            f"{act_fn} keeps every positive value, and nothing makes it sparse; set trainer.sparsity_loss_type (power) and its "
             "l1_coefficient (with target_l0 and target_l0_mode coefficient for a wanted L0), or act_fn to topk"
         )
     return f"nothing makes {act_fn} sparse; set trainer.target_l0, or trainer.sparsity_loss_type and trainer.l1_coefficient"
@@ -36,7 +37,7 @@ def sparsity_is_asked_for(params: Params) -> str | None:
 def jumprelu_has_a_first_threshold(params: Params) -> str | None:
     """JumpReLU has no default threshold, but with a target L0 in mode threshold the data give it; other gates have none."""
     stated = params.initializer.init_log_jumprelu_threshold_value
-    if params.dictionary.act_fn != "jumprelu":
+    if not params.dictionary.gate.has_threshold:
         if stated is not None:
             return f"{stated} is for jumprelu only; dictionary.act_fn is {params.dictionary.act_fn}; write null"
         return None
@@ -66,9 +67,10 @@ def auxk_needs_the_topk_family(params: Params) -> str | None:
 @rule("trainer.sparsity_loss_type")
 def l0_needs_thresholds(params: Params) -> str | None:
     """The l0 loss has a gradient for thresholds only."""
-    if params.trainer.sparsity_loss_type == "l0" and params.dictionary.act_fn != "jumprelu":
+    loss = params.trainer.sparsity_loss_type
+    if loss is not None and SPARSITY_LOSSES.get(loss).needs_thresholds and not params.dictionary.gate.has_threshold:
         return (
-            f"the l0 loss trains JumpReLU's thresholds; dictionary.act_fn is {params.dictionary.act_fn}; "
+            f"the {loss} loss trains JumpReLU's thresholds; dictionary.act_fn is {params.dictionary.act_fn}; "
             "set it to jumprelu, or take another sparsity loss"
         )
     return None
@@ -77,7 +79,7 @@ def l0_needs_thresholds(params: Params) -> str | None:
 @rule("trainer.lp_coefficient")
 def pre_act_loss_needs_thresholds(params: Params) -> str | None:
     """The pre-act loss pulls features up to their thresholds."""
-    if params.trainer.lp_coefficient is not None and params.dictionary.act_fn != "jumprelu":
+    if params.trainer.lp_coefficient is not None and not params.dictionary.gate.has_threshold:
         return f"the pre-act loss needs JumpReLU's thresholds; dictionary.act_fn is {params.dictionary.act_fn}; write null"
     return None
 
@@ -99,10 +101,11 @@ def target_l0_is_open(params: Params) -> str | None:
 def threshold_mode_needs_thresholds(params: Params) -> str | None:
     """ReLU has no threshold to steer."""
     trainer = params.trainer
-    if trainer.target_l0 is None or trainer.target_l0_mode != "threshold" or params.dictionary.act_fn != "relu":
+    gate = params.dictionary.gate
+    if trainer.target_l0 is None or trainer.target_l0_mode != "threshold" or gate.has_threshold or gate.budgeted:
         return None
     return (
-        "threshold steers JumpReLU's thresholds; dictionary.act_fn is relu; "
+        f"threshold steers JumpReLU's thresholds; dictionary.act_fn is {gate.name}; "
         "set the mode to coefficient and trainer.sparsity_loss_type to power, or act_fn to jumprelu"
     )
 
@@ -111,9 +114,12 @@ def threshold_mode_needs_thresholds(params: Params) -> str | None:
 def coefficient_mode_has_a_smooth_loss(params: Params) -> str | None:
     """The l0 loss moves thresholds in a window only; steering its weight winds up (measured: beyond 1e37 in 900 steps)."""
     trainer = params.trainer
-    if trainer.target_l0 is None or trainer.target_l0_mode != "coefficient" or trainer.sparsity_loss_type != "l0":
+    loss = trainer.sparsity_loss_type
+    if trainer.target_l0 is None or trainer.target_l0_mode != "coefficient" or loss is None:
         return None
-    return "coefficient winds up with the l0 loss; take quadratic, or threshold without a sparsity loss"
+    if SPARSITY_LOSSES.get(loss).steerable:
+        return None
+    return f"coefficient winds up with the {loss} loss; take quadratic, or threshold without a sparsity loss"
 
 
 @rule("trainer.lr_end_ratio")
@@ -130,9 +136,9 @@ def topk_start_leads_to_another_gate(params: Params) -> str | None:
     trainer, act_fn = params.trainer, params.dictionary.act_fn
     if not trainer.topk_start_steps:
         return None
-    if act_fn not in ("batchtopk", "jumprelu"):
+    if not params.dictionary.gate.topk_start:
         return f"a TopK start is for batchtopk and jumprelu; dictionary.act_fn is {act_fn}; write 0"
-    if act_fn == "jumprelu" and not steers_thresholds(params):
+    if params.dictionary.gate.has_threshold and not steers_thresholds(params):
         return (
             "with jumprelu a TopK start takes its k from trainer.target_l0 in target_l0_mode threshold; set those, or write 0"
         )
@@ -171,9 +177,10 @@ def coefficient_arrives(params: Params) -> str | None:
 @rule("trainer.jumprelu_lr_factor")
 def thresholds_learn(params: Params) -> str | None:
     """The l0 loss has no gradient but that of the thresholds."""
-    if params.trainer.sparsity_loss_type != "l0" or params.trainer.jumprelu_lr_factor > 0:
+    loss = params.trainer.sparsity_loss_type
+    if loss is None or not SPARSITY_LOSSES.get(loss).needs_thresholds or params.trainer.jumprelu_lr_factor > 0:
         return None
-    return "is 0, so that the l0 loss, which trains nothing but thresholds, does nothing; give it a positive value"
+    return f"is 0, so that the {loss} loss, which trains nothing but thresholds, does nothing; give it a positive value"
 
 
 @rule("trainer.dead_threshold")

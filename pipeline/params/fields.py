@@ -11,7 +11,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 from pipeline.errors import nearest
@@ -31,7 +31,7 @@ class Limits:
     more_than: float | None = None
     at_most: float | None = None
     less_than: float | None = None
-    choices: tuple[Any, ...] | None = None
+    choices: Collection[Any] | None = None
     words: tuple[str, ...] = ()  # strings that a number field accepts, as 'auto'
     steps: bool = False  # an int counts steps, a float is a fraction of the run
     share: tuple[str, str] | None = None  # (things, whole): an int counts things, a float is a share of it
@@ -174,7 +174,7 @@ def _check_share(value: float, things: str, whole: str) -> None:
         raise Refused(f"a number of {things} must be at least 1, got {value}")
 
 
-def _not_a_choice(value: Any, choices: Sequence[Any], nullable: bool) -> str:
+def _not_a_choice(value: Any, choices: Collection[Any], nullable: bool) -> str:
     listed = ", ".join([_plain(c) for c in choices] + (["null"] if nullable else []))
     close = nearest(str(value), [str(c) for c in choices])
     hint = f"; did you mean '{close}'?" if close else ";"

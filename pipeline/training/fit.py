@@ -18,6 +18,7 @@ from pipeline.norms.exclusion import MASSIVE_FACTOR
 from pipeline.norms.normalizer import Normalizer
 from pipeline.params.cross_section import UNFOLDABLE
 from pipeline.params.cross_section_losses import sparsity_is_asked_for
+from pipeline.params.gates import GATES
 from pipeline.params.schema import (
     ActivationsParams,
     FoldParams,
@@ -26,7 +27,6 @@ from pipeline.params.schema import (
     TrainerParams,
     section_from_dict,
 )
-from pipeline.params.sections.dictionary import BATCH_DEPENDENT
 from pipeline.seeding import generator
 from pipeline.training import recipe
 from pipeline.training.device import training_device
@@ -183,7 +183,8 @@ def _params(
     shared = {key: value for key, value in config.items() if key not in _NOT_IN_PARAMS}
     known = {field.name for field in dataclasses.fields(section)}
     complete = recipe.trainer_fields(trainer, config)
-    calibrated = config["act_fn"] in BATCH_DEPENDENT or complete.get("target_l0") is not None
+    declared = config["act_fn"] in GATES  # what is not is a fault of its own
+    calibrated = (declared and GATES.get(config["act_fn"]).batch_dependent) or complete.get("target_l0") is not None
     if calibrated and len(data) < 2 * batch_size:
         raise ParamsError(
             f"batch_size: {batch_size} leaves nothing to train on of {len(data)} rows, since one batch sets the "

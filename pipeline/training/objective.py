@@ -22,13 +22,13 @@ from pipeline.errors import ParamsError, unknown_name
 from pipeline.losses.auxk import auxk_loss
 from pipeline.losses.pre_act import pre_act_loss
 from pipeline.losses.reconstruction import reconstruction_loss
-from pipeline.losses.registry import SparsityInputs, sparsity_loss
+from pipeline.losses.sparsity_losses import SparsityInputs, sparsity_loss
 from pipeline.params.fields import resolve_share
+from pipeline.params.losses import SPARSITY_LOSSES
 
 RECONSTRUCTION = "l_rec"
 PRE_ACT = "lp"
 AUXK = "auxk"
-TERMS = {"l0": "l0_loss"}  # where a sparsity loss's name is a metric's
 AMP_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -102,7 +102,7 @@ def compute_loss(
     inputs = SparsityInputs(codes.f, codes.z, codes.norms, dictionary.thresholds(), mask, step_statistic)
     if params.sparsity_loss_type is not None:
         value = sparsity_loss(params.sparsity_loss_type)(inputs, params)
-        name = TERMS.get(params.sparsity_loss_type, params.sparsity_loss_type)
+        name = SPARSITY_LOSSES.get(params.sparsity_loss_type).metric or params.sparsity_loss_type
         unweighted[name] = value
         terms[name] = value * l1_coefficient
     if params.lp_coefficient is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.params.gates import GATES
 from pipeline.params.sections.dictionary import kind_class
 
 DICTIONARY: dict[str, Any] = {"act_fn": "topk", "top_k": 24, "expansion_factor": 16.0, "apply_b_dec_to_input": True}
@@ -56,7 +57,7 @@ def initializer_fields(given: Mapping[str, Any], dictionary: Mapping[str, Any], 
     if any(given.get(name) for name in _DECODER_ROWS):
         recipe = {key: value for key, value in recipe.items() if key not in _DECODER_ROWS}
     by_target = trainer.get("target_l0") is not None and trainer.get("target_l0_mode", "threshold") == "threshold"
-    if dictionary["act_fn"] == "jumprelu" and not by_target:
+    if _has_thresholds(dictionary) and not by_target:
         recipe["init_log_jumprelu_threshold_value"] = -2.302585
     if not dictionary.get("apply_b_dec_to_input"):
         recipe["init_encoder_bias_with_mean_hidden_pre"] = True
@@ -68,6 +69,10 @@ def initializer_fields(given: Mapping[str, Any], dictionary: Mapping[str, Any], 
 def trainer_fields(given: Mapping[str, Any], dictionary: Mapping[str, Any]) -> dict[str, Any]:
     """`given` completed, for a completed `dictionary`: JumpReLU's L0 is steered to top_k where no given loss decides it."""
     recipe = dict(TRAINER)
-    if dictionary["act_fn"] == "jumprelu" and not any(given.get(name) for name in _DECIDES_L0):
+    if _has_thresholds(dictionary) and not any(given.get(name) for name in _DECIDES_L0):
         recipe["target_l0"] = dictionary["top_k"]
     return {**recipe, **given}
+
+
+def _has_thresholds(dictionary: Mapping[str, Any]) -> bool:
+    return dictionary["act_fn"] in GATES and GATES.get(dictionary["act_fn"]).has_threshold

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline import metric_names as names
-from pipeline.activation_functions.registry import activation_function
+from pipeline.activation_functions.interface import activation_function
 from pipeline.dictionaries.base import Codes, Dictionary, Gate
 from pipeline.dictionaries.served import n_layers_of
 from pipeline.losses.reductions import aligned

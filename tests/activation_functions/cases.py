@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.activation_functions.registry import GateSettings
+from pipeline.activation_functions.interface import GateSettings
 from pipeline.seeding import generator
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=120)

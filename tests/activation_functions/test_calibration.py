@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.activation_functions.calibration import Calibration, ThresholdCalibrator
-from pipeline.activation_functions.registry import GateSettings, activation_function
+from pipeline.activation_functions.interface import GateSettings, activation_function
 from pipeline.errors import NumericsError
 from pipeline.seeding import generator
 

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from pipeline.activation_functions import batchtopk
 from pipeline.activation_functions.batchtopk import SAMPLE_FROM, largest
-from pipeline.activation_functions.registry import (
+from pipeline.activation_functions.interface import (
     GateSettings,
     activation_function,
     activation_function_names,
-    register,
 )
 from pipeline.errors import ParamsError
 from pipeline.seeding import generator
@@ -233,18 +232,12 @@ def test_every_registered_gate_is_covered() -> None:
 
 def test_unknown_names_list_all_and_the_nearest() -> None:
     with pytest.raises(
-        ParamsError, match=r"did you mean 'batchtopk'\? \(known: batchlayertopk, batchtopk, jumprelu, layertopk, relu, topk"
+        ParamsError, match=r"did you mean 'batchtopk'\? \(known: relu, jumprelu, topk, batchtopk, layertopk, batchlayertopk"
     ):
         activation_function("batch_topk")
 
 
-def test_a_name_is_registered_once() -> None:
-    function = type(activation_function("relu"))
-    with pytest.raises(ParamsError, match="'relu' is registered twice"):
-        register("relu")(function)
-
-
 def test_flags() -> None:
     assert [activation_function(n).budgeted for n in ("relu", "topk", "batchtopk", "jumprelu")] == [False, True, True, False]
-    assert [n for n in activation_function_names() if activation_function(n).batch_dependent] == ["batchlayertopk", "batchtopk"]
+    assert [n for n in activation_function_names() if activation_function(n).batch_dependent] == ["batchtopk", "batchlayertopk"]
     assert [n for n in activation_function_names() if activation_function(n).has_threshold] == ["jumprelu"]

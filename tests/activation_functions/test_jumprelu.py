@@ -11,8 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.activation_functions.interface import GateSettings, activation_function
 from pipeline.activation_functions.jumprelu import jumprelu
-from pipeline.activation_functions.registry import GateSettings, activation_function
 from pipeline.errors import ParamsError
 from pipeline.seeding import generator
 from tests.activation_functions.cases import PROPERTY, Case, cases

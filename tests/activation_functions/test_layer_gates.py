@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.activation_functions.registry import GateSettings, activation_function
+from pipeline.activation_functions.interface import GateSettings, activation_function
 from tests.activation_functions.cases import PROPERTY, Case, cases
 
 NAMES = ("topk", "batchtopk", "layertopk", "batchlayertopk")

@@ -23,7 +23,7 @@ from pipeline.analysis.run import Inputs, analyze
 from pipeline.analysis.tracing import AnalysedContexts
 from pipeline.analysis.writing import banded
 from pipeline.corpus.tokens import open_tokens
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import DataError, Interrupted
 from pipeline.evaluation.models import LanguageModels
 from pipeline.evaluation.raw_space import RawDictionary

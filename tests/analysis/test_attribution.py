@@ -7,7 +7,7 @@ import torch
 
 from pipeline.analysis.attribution import attribute, logit_effects, standing, writes_residual_stream, written_directions
 from pipeline.analysis.texts import ReadableTexts
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import DataError
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.lm.hook_points import SITES

@@ -14,7 +14,7 @@ from pipeline.analysis.decoder_neighbours import decoder_neighbours, decoder_row
 from pipeline.analysis.feature_counts import BINS, FeatureCounts, histogram_edges
 from pipeline.analysis.hashing import BITS, hashed
 from pipeline.analysis.writing import activation_thresholds
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.seeding import generator
 
 N, T, F = 12, 7, 19

@@ -8,7 +8,7 @@ import torch
 from pipeline.analysis.inspection import inspect_text
 from pipeline.analysis.texts import feature_index, feature_name
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import DataError, ParamsError
 from pipeline.norms.hook_norm import as_hook_norm
 from tests.project import CONTEXT, D_MODEL

@@ -20,7 +20,7 @@ from pipeline.analysis.loading import Loaded, load_for_analysis
 from pipeline.analysis.run import Inputs, analyze
 from pipeline.analysis.terminal import largest
 from pipeline.corpus.tokens import open_tokens
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import DataError
 from pipeline.lm.loading import load_language_model
 from pipeline.params.loader import load_params

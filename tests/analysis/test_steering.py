@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.analysis.steering import continue_text, steer, steering_replacements
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import DataError
 from pipeline.norms.hook_norm import as_hook_norm
 from tests.analysis.test_inspection import folded, sae

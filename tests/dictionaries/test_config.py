@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.dictionaries.registry import build_dictionary, config_from_dict
+from pipeline.dictionaries.build import build_dictionary, config_from_dict
 from pipeline.errors import ParamsError
 from tests.dictionaries.make import LAYERS_IN, LAYERS_OUT
 

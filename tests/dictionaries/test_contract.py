@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.activation_functions.registry import activation_function, activation_function_names
+from pipeline.activation_functions.interface import activation_function, activation_function_names
 from pipeline.dictionaries.base import Dictionary, Gate
-from pipeline.dictionaries.registry import build_dictionary, config_from_dict, dictionary_class, kind_names
+from pipeline.dictionaries.build import build_dictionary, config_from_dict, dictionary_class, kind_names
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import ParamsError
 from tests.dictionaries.make import ACT_FNS, LAYER_ACT_FNS, LAYERS_IN, LAYERS_OUT, filled, read_by

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.dictionaries.initial import BaseInitialization
-from pipeline.dictionaries.registry import build_dictionary
 from pipeline.errors import DataError, ParamsError
 from pipeline.evaluation.decoder import decoder_metrics
 from pipeline.folding import fold_dictionary

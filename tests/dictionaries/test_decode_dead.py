@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.registry import kind_names
+from pipeline.dictionaries.build import kind_names
 from pipeline.losses.auxk import AuxKLoss, auxk_loss
 from tests.dictionaries.make import read_by
 from tests.dictionaries.test_contract import make

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.dictionaries.rotary import Rotary
 from pipeline.errors import DataError, ParamsError
 from pipeline.seeding import generator

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Codes, Dictionary
-from pipeline.dictionaries.registry import build_dictionary, config_from_dict
+from pipeline.dictionaries.build import build_dictionary, config_from_dict
 from tests.dictionaries.make import filled, inputs
 
 VARIANTS: list[dict[str, Any]] = [

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.evaluation.report import Evaluator
 from tests.evaluation import naive

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.evaluation import decoder
 from pipeline.evaluation.decoder import (
     decoder_metrics,

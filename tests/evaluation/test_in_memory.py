@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import DataError, NumericsError
 from pipeline.evaluation.in_memory import evaluate_reconstruction
 from tests.evaluation import naive

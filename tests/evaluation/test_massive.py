@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.evaluation.baselines import PcaMetrics
 from pipeline.evaluation.in_memory import evaluate_reconstruction
 from pipeline.evaluation.intervals import ratio_interval

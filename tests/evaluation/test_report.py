@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import DataError, NumericsError
 from pipeline.evaluation.baselines import PrincipalDirections
 from pipeline.evaluation.raw_space import RawDictionary

@@ -7,7 +7,7 @@ from html import escape
 
 import pytest
 
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.evaluation.compared import compared
 from pipeline.evaluation.decoder import decoder_metrics
 from pipeline.evaluation.sparsity import QUANTILES, quantile_key

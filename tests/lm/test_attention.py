@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import DataError, ParamsError
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.lm.attention import AttentionWeights

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.losses.registry import SparsityInputs
+from pipeline.losses.sparsity_losses import SparsityInputs
 from pipeline.seeding import generator
 
 # Shape of f, and of a token's features: tokens, sequences, tokens with layers, sequences with layers.

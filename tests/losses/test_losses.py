@@ -11,8 +11,8 @@ from pipeline.errors import ParamsError
 from pipeline.losses.auxk import auxk_loss
 from pipeline.losses.pre_act import pre_act_loss
 from pipeline.losses.reconstruction import reconstruction_loss
-from pipeline.losses.registry import SparsityInputs
 from pipeline.losses.sparsity.power import power_loss
+from pipeline.losses.sparsity_losses import SparsityInputs
 from tests.losses.cases import randn
 
 

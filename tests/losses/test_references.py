@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pipeline.losses.pre_act import pre_act_loss
 from pipeline.losses.reconstruction import reconstruction_loss
-from pipeline.losses.registry import SparsityInputs
 from pipeline.losses.sparsity.l0 import l0_loss
 from pipeline.losses.sparsity.power import power_loss
 from pipeline.losses.sparsity.tanh import tanh_loss
 from pipeline.losses.sparsity.tanh_quad import tanh_quad_loss
+from pipeline.losses.sparsity_losses import SparsityInputs
 from tests.losses.cases import CASES, Entry, make_inputs, mean, randn, tokens
 
 Tokens = list[list[list[Entry]]]

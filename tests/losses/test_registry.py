@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ParamsError
-from pipeline.losses.registry import SparsityInputs, register, sparsity_loss, sparsity_loss_names
 from pipeline.losses.sparsity.power import power_loss
 from pipeline.losses.sparsity.tanh_quad import tanh_quad_loss
-from pipeline.params.sections.trainer import TrainerParams, sparsity_losses
-from pipeline.registry import Registry
+from pipeline.losses.sparsity_losses import SparsityInputs, sparsity_loss, sparsity_loss_names
+from pipeline.params.losses import SPARSITY_LOSSES
+from pipeline.params.sections.trainer import TrainerParams
 from tests.closure import ROOT
 from tests.losses.cases import randn
 
@@ -37,9 +37,8 @@ def test_names_are_the_files_with_hyphens() -> None:
     assert sparsity_loss("power").function is power_loss
 
 
-@pytest.mark.parametrize("name", sparsity_losses())
+@pytest.mark.parametrize("name", SPARSITY_LOSSES.names())
 def test_parameters_know_the_losses_and_state_their_defaults(name: str) -> None:
-    assert sparsity_losses() == sparsity_loss_names()
     loss = sparsity_loss(name)
     assert loss.function.__kwdefaults__ == {field: getattr(TrainerParams(), field) for field in loss.fields}
 
@@ -50,12 +49,6 @@ def test_an_unknown_name_lists_the_others(wrong: str, nearest: str) -> None:
         sparsity_loss(wrong)
 
 
-def test_a_name_is_taken_once() -> None:
-    sparsity_loss("tanh-quad")
-    with pytest.raises(ParamsError, match="sparsity loss 'tanh-quad' is registered twice"):
-        register("tanh-quad")(tanh_quad_loss)
-
-
 def _fresh(code: str) -> str:
     """Output of code in a process that has imported none of the losses."""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
@@ -63,20 +56,10 @@ def _fresh(code: str) -> str:
     return done.stdout
 
 
-def test_names_are_listed_without_torch() -> None:
-    listing = "from pipeline.registry import Registry; print(*Registry('x', 'pipeline.losses.sparsity').names())"
-    found = _fresh(f"import sys; {listing}; assert 'torch' not in sys.modules")
-    assert found.split() == ["l0", "power", "tanh", "tanh-quad"]
-
-
 def test_every_name_finds_its_file_on_demand() -> None:
-    code = "from pipeline.losses.registry import *; print(*(sparsity_loss(n).function.__name__ for n in sparsity_loss_names()))"
+    names = "from pipeline.losses.sparsity_losses import *; "
+    code = names + "print(*(sparsity_loss(n).function.__name__ for n in sparsity_loss_names()))"
     assert _fresh(code).split() == ["l0_loss", "power_loss", "tanh_loss", "tanh_quad_loss"]
-
-
-def test_a_module_without_hyphens_keeps_its_name() -> None:
-    activations: Registry[object] = Registry("activation function", "pipeline.activation_functions", ("calibration",))
-    assert {"relu", "jumprelu", "topk", "batchtopk"} <= set(activations.names())
 
 
 def test_fields_are_read_off_the_settings() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.params.schema import TrainerParams
 from pipeline.seeding import generator
 from pipeline.training.step import Trainer

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.loop import TrainingRun, train
 from pipeline.training.source import TensorSource, TrainingBatch

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.activation_functions.registry import activation_function, activation_function_names
+from pipeline.activation_functions.interface import activation_function, activation_function_names
 from pipeline.api import loss
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.registry import build_dictionary, dictionary_class, kind_names
+from pipeline.dictionaries.build import build_dictionary, dictionary_class, kind_names
 from pipeline.params.schema import TrainerParams
 from pipeline.training.source import TrainingBatch
 from pipeline.training.step import Trainer

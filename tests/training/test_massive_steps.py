@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.activation_functions.registry import activation_function
+from pipeline.activation_functions.interface import activation_function
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.registry import build_dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.norms.normalizer import SHORTENED, Normalizer
 from pipeline.training.source import TrainingBatch
 from pipeline.training.step import Trainer

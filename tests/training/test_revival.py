@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.activation_functions.registry import activation_function
+from pipeline.activation_functions.interface import activation_function
 from pipeline.dictionaries.base import Dictionary
 from pipeline.training.revival import EXPECTED, LONGEST, MARGIN, SHORTEST, least_silence, out_of_reach, revive_, silence
 from pipeline.training.source import TrainingBatch

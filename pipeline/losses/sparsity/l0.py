@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.errors import ParamsError
 from pipeline.losses.reductions import full_precision, mean_over_tokens, mean_per_entry, widened
-from pipeline.losses.registry import SparsityInputs, register
+from pipeline.losses.sparsity_losses import SparsityInputs, SparsityLoss
 
 QUADRATIC = "quadratic"
 
@@ -66,7 +66,6 @@ def _mean_l0(inputs: SparsityInputs, *, l0_bandwidth: float, target_l0: float | 
         return mean_per_entry(counts, inputs.mask, layer_dims)
 
 
-@register("l0", "l0_bandwidth", "target_l0", "target_l0_mode", statistic=_mean_l0)
 def l0_loss(
     inputs: SparsityInputs,
     *,
@@ -94,3 +93,6 @@ def l0_loss(
         if mean is None or target_l0 is None:
             return mean_over_tokens(_counts(inputs, l0_bandwidth)[0], inputs.mask)
         return (inputs.over_step(mean) / target_l0 - 1).square().mean()
+
+
+LOSS = SparsityLoss(l0_loss, statistic=_mean_l0)

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from pipeline.errors import ParamsError
 from pipeline.losses.reductions import full_precision, mean_over_tokens, widened
-from pipeline.losses.registry import SparsityInputs, register
+from pipeline.losses.sparsity_losses import SparsityInputs
 
 
-@register("power", "p")
 def power_loss(inputs: SparsityInputs, *, p: float = 1.0) -> Tensor:
     """MEAN( ( sum_i (f_i n_i)^p )^(1/p) ) over kept tokens, and over layers where there are any.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pipeline.losses.reductions import full_precision, mean_over_tokens, widened
-from pipeline.losses.registry import SparsityInputs, register
+from pipeline.losses.sparsity_losses import SparsityInputs
 
 
 def stretched(inputs: SparsityInputs, c: float) -> Tensor:
@@ -18,7 +18,6 @@ def stretched(inputs: SparsityInputs, c: float) -> Tensor:
     return (widened(inputs.f) * (c * widened(inputs.norms))).tanh_()
 
 
-@register("tanh", "tanh_stretch_coefficient")
 def tanh_loss(inputs: SparsityInputs, *, tanh_stretch_coefficient: float = 4.0) -> Tensor:
     """MEAN( sum_i tanh(c f_i n_i) ) over kept tokens, and over layers where there are any.
 

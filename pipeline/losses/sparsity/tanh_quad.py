@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.losses.reductions import full_precision, mean_per_entry
-from pipeline.losses.registry import SparsityInputs, register
 from pipeline.losses.sparsity.tanh import stretched
+from pipeline.losses.sparsity_losses import SparsityInputs, SparsityLoss
 
 
 def _frequencies(inputs: SparsityInputs, *, tanh_stretch_coefficient: float, **_: Any) -> Tensor:
@@ -26,7 +26,6 @@ def _frequencies(inputs: SparsityInputs, *, tanh_stretch_coefficient: float, **_
         return mean_per_entry(stretched(inputs, tanh_stretch_coefficient), inputs.mask, inputs.norms.ndim)
 
 
-@register("tanh-quad", "tanh_stretch_coefficient", "frequency_scale", statistic=_frequencies)
 def tanh_quad_loss(inputs: SparsityInputs, *, tanh_stretch_coefficient: float = 4.0, frequency_scale: float = 0.01) -> Tensor:
     """sum_i q_i (1 + q_i / s), q_i = MEAN tanh(c f_i n_i); with layers, q of each, and the mean of their sums.
 
@@ -40,3 +39,6 @@ def tanh_quad_loss(inputs: SparsityInputs, *, tanh_stretch_coefficient: float = 
     """
     q = inputs.over_step(_frequencies(inputs, tanh_stretch_coefficient=tanh_stretch_coefficient))
     return (q * (1 + q / frequency_scale)).sum(-1).mean()
+
+
+LOSS = SparsityLoss(tanh_quad_loss, statistic=_frequencies)

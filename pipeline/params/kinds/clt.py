@@ -8,11 +8,9 @@ from typing import ClassVar
 from pipeline.hook_keys import out_of_order, written_before_read
 from pipeline.params.fields import param
 from pipeline.params.section import rule
-from pipeline.params.sections.dictionary import register_kind
 from pipeline.params.sections.several_hook_points import SeveralHookPointsParams
 
 
-@register_kind("clt")
 @dataclass(frozen=True)
 class CrossLayerTranscoderParams(SeveralHookPointsParams):
     """Fields: those of SeveralHookPointsParams; layer l writes hook_points_out[l] and those after it."""

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pipeline.params.fields import param
 from pipeline.params.section import rule
 from pipeline.params.sections.activations import HOOK_KEY
-from pipeline.params.sections.dictionary import register_kind
 from pipeline.params.sections.several_hook_points import SeveralHookPointsParams
 
 
-@register_kind("crosscoder")
 @dataclass(frozen=True)
 class CrosscoderParams(SeveralHookPointsParams):
     """Fields: those of SeveralHookPointsParams; it writes what it reads. Hook points may be of several models (`models`)."""

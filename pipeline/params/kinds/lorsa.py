@@ -10,14 +10,13 @@ from pipeline.hook_keys import written_before_read
 from pipeline.params.fields import param
 from pipeline.params.section import rule, without_effect
 from pipeline.params.sections.activations import HOOK_POINT
-from pipeline.params.sections.dictionary import DictionaryParams, register_kind
+from pipeline.params.sections.dictionary import DictionaryParams
 
 PARTS = ("NTK_by_parts_factor", "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "old_context_len")
 _ATTENTION_INPUT = re.compile(r"(blocks\.\d+)\.ln1\.(?:hook_out|hook_normalized)")
 ROTARY = ("rotary_dim", "rotary_base", "rotary_adjacent_pairs", "rotary_scale", "use_NTK_by_parts_rope", *PARTS)
 
 
-@register_kind("lorsa")
 @dataclass(frozen=True)
 class LowRankSparseAttentionParams(DictionaryParams):
     """Fields: see the comments of params.yaml."""

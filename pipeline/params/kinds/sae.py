@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.params.fields import param
-from pipeline.params.sections.dictionary import register_kind
 from pipeline.params.sections.per_layer import PerLayerParams
 
 
-@register_kind("sae")
 @dataclass(frozen=True)
 class SAEParams(PerLayerParams):
     """Fields: those of PerLayerParams."""

@@ -8,11 +8,9 @@ from typing import ClassVar
 from pipeline.params.fields import param
 from pipeline.params.section import rule
 from pipeline.params.sections.activations import HOOK_POINT
-from pipeline.params.sections.dictionary import register_kind
 from pipeline.params.sections.per_layer import PerLayerParams
 
 
-@register_kind("transcoder")
 @dataclass(frozen=True)
 class TranscoderParams(PerLayerParams):
     """Fields: those of PerLayerParams; the two hook points must differ."""

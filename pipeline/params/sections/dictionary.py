@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import abc
+import functools
 import importlib
-import pkgutil
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline.errors import unknown_name
-from pipeline.params import kinds
+from pipeline.params.dictionary_kinds import KINDS
 from pipeline.params.fields import Refused, as_written, describe, limits_of, param
+from pipeline.params.gates import GATES, GateDeclaration
 from pipeline.params.section import Section, rule
 from pipeline.params.sections.activations import HOOK_KEY, HOOK_POINT
 
-OF_LAYERS = ("layertopk", "batchlayertopk")
-BATCH_DEPENDENT = ("batchtopk", "batchlayertopk")
-TOPK_FAMILY = ("topk", "batchtopk", *OF_LAYERS)
-ACT_FNS = ("relu", "jumprelu", *TOPK_FAMILY)
 NAME_FORM = (r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '.', '_' and '-'")
-
-_CLASSES: dict[str, type[DictionaryParams]] = {}
-
-
-def known_kinds() -> list[str]:
-    """The kinds that there are: the files of pipeline/params/kinds."""
-    return sorted(module.name for module in pkgutil.iter_modules(kinds.__path__))
-
-
-def register_kind(kind: str) -> Callable[[type[DictionaryParams]], type[DictionaryParams]]:
-    """Register the parameters of a kind; two classes for one kind are refused."""
-
-    def add(cls: type[DictionaryParams]) -> type[DictionaryParams]:
-        if kind in _CLASSES and _CLASSES[kind].__qualname__ != cls.__qualname__:
-            raise ValueError(f"kind '{kind}' has two parameter classes: {_CLASSES[kind].__name__} and {cls.__name__}")
-        _CLASSES[kind] = cls
-        return cls
-
-    return add
 
 
 def kind_class(kind: Any) -> type[DictionaryParams]:
@@ -49,12 +28,16 @@ def kind_class(kind: Any) -> type[DictionaryParams]:
     """
     if not isinstance(kind, str):
         raise Refused(f"expected a string, got {describe(kind)}")
-    if kind not in _CLASSES:
-        names = known_kinds()
-        if kind not in names:
-            raise Refused(unknown_name("kind", kind, names))
-        importlib.import_module(f"{kinds.__name__}.{kind}")
-    return _CLASSES[kind]
+    if kind not in KINDS:
+        raise Refused(unknown_name("kind", kind, KINDS))
+    return _imported(KINDS.get(kind).fields)
+
+
+@functools.cache
+def _imported(place: str) -> type[DictionaryParams]:
+    module, _, name = place.partition(":")
+    found: type[DictionaryParams] = getattr(importlib.import_module(module), name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -82,7 +65,7 @@ class DictionaryParams(Section, abc.ABC):
     kind: str = param("sae")
     d_model: int | None = param(None, at_least=1)
     expansion_factor: float = param(16.0, more_than=0)
-    act_fn: str = param("relu", choices=ACT_FNS, also_called=("activation", "activation_fn"))
+    act_fn: str = param("relu", choices=GATES, also_called=("activation", "activation_fn"))
     top_k: int = param(50, at_least=1, also_called=("k",))
     use_decoder_bias: bool = param(True)
     sparsity_include_decoder_norm: bool = param(True)
@@ -99,12 +82,12 @@ class DictionaryParams(Section, abc.ABC):
     @classmethod
     def chosen_by(cls, raw: Mapping[str, Any]) -> type[DictionaryParams]:
         """The class of `raw['kind']` (default sae); the class of a kind reads itself."""
-        return cls if cls in _CLASSES.values() else kind_class(raw.get("kind", "sae"))
+        return kind_class(raw.get("kind", "sae")) if inspect.isabstract(cls) else cls
 
     @classmethod
     def foreign(cls, key: str, value: Any) -> str | None:
         """A key of another kind is at rest as null or at its default (a hook point: as null), and refused otherwise."""
-        fields = {kind: kind_class(kind).__dataclass_fields__.get(key) for kind in known_kinds()}
+        fields = {kind: kind_class(kind).__dataclass_fields__.get(key) for kind in KINDS}
         owners = [kind for kind, field in fields.items() if field is not None]
         if not owners:
             return None
@@ -141,14 +124,19 @@ class DictionaryParams(Section, abc.ABC):
         return None
 
     @property
+    def gate(self) -> GateDeclaration:
+        """What act_fn is declared as."""
+        return GATES.get(self.act_fn)
+
+    @property
     def is_topk_family(self) -> bool:
         """Whether the gate keeps a number of features (topk, batchtopk), not those above a threshold."""
-        return self.act_fn in TOPK_FAMILY
+        return self.gate.budgeted
 
     @property
     def is_batch_dependent(self) -> bool:
         """Whether the gate looks at a whole batch, so that the fold stage replaces it."""
-        return self.act_fn in BATCH_DEPENDENT
+        return self.gate.batch_dependent
 
     @property
     def d_sae(self) -> int | None:
@@ -157,10 +145,10 @@ class DictionaryParams(Section, abc.ABC):
 
     @rule("act_fn")
     def _layers_compete_where_there_are_some(self) -> str | None:
-        if self.act_fn in OF_LAYERS and not self.HAS_LAYERS:
-            plain = self.act_fn.replace("layer", "")
-            return f"{self.act_fn} lets the layers of a token compete, and kind {self.kind} has one; take {plain}"
-        return None
+        if not self.gate.joint_layers or self.HAS_LAYERS:
+            return None
+        plain = f"; take {self.gate.of_one_layer}" if self.gate.of_one_layer else ""
+        return f"{self.act_fn} lets the layers of a token compete, and kind {self.kind} has one{plain}"
 
     @rule("expansion_factor")
     def _at_least_one_feature(self) -> str | None:

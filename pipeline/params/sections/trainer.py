@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
-import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from pipeline.errors import ParamsError
 from pipeline.params.fields import param
+from pipeline.params.losses import SPARSITY_LOSSES
 from pipeline.params.section import Section, rule, without_effect
 
 WARMS_UP = ("constantwithwarmup", "linearwarmupdecay", "cosineannealingwarmup", "exponentialwarmup")
 SCHEDULERS = ("constant", "cosineannealing", *WARMS_UP)
 K_SCHEDULE = ("k_warmup_steps", "k_cold_booting_steps", "k_schedule_type", "k_exponential_factor")
-LOSSES = Path(__file__).resolve().parents[2] / "losses" / "sparsity"
-
-
-def sparsity_losses() -> tuple[str, ...]:
-    """The sparsity losses that there are: the files of pipeline/losses/sparsity, tanh_quad.py being tanh-quad.
-
-    By path: importing the package would make every stage depend on it.
-    """
-    return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules([str(LOSSES)])))
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class TrainerParams(Section):
     k_cold_booting_steps: int | float = param(0, steps=True)
     k_schedule_type: str = param("linear", choices=("linear", "exponential"))
     k_exponential_factor: float = param(3.0, more_than=0)
-    sparsity_loss_type: str | None = param(None, choices=sparsity_losses())
+    sparsity_loss_type: str | None = param(None, choices=SPARSITY_LOSSES)
     p: float = param(1.0, at_least=1)
     tanh_stretch_coefficient: float = param(4.0, more_than=0)
     frequency_scale: float = param(0.01, more_than=0)
@@ -73,6 +67,12 @@ class TrainerParams(Section):
     n_checkpoints: int = param(10, at_least=0)
     checkpoint_schedule: str = param("linear", choices=("linear", "log"))
     checkpoint_minutes: float = param(2.0, more_than=0)
+
+    @classmethod
+    def chosen_by(cls, raw: Mapping[str, Any]) -> type[TrainerParams]:
+        """The section with the keys that the chosen sparsity loss has of its own."""
+        loss = raw.get("sparsity_loss_type")
+        return _with_fields_of(loss) if isinstance(loss, str) and loss in SPARSITY_LOSSES else TrainerParams
 
     @property
     def steered_l0(self) -> float | None:
@@ -120,3 +120,15 @@ class TrainerParams(Section):
         if isinstance(widths[-1], float) and widths[-1] != 1.0:
             return f"the last width is the whole dictionary, 1.0, got {widths[-1]}"
         return None
+
+
+@functools.cache
+def _with_fields_of(loss: str) -> type[TrainerParams]:
+    own = SPARSITY_LOSSES.get(loss).fields
+    if not own:
+        return TrainerParams
+    taken = sorted(set(own) & {field.name for field in dataclasses.fields(TrainerParams)})
+    if taken:
+        raise ParamsError(f"trainer.sparsity_loss_type: '{loss}' declares keys that trainer has already: {', '.join(taken)}")
+    fields = [(name, annotation, default) for name, (annotation, default) in own.items()]
+    return dataclasses.make_dataclass(f"TrainerParamsOf_{loss.replace('-', '_')}", fields, bases=(TrainerParams,), frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ParamsError
-from pipeline.losses.registry import SparsityInputs
 from pipeline.losses.sparsity.l0 import l0_loss
+from pipeline.losses.sparsity_losses import SparsityInputs
 from pipeline.seeding import generator
 from tests.losses.cases import CASES, make_inputs, mean, randn, tokens
 

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from pipeline.losses.registry import SparsityInputs
 from pipeline.losses.sparsity.tanh import tanh_loss
 from pipeline.losses.sparsity.tanh_quad import tanh_quad_loss
+from pipeline.losses.sparsity_losses import SparsityInputs
 from tests.losses.cases import randn
 
 

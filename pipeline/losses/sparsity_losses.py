@@ -1,7 +1,8 @@
 """Sparsity losses by name: what `trainer.sparsity_loss_type` may be.
 
-A sparsity loss is one file of losses/sparsity with a pure function of :class:`SparsityInputs` and one `@register`, which
-says the trainer fields that the function takes by keyword. It returns the unweighted term; the trainer multiplies it.
+A sparsity loss is a pure function of :class:`SparsityInputs` and a row in pipeline/params/losses.py (or an entry point of
+another package), which says the trainer fields that the function takes by keyword. It returns the unweighted term; the
+trainer multiplies it.
 
 Most are means over tokens, so that a step in micro-batches only averages them. One that is not (a square of a mean) names
 its linear part, the statistic u: the step first averages u over all of its tokens, and every micro-batch then uses
@@ -14,12 +15,13 @@ gradient of the whole batch, whatever the loss does with u.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pipeline.registry import Registry
+from pipeline.params.losses import SPARSITY_LOSSES
 
 
 class SparsityInputs(NamedTuple):
@@ -52,14 +54,14 @@ class SparsityLoss(NamedTuple):
 
     Attributes:
         function: (inputs, **fields) -> scalar, unweighted.
-        fields: trainer fields that it takes by keyword.
         statistic: (inputs, **fields) -> the means over tokens that the loss is not linear in, or None if these fields make
             it linear; None for a loss that always is.
+        fields: trainer fields that it takes by keyword, as declared.
     """
 
     function: Callable[..., Tensor]
-    fields: tuple[str, ...]
     statistic: Callable[..., Tensor | None] | None = None
+    fields: tuple[str, ...] = ()
 
     def __call__(self, inputs: SparsityInputs, settings: Any) -> Tensor:
         """The term; the fields are read off `settings`, the trainer's parameters."""
@@ -77,30 +79,18 @@ class SparsityLoss(NamedTuple):
         return {name: getattr(settings, name) for name in self.fields}
 
 
-_REGISTRY: Registry[SparsityLoss] = Registry("sparsity loss", f"{__package__}.sparsity")
-
-
-def register(
-    name: str, *fields: str, statistic: Callable[..., Tensor | None] | None = None
-) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Decorator: file a sparsity loss under `name`; it and its statistic take the trainer fields `fields` by keyword."""
-
-    def add(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        _REGISTRY.register(name)(SparsityLoss(function, fields, statistic))
-        return function
-
-    return add
-
-
+@functools.cache
 def sparsity_loss(name: str) -> SparsityLoss:
     """The sparsity loss called `name`.
 
     Raises:
         ParamsError: there is none; the message lists all and the nearest.
     """
-    return _REGISTRY.get(name)
+    found, declared = SPARSITY_LOSSES.load(name), SPARSITY_LOSSES.get(name)
+    loss = found if isinstance(found, SparsityLoss) else SparsityLoss(found)
+    return loss._replace(fields=(*declared.uses, *declared.fields))
 
 
 def sparsity_loss_names() -> tuple[str, ...]:
     """All names, without importing their files."""
-    return _REGISTRY.names()
+    return SPARSITY_LOSSES.names()

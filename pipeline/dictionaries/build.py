@@ -1,7 +1,8 @@
 """Finding dictionary kinds by name, and building a dictionary from a plain configuration.
 
-Adding a kind is one file `pipeline/dictionaries/<kind>.py` with a subclass of Dictionary (and of DictionaryConfig) and
-one `@register("<kind>")`. Trainer, evaluation and folding use the interface of base.py only.
+Adding a kind is its fields (pipeline/params/kinds), its subclass of Dictionary, and a row in
+pipeline/params/dictionary_kinds.py, or an entry point of another package. Trainer, evaluation and folding use the interface
+of base.py only.
 """
 
 from __future__ import annotations
@@ -12,24 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.dictionaries.initial import BaseInitialization
 from pipeline.errors import ParamsError
-from pipeline.registry import Registry
+from pipeline.params.dictionary_kinds import KINDS
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
     from pipeline.dictionaries.config import DictionaryConfig
 
-_REGISTRY: Registry[type[Dictionary]] = Registry(
-    "dictionary kind",
-    __package__,
-    helpers=("base", "config", "fold", "initial", "masks", "parts", "rotary", "served", "store"),
-)
-
-register = _REGISTRY.register
-
 
 def kind_names() -> tuple[str, ...]:
     """All kinds, without importing their files."""
-    return _REGISTRY.names()
+    return KINDS.names()
 
 
 def dictionary_class(kind: str) -> type[Dictionary]:
@@ -38,7 +31,8 @@ def dictionary_class(kind: str) -> type[Dictionary]:
     Raises:
         ParamsError: there is none; the message lists all and the nearest.
     """
-    return _REGISTRY.get(kind)
+    found: type[Dictionary] = KINDS.load(kind)
+    return found
 
 
 def config_from_dict(values: Mapping[str, Any]) -> DictionaryConfig:

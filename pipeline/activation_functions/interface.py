@@ -1,19 +1,19 @@
 """What an activation function is, and finding one by name.
 
-An activation function decides which gating values z open: y = z * support(z). Adding one is a file of this package with
-a subclass and one `@register`.
+An activation function decides which gating values z open: y = z * support(z). Adding one is a subclass and a row in
+pipeline/params/gates.py (or an entry point of another package).
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline.registry import Registry
+from pipeline.params.gates import GATES, GateDeclaration
 
 
 class GateSettings(NamedTuple):
@@ -51,17 +51,30 @@ class Selection(NamedTuple):
 class ActivationFunction(abc.ABC):
     """One activation function; holds no state.
 
-    Attributes:
-        budgeted: the number of open features is bounded by k; the topk family, for which AuxK makes sense.
-        batch_dependent: whether a feature opens depends on the other tokens of the batch: not an inference form.
-        has_threshold: a learned threshold per feature, log_jumprelu_threshold.
-        joint_layers: the layers of a token compete with one another; only for kinds with features per layer.
+    What it is declared as (see GateDeclaration) is read off `declaration`, which :func:`activation_function` sets.
     """
 
-    budgeted: bool = False
-    batch_dependent: bool = False
-    has_threshold: bool = False
-    joint_layers: bool = False
+    declaration: GateDeclaration
+
+    @property
+    def budgeted(self) -> bool:
+        """The number of active features is bounded by k."""
+        return self.declaration.budgeted
+
+    @property
+    def batch_dependent(self) -> bool:
+        """Whether a feature is active depends on the other tokens of the batch."""
+        return self.declaration.batch_dependent
+
+    @property
+    def has_threshold(self) -> bool:
+        """A learned threshold for each feature."""
+        return self.declaration.has_threshold
+
+    @property
+    def joint_layers(self) -> bool:
+        """The layers of a token compete with one another."""
+        return self.declaration.joint_layers
 
     @abc.abstractmethod
     def support(self, z: Tensor, settings: GateSettings) -> Tensor:
@@ -92,8 +105,6 @@ class ActivationFunction(abc.ABC):
 class BudgetedActivation(ActivationFunction):
     """An activation function that opens at most a given number of entries."""
 
-    budgeted = True
-
     @abc.abstractmethod
     def selection(self, z: Tensor, settings: GateSettings) -> Selection:
         """The open entries, by token. z: [..., F] gating values."""
@@ -108,31 +119,21 @@ class BudgetedActivation(ActivationFunction):
         return support.scatter_(0, chosen.flat, chosen.open).reshape(z.shape)
 
 
-_REGISTRY: Registry[ActivationFunction] = Registry("activation function", __package__, helpers=("calibration",))
-
-
-def register(name: str) -> Callable[[type[ActivationFunction]], type[ActivationFunction]]:
-    """Class decorator: file the activation function under `name`."""
-
-    def add(cls: type[ActivationFunction]) -> type[ActivationFunction]:
-        _REGISTRY.register(name)(cls())
-        return cls
-
-    return add
-
-
+@functools.cache
 def activation_function(name: str) -> ActivationFunction:
     """The activation function called `name`.
 
     Raises:
         ParamsError: there is none; the message lists all and the nearest.
     """
-    return _REGISTRY.get(name)
+    made: ActivationFunction = GATES.load(name)()
+    made.declaration = GATES.get(name)
+    return made
 
 
 def activation_function_names() -> tuple[str, ...]:
     """All names, without importing their files."""
-    return _REGISTRY.names()
+    return GATES.names()
 
 
 def mask_features(support: Tensor, mask: Tensor | None) -> Tensor:
