@@ -23,7 +23,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.params.presets import flags, header, overlay, preset_names, read_preset
+from pipeline.params.preset_flags import flags_over
+from pipeline.params.presets import header, overlay, preset_names, read_preset
 from pipeline.params.reading import read_mapping
 
 RESULTS = Path("benchmarks/results/gallery.md")
@@ -54,7 +55,7 @@ def run(name: str, tokens: int | None) -> dict[str, float]:
     """
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        line = ["dvc", "exp", "run", "-n", name, "-f", *flags(read_preset(name))]
+        line = ["dvc", "exp", "run", "-n", name, "-f", *flags_over(name)]
         if tokens is not None:
             line = [sys.executable, "-m", "benchmarks.one_process", str(shortened(name, tokens, Path(folder)))]
         outcome = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

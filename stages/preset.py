@@ -1,7 +1,7 @@
 """preset: print a preset as flags for DVC, `dvc exp run $(python -m stages.preset pythia-160m)`.
 
-Reads presets/NAME.yaml and checks it as laid over the parameter file. Writes nothing. Later flags win, so a further
-`-S trainer.lr=2e-4` after it changes one key.
+Reads presets/NAME.yaml and what it extends, and checks it as laid over the parameter file. Writes nothing. Later flags
+win, so a further `-S trainer.lr=2e-4` after it changes one key.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def text_of(name: str, params: str, as_yaml: bool) -> str:
     """The flags, or the whole parameter file, of a preset that was checked over `params`."""
     import yaml
 
-    from pipeline.params.presets import apply_preset, flags, read_preset
+    from pipeline.params.preset_flags import flags_over
+    from pipeline.params.presets import apply_preset
 
-    merged = apply_preset(name, params)
     if as_yaml:
-        return yaml.safe_dump(merged.to_dict(), sort_keys=False, default_flow_style=None).rstrip()
-    return " ".join(flags(read_preset(name)))
+        return yaml.safe_dump(apply_preset(name, params).to_dict(), sort_keys=False, default_flow_style=None).rstrip()
+    return " ".join(flags_over(name, params))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,26 @@
-"""Presets: overlays of params.yaml that are printed as `-S key=value` flags for `dvc exp run`.
+"""Presets: overlays of params.yaml, each a file in presets/ that states what it changes.
 
-A preset states every key in which it may differ from the embedded default, so that what it means does not depend on
-what params.yaml says today; LEFT_ALONE are the keys that stay as params.yaml has them (place, names, tracking).
-The flags survive the shell's word splitting: no spaces, quotes or wildcards but the brackets of a list.
+`extends: [a, b]` lays a file over others, first named first; what no file states is the declared default, so that a new
+key needs no edit here. What a preset means does not depend on what params.yaml says today: LEFT_ALONE are the keys that
+stay as params.yaml has them (place, names, tracking).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ParamsError, unknown_name
+from pipeline.params.dictionary_kinds import KINDS
+from pipeline.params.fields import Refused, convert
 from pipeline.params.loader import params_from_dict
 from pipeline.params.reading import read_mapping
-from pipeline.params.schema import Params, flatten
-from pipeline.params.section import hints, named_sections
+from pipeline.params.schema import Params
+from pipeline.params.section import Section, hints, named_sections
+from pipeline.params.sections.dictionary import DictionaryParams, kind_class
 
 DIRECTORY = Path(__file__).resolve().parents[2] / "presets"
 
@@ -36,15 +39,12 @@ LEFT_ALONE = (
     "demo.*",
 )
 
-# Keys that hold names with sections of their own: a preset's take the place of all that are there.
+# Keys that hold names with sections of their own: those laid over take the place of all that are there.
 NAMED = tuple(key for key, hint in hints(Params).items() if named_sections(hint) is not None)
-
-_SAFE = re.compile(r"[A-Za-z0-9_./@%:+-]+")
-_OTHER_TYPE = re.compile(r"null|true|false|inf|nan|[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)(e[-+]?\d[\d_]*)?", re.IGNORECASE)
 
 
 def preset_names(directory: Path = DIRECTORY) -> list[str]:
-    """The presets that there are."""
+    """The presets that there are: the files of `directory`, those in its folders being parts of presets."""
     return sorted(path.stem for path in directory.glob("*.yaml"))
 
 
@@ -53,15 +53,6 @@ def _path(name: str, directory: Path) -> Path:
     if name not in names:
         raise ParamsError(unknown_name("preset", name, names))
     return directory / f"{name}.yaml"
-
-
-def read_preset(name: str, directory: Path = DIRECTORY) -> dict[str, Any]:
-    """The nested values of a preset.
-
-    Raises:
-        ParamsError: there is no such preset (the message lists all and the nearest), or it is no valid YAML.
-    """
-    return read_mapping(_path(name, directory))
 
 
 def header(name: str, directory: Path = DIRECTORY) -> list[str]:
@@ -80,13 +71,96 @@ def is_left_alone(key: str) -> bool:
 
 
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `over` in place of its own, section by section."""
+    """`base` with the keys of `over` in place of its own, section by section; named sections (NAMED) all at once."""
+    return _merged(base, over) | {key: over[key] for key in NAMED if key in over}
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         under = merged.get(key)
         nested = isinstance(value, Mapping) and isinstance(under, Mapping)
-        merged[key] = overlay(under, value) if nested else value  # type: ignore[arg-type]
+        merged[key] = _merged(under, value) if nested else value  # type: ignore[arg-type]
     return merged
+
+
+def layers(name: str, directory: Path = DIRECTORY, above: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
+    """What a file states and, before it, what those that it extends state, each file once: {name: nested values}.
+
+    Args:
+        name: a path below `directory` without .yaml.
+        directory: where the files are.
+        above: the files that led here, each extending the next.
+
+    Raises:
+        ParamsError: a file extends itself (through others), one that there is not, or no list; or is no valid YAML.
+    """
+    if name in above:
+        circle = " -> ".join((*above[above.index(name) :], name))
+        raise ParamsError(f"{directory / above[-1]}.yaml: extends: a circle, {circle}; take '{name}' out of it")
+    path = directory / f"{name}.yaml"
+    values = read_mapping(path)
+    try:
+        bases = convert(values.pop("extends", []), tuple[str, ...])
+    except Refused as refused:
+        raise ParamsError(f"{path}: extends: {refused}") from None
+    known = sorted(each.relative_to(directory).with_suffix("").as_posix() for each in directory.rglob("*.yaml"))
+    faults = [f"{path}: extends: {unknown_name('preset', base, known)}" for base in bases if base not in known]
+    if faults:
+        raise ParamsError(faults)
+    found: dict[str, dict[str, Any]] = {}
+    for base in bases:
+        found |= layers(base, directory, (*above, name))
+    return found | {name: values}
+
+
+def read_preset(name: str, directory: Path = DIRECTORY) -> dict[str, Any]:
+    """The nested values of a preset: every declared key but those left alone, of all kinds of dictionary.
+
+    Raises:
+        ParamsError: there is no such preset (the message lists all and the nearest), or what `layers` refuses.
+    """
+    said: dict[str, Any] = {}
+    for values in layers(_path(name, directory).stem, directory).values():
+        said = overlay(said, values)
+    return overlay(_without_left_alone(_defaults(Params, said)), said)
+
+
+def _defaults(cls: type[Section], said: Any) -> dict[str, Any]:
+    """The declared defaults of a section, nested; where its fields depend on a key, of the class that `said` chooses."""
+    stated = said if isinstance(said, Mapping) else {}
+    try:
+        cls = cls.chosen_by(stated)
+    except Refused:
+        cls = cls.chosen_by({})  # what is stated is refused, with its place, when the preset is checked
+    values = _at_rest(cls) if issubclass(cls, DictionaryParams) else {}
+    for field in dataclasses.fields(cls):
+        hint = hints(cls)[field.name]
+        if isinstance(hint, type) and issubclass(hint, Section):
+            values[field.name] = _defaults(hint, stated.get(field.name))
+        elif field.default is not dataclasses.MISSING:
+            values[field.name] = _plain(field.default)
+    return values
+
+
+def _at_rest(cls: type[DictionaryParams]) -> dict[str, Any]:
+    """The keys of all kinds as a kind that does not have them takes them: the default, or null where that is refused."""
+    values: dict[str, Any] = {}
+    for kind in KINDS:
+        for field in dataclasses.fields(kind_class(kind)):
+            at_default = cls.foreign(field.name, field.default) == ""
+            values.setdefault(field.name, _plain(field.default) if at_default else None)
+    return values
+
+
+def _plain(default: Any) -> Any:
+    return list(default) if isinstance(default, tuple) else default
+
+
+def _without_left_alone(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    kept = {key: value for key, value in values.items() if not is_left_alone(f"{where}{key}")}
+    nested = {key: _without_left_alone(value, f"{where}{key}.") for key, value in kept.items() if isinstance(value, Mapping)}
+    return {key: value for key, value in (kept | nested).items() if value != {}}
 
 
 def apply_preset(name: str, params_path: str | Path = "params.yaml", directory: Path = DIRECTORY) -> Params:
@@ -95,43 +169,5 @@ def apply_preset(name: str, params_path: str | Path = "params.yaml", directory: 
     Raises:
         ParamsError: no such preset, or faults of params.yaml with the preset over it.
     """
-    preset = read_preset(name, directory)
-    values = overlay(read_mapping(params_path), preset) | {key: preset[key] for key in NAMED if key in preset}
+    values = overlay(read_mapping(params_path), read_preset(name, directory))
     return params_from_dict(values, source=f"preset {name} over {params_path}")
-
-
-def flags(preset: Mapping[str, Any]) -> list[str]:
-    """`["-S", "trainer.lr=0.0001", ...]`, to be joined by spaces.
-
-    Raises:
-        ParamsError: a value that cannot be written without quotes.
-    """
-    words: list[str] = []
-    faults: list[str] = []
-    named = {key: preset[key] for key in NAMED if preset.get(key) is not None}
-    # Names that are there already would stay beside those of the preset.
-    for key, value in (*flatten({**preset, **dict.fromkeys(named)}), *named.items()):
-        try:
-            words += ["-S", f"{key}={_format(value)}"]
-        except ValueError as error:
-            faults.append(f"{key}: {error}")
-    if faults:
-        raise ParamsError(faults)
-    return words
-
-
-def _format(value: Any) -> str:
-    """A value in the grammar of DVC's overrides (Hydra's), without quotes."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(_format(item) for item in value)}]"
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}:{_format(item)}' for key, item in value.items())}}}"
-    if not isinstance(value, str) or not _SAFE.fullmatch(value) or _OTHER_TYPE.fullmatch(value):
-        raise ValueError(f"{value!r} cannot be written as a flag without quotes")
-    return value

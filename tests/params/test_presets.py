@@ -1,4 +1,4 @@
-"""Presets state all that they mean, and their flags reach params.yaml through the shell and DVC unchanged."""
+"""Presets fix every key but those left alone, and their flags reach params.yaml through the shell and DVC unchanged."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from click.testing import CliRunner
 
 from pipeline.errors import ParamsError
 from pipeline.params.loader import load_params, params_from_dict
+from pipeline.params.preset_flags import flags, flags_over
 from pipeline.params.presets import (
     DIRECTORY,
     apply_preset,
-    flags,
     header,
     is_left_alone,
     overlay,
@@ -63,7 +63,7 @@ def test_pythia_160m_has_designs_figures() -> None:
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_a_preset_states_every_key_but_those_left_alone(name: str) -> None:
+def test_a_preset_has_a_value_for_every_key_but_those_left_alone(name: str) -> None:
     stated = {"models" if key.startswith("models.") else key for key, _ in flatten(read_preset(name))}
     every = {key for key, _ in flatten(read_mapping(ROOT / "params.yaml"))}
     assert stated == {key for key in every if not is_left_alone(key)}
@@ -176,7 +176,7 @@ def test_presets_are_what_their_names_say() -> None:
 
 def test_flags_have_nothing_that_a_shell_would_change() -> None:
     for name in preset_names():
-        for word in flags(read_preset(name)):
+        for word in flags_over(name, ROOT / "params.yaml"):
             assert re.fullmatch(
                 r"-S|[a-z0-9_.A-Z]+=(\[[A-Za-z0-9_./@%:+,-]*\]|[A-Za-z0-9_./@%:+-]+|\{[A-Za-z0-9_./@%:+,{}-]*\})", word
             ), word
@@ -241,7 +241,7 @@ def test_flags_reach_params_yaml_through_the_shell_and_dvc(tmp_path: Path) -> No
     for name in preset_names():  # one process for all: dvc takes seconds to import
         (tmp_path / name).mkdir()
         shutil.copy(tmp_path / "params.yaml", tmp_path / name / "params.yaml")
-        (tmp_path / name / "flags.txt").write_text(" ".join(flags(read_preset(name))))
+        (tmp_path / name / "flags.txt").write_text(" ".join(flags_over(name, ROOT / "params.yaml")))
         command += f" {name} $(cat {name}/flags.txt) -S trainer.lr=2e-5 END"
     subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
     for name in preset_names():
@@ -291,3 +291,16 @@ def test_preset_faults_name_the_preset_and_the_file(tmp_path: Path) -> None:
 def test_presets_are_beside_the_pipeline() -> None:
     assert DIRECTORY == ROOT / "presets"
     assert "pythia-160m" in preset_names()
+
+
+def test_flags_follow_the_parameter_file(tmp_path: Path) -> None:
+    """In its order, without keys of other kinds that it does not state; a key of the preset's own kind is never left out."""
+    whole = [word.partition("=")[0] for word in flags_over("clt", ROOT / "params.yaml")[1::2]]
+    stated = [key for key, _ in flatten(read_mapping(ROOT / "params.yaml")) if not is_left_alone(key)]
+    assert whole == stated
+    assert {"dictionary.rotary_base", "dictionary.top_k"} <= set(whole)
+    lines = (ROOT / "params.yaml").read_text().splitlines(keepends=True)
+    own = tmp_path / "params.yaml"
+    own.write_text("".join(line for line in lines if not line.startswith(("  rotary_base:", "  top_k:"))))
+    fewer = [word.partition("=")[0] for word in flags_over("clt", own)[1::2]]
+    assert set(whole) - set(fewer) == {"dictionary.rotary_base"}

@@ -1,0 +1,80 @@
+"""A preset as `-S key=value` flags for `dvc exp run`.
+
+The flags survive the shell's word splitting: no spaces, quotes or wildcards but the brackets of a list.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ParamsError
+from pipeline.params.presets import DIRECTORY, NAMED, apply_preset, read_preset
+from pipeline.params.reading import read_mapping
+from pipeline.params.schema import flatten
+
+_SAFE = re.compile(r"[A-Za-z0-9_./@%:+-]+")
+_OTHER_TYPE = re.compile(r"null|true|false|inf|nan|[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)(e[-+]?\d[\d_]*)?", re.IGNORECASE)
+
+
+def flags_over(name: str, params_path: str | Path = "params.yaml", directory: Path = DIRECTORY) -> list[str]:
+    """The flags that lay a preset over this parameter file, in the file's order.
+
+    Keys of other kinds of dictionary that the file does not state are left out: DVC would refuse them.
+
+    Raises:
+        ParamsError: what `apply_preset` and `flags` refuse.
+    """
+    own = apply_preset(name, params_path, directory).to_dict()
+    return flags(_stated(read_preset(name, directory), read_mapping(params_path), own))
+
+
+def _stated(values: Mapping[str, Any], *by: Mapping[str, Any]) -> dict[str, Any]:
+    """The values whose keys are in one of `by`, in their order."""
+    keys = [key for key in dict.fromkeys(key for each in by for key in each) if key in values]
+    return {key: _below(key, values[key], *by) for key in keys}
+
+
+def _below(key: str, value: Any, *by: Mapping[str, Any]) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return _stated(value, *(each[key] for each in by if isinstance(each.get(key), Mapping)))
+
+
+def flags(preset: Mapping[str, Any]) -> list[str]:
+    """`["-S", "trainer.lr=0.0001", ...]`, to be joined by spaces.
+
+    Raises:
+        ParamsError: a value that cannot be written without quotes.
+    """
+    words: list[str] = []
+    faults: list[str] = []
+    named = {key: preset[key] for key in NAMED if preset.get(key) is not None}
+    # Names that are there already would stay beside those of the preset.
+    for key, value in (*flatten({**preset, **dict.fromkeys(named)}), *named.items()):
+        try:
+            words += ["-S", f"{key}={_format(value)}"]
+        except ValueError as error:
+            faults.append(f"{key}: {error}")
+    if faults:
+        raise ParamsError(faults)
+    return words
+
+
+def _format(value: Any) -> str:
+    """A value in the grammar of DVC's overrides (Hydra's), without quotes."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(_format(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_format(item)}' for key, item in value.items())}}}"
+    if not isinstance(value, str) or not _SAFE.fullmatch(value) or _OTHER_TYPE.fullmatch(value):
+        raise ValueError(f"{value!r} cannot be written as a flag without quotes")
+    return value
