@@ -24,6 +24,7 @@ class TrainerParams(Section):
     """Fields: see the comments of params.yaml."""
 
     NAME: ClassVar[str] = "trainer"
+    OWN_KEYS: ClassVar[frozenset[str]] = frozenset()  # of the chosen sparsity loss
 
     lr: float | str = param(4e-4, more_than=0, words=("auto",), also_called=("learning_rate",))
     optimizer: str = param("adam", choices=("adam", "sparseadam"))
@@ -72,7 +73,7 @@ class TrainerParams(Section):
     def chosen_by(cls, raw: Mapping[str, Any]) -> type[TrainerParams]:
         """The section with the keys that the chosen sparsity loss has of its own."""
         loss = raw.get("sparsity_loss_type")
-        return _with_fields_of(loss) if isinstance(loss, str) and loss in SPARSITY_LOSSES else TrainerParams
+        return _with_fields_of(cls, loss) if isinstance(loss, str) and loss in SPARSITY_LOSSES else cls
 
     @property
     def steered_l0(self) -> float | None:
@@ -123,12 +124,13 @@ class TrainerParams(Section):
 
 
 @functools.cache
-def _with_fields_of(loss: str) -> type[TrainerParams]:
+def _with_fields_of(cls: type[TrainerParams], loss: str) -> type[TrainerParams]:
     own = SPARSITY_LOSSES.get(loss).fields
-    if not own:
-        return TrainerParams
-    taken = sorted(set(own) & {field.name for field in dataclasses.fields(TrainerParams)})
+    if not own or set(own) <= cls.OWN_KEYS:
+        return cls
+    taken = sorted(set(own) & {field.name for field in dataclasses.fields(cls)})
     if taken:
         raise ParamsError(f"trainer.sparsity_loss_type: '{loss}' declares keys that trainer has already: {', '.join(taken)}")
     fields = [(name, annotation, default) for name, (annotation, default) in own.items()]
-    return dataclasses.make_dataclass(f"TrainerParamsOf_{loss.replace('-', '_')}", fields, bases=(TrainerParams,), frozen=True)
+    named = f"{cls.__name__}_{loss.replace('-', '_')}"
+    return dataclasses.make_dataclass(named, fields, bases=(cls,), frozen=True, namespace={"OWN_KEYS": frozenset(own)})
