@@ -124,7 +124,7 @@ class TrainerParams(Section):
 
 
 @functools.cache
-def _with_fields_of(cls: type[TrainerParams], loss: str) -> type[TrainerParams]:
+def _with_fields_of(cls: Any, loss: str) -> type[TrainerParams]:
     own = SPARSITY_LOSSES.get(loss).fields
     if not own or set(own) <= cls.OWN_KEYS:
         return cls
