@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.params.fields import resolve_share, resolve_steps
 from pipeline.params.section import Rule, rule
+from pipeline.shares import resolve_share, resolve_steps
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Params

@@ -23,7 +23,7 @@ from pipeline.losses.auxk import auxk_loss
 from pipeline.losses.pre_act import pre_act_loss
 from pipeline.losses.reconstruction import reconstruction_loss
 from pipeline.losses.registry import SparsityInputs, sparsity_loss
-from pipeline.params.fields import resolve_share
+from pipeline.shares import resolve_share
 
 RECONSTRUCTION = "l_rec"
 PRE_ACT = "lp"

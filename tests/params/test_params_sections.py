@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ParamsError
-from pipeline.params.fields import limits_of, resolve_share, resolve_steps
+from pipeline.params.fields import limits_of
 from pipeline.params.kinds.transcoder import TranscoderParams
 from pipeline.params.loader import load_params, params_from_dict
 from pipeline.params.schema import (
@@ -25,6 +25,7 @@ from pipeline.params.schema import (
 from pipeline.params.section import Section, hints
 from pipeline.params.sections.dictionary import DictionaryParams, known_kinds, register_kind
 from pipeline.params.sections.trainer import LOSSES, sparsity_losses
+from pipeline.shares import resolve_share, resolve_steps
 from tests.params.changes import ABSENT, DEFAULTS, TRANSCODER, changed, faults
 
 
