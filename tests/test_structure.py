@@ -1,9 +1,8 @@
-"""The house: which module may import which, sizes, what imports without the heavy packages, and dvc.yaml's deps."""
+"""The house: which module may import which, sizes, and what imports without the heavy packages."""
 
 from __future__ import annotations
 
 import ast
-import itertools
 import subprocess
 import sys
 import textwrap
@@ -11,26 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.closure import (
-    BY_NAME,
-    DYNAMIC,
-    PACKAGES,
-    ROOT,
-    candidates,
-    closure,
-    covers,
-    declared,
-    imported_names,
-    imports,
-    load_yaml,
-    parsed,
-    permitted,
-    sources,
-    stage_modules,
-    suggested,
-    value_of,
-    write,
-)
+from tests.closure import BY_NAME, DYNAMIC, PACKAGES, ROOT, covers, imported_names, imports, modules, parsed, sources
 
 # STYLE.md, Layout: a module imports from lines below its own, never above. Modules of one line may import each other.
 LAYOUT = (
@@ -129,7 +109,7 @@ def test_interpretation_is_imported_by_no_module():
 
 def test_no_kind_is_imported_by_what_uses_the_interface():
     """Training, evaluation and folding find kinds by name: they import no file that is a kind, nor ask isinstance of one."""
-    kinds = {path for path in candidates(DYNAMIC["pipeline/dictionaries/registry.py"]) if _registers(path)}
+    kinds = {path for path in modules(DYNAMIC["pipeline/dictionaries/registry.py"]) if _registers(path)}
     assert "pipeline/dictionaries/sae.py" in kinds
     wrong = [
         f"{path}:{found.line} imports {found.path}"
@@ -143,7 +123,7 @@ def test_no_kind_is_imported_by_what_uses_the_interface():
 
 def test_no_kind_is_told_by_its_name_by_what_uses_the_interface():
     """Nor do they compare with a kind's name: what differs between kinds is asked of the interface."""
-    kinds = {Path(path).stem for path in candidates(DYNAMIC["pipeline/dictionaries/registry.py"]) if _registers(path)}
+    kinds = {Path(path).stem for path in modules(DYNAMIC["pipeline/dictionaries/registry.py"]) if _registers(path)}
     assert {"sae", "clt", "lorsa"} <= kinds
     found = {
         (path, name)
@@ -166,7 +146,7 @@ def _registers(path: str) -> bool:
 
 
 def test_only_known_places_import_by_name():
-    """An import that ast cannot see is in DYNAMIC, so that the closures below are whole."""
+    """An import that ast cannot see is in DYNAMIC, so that the closures of tests/test_stage_code.py are whole."""
     found = set()
     for path in sources():
         calls = [node.func for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
@@ -269,68 +249,6 @@ def test_every_stage_answers_help_without_torch():
 def test_a_stage_script_is_short():
     too_long = {path: length for path in sources("stages") if (length := len((ROOT / path).read_text().splitlines())) > 60}
     assert too_long == {}
-
-
-PIPELINE, PARAMS = load_yaml("dvc.yaml"), load_yaml("params.yaml")
-MODULES = stage_modules(PIPELINE)
-
-
-def _value_sets() -> list[dict]:
-    """params.yaml, and params.yaml with every combination of the values that bring in other files."""
-    keys = sorted({dynamic.key for dynamic in DYNAMIC.values()})
-    named = {
-        key: sorted({Path(path).stem for d in DYNAMIC.values() if d.key == key for path in candidates(d) if _registers(path)})
-        for key in keys
-    }
-    combinations = [PARAMS]
-    for values in itertools.product(*named.values()):
-        changed = {section: dict(content) if isinstance(content, dict) else content for section, content in PARAMS.items()}
-        for key, value in zip(named, values, strict=True):
-            section, field = key.split(".")
-            changed[section][field] = value
-        combinations.append(changed)
-    return combinations
-
-
-@pytest.mark.parametrize("stage", sorted(MODULES))
-def test_deps_hold_the_import_closure(stage):
-    """Else DVC skips the stage in silence after an edit."""
-    for params in _value_sets():
-        deps = declared(PIPELINE["stages"][stage]["deps"], params)
-        needed = closure(MODULES[stage], params)
-        lacking = sorted(path for path in needed if not any(covers(dep, path) for dep in deps))
-        shown = {dynamic.key: value_of(params, dynamic.key) for dynamic in DYNAMIC.values()}
-        assert lacking == [], f"{stage} with {shown}: not in deps; run: python -m tests.closure --write"
-
-
-@pytest.mark.parametrize("stage", sorted(MODULES))
-def test_deps_hold_nothing_else(stage):
-    """Else an unrelated edit runs the stage again."""
-    allowed = permitted(MODULES[stage])
-    deps = declared(PIPELINE["stages"][stage]["deps"], PARAMS)
-    extra = []
-    for dep in deps:
-        files = [dep] if dep.endswith(".py") else [path for path in sources(dep) if not path.endswith("__init__.py")]
-        extra += [path for path in files if path not in allowed] or ([] if files else [f"{dep} (no such file)"])
-    assert extra == []
-    assert not {"pipeline", "stages"} & set(deps)
-
-
-def test_every_stage_script_is_in_the_pipeline_or_runs_beside_it():
-    beside = {"preset", "report", "inspect", "interpret", "export", "import_dictionary"}
-    scripts = {Path(path).stem for path in sources("stages")} - {"__init__"} - beside
-    assert scripts == set(MODULES.values())
-
-
-def test_written_deps_satisfy_both():
-    text = "stages:\n  train:\n    cmd: python -m stages.evaluate\n    deps:\n      - data/x\n      - pipeline/gone.py\n    outs:\n      - y\n"
-    written = write(text, PARAMS, {"train": "evaluate"})
-    assert "pipeline/gone.py" not in written
-    assert written.startswith(
-        "stages:\n  train:\n    cmd: python -m stages.evaluate\n    deps:\n      - data/x\n      - pipeline/"
-    )
-    assert written.endswith("    outs:\n      - y\n")
-    assert "pipeline/dictionaries/${dictionary.kind}.py" in suggested("evaluate", PARAMS)
 
 
 def test_closure_sees_functions_and_not_types():
