@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import stage_code
+from pipeline.analysis.run import NOT_THE_PASS
 from pipeline.stage_code import code_files, code_of
+from pipeline.training.fingerprint import NOT_WEIGHTS
 from tests.closure import NO_RESULT, ROOT, closure, counts, covers, load_yaml, sources, stage_scripts, undeclared
 
 SCRIPTS = stage_scripts(load_yaml("dvc.yaml"))
@@ -54,6 +56,23 @@ def test_what_is_imported_by_name_or_inside_a_function_is_missed_when_it_is_not_
     assert not {path for path in missing if path.startswith(("pipeline/params", "pipeline/training", "pipeline/lm"))}
     (line,) = [line for line in undeclared("stages/train.py", ()) if line.startswith("pipeline/training/session.py ")]
     assert line.startswith("pipeline/training/session.py (imported by stages/train.py:")
+
+
+STEP = ("training/loop", "training/source", "activations/opening", "activations/reader", "losses/registry", "norms")
+PASS = ("analysis/collection", "analysis/loading", "evaluation/held_out", "evaluation/models", "evaluation/raw_space")
+
+
+@pytest.mark.parametrize(
+    ("stage", "modules", "without"), [("train", STEP, NOT_WEIGHTS), ("analyze", PASS, NOT_THE_PASS)], ids=["step", "pass"]
+)
+def test_what_a_stage_keeps_carries_all_the_code_that_made_it(
+    stage: str, modules: tuple[str, ...], without: tuple[str, ...]
+) -> None:
+    """A checkpoint all that a step runs, the state of a pass all that it runs; what is left out is part of the stage."""
+    needed = {path for module in modules for path in closure(f"pipeline/{module}.py") if counts(path)}
+    assert {"pipeline/dictionaries/lorsa.py", "pipeline/seeding.py", "pipeline/exclusion.py"} <= needed
+    assert needed - set(code_files(stage, without)) == set()
+    assert [place for place in without if not any(covers(place, path) for path in code_files(stage))] == []
 
 
 def _write(place: Path, files: dict[str, str]) -> None:
