@@ -1,11 +1,7 @@
-"""Which source files a stage's result depends on.
+"""Which source files a stage's result depends on, found with ast.
 
-    python -m tests.closure train        # print them as deps for dvc.yaml
-    python -m tests.closure --write      # put them into dvc.yaml, for every stage
-
-The import closure is found with ast: every import of pipeline or stages, also inside functions, but not under
-`if TYPE_CHECKING:`. Modules that are imported by name at run time (dictionary kinds, activation functions, sparsity losses)
-come in through DYNAMIC: as a template on a parameter's value, or as the whole directory.
+Every import of pipeline or stages counts, also inside functions, but not under `if TYPE_CHECKING:`. What is imported by name
+at run time (dictionary kinds, activation functions, sparsity losses) comes in through DYNAMIC, whole packages at a time.
 """
 
 from __future__ import annotations
@@ -13,46 +9,42 @@ from __future__ import annotations
 import ast
 import functools
 import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.stage_code import covers
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pipeline", "stages")
 
-
-@dataclass(frozen=True)
-class Dynamic:
-    """Files of `package` that are imported by name, the name being the value of the parameter `key`.
-
-    `whole`: deps hold the whole directory, as no template of dvc turns a name (tanh-quad) into its file (tanh_quad.py).
-    """
-
-    package: str
-    key: str
-    whole: bool = False
-
-    @property
-    def template(self) -> str:
-        return f"{self.package}/${{{self.key}}}.py"
-
-
-# Source file that imports by name -> what it imports.
+# Source file that imports by name -> the package whose files it imports.
 DYNAMIC = {
-    "pipeline/dictionaries/build.py": Dynamic("pipeline/dictionaries", "dictionary.kind"),
-    "pipeline/activation_functions/interface.py": Dynamic("pipeline/activation_functions", "dictionary.act_fn"),
-    "pipeline/losses/sparsity_losses.py": Dynamic("pipeline/losses/sparsity", "trainer.sparsity_loss_type", whole=True),
-    "pipeline/params/sections/dictionary.py": Dynamic("pipeline/params/kinds", "dictionary.kind"),
+    "pipeline/dictionaries/build.py": "pipeline/dictionaries",
+    "pipeline/activation_functions/interface.py": "pipeline/activation_functions",
+    "pipeline/losses/sparsity_losses.py": "pipeline/losses/sparsity",
+    "pipeline/params/sections/dictionary.py": "pipeline/params/kinds",
 }
-# The machinery of the above: it imports what its callers name.
-BY_NAME = {"pipeline/registry.py"}
-# Imported by name whatever the parameters say: fold may turn the topk family into jumprelu, evaluate reads the outcome.
-ALWAYS = {
-    "stages/fold_norm.py": ("pipeline/activation_functions/jumprelu.py",),
-    "stages/evaluate.py": ("pipeline/activation_functions/jumprelu.py",),
-    "stages/analyze.py": ("pipeline/activation_functions/jumprelu.py",),
+# The machinery of the above, and what it is given: declarations, which their callers import from.
+BY_NAME = {
+    "pipeline/registry.py",
+    "pipeline/params/gates.py",
+    "pipeline/params/losses.py",
+    "pipeline/params/dictionary_kinds.py",
+}
+# No stage runs again because one of these has changed, and why. What they import themselves counts all the same.
+NO_RESULT = {
+    "pipeline/params": "reads and checks parameters; the values are in dvc.yaml's `params`, what a share means is in shares.py",
+    "pipeline/errors.py": "what a stage says when there is no result",
+    "pipeline/command.py": "the command line: options, one-line errors, exit codes",
+    "pipeline/progress.py": "a line on the terminal",
+    "pipeline/interrupts.py": "when a run stops; it goes on to the same bytes",
+    "pipeline/tracking.py": "writes down figures that are there already",
+    "pipeline/tracking_mlflow.py": "as tracking.py",
+    "pipeline/provenance.py": "tags of tracked runs",
+    "pipeline/registry.py": "finds code by name; what it finds counts",
+    "pipeline/stage_code.py": "tells one code from another; a digest formed otherwise is another digest",
 }
 
 
@@ -132,129 +124,43 @@ def imports(path: str) -> tuple[Import, ...]:
     return tuple(found)
 
 
-def _reach(start: Iterable[str], follow: Mapping[str, Iterable[str]]) -> set[str]:
-    """Files reached from `start` by imports; `follow` maps a file that imports by name to the files that it imports."""
-    reached: set[str] = set()
-    waiting = list(start)
+def modules(package: str) -> list[str]:
+    """The source files of a package but its docstrings (__init__.py)."""
+    return [path for path in sources(package) if not path.endswith("__init__.py")]
+
+
+def closure(script: str) -> dict[str, str]:
+    """{every file that is imported with some parameters: where}, the script (`stages/train.py`) itself included."""
+    reached: dict[str, str] = {}
+    waiting = [(script, script)]
     while waiting:
-        path = waiting.pop()
-        if path in reached:
-            continue
-        reached.add(path)
-        waiting.extend(found.path for found in imports(path) if not found.typing_only)
-        waiting.extend(follow.get(path, ()))
+        path, where = waiting.pop()
+        if path not in reached:
+            reached[path] = where
+            waiting.extend((found.path, f"{path}:{found.line}") for found in imports(path) if not found.typing_only)
+            waiting.extend((other, path) for other in (modules(DYNAMIC[path]) if path in DYNAMIC else ()))
     return reached
 
 
-def value_of(params: Mapping[str, Any], key: str) -> Any:
-    """params["a"]["b"] of "a.b"; None where it is not there."""
-    value: Any = params
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+def counts(path: str) -> bool:
+    """Whether a change of the file may change a result."""
+    return not any(covers(place, path) for place in NO_RESULT)
 
 
-def candidates(dynamic: Dynamic) -> list[str]:
-    """Every file that some value of the parameter may name (files of the package that name no thing included)."""
-    return [path for path in sources(dynamic.package) if not path.endswith("__init__.py")]
-
-
-def named_files(dynamic: Dynamic, params: Mapping[str, Any]) -> list[str]:
-    """The file that the parameters name; empty if they name none."""
-    path = f"{dynamic.package}/{str(value_of(params, dynamic.key)).replace('-', '_')}.py"
-    return [path] if (ROOT / path).is_file() else []
-
-
-def _start(stage: str) -> tuple[str, ...]:
-    path = stage if stage.endswith(".py") else f"stages/{stage}.py"
-    return (path, *ALWAYS.get(path, ()))
-
-
-def closure(stage: str, params: Mapping[str, Any]) -> set[str]:
-    """Files that the stage (`train` or `stages/train.py`) imports with these parameters."""
-    return _reach(_start(stage), {source: named_files(dynamic, params) for source, dynamic in DYNAMIC.items()})
-
-
-def permitted(stage: str) -> set[str]:
-    """Files that the stage imports with some parameters: what its deps may hold."""
-    return _reach(_start(stage), {source: candidates(dynamic) for source, dynamic in DYNAMIC.items()})
-
-
-def declared(entries: list[Any], params: Mapping[str, Any]) -> list[str]:
-    """Source deps of a dvc.yaml stage, templates filled in from the parameters."""
-    names = [next(iter(entry)) if isinstance(entry, Mapping) else str(entry) for entry in entries]
-    filled = [re.sub(r"\$\{([^}]+)\}", lambda found: str(value_of(params, found[1])), name).rstrip("/") for name in names]
-    return [name for name in filled if name.split("/")[0] in PACKAGES]
-
-
-def covers(dep: str, path: str) -> bool:
-    """Whether a dep, a file or a directory, holds the file."""
-    return dep == path or path.startswith(f"{dep}/")
+def undeclared(script: str, places: tuple[str, ...]) -> list[str]:
+    """What the script imports, may change its result and lies in none of the places: `file (imported by file:line)`."""
+    needed = {path: where for path, where in closure(script).items() if counts(path)}
+    return sorted(f"{p} (imported by {where})" for p, where in needed.items() if not any(covers(place, p) for place in places))
 
 
 def load_yaml(name: str) -> dict[str, Any]:
-    """params.yaml or dvc.yaml."""
+    """dvc.yaml."""
     import yaml
 
     return yaml.safe_load((ROOT / name).read_text())
 
 
-def stage_modules(pipeline: Mapping[str, Any]) -> dict[str, str]:
+def stage_scripts(pipeline: Mapping[str, Any]) -> dict[str, str]:
     """{stage of dvc.yaml: its script}, from `cmd: python -m stages.<script>`."""
     found = {name: re.search(r"-m stages\.(\w+)", str(stage["cmd"])) for name, stage in pipeline["stages"].items()}
-    return {name: match[1] for name, match in found.items() if match}
-
-
-def suggested(stage: str, params: Mapping[str, Any]) -> list[str]:
-    """Deps for dvc.yaml that hold the closure for every value of the parameters, and nothing beyond `permitted`.
-
-    What a parameter names is a template (the whole directory if it names nothing, null, or if Dynamic says so); what any
-    of the files that it may name imports in turn is listed; a directory stands for its files where all of them are in.
-    """
-    dynamics = {dynamic for source, dynamic in DYNAMIC.items() if source in permitted(stage)}
-    explicit = _reach(_start(stage), {})
-    for path in (path for dynamic in dynamics for path in candidates(dynamic)):
-        explicit |= _reach([path], {}) - {path}
-    templates = {d.template if named_files(d, params) and not d.whole else d.package for d in dynamics}
-    folders = {parent.as_posix() for path in explicit for parent in Path(path).parents if len(parent.parts) > 1}
-    held = explicit | {path for path in permitted(stage) if any(covers(entry, path) for entry in templates)}
-    whole = {f for f in folders if (files := _modules(f)) <= held and len(files) > 1}
-    entries = templates | whole | explicit
-    return sorted(e for e in entries if not any(other != e and covers(other, e) for other in entries))
-
-
-def _modules(folder: str) -> set[str]:
-    return {path for path in sources(folder) if not path.endswith("__init__.py")}
-
-
-def write(text: str, params: Mapping[str, Any], modules: Mapping[str, str]) -> str:
-    """dvc.yaml's text with every stage's source deps replaced by the suggested ones; the rest as it is."""
-    lines, stage, in_deps = [], "", False
-    for line in text.splitlines():
-        if re.fullmatch(r"  \w+:", line):
-            stage = line.strip(" :")
-        is_entry = line.startswith("      - ")
-        if in_deps and not is_entry:
-            lines.extend(f"      - {entry}" for entry in suggested(modules[stage], params))
-        in_deps = (line == "    deps:" and stage in modules) or (in_deps and is_entry)
-        if not (in_deps and is_entry and line.strip(" -").split("/")[0] in PACKAGES):
-            lines.append(line)
-    return "\n".join(lines) + "\n"
-
-
-def main(arguments: list[str]) -> None:
-    params = load_yaml("params.yaml")
-    if arguments == ["--write"]:
-        path = ROOT / "dvc.yaml"
-        modules = stage_modules(load_yaml("dvc.yaml"))
-        there = {stage: script for stage, script in modules.items() if (ROOT / f"stages/{script}.py").is_file()}
-        path.write_text(write(path.read_text(), params, there))
-        return
-    for name in arguments or [Path(path).stem for path in sorted(_modules("stages"))]:
-        print(f"# {name}")  # noqa: T201
-        for entry in suggested(name, params):
-            print(f"      - {entry}")  # noqa: T201
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    return {name: f"stages/{match[1]}.py" for name, match in found.items() if match}

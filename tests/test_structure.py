@@ -1,9 +1,8 @@
-"""The house: which module may import which, sizes, what imports without the heavy packages, and dvc.yaml's deps."""
+"""The house: which module may import which, sizes, and what imports without the heavy packages."""
 
 from __future__ import annotations
 
 import ast
-import itertools
 import subprocess
 import sys
 import textwrap
@@ -11,25 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.params.dictionary_kinds import KINDS
 from tests.closure import (
     BY_NAME,
     DYNAMIC,
     PACKAGES,
     ROOT,
-    candidates,
-    closure,
     covers,
-    declared,
     imported_names,
     imports,
-    load_yaml,
+    module_file,
     parsed,
-    permitted,
     sources,
-    stage_modules,
-    suggested,
-    value_of,
-    write,
 )
 
 # STYLE.md, Layout: a module imports from lines below its own, never above. Modules of one line may import each other.
@@ -127,7 +119,7 @@ def test_interpretation_is_imported_by_no_module():
 
 def test_no_kind_is_imported_by_what_uses_the_interface():
     """Training, evaluation and folding find kinds by name: they import no file that is a kind, nor ask isinstance of one."""
-    kinds = {path for path in candidates(DYNAMIC["pipeline/dictionaries/build.py"]) if _registers(path)}
+    kinds = {module_file(KINDS.get(kind).implementation.partition(":")[0]) for kind in KINDS}
     assert "pipeline/dictionaries/sae.py" in kinds
     wrong = [
         f"{path}:{found.line} imports {found.path}"
@@ -141,7 +133,7 @@ def test_no_kind_is_imported_by_what_uses_the_interface():
 
 def test_no_kind_is_told_by_its_name_by_what_uses_the_interface():
     """Nor do they compare with a kind's name: what differs between kinds is asked of the interface."""
-    kinds = {Path(path).stem for path in candidates(DYNAMIC["pipeline/dictionaries/build.py"]) if _registers(path)}
+    kinds = set(KINDS)
     assert {"sae", "clt", "lorsa"} <= kinds
     found = {
         (path, name)
@@ -158,13 +150,8 @@ def _compared(path: str) -> set[object]:
     return {part.value for place in places for part in ast.walk(place) if isinstance(part, ast.Constant)}
 
 
-def _registers(path: str) -> bool:
-    names = {node.id for node in ast.walk(parsed(path)) if isinstance(node, ast.Name)}
-    return "register" in names and not path.endswith("registry.py")
-
-
 def test_only_known_places_import_by_name():
-    """An import that ast cannot see is in DYNAMIC, so that the closures below are whole."""
+    """An import that ast cannot see is in DYNAMIC, so that the closures of tests/test_stage_code.py are whole."""
     found = set()
     for path in sources():
         calls = [node.func for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
@@ -174,7 +161,12 @@ def test_only_known_places_import_by_name():
             for node in ast.walk(parsed(path))
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript) and isinstance(node.func.value, ast.Name)
         }
-        if (names | subscripted) & {"import_module", "__import__", "Registry"}:
+        loads = {
+            func.value.id
+            for func in calls
+            if isinstance(func, ast.Attribute) and func.attr == "load" and isinstance(func.value, ast.Name)
+        }
+        if (names | subscripted) & {"import_module", "__import__", "Registry"} or loads & {"GATES", "KINDS", "SPARSITY_LOSSES"}:
             found.add(path)
     assert found == set(DYNAMIC) | BY_NAME
 
@@ -260,68 +252,6 @@ def test_every_stage_answers_help_without_torch():
 def test_a_stage_script_is_short():
     too_long = {path: length for path in sources("stages") if (length := len((ROOT / path).read_text().splitlines())) > 60}
     assert too_long == {}
-
-
-PIPELINE, PARAMS = load_yaml("dvc.yaml"), load_yaml("params.yaml")
-MODULES = stage_modules(PIPELINE)
-
-
-def _value_sets() -> list[dict]:
-    """params.yaml, and params.yaml with every combination of the values that bring in other files."""
-    keys = sorted({dynamic.key for dynamic in DYNAMIC.values()})
-    named = {
-        key: sorted({Path(path).stem for d in DYNAMIC.values() if d.key == key for path in candidates(d) if _registers(path)})
-        for key in keys
-    }
-    combinations = [PARAMS]
-    for values in itertools.product(*named.values()):
-        changed = {section: dict(content) if isinstance(content, dict) else content for section, content in PARAMS.items()}
-        for key, value in zip(named, values, strict=True):
-            section, field = key.split(".")
-            changed[section][field] = value
-        combinations.append(changed)
-    return combinations
-
-
-@pytest.mark.parametrize("stage", sorted(MODULES))
-def test_deps_hold_the_import_closure(stage):
-    """Else DVC skips the stage in silence after an edit."""
-    for params in _value_sets():
-        deps = declared(PIPELINE["stages"][stage]["deps"], params)
-        needed = closure(MODULES[stage], params)
-        lacking = sorted(path for path in needed if not any(covers(dep, path) for dep in deps))
-        shown = {dynamic.key: value_of(params, dynamic.key) for dynamic in DYNAMIC.values()}
-        assert lacking == [], f"{stage} with {shown}: not in deps; run: python -m tests.closure --write"
-
-
-@pytest.mark.parametrize("stage", sorted(MODULES))
-def test_deps_hold_nothing_else(stage):
-    """Else an unrelated edit runs the stage again."""
-    allowed = permitted(MODULES[stage])
-    deps = declared(PIPELINE["stages"][stage]["deps"], PARAMS)
-    extra = []
-    for dep in deps:
-        files = [dep] if dep.endswith(".py") else [path for path in sources(dep) if not path.endswith("__init__.py")]
-        extra += [path for path in files if path not in allowed] or ([] if files else [f"{dep} (no such file)"])
-    assert extra == []
-    assert not {"pipeline", "stages"} & set(deps)
-
-
-def test_every_stage_script_is_in_the_pipeline_or_runs_beside_it():
-    beside = {"preset", "report", "inspect", "interpret", "export", "import_dictionary"}
-    scripts = {Path(path).stem for path in sources("stages")} - {"__init__"} - beside
-    assert scripts == set(MODULES.values())
-
-
-def test_written_deps_satisfy_both():
-    text = "stages:\n  train:\n    cmd: python -m stages.evaluate\n    deps:\n      - data/x\n      - pipeline/gone.py\n    outs:\n      - y\n"
-    written = write(text, PARAMS, {"train": "evaluate"})
-    assert "pipeline/gone.py" not in written
-    assert written.startswith(
-        "stages:\n  train:\n    cmd: python -m stages.evaluate\n    deps:\n      - data/x\n      - pipeline/"
-    )
-    assert written.endswith("    outs:\n      - y\n")
-    assert "pipeline/dictionaries/${dictionary.kind}.py" in suggested("evaluate", PARAMS)
 
 
 def test_closure_sees_functions_and_not_types():

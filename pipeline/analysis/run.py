@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -31,6 +32,7 @@ from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.files import atomic_directory, fingerprint, root
 from pipeline.interrupts import stop_on_signals
 from pipeline.progress import Progress
+from pipeline.stage_code import code_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
     from pipeline.corpus.tokens import TokenStore
     from pipeline.params.schema import Params
 
-_VERSION = 3  # of the saved state
+# Code of the stage that comes after the pass: what draws, and the command line.
+NOT_THE_PASS = ("pipeline/dashboard", "pipeline/plots", "stages")
 SAVE_SECONDS = 60.0
 
 
@@ -62,12 +65,18 @@ class SavedState:
     """The state of a pass in one file, whole or absent, named after what the pass depends on.
 
     Args:
-        about: all that changes the outcome, as plain values.
+        about: all that changes the outcome but the code, as plain values.
+        code: digest of the code that makes it.
         folder: where.
     """
 
-    def __init__(self, about: Mapping[str, Any], folder: Path) -> None:
-        self.path = folder / f"analysis-{fingerprint(about)}.safetensors"
+    def __init__(self, about: Mapping[str, Any], code: str, folder: Path) -> None:
+        self._pass = f"analysis-{fingerprint(about)}"
+        self.path = folder / f"{self._pass}-{code[:16]}.safetensors"
+
+    def of_other_code(self) -> Path | None:
+        """Where other code has left a state of this very pass; None: nowhere."""
+        return min((path for path in self.path.parent.glob(f"{self._pass}-*") if path != self.path), default=None)
 
     def load(self) -> dict[str, Tensor] | None:
         """The tensors; None: nothing is there, or it is damaged."""
@@ -160,7 +169,8 @@ def analyzed(
         collection = Collection(
             LanguageModels(found.models), RawDictionary(found.dictionary, found.norms), params.analysis, tokens.n_tokens
         )
-        saved = SavedState(_depends_on(params, inputs, store, found), root() / "data" / "checkpoints")
+        code = code_digest("analyze", NOT_THE_PASS)
+        saved = SavedState(_depends_on(params, inputs, store, found), code, root() / "data" / "checkpoints")
         run_pass(collection, tokens, saved, save_seconds)
         contexts = AnalysedContexts(split, tokens.contexts, ReadableTexts(found.main))
         about = about_store(found, collection, params)
@@ -178,9 +188,8 @@ def analyze(params: Params, inputs: Inputs, folder: str | Path, *, save_seconds:
 
 
 def _depends_on(params: Params, inputs: Inputs, store: TokenStore, found: Loaded) -> dict[str, Any]:
-    """All that changes the outcome of the pass; the dictionary's configuration says which tokens are excluded."""
+    """All that changes the outcome of the pass but the code; the dictionary's configuration says which tokens are excluded."""
     return {
-        "version": _VERSION,
         "dictionary": hashlib.sha256((inputs.dictionary / CONFIG_FILE).read_bytes()).hexdigest(),
         "tokens": store.digest,
         "models": {alias: model.digest for alias, model in found.models.items()},
@@ -199,6 +208,8 @@ def run_pass(collection: Collection, tokens: HeldOutTokens, saved: SavedState, s
     state = saved.load()
     if state is not None:
         collection.load(state)
+    elif (other := saved.of_other_code()) is not None:
+        sys.stderr.write(f"analyze: starting anew: the state of this pass in {other} was saved by other code\n")
     before = collection.batches
     per_batch = tokens.n_tokens // tokens.n_contexts * tokens.batch_contexts
     progress = Progress("analyze", tokens.n_tokens, done=min(before * per_batch, tokens.n_tokens))

@@ -10,9 +10,9 @@ from pipeline.errors import unknown_name
 from pipeline.hook_keys import by_model, split_key
 from pipeline.params.cross_section_losses import RULES as RULES_OF_LOSSES
 from pipeline.params.cross_section_losses import steers_thresholds
-from pipeline.params.fields import resolve_steps
 from pipeline.params.section import Rule, rule
 from pipeline.params.sections.trainer import WARMS_UP
+from pipeline.shares import resolve_steps
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Params

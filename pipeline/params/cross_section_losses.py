@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.params.fields import resolve_share, resolve_steps
 from pipeline.params.losses import SPARSITY_LOSSES
 from pipeline.params.section import Rule, rule
+from pipeline.shares import resolve_share, resolve_steps
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Params

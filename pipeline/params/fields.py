@@ -52,27 +52,6 @@ def limits_of(field: dataclasses.Field[Any]) -> Limits:
 _NONE = Limits()
 
 
-def resolve_steps(value: float, total: int) -> int:
-    """Steps meant by a step count: an int is itself, a float x is the fraction floor(x * total + 1e-9) of the run.
-
-    Args:
-        value: steps (int) or a fraction in [0, 1] (float).
-        total: T, the steps of the whole run.
-    Source: SPEC section 6.
-    """
-    return math.floor(value * total + 1e-9) if isinstance(value, float) else value
-
-
-def resolve_share(value: float, whole: int) -> int:
-    """A number of things: an int is itself, a float x is the share floor(x * whole + 1e-9), at least 1.
-
-    Args:
-        value: a number (int) or a share in (0, 1] (float).
-        whole: what a share is a share of, >= 1: tokens of the run, features of the dictionary.
-    """
-    return max(1, math.floor(value * whole + 1e-9)) if isinstance(value, float) else value
-
-
 def convert(value: Any, annotation: Any, limits: Limits = _NONE) -> Any:
     """The value of a field with this annotation.
 

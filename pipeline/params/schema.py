@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.errors import ParamsError
 from pipeline.params import cross_section
-from pipeline.params.fields import param, resolve_steps
+from pipeline.params.fields import param
 from pipeline.params.kinds.sae import SAEParams
 from pipeline.params.section import Rule, Section, section_from_dict
 from pipeline.params.sections.activations import ActivationsParams, BufferShuffleParams
@@ -24,6 +24,7 @@ from pipeline.params.sections.norm import NormParams
 from pipeline.params.sections.per_layer import PerLayerParams
 from pipeline.params.sections.tracking import TrackingParams
 from pipeline.params.sections.trainer import TrainerParams
+from pipeline.shares import resolve_steps
 
 __all__ = [
     "ActivationsParams",

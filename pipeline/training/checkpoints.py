@@ -29,6 +29,7 @@ from pipeline.errors import CheckpointError
 from pipeline.files import atomic_directory, ensure_free_space, locked, read_json, write_json
 
 FORMAT_VERSION = 1
+CODE = "code"  # key of `about`: the digest of the code that runs a step
 KEPT = 2
 _POINT = re.compile(r"step-(\d+)")
 
@@ -106,6 +107,17 @@ class Checkpoints:
                 f"{self.directory}: checkpoints of a run with other parameters ({differences}); "
                 "move the directory away, or set the parameters back"
             )
+
+    def of_other_code(self) -> Path | None:
+        """Where other code has left a resume point or the end of this very run; None: nowhere."""
+        for file in sorted(self.directory.parent.glob("*/about.json")):
+            place = file.parent
+            if place == self.directory or not (any(place.glob("step-*")) or (place / "finished").exists()):
+                continue
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                if {**json.loads(file.read_text()), CODE: None} == {**self.about, CODE: None}:
+                    return place
+        return None
 
     def points(self) -> list[int]:
         """Steps of the resume points that exist, newest first, whole or not."""

@@ -6,9 +6,7 @@ take over its end. The code counts too: after an edit of the trainer, an old end
 
 from __future__ import annotations
 
-import functools
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +14,14 @@ import torch
 from pipeline.activations.reader import ActivationStore
 from pipeline.dictionaries.base import Dictionary
 from pipeline.norms.normalizer import Normalizer
+from pipeline.stage_code import code_digest
+from pipeline.training.checkpoints import CODE
 from pipeline.training.source import StoreSource
 
 # Fields of trainer that change what is written down, not what is learnt.
 WITHOUT_INFLUENCE = ("log_frequency", "n_checkpoints", "checkpoint_schedule", "checkpoint_minutes")
-_CODE = ("norms", "training", "losses", "dictionaries", "activation_functions", "kernels", "activations")
-_CODE_FILES = ("seeding.py", "hooks.py", "params/fields.py")
+# Code of the stage that a step does not run: what draws the history, and the command line.
+NOT_WEIGHTS = ("pipeline/plots", "stages")
 
 
 def describe_run(
@@ -48,7 +48,7 @@ def describe_run(
     norms = {hook: norm.to_dict() for hook, norm in normalizer.norms.items()}
     config = {key: value for key, value in dictionary.config.to_dict().items() if key not in ("provenance", "norms")}
     return {
-        "code": code_digest(),
+        CODE: code_digest("train", NOT_WEIGHTS),
         "torch": torch.__version__,
         "device": device.type,
         "determinism": determinism,
@@ -78,21 +78,4 @@ def weights_digest(dictionary: Dictionary) -> str:
     for name, tensor in sorted(dictionary.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def code_files() -> list[Path]:
-    """The source of everything that a step runs."""
-    package = Path(__file__).resolve().parent.parent
-    return sorted({file for folder in _CODE for file in (package / folder).rglob("*.py")} | {package / f for f in _CODE_FILES})
-
-
-@functools.cache
-def code_digest() -> str:
-    """sha256 over the names and bytes of :func:`code_files`."""
-    package = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for file in code_files():
-        digest.update(f"{file.relative_to(package).as_posix()}\n".encode())
-        digest.update(file.read_bytes())
     return digest.hexdigest()

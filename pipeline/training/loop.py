@@ -121,6 +121,8 @@ class TrainingRun:
             _say(self.label, f"passing over a damaged checkpoint: {fault}")
         if point is None:
             self.history.resume(0)
+            if (other := self.checkpoints.of_other_code()) is not None:
+                _say(self.label, f"starting anew: the checkpoint of this run in {other} was made by other code")
             return
         try:
             self.trainer.load(point.tensors, point.step)

@@ -23,8 +23,8 @@ from pipeline.losses.auxk import auxk_loss
 from pipeline.losses.pre_act import pre_act_loss
 from pipeline.losses.reconstruction import reconstruction_loss
 from pipeline.losses.sparsity_losses import SparsityInputs, sparsity_loss
-from pipeline.params.fields import resolve_share
 from pipeline.params.losses import SPARSITY_LOSSES
+from pipeline.shares import resolve_share
 
 RECONSTRUCTION = "l_rec"
 PRE_ACT = "lp"

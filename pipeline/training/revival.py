@@ -35,7 +35,7 @@ from torch import Tensor
 from pipeline.dictionaries.base import Codes, Dictionary
 from pipeline.dictionaries.fold import EPS_NORM
 from pipeline.losses.reductions import widened
-from pipeline.params.fields import resolve_share
+from pipeline.shares import resolve_share
 
 LARGEST = 100.0
 SMALLEST = 1e-6  # ratio below which z does not vary but by rounding

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ParamsError, unknown_name
-from pipeline.params.fields import resolve_steps
+from pipeline.shares import resolve_steps
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.config import DictionaryConfig

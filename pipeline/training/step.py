@@ -23,7 +23,7 @@ from pipeline.dictionaries.base import Codes, Dictionary, Gate
 from pipeline.dictionaries.served import n_layers_of
 from pipeline.losses.reductions import aligned
 from pipeline.norms.normalizer import Normalizer
-from pipeline.params.fields import resolve_share, resolve_steps
+from pipeline.shares import resolve_share, resolve_steps
 from pipeline.training.checkpoints import check_fit
 from pipeline.training.constraints import normalize_rows_, remove_parallel_gradient_
 from pipeline.training.dead_features import DeadFeatures

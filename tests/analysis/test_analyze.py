@@ -242,6 +242,25 @@ def test_another_pass_does_not_go_on_from_the_state(
     assert names[0] == names[1] != names[2]
 
 
+def test_other_code_does_not_go_on_from_the_state_and_says_so(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(analysis_run, "write_store", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+        with pytest.raises(OSError, match="disk"):
+            analyzed(project)
+    (state,) = (project.path / "data" / "checkpoints").glob("analysis-*")
+    monkeypatch.setattr(analysis_run, "code_digest", lambda *_: "another")
+    monkeypatch.setattr(analysis_run.Collection, "load", lambda *_: pytest.fail("it goes on from what other code has made"))
+    analyzed(project)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "anew" in line]
+    assert lines == [f"analyze: starting anew: the state of this pass in {state} was saved by other code"]
+    assert digests(project.path / "features") == digests(project.path / "data" / "features")
+    state.unlink()
+    analyzed(project)
+    assert "anew" not in capsys.readouterr().err
+
+
 def test_reading_the_texts_spans_no_more_than_a_few_chunks() -> None:
     spans = []
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import ParamsError
 from pipeline.params.dictionary_kinds import KINDS
-from pipeline.params.fields import limits_of, resolve_share, resolve_steps
+from pipeline.params.fields import limits_of
 from pipeline.params.kinds.transcoder import TranscoderParams
 from pipeline.params.loader import load_params, params_from_dict
 from pipeline.params.losses import SPARSITY_LOSSES
@@ -26,6 +26,7 @@ from pipeline.params.schema import (
 )
 from pipeline.params.section import Section, hints
 from pipeline.params.sections.dictionary import DictionaryParams
+from pipeline.shares import resolve_share, resolve_steps
 from tests.closure import ROOT
 from tests.params.changes import ABSENT, DEFAULTS, TRANSCODER, changed, faults
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.dictionaries.store import load_dictionary, read_config
-from pipeline.training.fingerprint import code_files
-from tests.project import D_MODEL, REPOSITORY, Project
+from tests.project import D_MODEL, Project
 
 WEIGHTS = "data/trained/main/weights.safetensors"
 
@@ -133,7 +132,26 @@ def test_initializers_of_the_pipeline(project: Project) -> None:
     assert "initializer.model_layer: the MLP of layer 1" in outcome.stderr
 
 
-def test_the_fingerprint_covers_all_that_a_step_runs() -> None:
-    """What training imports of losses, dictionaries, kernels, ... is read, files in sub-folders too."""
-    code = {file.relative_to(REPOSITORY / "pipeline").as_posix() for file in code_files()}
-    assert {"losses/sparsity/tanh_quad.py", "losses/auxk.py", "training/step.py", "hooks.py", "params/fields.py"} <= code
+@pytest.mark.parametrize("left", ["finished", "step-000000064"])
+def test_other_code_starts_anew_and_says_so(project: Project, monkeypatch: pytest.MonkeyPatch, left: str) -> None:
+    """As after an edit of what a step runs, or with checkpoints of another version."""
+    wanted = outputs(project)
+    (earlier,) = checkpoints(project)
+    (earlier / "finished").rename(earlier / left)
+    monkeypatch.setattr("pipeline.training.fingerprint.code_digest", lambda *_: "another")
+    outcome = project.run("train")
+    assert outcome.exit_code == 0
+    line = f"train: starting anew: the checkpoint of this run in {earlier} was made by other code"
+    assert [text for text in outcome.stderr.splitlines() if "anew" in text] == [line]
+    assert outputs(project) == wanted
+    assert len(checkpoints(project)) == 2
+    assert "anew" not in project.run("train").stderr  # its own end is there now
+    project.set(trainer__lr=1e-3)
+    assert "anew" not in project.run("train").stderr  # another run: nothing to go on from was expected
+
+
+def test_an_empty_directory_of_other_code_is_nothing_to_go_on_from(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    (earlier,) = checkpoints(project)
+    (earlier / "finished").rename(earlier / "snapshot-000000064")
+    monkeypatch.setattr("pipeline.training.fingerprint.code_digest", lambda *_: "another")
+    assert "anew" not in project.run("train").stderr

@@ -73,7 +73,8 @@ class TrainerParams(Section):
     def chosen_by(cls, raw: Mapping[str, Any]) -> type[TrainerParams]:
         """The section with the keys that the chosen sparsity loss has of its own."""
         loss = raw.get("sparsity_loss_type")
-        return _with_fields_of(cls, loss) if isinstance(loss, str) and loss in SPARSITY_LOSSES else cls
+        known = isinstance(loss, str) and loss in SPARSITY_LOSSES
+        return _with_fields_of(cls, str(loss)) if known else cls  # type: ignore[arg-type]  # a class is hashable
 
     @property
     def steered_l0(self) -> float | None:
