@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 from pipeline.errors import DataError, Interrupted, ParamsError
 from pipeline.files import read_json, root, write_bytes, write_json
+from pipeline.params.sections.tracking import TrackingParams
 
 STARTING_STAGE = "train"
 FINISHED, FAILED, STOPPED = "FINISHED", "FAILED", "KILLED"
@@ -159,7 +160,7 @@ class Combined(Tracker):
 
 
 def open_tracker(
-    params: Any,
+    params: TrackingParams,
     *,
     stage: str,
     run_file: str | Path,

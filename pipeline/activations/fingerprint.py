@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.activations.schema import BLOCK_ROWS, FORMAT_VERSION, REGENERATE, TARGETS, storage_element
 from pipeline.errors import DataError, unknown_name
+from pipeline.params.schema import Params
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class GenerationSettings:
         storage_element(self.storage_dtype)
 
     @classmethod
-    def from_params(cls, params: Any) -> GenerationSettings:
+    def from_params(cls, params: Params) -> GenerationSettings:
         """From loaded params."""
         acts, model = params.activations, params.model
         return cls(

@@ -15,6 +15,7 @@ from pipeline.corpus.tokens import open_tokens
 from pipeline.errors import DataError
 from pipeline.files import root, write_json
 from pipeline.hook_keys import MAIN, by_model
+from pipeline.params.schema import Params
 from pipeline.progress import Progress
 
 _OTHER_TOKENIZER = (
@@ -37,7 +38,7 @@ class ModelConfiguration(Protocol):
 
 
 def generate_for(
-    params: Any,
+    params: Params,
     find_model: Callable[[Any], ModelConfiguration],
     load_model: Callable[[Any], Model],
     tokens_path: Path,

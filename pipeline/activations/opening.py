@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.activations.fingerprint import GenerationSettings, check_made_for
 from pipeline.activations.reader import ActivationStore, open_activations
+from pipeline.params.schema import Params
 
 
-def open_for(params: Any, manifest_path: str | Path) -> ActivationStore:
+def open_for(params: Params, manifest_path: str | Path) -> ActivationStore:
     """Open the store of a manifest after checking that it was made for `params`.
 
     Raises:

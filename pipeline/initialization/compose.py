@@ -31,13 +31,14 @@ from pipeline.initialization.scale import scale_by_least_squares_
 from pipeline.initialization.thresholds import set_thresholds_
 from pipeline.initialization.weights import parts_of, transpose_encoder_
 from pipeline.lm.attention import AttentionWeights
+from pipeline.params.sections.initializer import InitializerParams
 
 DECODER_OPTIONS = (activation_rows.OPTION, active_subspace.OPTION, mlp_responses.OPTION, attention.OPTION)
 
 OF_EACH_HEAD = {attention.OPTION, active_subspace.OPTION}  # the one pair that goes together
 
 
-def build_base(config: Mapping[str, Any], params: Any, seed: int, *, unit_rows: bool = False) -> Dictionary:
+def build_base(config: Mapping[str, Any], params: InitializerParams, seed: int, *, unit_rows: bool = False) -> Dictionary:
     """A dictionary with its base draw.
 
     Args:
@@ -51,7 +52,7 @@ def build_base(config: Mapping[str, Any], params: Any, seed: int, *, unit_rows: 
     return build_dictionary({**config, **fields, "unit_rows": unit_rows}, seed=seed)
 
 
-def check(dictionary: Dictionary, params: Any, *, has_model: bool) -> None:
+def check(dictionary: Dictionary, params: InitializerParams, *, has_model: bool) -> None:
     """Refuse, by name, options that make no sense for this dictionary; before any data is read.
 
     Raises:
@@ -97,7 +98,7 @@ def _faults_of(check_one: Callable[[], object]) -> list[str]:
 def initialize_(
     dictionary: Dictionary,
     sample: Sample,
-    params: Any,
+    params: InitializerParams,
     *,
     batch_rows: int,
     seed: int,
@@ -165,7 +166,7 @@ def _give_lengths_to_encoder_(dictionary: Dictionary) -> None:
 def _set_decoder_rows_(
     dictionary: Dictionary,
     sample: Sample,
-    params: Any,
+    params: InitializerParams,
     seed: int,
     mlps: Sequence[Callable[[Tensor], Tensor]],
     model_attention: AttentionWeights | None,
@@ -189,12 +190,12 @@ def _set_decoder_rows_(
     return None, transpose and dictionary.drawn_as_transpose, {}
 
 
-def _set_encoder_bias_(dictionary: Dictionary, sample: Sample, params: Any) -> None:
+def _set_encoder_bias_(dictionary: Dictionary, sample: Sample, params: InitializerParams) -> None:
     if params.init_encoder_bias_with_mean_hidden_pre:
         encoder_bias.set_encoder_bias_(dictionary, sample)
 
 
-def _redo_encoder_(dictionary: Dictionary, sample: Sample, params: Any) -> None:
+def _redo_encoder_(dictionary: Dictionary, sample: Sample, params: InitializerParams) -> None:
     """Encoder and its bias from the decoder as it is, for the grid search.
 
     An encoder that was never the decoder's transpose stays: of a kind that draws it apart, of a transcoder whose encoder was

@@ -19,6 +19,7 @@ from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.store import save_dictionary
 from pipeline.errors import CheckpointError, Interrupted, NumericsError
 from pipeline.interrupts import StopRequest, stop_on_signals
+from pipeline.params.sections.trainer import TrainerParams
 from pipeline.progress import Progress
 from pipeline.training.checkpoints import Checkpoints, History, snapshot_steps
 from pipeline.training.revival import out_of_reach
@@ -50,7 +51,7 @@ def train(
     dictionary: Dictionary,
     source: Source,
     *,
-    params: Any,
+    params: TrainerParams,
     norms: Mapping[str, Any],
     total_steps: int,
     checkpoints: Checkpoints | None = None,
@@ -97,7 +98,7 @@ class TrainingRun:
         self,
         dictionary: Dictionary,
         source: Source,
-        params: Any,
+        params: TrainerParams,
         norms: Mapping[str, Any],
         total_steps: int,
         checkpoints: Checkpoints | None,

@@ -24,6 +24,7 @@ from pipeline.losses.pre_act import pre_act_loss
 from pipeline.losses.reconstruction import reconstruction_loss
 from pipeline.losses.sparsity_losses import SparsityInputs, sparsity_loss
 from pipeline.params.losses import SPARSITY_LOSSES
+from pipeline.params.sections.trainer import TrainerParams
 from pipeline.shares import resolve_share
 
 RECONSTRUCTION = "l_rec"
@@ -71,7 +72,7 @@ def compute_loss(
     x: Tensor,
     y: Tensor,
     mask: Tensor | None,
-    params: Any,
+    params: TrainerParams,
     *,
     l1_coefficient: float | Tensor,
     gate: Gate = CONFIGURED,
@@ -125,7 +126,7 @@ def compute_loss(
 
 
 def _forward(
-    dictionary: Dictionary, x: Tensor, mask: Tensor | None, params: Any, gate: Gate, padding: Tensor | None
+    dictionary: Dictionary, x: Tensor, mask: Tensor | None, params: TrainerParams, gate: Gate, padding: Tensor | None
 ) -> tuple[Codes, list[Tensor]]:
     """The codes and the reconstructions that are compared with the label, the whole one last."""
     if params.sparsity_loss_type == "l0":
@@ -141,7 +142,7 @@ def _forward(
 
 @torch.no_grad()
 def step_statistic(
-    dictionary: Dictionary, x: Tensor, mask: Tensor | None, params: Any, gate: Gate = CONFIGURED
+    dictionary: Dictionary, x: Tensor, mask: Tensor | None, params: TrainerParams, gate: Gate = CONFIGURED
 ) -> Tensor | None:
     """A micro-batch's share of what the sparsity loss is not linear in; None where there is nothing of the kind.
 

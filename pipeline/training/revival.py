@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +34,7 @@ from torch import Tensor
 from pipeline.dictionaries.base import Codes, Dictionary
 from pipeline.dictionaries.fold import EPS_NORM
 from pipeline.losses.reductions import widened
+from pipeline.params.sections.trainer import TrainerParams
 from pipeline.shares import resolve_share
 
 LARGEST = 100.0
@@ -108,19 +108,19 @@ def revive_(
     _scale_(dictionary.scale_decoder_, longer, columns, dead)
 
 
-def least_silence(dictionary: Dictionary, params: Any) -> int:
+def least_silence(dictionary: Dictionary, params: TrainerParams) -> int:
     """Tokens that a feature must be silent for at least: those in which one of average use is active EXPECTED times."""
     config = dictionary.config
     k = config.top_k if dictionary.activation.budgeted else params.target_l0
     return 0 if k is None else math.ceil(EXPECTED * config.d_sae / k)
 
 
-def silence(dictionary: Dictionary, params: Any) -> int:
+def silence(dictionary: Dictionary, params: TrainerParams) -> int:
     """Tokens after which a silent feature is revived: dead_threshold, or `least_silence` where that is more."""
     return max(resolve_share(params.dead_threshold, params.total_training_tokens), least_silence(dictionary, params))
 
 
-def out_of_reach(dictionary: Dictionary, params: Any, tokens: int) -> str | None:
+def out_of_reach(dictionary: Dictionary, params: TrainerParams, tokens: int) -> str | None:
     """Why revival cannot act in a run of so many tokens; None where it can, or is off."""
     needed = silence(dictionary, params)
     if not params.revive_dead_features or needed <= tokens:

@@ -23,6 +23,7 @@ from pipeline.dictionaries.base import Codes, Dictionary, Gate
 from pipeline.dictionaries.served import n_layers_of
 from pipeline.losses.reductions import aligned
 from pipeline.norms.normalizer import Normalizer
+from pipeline.params.sections.trainer import TrainerParams
 from pipeline.shares import resolve_share, resolve_steps
 from pipeline.training.checkpoints import check_fit
 from pipeline.training.constraints import normalize_rows_, remove_parallel_gradient_
@@ -93,7 +94,7 @@ class Trainer:
     def __init__(
         self,
         dictionary: Dictionary,
-        params: Any,
+        params: TrainerParams,
         *,
         total_steps: int,
         norms: Mapping[str, Any],

@@ -12,13 +12,12 @@ layers. L0 / target is bounded to [1/e, e], so that a start far off does not ove
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.served import first_thresholds
+from pipeline.params.sections.trainer import TrainerParams
 
 COEFFICIENT = "coefficient"
 COEFFICIENT_GAIN = 1 / 3
@@ -33,11 +32,11 @@ class L0Control:
         device: of the training.
     """
 
-    def __init__(self, dictionary: Dictionary, params: Any, device: torch.device) -> None:
+    def __init__(self, dictionary: Dictionary, params: TrainerParams, device: torch.device) -> None:
         self.dictionary = dictionary
-        self.target = params.target_l0
+        self.target = params.target_l0 or 0.0  # 0: nothing is steered
         self.thresholds = params.steered_l0 is not None
-        self.coefficient = self.target is not None and params.target_l0_mode == COEFFICIENT
+        self.coefficient = params.target_l0 is not None and params.target_l0_mode == COEFFICIENT
         self.gain = params.target_l0_gain * (COEFFICIENT_GAIN if self.coefficient else 1.0)
         self.log_factor = torch.zeros((), dtype=torch.float32, device=device)
 

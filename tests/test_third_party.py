@@ -1,0 +1,146 @@
+"""A package outside this repository brings an activation function, a sparsity loss with a key of its own and a kind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.closure import ROOT
+
+DECLARED = '''
+from dataclasses import dataclass
+
+from pipeline.params.dictionary_kinds import KindDeclaration
+from pipeline.params.fields import param
+from pipeline.params.gates import GateDeclaration
+from pipeline.params.losses import SparsityLossDeclaration
+from pipeline.params.sections.per_layer import PerLayerParams
+
+HALF = GateDeclaration("half-topk", "toolkit.code:HalfTopK", budgeted=True)
+HOYER = SparsityLossDeclaration("hoyer", "toolkit.code:hoyer", fields={"hoyer_scale": (float, param(1.0, more_than=0))})
+KIND = KindDeclaration("louder", "toolkit.declared:LouderParams", "toolkit.code:Louder")
+
+
+@dataclass(frozen=True)
+class LouderParams(PerLayerParams):
+    kind: str = param("louder", choices=("louder",))
+    loudness: float = param(2.0, more_than=0)
+'''
+CODE = '''
+import dataclasses
+
+from pipeline.activation_functions.interface import BudgetedActivation
+from pipeline.activation_functions.topk import TopK
+from pipeline.dictionaries.sae import SparseAutoencoder, SparseAutoencoderConfig
+
+
+class HalfTopK(BudgetedActivation):
+    def selection(self, z, settings):
+        return TopK().selection(z, settings._replace(k=max(1, settings.k // 2)))
+
+
+def hoyer(inputs, *, hoyer_scale=1.0):
+    f = inputs.f.float() * inputs.norms
+    return hoyer_scale * (f.abs().sum(-1).square() / f.square().sum(-1).clamp_min(1e-6)).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class LouderConfig(SparseAutoencoderConfig):
+    loudness: float = 2.0
+
+
+class Louder(SparseAutoencoder):
+    config_class = LouderConfig
+
+    def _branches(self, x):
+        return super()._branches(x * self.config.loudness)
+'''
+POINTS = """
+[scopeline.activation_functions]
+half-topk = toolkit.declared:HALF
+
+[scopeline.sparsity_losses]
+hoyer = toolkit.declared:HOYER
+
+[scopeline.dictionary_kinds]
+louder = toolkit.declared:KIND
+"""
+USE = '''
+import json, sys
+from pathlib import Path
+import torch
+import pipeline.api as api
+from pipeline.errors import ParamsError
+from pipeline.params.loader import load_params, params_from_dict
+from tests.project import make_project
+from tests.params.changes import changed
+
+assert "toolkit.code" not in sys.modules
+made = api.build_dictionary({"kind": "louder", "d_in": 8, "d_sae": 32, "act_fn": "half-topk", "top_k": 6, "loudness": 3.0})
+assert int((made.encode(torch.randn(50, 8)) > 0).sum(-1).max()) <= 3
+
+def faults(**changes):
+    try:
+        params_from_dict(changed({key.replace("__", "."): value for key, value in changes.items()}))
+    except ParamsError as error:
+        return "\\n".join(error.faults)
+    return ""
+
+base = {"dictionary__act_fn": "relu", "trainer__sparsity_loss_type": "hoyer", "trainer__hoyer_scale": 0.5}
+assert faults(**base) == "", faults(**base)
+for changes, words in (
+    ({"trainer__hoyer_scale": -1.0}, "trainer.hoyer_scale: must be greater than 0"),
+    ({"trainer__hoyer_scal": 1.0}, "trainer.hoyer_scal: unknown key; did you mean 'hoyer_scale'"),
+    ({"trainer__sparsity_loss_type": "power"}, "trainer.hoyer_scale: unknown key"),
+    ({"trainer__sparsity_loss_type": "hoyr"}, "did you mean 'hoyer'"),
+    ({"dictionary__act_fn": "half-topc"}, "did you mean 'half-topk'"),
+    ({"dictionary__kind": "loud"}, "did you mean 'louder'"),
+    ({"dictionary__kind": "louder", "dictionary__loudness": 0.0}, "dictionary.loudness: must be greater than 0"),
+    ({"dictionary__loudness": 3.0}, "dictionary.loudness: is a field of kind louder, not of sae"),
+    ({"dictionary__act_fn": "half-topk", "trainer__target_l0": 3.0}, "trainer.target_l0: the L0 of half-topk is"),
+):
+    assert words in faults(**{**base, **changes}), (words, faults(**{**base, **changes}))
+
+rows = torch.randn(2000, 8)
+trainer = {"total_training_tokens": 8000, "sparsity_loss_type": "hoyer", "l1_coefficient": 1e-3, "hoyer_scale": 0.5}
+for fields in ({"kind": "louder", "act_fn": "half-topk", "top_k": 6, "loudness": 3.0}, {"act_fn": "relu"}):
+    found = api.fit(rows, dictionary={"d_sae": 32, **fields}, trainer=trainer, batch_size=200)
+    assert found.inference.config.folded
+
+project = make_project(Path(sys.argv[1]))
+project.params["dictionary"] |= {"kind": "louder", "loudness": 1.5, "act_fn": "half-topk", "top_k": 8}
+project.params["trainer"] |= {"sparsity_loss_type": "hoyer", "hoyer_scale": 0.5, "l1_coefficient": 1e-3}
+project.set().run_all()
+assert load_params(project.path / "params.yaml").trainer.hoyer_scale == 0.5
+metrics = json.loads((project.path / "metrics" / "evaluation.json").read_text())
+assert metrics["l0_mean"] <= 4 and metrics["fvu"] < 1
+history = (project.path / "metrics" / "train_history.jsonl").read_text()
+assert '"hoyer"' in history
+loaded = api.load_dictionary(project.path / "data/inference/main")
+assert (type(loaded).__name__, loaded.config.loudness, loaded.config.act_fn) == ("Louder", 1.5, "half-topk")
+'''
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A directory as an installer leaves it: the package, and its metadata with the entry points."""
+    site = tmp_path / "site"
+    for name, text in (("__init__.py", ""), ("declared.py", DECLARED), ("code.py", CODE)):
+        (site / "toolkit").mkdir(parents=True, exist_ok=True)
+        (site / "toolkit" / name).write_text(text)
+    about = site / "toolkit-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toolkit\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(POINTS)
+    return site
+
+
+def test_what_another_package_declares_works_everywhere(installed: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-W", "ignore", "-c", USE, str(tmp_path / "project")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
