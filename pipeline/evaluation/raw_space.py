@@ -2,7 +2,7 @@
 
 A folded dictionary takes and gives raw activations. One that is carried with its run-time norm (`fold.mode: keep`) takes
 and gives normalised ones: here its inputs are multiplied by their hook points' factors and its reconstructions divided by
-those of theirs (SPEC section 3). token-wise and batch-wise factors of a written hook point are those of the activation
+those of theirs (SPEC 3). token-wise and batch-wise factors of a written hook point are those of the activation
 that the reconstruction stands for.
 
 Massive tokens (pipeline/exclusion.py) are told by the norms in the dictionary's own configuration, so that they are the
@@ -117,7 +117,7 @@ class RawDictionary:
             )
 
     def scale(self, hook: str, x: Tensor, mask: Tensor | None) -> Tensor | float:
-        """The factor of SPEC section 3 at `hook` for activations `x` [b, T, D], of an unfolded dictionary."""
+        """The factor of SPEC 3 at `hook` for activations `x` [b, T, D], of an unfolded dictionary."""
         return scale_factor(self.norm_activation, self.norms[hook], x, mask)
 
     @property
