@@ -23,6 +23,7 @@ import pytest
 
 from benchmarks.mutants import ROOT
 
+ENDS_WITHIN_S = 10.0  # after its result, in which it frees what it has taken
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -40,9 +41,9 @@ class Outcome(NamedTuple):
     seconds: float = 0.0
 
 
-def preload(*names: str) -> None:
-    """Have modules imported once for all processes; to be called before the first run."""
-    _CONTEXT.set_forkserver_preload(list(names))
+def preload() -> None:
+    """Have what most tests import imported once for all processes; to be called before the first run."""
+    _CONTEXT.set_forkserver_preload(["torch", "numpy", "safetensors.torch", "yaml", "pytest", "pytest_timeout", "hypothesis"])
 
 
 def run_tests(
@@ -66,6 +67,7 @@ def run_tests(
     with contextlib.suppress(EOFError):  # it died: every one of its tests has noticed
         if receiver.poll(limit_s):
             outcome = receiver.recv()
+            process.join(ENDS_WITHIN_S)
     process.kill()
     process.join()
     return outcome._replace(seconds=time.monotonic() - start)
@@ -74,10 +76,12 @@ def run_tests(
 def _child(sender: Connection, root: Path, tests: list[str], module: str, source: str) -> None:
     os.chdir(root)
     sys.path.insert(0, str(root))
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # plugins of installed libraries take seconds, each time
     if module:
         sys.meta_path.insert(0, _Finder(module, source))
     seen, output = _Failures(), io.StringIO()
-    arguments = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", "--rootdir", str(root)]
+    arguments = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "pytest_timeout", "--rootdir", str(root)]
+    arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         status = pytest.main([*arguments, *tests], plugins=[seen])
     wrong = bool(seen.errors) or status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)

@@ -158,6 +158,8 @@ def _cut_gradients(place: ast.AST) -> Iterator[_Edit]:
     """Of a function that returns a tensor: the gradient of a returned value cut off."""
     if not (isinstance(place, ast.FunctionDef) and place.returns is not None and ast.unparse(place.returns) == "Tensor"):
         return
+    if any(argument.arg == "ctx" for argument in place.args.args):  # of a torch.autograd.Function, which has no gradient
+        return
     for node in ast.walk(place):
         if isinstance(node, ast.Return) and node.value is not None and not isinstance(node.value, ast.Compare):
             new = ast.Call(ast.Attribute(node.value, "detach", ast.Load()), [], [])
@@ -186,7 +188,8 @@ def _instead(node: ast.AST, parent: ast.AST, field: str) -> Iterator[ast.AST | N
             yield ast.BoolOp(ast.Or() if isinstance(op, ast.And) else ast.And(), values)
             yield from values
         case ast.UnaryOp(op=ast.Not() | ast.Invert() | ast.USub(), operand=operand):
-            yield operand
+            if not isinstance(operand, ast.Constant):  # a dimension -1 is often 1
+                yield operand
         case ast.Constant(value=bool() | int() | float() as value):
             yield from (ast.Constant(other) for other in _others(value))
         case ast.Attribute(value=receiver, attr=name, ctx=ast.Load()):
