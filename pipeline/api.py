@@ -67,7 +67,7 @@ def loss(
             every term and read by no other token. None: there are none.
         trainer: fields of trainer that the loss depends on: sparsity_loss_type, l1_coefficient (taken without warm-up), p,
             tanh_stretch_coefficient, frequency_scale, l0_bandwidth, target_l0 and its mode, lp_coefficient,
-            auxk_coefficient, k_aux, matryoshka_widths, amp_dtype. Those that are not given have SPEC's defaults.
+            auxk_coefficient, k_aux, matryoshka_widths, amp_dtype. Those that are not given have the declared defaults.
 
     Returns: total, the weighted terms that it is the sum of, and the features.
 

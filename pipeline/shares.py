@@ -11,7 +11,7 @@ def resolve_steps(value: float, total: int) -> int:
     Args:
         value: steps (int) or a fraction in [0, 1] (float).
         total: T, the steps of the whole run.
-    Source: SPEC section 6.
+    Source: SPEC 6.
     """
     return math.floor(value * total + 1e-9) if isinstance(value, float) else value
 

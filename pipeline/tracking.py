@@ -16,11 +16,13 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pipeline.errors import DataError, Interrupted, ParamsError
 from pipeline.files import read_json, root, write_bytes, write_json
-from pipeline.params.sections.tracking import TrackingParams
+
+if TYPE_CHECKING:
+    from pipeline.params.sections.tracking import TrackingParams
 
 STARTING_STAGE = "train"
 FINISHED, FAILED, STOPPED = "FINISHED", "FAILED", "KILLED"

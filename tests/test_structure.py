@@ -24,7 +24,7 @@ from tests.closure import (
     sources,
 )
 
-# STYLE.md, Layout: a module imports from lines below its own, never above. Modules of one line may import each other.
+# CONTRIBUTING.md, "Where things live": a module imports from lines below its own, never above. Modules of one line may import each other.
 LAYOUT = (
     ("stages",),
     ("pipeline/api.py",),

@@ -11,7 +11,7 @@ import pytest
 
 from tests.closure import ROOT
 
-DECLARED = '''
+DECLARED = """
 from dataclasses import dataclass
 
 from pipeline.params.dictionary_kinds import KindDeclaration
@@ -29,8 +29,8 @@ KIND = KindDeclaration("louder", "toolkit.declared:LouderParams", "toolkit.code:
 class LouderParams(PerLayerParams):
     kind: str = param("louder", choices=("louder",))
     loudness: float = param(2.0, more_than=0)
-'''
-CODE = '''
+"""
+CODE = """
 import dataclasses
 
 from pipeline.activation_functions.interface import BudgetedActivation
@@ -58,7 +58,7 @@ class Louder(SparseAutoencoder):
 
     def _branches(self, x):
         return super()._branches(x * self.config.loudness)
-'''
+"""
 POINTS = """
 [scopeline.activation_functions]
 half-topk = toolkit.declared:HALF
@@ -69,7 +69,7 @@ hoyer = toolkit.declared:HOYER
 [scopeline.dictionary_kinds]
 louder = toolkit.declared:KIND
 """
-USE = '''
+USE = """
 import json, sys
 from pathlib import Path
 import torch
@@ -122,7 +122,7 @@ history = (project.path / "metrics" / "train_history.jsonl").read_text()
 assert '"hoyer"' in history
 loaded = api.load_dictionary(project.path / "data/inference/main")
 assert (type(loaded).__name__, loaded.config.loudness, loaded.config.act_fn) == ("Louder", 1.5, "half-topk")
-'''
+"""
 
 
 @pytest.fixture

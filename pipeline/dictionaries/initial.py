@@ -1,4 +1,4 @@
-"""The base initialisation's options (DESIGN, initializer section); each kind draws from them in its own file."""
+"""The base initialisation's options (SPEC initializer); each kind draws from them in its own file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dictionary directories: config.json + weights.safetensors, written together or not at all (DESIGN 2.3).
+"""Dictionary directories: config.json + weights.safetensors, written together or not at all (CONTRACTS 3).
 
 config.json holds format_version, every configuration field, and of the weights file its size, sha256 and each tensor's
 shape, so that a missing, truncated, altered or foreign file is found by name when the directory is opened.

@@ -2,7 +2,7 @@
 
 A folded dictionary takes and gives raw activations. One that is carried with its run-time norm (`fold.mode: keep`) takes
 and gives normalised ones: here its inputs are multiplied by their hook points' factors and its reconstructions divided by
-those of theirs (SPEC section 3). token-wise and batch-wise factors of a written hook point are those of the activation
+those of theirs (SPEC 3). token-wise and batch-wise factors of a written hook point are those of the activation
 that the reconstruction stands for.
 
 Massive tokens (pipeline/norms/exclusion.py) are told by the norms in the dictionary's own configuration, so that they are the

@@ -2,7 +2,7 @@
 
 A back end calls :meth:`Run.visit` at each hook point that the run wants, in the order in which they occur, and goes on
 with the value that it returns. A replacement function sees everything kept so far in this run, after replacement, so
-that features are computed from the spliced run itself (SPEC section 7).
+that features are computed from the spliced run itself (SPEC 7).
 
 A replaced `hook_normalized` value r changes the norm's output y by (r - n) * gain, where n is the original value: with
 r = n the output is the original bit for bit.

@@ -58,7 +58,7 @@ def jumprelu_has_a_first_threshold(params: Params) -> str | None:
 
 @rule("trainer.auxk_coefficient")
 def auxk_needs_the_topk_family(params: Params) -> str | None:
-    """AuxK revives the dead features of TopK gates; relu and jumprelu are refused (SPEC section 5)."""
+    """AuxK revives the dead features of TopK gates; relu and jumprelu are refused (SPEC 5)."""
     if params.trainer.auxk_coefficient is not None and not params.dictionary.is_topk_family:
         return f"the AuxK loss is for the topk family; dictionary.act_fn is {params.dictionary.act_fn}; write null"
     return None

@@ -52,7 +52,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Params(Section):
-    """Every parameter of a run. The dataclass defaults are SPEC's; params.yaml states the embedded default's."""
+    """Every parameter of a run. The dataclass defaults are the declaration's; params.yaml states the embedded default's."""
 
     seed: int = param(0, at_least=0)
     determinism: bool = param(True)

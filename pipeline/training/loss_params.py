@@ -13,7 +13,7 @@ from pipeline.training.tensors import stand_ins
 
 
 def loss_params(dictionary: Dictionary, trainer: Mapping[str, Any]) -> TrainerParams:
-    """`trainer`'s fields, completed by SPEC's defaults.
+    """`trainer`'s fields, completed by the declared defaults.
 
     Raises:
         ParamsError: unknown or mistyped fields, or what makes no sense for this dictionary, all at once.

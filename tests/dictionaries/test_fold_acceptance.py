@@ -1,4 +1,4 @@
-"""SPEC 4's acceptance: the folded dictionary on raw activations equals the unfolded one on normalised ones.
+"""The acceptance of SPEC 4: the folded dictionary on raw activations equals the unfolded one on normalised ones.
 
 Every activation function x include-norm x GLU x skip x apply_b_dec x feature_units x kind, unequal norms, unequal widths:
 1e-9 relative in float64 and identical support.

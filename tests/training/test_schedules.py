@@ -1,4 +1,4 @@
-"""Schedules against SPEC 6's worked checks and formulas written out naively."""
+"""Schedules against the worked checks of SPEC 6 and formulas written out naively."""
 
 from __future__ import annotations
 

@@ -1,1 +1,0 @@
-"""Every formula of the specification, a wrong form of it, and the tests that notice."""
