@@ -9,6 +9,7 @@ import yaml
 from pipeline.errors import ParamsError
 from pipeline.params.documents.declared import Key, sections
 from pipeline.params.documents.words import short
+from pipeline.params.fields import as_written
 from pipeline.params.reading import Yaml12Loader
 
 COLUMN = 40  # of the space before a comment; a longer line has one space there
@@ -27,7 +28,7 @@ def comments() -> dict[str, str]:
 
 def comment(key: Key) -> str:
     """`lorsa: width of a query and of a key`, with the choices and ranges that the explanation does not name."""
-    whose = "" if key.everywhere else f"{', '.join(map(str, key.forms))}: "
+    whose = "" if key.everywhere else f"{', '.join(map(as_written, key.forms))}: "
     form = next(iter(key.forms.values()))
     return whose + key.about + short(form.annotation, form.limits, key.about)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.params.fields import Limits, about, limits_of
+from pipeline.params.fields import Limits, about, limits_of, types_of
 from pipeline.params.schema import Params
 from pipeline.params.section import Section, hints, named_sections
 
@@ -54,7 +54,7 @@ class Declared:
         cls: its class.
         about: its explanation.
         chooser: the key that chooses the class that reads the section, as `kind`; None if there is but one.
-        classes: {choice: class}; {None: cls} if there is but one.
+        classes: {choice: class}, null being a choice where it may be written; {None: cls} if there is but one.
         keys: its own keys, without nested sections.
     """
 
@@ -106,7 +106,8 @@ def _classes(cls: type[Section]) -> tuple[str | None, dict[Any, type[Section]]]:
     """The key whose choices have different classes, and these."""
     for field in dataclasses.fields(cls):
         choices = limits_of(field).choices or ()
-        classes = {choice: cls.chosen_by({field.name: choice}) for choice in choices}
+        nullable = types_of(hints(cls)[field.name])[1]
+        classes = {choice: cls.chosen_by({field.name: choice}) for choice in (*choices, *([None] if nullable else []))}
         if len(set(classes.values())) > 1:
             return field.name, classes
     return None, {None: cls}

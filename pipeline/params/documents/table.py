@@ -42,7 +42,7 @@ def _section(place: str, section: Declared) -> list[str]:
 def _row(key: Key, section: Declared) -> list[str]:
     cells = [f"`{key.name}`", _by_choice(key, lambda form: whole(form.annotation, form.limits)), _by_choice(key, _default)]
     if section.chooser:
-        cells.insert(1, "all" if key.everywhere else ", ".join(map(str, key.forms)))
+        cells.insert(1, "all" if key.everywhere else ", ".join(map(as_written, key.forms)))
     return [*cells, key.about]
 
 
@@ -50,7 +50,7 @@ def _by_choice(key: Key, text: Callable[[Form], str]) -> str:
     """The text of the forms; where they differ, of each with the choices that have it."""
     texts: dict[str, list[str]] = {}
     for choice, form in key.forms.items():
-        texts.setdefault(text(form), []).append(str(choice))
+        texts.setdefault(text(form), []).append(as_written(choice))
     if len(texts) == 1:
         return next(iter(texts))
     return "; ".join(f"{', '.join(choices)}: {each}" for each, choices in texts.items())
