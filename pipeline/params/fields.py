@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.errors import nearest
 
+NOT_NULL = ("None", "NULL", "nil")  # strings that are refused where null can be written
 NUMBER = re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?")
 
 
@@ -39,14 +40,27 @@ class Limits:
     also_called: tuple[str, ...] = ()  # names that people try instead, for the hint
 
 
-def param(default: Any = dataclasses.MISSING, **limits: Any) -> Any:
-    """A dataclass field with :class:`Limits`."""
-    return dataclasses.field(default=default, metadata={"limits": Limits(**limits)})
+def param(default: Any = dataclasses.MISSING, *, about: str = "", **limits: Any) -> Any:
+    """A dataclass field with :class:`Limits`.
+
+    Args:
+        default: its value where nothing is stated.
+        about: what it is, in one line that need not repeat its type, limits or choices: `python -m pipeline.params.documents`
+            writes params.yaml's comments and docs/params.* from it. A field of the same name in a subclass or another kind
+            has the same explanation, without stating it.
+        limits: see :class:`Limits`.
+    """
+    return dataclasses.field(default=default, metadata={"limits": Limits(**limits), "about": about})
 
 
 def limits_of(field: dataclasses.Field[Any]) -> Limits:
     """The limits given to `param`, or none."""
     return field.metadata.get("limits", _NONE)
+
+
+def about(field: dataclasses.Field[Any]) -> str:
+    """The explanation given to `param`, or an empty one."""
+    return field.metadata.get("about", "")
 
 
 _NONE = Limits()
@@ -60,11 +74,11 @@ def convert(value: Any, annotation: Any, limits: Limits = _NONE) -> Any:
     Raises:
         Refused: wrong type, out of range, or not one of the choices.
     """
-    members, nullable = _members(annotation)
+    members, nullable = types_of(annotation)
     if value is None:
         if nullable:
             return None
-        raise Refused(f"expected {_wanted(members, nullable, limits)}, got null")
+        raise Refused(f"expected {in_words(members, nullable, limits)}, got null")
     if typing.get_origin(members[0]) is tuple:
         return _convert_list(value, members[0], nullable, limits)
     if value in limits.words and isinstance(value, str):
@@ -74,7 +88,7 @@ def convert(value: Any, annotation: Any, limits: Limits = _NONE) -> Any:
     return converted
 
 
-def _members(annotation: Any) -> tuple[tuple[Any, ...], bool]:
+def types_of(annotation: Any) -> tuple[tuple[Any, ...], bool]:
     """The types of a union without None, and whether None was one."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         arguments = typing.get_args(annotation)
@@ -86,7 +100,7 @@ def _convert_list(value: Any, annotation: Any, nullable: bool, limits: Limits) -
     items = typing.get_args(annotation)
     if not isinstance(value, (list, tuple)):
         hint = "; write null" if nullable and value == "None" else ""
-        raise Refused(f"expected {_wanted((annotation,), nullable, limits)}, got {describe(value)}{hint}")
+        raise Refused(f"expected {in_words((annotation,), nullable, limits)}, got {describe(value)}{hint}")
     if items[-1] is Ellipsis:
         items = (items[0],) * len(value)
     if len(items) != len(value):
@@ -112,11 +126,11 @@ def _convert_scalar(value: Any, members: tuple[Any, ...], nullable: bool, limits
         accepted = type(value) in wanted
     else:
         accepted = False
-    if accepted and nullable and value in ("None", "NULL", "nil"):
-        raise Refused(f"expected {_wanted(members, nullable, limits)}, got {describe(value)}; write null")
+    if accepted and nullable and value in NOT_NULL:
+        raise Refused(f"expected {in_words(members, nullable, limits)}, got {describe(value)}; write null")
     if not accepted:
         hint = "; write null" if nullable and value in ("None", "none") else _hint(value, wanted, limits)
-        raise Refused(f"expected {_wanted(members, nullable, limits)}, got {describe(value)}{hint}")
+        raise Refused(f"expected {in_words(members, nullable, limits)}, got {describe(value)}{hint}")
     return value
 
 
@@ -184,7 +198,8 @@ def describe(value: Any) -> str:
     return "a mapping" if isinstance(value, dict) else f"a value of type {type(value).__name__}"
 
 
-def _wanted(members: tuple[Any, ...], nullable: bool, limits: Limits) -> str:
+def in_words(members: tuple[Any, ...], nullable: bool, limits: Limits) -> str:
+    """The type of a field that is one of `members`, as faults name it."""
     names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     if limits.steps:
         words = "steps (an integer) or a fraction of the run (a number between 0.0 and 1.0)"
@@ -199,7 +214,7 @@ def _wanted(members: tuple[Any, ...], nullable: bool, limits: Limits) -> str:
 
 
 def _list_wanted(items: tuple[Any, ...], limits: Limits) -> str:
-    members, _ = _members(items[0])
+    members, _ = types_of(items[0])
     plural = " or ".join({int: "integers", float: "numbers", str: "strings"}[member] for member in members)
     if limits.share is not None:
         plural = f"{limits.share[0]} (integers) or shares of {limits.share[1]} (numbers above 0.0, at most 1.0)"

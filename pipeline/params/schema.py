@@ -54,10 +54,16 @@ __all__ = [
 class Params(Section):
     """Every parameter of a run. The dataclass defaults are the declaration's; params.yaml states the embedded default's."""
 
-    seed: int = param(0, at_least=0)
-    determinism: bool = param(True)
+    seed: int = param(0, at_least=0, about="every random number of initialize and train follows from it")
+    determinism: bool = param(
+        True, about="true: same lock, same kind of CPU, same bytes; false: faster kernels where there are any"
+    )
     model: ModelParams = field(default_factory=ModelParams)
-    models: Mapping[str, NamedModelParams] | None = param(None, form=ALIAS_FORM)
+    models: Mapping[str, NamedModelParams] | None = param(
+        None,
+        form=ALIAS_FORM,
+        about="further models whose hook points are named alias:blocks.L.name: {alias: {model_name, revision}}",
+    )
     dataset: DatasetParams = field(default_factory=DatasetParams)
     activations: ActivationsParams = field(default_factory=ActivationsParams)
     norm: NormParams = field(default_factory=NormParams)

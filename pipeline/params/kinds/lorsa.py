@@ -19,7 +19,7 @@ ROTARY = ("rotary_dim", "rotary_base", "rotary_adjacent_pairs", "rotary_scale", 
 
 @dataclass(frozen=True)
 class LowRankSparseAttentionParams(DictionaryParams):
-    """Fields: see the comments of params.yaml."""
+    """An attention's input is read and its output is written."""
 
     READS_SEQUENCES: ClassVar[bool] = True
     WRITES_ELSEWHERE: ClassVar[bool] = True
@@ -28,23 +28,27 @@ class LowRankSparseAttentionParams(DictionaryParams):
     kind: str = param("lorsa", choices=("lorsa",))
     hook_point_in: str | None = param(None, form=HOOK_POINT)
     hook_point_out: str | None = param(None, form=HOOK_POINT)
-    n_qk_heads: int | None = param(None, at_least=1)
-    d_qk_head: int | None = param(None, at_least=1)
-    n_ctx: int | None = param(None, at_least=1)
-    rotary_dim: int | None = param(None, at_least=2)
-    positional_embedding_type: str = param("rotary", choices=("rotary", "none"))
-    rotary_base: float = param(10000.0, more_than=0)
-    rotary_adjacent_pairs: bool = param(True)
-    rotary_scale: float = param(1.0, more_than=0)
-    use_NTK_by_parts_rope: bool = param(False)
-    NTK_by_parts_factor: float = param(8.0, more_than=0)
-    NTK_by_parts_low_freq_factor: float = param(1.0, more_than=0)
-    NTK_by_parts_high_freq_factor: float = param(4.0, more_than=0)
-    old_context_len: int = param(8192, at_least=1)
-    attn_scale: float | None = param(None, more_than=0)
-    use_post_qk_ln: bool = param(False)
-    normalization_type: str | None = param(None, choices=("RMS", "LN"))
-    eps: float = param(1e-6, more_than=0)
+    n_qk_heads: int | None = param(None, at_least=1, about="number of query-key heads; divides d_sae")
+    d_qk_head: int | None = param(None, at_least=1, about="width of a query and of a key")
+    n_ctx: int | None = param(None, at_least=1, about="longest context")
+    rotary_dim: int | None = param(
+        None, at_least=2, about="dimensions of a head that are rotated, even; null: none (positional_embedding_type none)"
+    )
+    positional_embedding_type: str = param("rotary", choices=("rotary", "none"), about="positions in queries and keys")
+    rotary_base: float = param(10000.0, more_than=0, about="base of the rotary frequencies")
+    rotary_adjacent_pairs: bool = param(True, about="true: pairs 2i, 2i + 1 (GPT-J) | false: halves (GPT-NeoX, Llama)")
+    rotary_scale: float = param(1.0, more_than=0, about="positions are divided by it")
+    use_NTK_by_parts_rope: bool = param(False, about="true: frequencies scaled by parts (Llama 3.1)")
+    NTK_by_parts_factor: float = param(8.0, more_than=0, about="low frequencies are divided by it")
+    NTK_by_parts_low_freq_factor: float = param(
+        1.0, more_than=0, about="turns over the old context below which a frequency is low"
+    )
+    NTK_by_parts_high_freq_factor: float = param(4.0, more_than=0, about="turns above which it is high and stays")
+    old_context_len: int = param(8192, at_least=1, about="that context")
+    attn_scale: float | None = param(None, more_than=0, about="scores are divided by it; null: the root of d_qk_head")
+    use_post_qk_ln: bool = param(False, about="true: queries and keys are normed, with gains")
+    normalization_type: str | None = param(None, choices=("RMS", "LN"), about="the norm of use_post_qk_ln (null: none)")
+    eps: float = param(1e-6, more_than=0, about="epsilon of that norm")
 
     @property
     def hooks_in(self) -> tuple[str, ...]:

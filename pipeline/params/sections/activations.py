@@ -19,36 +19,62 @@ HOOK_KEY = (f"({ALIAS}:)?{HOOK_POINT[0]}", f"{HOOK_POINT[1][:-1]}, or alias:bloc
 
 @dataclass(frozen=True)
 class BufferShuffleParams(Section):
-    """Fields: see the comments of params.yaml."""
+    """The order of the rows in the store."""
 
     NAME: ClassVar[str] = "activations.buffer_shuffle"
 
-    perm_seed: int = param(42, at_least=0)
-    generator_device: str | None = param(None, form=DEVICE)
+    perm_seed: int = param(42, at_least=0, about="with the tokens it fixes the row order")
+    generator_device: str | None = param(
+        None, form=DEVICE, about="cpu; the order is drawn on the CPU whatever is said here (reserved)"
+    )
 
 
 @dataclass(frozen=True)
 class ActivationsParams(Section):
-    """Fields: see the comments of params.yaml."""
+    """The activation store."""
 
     NAME: ClassVar[str] = "activations"
 
-    path: str | None = param(None, form=(r"(?s).*\S.*", "the path of a store"))
-    hook_points: tuple[str, ...] | None = param(None, form=HOOK_KEY)
-    context_size: int = param(128, at_least=2, also_called=("ctx_len", "n_ctx", "seq_len"))
-    model_batch_size: int = param(64, at_least=1)
-    total_tokens: int = param(1_000_000, at_least=1)
-    target: str = param("activations-1d", choices=("activations-1d", "activations-2d"))
-    batch_size: int = param(2048, at_least=1)
-    buffer_size: int = param(1_048_576, at_least=1)
+    path: str | None = param(
+        None,
+        form=(r"[\s\S]*\S[\s\S]*", "the path of a store"),
+        about="an existing store to read instead of generating one; null: generate",
+    )
+    hook_points: tuple[str, ...] | None = param(
+        None, form=HOOK_KEY, about="list of hook points to store; null: those of the dictionary"
+    )
+    context_size: int = param(
+        128, at_least=2, also_called=("ctx_len", "n_ctx", "seq_len"), about="tokens in a context, as the language model sees it"
+    )
+    model_batch_size: int = param(64, at_least=1, about="contexts in one forward pass of the language model")
+    total_tokens: int = param(1_000_000, at_least=1, about="tokens in the store (ignored ones not counted)")
+    target: str = param(
+        "activations-1d",
+        choices=("activations-1d", "activations-2d"),
+        about="activations-1d: rows are tokens, shuffled | activations-2d: rows are contexts",
+    )
+    batch_size: int = param(2048, at_least=1, about="rows in a training batch: tokens (1-D) or contexts (2-D)")
+    buffer_size: int = param(1_048_576, at_least=1, about="rows that the reader mixes at once; it takes at least 16 chunks")
     buffer_shuffle: BufferShuffleParams = field(default_factory=BufferShuffleParams)
-    ignore_token_ids: tuple[int, ...] | None = param(None, at_least=0)
-    ignore_positions: int = param(0, at_least=0)
-    max_norm_factor: float | None = param(10.0, more_than=1)
-    storage_dtype: str = param("bfloat16", choices=("bfloat16", "float16", "float32"))
-    source: str = param("store", choices=("store",))
-    device: str | None = param(None, form=DEVICE)
-    dtype: str | None = param(None, choices=MODEL_DTYPES)
+    ignore_token_ids: tuple[int, ...] | None = param(
+        None, at_least=0, about="list of token ids left out of training; null: bos, eos and pad of the tokenizer"
+    )
+    ignore_positions: int = param(
+        0, at_least=0, about="first positions of each context that are left out, as ignored tokens are"
+    )
+    max_norm_factor: float | None = param(
+        10.0,
+        more_than=1,
+        about="tokens longer than this times the median norm of a hook point are excluded everywhere; null: none",
+    )
+    storage_dtype: str = param(
+        "bfloat16",
+        choices=("bfloat16", "float16", "float32"),
+        about="bfloat16 (2 bytes) | float16 (2 bytes, overflows above 65504) | float32 (4 bytes)",
+    )
+    source: str = param("store", choices=("store",), about="store: activations are read from disk")
+    device: str | None = param(None, form=DEVICE, about="device that batches are delivered on; null: that of training")
+    dtype: str | None = param(None, choices=MODEL_DTYPES, about="dtype that batches are delivered in (null: float32)")
 
     @property
     def tokens_per_row(self) -> int:

@@ -11,19 +11,21 @@ from pipeline.params.section import Section
 
 @dataclass(frozen=True)
 class AnalysisParams(Section):
-    """Fields: see the comments of params.yaml."""
+    """The feature store and the dashboard."""
 
     NAME: ClassVar[str] = "analysis"
 
-    split: str = param("train", choices=("train", "eval"))
-    tokens: int | None = param(500_000, at_least=1)
-    batch_contexts: int = param(32, at_least=1)
-    top_contexts: int = param(10, at_least=1)
-    band_contexts: int = param(3, at_least=0)
-    inactive_contexts: int = param(8, at_least=0)
-    window_before: int = param(20, at_least=0)
-    window_after: int = param(10, at_least=0)
-    logit_tokens: int = param(10, at_least=1)
-    neighbours: int = param(8, at_least=0)
-    coactivation_tokens: int = param(65_536, at_least=1)
-    single_page_features: int = param(2_000, at_least=0)
+    split: str = param("train", choices=("train", "eval"), about="contexts that are looked at")
+    tokens: int | None = param(500_000, at_least=1, about="so many of them at most, evenly spread; null: all")
+    batch_contexts: int = param(32, at_least=1, about="contexts in one forward pass")
+    top_contexts: int = param(10, at_least=1, about="strongest contexts kept of each feature")
+    band_contexts: int = param(3, at_least=0, about="contexts shown of each quarter of its activations, drawn at random")
+    inactive_contexts: int = param(8, at_least=0, about="contexts in which it is never active, for scoring explanations")
+    window_before: int = param(20, at_least=0, about="tokens shown before the strongest one")
+    window_after: int = param(10, at_least=0, about="and after it")
+    logit_tokens: int = param(10, at_least=1, about="tokens that it promotes most, and suppresses most")
+    neighbours: int = param(8, at_least=0, about="similar and co-active features listed; 0: none")
+    coactivation_tokens: int = param(65_536, at_least=1, about="tokens sampled for co-activation")
+    single_page_features: int = param(
+        2_000, at_least=0, about="features in the page that is one file (the one in MLflow); 0: no such page"
+    )

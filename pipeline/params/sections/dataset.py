@@ -8,19 +8,24 @@ from typing import ClassVar
 from pipeline.params.fields import param
 from pipeline.params.section import Section
 
-NOT_EMPTY = (r"(?s).*\S.*", "text that is not empty")
+NOT_EMPTY = (r"[\s\S]*\S[\s\S]*", "text that is not empty")
 
 
 @dataclass(frozen=True)
 class DatasetParams(Section):
-    """Fields: see the comments of params.yaml."""
+    """The text."""
 
     NAME: ClassVar[str] = "dataset"
 
-    dataset_name_or_path: str = param("demo", form=NOT_EMPTY, also_called=("name", "path", "dataset_path"))
-    config_name: str | None = param(None, form=NOT_EMPTY)
-    split: str = param("train", form=NOT_EMPTY)
-    text_field: str = param("text", form=NOT_EMPTY)
-    streaming: bool = param(False)
-    eval_fraction: float = param(0.05, more_than=0, less_than=1)
-    split_seed: int = param(0, at_least=0)
+    dataset_name_or_path: str = param(
+        "demo",
+        form=NOT_EMPTY,
+        also_called=("name", "path", "dataset_path"),
+        about="demo, hub id, or a local .txt, .jsonl or .parquet file, or a directory of them",
+    )
+    config_name: str | None = param(None, form=NOT_EMPTY, about="configuration of a hub data set; null: its default")
+    split: str = param("train", form=NOT_EMPTY, about="split of a hub data set")
+    text_field: str = param("text", form=NOT_EMPTY, about="column or JSON key that holds the text")
+    streaming: bool = param(False, about="true: read a hub data set without downloading all of it")
+    eval_fraction: float = param(0.05, more_than=0, less_than=1, about="share of the documents held out for evaluation")
+    split_seed: int = param(0, at_least=0, about="which documents are held out")

@@ -42,7 +42,9 @@ def _imported(place: str) -> type[DictionaryParams]:
 
 @dataclass(frozen=True)
 class DictionaryParams(Section, abc.ABC):
-    """Fields that every kind shares: see the comments of params.yaml. `kind` chooses the subclass that is read.
+    """What is trained.
+
+    These fields are shared by every kind; `kind` chooses the subclass that is read.
 
     Attributes:
         HAS_LAYERS: features of several layers, which may compete for one budget.
@@ -61,23 +63,39 @@ class DictionaryParams(Section, abc.ABC):
     DRAWN_BY_BOUNDS: ClassVar[bool] = True
     ONE_WIDTH: ClassVar[bool] = False
 
-    name: str = param("main", form=NAME_FORM)
-    kind: str = param("sae")
-    d_model: int | None = param(None, at_least=1)
-    expansion_factor: float = param(16.0, more_than=0)
-    act_fn: str = param("relu", choices=GATES, also_called=("activation", "activation_fn"))
-    top_k: int = param(50, at_least=1, also_called=("k",))
-    use_decoder_bias: bool = param(True)
-    sparsity_include_decoder_norm: bool = param(True)
-    norm_activation: str = param(
-        "dataset-wise", choices=("dataset-wise", "dataset-rms", "token-wise", "batch-wise"), also_called=("norm",)
+    name: str = param("main", form=NAME_FORM, about="directory name under data/initial, data/trained and data/inference")
+    kind: str = param("sae", choices=KINDS, about="kind of dictionary")
+    d_model: int | None = param(
+        None, at_least=1, about="width of hook_point_in, checked against the model; null: read from the model"
     )
-    jumprelu_threshold_window: float = param(2.0, more_than=0)
-    use_triton_kernel: bool = param(False, choices=(False,))
-    sparsity_threshold_for_triton_spmm_kernel: float = param(0.996, at_least=0, at_most=1)
-    dtype: str = param("float32", choices=("float32", "float64"))
-    sae_name: str | None = param(None)
-    sae_series: str | None = param(None)
+    expansion_factor: float = param(
+        16.0, more_than=0, about="features per input dimension: d_sae = int(d_model * expansion_factor)"
+    )
+    act_fn: str = param(
+        "relu",
+        choices=GATES,
+        also_called=("activation", "activation_fn"),
+        about="activation function (those with layer: clt only)",
+    )
+    top_k: int = param(50, at_least=1, also_called=("k",), about="active features per token (topk family)")
+    use_decoder_bias: bool = param(True, about="true: reconstructions have a bias b_D")
+    sparsity_include_decoder_norm: bool = param(True, about="true: features are selected by activation times decoder norm")
+    norm_activation: str = param(
+        "dataset-wise",
+        choices=("dataset-wise", "dataset-rms", "token-wise", "batch-wise"),
+        also_called=("norm",),
+        about="factor on activations",
+    )
+    jumprelu_threshold_window: float = param(
+        2.0, more_than=0, about="full width of the window in which a JumpReLU threshold gets a gradient"
+    )
+    use_triton_kernel: bool = param(False, choices=(False,), about="reserved for the Triton kernels")
+    sparsity_threshold_for_triton_spmm_kernel: float = param(
+        0.996, at_least=0, at_most=1, about="sparsity from which those kernels pay (reserved)"
+    )
+    dtype: str = param("float32", choices=("float32", "float64"), about="dtype of the weights")
+    sae_name: str | None = param(None, about="name recorded in config.json and as a tag; null: none")
+    sae_series: str | None = param(None, about="series recorded in config.json and as a tag; null: none")
 
     @classmethod
     def chosen_by(cls, raw: Mapping[str, Any]) -> type[DictionaryParams]:

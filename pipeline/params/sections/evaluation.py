@@ -11,10 +11,14 @@ from pipeline.params.section import Section
 
 @dataclass(frozen=True)
 class EvaluationParams(Section):
-    """Fields: see the comments of params.yaml."""
+    """Held-out metrics."""
 
     NAME: ClassVar[str] = "evaluation"
 
-    tokens: int | None = param(None, at_least=1)
-    batch_contexts: int = param(32, at_least=1)
-    pca_rank: int | None = param(None, at_least=1)
+    tokens: int | None = param(None, at_least=1, about="held-out tokens evaluated; null: all")
+    batch_contexts: int = param(32, at_least=1, about="contexts in one forward pass")
+    pca_rank: int | None = param(
+        None,
+        at_least=1,
+        about="rank of the PCA baseline; null: the dictionary's mean L0, rounded (at most what the norm pass keeps)",
+    )

@@ -20,26 +20,46 @@ OF_EACH_HEAD = {"initialize_W_D_with_active_subspace", "initialize_lorsa_with_mh
 
 @dataclass(frozen=True)
 class InitializerParams(Section):
-    """Fields: see the comments of params.yaml."""
+    """How the weights start."""
 
     NAME: ClassVar[str] = "initializer"
 
-    bias_init_method: str = param("all_zero", choices=("all_zero", "geometric_median", "mean"))
-    decoder_uniform_bound: float = param(1.0, more_than=0)
-    encoder_uniform_bound: float = param(1.0, more_than=0)
-    cross_layer_decoders: str = param("drawn", choices=("drawn", "by_sources", "zero"))
-    init_encoder_with_decoder_transpose: bool = param(True)
-    init_encoder_with_decoder_transpose_factor: float = param(1.0, more_than=0)
-    grid_search_init_norm: bool = param(False)
-    init_encoder_bias_with_mean_hidden_pre: bool = param(False)
-    init_log_jumprelu_threshold_value: float | None = param(None)
-    initialize_W_D_with_activations: bool = param(False)
-    initialize_W_D_with_active_subspace: bool = param(False)
-    d_active_subspace: int | None = param(None, at_least=1)
-    initialize_tc_with_mlp: bool = param(False)
-    initialize_lorsa_with_mhsa: bool = param(False)
-    model_layer: int | None = param(None, at_least=0)
-    tokens: int = param(65536, at_least=1)
+    bias_init_method: str = param(
+        "all_zero",
+        choices=("all_zero", "geometric_median", "mean"),
+        about="decoder bias: all_zero | geometric_median | mean (of the label's activations)",
+    )
+    decoder_uniform_bound: float = param(1.0, more_than=0, about="bound of the uniform draw of decoder weights")
+    encoder_uniform_bound: float = param(1.0, more_than=0, about="bound of the uniform draw of encoder weights")
+    cross_layer_decoders: str = param(
+        "drawn",
+        choices=("drawn", "by_sources", "zero"),
+        about="clt: drawn | by_sources (all blocks / root of sources) | zero (to later layers)",
+    )
+    init_encoder_with_decoder_transpose: bool = param(True, about="true: the encoder starts as the decoder's transpose")
+    init_encoder_with_decoder_transpose_factor: float = param(1.0, more_than=0, about="times this factor")
+    grid_search_init_norm: bool = param(
+        False, about="true: search the decoder norm with the least reconstruction loss on one batch"
+    )
+    init_encoder_bias_with_mean_hidden_pre: bool = param(False, about="true: the encoder bias makes the mean pre-activation 0")
+    init_log_jumprelu_threshold_value: float | None = param(
+        None, about="log of the first JumpReLU threshold, usual -2.302585 (log 0.1); required by jumprelu"
+    )
+    initialize_W_D_with_activations: bool = param(False, about="true: decoder rows start as random centred activations")
+    initialize_W_D_with_active_subspace: bool = param(
+        False,
+        about="true: decoder rows start in the span of the label's top principal directions (with initialize_lorsa_with_mhsa: "
+        "of each head's output)",
+    )
+    d_active_subspace: int | None = param(None, at_least=1, about="number of those directions; null: the effective rank")
+    initialize_tc_with_mlp: bool = param(
+        False, about="true: decoder rows start as the MLP's responses to encoder rows (transcoder only)"
+    )
+    initialize_lorsa_with_mhsa: bool = param(False, about="true: lorsa starts with the model's own attention heads")
+    model_layer: int | None = param(
+        None, at_least=0, about="layer of that MLP or attention; null: the layer of the hook points"
+    )
+    tokens: int = param(65536, at_least=1, about="rows of the store read for initialisation")
 
     @rule("initialize_W_D_with_active_subspace")
     def _one_decoder_initialiser(self) -> str | None:

@@ -24,19 +24,33 @@ class NamedModelParams(Section):
 
     NAME: ClassVar[str] = "models"
 
-    model_name: str = param(form=_NAME_FORM, also_called=("name",))
-    revision: str | None = param(None, form=_REVISION_FORM)
+    model_name: str = param(form=_NAME_FORM, also_called=("name",), about="hub id or local directory of the further model")
+    revision: str | None = param(
+        None, form=_REVISION_FORM, about="branch, tag or commit of its hub repository; null: its default branch"
+    )
 
 
 @dataclass(frozen=True)
 class ModelParams(Section):
-    """Fields: see the comments of params.yaml."""
+    """The language model whose activations are read."""
 
     NAME: ClassVar[str] = "model"
 
-    model_name: str = param("demo", form=_NAME_FORM, also_called=("name",))
-    revision: str | None = param(None, form=_REVISION_FORM)
-    backend: str = param("huggingface", choices=("huggingface", "transformer_lens"))
-    dtype: str = param("float32", choices=MODEL_DTYPES)
-    device: str | None = param(None, form=DEVICE)
-    prepend_bos: bool | str = param("auto", words=("auto",))
+    model_name: str = param(
+        "demo", form=_NAME_FORM, also_called=("name",), about="hub id, local directory, or demo (data/demo/model, committed)"
+    )
+    revision: str | None = param(
+        None, form=_REVISION_FORM, about="branch, tag or commit of the hub repository; null: its default branch"
+    )
+    backend: str = param(
+        "huggingface",
+        choices=("huggingface", "transformer_lens"),
+        about="huggingface (forward hooks, stops early) | transformer_lens (TransformerBridge)",
+    )
+    dtype: str = param("float32", choices=MODEL_DTYPES, about="compute dtype of the model")
+    device: str | None = param(None, form=DEVICE, about="cpu, cuda, cuda:N, mps; null: cuda if there is one, else cpu")
+    prepend_bos: bool | str = param(
+        "auto",
+        words=("auto",),
+        about="true: every context starts with the BOS token | false | auto: if the tokenizer puts it before a text by itself",
+    )

@@ -11,8 +11,8 @@ from pipeline.params.section import Section
 
 @dataclass(frozen=True)
 class NormParams(Section):
-    """Fields: see the comments of params.yaml."""
+    """The pass that measures activation norms."""
 
     NAME: ClassVar[str] = "norm"
 
-    tokens: int | None = param(1_000_000, at_least=1)
+    tokens: int | None = param(1_000_000, at_least=1, about="tokens measured; null: every one in the store")

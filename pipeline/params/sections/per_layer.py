@@ -14,15 +14,22 @@ from pipeline.params.sections.dictionary import DictionaryParams
 
 @dataclass(frozen=True)
 class PerLayerParams(DictionaryParams):
-    """Fields: see the comments of params.yaml. It is a transcoder where the two hook points differ."""
+    """One hook point is read and one is written. It is a transcoder where the two hook points differ."""
 
     ONE_DECODER: ClassVar[bool] = True
 
-    hook_point_in: str = param("blocks.2.hook_resid_post", form=HOOK_POINT, also_called=("hook_point", "hook_name"))
-    hook_point_out: str | None = param(None, form=HOOK_POINT)
-    use_glu_encoder: bool = param(False)
-    apply_b_dec_to_input: bool = param(False)
-    skip: bool = param(False)
+    hook_point_in: str = param(
+        "blocks.2.hook_resid_post",
+        form=HOOK_POINT,
+        also_called=("hook_point", "hook_name"),
+        about="hook point that is read: blocks.L.name",
+    )
+    hook_point_out: str | None = param(
+        None, form=HOOK_POINT, about="hook point that is reconstructed; null: hook_point_in (another one: a transcoder)"
+    )
+    use_glu_encoder: bool = param(False, about="true: the pre-activation is gated by sigmoid(x W_G + b_G)")
+    apply_b_dec_to_input: bool = param(False, about="true: b_D is subtracted from the input first (not of a transcoder)")
+    skip: bool = param(False, about="true: a linear skip term is added to the reconstruction (of a transcoder only)")
 
     @property
     def written_hook_point(self) -> str:

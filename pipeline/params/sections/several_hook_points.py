@@ -13,12 +13,16 @@ from pipeline.params.sections.dictionary import DictionaryParams
 
 @dataclass(frozen=True)
 class SeveralHookPointsParams(DictionaryParams):
-    """Fields: see the comments of params.yaml."""
+    """Lists of hook points that are read and written."""
 
     ONE_WIDTH: ClassVar[bool] = True
 
-    hook_points_in: tuple[str, ...] | None = param(None, form=HOOK_POINT)
-    hook_points_out: tuple[str, ...] | None = param(None, form=HOOK_POINT)
+    hook_points_in: tuple[str, ...] | None = param(
+        None, form=HOOK_POINT, about="list of hook points that are read (crosscoder: also alias:blocks.L.name)"
+    )
+    hook_points_out: tuple[str, ...] | None = param(
+        None, form=HOOK_POINT, about="list of those written, one for each read; null: hook_points_in (crosscoder: null)"
+    )
 
     @property
     def hooks_in(self) -> tuple[str, ...]:

@@ -21,53 +21,114 @@ K_SCHEDULE = ("k_warmup_steps", "k_cold_booting_steps", "k_schedule_type", "k_ex
 
 @dataclass(frozen=True)
 class TrainerParams(Section):
-    """Fields: see the comments of params.yaml."""
+    """Optimiser, schedules, losses, logging, checkpoints."""
 
     NAME: ClassVar[str] = "trainer"
     OWN_KEYS: ClassVar[frozenset[str]] = frozenset()  # of the chosen sparsity loss
 
-    lr: float | str = param(4e-4, more_than=0, words=("auto",), also_called=("learning_rate",))
-    optimizer: str = param("adam", choices=("adam", "sparseadam"))
-    betas: tuple[float, float] = param((0.9, 0.999), at_least=0, less_than=1)
-    eps: float = param(1e-8, more_than=0)
-    lr_scheduler_name: str = param("constantwithwarmup", choices=SCHEDULERS, also_called=("lr_scheduler", "scheduler"))
-    lr_warm_up_steps: int | float = param(5000, steps=True, also_called=("warmup_steps", "lr_warmup_steps", "warmup"))
-    lr_cool_down_steps: int | float = param(0.2, steps=True, also_called=("cooldown_steps", "lr_decay_steps"))
-    lr_start_ratio: float = param(0.0, at_least=0, at_most=1)
-    lr_warm_up_shape: str = param("linear", choices=("linear", "cosine"))
-    lr_end_ratio: float = param(0.03125, at_least=0, at_most=1)
-    total_training_tokens: int = param(300_000_000, at_least=1, also_called=("total_tokens", "training_tokens"))
-    initial_k: int | None = param(None, at_least=1)
-    k_warmup_steps: int | float = param(0.1, steps=True)
-    k_cold_booting_steps: int | float = param(0, steps=True)
-    k_schedule_type: str = param("linear", choices=("linear", "exponential"))
-    k_exponential_factor: float = param(3.0, more_than=0)
-    sparsity_loss_type: str | None = param(None, choices=SPARSITY_LOSSES)
-    p: float = param(1.0, at_least=1)
-    tanh_stretch_coefficient: float = param(4.0, more_than=0)
-    frequency_scale: float = param(0.01, more_than=0)
-    l0_bandwidth: float = param(0.001, more_than=0)
-    l1_coefficient: float = param(8e-5, at_least=0, also_called=("l1", "sparsity_coefficient"))
-    l1_coefficient_warmup_steps: int | float = param(0.1, steps=True)
-    lp_coefficient: float | None = param(None, more_than=0)
-    target_l0: float | None = param(None, at_least=1)
-    target_l0_mode: str = param("threshold", choices=("threshold", "quadratic", "coefficient"))
-    target_l0_gain: float = param(0.3, more_than=0, at_most=2)
-    topk_start_steps: int | float = param(0, steps=True)
-    auxk_coefficient: float | None = param(None, more_than=0, also_called=("auxk_alpha", "auxk_coeff"))
-    k_aux: int = param(512, at_least=1, also_called=("auxk_k",))
-    dead_threshold: int | float = param(10_000_000, share=("tokens", "the run"))
-    revive_dead_features: bool = param(False)
-    decoder_constraint: str = param("none", choices=("none", "unit_norm"))
-    matryoshka_widths: tuple[int | float, ...] | None = param(None, share=("features", "the dictionary"))
-    clip_grad_norm: float = param(0.0, at_least=0)
-    amp_dtype: str = param("float32", choices=("float32", "bfloat16", "float16"))
-    gradient_accumulation_steps: int = param(1, at_least=1)
-    jumprelu_lr_factor: float = param(0.1, at_least=0)
-    log_frequency: int = param(1000, at_least=1)
-    n_checkpoints: int = param(10, at_least=0)
-    checkpoint_schedule: str = param("linear", choices=("linear", "log"))
-    checkpoint_minutes: float = param(2.0, more_than=0)
+    lr: float | str = param(
+        4e-4,
+        more_than=0,
+        words=("auto",),
+        also_called=("learning_rate",),
+        about="learning rate, or auto: 3.6 / sqrt(d_sae * steps), less in runs of under 100 steps; logged and stored",
+    )
+    optimizer: str = param(
+        "adam", choices=("adam", "sparseadam"), about="adam | sparseadam (entries whose gradient is 0 are not updated)"
+    )
+    betas: tuple[float, float] = param((0.9, 0.999), at_least=0, less_than=1, about="Adam's decay rates of the two moments")
+    eps: float = param(1e-8, more_than=0, about="Adam's epsilon")
+    lr_scheduler_name: str = param(
+        "constantwithwarmup",
+        choices=SCHEDULERS,
+        also_called=("lr_scheduler", "scheduler"),
+        about="schedule of the learning rate",
+    )
+    lr_warm_up_steps: int | float = param(
+        5000, steps=True, also_called=("warmup_steps", "lr_warmup_steps", "warmup"), about="warm-up of the learning rate"
+    )
+    lr_cool_down_steps: int | float = param(
+        0.2, steps=True, also_called=("cooldown_steps", "lr_decay_steps"), about="linear decay at the end"
+    )
+    lr_start_ratio: float = param(0.0, at_least=0, at_most=1, about="share of lr at which a warm-up starts")
+    lr_warm_up_shape: str = param(
+        "linear",
+        choices=("linear", "cosine"),
+        about="of the warm-up, from lr_start_ratio to 1: linear | cosine (half a period)",
+    )
+    lr_end_ratio: float = param(0.03125, at_least=0, at_most=1, about="share of lr at the end")
+    total_training_tokens: int = param(
+        300_000_000,
+        at_least=1,
+        also_called=("total_tokens", "training_tokens"),
+        about="tokens trained on; more than the store holds: further epochs, reshuffled",
+    )
+    initial_k: int | None = param(None, at_least=1, about="k at the start, falling to top_k; null: top_k throughout")
+    k_warmup_steps: int | float = param(0.1, steps=True, about="over how long k falls")
+    k_cold_booting_steps: int | float = param(0, steps=True, about="how long k stays at initial_k first")
+    k_schedule_type: str = param("linear", choices=("linear", "exponential"), about="form of the fall of k")
+    k_exponential_factor: float = param(3.0, more_than=0, about="steepness of the exponential fall")
+    sparsity_loss_type: str | None = param(
+        None, choices=SPARSITY_LOSSES, about="sparsity loss, times l1_coefficient (l0: jumprelu only; null: none)"
+    )
+    p: float = param(1.0, at_least=1, about="exponent of the power loss")
+    tanh_stretch_coefficient: float = param(
+        4.0, more_than=0, about="c of tanh and tanh-quad: a size well above 1/c counts as one feature"
+    )
+    frequency_scale: float = param(
+        0.01, more_than=0, about="s of tanh-quad: features active more often than this share pay more than linearly"
+    )
+    l0_bandwidth: float = param(0.001, more_than=0, about="width of the window of the l0 loss, and of JumpReLU's with it")
+    l1_coefficient: float = param(
+        8e-5, at_least=0, also_called=("l1", "sparsity_coefficient"), about="weight of the sparsity loss"
+    )
+    l1_coefficient_warmup_steps: int | float = param(0.1, steps=True, about="linear warm-up of that weight")
+    lp_coefficient: float | None = param(
+        None, more_than=0, about="weight of the pre-act loss of inactive features (jumprelu), usual 3.0e-6; null: off"
+    )
+    target_l0: float | None = param(
+        None, at_least=1, about="wanted mean L0 (relu, jumprelu; the topk family has top_k); null: off"
+    )
+    target_l0_mode: str = param(
+        "threshold",
+        choices=("threshold", "quadratic", "coefficient"),
+        about="threshold (jumprelu) | quadratic (form of the l0 loss) | coefficient (l1_coefficient)",
+    )
+    target_l0_gain: float = param(
+        0.3, more_than=0, at_most=2, about="gain of the steering in the modes threshold and coefficient"
+    )
+    topk_start_steps: int | float = param(0, steps=True, about="TopK gate at first (batchtopk, jumprelu; 0: none)")
+    auxk_coefficient: float | None = param(
+        None,
+        more_than=0,
+        also_called=("auxk_alpha", "auxk_coeff"),
+        about="weight of the AuxK loss for dead features, usual 0.03125 (topk family); null: off",
+    )
+    k_aux: int = param(512, at_least=1, also_called=("auxk_k",), about="dead features per token that AuxK uses")
+    dead_threshold: int | float = param(
+        10_000_000, share=("tokens", "the run"), about="a feature is dead when so long not active"
+    )
+    revive_dead_features: bool = param(
+        False, about="true: a feature dead for 64 d_sae / k tokens too is moved to the edge of the gate after each step"
+    )
+    decoder_constraint: str = param(
+        "none", choices=("none", "unit_norm"), about="none | unit_norm (decoder rows of norm 1 after every step)"
+    )
+    matryoshka_widths: tuple[int | float, ...] | None = param(
+        None, share=("features", "the dictionary"), about="nested prefixes trained too, as [0.0625, 0.25, 1.0] (null: off)"
+    )
+    clip_grad_norm: float = param(
+        0.0, at_least=0, about="largest global L2 norm of the gradient, thresholds not counted; 0: off"
+    )
+    amp_dtype: str = param(
+        "float32", choices=("float32", "bfloat16", "float16"), about="compute dtype of a step (weights stay float32)"
+    )
+    gradient_accumulation_steps: int = param(1, at_least=1, about="equal parts that a batch is computed in, to save memory")
+    jumprelu_lr_factor: float = param(0.1, at_least=0, about="learning rate of log thresholds, as a share of lr")
+    log_frequency: int = param(1000, at_least=1, about="steps between logged metrics")
+    n_checkpoints: int = param(10, at_least=0, about="weight snapshots kept over the run")
+    checkpoint_schedule: str = param("linear", choices=("linear", "log"), about="spacing of the snapshots in steps")
+    checkpoint_minutes: float = param(2.0, more_than=0, about="minutes between points from which a killed run resumes")
 
     @classmethod
     def chosen_by(cls, raw: Mapping[str, Any]) -> type[TrainerParams]:
