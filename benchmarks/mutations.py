@@ -39,6 +39,7 @@ class Examined:
     Attributes:
         where: the function.
         noticed: {formula: number of mutants that its tests have noticed}.
+        seconds: that its tests take without a mutant.
         tried: mutants that were run for all tests.
         survivors: changes of those that no test has noticed.
         further: mutants that were tried because a formula had noticed none.
@@ -48,6 +49,7 @@ class Examined:
 
     where: str
     noticed: dict[Formula, int]
+    seconds: float = 0.0
     tried: int = 0
     survivors: list[str] = field(default_factory=list)
     further: int = 0
@@ -93,6 +95,7 @@ def examine(
     found.stale = sorted(set(equivalent or {}) - {mutant.change for mutant in made})
     made = [mutant for mutant in made if mutant.change not in (equivalent or {})]
     random.Random(f"{seed} {where}").shuffle(made)
+    found.seconds = plain.seconds
     limit_s = max(LEAST_S, PATIENCE * plain.seconds)
     for place, mutant in enumerate(made):
         blind = [row for row, n in found.noticed.items() if not n]
@@ -121,6 +124,7 @@ def report(found: Examined) -> str:
     """What an examination has shown, in lines."""
     alive = f"{found.tried} mutants, {len(found.survivors)} survived" if found.tried else "no mutant was run"
     lines = [f"{found.where}: {alive}" + (f", {found.further} further ones were tried" if found.further else "")]
+    lines[0] += f" ({found.seconds:.0f} s each)" if found.seconds >= 10 else ""
     lines += [f"  {row.section}, {row.what}: {n} noticed" for row, n in found.noticed.items()]
     lines += [f"  survived: {_shown(change)}" for change in found.survivors]
     lines += [f"  no mutant any more: {change}" for change in found.stale]
