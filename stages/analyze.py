@@ -31,7 +31,7 @@ def main(params: str, inference: str, tokens: str, features: str, dashboard: str
     from pipeline.dashboard.folder import SINGLE_PAGE, write_dashboard
     from pipeline.dashboard.overview import OverviewFiles, check_files, overview
     from pipeline.params.loader import load_params
-    from pipeline.tracking import open_tracker
+    from pipeline.tracking.opening import open_tracker
 
     loaded = load_params(params)
     place = Path(inference) / loaded.dictionary.name

@@ -34,7 +34,7 @@ def main(params: str, inference: str, tokens: str, norms: str, statistics: str, 
     from pipeline.evaluation.saved import evaluate_saved
     from pipeline.files import write_json
     from pipeline.params.loader import load_params
-    from pipeline.tracking import open_tracker
+    from pipeline.tracking.opening import open_tracker
 
     loaded = load_params(params)
     place = Path(inference) / loaded.dictionary.name

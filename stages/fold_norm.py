@@ -29,7 +29,7 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     from pipeline.folding import StoredBatches, fold_dictionary
     from pipeline.norms.hook_norm import load_norms
     from pipeline.params.loader import load_params
-    from pipeline.tracking import open_tracker
+    from pipeline.tracking.opening import open_tracker
 
     loaded = load_params(params)
     name = loaded.dictionary.name

@@ -33,7 +33,8 @@ from pipeline.norms.hook_norm import load_norms
 from pipeline.norms.normalizer import Normalizer
 from pipeline.params.schema import Params
 from pipeline.plots.report import describe, write_training_report
-from pipeline.tracking import Tracker, open_tracker
+from pipeline.tracking.opening import open_tracker
+from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.device import training_device
 from pipeline.training.fingerprint import describe_run

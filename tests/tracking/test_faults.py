@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import tracking_mlflow
 from pipeline.params.sections.tracking import TrackingParams
-from pipeline.tracking import open_tracker
-from pipeline.tracking_mlflow import FLUSH_AT, MlflowTracker
+from pipeline.tracking import mlflow_runs
+from pipeline.tracking.mlflow_runs import FLUSH_AT, MlflowTracker
+from pipeline.tracking.opening import open_tracker
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +55,7 @@ class Refused(Exception):
 @pytest.fixture
 def clock(monkeypatch):
     now = SimpleNamespace(seconds=1000.0)
-    monkeypatch.setattr(tracking_mlflow.time, "monotonic", lambda: now.seconds)
+    monkeypatch.setattr(mlflow_runs.time, "monotonic", lambda: now.seconds)
     return now
 
 
@@ -130,7 +130,7 @@ def test_an_outage_is_not_waited_for_at_every_flush(tracker, clock):
 
 
 def test_an_outage_to_the_end_is_counted_and_the_buffer_is_bounded(tracker, clock, capsys, monkeypatch):
-    monkeypatch.setattr(tracking_mlflow, "MAX_BUFFERED", 2 * FLUSH_AT)
+    monkeypatch.setattr(mlflow_runs, "MAX_BUFFERED", 2 * FLUSH_AT)
     tracker._client.fail = ConnectionError("down")
     _log(tracker, range(200))
     assert len(tracker._metrics) == 2 * FLUSH_AT
@@ -153,7 +153,7 @@ def test_what_is_refused_for_good_is_not_tried_again(tracker, clock, capsys):
 
 def _open(project, capsys, uri=None):
     params = TrackingParams(tracking_uri=uri)
-    with open_tracker(params, stage="train", run_file=project / "run.json", history=project / "h.jsonl") as tracker:
+    with open_tracker(params, stage="train", run_file=project / "run.json") as tracker:
         tracker.log_params({"seed": 0})
         tracker.log_metrics({"l0": 24.0}, 1)
         tracker.log_artifact("x")
@@ -161,7 +161,6 @@ def _open(project, capsys, uri=None):
         tracker.flush()
     assert tracker.run_id is None
     assert json.loads((project / "run.json").read_text()) == {"run_id": None}
-    assert (project / "h.jsonl").read_text() == '{"l0": 24.0, "step": 1}\n'
     said = [line for line in capsys.readouterr().err.splitlines() if "INFO mlflow" not in line]
     assert len(said) == 1
     assert said[0].startswith("warning: tracking: MLflow could not open")
@@ -190,14 +189,13 @@ def test_a_broken_database(project, capsys, how):
 
 def test_a_database_that_breaks_under_a_run(tracked, capsys):
     params = TrackingParams()
-    with open_tracker(params, stage="train", run_file="run.json", history="h.jsonl") as tracker:
+    with open_tracker(params, stage="train", run_file="run.json") as tracker:
         tracker.log_metrics({"l0": 1.0}, 1)
         tracker.flush()
         with sqlite3.connect(tracked / "mlflow.db") as made:
             made.execute("drop table metrics")
         tracker.log_metrics({"l0": 2.0}, 2)
         tracker.flush()
-    assert (tracked / "h.jsonl").read_text().count("\n") == 2
     said = capsys.readouterr().err
     assert said.count("MLflow could not log") == 1
     assert "lacks 1 metrics" in said
@@ -208,7 +206,7 @@ def test_three_processes_at_once_on_no_database(project):
     code = """
 import sys
 from pipeline.params.sections.tracking import TrackingParams
-from pipeline.tracking import open_tracker
+from pipeline.tracking.opening import open_tracker
 with open_tracker(TrackingParams(), stage="train", run_file=f"run{sys.argv[1]}.json") as tracker:
     for step in range(100):
         tracker.log_metrics({"l0": float(step)}, step)

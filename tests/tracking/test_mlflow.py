@@ -9,8 +9,8 @@ import subprocess
 import pytest
 
 from pipeline.errors import Interrupted
-from pipeline.tracking import JsonLines, open_tracker
-from pipeline.tracking_mlflow import MlflowTracker
+from pipeline.tracking.mlflow_runs import MlflowTracker
+from pipeline.tracking.opening import open_tracker
 
 RUN_FILE = "data/run.json"
 
@@ -20,17 +20,14 @@ def _open(params, stage="train", **options):
 
 
 def _mlflow(tracker) -> MlflowTracker:
-    (found,) = (part for part in tracker.parts if isinstance(part, MlflowTracker))
-    return found
+    assert isinstance(tracker, MlflowTracker)
+    return tracker
 
 
 def _kill(tracker) -> None:
     """As kill -9: nothing is written any more."""
-    for part in tracker.parts:
-        part._closed = True
-        atexit.unregister(part.close)
-        if isinstance(part, JsonLines):
-            part._stream.close()
+    tracker._closed = True
+    atexit.unregister(tracker.close)
 
 
 def _steps(client, run_id, key) -> list[int]:
@@ -174,22 +171,22 @@ def test_data_set_entry(tracked, client, params):
 
 
 def test_killed_and_resumed_has_every_step_once(tracked, client, params):
-    killed = _open(params, history="h.jsonl")
+    (tracked / "h.jsonl").write_text("".join(json.dumps({"l0": float(step), "step": step}) + "\n" for step in range(1, 13)))
+    killed = _open(params)
     run_id = killed.run_id
     for step in range(1, 9):
         killed.log_metrics({"l0": float(step)}, step)
     killed.flush()  # MLflow has steps 1 to 8
     for step in range(9, 13):
         killed.log_metrics({"l0": float(step)}, step)
-    _kill(killed)  # 9 to 12 are in the JSON lines only
+    _kill(killed)  # 9 to 12 are in the history only
     assert client.get_run(run_id).info.status == "RUNNING"
-    with _open(params, history="h.jsonl", run_id=run_id, resume_step=10) as tracker:
+    with _open(params, past="h.jsonl", run_id=run_id, resume_step=10) as tracker:
         for step in range(11, 16):
             tracker.log_metrics({"l0": float(step)}, step)
     assert tracker.run_id == run_id
     assert client.get_run(run_id).info.status == "FINISHED"
     assert _steps(client, run_id, "train/l0") == list(range(1, 16))
-    assert [json.loads(line)["step"] for line in (tracked / "h.jsonl").read_text().splitlines()] == list(range(1, 16))
 
 
 def test_resumed_from_before_what_was_flushed(tracked, client, params):
@@ -288,7 +285,7 @@ def test_what_was_not_closed_is_written_at_exit(tracked, client, params):
 
     code = """
 from pipeline.params.sections.tracking import TrackingParams
-from pipeline.tracking import open_tracker
+from pipeline.tracking.opening import open_tracker
 open_tracker(TrackingParams(), stage="train", run_file="data/run.json").log_metrics({"l0": 7.0}, 3)
 """
     root = Path(__file__).parents[2]

@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.errors import ParamsError
 from pipeline.params.sections.tracking import TrackingParams
-from pipeline.tracking import open_tracker, tracking_uri
+from pipeline.tracking.opening import open_tracker
+from pipeline.tracking.store_uri import tracking_uri
 
 
 def test_default_is_a_database_in_the_project(project):

@@ -24,7 +24,8 @@ from typing import Any
 from pipeline.files import root
 from pipeline.metric_names import flatten, grouped
 from pipeline.provenance import provenance_tags
-from pipeline.tracking import DATABASES, FAILED, FINISHED, STOPPED, Tracker
+from pipeline.tracking.store_uri import DATABASES
+from pipeline.tracking.tracker import FAILED, FINISHED, STOPPED, Tracker
 
 FLUSH_AT = 900  # metrics; a server takes 1,000 a call
 MAX_BUFFERED = 200_000  # metrics kept while the server does not answer

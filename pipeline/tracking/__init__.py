@@ -1,0 +1,1 @@
+"""What a stage says of itself to MLflow; no result depends on it."""
