@@ -19,7 +19,8 @@ from torch import Tensor
 
 from benchmarks.quality import machine
 from pipeline.activations.opening import open_for
-from pipeline.dictionaries.store import load_dictionary, save_dictionary
+from pipeline.dictionaries.saving import save_dictionary
+from pipeline.dictionaries.store import load_dictionary
 from pipeline.evaluation.saved import evaluate_saved
 from pipeline.folding import fold_dictionary
 from pipeline.norms.hook_norm import load_norms

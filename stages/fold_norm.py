@@ -24,7 +24,8 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
 
     from pipeline.activations.reader import open_activations
     from pipeline.activations.schema import calibration_rows
-    from pipeline.dictionaries.store import load_dictionary, save_dictionary
+    from pipeline.dictionaries.saving import save_dictionary
+    from pipeline.dictionaries.store import load_dictionary
     from pipeline.files import write_json
     from pipeline.folding import StoredBatches, fold_dictionary
     from pipeline.norms.hook_norm import load_norms

@@ -255,8 +255,8 @@ def test_a_stage_script_is_short():
 
 
 def test_closure_sees_functions_and_not_types():
-    path = "pipeline/dictionaries/base.py"
-    inside = next(found for found in imports(path) if found.path == "pipeline/dictionaries/store.py")
+    path = "pipeline/tracking/opening.py"
+    inside = next(found for found in imports(path) if found.path == "pipeline/tracking/mlflow_runs.py")
     assert not inside.typing_only
     registry = {found.path: found for found in imports("pipeline/dictionaries/build.py")}
     assert registry["pipeline/dictionaries/base.py"].typing_only

@@ -29,6 +29,7 @@ from pipeline.dictionaries.fold import EPS_NORM, folded
 from pipeline.dictionaries.initial import DEFAULT_LOG_THRESHOLD, BaseInitialization
 from pipeline.dictionaries.masks import kept_tokens
 from pipeline.dictionaries.parts import LinearPart
+from pipeline.dictionaries.saving import save_dictionary
 from pipeline.dictionaries.served import served_thresholds, threshold_factors
 from pipeline.errors import ParamsError
 
@@ -306,8 +307,6 @@ class Dictionary(nn.Module, abc.ABC):
 
     def save(self, path: str | Path) -> None:
         """Write config.json and weights.safetensors to the directory `path`, both or neither."""
-        from pipeline.dictionaries.store import save_dictionary
-
         save_dictionary(self, path)
 
     def rebuilt(self, weights: Mapping[str, Tensor], **changes: Any) -> Self:

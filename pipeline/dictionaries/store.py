@@ -1,4 +1,4 @@
-"""Dictionary directories: config.json + weights.safetensors, written together or not at all (CONTRACTS 3).
+"""Reading dictionary directories, config.json + weights.safetensors, that saving.py has written (CONTRACTS 3).
 
 config.json holds format_version, every configuration field, and of the weights file its size, sha256 and each tensor's
 shape, so that a missing, truncated, altered or foreign file is found by name when the directory is opened.
@@ -6,7 +6,6 @@ shape, so that a missing, truncated, altered or foreign file is found by name wh
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,48 +13,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import config_from_dict, dictionary_class
 from pipeline.dictionaries.config import DTYPES, DictionaryConfig
+from pipeline.dictionaries.saving import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE
 from pipeline.errors import DataError, ParamsError, unknown_name
-from pipeline.files import atomic_directory, ensure_free_space, read_json, write_json
+from pipeline.files import read_json
 
-FORMAT_VERSION = 1
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "weights.safetensors"
 NEXT = "make the directory again (`dvc repro` writes lost outputs of the pipeline)"
-
-
-def save_dictionary(dictionary: Dictionary, path: str | Path, extra: Mapping[str, Any] | None = None) -> None:
-    """Write the directory `path` atomically; the same dictionary gives the same bytes.
-
-    Args:
-        dictionary: any kind; its weights keep their dtype.
-        path: directory; one that exists is replaced.
-        extra: provenance entries (without times) that are added to config.provenance; `norms` sets config.norms.
-    """
-    extra = dict(extra or {})
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(dictionary.state_dict().items())}
-    config = dataclasses.replace(
-        dictionary.config,
-        dtype=str(next(dictionary.parameters()).dtype).removeprefix("torch."),
-        norms=extra.pop("norms", dictionary.config.norms),
-        provenance={**dictionary.config.provenance, **extra},
-    )
-    content = save_tensors(tensors)
-    weights = {
-        "file": WEIGHTS_FILE,
-        "size": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
-    }
-    ensure_free_space(path, len(content) + 2**16, "a dictionary")
-    with atomic_directory(path) as temporary:
-        (temporary / WEIGHTS_FILE).write_bytes(content)
-        written = {"format_version": FORMAT_VERSION, "weights": weights, **config.to_dict()}
-        write_json(temporary / CONFIG_FILE, written)
 
 
 def read_config(path: str | Path) -> DictionaryConfig:

@@ -14,7 +14,7 @@ from pipeline.activations.opening import open_for
 from pipeline.activations.reader import ActivationStore
 from pipeline.activations.schema import training_rows
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.store import save_dictionary
+from pipeline.dictionaries.saving import save_dictionary
 from pipeline.errors import DataError
 from pipeline.hooks import stacked
 from pipeline.initialization.attention import attention_layer

@@ -16,7 +16,7 @@ import torch
 
 from pipeline import metric_names as names
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.store import save_dictionary
+from pipeline.dictionaries.saving import save_dictionary
 from pipeline.errors import CheckpointError, Interrupted, NumericsError
 from pipeline.interrupts import StopRequest, stop_on_signals
 from pipeline.params.sections.trainer import TrainerParams

@@ -25,7 +25,8 @@ from pipeline.activations.opening import open_for
 from pipeline.activations.reader import ActivationStore
 from pipeline.activations.schema import training_rows
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.store import load_dictionary, save_dictionary
+from pipeline.dictionaries.saving import save_dictionary
+from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import DataError
 from pipeline.files import atomic_directory, fingerprint, read_json, root, write_bytes, write_json
 from pipeline.norms.exclusion import NormLimits

@@ -73,7 +73,7 @@ def test_a_silent_feature_needs_a_strength(finished_project: Project) -> None:
 def test_a_dictionary_of_other_models_only(project: Project) -> None:
     """A crosscoder whose hook points all have an alias: its first model is meant, or the one that is named."""
     from pipeline.dictionaries.build import build_dictionary
-    from pipeline.dictionaries.store import save_dictionary
+    from pipeline.dictionaries.saving import save_dictionary
 
     hooks = ["one:blocks.0.hook_resid_post", "two:blocks.0.hook_resid_post"]
     config = {"kind": "crosscoder", "name": "main", "hook_points_in": hooks, "d_in": D_MODEL, "d_sae": 40}

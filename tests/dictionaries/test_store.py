@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.dictionaries.store import load_dictionary, read_config, save_dictionary
+from pipeline.dictionaries.saving import save_dictionary
+from pipeline.dictionaries.store import load_dictionary, read_config
 from pipeline.errors import DataError, ParamsError
 from tests.dictionaries.make import filled, inputs
 
@@ -143,7 +144,7 @@ def test_a_failed_save_leaves_the_old_directory(saved: Path, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise OSError("full")
 
-    monkeypatch.setattr("pipeline.dictionaries.store.write_json", fail)
+    monkeypatch.setattr("pipeline.dictionaries.saving.write_json", fail)
     with pytest.raises(OSError, match="full"):
         filled(seed=5).save(saved)
     assert (saved / "weights.safetensors").read_bytes() == before
