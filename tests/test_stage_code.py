@@ -60,6 +60,7 @@ def test_what_is_imported_by_name_or_inside_a_function_is_missed_when_it_is_not_
 
 STEP = (
     "training/loop",
+    "dictionaries/build",
     "training/source",
     "activations/opening",
     "activations/reader",
