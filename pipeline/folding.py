@@ -24,8 +24,8 @@ from pipeline.hooks import stacked
 from pipeline.norms.exclusion import NormLimits
 from pipeline.norms.hook_norm import HookNorm
 from pipeline.norms.normalizer import Normalizer
+from pipeline.params.choices import FOLD_MODES
 
-MODES = ("fold", "keep")
 EXACT = 1e-9  # relative error in float64 above which a fold is refused
 
 Batch = tuple[Tensor, Tensor | None]
@@ -136,8 +136,8 @@ def fold_dictionary(
         ParamsError: unknown mode or units, a fold that is not possible, or a conversion without calibration rows.
         NumericsError: no positive gating value was kept on the calibration rows, or the fold is not exact.
     """
-    if mode not in MODES:
-        raise ParamsError(f"fold.mode: {unknown_name('mode', mode, MODES)}")
+    if mode not in FOLD_MODES:
+        raise ParamsError(f"fold.mode: {unknown_name('mode', mode, FOLD_MODES)}")
     if dictionary.config.folded:
         raise ParamsError("the dictionary is folded already (norm_activation: inference); fold the trained one")
     normalizer = Normalizer(dictionary.config, norms)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.activations.schema import BLOCK_ROWS, FORMAT_VERSION, REGENERATE, TARGETS, storage_element
+from pipeline.activations.schema import BLOCK_ROWS, FORMAT_VERSION, REGENERATE, storage_element
 from pipeline.errors import DataError, unknown_name
+from pipeline.params.choices import TARGETS
 from pipeline.params.schema import Params
 
 

@@ -24,7 +24,6 @@ from pipeline.files import root
 FORMAT_VERSION = 1
 BLOCK_ROWS = 32768  # rows that are shuffled among each other in generation; independent of the width, so stores join
 CHUNK_BYTES = 4 * 2**20
-TARGETS = ("activations-1d", "activations-2d")
 ROW_ARRAYS = ("tokens", "positions", "context_ids", "mask")
 DIGESTS_FILE = "digests"
 REGENERATE = "run `dvc repro -s -f generate`"

@@ -13,10 +13,8 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from pipeline.errors import ParamsError, nearest, unknown_name
+from pipeline.params.choices import INFERENCE, NORM_ACTIVATIONS, STORED_DTYPES
 from pipeline.params.gates import GATES
-
-NORM_ACTIVATIONS = ("dataset-wise", "dataset-rms", "token-wise", "batch-wise", "inference")
-DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +90,11 @@ class DictionaryConfig:
             found.append(f"act_fn: {unknown_name('activation function', self.act_fn, GATES)}")
         elif GATES.get(self.act_fn).joint_layers and not self.has_layers:
             found.append(f"act_fn: {self.act_fn} lets the layers of a token compete, and kind '{self.kind}' has one")
-        if self.norm_activation not in NORM_ACTIVATIONS:
-            found.append(f"norm_activation: {unknown_name('norm', self.norm_activation, NORM_ACTIVATIONS)}")
-        if self.dtype not in DTYPES:
-            found.append(f"dtype: {unknown_name('dtype', self.dtype, DTYPES)}")
+        norms = (*NORM_ACTIVATIONS, INFERENCE)
+        if self.norm_activation not in norms:
+            found.append(f"norm_activation: {unknown_name('norm', self.norm_activation, norms)}")
+        if self.dtype not in STORED_DTYPES:
+            found.append(f"dtype: {unknown_name('dtype', self.dtype, STORED_DTYPES)}")
         if not (self.jumprelu_threshold_window > 0 and math.isfinite(self.jumprelu_threshold_window)):
             found.append(f"jumprelu_threshold_window: must be positive, got {self.jumprelu_threshold_window}")
         if self.use_triton_kernel:

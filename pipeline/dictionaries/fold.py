@@ -16,11 +16,11 @@ from torch import Tensor
 
 from pipeline.errors import ParamsError, unknown_name
 from pipeline.norms.normalizer import Normalizer
+from pipeline.params.choices import FEATURE_UNITS, NORMS_OF_THE_DATA
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
 
-FEATURE_UNITS = ("raw", "normalized")
 CONSTANT_GATE = 1e-6
 EPS_NORM = 1e-12
 
@@ -40,7 +40,7 @@ def constant_factors(dictionary: Dictionary, norms: Any) -> tuple[tuple[float, .
     config = dictionary.config
     if config.folded:
         raise ParamsError("the dictionary is folded already (norm_activation: inference); fold the trained one")
-    if config.norm_activation in ("token-wise", "batch-wise"):
+    if config.norm_activation in NORMS_OF_THE_DATA:
         raise ParamsError(
             f"dictionary.norm_activation: '{config.norm_activation}' depends on the data and cannot be folded; "
             "set fold.mode: keep"

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ParamsError, unknown_name
+from pipeline.params.choices import CROSS_LAYER_DECODERS
 from pipeline.seeding import generator
 
 DEFAULT_LOG_THRESHOLD = math.log(0.1)
-CROSS_LAYER_DECODERS = ("drawn", "by_sources", "zero")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,10 +16,11 @@ from safetensors.torch import load as load_tensors
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import config_from_dict, dictionary_class
-from pipeline.dictionaries.config import DTYPES, DictionaryConfig
+from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.saving import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE
 from pipeline.errors import DataError, ParamsError, unknown_name
 from pipeline.files import read_json
+from pipeline.params.choices import STORED_DTYPES
 
 NEXT = "make the directory again (`dvc repro` writes lost outputs of the pipeline)"
 
@@ -64,8 +65,8 @@ def load_dictionary(
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
-    if dtype not in DTYPES:
-        raise ParamsError(unknown_name("dtype", dtype, DTYPES))
+    if dtype not in STORED_DTYPES:
+        raise ParamsError(unknown_name("dtype", dtype, STORED_DTYPES))
     named: torch.dtype = getattr(torch, dtype)
     return named
 

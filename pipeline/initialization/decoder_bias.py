@@ -13,8 +13,6 @@ from pipeline.errors import ParamsError
 from pipeline.initialization.sample import Sample
 from pipeline.initialization.weights import parts_of
 
-METHODS = ("all_zero", "geometric_median", "mean")
-
 
 class GeometricMedian(NamedTuple):
     """The point, the number of iterations, and whether they met the tolerance."""

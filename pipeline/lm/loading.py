@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError, unknown_name
 from pipeline.lm.source import ModelSource, from_hub_or_directory, resolve_model
+from pipeline.params.choices import BACKENDS, MODEL_DTYPES
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
     from pipeline.lm.attention import AttentionWeights
     from pipeline.lm.language_model import LanguageModel
-
-BACKENDS = ("huggingface", "transformer_lens")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def load_language_model(
@@ -103,8 +101,8 @@ def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
     name = dtype or "float32"
-    if name not in DTYPES:
-        raise DataError(unknown_name("model dtype", name, DTYPES))
+    if name not in MODEL_DTYPES:
+        raise DataError(unknown_name("model dtype", name, MODEL_DTYPES))
     return getattr(torch, name)
 
 

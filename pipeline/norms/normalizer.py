@@ -22,6 +22,7 @@ from pipeline.errors import DataError, ParamsError, unknown_name
 from pipeline.hooks import split, stacked
 from pipeline.norms.exclusion import NormLimits
 from pipeline.norms.hook_norm import NEXT, HookNorm, hook_norms
+from pipeline.params.choices import CONSTANT_NORMS, INFERENCE, NORM_ACTIVATIONS, NORMS_OF_THE_DATA
 
 SHORTENED = 3.0  # medians: the length that a massive token counts as in a step, where no rule excludes it
 SMALLEST = 1e-12
@@ -65,9 +66,9 @@ def scale_factor(
         ParamsError: unknown name.
         DataError: what it needs was not given.
     """
-    if norm_activation == "inference":
+    if norm_activation == INFERENCE:
         return 1.0
-    if norm_activation in ("dataset-wise", "dataset-rms"):
+    if norm_activation in CONSTANT_NORMS:
         if hook_norm is None:
             raise DataError(f"norm_activation {norm_activation} needs the norms of the hook point; {NEXT}")
         if norm_activation == "dataset-wise":
@@ -77,9 +78,8 @@ def scale_factor(
                 f"norm_activation {norm_activation} needs the mean square of the hook point's norms; {NEXT}, or give it"
             )
         return 1.0 / math.sqrt(hook_norm.mean_square)
-    if norm_activation not in ("token-wise", "batch-wise"):
-        known = ("token-wise", "batch-wise", "dataset-wise", "dataset-rms", "inference")
-        raise ParamsError(unknown_name("norm_activation", norm_activation, known))
+    if norm_activation not in NORMS_OF_THE_DATA:
+        raise ParamsError(unknown_name("norm_activation", norm_activation, (*NORM_ACTIVATIONS, INFERENCE)))
     if x is None:
         raise DataError(f"norm_activation {norm_activation} needs the activations")
     with torch.autocast(x.device.type, enabled=False):
@@ -114,7 +114,7 @@ class Normalizer:
         self.norm_activation = config.norm_activation
         self.hooks_in, self.hooks_out = tuple(config.hooks_in), tuple(config.hooks_out)
         widths = widths_of(config)
-        if self.norm_activation == "inference":
+        if self.norm_activation == INFERENCE:
             norms = norms or {}
             widths = {hook: width for hook, width in widths.items() if hook in norms}
         self.norms = hook_norms(norms, widths)
@@ -126,7 +126,7 @@ class Normalizer:
 
     def scaled(self, hook: str, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Raw `x` [..., d] of a hook point times its factor."""
-        return x if self.norm_activation == "inference" else x * self.factor(hook, x, mask)
+        return x if self.norm_activation == INFERENCE else x * self.factor(hook, x, mask)
 
     def by_hook(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """{hook point: [..., d]} of raw inputs and labels."""

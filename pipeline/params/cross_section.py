@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import unknown_name
 from pipeline.hook_keys import by_model, split_key
+from pipeline.params.choices import NORMS_OF_THE_DATA
 from pipeline.params.cross_section_losses import RULES as RULES_OF_LOSSES
 from pipeline.params.cross_section_losses import steers_thresholds
 from pipeline.params.section import Rule, rule
@@ -16,8 +17,6 @@ from pipeline.shares import resolve_steps
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Params
-
-UNFOLDABLE = ("token-wise", "batch-wise")
 
 
 @rule("activations.hook_points")
@@ -90,7 +89,7 @@ def attention_is_imitated_by_attention(params: Params) -> str | None:
 def attention_reads_one_scale(params: Params) -> str | None:
     """Queries and keys are divided by one factor; a norm that changes with the token or the batch has none."""
     norm = params.dictionary.norm_activation
-    if not params.initializer.initialize_lorsa_with_mhsa or norm not in UNFOLDABLE:
+    if not params.initializer.initialize_lorsa_with_mhsa or norm not in NORMS_OF_THE_DATA:
         return None
     return (
         f"norm_activation {norm} has no one factor to divide queries and keys by, so that scores would not be the model's; "
@@ -221,7 +220,7 @@ def batch_splits_evenly(params: Params) -> str | None:
 def norm_can_be_folded(params: Params) -> str | None:
     """A norm that changes with the token or the batch is no constant to fold."""
     norm = params.dictionary.norm_activation
-    if params.fold.mode == "fold" and norm in UNFOLDABLE:
+    if params.fold.mode == "fold" and norm in NORMS_OF_THE_DATA:
         return (
             f"norm_activation {norm} cannot be folded into weights; set fold.mode to keep (the inference "
             "dictionary then carries its run-time norm), or dictionary.norm_activation to dataset-wise"

@@ -16,7 +16,7 @@ from pipeline.initialization.compose import build_base, check, initialize_
 from pipeline.initialization.sample import make_sample
 from pipeline.norms.exclusion import MASSIVE_FACTOR
 from pipeline.norms.normalizer import Normalizer
-from pipeline.params.cross_section import UNFOLDABLE
+from pipeline.params.choices import NORMS_OF_THE_DATA
 from pipeline.params.cross_section_losses import sparsity_is_asked_for
 from pipeline.params.gates import GATES
 from pipeline.params.schema import (
@@ -121,7 +121,7 @@ def fit(
     source = TensorSource.of(kept, batch_size=batch_size, seed=seed)
     label = "fit" if progress else None
     run = train(made, source, params=params.trainer, norms=norms, total_steps=params.total_steps, label=label)
-    mode = "keep" if made.config.norm_activation in UNFOLDABLE else "fold"
+    mode = "keep" if made.config.norm_activation in NORMS_OF_THE_DATA else "fold"
     held_back = list(_batches(rest, normalizer, batch_size))
     report = fold_dictionary(made, norms, mode=mode, calibration_batches=held_back, target_l0=params.trainer.steered_l0)
     made.config = dataclasses.replace(made.config, norms=norms)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ParamsError, unknown_name
+from pipeline.params.choices import K_SCHEDULES
 from pipeline.shares import resolve_steps
 
 if TYPE_CHECKING:
@@ -181,8 +182,6 @@ class KSchedule:
         ParamsError: unknown schedule_type.
     """
 
-    TYPES = ("linear", "exponential")
-
     def __init__(
         self,
         top_k: int,
@@ -194,8 +193,8 @@ class KSchedule:
         schedule_type: str = "linear",
         exponential_factor: float = 3.0,
     ) -> None:
-        if schedule_type not in self.TYPES:
-            raise ParamsError(f"trainer.k_schedule_type: {unknown_name('k schedule', schedule_type, self.TYPES)}")
+        if schedule_type not in K_SCHEDULES:
+            raise ParamsError(f"trainer.k_schedule_type: {unknown_name('k schedule', schedule_type, K_SCHEDULES)}")
         self.top_k, self.initial_k = top_k, initial_k
         self.warm_up_steps = resolve_steps(warm_up, total_steps)
         self.cold_booting_steps = resolve_steps(cold_booting, total_steps)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from pipeline.params.choices import MODEL_DTYPES, TARGETS
 from pipeline.params.fields import param
 from pipeline.params.section import Section, rule
-from pipeline.params.sections.model import ALIAS, DEVICE, MODEL_DTYPES
+from pipeline.params.sections.model import ALIAS, DEVICE
 
 HOOK_POINT = (
     r"blocks\.\d+\.[A-Za-z_]\w*(\.[A-Za-z_]\w*)*",
@@ -50,7 +51,7 @@ class ActivationsParams(Section):
     total_tokens: int = param(1_000_000, at_least=1, about="tokens in the store (ignored ones not counted)")
     target: str = param(
         "activations-1d",
-        choices=("activations-1d", "activations-2d"),
+        choices=TARGETS,
         about="activations-1d: rows are tokens, shuffled | activations-2d: rows are contexts",
     )
     batch_size: int = param(2048, at_least=1, about="rows in a training batch: tokens (1-D) or contexts (2-D)")

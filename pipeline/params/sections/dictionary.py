@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline.errors import unknown_name
+from pipeline.params.choices import NORM_ACTIVATIONS, WEIGHT_DTYPES
 from pipeline.params.dictionary_kinds import KINDS
 from pipeline.params.fields import Refused, as_written, describe, limits_of, param
 from pipeline.params.gates import GATES, GateDeclaration
@@ -82,7 +83,7 @@ class DictionaryParams(Section, abc.ABC):
     sparsity_include_decoder_norm: bool = param(True, about="true: features are selected by activation times decoder norm")
     norm_activation: str = param(
         "dataset-wise",
-        choices=("dataset-wise", "dataset-rms", "token-wise", "batch-wise"),
+        choices=NORM_ACTIVATIONS,
         also_called=("norm",),
         about="factor on activations",
     )
@@ -93,7 +94,7 @@ class DictionaryParams(Section, abc.ABC):
     sparsity_threshold_for_triton_spmm_kernel: float = param(
         0.996, at_least=0, at_most=1, about="sparsity from which those kernels pay (reserved)"
     )
-    dtype: str = param("float32", choices=("float32", "float64"), about="dtype of the weights")
+    dtype: str = param("float32", choices=WEIGHT_DTYPES, about="dtype of the weights")
     sae_name: str | None = param(None, about="name recorded in config.json and as a tag; null: none")
     sae_series: str | None = param(None, about="series recorded in config.json and as a tag; null: none")
 

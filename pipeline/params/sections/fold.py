@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pipeline.params.choices import FEATURE_UNITS, FOLD_MODES
 from pipeline.params.fields import param
 from pipeline.params.section import Section
 
@@ -17,12 +18,12 @@ class FoldParams(Section):
 
     mode: str = param(
         "fold",
-        choices=("fold", "keep"),
+        choices=FOLD_MODES,
         about="fold: the norm goes into the weights | keep: it is carried along (token-wise, batch-wise)",
     )
     feature_units: str = param(
         "raw",
-        choices=("raw", "normalized"),
+        choices=FEATURE_UNITS,
         about="raw: unit decoder rows, activations in the model's units | normalized: as trained (so it is with mode keep)",
     )
     calibration_tokens: int = param(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pipeline.params.choices import BIAS_STARTS, CROSS_LAYER_DECODERS
 from pipeline.params.fields import param
 from pipeline.params.section import Section, rule
 
@@ -26,14 +27,14 @@ class InitializerParams(Section):
 
     bias_init_method: str = param(
         "all_zero",
-        choices=("all_zero", "geometric_median", "mean"),
+        choices=BIAS_STARTS,
         about="decoder bias: all_zero | geometric_median | mean (of the label's activations)",
     )
     decoder_uniform_bound: float = param(1.0, more_than=0, about="bound of the uniform draw of decoder weights")
     encoder_uniform_bound: float = param(1.0, more_than=0, about="bound of the uniform draw of encoder weights")
     cross_layer_decoders: str = param(
         "drawn",
-        choices=("drawn", "by_sources", "zero"),
+        choices=CROSS_LAYER_DECODERS,
         about="clt: drawn | by_sources (all blocks / root of sources) | zero (to later layers)",
     )
     init_encoder_with_decoder_transpose: bool = param(True, about="true: the encoder starts as the decoder's transpose")

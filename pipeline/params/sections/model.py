@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pipeline.params.choices import BACKENDS, MODEL_DTYPES
 from pipeline.params.fields import param
 from pipeline.params.section import Section
 
-MODEL_DTYPES = ("float32", "bfloat16", "float16")
 DEVICE = (r"cpu|(cuda|xpu|npu)(:\d+)?|mps", "a device (cpu, mps, cuda or cuda:N)")
 
 
@@ -44,7 +44,7 @@ class ModelParams(Section):
     )
     backend: str = param(
         "huggingface",
-        choices=("huggingface", "transformer_lens"),
+        choices=BACKENDS,
         about="huggingface (forward hooks, stops early) | transformer_lens (TransformerBridge)",
     )
     dtype: str = param("float32", choices=MODEL_DTYPES, about="compute dtype of the model")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline.errors import ParamsError
+from pipeline.params.choices import K_SCHEDULES, MODEL_DTYPES
 from pipeline.params.fields import param
 from pipeline.params.losses import SPARSITY_LOSSES
 from pipeline.params.section import Section, rule, without_effect
@@ -66,7 +67,7 @@ class TrainerParams(Section):
     initial_k: int | None = param(None, at_least=1, about="k at the start, falling to top_k; null: top_k throughout")
     k_warmup_steps: int | float = param(0.1, steps=True, about="over how long k falls")
     k_cold_booting_steps: int | float = param(0, steps=True, about="how long k stays at initial_k first")
-    k_schedule_type: str = param("linear", choices=("linear", "exponential"), about="form of the fall of k")
+    k_schedule_type: str = param("linear", choices=K_SCHEDULES, about="form of the fall of k")
     k_exponential_factor: float = param(3.0, more_than=0, about="steepness of the exponential fall")
     sparsity_loss_type: str | None = param(
         None, choices=SPARSITY_LOSSES, about="sparsity loss, times l1_coefficient (l0: jumprelu only; null: none)"
@@ -120,9 +121,7 @@ class TrainerParams(Section):
     clip_grad_norm: float = param(
         0.0, at_least=0, about="largest global L2 norm of the gradient, thresholds not counted; 0: off"
     )
-    amp_dtype: str = param(
-        "float32", choices=("float32", "bfloat16", "float16"), about="compute dtype of a step (weights stay float32)"
-    )
+    amp_dtype: str = param("float32", choices=MODEL_DTYPES, about="compute dtype of a step (weights stay float32)")
     gradient_accumulation_steps: int = param(1, at_least=1, about="equal parts that a batch is computed in, to save memory")
     jumprelu_lr_factor: float = param(0.1, at_least=0, about="learning rate of log thresholds, as a share of lr")
     log_frequency: int = param(1000, at_least=1, about="steps between logged metrics")

@@ -1,0 +1,19 @@
+"""Names that a parameter may have, where parameters and the code that acts on them both list them."""
+
+from __future__ import annotations
+
+BACKENDS = ("huggingface", "transformer_lens")
+MODEL_DTYPES = ("float32", "bfloat16", "float16")
+TARGETS = ("activations-1d", "activations-2d")
+
+CONSTANT_NORMS, NORMS_OF_THE_DATA = ("dataset-wise", "dataset-rms"), ("token-wise", "batch-wise")
+NORM_ACTIVATIONS = (*CONSTANT_NORMS, *NORMS_OF_THE_DATA)
+INFERENCE = "inference"  # the norm of a folded dictionary: none
+WEIGHT_DTYPES = ("float32", "float64")
+STORED_DTYPES = (*WEIGHT_DTYPES, "float16", "bfloat16")  # of a dictionary that is loaded or saved
+
+BIAS_STARTS = ("all_zero", "geometric_median", "mean")
+CROSS_LAYER_DECODERS = ("drawn", "by_sources", "zero")
+K_SCHEDULES = ("linear", "exponential")
+FOLD_MODES = ("fold", "keep")
+FEATURE_UNITS = ("raw", "normalized")
