@@ -29,12 +29,9 @@ LEFT_ALONE = (
     "determinism",
     "model.device",
     "activations.device",
-    "activations.buffer_shuffle.generator_device",
     "dictionary.name",
     "dictionary.sae_name",
     "dictionary.sae_series",
-    "dictionary.use_triton_kernel",
-    "dictionary.sparsity_threshold_for_triton_spmm_kernel",
     "tracking.*",
     "demo.*",
 )

@@ -68,6 +68,7 @@ class Section:
     """
 
     NAME: ClassVar[str] = ""
+    RETIRED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # keys of older files that do nothing, and the values they may have
 
     def __post_init__(self) -> None:
         raw = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -172,6 +173,11 @@ class Reading:
         fields = {field.name: field for field in dataclasses.fields(self.cls)}
         for key in raw:
             if key in fields or not known_class:
+                continue
+            if key in self.cls.RETIRED:
+                if raw[key] not in self.cls.RETIRED[key]:
+                    wanted = " or ".join(as_written(value) for value in self.cls.RETIRED[key])
+                    self._fault(str(key), f"does nothing (older files state {wanted}); take it out, got {describe(raw[key])}")
                 continue
             foreign = self.cls.foreign(str(key), raw[key])
             if foreign is None:

@@ -244,7 +244,6 @@ REFUSED: list[tuple[dict[Any, Any], str]] = [
     ({"trainer.decoder_constraint": None}, "trainer.decoder_constraint: enum"),
     ({"dictionary.kind": "saee"}, "dictionary.kind: enum"),
     ({"dictionary.act_fn": "batch_topk"}, "dictionary.act_fn: enum"),
-    ({"dictionary.use_triton_kernel": True}, "dictionary.use_triton_kernel: enum"),
     ({"dictionary.name": "a/b"}, "dictionary.name: pattern"),
     ({"dictionary.hook_point_in": "block.2.x"}, "dictionary.hook_point_in: pattern"),
     ({"dictionary.hook_point_in": "blocks.2.ln2.hook_out\n"}, "dictionary.hook_point_in: pattern"),

@@ -83,7 +83,10 @@ ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
         {"dictionary.act_fn": "layertopk"},
         "dictionary.act_fn: layertopk lets the layers of a token compete, and kind sae has one; take topk",
     ),
-    ({"dictionary.use_triton_kernel": True}, "use_triton_kernel: 'true' is none of the choices; (choices: false)"),
+    (
+        {"dictionary.use_triton_kernel": True},
+        "dictionary.use_triton_kernel: does nothing (older files state false); take it out, got true",
+    ),
     ({"trainer.sparsity_loss_type": "tanhquad"}, "'tanhquad' is none of the choices; did you mean 'tanh-quad'? (choices: "),
     ({"trainer.sparsity_loss_type": "x"}, "'x' is none of the choices; (choices: l0, power, tanh, tanh-quad, null)"),
     ({"trainer.tanh_stretch_coefficient": 0}, "trainer.tanh_stretch_coefficient: must be greater than 0, got 0.0"),
@@ -95,7 +98,10 @@ ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
     ({"trainer.target_l0_mode": "treshold"}, "'treshold' is none of the choices; did you mean 'threshold'? (choices: thre"),
     ({"trainer.decoder_constraint": "unit-norm"}, "'unit-norm' is none of the choices; did you mean 'unit_norm'? (choices:"),
     ({"trainer.decoder_constraint": None}, "trainer.decoder_constraint: expected a string, got null"),
-    ({"activations.source": "live"}, "activations.source: 'live' is none of the choices; (choices: store)"),
+    (
+        {"activations.source": "live"},
+        "activations.source: does nothing (older files state store); take it out, got the string 'live'",
+    ),
     ({"model.device": "gpu"}, "model.device: expected a device (cpu, mps, cuda or cuda:N), got 'gpu'"),
     ({"trainer.p": 0.5}, "trainer.p: must be at least 1, got 0.5"),
     ({"dictionary.name": "a/b"}, "dictionary.name: expected letters, digits, '.', '_' and '-', got 'a/b'"),

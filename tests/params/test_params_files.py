@@ -15,9 +15,10 @@ import pytest
 import yaml
 
 from pipeline.errors import ParamsError
-from pipeline.params.loader import load_params
+from pipeline.params.loader import load_params, params_from_dict
 from pipeline.params.reading import Yaml12Loader, read_mapping
 from pipeline.params.schema import Params, TrainerParams
+from tests.params.changes import changed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -233,3 +234,13 @@ def test_a_file_asks_for_sparsity_and_uses_its_models(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(ParamsError, match=r"nothing makes jumprelu sparse; set trainer\.target_l0, or"):
         load_params(path)
+
+
+def test_keys_of_older_files_that_do_nothing_are_read_at_their_only_value() -> None:
+    old = changed({})
+    old["activations"] |= {"source": "store", "buffer_shuffle": {"perm_seed": 42, "generator_device": None}}
+    old["dictionary"] |= {"use_triton_kernel": False, "sparsity_threshold_for_triton_spmm_kernel": 0.996}
+    assert params_from_dict(old) == params_from_dict(changed({}))
+    old["dictionary"]["use_triton_kernel"] = True
+    with pytest.raises(ParamsError, match=r"dictionary.use_triton_kernel: does nothing .*false.*; take it out"):
+        params_from_dict(old)

@@ -112,7 +112,6 @@ def test_dataclass_defaults_are_the_specs() -> None:
     assert (dictionary.act_fn, dictionary.top_k, dictionary.use_decoder_bias) == ("relu", 50, True)
     assert (dictionary.norm_activation, dictionary.jumprelu_threshold_window) == ("dataset-wise", 2.0)
     assert (dictionary.sparsity_include_decoder_norm, dictionary.use_glu_encoder) == (True, False)
-    assert (dictionary.sparsity_threshold_for_triton_spmm_kernel, dictionary.use_triton_kernel) == (0.996, False)
     assert (fold.mode, fold.feature_units) == ("fold", "raw")
 
 

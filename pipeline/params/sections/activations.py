@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pipeline.params.choices import MODEL_DTYPES, TARGETS
 from pipeline.params.fields import param
@@ -23,11 +24,9 @@ class BufferShuffleParams(Section):
     """The order of the rows in the store."""
 
     NAME: ClassVar[str] = "activations.buffer_shuffle"
+    RETIRED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"generator_device": (None, "cpu")}
 
     perm_seed: int = param(42, at_least=0, about="with the tokens it fixes the row order")
-    generator_device: str | None = param(
-        None, form=DEVICE, about="cpu; the order is drawn on the CPU whatever is said here (reserved)"
-    )
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class ActivationsParams(Section):
     """The activation store."""
 
     NAME: ClassVar[str] = "activations"
+    RETIRED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"source": ("store",)}
 
     path: str | None = param(
         None,
@@ -73,7 +73,6 @@ class ActivationsParams(Section):
         choices=("bfloat16", "float16", "float32"),
         about="bfloat16 (2 bytes) | float16 (2 bytes, overflows above 65504) | float32 (4 bytes)",
     )
-    source: str = param("store", choices=("store",), about="store: activations are read from disk")
     device: str | None = param(None, form=DEVICE, about="device that batches are delivered on; null: that of training")
     dtype: str | None = param(None, choices=MODEL_DTYPES, about="dtype that batches are delivered in (null: float32)")
 

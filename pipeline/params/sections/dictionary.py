@@ -57,6 +57,10 @@ class DictionaryParams(Section, abc.ABC):
     """
 
     NAME: ClassVar[str] = "dictionary"
+    RETIRED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "use_triton_kernel": (False,),
+        "sparsity_threshold_for_triton_spmm_kernel": (0.996,),
+    }
     HAS_LAYERS: ClassVar[bool] = False
     ONE_DECODER: ClassVar[bool] = False
     READS_SEQUENCES: ClassVar[bool] = False
@@ -89,10 +93,6 @@ class DictionaryParams(Section, abc.ABC):
     )
     jumprelu_threshold_window: float = param(
         2.0, more_than=0, about="full width of the window in which a JumpReLU threshold gets a gradient"
-    )
-    use_triton_kernel: bool = param(False, choices=(False,), about="reserved for the Triton kernels")
-    sparsity_threshold_for_triton_spmm_kernel: float = param(
-        0.996, at_least=0, at_most=1, about="sparsity from which those kernels pay (reserved)"
     )
     dtype: str = param("float32", choices=WEIGHT_DTYPES, about="dtype of the weights")
     sae_name: str | None = param(None, about="name recorded in config.json and as a tag; null: none")
