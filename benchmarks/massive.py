@@ -35,7 +35,7 @@ from benchmarks.planted import EASY
 from benchmarks.quality import machine, sets_in_words
 from pipeline.errors import PipelineError
 from pipeline.evaluation.in_memory import evaluate_reconstruction
-from pipeline.initialization import normalization
+from pipeline.norms import normalizer
 from pipeline.norms.exclusion import MASSIVE_FACTOR
 from pipeline.training.fit import fit
 
@@ -180,8 +180,8 @@ def measure(run: Run) -> Measured:
     trainer: dict[str, Any] = {"total_training_tokens": cell.steps * cell.batch}
     if cell.gate == "relu":
         trainer |= {"sparsity_loss_type": "power", "l1_coefficient": L1_COEFFICIENT[cell.rows]}
-    usual, began = normalization.SHORTENED, time.monotonic()
-    normalization.SHORTENED = usual if run.length is None else run.length
+    usual, began = normalizer.SHORTENED, time.monotonic()
+    normalizer.SHORTENED = usual if run.length is None else run.length
     try:
         found = fit(
             training[~massive] if run.massive == ALONE else training,
@@ -194,7 +194,7 @@ def measure(run: Run) -> Measured:
     except PipelineError as error:
         return Measured(math.inf, math.inf, 0.0, time.monotonic() - began, f"{type(error).__name__}: {error}")
     finally:
-        normalization.SHORTENED = usual
+        normalizer.SHORTENED = usual
     seconds = time.monotonic() - began
     ordinary = _figures(found.inference, held_out[~held_out_massive])
     return Measured(ordinary["fvu"], _figures(found.inference, held_out)["fvu"], ordinary["l0_mean"], seconds)
@@ -294,7 +294,7 @@ def report(results: Sequence[Result], command: str, lengths: Sequence[str] = ())
     """The text of the results file; `lengths`: the table of SHORTENED, if there is one."""
     faults = missed(results)
     planted = sets_in_words({cell.rows for cell, *_ in results} - {NOISE})
-    shortened = ["", f"SHORTENED, by default {normalization.SHORTENED:g}, on the hard cells with the rule off:", "", *lengths]
+    shortened = ["", f"SHORTENED, by default {normalizer.SHORTENED:g}, on the hard cells with the rule off:", "", *lengths]
     return "\n".join(
         [
             "# What massive rows do to a dictionary",

@@ -40,7 +40,7 @@ from benchmarks.massive import (
     table_of_lengths,
 )
 from pipeline.errors import NumericsError
-from pipeline.initialization import normalization
+from pipeline.norms import normalizer
 
 CASE = Cell(NOISE, 64, 100, 1, "topk", 256, 256)
 SHORT = CASE._replace(share=16, steps=2, batch=64)
@@ -137,16 +137,16 @@ def test_a_run_is_measured_on_held_out_rows_and_not_made_twice(monkeypatch: pyte
     original = massive.fit
 
     def remembered(rows: torch.Tensor, **fields: Any) -> Any:
-        lengths.append(normalization.SHORTENED)
+        lengths.append(normalizer.SHORTENED)
         kept.append((rows, fields, original(rows, **fields)))
         return kept[-1][2]
 
     monkeypatch.setattr(massive, "fit", remembered)
-    usual = normalization.SHORTENED
+    usual = normalizer.SHORTENED
     runs = (*runs_of(SHORT), Run(SHORT, OFF, 7.0))
     found = [measure(run) for run in runs]
     assert lengths == [usual, usual, usual, 7.0]
-    assert usual == normalization.SHORTENED
+    assert usual == normalizer.SHORTENED
     training, rows_massive, held_out, held_massive = draw(SHORT)
     assert torch.equal(kept[0][0], training[~rows_massive])
     assert all(torch.equal(rows, training) for rows, _, _ in kept[1:])
