@@ -57,7 +57,7 @@ def test_unfolded_rows_move_the_raw_reconstruction(name: str) -> None:
     raw = RawDictionary(made, norms)
     f = torch.zeros(1, 40)
     f[0, 3] = 2.0
-    moved = (made.decode(f) - made.decode(torch.zeros(1, 40))) / raw.scale(made.hooks_in[0], torch.zeros(1, D_MODEL), None)
+    moved = (made.decode(f) - made.decode(torch.zeros(1, 40))) / raw.normalizer.factor(made.hooks_in[0])
     torch.testing.assert_close(2.0 * written_directions(made, norms)[3], moved[0].detach(), rtol=1e-5, atol=1e-5)
 
 
