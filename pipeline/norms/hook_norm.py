@@ -117,11 +117,17 @@ def hook_norms(norms: Any, widths: Mapping[str, int]) -> dict[str, HookNorm]:
         DataError: a hook point has no norm, or one that cannot be.
     """
     if not isinstance(norms, Mapping):
-        return {hook: as_hook_norm(norms, width) for hook, width in widths.items()}
+        norms = dict.fromkeys(widths, norms)
     missing = [hook for hook in widths if hook not in norms]
     if missing:
         raise DataError(f"norms: {unknown_name('hook point', missing[0], norms)}; {NEXT}")
-    return {hook: as_hook_norm(norms[hook], width) for hook, width in widths.items()}
+    found = {}
+    for hook, width in widths.items():
+        try:
+            found[hook] = as_hook_norm(norms[hook], width)
+        except DataError as error:
+            raise DataError(f"hook point '{hook}': {error}") from None
+    return found
 
 
 def hook_norm(found: ActivationStatistics, rank: int | None = None) -> HookNorm:

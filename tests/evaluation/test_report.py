@@ -312,13 +312,13 @@ def test_inputs_are_those_of_the_spliced_run_before_replacement(model, module):
 
 def test_widths_that_do_not_fit_are_refused(model):
     case = Case(model, SAE)
-    raw = RawDictionary(build_dictionary({**SAE, "d_in": 8}), case.norms)
+    raw = RawDictionary(build_dictionary({**SAE, "d_in": 8}), {HOOK: as_hook_norm(3.0, 8)})
     with pytest.raises(DataError, match=f"{HOOK} of model .* has width 16, the dictionary reads width 8"):
         Evaluator(model, raw, case.principal, held_out(case.tokens))
 
 
 def test_an_unfolded_dictionary_needs_norms(model):
-    with pytest.raises(DataError, match=f"the norms have no {HOOK} .*dvc repro -s -f norm"):
+    with pytest.raises(DataError, match=f"norms: unknown hook point '{HOOK}' .*dvc repro -s -f norm"):
         RawDictionary(build_dictionary(SAE), {})
 
 
