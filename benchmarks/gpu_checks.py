@@ -11,11 +11,12 @@ from torch import Tensor
 from benchmarks.gpu_step import SparseStep
 from pipeline.activation_functions.interface import activation_function, activation_function_names
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.build import build_dictionary, dictionary_class, kind_names
+from pipeline.dictionaries.build import build_dictionary, kind_names
 from pipeline.kernels.gpu import accumulate, select_batch, select_rows
 from pipeline.kernels.gpu.adam import adam_, bias_corrections
 from pipeline.kernels.gpu.decode import decoding_error, sparse_decode, values_gradient
 from pipeline.losses.reconstruction import reconstruction_loss
+from pipeline.params.dictionary_kinds import kind_fields
 from pipeline.training.fit import fit
 
 Check = tuple[str, str | None]  # what was checked, and what is wrong or None
@@ -157,7 +158,7 @@ def _step(device: torch.device, gate: str) -> None:
 def check_dictionaries(device: torch.device) -> Iterator[Check]:
     """Every kind with every activation function on the device against the CPU, in float64; fit twice for the same bits."""
     for kind in kind_names():
-        layered = dictionary_class(kind).config_class.has_layers
+        layered = kind_fields(kind).HAS_LAYERS
         for act_fn in activation_function_names():
             if layered or not activation_function(act_fn).joint_layers:
                 yield _checked(f"{kind}, {act_fn}: gradients", lambda a=(device, kind, act_fn): _gradients(*a))  # type: ignore[misc]

@@ -22,8 +22,8 @@ from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import ParamsError
 from pipeline.evaluation.in_memory import evaluate_reconstruction
 from pipeline.lm.loading import load_language_model
+from pipeline.params.schema import LossParams, section_from_dict
 from pipeline.training.fit import FitResult, fit
-from pipeline.training.loss_params import loss_params
 from pipeline.training.objective import LossReport, compute_loss
 
 __all__ = [
@@ -76,7 +76,8 @@ def loss(
             padding of a kind that reads each token by itself.
         DataError: padding of another type or shape than the tokens'.
     """
-    params = loss_params(dictionary, trainer)
+    given = {"dictionary": dictionary.config, "trainer": trainer}
+    params = section_from_dict(LossParams, given).trainer
     if target is None and dictionary.hooks_in != dictionary.hooks_out:
         raise ParamsError(f"loss: the dictionary writes {', '.join(dictionary.hooks_out)}, not what it reads: give target")
     check_padding(padding, x, kind=dictionary.config.kind, reads_sequences=dictionary.reads_sequences)

@@ -24,3 +24,8 @@ def resolve_share(value: float, whole: int) -> int:
         whole: what a share is a share of, >= 1: tokens of the run, features of the dictionary.
     """
     return max(1, math.floor(value * whole + 1e-9)) if isinstance(value, float) else value
+
+
+def features_of(width: int, factor: float) -> int:
+    """F = int(width * factor): the features of a dictionary that has `factor` per dimension of its input."""
+    return int(width * factor)

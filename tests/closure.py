@@ -24,14 +24,13 @@ DYNAMIC = {
     "pipeline/dictionaries/build.py": "pipeline/dictionaries",
     "pipeline/activation_functions/interface.py": "pipeline/activation_functions",
     "pipeline/losses/sparsity_losses.py": "pipeline/losses/sparsity",
-    "pipeline/params/sections/dictionary.py": "pipeline/params/kinds",
+    "pipeline/params/dictionary_kinds.py": "pipeline/params/kinds",
 }
 # The machinery of the above, and what it is given: declarations, which their callers import from.
 BY_NAME = {
     "pipeline/registry.py",
     "pipeline/params/gates.py",
     "pipeline/params/losses.py",
-    "pipeline/params/dictionary_kinds.py",
 }
 # No stage runs again because one of these has changed, and why. What they import themselves counts all the same.
 NO_RESULT = {

@@ -102,7 +102,7 @@ def test_targets_make_a_transcoder() -> None:
         x, targets=y, dictionary={"d_sae": 64, "top_k": 8, "skip": True}, trainer=SHORT, batch_size=100, device="cpu"
     )
     config = result.dictionary.config
-    assert (config.kind, config.d_in, config.width_out, sorted(result.norms)) == ("transcoder", D, 20, ["input", "output"])
+    assert (config.kind, config.d_in, config.d_out, sorted(result.norms)) == ("transcoder", D, 20, ["input", "output"])
     assert result.history[-1]["explained_variance"] > 0.5
     assert result.inference(x).shape == y.shape
 

@@ -17,25 +17,22 @@ from dataclasses import dataclass
 from pipeline.params.dictionary_kinds import KindDeclaration
 from pipeline.params.fields import param
 from pipeline.params.gates import GateDeclaration
+from pipeline.params.kinds.per_layer import PerLayerFields
 from pipeline.params.losses import SparsityLossDeclaration
-from pipeline.params.sections.per_layer import PerLayerParams
 
 HALF = GateDeclaration("half-topk", "toolkit.code:HalfTopK", budgeted=True)
 HOYER = SparsityLossDeclaration("hoyer", "toolkit.code:hoyer", fields={"hoyer_scale": (float, param(1.0, more_than=0))})
-KIND = KindDeclaration("louder", "toolkit.declared:LouderParams", "toolkit.code:Louder")
+KIND = KindDeclaration("louder", "toolkit.declared:LouderFields", "toolkit.code:Louder")
 
 
 @dataclass(frozen=True)
-class LouderParams(PerLayerParams):
-    kind: str = param("louder", choices=("louder",))
+class LouderFields(PerLayerFields):
     loudness: float = param(2.0, more_than=0)
 """
 CODE = """
-import dataclasses
-
 from pipeline.activation_functions.interface import BudgetedActivation
 from pipeline.activation_functions.topk import TopK
-from pipeline.dictionaries.sae import SparseAutoencoder, SparseAutoencoderConfig
+from pipeline.dictionaries.sae import SparseAutoencoder
 
 
 class HalfTopK(BudgetedActivation):
@@ -48,14 +45,7 @@ def hoyer(inputs, *, hoyer_scale=1.0):
     return hoyer_scale * (f.abs().sum(-1).square() / f.square().sum(-1).clamp_min(1e-6)).mean()
 
 
-@dataclasses.dataclass(frozen=True)
-class LouderConfig(SparseAutoencoderConfig):
-    loudness: float = 2.0
-
-
 class Louder(SparseAutoencoder):
-    config_class = LouderConfig
-
     def _branches(self, x):
         return super()._branches(x * self.config.loudness)
 """

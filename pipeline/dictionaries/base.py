@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from pipeline.activation_functions.calibration import Calibration
 from pipeline.activation_functions.interface import ActivationFunction, GateSettings, activation_function
-from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.fold import EPS_NORM, folded
 from pipeline.dictionaries.initial import DEFAULT_LOG_THRESHOLD, BaseInitialization
 from pipeline.dictionaries.masks import kept_tokens
@@ -32,6 +31,7 @@ from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.dictionaries.served import served_thresholds, threshold_factors
 from pipeline.errors import ParamsError
+from pipeline.params.dictionary_config import DictionaryConfig
 
 
 class Codes(NamedTuple):
@@ -75,8 +75,6 @@ class Dictionary(nn.Module, abc.ABC):
         config: of this kind; weights start at zero, `initialize_` draws them.
     """
 
-    config_class: ClassVar[type[DictionaryConfig]] = DictionaryConfig
-    reads_sequences: ClassVar[bool] = False  # input is [b, S, d_in]: features of a token depend on those before it
     drawn_as_transpose: ClassVar[bool] = False  # the base draw makes the encoder of the decoder where that is asked for
     log_jumprelu_threshold: nn.Parameter
     gate_scale: Tensor | None
@@ -193,6 +191,11 @@ class Dictionary(nn.Module, abc.ABC):
     # Shared ----------------------------------------------------------------------------------------------------------
 
     @property
+    def reads_sequences(self) -> bool:
+        """Whether the input is [b, S, d_in]: features of a token depend on those before it."""
+        return self.config.READS_SEQUENCES
+
+    @property
     def hooks_in(self) -> tuple[str, ...]:
         """The hook points read, in the order of the input."""
         return self.config.hooks_in
@@ -205,7 +208,7 @@ class Dictionary(nn.Module, abc.ABC):
     @property
     def max_context(self) -> int | None:
         """Most tokens of a context, of kinds that read other tokens; None: any number."""
-        return None
+        return self.config.max_context
 
     @property
     def is_batch_dependent(self) -> bool:

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dictionaries.initial import BaseInitialization
-from pipeline.errors import ParamsError
+from pipeline.params.dictionary_config import DictionaryConfig
 from pipeline.params.dictionary_kinds import KINDS
+from pipeline.params.section import section_from_dict
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
-    from pipeline.dictionaries.config import DictionaryConfig
 
 
 def kind_names() -> tuple[str, ...]:
@@ -36,14 +36,12 @@ def dictionary_class(kind: str) -> type[Dictionary]:
 
 
 def config_from_dict(values: Mapping[str, Any]) -> DictionaryConfig:
-    """Read a configuration strictly into its kind's class.
+    """Read a configuration strictly: `d_model` is d_in, `expansion_factor` gives d_sae = int(d_in * expansion_factor).
 
     Raises:
         ParamsError: unknown kind, or faults in the fields, all at once.
     """
-    if "kind" not in values:
-        raise ParamsError(f"dictionary.kind: missing (known: {', '.join(kind_names())})")
-    return dictionary_class(str(values["kind"])).config_class.from_dict(values)
+    return section_from_dict(DictionaryConfig, values)  # type: ignore[type-abstract]
 
 
 def build_dictionary(config: Mapping[str, Any], *, seed: int = 0) -> Dictionary:

@@ -9,39 +9,16 @@ Source: Lindsey et al. 2025 (Anthropic, circuit tracing).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.config import SeveralHookPoints
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
 from pipeline.dictionaries.parts import LinearPart
-from pipeline.hook_keys import out_of_order, written_before_read
 from pipeline.kernels.grouped import grouped_decode
-
-
-@dataclasses.dataclass(frozen=True)
-class CrossLayerTranscoderConfig(SeveralHookPoints):
-    """Fields of kind `clt`: layer l reads hook_points_in[l] and writes hook_points_out[l] and those after it."""
-
-    has_layers: ClassVar[bool] = True
-
-    def faults(self) -> list[str]:
-        found = super().faults()
-        if len(self.hooks_in) != len(self.hooks_out):
-            found.append(f"hook_points_out: {len(self.hooks_out)} hook points for {len(self.hooks_in)} that are read")
-        if both := sorted(set(self.hooks_in) & set(self.hooks_out)):
-            found.append(f"hook_points_out: a transcoder does not write what it reads: {', '.join(both)}")
-        for name, fault in (
-            ("hook_points_in", out_of_order(self.hooks_in)),
-            ("hook_points_out", out_of_order(self.hooks_out) or written_before_read(self.hooks_in, self.hooks_out)),
-        ):
-            found += [] if fault is None else [f"{name}: {fault}"]
-        return found
+from pipeline.params.dictionary_config import DictionaryConfig
 
 
 class CrossLayerTranscoder(Dictionary):
@@ -50,13 +27,11 @@ class CrossLayerTranscoder(Dictionary):
     Input and output are [..., L, D], features [..., L, F].
     """
 
-    config_class = CrossLayerTranscoderConfig
-    config: CrossLayerTranscoderConfig
     W_E: nn.Parameter
     b_E: nn.Parameter
     b_D: nn.Parameter
 
-    def __init__(self, config: CrossLayerTranscoderConfig) -> None:
+    def __init__(self, config: DictionaryConfig) -> None:
         super().__init__(config)
         shapes = [(j + 1, config.d_sae, config.d_in) for j in range(self.n_layers)]
         dtype = getattr(torch, config.dtype)

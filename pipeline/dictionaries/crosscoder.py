@@ -10,7 +10,6 @@ Source: Lindsey et al. 2024 (sparse crosscoders).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -18,29 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.config import SeveralHookPoints
 from pipeline.dictionaries.fold import divisible
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
 from pipeline.dictionaries.parts import LinearPart
 
 
-@dataclasses.dataclass(frozen=True)
-class CrosscoderConfig(SeveralHookPoints):
-    """Fields of kind `crosscoder`: it writes the hook points that it reads."""
-
-    def faults(self) -> list[str]:
-        found = super().faults()
-        if self.hook_points_out != self.hook_points_in:
-            found.append("hook_points_out: a crosscoder writes the hook points that it reads; leave it null")
-        return found
-
-
 class Crosscoder(Dictionary):
     """Parameters W_E [P, D, F], b_E [F], W_D [P, F, D], b_D [P, D]. Input and output are [..., P, D], features [..., F]."""
 
-    config_class = CrosscoderConfig
     drawn_as_transpose: ClassVar[bool] = True
-    config: CrosscoderConfig
     W_E: nn.Parameter
     b_E: nn.Parameter
     W_D: nn.Parameter

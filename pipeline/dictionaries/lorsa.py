@@ -9,102 +9,26 @@ Source: He et al. 2025 (arXiv 2504.20938).
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.dictionaries.base import Dictionary, TokenSources
-from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.initial import BaseInitialization, normal_, uniform_
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.rotary import Rotary
 from pipeline.errors import DataError, ParamsError
-from pipeline.hook_keys import written_before_read
+from pipeline.params.dictionary_config import DictionaryConfig
 
 ALL = slice(None)
 SOURCE_VALUES = 2**24  # of keys that token_sources gathers at a time: 64 MiB
 
 
-@dataclasses.dataclass(frozen=True)
-class LowRankSparseAttentionConfig(DictionaryConfig):
-    """Fields of kind `lorsa`; names and defaults as in Language-Model-SAEs.
-
-    Attributes:
-        hook_point_in: the attention's input.
-        hook_point_out: its output.
-        n_qk_heads: Q; divides d_sae.
-        d_qk_head: d, width of a query and a key.
-        n_ctx: longest context.
-        rotary_dim: dimensions of a head that are rotated, even, at most d_qk_head; null: none (positional_embedding_type).
-        attn_scale: scores are divided by it; null: sqrt(d_qk_head).
-        use_post_qk_ln, normalization_type, eps: RMS or LN norm of queries and keys, with gains.
-    """
-
-    hook_point_in: str = "input"
-    hook_point_out: str = "output"
-    n_qk_heads: int = 0
-    d_qk_head: int = 0
-    n_ctx: int = 0
-    rotary_dim: int | None = None
-    positional_embedding_type: str = "rotary"
-    rotary_base: float = 10000.0
-    rotary_adjacent_pairs: bool = True
-    rotary_scale: float = 1.0
-    use_NTK_by_parts_rope: bool = False
-    NTK_by_parts_factor: float = 8.0
-    NTK_by_parts_low_freq_factor: float = 1.0
-    NTK_by_parts_high_freq_factor: float = 4.0
-    old_context_len: int = 8192
-    attn_scale: float | None = None
-    use_post_qk_ln: bool = False
-    normalization_type: str | None = None
-    eps: float = 1e-6
-
-    @property
-    def hooks_in(self) -> tuple[str, ...]:
-        return (self.hook_point_in,)
-
-    @property
-    def hooks_out(self) -> tuple[str, ...]:
-        return (self.hook_point_out,)
-
-    def faults(self) -> list[str]:
-        found = super().faults()
-        if fault := written_before_read(self.hooks_in, self.hooks_out):
-            found.append(f"hook_point_out: {fault}")
-        if self.hook_point_in == self.hook_point_out:
-            found.append(f"hook_point_out: attention does not write what it reads, '{self.hook_point_in}'")
-        for field in ("n_qk_heads", "d_qk_head", "n_ctx"):
-            if getattr(self, field) < 1:
-                found.append(f"{field}: must be stated, at least 1, got {getattr(self, field)}")
-        if self.n_qk_heads > 0 and self.d_sae % self.n_qk_heads:
-            found.append(f"n_qk_heads: {self.n_qk_heads} does not divide the {self.d_sae} features")
-        if self.positional_embedding_type not in ("rotary", "none"):
-            found.append(f"positional_embedding_type: rotary or none, got '{self.positional_embedding_type}'")
-        rotates, dim = self.positional_embedding_type == "rotary", self.rotary_dim
-        if rotates and (dim is None or dim % 2 or not 2 <= dim <= self.d_qk_head):
-            shown = "null" if dim is None else dim
-            found.append(f"rotary_dim: an even number from 2 to d_qk_head {self.d_qk_head}, got {shown}")
-        low, high = self.NTK_by_parts_low_freq_factor, self.NTK_by_parts_high_freq_factor
-        if self.use_NTK_by_parts_rope and low >= high:
-            found.append(f"NTK_by_parts_low_freq_factor: must be below NTK_by_parts_high_freq_factor {high}, got {low}")
-        if self.normalization_type not in (None, "RMS", "LN"):
-            found.append(f"normalization_type: null, RMS or LN, got '{self.normalization_type}'")
-        if self.use_post_qk_ln and self.normalization_type is None:
-            found.append("normalization_type: use_post_qk_ln needs one, RMS or LN")
-        return found
-
-
 class LowRankSparseAttention(Dictionary):
     """Parameters W_Q, W_K [Q, D, d]; b_Q, b_K [Q, d]; w_V [F, D], b_V [F]; w_O [F, D]; b_D [D]; q_gain, k_gain [Q, d]."""
 
-    config_class = LowRankSparseAttentionConfig
-    reads_sequences: ClassVar[bool] = True
-    config: LowRankSparseAttentionConfig
     W_Q: nn.Parameter
     W_K: nn.Parameter
     b_Q: nn.Parameter
@@ -116,7 +40,7 @@ class LowRankSparseAttention(Dictionary):
     q_gain: nn.Parameter
     k_gain: nn.Parameter
 
-    def __init__(self, config: LowRankSparseAttentionConfig) -> None:
+    def __init__(self, config: DictionaryConfig) -> None:
         super().__init__(config)
         self.rotary = None
         if config.positional_embedding_type == "rotary":
@@ -138,11 +62,6 @@ class LowRankSparseAttention(Dictionary):
         return (self.config.d_sae,)
 
     @property
-    def max_context(self) -> int | None:
-        """n_ctx."""
-        return self.config.n_ctx
-
-    @property
     def per_group(self) -> int:
         """F / Q: features that share a query-key head."""
         return self.config.d_sae // self.config.n_qk_heads
@@ -161,10 +80,10 @@ class LowRankSparseAttention(Dictionary):
             "b_K": (c.n_qk_heads, c.d_qk_head),
             "w_V": (c.d_sae, c.d_in),
             "b_V": (c.d_sae,),
-            "w_O": (c.d_sae, c.width_out),
+            "w_O": (c.d_sae, c.d_out),
         }
         if c.use_decoder_bias:
-            heads["b_D"] = (c.width_out,)
+            heads["b_D"] = (c.d_out,)
         if c.use_post_qk_ln:
             heads |= {"q_gain": (c.n_qk_heads, c.d_qk_head), "k_gain": (c.n_qk_heads, c.d_qk_head)}
         return heads
@@ -178,7 +97,7 @@ class LowRankSparseAttention(Dictionary):
         uniform_(self.W_Q, bound, seed, "W_Q")
         uniform_(self.W_K, bound, seed, "W_K")
         normal_(self.w_V, self.config.d_sae**-0.5, seed, "w_V")
-        normal_(self.w_O, self.config.width_out**-0.5, seed, "w_O")
+        normal_(self.w_O, self.config.d_out**-0.5, seed, "w_O")
 
     def queries_and_keys(self, x: Tensor, heads: slice = ALL) -> tuple[Tensor, Tensor]:
         """Normed and rotated q and k [b, Q, S, d] of x [b, S, D], of all or some heads."""

@@ -11,7 +11,6 @@ Sources: Cunningham et al. 2023; Bricken et al. 2023; Dunefsky et al. 2024 and G
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
@@ -20,72 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.dictionaries.base import CONFIGURED, Codes, Dictionary, Gate
-from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.fold import divisible
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
 from pipeline.dictionaries.masks import kept_tokens
 from pipeline.dictionaries.parts import LinearPart
-from pipeline.hook_keys import written_before_read
 from pipeline.kernels.dispatch import entries_pay
 from pipeline.kernels.selected import selected_decode, selected_linear
-
-
-@dataclasses.dataclass(frozen=True)
-class SparseAutoencoderConfig(DictionaryConfig):
-    """Fields of kinds `sae` and `transcoder`.
-
-    Attributes:
-        hook_point_in: what is read.
-        hook_point_out: what is written; null: hook_point_in for an SAE, "output" for a transcoder built in Python.
-        use_glu_encoder: a second, sigmoid branch gates the pre-activations.
-        apply_b_dec_to_input: SAE only; subtract b_D before encoding.
-        skip: transcoder only; a linear path around the features.
-    """
-
-    hook_point_in: str = "input"
-    hook_point_out: str | None = None
-    use_glu_encoder: bool = False
-    apply_b_dec_to_input: bool = False
-    skip: bool = False
-
-    def __post_init__(self) -> None:
-        if self.hook_point_out is None:
-            out = "output" if self.kind == "transcoder" and self.hook_point_in == "input" else self.hook_point_in
-            object.__setattr__(self, "hook_point_out", out)
-        super().__post_init__()
-
-    @property
-    def hooks_in(self) -> tuple[str, ...]:
-        return (self.hook_point_in,)
-
-    @property
-    def hooks_out(self) -> tuple[str, ...]:
-        return (str(self.hook_point_out),)
-
-    def faults(self) -> list[str]:
-        found = super().faults()
-        if fault := written_before_read(self.hooks_in, self.hooks_out):
-            found.append(f"hook_point_out: {fault}")
-        same = self.hook_point_in == self.hook_point_out
-        if self.kind == "transcoder" and same:
-            found.append(f"hook_point_out: a transcoder does not write what it reads, '{self.hook_point_in}'")
-        if same and self.d_out != self.d_in:
-            found.append(f"d_out: {self.d_out} differs from d_in {self.d_in}, but hook_point_out is hook_point_in")
-        if self.skip and same:
-            found.append("skip: only a transcoder has a skip connection")
-        if self.apply_b_dec_to_input and not same:
-            found.append("apply_b_dec_to_input: only for an SAE (hook_point_out equal to hook_point_in)")
-        if self.apply_b_dec_to_input and not self.use_decoder_bias:
-            found.append("apply_b_dec_to_input: needs use_decoder_bias true")
-        return found
 
 
 class SparseAutoencoder(Dictionary):
     """Parameters W_E [D, F], b_E [F], W_D [F, D_out], b_D [D_out]; GLU: W_G [D, F], b_G [F]; W_skip [D, D_out]."""
 
-    config_class = SparseAutoencoderConfig
     drawn_as_transpose: ClassVar[bool] = True
-    config: SparseAutoencoderConfig
     W_E: nn.Parameter
     b_E: nn.Parameter
     W_D: nn.Parameter
@@ -99,7 +44,7 @@ class SparseAutoencoder(Dictionary):
         return (self.config.d_sae,)
 
     def _parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        d_in, d_sae, d_out = self.config.d_in, self.config.d_sae, self.config.width_out
+        d_in, d_sae, d_out = self.config.d_in, self.config.d_sae, self.config.d_out
         shapes: dict[str, tuple[int, ...]] = {"W_E": (d_in, d_sae), "b_E": (d_sae,), "W_D": (d_sae, d_out)}
         if self.config.use_decoder_bias:
             shapes["b_D"] = (d_out,)
@@ -121,7 +66,7 @@ class SparseAutoencoder(Dictionary):
         uniform_(self.W_D, initialization.decoder_uniform_bound, seed, "W_D")
         if initialization.unit_rows:
             self.W_D.div_(divisible(torch.linalg.vector_norm(self.W_D, dim=-1))[:, None])
-        if initialization.init_encoder_with_decoder_transpose and self.config.d_in == self.config.width_out:
+        if initialization.init_encoder_with_decoder_transpose and self.config.d_in == self.config.d_out:
             self.W_E.copy_(self.W_D.T * initialization.init_encoder_with_decoder_transpose_factor)
         else:
             uniform_(self.W_E, initialization.encoder_uniform_bound, seed, "W_E")

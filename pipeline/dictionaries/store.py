@@ -16,11 +16,11 @@ from safetensors.torch import load as load_tensors
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import config_from_dict, dictionary_class
-from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.saving import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE
 from pipeline.errors import DataError, ParamsError, unknown_name
 from pipeline.files import read_json
 from pipeline.params.choices import STORED_DTYPES
+from pipeline.params.dictionary_config import DictionaryConfig
 
 NEXT = "make the directory again (`dvc repro` writes lost outputs of the pipeline)"
 

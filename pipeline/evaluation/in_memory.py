@@ -152,9 +152,9 @@ def _kept(
 def _check_shapes(dictionary: Dictionary, activations: Tensor, labels: Tensor, mask: Tensor | None) -> None:
     several = len(dictionary.hooks_in) > 1
     leading = activations.shape[:1] if several else activations.shape[:-1]
-    if activations.shape[-1] != dictionary.config.d_in or labels.shape[-1] != dictionary.config.width_out:
+    if activations.shape[-1] != dictionary.config.d_in or labels.shape[-1] != dictionary.config.d_out:
         raise DataError(
-            f"the dictionary reads width {dictionary.config.d_in} and writes {dictionary.config.width_out}, got activations "
+            f"the dictionary reads width {dictionary.config.d_in} and writes {dictionary.config.d_out}, got activations "
             f"{tuple(activations.shape)} and targets {tuple(labels.shape)}"
         )
     if mask is not None and mask.dtype != torch.bool:

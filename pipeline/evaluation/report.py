@@ -112,7 +112,7 @@ class Evaluator:
         self.hooks = keys_by_model((*raw.hooks_in, *raw.hooks_out))
         self.written = keys_by_model(raw.hooks_out)
         config = raw.dictionary.config
-        widths = [(h, config.d_in, "reads") for h in raw.hooks_in] + [(h, config.width_out, "writes") for h in raw.hooks_out]
+        widths = [(h, config.d_in, "reads") for h in raw.hooks_in] + [(h, config.d_out, "writes") for h in raw.hooks_out]
         for hook, width, verb in widths:
             found = self.models.hook_width(hook)
             if found != width:

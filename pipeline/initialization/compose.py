@@ -79,8 +79,8 @@ def check(dictionary: Dictionary, params: InitializerParams, *, has_model: bool)
         act_fn = dictionary.config.act_fn
         faults.append(f"initializer.init_log_jumprelu_threshold_value: act_fn '{act_fn}' has no thresholds; write null")
     d_active = params.d_active_subspace
-    if d_active is not None and d_active > dictionary.config.width_out:
-        width = dictionary.config.width_out
+    if d_active is not None and d_active > dictionary.config.d_out:
+        width = dictionary.config.d_out
         faults.append(f"initializer.d_active_subspace: {d_active} directions do not fit in the label's {width} dimensions")
     if faults:
         raise ParamsError(faults)

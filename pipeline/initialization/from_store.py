@@ -79,9 +79,8 @@ def dictionary_config(params: Params, store: ActivationStore) -> dict[str, Any]:
             there are too few features for what is asked.
     """
     widths = {hook: store.width(hook) for hook in params.dictionary_hook_points}
-    stated = params.with_widths(widths).dictionary.to_dict()
-    del stated["d_model"]
-    return {**stated, "d_in": widths[params.dictionary.hooks_in[0]], "d_out": widths[params.dictionary.hooks_out[0]]}
+    hooks_in, hooks_out = params.dictionary.hooks_in, params.dictionary.hooks_out
+    return params.with_widths(widths).dictionary.of_widths(widths[hooks_in[0]], widths[hooks_out[0]])
 
 
 def read_sample(store: ActivationStore, dictionary: Dictionary, normalizer: Normalizer, params: Params) -> Sample:

@@ -40,12 +40,12 @@ class HookPoints(Protocol):
     @property
     def hooks_out(self) -> tuple[str, ...]: ...
     @property
-    def width_out(self) -> int: ...
+    def d_out(self) -> int: ...
 
 
 def widths_of(config: HookPoints) -> dict[str, int]:
     """{hook point: width} of what is read and written."""
-    return {**dict.fromkeys(config.hooks_in, config.d_in), **dict.fromkeys(config.hooks_out, config.width_out)}
+    return {**dict.fromkeys(config.hooks_in, config.d_in), **dict.fromkeys(config.hooks_out, config.d_out)}
 
 
 def scale_factor(

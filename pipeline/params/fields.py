@@ -11,7 +11,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pipeline.errors import nearest
@@ -124,6 +124,8 @@ def _convert_scalar(value: Any, members: tuple[Any, ...], nullable: bool, limits
             value = float(value)
     elif isinstance(value, (float, str)):
         accepted = type(value) in wanted
+    elif isinstance(value, Mapping):
+        accepted = dict in wanted
     else:
         accepted = False
     if accepted and nullable and value in NOT_NULL:

@@ -20,7 +20,7 @@ from pipeline.params.loader import params_from_dict
 from pipeline.params.reading import read_mapping
 from pipeline.params.schema import Params
 from pipeline.params.section import Section, hints, named_sections
-from pipeline.params.sections.dictionary import DictionaryParams, kind_class
+from pipeline.params.sections.dictionary import DictionaryParams, params_class
 
 DIRECTORY = Path(__file__).resolve().parents[2] / "presets"
 
@@ -144,7 +144,7 @@ def _at_rest(cls: type[DictionaryParams]) -> dict[str, Any]:
     """The keys of all kinds as a kind that does not have them takes them: the default, or null where that is refused."""
     values: dict[str, Any] = {}
     for kind in KINDS:
-        for field in dataclasses.fields(kind_class(kind)):
+        for field in dataclasses.fields(params_class(kind)):
             at_default = cls.foreign(field.name, field.default) == ""
             values.setdefault(field.name, _plain(field.default) if at_default else None)
     return values

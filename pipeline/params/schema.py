@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from pipeline.errors import ParamsError
-from pipeline.params import cross_section
+from pipeline.params.dictionary_config import DictionaryConfig
 from pipeline.params.fields import param
-from pipeline.params.kinds.sae import SAEParams
+from pipeline.params.rules.collected import OF_FILES, OF_TRAINING, about
+from pipeline.params.rules.hook_points import stored, used_by
+from pipeline.params.rules.schedule import total_steps
 from pipeline.params.section import Rule, Section, section_from_dict
 from pipeline.params.sections.activations import ActivationsParams, BufferShuffleParams
 from pipeline.params.sections.analysis import AnalysisParams
 from pipeline.params.sections.dataset import DatasetParams
 from pipeline.params.sections.demo import DemoParams
-from pipeline.params.sections.dictionary import DictionaryParams
+from pipeline.params.sections.dictionary import DictionaryParams, params_class
 from pipeline.params.sections.evaluation import EvaluationParams
 from pipeline.params.sections.fold import FoldParams
 from pipeline.params.sections.initializer import InitializerParams
 from pipeline.params.sections.model import ALIAS_FORM, ModelParams, NamedModelParams
 from pipeline.params.sections.norm import NormParams
-from pipeline.params.sections.per_layer import PerLayerParams
 from pipeline.params.sections.tracking import TrackingParams
 from pipeline.params.sections.trainer import TrainerParams
 from pipeline.shares import resolve_steps
@@ -34,13 +35,14 @@ __all__ = [
     "DemoParams",
     "DictionaryParams",
     "EvaluationParams",
+    "FitParams",
     "FoldParams",
     "InitializerParams",
+    "LossParams",
     "ModelParams",
     "NamedModelParams",
     "NormParams",
     "Params",
-    "PerLayerParams",
     "SAEParams",
     "TrackingParams",
     "TrainerParams",
@@ -48,6 +50,9 @@ __all__ = [
     "resolve_steps",
     "section_from_dict",
 ]
+
+
+SAEParams = params_class("sae")
 
 
 @dataclass(frozen=True)
@@ -79,17 +84,17 @@ class Params(Section):
     @classmethod
     def rules(cls) -> list[Rule]:
         """The checks between sections."""
-        return list(cross_section.RULES)
+        return [*OF_FILES, *OF_TRAINING]
 
     @property
     def dictionary_hook_points(self) -> tuple[str, ...]:
         """The hook points that the dictionary reads or writes, each once."""
-        return tuple(dict.fromkeys((*self.dictionary.hooks_in, *self.dictionary.hooks_out)))
+        return used_by(self.dictionary)
 
     @property
     def hook_points(self) -> tuple[str, ...]:
         """The hook points to store: activations.hook_points, or the dictionary's when that is null."""
-        return self.activations.hook_points or self.dictionary_hook_points
+        return stored(self.dictionary, self.activations)
 
     def language_model(self, alias: str) -> ModelParams:
         """The section model (alias ""), or the same with name and revision of `models.<alias>`."""
@@ -125,7 +130,33 @@ class Params(Section):
     @property
     def total_steps(self) -> int:
         """T = total_training_tokens // tokens of a batch (2-D targets: batch_size * context_size)."""
-        return self.trainer.total_training_tokens // self.activations.tokens_per_batch
+        return total_steps(self.trainer, self.activations)
+
+
+@dataclass(frozen=True)
+class LossParams(Section):
+    """A dictionary in memory and the losses that it has."""
+
+    dictionary: DictionaryConfig
+    trainer: TrainerParams
+
+    @classmethod
+    def rules(cls) -> list[Rule]:
+        """Those of a training that are about these sections."""
+        return [*about(OF_TRAINING, [each.name for each in fields(cls)])]
+
+
+@dataclass(frozen=True)
+class FitParams(LossParams):
+    """A dictionary in memory and its training on tensors."""
+
+    initializer: InitializerParams
+    activations: ActivationsParams
+
+    @property
+    def total_steps(self) -> int:
+        """T."""
+        return total_steps(self.trainer, self.activations)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

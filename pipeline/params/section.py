@@ -5,6 +5,11 @@ A rule is a method that returns a fault, or None when all is well, and is attach
     @rule("k_aux")
     def _k_aux_is_used(self) -> str | None: ...
 
+A rule across sections is a function of the sections that it is about, by their names:
+
+    @across("trainer.initial_k")
+    def k_starts_above_its_end(dictionary: DictionaryFields, trainer: TrainerParams) -> str | None: ...
+
 Rules also run when other keys of the file are wrong, so that every fault is reported at once: a rule that would read a
 faulty value is left out.
 """
@@ -26,14 +31,37 @@ Rule = Callable[[Any], str | None]
 S = TypeVar("S", bound="Section")
 
 
-def rule(key: str) -> Callable[[Rule], Rule]:
-    """Mark a method (or, across sections, a function of the whole Params) as a check whose fault belongs to `key`."""
+def rule(key: str, *, of_files: bool = False) -> Callable[[Rule], Rule]:
+    """Mark a method as a check whose fault belongs to `key`; `of_files`: of what somebody states in a parameter file only."""
 
     def mark(check: Rule) -> Rule:
-        check.rule_key = key  # type: ignore[attr-defined]
+        check.rule_key, check.of_files = key, of_files  # type: ignore[attr-defined]
         return check
 
     return mark
+
+
+@dataclasses.dataclass(frozen=True)
+class Across:
+    """A check of sections together, called with what holds them.
+
+    Attributes:
+        rule_key: dotted key that the fault belongs to.
+        check: the function of the sections.
+        sections: their names.
+    """
+
+    rule_key: str
+    check: Callable[..., str | None]
+    sections: tuple[str, ...]
+
+    def __call__(self, params: Any) -> str | None:
+        return self.check(*(getattr(params, name) for name in self.sections))
+
+
+def across(key: str) -> Callable[[Callable[..., str | None]], Across]:
+    """Mark a function of sections, which its parameters name, as a check whose fault belongs to the dotted `key`."""
+    return lambda check: Across(key, check, tuple(inspect.signature(check).parameters))
 
 
 def without_effect(cls: type[Section], section: Any, names: Sequence[str]) -> str:
@@ -86,6 +114,11 @@ class Section:
             Refused: no class fits.
         """
         return cls
+
+    @classmethod
+    def completed(cls, raw: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Fault]]:
+        """What is read in the place of `raw`: other spellings resolved, what follows filled in; and faults found on the way."""
+        return raw, []
 
     @classmethod
     def foreign(cls, key: str, value: Any) -> str | None:
@@ -153,9 +186,15 @@ class Reading:
         self._named: dict[str, dict[str, Reading]] = {}
         self._complete, self._null_left_out = complete, null_left_out
         if not isinstance(raw, Mapping):
+            self._known_class = False
             self._fault("", f"expected a mapping of keys to values, got {describe(raw)}")
             return
-        self._read(raw, self._choose(raw))
+        self._known_class = self._choose(raw)
+        if self._known_class:
+            raw, found = self.cls.completed(raw)
+            for fault in found:
+                self._fault(fault.key, fault.message)
+        self._read(raw, self._known_class)
         self._check()
 
     def _choose(self, raw: Mapping[str, Any]) -> bool:
@@ -243,6 +282,8 @@ class Reading:
             default = field.default_factory()
         else:
             default = dataclasses.MISSING
+        if any(fault.key.endswith(f".{name}") for fault in self._own):
+            return
         if self._complete or default is dataclasses.MISSING:
             section = isinstance(annotation, type) and issubclass(annotation, Section)
             self._fault(name, "missing section" if section else "missing key; every key must be stated")
@@ -260,7 +301,7 @@ class Reading:
 
     def view(self) -> Any:
         """The section's right values with its properties; reading a faulty one raises :class:`Unavailable`."""
-        return View(self.cls, self.values)
+        return View(self.cls, self.values, self._known_class)
 
     @property
     def faults(self) -> list[Fault]:
@@ -297,24 +338,20 @@ class Unavailable(Exception):
 class View:
     """What a check sees of a section that may have faults elsewhere."""
 
-    def __init__(self, cls: type[Section], values: dict[str, Any]) -> None:
-        self._cls, self._values = cls, values
+    def __init__(self, cls: type[Section], values: dict[str, Any], known_class: bool) -> None:
+        self._cls, self._values, self._known_class = cls, values, known_class
 
     def __getattr__(self, name: str) -> Any:
         if name in self._values:
             return self._values[name]
+        if name in hints(self._cls) or not self._known_class:  # the fault is the key, or the one that chooses the class
+            raise Unavailable(name)
         member = inspect.getattr_static(self._cls, name, None)
-        if name in hints(self._cls):
-            raise Unavailable(name)
-        if getattr(member, "__isabstractmethod__", False):  # the fault is the key that chooses the class
-            raise Unavailable(name)
         if isinstance(member, property) and member.fget is not None:
             return member.fget(self)
         if inspect.isfunction(member):
             return functools.partial(member, self)
         if member is None:
-            if inspect.isabstract(self._cls):
-                raise Unavailable(name)
             raise AttributeError(f"{self._cls.__name__} has no {name}")
         return member
 

@@ -17,34 +17,14 @@ from pipeline.initialization.sample import make_sample
 from pipeline.norms.exclusion import MASSIVE_FACTOR
 from pipeline.norms.normalizer import Normalizer
 from pipeline.params.choices import NORMS_OF_THE_DATA
-from pipeline.params.cross_section_losses import sparsity_is_asked_for
-from pipeline.params.gates import GATES
-from pipeline.params.schema import (
-    ActivationsParams,
-    FoldParams,
-    InitializerParams,
-    Params,
-    TrainerParams,
-    section_from_dict,
-)
+from pipeline.params.rules.losses import sparsity_is_asked_for
+from pipeline.params.schema import ActivationsParams, FitParams, section_from_dict
 from pipeline.seeding import generator
 from pipeline.training import recipe
 from pipeline.training.device import training_device
 from pipeline.training.loop import train
 from pipeline.training.source import TensorSource
-from pipeline.training.tensors import Activations, TensorData, read_tensors, stand_ins
-
-_NOT_IN_PARAMS = (
-    "d_in",
-    "d_out",
-    "d_sae",
-    "d_model",
-    "expansion_factor",
-    "hook_point_in",
-    "hook_point_out",
-    "hook_points_in",
-    "hook_points_out",
-)
+from pipeline.training.tensors import Activations, TensorData, read_tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,16 +88,16 @@ def fit(
     given = dict(dictionary)
     data = read_tensors(activations, targets, given.pop("kind", None))
     config = _config(given, data)
-    params = _params(config, dict(trainer), dict(initializer or {}), data, batch_size, max_norm_factor, seed)
+    params = _params(config, dict(trainer), dict(initializer or {}), data, batch_size, max_norm_factor)
     made = build_base(config, params.initializer, seed, unit_rows=params.trainer.decoder_constraint == "unit_norm")
     made = made.to(training_device(device))
     check(made, params.initializer, has_model=False)
     norms = data.norms(made.hooks_in, made.hooks_out, max_norm_factor)
     normalizer = Normalizer(made.config, norms)
     data = data.without(normalizer.excluded.above(normalizer.by_hook(data.inputs, data.labels)))
-    held = _held_back(data, batch_size) if made.is_batch_dependent or params.trainer.steered_l0 else 0
+    held = _held_back(data, batch_size) if _holds_back(params) else 0
     kept, rest = data.rows(0, len(data) - held), data.rows(len(data) - held, len(data))
-    _initialize_(made, kept, normalizer, params)
+    _initialize_(made, kept, normalizer, params, seed)
     source = TensorSource.of(kept, batch_size=batch_size, seed=seed)
     label = "fit" if progress else None
     run = train(made, source, params=params.trainer, norms=norms, total_steps=params.total_steps, label=label)
@@ -128,10 +108,10 @@ def fit(
     return FitResult(made, report.dictionary, run.history.rows, norms)
 
 
-def _initialize_(made: Dictionary, data: TensorData, normalizer: Normalizer, params: Params) -> None:
+def _initialize_(made: Dictionary, data: TensorData, normalizer: Normalizer, params: FitParams, seed: int) -> None:
     """The initialisation's strategies, on the first initializer.tokens tokens of a random order of the rows."""
     n_rows = min(len(data), -(-params.initializer.tokens // data.tokens_per_row))
-    order = torch.randperm(len(data), generator=generator(params.seed, "initialize", "sample"))
+    order = torch.randperm(len(data), generator=generator(seed, "initialize", "sample"))
     rows, device = order[:n_rows].to(data.inputs.device), next(made.parameters()).device
     inputs = data.inputs[rows].to(device)
     labels = inputs if data.labels is data.inputs else data.labels[rows].to(device)
@@ -142,7 +122,7 @@ def _initialize_(made: Dictionary, data: TensorData, normalizer: Normalizer, par
         sample,
         params.initializer,
         batch_rows=params.activations.tokens_per_batch,
-        seed=params.seed,
+        seed=seed,
         unit_rows=params.trainer.decoder_constraint == "unit_norm",
         target_l0=params.trainer.steered_l0,
     )
@@ -176,54 +156,37 @@ def _params(
     data: TensorData,
     batch_size: int,
     max_norm_factor: float | None,
-    seed: int,
-) -> Params:
-    """All parameters, so that everything that a file is checked for is checked here too."""
-    flat, section = data.token_dims == 1, data.section
-    shared = {key: value for key, value in config.items() if key not in _NOT_IN_PARAMS}
-    known = {field.name for field in dataclasses.fields(section)}
+) -> FitParams:
+    """All parameters, checked as those of a parameter file are."""
     complete = recipe.trainer_fields(trainer, config)
-    declared = config["act_fn"] in GATES  # what is not is a fault of its own
-    calibrated = (declared and GATES.get(config["act_fn"]).batch_dependent) or complete.get("target_l0") is not None
-    if calibrated and len(data) < 2 * batch_size:
+    params = section_from_dict(
+        FitParams,
+        {
+            "dictionary": config,
+            "trainer": complete,
+            "initializer": recipe.initializer_fields(initializer, config, complete),
+            "activations": ActivationsParams(
+                context_size=128 if data.token_dims == 1 else max(data.tokens_per_row, 2),
+                total_tokens=len(data) * data.tokens_per_row,
+                batch_size=batch_size,
+                max_norm_factor=max_norm_factor,
+                target="activations-1d" if data.token_dims == 1 else "activations-2d",
+            ),
+        },
+    )
+    if (dense := sparsity_is_asked_for(params.dictionary, params.trainer)) is not None:
+        raise ParamsError(f"dictionary.act_fn: {dense}")
+    if _holds_back(params) and len(data) < 2 * batch_size:
         raise ParamsError(
             f"batch_size: {batch_size} leaves nothing to train on of {len(data)} rows, since one batch sets the "
-            f"inference threshold of act_fn '{config['act_fn']}'"
+            f"inference threshold of act_fn '{params.dictionary.act_fn}'"
         )
-    batches = ActivationsParams(
-        context_size=128 if flat else max(data.tokens_per_row, 2),
-        total_tokens=len(data) * data.tokens_per_row,
-        batch_size=batch_size,
-        max_norm_factor=max_norm_factor,
-        target="activations-1d" if flat else "activations-2d",
-    )
-    params = Params(
-        seed=seed,
-        activations=batches,
-        dictionary=section_from_dict(
-            section,
-            {k: v for k, v in shared.items() if k in known}
-            | _width(config)
-            | stand_ins(section, data.names_in, data.names_out),
-        ),
-        initializer=section_from_dict(InitializerParams, recipe.initializer_fields(initializer, config, complete)),
-        trainer=section_from_dict(TrainerParams, complete),
-        # At least that many are held back where an inference threshold is set: see _held_back.
-        fold=FoldParams(mode="keep", calibration_tokens=batches.tokens_per_batch if calibrated else 0),
-    )
-    if (dense := sparsity_is_asked_for(params)) is not None:
-        raise ParamsError(f"dictionary.act_fn: {dense}")
     return params
 
 
-def _width(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that tell how many features there are. A d_sae of another type is left to `build_dictionary` to refuse."""
-    if "d_sae" not in config:
-        return {"d_model": config["d_in"], "expansion_factor": config["expansion_factor"]}
-    if type(config["d_sae"]) is not int or config["d_sae"] < 1:
-        return {}
-    # Half a feature more, so that the product is not rounded down to one feature less.
-    return {"d_model": config["d_in"], "expansion_factor": (config["d_sae"] + 0.5) / config["d_in"]}
+def _holds_back(params: FitParams) -> bool:
+    """Whether rows are kept from training to set inference thresholds."""
+    return params.dictionary.is_batch_dependent or bool(params.trainer.steered_l0)
 
 
 def _held_back(data: TensorData, batch_size: int) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.params.dictionary_kinds import kind_fields
 from pipeline.params.gates import GATES
-from pipeline.params.sections.dictionary import kind_class
 
 DICTIONARY: dict[str, Any] = {"act_fn": "topk", "top_k": 24, "expansion_factor": 16.0, "apply_b_dec_to_input": True}
 INITIALIZER: dict[str, Any] = {"initialize_W_D_with_activations": True, "bias_init_method": "mean"}
@@ -40,7 +40,7 @@ def dictionary_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     if "d_sae" in given:
         del recipe["expansion_factor"]
     writes_another = given.get("hook_point_out") not in (None, given.get("hook_point_in", "input"))
-    kind = kind_class(given["kind"])
+    kind = kind_fields(given["kind"])
     subtracts = "apply_b_dec_to_input" in kind.__dataclass_fields__ and not (kind.WRITES_ELSEWHERE or writes_another)
     if not subtracts or not given.get("use_decoder_bias", True):
         del recipe["apply_b_dec_to_input"]

@@ -15,7 +15,7 @@ from pipeline.params.choices import K_SCHEDULES
 from pipeline.shares import resolve_steps
 
 if TYPE_CHECKING:
-    from pipeline.dictionaries.config import DictionaryConfig
+    from pipeline.params.dictionary_config import DictionaryConfig
 
 AUTO_LR_NUMERATOR = 3.6
 AUTO_LR_SHORT = 0.055

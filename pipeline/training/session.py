@@ -25,6 +25,7 @@ from pipeline.activations.opening import open_for
 from pipeline.activations.reader import ActivationStore
 from pipeline.activations.schema import training_rows
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.build import config_from_dict
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import DataError
@@ -108,14 +109,12 @@ def check_matches(dictionary: Dictionary, params: Params, place: Path) -> None:
     Raises:
         DataError: names the fields.
     """
-    stated = params.dictionary.to_dict()
-    config = {key: list(value) if isinstance(value, tuple) else value for key, value in dictionary.config.to_dict().items()}
-    wanted = {key: value for key, value in stated.items() if key in config and value is not None and key != "kind"}
-    wanted["d_sae"] = int(dictionary.config.d_in * params.dictionary.expansion_factor)
-    wanted["d_in"] = params.dictionary.d_model or dictionary.config.d_in
-    different = [f"{key} is {config[key]!r}, wanted {value!r}" for key, value in wanted.items() if config[key] != value]
-    if different or dictionary.config.folded:
-        reason = "; ".join(different) or "it is folded"
+    config = dictionary.config
+    wanted = config_from_dict(params.dictionary.of_widths(config.d_in, config.d_out)).to_dict()
+    found = {key: value for key, value in config.to_dict().items() if key not in ("norms", "provenance")}
+    different = [f"{key} is {value!r}, wanted {wanted.get(key)!r}" for key, value in found.items() if wanted.get(key) != value]
+    if different:
+        reason = "; ".join(different)
         raise DataError(f"{place}: the initial dictionary was made for other parameters ({reason}); {INITIALIZE}")
 
 
@@ -128,7 +127,7 @@ def make_source(
         DataError: a width does not fit, or there is nothing to train on.
     """
     widths = dict.fromkeys(dictionary.hooks_in, dictionary.config.d_in)
-    widths |= dict.fromkeys(dictionary.hooks_out, dictionary.config.width_out)
+    widths |= dict.fromkeys(dictionary.hooks_out, dictionary.config.d_out)
     for hook, width in widths.items():
         if store.width(hook) != width:
             raise DataError(

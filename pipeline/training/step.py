@@ -124,7 +124,7 @@ class Trainer:
         self.dead = DeadFeatures(dictionary.feature_shape, dead_threshold, self.device)
         self._silence = silence(dictionary, params)
         self.guard = LossGuard(self.device, position)
-        n_hooks, d_out = len(dictionary.hooks_out), dictionary.config.width_out
+        n_hooks, d_out = len(dictionary.hooks_out), dictionary.config.d_out
         width = (d_out,) if n_hooks == 1 else (n_hooks, d_out)
         self.divergence = DivergenceGuard(total_steps, width, self.device, same_l0=self._same_l0)
         self.step_number = 0

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.errors import DataError, ParamsError
+from pipeline.errors import DataError, ParamsError, unknown_name
 from pipeline.hooks import split
 from pipeline.norms.exclusion import median_norm
 from pipeline.norms.hook_norm import hook_norm
 from pipeline.norms.statistics import ActivationStatistics
-from pipeline.params.fields import Refused
-from pipeline.params.sections.dictionary import DictionaryParams, kind_class
-from pipeline.params.sections.several_hook_points import SeveralHookPointsParams
+from pipeline.params.dictionary_kinds import KINDS, kind_fields
+from pipeline.params.kinds.fields import DictionaryFields
+from pipeline.params.kinds.several_hook_points import SeveralHookPointsFields
 
 Activations = Tensor | Mapping[str, Tensor]
 
@@ -26,14 +26,14 @@ class TensorData:
     """Inputs and labels of the same tokens.
 
     Attributes:
-        section: the parameters' class of the dictionary's kind.
+        kind: of the dictionary.
         inputs: [N, d_in] or [n, T, d_in]; of several hook points [N, L, d_in] or [n, T, L, d_in].
         labels: the same with d_out; the very tensor `inputs` where input and label are one activation.
         names_in, names_out: of the hook points, where there are several; else empty.
         mask: bool [N] or [n, T], True for a kept token; None: all.
     """
 
-    section: type[DictionaryParams]
+    kind: str
     inputs: Tensor
     labels: Tensor
     names_in: tuple[str, ...] = ()
@@ -44,9 +44,9 @@ class TensorData:
         return len(self.inputs)
 
     @property
-    def kind(self) -> str:
-        """Of the dictionary."""
-        return str(self.section.__dataclass_fields__["kind"].default)
+    def fields(self) -> type[DictionaryFields]:
+        """Of the kind."""
+        return kind_fields(self.kind)
 
     @property
     def token_dims(self) -> int:
@@ -103,17 +103,6 @@ class TensorData:
         return found
 
 
-def stand_ins(section: type[DictionaryParams], names_in: Sequence[str], names_out: Sequence[str]) -> dict[str, Any]:
-    """Hook points of a model in the place of the names that tensors have, for the checks of parameters."""
-    if issubclass(section, SeveralHookPointsParams):
-        read = tuple(f"blocks.{i}.ln2.hook_out" for i in range(len(names_in)))
-        written = tuple(f"blocks.{i}.hook_mlp_out" for i in range(len(names_out)))
-        return {"hook_points_in": read, "hook_points_out": None if tuple(names_out) == tuple(names_in) else written}
-    if section.READS_SEQUENCES:
-        return {"hook_point_in": "blocks.0.ln1.hook_out", "hook_point_out": "blocks.0.hook_attn_out"}
-    return {}
-
-
 def read_tensors(activations: Activations, targets: Activations | None, kind: str | None) -> TensorData:
     """Check what `fit` is given.
 
@@ -127,22 +116,22 @@ def read_tensors(activations: Activations, targets: Activations | None, kind: st
     """
     several = isinstance(activations, Mapping)
     names = ("crosscoder", "clt") if several else ("sae", "transcoder")
-    try:
-        section = kind_class(names[targets is not None] if kind is None else kind)
-    except Refused as refused:
-        raise ParamsError(f"dictionary.kind: {refused}") from None
-    takes_several = issubclass(section, SeveralHookPointsParams)
+    kind = names[targets is not None] if kind is None else kind
+    if kind not in KINDS:
+        raise ParamsError(f"dictionary.kind: {unknown_name('kind', str(kind), KINDS)}")
+    fields = kind_fields(kind)
+    takes_several = issubclass(fields, SeveralHookPointsFields)
     forms = {isinstance(part, Mapping) for part in (activations, targets) if part is not None}
     if forms != {takes_several}:
         wanted = "tensors by name, {hook point: [N, D]}," if takes_several else "one tensor"
         also = " and another such for targets" if targets is not None else ""
-        raise ParamsError(f"fit: kind {kind or names[targets is not None]} wants {wanted} for activations{also}")
-    if targets is None and section.WRITES_ELSEWHERE:
+        raise ParamsError(f"fit: kind {kind} wants {wanted} for activations{also}")
+    if targets is None and fields.WRITES_ELSEWHERE:
         raise ParamsError(f"fit: kind {kind} does not write what it reads: give targets, which are None")
     inputs = _whole(activations, "activations")
     labels = inputs if targets is None else _whole(targets, "targets")
-    data = TensorData(section, inputs, labels, _names(activations), _names(activations if targets is None else targets))
-    if section.READS_SEQUENCES and data.token_dims != 2:
+    data = TensorData(kind, inputs, labels, _names(activations), _names(activations if targets is None else targets))
+    if fields.READS_SEQUENCES and data.token_dims != 2:
         raise ParamsError(f"fit: kind {data.kind} reads contexts: activations should be [n, T, D], got {tuple(inputs.shape)}")
     dims = 2 if takes_several else 1
     if data.token_dims not in (1, 2) or labels.shape[:-dims] != inputs.shape[:-dims]:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.config import DictionaryConfig
 from pipeline.dictionaries.initial import BaseInitialization
 from pipeline.folding import fold_dictionary, mean_l0
 from pipeline.losses.reconstruction import reconstruction_loss
+from pipeline.params.dictionary_config import config_class
+from pipeline.params.kinds.fields import DictionaryFields
 from pipeline.seeding import generator
 
 HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
@@ -22,7 +23,7 @@ NORMS = {HOOKS[0]: 5.0, HOOKS[1]: {"mean_norm": 90.0, "mean_square": 9000.0, "d"
 
 
 @dataclasses.dataclass(frozen=True)
-class CrossConfig(DictionaryConfig):
+class CrossFields(DictionaryFields):
     hook_points: tuple[str, ...] = HOOKS
 
     @property
@@ -35,7 +36,6 @@ class CrossConfig(DictionaryConfig):
 class Cross(Dictionary):
     """W_E [P, D, F], b_E [F], W_D [P, F, D], b_D [P, D]."""
 
-    config: CrossConfig
     W_E: nn.Parameter
     b_E: nn.Parameter
     W_D: nn.Parameter
@@ -70,7 +70,9 @@ class Cross(Dictionary):
 
 
 def make(act_fn: str, include_norm: bool) -> Cross:
-    config = CrossConfig("cross", 6, 40, act_fn=act_fn, top_k=5, sparsity_include_decoder_norm=include_norm, dtype="float64")
+    config = config_class(CrossFields, "cross")(
+        d_in=6, d_sae=40, act_fn=act_fn, top_k=5, sparsity_include_decoder_norm=include_norm, dtype="float64"
+    )
     return Cross(config).initialize_(0)
 
 

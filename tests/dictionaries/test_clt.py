@@ -136,7 +136,7 @@ def test_configurations_that_make_no_sense_are_refused() -> None:
     def build(**fields: Any) -> None:
         build_dictionary({**HOOKS, "d_in": 4, "d_sae": 8, **fields})
 
-    with pytest.raises(ParamsError, match="2 hook points for 3 that are read"):
+    with pytest.raises(ParamsError, match="hook_points_out: 2 hook points for the 3"):
         build(hook_points_out=LAYERS_OUT[:2])
     with pytest.raises(ParamsError, match="does not write what it reads"):
         build(hook_points_out=LAYERS_IN)

@@ -20,35 +20,37 @@ def faults(**config: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("config", "key", "parts"),
     [
-        ({"actfn": "topk"}, "dictionary.actfn: unknown key; did you mean 'act_fn'?"),
-        ({"act_fn": "top_k"}, "did you mean 'topk'?"),
-        ({"act_fn": 3}, "dictionary.act_fn: expected text, got 3"),
-        ({"kind": "saes"}, "unknown dictionary kind 'saes'; did you mean 'sae'?"),
-        ({"top_k": 0}, "dictionary.top_k: must be at least 1, got 0"),
-        ({"top_k": 2.5}, "dictionary.top_k: expected a whole number, got 2.5"),
-        ({"skip": True}, "dictionary.skip: only a transcoder has a skip connection"),
-        ({"skip": "yes"}, "dictionary.skip: expected true or false, got 'yes'"),
-        ({"d_model": 9}, "dictionary.d_model: 9 contradicts d_in 8"),
-        ({"expansion_factor": 4}, "dictionary.d_sae: 16 contradicts expansion_factor 4, which gives 32"),
-        ({"expansion_factor": -1}, "dictionary.expansion_factor: expected a positive number, got -1"),
-        ({"d_out": 4}, "dictionary.d_out: 4 differs from d_in 8"),
-        ({"norm_activation": "datasetwise"}, "did you mean 'dataset-wise'?"),
-        ({"norm_activation": "inference"}, "'inference' and folded go together"),
-        ({"dtype": "float31"}, "did you mean 'float32'?"),
-        ({"jumprelu_threshold_window": 0.0}, "jumprelu_threshold_window: must be positive"),
-        ({"use_triton_kernel": True}, "use_triton_kernel: only false"),
-        ({"apply_b_dec_to_input": True, "use_decoder_bias": False}, "apply_b_dec_to_input: needs use_decoder_bias true"),
-        ({"apply_b_dec_to_input": True, "hook_point_out": "b"}, "apply_b_dec_to_input: only for an SAE"),
-        ({"kind": "transcoder", "hook_point_in": "a"}, "hook_point_out: a transcoder does not write what it reads"),
-        ({"decoder_uniform_bound": 0.0}, "initializer.decoder_uniform_bound: must be positive, got 0.0"),
-        ({"init_encoder_with_decoder_transpose": 1}, "expected true or false, got 1"),
-        ({"init_log_jumprelu_threshold_value": "0.1"}, "expected a finite number, got '0.1'"),
+        ({"actfn": "topk"}, "dictionary.actfn", ("unknown key", "'act_fn'")),
+        ({"act_fn": "top_k"}, "dictionary.act_fn", ("'topk'",)),
+        ({"act_fn": 3}, "dictionary.act_fn", ("string", "3")),
+        ({"kind": "saes"}, "dictionary.kind", ("'saes'", "'sae'")),
+        ({"top_k": 0}, "dictionary.top_k", ("at least 1", "got 0")),
+        ({"top_k": 2.5}, "dictionary.top_k", ("integer", "2.5")),
+        ({"skip": True}, "dictionary.skip", ("only a transcoder",)),
+        ({"skip": "yes"}, "dictionary.skip", ("true or false", "'yes'")),
+        ({"d_model": 9}, "dictionary.d_model", ("9 contradicts d_in 8",)),
+        ({"expansion_factor": 4}, "dictionary.d_sae", ("16", "expansion_factor 4", "32")),
+        ({"expansion_factor": -1}, "dictionary.expansion_factor", ("positive", "got -1")),
+        ({"d_out": 4}, "dictionary.d_out", ("4", "d_in 8")),
+        ({"norm_activation": "datasetwise"}, "dictionary.norm_activation", ("'dataset-wise'",)),
+        ({"norm_activation": "inference"}, "dictionary.norm_activation", ("folded", "False")),
+        ({"dtype": "float31"}, "dictionary.dtype", ("'float32'",)),
+        ({"jumprelu_threshold_window": 0.0}, "dictionary.jumprelu_threshold_window", ("greater than 0", "got 0.0")),
+        ({"use_triton_kernel": True}, "dictionary.use_triton_kernel", ("choices: false",)),
+        ({"apply_b_dec_to_input": True, "use_decoder_bias": False}, "dictionary.apply_b_dec_to_input", ("use_decoder_bias",)),
+        ({"apply_b_dec_to_input": True, "hook_point_out": "b"}, "dictionary.apply_b_dec_to_input", ("SAE only",)),
+        ({"kind": "transcoder", "hook_point_in": "a"}, "dictionary.hook_point_out", ("transcoder", "'a'")),
+        ({"decoder_uniform_bound": 0.0}, "initializer.decoder_uniform_bound", ("positive", "got 0.0")),
+        ({"init_encoder_with_decoder_transpose": 1}, "initializer.init_encoder_with_decoder_transpose", ("got 1",)),
+        ({"init_log_jumprelu_threshold_value": "0.1"}, "initializer.init_log_jumprelu_threshold_value", ("'0.1'",)),
     ],
 )
-def test_a_fault_is_named(config: dict[str, Any], message: str) -> None:
-    assert any(message in fault for fault in faults(**config)), faults(**config)
+def test_a_fault_is_named(config: dict[str, Any], key: str, parts: tuple[str, ...]) -> None:
+    (fault,) = faults(**config)
+    assert fault.startswith(f"{key}: ")
+    assert all(part in fault for part in parts), fault
 
 
 def test_all_faults_come_at_once() -> None:
@@ -57,8 +59,8 @@ def test_all_faults_come_at_once() -> None:
     with pytest.raises(ParamsError) as error:
         config_from_dict({"kind": "sae"})
     assert [fault.split(":")[0] for fault in error.value.faults] == [
-        "dictionary.d_in (or d_model)",
-        "dictionary.d_sae (or expansion_factor)",
+        "dictionary.d_in",
+        "dictionary.d_sae",
     ]
 
 
@@ -69,7 +71,7 @@ def test_a_missing_kind_lists_the_kinds() -> None:
 
 def test_widths_and_hook_points() -> None:
     sae = config_from_dict({"kind": "sae", "d_model": 10, "expansion_factor": 1.55, "hook_point_in": "h"})
-    assert (sae.d_in, sae.width_out, sae.d_sae) == (10, 10, 15)
+    assert (sae.d_in, sae.d_out, sae.d_sae) == (10, 10, 15)
     assert sae.hooks_in == sae.hooks_out == ("h",)
     transcoder = config_from_dict({"kind": "transcoder", "d_in": 4, "d_out": 6, "d_sae": 8})
     assert (transcoder.hooks_in, transcoder.hooks_out) == (("input",), ("output",))

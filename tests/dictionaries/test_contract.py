@@ -10,9 +10,10 @@ import torch
 
 from pipeline.activation_functions.interface import activation_function, activation_function_names
 from pipeline.dictionaries.base import Dictionary, Gate
-from pipeline.dictionaries.build import build_dictionary, config_from_dict, dictionary_class, kind_names
+from pipeline.dictionaries.build import build_dictionary, config_from_dict, kind_names
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import ParamsError
+from pipeline.params.dictionary_kinds import kind_fields
 from tests.dictionaries.make import ACT_FNS, LAYER_ACT_FNS, LAYERS_IN, LAYERS_OUT, filled, read_by
 
 KIND_CONFIGS: dict[str, dict[str, Any]] = {
@@ -35,7 +36,7 @@ CASES = [
     (kind, act_fn)
     for kind in kind_names()
     for act_fn in activation_function_names()
-    if dictionary_class(kind).config_class.has_layers or not activation_function(act_fn).joint_layers
+    if kind_fields(kind).HAS_LAYERS or not activation_function(act_fn).joint_layers
 ]
 every_case = pytest.mark.parametrize(("kind", "act_fn"), CASES)
 
@@ -60,7 +61,7 @@ def test_shapes_for_one_and_two_token_dimensions(kind: str, act_fn: str) -> None
         assert codes.h.shape == codes.z.shape == codes.f.shape == (*tokens, *dictionary.feature_shape)
         assert codes.norms.shape == dictionary.feature_shape
         assert dictionary.config.layers * dictionary.config.d_sae == math.prod(dictionary.feature_shape)
-        assert x_hat.shape == (*tokens, *written, dictionary.config.width_out)
+        assert x_hat.shape == (*tokens, *written, dictionary.config.d_out)
         torch.testing.assert_close(
             dictionary(x.reshape(*tokens, *trailing)).flatten(0, -x.ndim), dictionary(x), rtol=1e-12, atol=1e-12
         )
@@ -163,7 +164,7 @@ def test_the_seed_fixes_the_weights(kind: str, act_fn: str) -> None:
 def test_configuration_survives_json(kind: str, act_fn: str) -> None:
     config = make(kind, act_fn).config
     assert config_from_dict(config.to_dict()) == config
-    assert config.hooks_in == dictionary_class(kind).config_class.from_dict(config.to_dict()).hooks_in
+    assert config.hooks_in == config_from_dict(config.to_dict()).hooks_in
 
 
 @every_case

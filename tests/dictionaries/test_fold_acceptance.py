@@ -44,14 +44,12 @@ def factor(dictionary: Dictionary, hook: str, width: int) -> float:
 
 def factors(dictionary: Dictionary) -> tuple[float, float]:
     config = dictionary.config
-    return factor(dictionary, dictionary.hooks_in[0], config.d_in), factor(
-        dictionary, dictionary.hooks_out[0], config.width_out
-    )
+    return factor(dictionary, dictionary.hooks_in[0], config.d_in), factor(dictionary, dictionary.hooks_out[0], config.d_out)
 
 
 def norms_of(dictionary: Dictionary) -> dict[str, dict[str, float]]:
     config = dictionary.config
-    widths = {dictionary.hooks_in[0]: config.d_in, dictionary.hooks_out[0]: config.width_out}
+    widths = {dictionary.hooks_in[0]: config.d_in, dictionary.hooks_out[0]: config.d_out}
     return {hook: {**NORMS[hook], "d": width} for hook, width in widths.items()}
 
 

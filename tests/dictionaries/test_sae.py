@@ -28,8 +28,8 @@ def naive(dictionary: Dictionary, x: Tensor) -> tuple[list[list[float]], list[li
     """(f, x_hat) by SPEC 1.1 and 2, one scalar at a time."""
     config = dictionary.config
     w = {name: tensor.tolist() for name, tensor in dictionary.state_dict().items()}
-    b_D = w.get("b_D", [0.0] * config.width_out)
-    D, F, D_out = config.d_in, config.d_sae, config.width_out
+    b_D = w.get("b_D", [0.0] * config.d_out)
+    D, F, D_out = config.d_in, config.d_sae, config.d_out
     n = [math.sqrt(sum(v * v for v in row)) for row in w["W_D"]]
     all_h, all_z = [], []
     for token in x.tolist():
@@ -83,7 +83,7 @@ def test_equals_the_formula_scalar_by_scalar(act_fn: str, variant: dict[str, Any
 def test_gradients_equal_finite_differences(act_fn: str, variant: dict[str, Any], top_k: int) -> None:
     """Decoder norms take part: the loss has f * n, and a moved norm moves it (support fixed by a small step)."""
     dictionary, x = filled(act_fn=act_fn, top_k=top_k, **variant), inputs(9, 6)
-    label = inputs(9, dictionary.config.width_out, seed=1)
+    label = inputs(9, dictionary.config.d_out, seed=1)
 
     def value() -> Tensor:
         codes, x_hat = dictionary.run(x)

@@ -30,7 +30,7 @@ def massive(x: Tensor, axis: int = 1) -> Tensor:
 
 
 def normalizer(made: Dictionary, factor: float | None) -> Normalizer:
-    widths = dict.fromkeys(made.hooks_out, made.config.width_out) | dict.fromkeys(made.hooks_in, made.config.d_in)
+    widths = dict.fromkeys(made.hooks_out, made.config.d_out) | dict.fromkeys(made.hooks_in, made.config.d_in)
     about = {"mean_norm": MEDIAN, "mean_square": MEDIAN**2, "median_norm": MEDIAN, "max_norm_factor": factor}
     return Normalizer(made.config, {hook: {**about, "d": width} for hook, width in widths.items()})
 
@@ -84,7 +84,7 @@ def test_a_token_is_left_out_of_inputs_and_labels_alike(kind: str, place: str, f
     made = build_base(config(**fields), InitializerParams(), seed=0)
     n_in, n_out = len(made.hooks_in), len(made.hooks_out)
     x = rows(N * n_in).reshape(N, n_in, D).squeeze(1)
-    y = x if kind == "crosscoder" else rows(N * n_out, made.config.width_out, seed=1).reshape(N, n_out, -1).squeeze(1)
+    y = x if kind == "crosscoder" else rows(N * n_out, made.config.d_out, seed=1).reshape(N, n_out, -1).squeeze(1)
     at = (x if place == "input" else y).clone()
     (at if n_in == 1 else at[:, -1])[::EVERY] *= 1000.0
     inputs, labels = (at, at) if y is x else (at, y) if place == "input" else (x, at)

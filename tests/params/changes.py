@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import ParamsError
-from pipeline.params.kinds.lorsa import LowRankSparseAttentionParams
 from pipeline.params.loader import params_from_dict
 from pipeline.params.schema import Params
+from pipeline.params.sections.dictionary import params_class
 
 DEFAULTS = Params().to_dict()
 ABSENT = object()
@@ -44,7 +44,7 @@ def faults(changes: Mapping[Any, Any]) -> list[str]:
 
 
 LORSA: dict[str, Any] = {
-    **{f"dictionary.{field.name}": field.default for field in dataclasses.fields(LowRankSparseAttentionParams)},
+    **{f"dictionary.{field.name}": field.default for field in dataclasses.fields(params_class("lorsa"))},
     "dictionary.kind": "lorsa",
     "dictionary.hook_point_in": "blocks.1.ln1.hook_out",
     "dictionary.hook_point_out": "blocks.1.hook_attn_out",

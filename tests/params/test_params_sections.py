@@ -12,7 +12,6 @@ import pytest
 from pipeline.errors import ParamsError
 from pipeline.params.dictionary_kinds import KINDS
 from pipeline.params.fields import limits_of
-from pipeline.params.kinds.transcoder import TranscoderParams
 from pipeline.params.loader import load_params, params_from_dict
 from pipeline.params.losses import SPARSITY_LOSSES
 from pipeline.params.schema import (
@@ -25,10 +24,12 @@ from pipeline.params.schema import (
     section_from_dict,
 )
 from pipeline.params.section import Section, hints
-from pipeline.params.sections.dictionary import DictionaryParams
+from pipeline.params.sections.dictionary import DictionaryParams, params_class
 from pipeline.shares import resolve_share, resolve_steps
 from tests.closure import ROOT
 from tests.params.changes import ABSENT, DEFAULTS, TRANSCODER, changed, faults
+
+TranscoderParams = params_class("transcoder")
 
 
 def test_all_faults_at_once_of_every_sort() -> None:

@@ -16,7 +16,7 @@ from pipeline.params.loader import params_from_dict
 from pipeline.params.presets import DIRECTORY, NAMED, apply_preset, is_left_alone, layers, overlay, preset_names, read_preset
 from pipeline.params.reading import read_mapping
 from pipeline.params.schema import Params, TrainerParams, flatten
-from pipeline.params.sections.dictionary import kind_class
+from pipeline.params.sections.dictionary import params_class
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path.relative_to(DIRECTORY).with_suffix("").as_posix() for path in DIRECTORY.rglob("*.yaml"))
@@ -45,9 +45,9 @@ def merged(names: list[str], kind: str | None = None) -> dict[str, Any]:
     """The files over the declared defaults of the kind that they name, or of `kind`: later files win."""
     stated = {key: value for name in names for key, value in own(name).items()}
     values = {key: value for key, value in flat(Params().to_dict()).items() if not key.startswith("dictionary.")}
-    of_kind = {field.name for field in dataclasses.fields(kind_class(kind or stated.get("dictionary.kind", "sae")))}
+    of_kind = {field.name for field in dataclasses.fields(params_class(kind or stated.get("dictionary.kind", "sae")))}
     for each in (*KINDS, kind or stated.get("dictionary.kind", "sae")):
-        for field in dataclasses.fields(kind_class(each)):
+        for field in dataclasses.fields(params_class(each)):
             at_rest = field.name not in of_kind and field.name.startswith("hook_point")
             values[f"dictionary.{field.name}"] = None if at_rest else field.default
     return {key: value for key, value in values.items() if not is_left_alone(key)} | stated

@@ -38,7 +38,7 @@ class Source(TensorSource):
         x, y = (read_by(made, 400 if contexts else 100, seed, torch.float32) for seed in (0, 1))
         if contexts:
             x, y = x.reshape(-1, 4, x.shape[-1]), y.reshape(-1, 4, y.shape[-1])
-        labels = None if made.hooks_in == made.hooks_out else y[..., : made.config.width_out]
+        labels = None if made.hooks_in == made.hooks_out else y[..., : made.config.d_out]
         super().__init__(x, labels, batch_size=16, seed=0, token_dims=2 if contexts else 1)
         self.stop = stop
 

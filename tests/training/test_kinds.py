@@ -10,7 +10,8 @@ import torch
 from pipeline.activation_functions.interface import activation_function, activation_function_names
 from pipeline.api import loss
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.build import build_dictionary, dictionary_class, kind_names
+from pipeline.dictionaries.build import build_dictionary, kind_names
+from pipeline.params.dictionary_kinds import kind_fields
 from pipeline.params.schema import TrainerParams
 from pipeline.training.source import TrainingBatch
 from pipeline.training.step import Trainer
@@ -23,7 +24,7 @@ CASES = [
     (kind, act_fn)
     for kind in kind_names()
     for act_fn in activation_function_names()
-    if dictionary_class(kind).config_class.has_layers or not activation_function(act_fn).joint_layers
+    if kind_fields(kind).HAS_LAYERS or not activation_function(act_fn).joint_layers
 ]
 every_case = pytest.mark.parametrize(("kind", "act_fn"), CASES)
 
@@ -52,7 +53,7 @@ def batches(made: Dictionary, n: int) -> list[TrainingBatch]:
     found = []
     for index in range(n):
         x = drawn(made.hooks_in, made.config.d_in, index)
-        y = x if made.hooks_in == made.hooks_out else drawn(made.hooks_out, made.config.width_out, index + 100)
+        y = x if made.hooks_in == made.hooks_out else drawn(made.hooks_out, made.config.d_out, index + 100)
         mask = (torch.arange(32) + index).reshape(4, 8) % 5 != 0
         found.append(TrainingBatch(index, x, y, mask))
     return found

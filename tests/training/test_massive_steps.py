@@ -27,7 +27,7 @@ STILL: dict[str, Any] = {"lr": 1e-12, "lr_warm_up_steps": 0, "lr_cool_down_steps
 def norms(made: Dictionary, factor: float | None = None) -> dict[str, dict[str, Any]]:
     """Of every hook point; `factor` None: no rule."""
     hooks = dict.fromkeys((*made.hooks_in, *made.hooks_out))
-    widths = dict.fromkeys(hooks, made.config.width_out) | dict.fromkeys(made.hooks_in, made.config.d_in)
+    widths = dict.fromkeys(hooks, made.config.d_out) | dict.fromkeys(made.hooks_in, made.config.d_in)
     about = {"mean_norm": MEDIAN, "mean_square": MEDIAN**2, "median_norm": MEDIAN, "max_norm_factor": factor}
     return {hook: {**about, "d": widths[hook]} for hook in hooks}
 
@@ -92,7 +92,7 @@ def test_each_hook_point_has_its_own_length_and_its_own_limit(kind: str) -> None
     draw = torch.Generator().manual_seed(0)
     several = (len(made.hooks_in),) if len(made.hooks_in) > 1 else ()
     x = torch.randn(4, 5, *several, 6, generator=draw)
-    y = x if made.hooks_in == made.hooks_out else torch.randn(4, 5, *several, made.config.width_out, generator=draw)
+    y = x if made.hooks_in == made.hooks_out else torch.randn(4, 5, *several, made.config.d_out, generator=draw)
     (x if several == () else x[:, :, 1])[2, 3] *= 1000
     inputs, labels, mask = Normalizer(made.config, stated).shortened(x, y, None)
     assert mask is not None

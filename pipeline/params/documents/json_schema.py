@@ -45,7 +45,7 @@ def section_schema(cls: type[Section], complete: bool = True) -> dict[str, Any]:
         "type": "object",
         "additionalProperties": False,
         "properties": {name: properties[name] for name in _in_order(cls, properties)},
-        "required": _required(cls if section.chooser else section.classes[None], complete),
+        "required": _required_always(section, complete),
     } | _chosen(section, complete)
 
 
@@ -60,6 +60,12 @@ def _required(cls: type[Section], complete: bool) -> list[str]:
         for field in dataclasses.fields(cls)
         if complete or (field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING)
     ]
+
+
+def _required_always(section: Declared, complete: bool) -> list[str]:
+    """Whatever is chosen."""
+    first, *others = (_required(cls, complete) for cls in section.classes.values())
+    return [name for name in first if all(name in other for other in others)]
 
 
 def _explained(section: Declared, key: Key) -> dict[str, Any]:
@@ -81,7 +87,7 @@ def _chosen(section: Declared, complete: bool) -> dict[str, Any]:
     branches = []
     for choice, cls in section.classes.items():
         properties = {key.name: _of_choice(key, choice, cls) for key in section.keys if not _same_everywhere(key)}
-        own = [name for name in _required(cls, complete) if name not in _required(section.cls, complete)]
+        own = [name for name in _required(cls, complete) if name not in _required_always(section, complete)]
         condition = {"properties": {section.chooser: {"const": choice}}, "required": [section.chooser]}
         branches.append({"if": condition, "then": {"properties": properties, "required": own}})
     return {"allOf": branches}

@@ -6,20 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pipeline.hook_keys import out_of_order, written_before_read
-from pipeline.params.fields import param
+from pipeline.params.kinds.several_hook_points import SeveralHookPointsFields
 from pipeline.params.section import rule
-from pipeline.params.sections.several_hook_points import SeveralHookPointsParams
 
 
 @dataclass(frozen=True)
-class CrossLayerTranscoderParams(SeveralHookPointsParams):
-    """Fields: those of SeveralHookPointsParams; layer l writes hook_points_out[l] and those after it."""
+class CrossLayerTranscoderFields(SeveralHookPointsFields):
+    """Fields: those of SeveralHookPointsFields; layer l writes hook_points_out[l] and those after it."""
 
     HAS_LAYERS: ClassVar[bool] = True
     WRITES_ELSEWHERE: ClassVar[bool] = True
     DRAWN_BY_BOUNDS: ClassVar[bool] = False
-
-    kind: str = param("clt", choices=("clt",))
 
     @property
     def is_transcoder(self) -> bool:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.params.fields import param
+from pipeline.params.kinds.several_hook_points import SeveralHookPointsFields
 from pipeline.params.section import rule
 from pipeline.params.sections.activations import HOOK_KEY
-from pipeline.params.sections.several_hook_points import SeveralHookPointsParams
 
 
 @dataclass(frozen=True)
-class CrosscoderParams(SeveralHookPointsParams):
-    """Fields: those of SeveralHookPointsParams; it writes what it reads. Hook points may be of several models (`models`)."""
+class CrosscoderFields(SeveralHookPointsFields):
+    """Fields: those of SeveralHookPointsFields; it writes what it reads. Hook points may be of several models (`models`)."""
 
-    kind: str = param("crosscoder", choices=("crosscoder",))
     hook_points_in: tuple[str, ...] | None = param(None, form=HOOK_KEY)
     hook_points_out: tuple[str, ...] | None = param(None, form=HOOK_KEY)
 

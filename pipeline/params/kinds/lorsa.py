@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.hook_keys import written_before_read
 from pipeline.params.fields import param
+from pipeline.params.kinds.one_hook_point import OneHookPointFields
 from pipeline.params.section import rule, without_effect
-from pipeline.params.sections.activations import HOOK_POINT
-from pipeline.params.sections.dictionary import DictionaryParams
 
 PARTS = ("NTK_by_parts_factor", "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "old_context_len")
-_ATTENTION_INPUT = re.compile(r"(blocks\.\d+)\.ln1\.(?:hook_out|hook_normalized)")
 ROTARY = ("rotary_dim", "rotary_base", "rotary_adjacent_pairs", "rotary_scale", "use_NTK_by_parts_rope", *PARTS)
 
 
 @dataclass(frozen=True)
-class LowRankSparseAttentionParams(DictionaryParams):
+class LowRankSparseAttentionFields(OneHookPointFields):
     """An attention's input is read and its output is written."""
 
     READS_SEQUENCES: ClassVar[bool] = True
     WRITES_ELSEWHERE: ClassVar[bool] = True
     DRAWN_BY_BOUNDS: ClassVar[bool] = False
 
-    kind: str = param("lorsa", choices=("lorsa",))
-    hook_point_in: str | None = param(None, form=HOOK_POINT)
-    hook_point_out: str | None = param(None, form=HOOK_POINT)
     n_qk_heads: int | None = param(None, at_least=1, about="number of query-key heads; divides d_sae")
     d_qk_head: int | None = param(None, at_least=1, about="width of a query and of a key")
     n_ctx: int | None = param(None, at_least=1, about="longest context")
@@ -51,16 +44,6 @@ class LowRankSparseAttentionParams(DictionaryParams):
     eps: float = param(1e-6, more_than=0, about="epsilon of that norm")
 
     @property
-    def hooks_in(self) -> tuple[str, ...]:
-        """The attention's input."""
-        return () if self.hook_point_in is None else (self.hook_point_in,)
-
-    @property
-    def hooks_out(self) -> tuple[str, ...]:
-        """The attention's output."""
-        return () if self.hook_point_out is None else (self.hook_point_out,)
-
-    @property
     def head_width(self) -> int | None:
         """d_qk_head."""
         return self.d_qk_head
@@ -69,28 +52,6 @@ class LowRankSparseAttentionParams(DictionaryParams):
     def max_context(self) -> int | None:
         """n_ctx."""
         return self.n_ctx
-
-    @rule("hook_point_out")
-    def _writes_another_hook_point(self) -> str | None:
-        if self.hook_point_in is None or self.hook_point_out is None:
-            return "kind lorsa reads hook_point_in (blocks.L.ln1.hook_out) and writes hook_point_out (blocks.L.hook_attn_out)"
-        if self.hook_point_in == self.hook_point_out:
-            return f"attention does not write what it reads, '{self.hook_point_in}'"
-        if fault := written_before_read(self.hooks_in, self.hooks_out):
-            return fault
-        read = _ATTENTION_INPUT.fullmatch(self.hook_point_in)
-        if read is None or self.hook_point_out == f"{read[1]}.hook_attn_out":
-            return None  # what is read is the fault, if any
-        return f"'{self.hook_point_out}' is not what the attention that reads {read[0]} writes; write {read[1]}.hook_attn_out"
-
-    @rule("hook_point_in")
-    def _reads_what_attention_reads(self) -> str | None:
-        read = self.hook_point_in
-        if read is None or _ATTENTION_INPUT.fullmatch(read):
-            return None
-        start = ".".join(read.split(".")[:2])
-        whose = "is what the MLP reads" if ".ln2." in read else "is not what attention reads"
-        return f"'{read}' {whose}; write {start}.ln1.hook_out (or {start}.ln1.hook_normalized)"
 
     @rule("n_qk_heads")
     def _sizes_are_stated(self) -> str | None:
@@ -110,18 +71,18 @@ class LowRankSparseAttentionParams(DictionaryParams):
             return f"an even number up to d_qk_head {self.d_qk_head} (or positional_embedding_type none), got {self.rotary_dim}"
         return None
 
-    @rule("positional_embedding_type")
+    @rule("positional_embedding_type", of_files=True)
     def _rotary_fields_are_used(self) -> str | None:
         if self.positional_embedding_type == "rotary":
             return None
-        changed = without_effect(LowRankSparseAttentionParams, self, ROTARY)
+        changed = without_effect(LowRankSparseAttentionFields, self, ROTARY)
         return f"is {self.positional_embedding_type}, so that {changed}" if changed else None
 
-    @rule("use_NTK_by_parts_rope")
+    @rule("use_NTK_by_parts_rope", of_files=True)
     def _factors_of_the_parts_are_used(self) -> str | None:
         if self.use_NTK_by_parts_rope or self.positional_embedding_type == "none":
             return None
-        changed = without_effect(LowRankSparseAttentionParams, self, PARTS)
+        changed = without_effect(LowRankSparseAttentionFields, self, PARTS)
         return f"is false, so that {changed}" if changed else None
 
     @rule("NTK_by_parts_low_freq_factor")
@@ -135,6 +96,10 @@ class LowRankSparseAttentionParams(DictionaryParams):
     def _norm_is_named_where_there_is_one(self) -> str | None:
         if self.use_post_qk_ln and self.normalization_type is None:
             return "use_post_qk_ln needs one: RMS or LN"
+        return None
+
+    @rule("normalization_type", of_files=True)
+    def _norm_that_is_named_is_used(self) -> str | None:
         if not self.use_post_qk_ln and self.normalization_type is not None:
             return f"{self.normalization_type} is the norm of use_post_qk_ln, which is false; write null or switch that on"
         return None

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.params.fields import param
-from pipeline.params.sections.per_layer import PerLayerParams
+from pipeline.params.kinds.per_layer import PerLayerFields
+from pipeline.params.sections.activations import HOOK_POINT
 
 
 @dataclass(frozen=True)
-class SAEParams(PerLayerParams):
-    """Fields: those of PerLayerParams."""
+class SAEFields(PerLayerFields):
+    """Fields: those of PerLayerFields."""
 
-    kind: str = param("sae", choices=("sae",))
+    hook_point_in: str = param("blocks.2.hook_resid_post", form=HOOK_POINT, also_called=("hook_point", "hook_name"))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pipeline.params.fields import param
+from pipeline.params.kinds.fields import DictionaryFields
 from pipeline.params.section import rule
 from pipeline.params.sections.activations import HOOK_POINT
-from pipeline.params.sections.dictionary import DictionaryParams
 
 
 @dataclass(frozen=True)
-class SeveralHookPointsParams(DictionaryParams):
+class SeveralHookPointsFields(DictionaryFields):
     """Lists of hook points that are read and written."""
 
     ONE_WIDTH: ClassVar[bool] = True
@@ -33,6 +34,11 @@ class SeveralHookPointsParams(DictionaryParams):
     def hooks_out(self) -> tuple[str, ...]:
         """The hook points that are written: those that are read where hook_points_out is null."""
         return self.hooks_in if self.hook_points_out is None else self.hook_points_out
+
+    @classmethod
+    def named(cls, stated: Mapping[str, Any]) -> dict[str, Any]:
+        """What is written is what is read, where it is not stated."""
+        return {"hook_points_out": stated.get("hook_points_out") or stated.get("hook_points_in")}
 
     @rule("hook_points_in")
     def _several_different_ones(self) -> str | None:

@@ -1,0 +1,1 @@
+"""The checks between sections; those within one section stand beside its fields."""
