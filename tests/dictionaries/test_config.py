@@ -42,8 +42,8 @@ def faults(**config: Any) -> list[str]:
         ({"apply_b_dec_to_input": True, "use_decoder_bias": False}, "dictionary.apply_b_dec_to_input", ("use_decoder_bias",)),
         ({"apply_b_dec_to_input": True, "hook_point_out": "b"}, "dictionary.apply_b_dec_to_input", ("SAE only",)),
         ({"kind": "transcoder", "hook_point_in": "a"}, "dictionary.hook_point_out", ("transcoder", "'a'")),
-        ({"decoder_uniform_bound": 0.0}, "initializer.decoder_uniform_bound", ("positive", "got 0.0")),
-        ({"init_encoder_with_decoder_transpose": 1}, "initializer.init_encoder_with_decoder_transpose", ("got 1",)),
+        ({"decoder_uniform_bound": 0.0}, "initializer.decoder_uniform_bound", ("greater than 0", "got 0.0")),
+        ({"init_encoder_with_decoder_transpose": 1}, "initializer.init_encoder_with_decoder_transpose", ("true or false", "1")),
         ({"init_log_jumprelu_threshold_value": "0.1"}, "initializer.init_log_jumprelu_threshold_value", ("'0.1'",)),
     ],
 )

@@ -20,16 +20,11 @@ OF_EACH_HEAD = {"initialize_W_D_with_active_subspace", "initialize_lorsa_with_mh
 
 
 @dataclass(frozen=True)
-class InitializerParams(Section):
-    """How the weights start."""
+class DrawParams(Section):
+    """How a kind draws its first weights; names and defaults as in OpenMOSS' Language-Model-SAEs."""
 
     NAME: ClassVar[str] = "initializer"
 
-    bias_init_method: str = param(
-        "all_zero",
-        choices=BIAS_STARTS,
-        about="decoder bias: all_zero | geometric_median | mean (of the label's activations)",
-    )
     decoder_uniform_bound: float = param(1.0, more_than=0, about="bound of the uniform draw of decoder weights")
     encoder_uniform_bound: float = param(1.0, more_than=0, about="bound of the uniform draw of encoder weights")
     cross_layer_decoders: str = param(
@@ -39,13 +34,24 @@ class InitializerParams(Section):
     )
     init_encoder_with_decoder_transpose: bool = param(True, about="true: the encoder starts as the decoder's transpose")
     init_encoder_with_decoder_transpose_factor: float = param(1.0, more_than=0, about="times this factor")
+    init_log_jumprelu_threshold_value: float | None = param(
+        None, about="log of the first JumpReLU threshold, usual -2.302585 (log 0.1); required by jumprelu"
+    )
+
+
+@dataclass(frozen=True)
+class InitializerParams(DrawParams):
+    """How the weights start."""
+
+    bias_init_method: str = param(
+        "all_zero",
+        choices=BIAS_STARTS,
+        about="decoder bias: all_zero | geometric_median | mean (of the label's activations)",
+    )
     grid_search_init_norm: bool = param(
         False, about="true: search the decoder norm with the least reconstruction loss on one batch"
     )
     init_encoder_bias_with_mean_hidden_pre: bool = param(False, about="true: the encoder bias makes the mean pre-activation 0")
-    init_log_jumprelu_threshold_value: float | None = param(
-        None, about="log of the first JumpReLU threshold, usual -2.302585 (log 0.1); required by jumprelu"
-    )
     initialize_W_D_with_activations: bool = param(False, about="true: decoder rows start as random centred activations")
     initialize_W_D_with_active_subspace: bool = param(
         False,
