@@ -22,7 +22,7 @@ import click
 import numpy as np
 import torch
 
-from pipeline.analysis.run import Inputs, analyze
+from pipeline.analysis.analyze import Inputs, analyze
 from pipeline.corpus.document import Document
 from pipeline.corpus.packing import PackedSplit
 from pipeline.corpus.tokens import open_tokens, write_tokens

@@ -216,11 +216,11 @@ def _checked(dictionary: Dictionary, norms: Mapping[str, Any], raw: _Batches, fe
     return {"relative_error": error}
 
 
-def _l0_figures(before: Dictionary, scaled: _Batches, after: Dictionary, served: _Batches) -> dict[str, float | str]:
+def _l0_figures(before: Dictionary, scaled: _Batches, after: Dictionary, raw: _Batches) -> dict[str, float | str]:
     l0_before, n_tokens = mean_l0(before, scaled)
     if not n_tokens:
         return {}
-    l0_after, _ = mean_l0(after, served)
+    l0_after, _ = mean_l0(after, raw)
     difference = (l0_after - l0_before) / l0_before if l0_before else 0.0
     return {
         "calibration_tokens": n_tokens,

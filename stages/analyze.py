@@ -27,7 +27,7 @@ from pipeline.command import stage_command
 @click.option("--run", default="data/run.json", help="The tracking run to go on with.")
 def main(params: str, inference: str, tokens: str, features: str, dashboard: str, run: str, **figures: str) -> None:
     """Collect contexts, densities, logits and neighbours of every feature, and draw the dashboard."""
-    from pipeline.analysis.run import Inputs, analyzed
+    from pipeline.analysis.analyze import Inputs, analyzed
     from pipeline.dashboard.folder import SINGLE_PAGE, write_dashboard
     from pipeline.dashboard.overview import OverviewFiles, check_files, overview
     from pipeline.params.loader import load_params

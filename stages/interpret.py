@@ -43,7 +43,7 @@ def main(
     concurrency: int,
 ) -> None:
     """Explain features with a language model, and score the explanations by detection and fuzzing."""
-    from pipeline.interpretation.run import Settings
+    from pipeline.interpretation.interpret import Settings
     from pipeline.interpretation.terminal import Explainer, print_interpretations
 
     explainer = Explainer(endpoint, model, local, api_key_variable)

@@ -19,7 +19,7 @@ from pipeline.command import stage_command
 def main(params: str, out: str, metrics: str) -> None:
     """Train the embedded default's language model from scratch."""
     from pipeline.params.loader import load_params
-    from pipeline.pretraining.run import pretrain
+    from pipeline.pretraining.pretrain import pretrain
 
     pretrain(load_params(params).demo, Path(out), Path(metrics))
 

@@ -21,7 +21,7 @@ def main(params: str, output: Path, commits: int) -> None:
     from pipeline.errors import DataError
     from pipeline.plots.experiments import experiment_rows
     from pipeline.plots.pareto import distinct, pareto_charts, read_experiment, table, told_apart
-    from pipeline.plots.report import write_report
+    from pipeline.plots.training_report import write_report
 
     rows, others = experiment_rows(commits)
     experiments = told_apart(distinct(found for row in rows if (found := read_experiment(row)) is not None))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import stage_code
-from pipeline.analysis.run import NOT_THE_PASS
+from pipeline.analysis.analyze import NOT_THE_PASS
 from pipeline.stage_code import code_files, code_of
 from pipeline.training.fingerprint import NOT_WEIGHTS
 from tests.closure import NO_RESULT, ROOT, closure, counts, covers, load_yaml, sources, stage_scripts, undeclared
@@ -67,7 +67,7 @@ STEP = (
     "losses/sparsity_losses",
     "norms/normalizer",
 )
-PASS = ("analysis/collection", "analysis/loading", "evaluation/held_out", "evaluation/models", "evaluation/raw_space")
+PASS = ("analysis/collection", "analysis/loading", "evaluation/split_tokens", "evaluation/models", "evaluation/raw_space")
 
 
 @pytest.mark.parametrize(

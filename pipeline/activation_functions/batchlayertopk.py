@@ -19,6 +19,6 @@ class BatchLayerTopK(BudgetedActivation):
         joint = settings._replace(k=settings.k * z.shape[-2], layered=False)
         return BatchTopK().selection(z.flatten(-2), joint)
 
-    def edge(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
-        """The smallest open z of the batch."""
-        return BatchTopK().edge(z, support, settings._replace(layered=False))
+    def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
+        """The smallest active z of the batch."""
+        return BatchTopK().threshold(z, support, settings._replace(layered=False))

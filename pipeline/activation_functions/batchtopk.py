@@ -37,22 +37,22 @@ class BatchTopK(BudgetedActivation):
         starts = torch.arange(rows.shape[0], device=z.device) * n_features
         return Selection(flat, open_[order], torch.searchsorted(flat, starts))
 
-    def edge(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
-        """The smallest open z of the batch (of each layer: [L, 1])."""
+    def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
+        """The smallest active z of the batch (of each layer: [L, 1])."""
         open_ = torch.where(support, z, torch.inf)
         return open_.flatten(0, -3).amin((0, 2))[:, None] if settings.layered else open_.amin()
 
     def _of_each_layer(self, z: Tensor, settings: GateSettings) -> Selection:
         n_layers, n_features = z.shape[-2:]
-        places, opened = [], []
+        places, active = [], []
         for layer in range(n_layers):
             chosen = self.selection(z[..., layer, :], settings)
             token, feature = chosen.flat // n_features, chosen.flat % n_features
             places.append((token * n_layers + layer) * n_features + feature)
-            opened.append(chosen.open)
+            active.append(chosen.active)
         flat, order = torch.cat(places).sort()
         starts = torch.arange(z.numel() // n_features, device=z.device) * n_features
-        return Selection(flat, torch.cat(opened)[order], torch.searchsorted(flat, starts))
+        return Selection(flat, torch.cat(active)[order], torch.searchsorted(flat, starts))
 
 
 def largest(values: Tensor, count: int, n_features: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""One number that sets how many features open, from gating values: the threshold of a gate that has none yet, or the
+"""One number that sets how many features are active, from gating values: the threshold of a gate that has none yet, or the
 factor of thresholds that are there (SPEC 2.2, 5).
 
 Two estimates of a topk-family dictionary's threshold, in gating units:
@@ -28,7 +28,7 @@ class Calibration:
     Attributes:
         threshold: theta, in gating units.
         mean_of_minimum, quantile: the two estimates.
-        l0_before: open features per kept token under the trained gate.
+        l0_before: active features per kept token under the trained gate.
         l0_after: under z > threshold, on the same tokens.
         n_tokens: kept tokens.
     """
@@ -84,7 +84,7 @@ class ThresholdCalibrator:
         self.k = k
         self._pools: list[Tensor] = []
         self._minima: list[float] = []
-        self._edge = 0.0
+        self._smallest = 0.0
         self._n_kept = 0
         self._n_tokens = 0
 
@@ -96,15 +96,15 @@ class ThresholdCalibrator:
             kept_rows = mask.reshape(-1)
             rows, support = rows[kept_rows], support[kept_rows]
         self._n_tokens += rows.shape[0]
-        open_values = rows[support & (rows > 0)]
-        self._n_kept += open_values.numel()
-        if open_values.numel():
-            self._minima.append(float(open_values.min()))
+        active_values = rows[support & (rows > 0)]
+        self._n_kept += active_values.numel()
+        if active_values.numel():
+            self._minima.append(float(active_values.min()))
         positive = rows[rows > 0]
         room = math.ceil(POOL_FACTOR * self.k * rows.shape[0])
         if positive.numel() > room:
             positive = positive.topk(room, sorted=False).values
-            self._edge = max(self._edge, float(positive.min()))
+            self._smallest = max(self._smallest, float(positive.min()))
         self._pools.append(positive.double().cpu())
 
     def result(self, target_l0: float | None = None) -> Calibration:
@@ -128,11 +128,11 @@ class ThresholdCalibrator:
         quantile = (float(values[count - 1]) + below) / 2
         mean_of_minimum = sum(self._minima) / len(self._minima)
 
-        def served(threshold: float) -> float:
+        def l0_at(threshold: float) -> float:
             return float((values > threshold).sum()) / self._n_tokens
 
         l0_before = self._n_kept / self._n_tokens
         estimates = (mean_of_minimum, quantile) if target_l0 is None else (quantile,)
-        usable = [theta for theta in estimates if theta >= self._edge] or [estimates[0]]
-        threshold = min(usable, key=lambda theta: abs(served(theta) - l0_before))
-        return Calibration(threshold, mean_of_minimum, quantile, l0_before, served(threshold), self._n_tokens)
+        usable = [theta for theta in estimates if theta >= self._smallest] or [estimates[0]]
+        threshold = min(usable, key=lambda theta: abs(l0_at(theta) - l0_before))
+        return Calibration(threshold, mean_of_minimum, quantile, l0_before, l0_at(threshold), self._n_tokens)

@@ -1,6 +1,6 @@
 """What an activation function is, and finding one by name.
 
-An activation function decides which gating values z open: y = z * support(z). Adding one is a subclass and a row in
+An activation function decides which gating values z are active: y = z * support(z). Adding one is a subclass and a row in
 pipeline/params/gates.py (or an entry point of another package).
 """
 
@@ -39,12 +39,12 @@ class Selection(NamedTuple):
 
     Attributes:
         flat: int64 [N], where they are in the flattened tensor; each at most once.
-        open: bool [N], False for a place of the budget that nothing positive (or only a masked token) fills.
+        active: bool [N], False for a place of the budget that nothing positive (or only a masked token) fills.
         offsets: int64, where the entries of each token (or of each token and layer) begin in `flat`.
     """
 
     flat: Tensor
-    open: Tensor
+    active: Tensor
     offsets: Tensor
 
 
@@ -78,23 +78,23 @@ class ActivationFunction(abc.ABC):
 
     @abc.abstractmethod
     def support(self, z: Tensor, settings: GateSettings) -> Tensor:
-        """Which entries are open. z: [..., F] gating values. Returns bool [..., F]; masked tokens have none.
+        """Which entries are active. z: [..., F] gating values. Returns bool [..., F]; masked tokens have none.
 
-        An entry that is not a number counts as open, so that it reaches the loss and is noticed there.
+        An entry that is not a number counts as active, so that it reaches the loss and is noticed there.
         """
 
     def features(self, h: Tensor, z: Tensor, scale: Tensor | None, settings: GateSettings) -> Tensor:
-        """Feature activations f = act(z) / scale, where z = h * scale: h where open, else 0. Shapes [..., F].
+        """Feature activations f = act(z) / scale, where z = h * scale: h where active, else 0. Shapes [..., F].
 
-        The scale cancels in the value and in the gradient of an open entry, so neither is computed.
+        The scale cancels in the value and in the gradient of an active entry, so neither is computed.
         """
         return torch.where(self.support(z.detach(), settings), h, 0.0)
 
     @abc.abstractmethod
-    def edge(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
-        """What z had to exceed to open, given the support [..., F] that z [..., F] has.
+    def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
+        """What z had to exceed to be active, given the support [..., F] that z [..., F] has.
 
-        Returns: broadcastable to z; infinite where nothing can open (a masked token of a gate with its own edge per token).
+        Returns: broadcastable to z; infinite where nothing can be (a masked token of a gate with a threshold per token).
         """
 
     def selection(self, z: Tensor, settings: GateSettings) -> Selection | None:
@@ -103,20 +103,20 @@ class ActivationFunction(abc.ABC):
 
 
 class BudgetedActivation(ActivationFunction):
-    """An activation function that opens at most a given number of entries."""
+    """An activation function with a given number of active entries at most."""
 
     @abc.abstractmethod
     def selection(self, z: Tensor, settings: GateSettings) -> Selection:
-        """The open entries, by token. z: [..., F] gating values."""
+        """The active entries, by token. z: [..., F] gating values."""
 
-    def edge(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
-        """The smallest open z of each token (and layer)."""
+    def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
+        """The smallest active z of each token (and layer)."""
         return torch.where(support, z, torch.inf).amin(-1, keepdim=True)
 
     def support(self, z: Tensor, settings: GateSettings) -> Tensor:
         chosen = self.selection(z, settings)
         support = torch.zeros(z.numel(), dtype=torch.bool, device=z.device)
-        return support.scatter_(0, chosen.flat, chosen.open).reshape(z.shape)
+        return support.scatter_(0, chosen.flat, chosen.active).reshape(z.shape)
 
 
 @functools.cache

@@ -62,7 +62,7 @@ class JumpReLU(ActivationFunction):
         theta = _log_threshold(settings).exp()
         return mask_features(~(z.to(theta.dtype) <= theta), settings.mask)
 
-    def edge(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
+    def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
         return _log_threshold(settings).exp()
 
     def features(self, h: Tensor, z: Tensor, scale: Tensor | None, settings: GateSettings) -> Tensor:

@@ -19,6 +19,6 @@ class LayerTopK(BudgetedActivation):
         joint = settings._replace(k=settings.k * z.shape[-2], layered=False)
         return TopK().selection(z.flatten(-2), joint)
 
-    def edge(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
-        """The smallest open z of each token."""
+    def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
+        """The smallest active z of each token."""
         return torch.where(support, z, torch.inf).amin((-2, -1), keepdim=True)

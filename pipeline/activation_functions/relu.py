@@ -14,5 +14,5 @@ class ReLU(ActivationFunction):
     def support(self, z: Tensor, settings: GateSettings) -> Tensor:
         return mask_features(~(z <= 0), settings.mask)
 
-    def edge(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
+    def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
         return torch.zeros((), dtype=z.dtype, device=z.device)

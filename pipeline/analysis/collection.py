@@ -22,9 +22,9 @@ from pipeline.analysis.hashing import hashed
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import TokenSources
-    from pipeline.evaluation.held_out import HeldOutBatch
     from pipeline.evaluation.models import LanguageModels
     from pipeline.evaluation.raw_space import RawDictionary
+    from pipeline.evaluation.split_tokens import SplitBatch
     from pipeline.params.sections.analysis import AnalysisParams
 
 BANDS = 4
@@ -75,7 +75,7 @@ class Collection:
         self._n = n
 
     @torch.no_grad()
-    def update(self, batch: HeldOutBatch) -> None:
+    def update(self, batch: SplitBatch) -> None:
         """Run the models over a batch and add it."""
         raw = self.raw
         captured = self.models.activations(batch.tokens, raw.hooks_to_look_at)

@@ -16,7 +16,7 @@ from pipeline.analysis.loading import load_for_analysis
 from pipeline.analysis.steering import Steering, steer
 from pipeline.analysis.texts import feature_index
 from pipeline.errors import DataError
-from pipeline.plots.report import describe
+from pipeline.plots.training_report import describe
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Params

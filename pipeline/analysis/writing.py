@@ -28,7 +28,7 @@ from pipeline.analysis.feature_tables import (
 )
 from pipeline.analysis.texts import feature_name
 from pipeline.dictionaries.fold import EPS_NORM
-from pipeline.plots.report import describe
+from pipeline.plots.training_report import describe
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:

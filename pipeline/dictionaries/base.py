@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from pipeline.activation_functions.calibration import Calibration
 from pipeline.activation_functions.interface import ActivationFunction, GateSettings, activation_function
 from pipeline.dictionaries.fold import EPS_NORM, folded
+from pipeline.dictionaries.inference_thresholds import inference_thresholds, threshold_factors
 from pipeline.dictionaries.initial import DEFAULT_LOG_THRESHOLD, BaseInitialization
 from pipeline.dictionaries.masks import kept_tokens
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.saving import save_dictionary
-from pipeline.dictionaries.served import served_thresholds, threshold_factors
 from pipeline.errors import ParamsError
 from pipeline.params.dictionary_config import DictionaryConfig
 
@@ -347,7 +347,7 @@ class Dictionary(nn.Module, abc.ABC):
         """`to_jumprelu` with the calibration's figures."""
         if not self.activation.budgeted:
             raise ParamsError(f"dictionary.act_fn: only the topk family becomes jumprelu, got '{self.config.act_fn}'")
-        theta, calibration = served_thresholds(self, batches)
+        theta, calibration = inference_thresholds(self, batches)
         weights = dict(self.state_dict())
         theta = theta.to(next(iter(weights.values())).device)
         if self.gate_scale is not None:

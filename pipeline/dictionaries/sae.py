@@ -138,7 +138,7 @@ class SparseAutoencoder(Dictionary):
         chosen = activation.selection(z.detach().reshape(*tokens, -1), settings)
         assert chosen is not None  # budgeted
         values = self._combine(*(selected_linear(*branch, chosen.flat, chosen.offsets) for branch in branches))
-        values = torch.where(chosen.open, values, 0.0)
+        values = torch.where(chosen.active, values, 0.0)
         f = torch.zeros(h.numel(), dtype=values.dtype, device=h.device).scatter_(0, chosen.flat, values)
         x_hat = selected_decode(values, chosen.flat, chosen.offsets, self.W_D)
         if self.config.use_decoder_bias:

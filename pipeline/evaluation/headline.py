@@ -9,7 +9,7 @@ from pipeline.evaluation.compared import compared
 from pipeline.evaluation.massive import massive_line
 from pipeline.metric_names import ordinary
 from pipeline.plots.charts import number
-from pipeline.plots.report import describe
+from pipeline.plots.training_report import describe
 
 GROUP = "0 headline"
 NAMES = {

@@ -18,8 +18,8 @@ from pipeline.errors import NumericsError
 from pipeline.norms.exclusion import MASSIVE_FACTOR
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.held_out import HeldOutBatch
     from pipeline.evaluation.raw_space import RawDictionary
+    from pipeline.evaluation.split_tokens import SplitBatch
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class MassiveTokens:
         self._places: dict[int, tuple[Tensor, Tensor]] = {}
         self.n_massive = self.n_excluded = 0
 
-    def find(self, batch: HeldOutBatch, activations: Mapping[str, Tensor]) -> TokenMasks:
+    def find(self, batch: SplitBatch, activations: Mapping[str, Tensor]) -> TokenMasks:
         """Look at a batch for the first time; {hook point: raw [b, T, D]} of the run as it is."""
         kept = batch.mask.to(self._device)
         above = self._massive.above(activations)
@@ -66,7 +66,7 @@ class MassiveTokens:
             self.n_excluded += int(excluded.sum())
         return self.masks(batch)
 
-    def masks(self, batch: HeldOutBatch) -> TokenMasks:
+    def masks(self, batch: SplitBatch) -> TokenMasks:
         """The masks of a batch that was looked at."""
         kept = batch.mask.to(self._device)
         if _key(batch) not in self._places:
@@ -94,7 +94,7 @@ class MassiveTokens:
         return tokens | {f"{name}_fraction": n / n_tokens for name, n in found.items()}
 
 
-def _key(batch: HeldOutBatch) -> int:
+def _key(batch: SplitBatch) -> int:
     return int(batch.contexts[0])
 
 

@@ -12,10 +12,10 @@ from pipeline.files import atomic_directory, write_bytes, write_json
 from pipeline.metric_names import ordinary
 from pipeline.norms.charts import norm_histograms
 from pipeline.plots.histograms import density_chart, share_charts
-from pipeline.plots.report import describe, write_report
+from pipeline.plots.training_report import describe, write_report
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.report import Evaluation
+    from pipeline.evaluation.evaluator import Evaluation
 
 
 def write_plots(

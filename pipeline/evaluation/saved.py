@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from pipeline.corpus.tokens import open_tokens
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.evaluation.baselines import load_principal_directions
-from pipeline.evaluation.held_out import HeldOutTokens
+from pipeline.evaluation.evaluator import Evaluation, Evaluator, runs
 from pipeline.evaluation.raw_space import RawDictionary
-from pipeline.evaluation.report import Evaluation, Evaluator, runs
+from pipeline.evaluation.split_tokens import SplitTokens
 from pipeline.hook_keys import by_model
 from pipeline.lm.loading import load_language_model
 from pipeline.norms.hook_norm import load_norms
@@ -38,7 +38,7 @@ def evaluate_saved(
         NumericsError: a non-finite value, or a metric that is undefined on this data.
     """
     store = open_tokens(tokens)
-    held_out = HeldOutTokens(store.eval, store.mask, params.evaluation.tokens, params.evaluation.batch_contexts)
+    held_out = SplitTokens(store.eval, store.mask, params.evaluation.tokens, params.evaluation.batch_contexts)
     loaded = load_dictionary(dictionary)
     principal = load_principal_directions(statistics, loaded.hooks_out)
     hook_norms = load_norms(norms)

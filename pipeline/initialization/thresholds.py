@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.served import first_thresholds
+from pipeline.dictionaries.inference_thresholds import first_thresholds
 from pipeline.initialization.sample import Sample
 
 

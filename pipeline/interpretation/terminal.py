@@ -16,8 +16,8 @@ from pipeline.errors import ParamsError
 from pipeline.files import read_json
 from pipeline.interpretation.chat import ChatModel
 from pipeline.interpretation.endpoint import EndpointModel
+from pipeline.interpretation.interpret import Settings, choose_features, interpret
 from pipeline.interpretation.local import LocalModel
-from pipeline.interpretation.run import Settings, choose_features, interpret
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pipeline.norms.massive import MassiveTokens, commonest
 from pipeline.plots.charts import number
 from pipeline.plots.histograms import position_chart
 from pipeline.plots.page import Row, Table
-from pipeline.plots.report import write_report
+from pipeline.plots.training_report import write_report
 
 LISTED = 10  # positions and tokens of each hook point, in figures and on the page
 SAID = 5  # of them on the terminal

@@ -1,15 +1,16 @@
 """Revival of dead features (trainer.revive_dead_features): after each step a feature that has been silent for
-`dead_threshold` tokens is moved to the edge of the gate, where it opens on the token of the batch that suits it best.
+`dead_threshold` tokens is moved to the threshold of the gate, so that it is active on the token of the batch that suits it
+best.
 
-With e_b the edge that z must exceed on token b and m_i the mean of z_i over the batch's kept tokens,
+With t_b the threshold that z must exceed on token b and m_i the mean of z_i over the batch's kept tokens,
 
-    r_i = max_b (z_bi - m_i) / e_b        at token b*
+    r_i = max_b (z_bi - m_i) / t_b        at token b*
     s_i = max(1, 1 / r_i)                 at most LARGEST
-    z_bi <- s_i (z_bi - m_i) + c_i        with c_i such that z_b*i = (1 + MARGIN) e_b*
+    z_bi <- s_i (z_bi - m_i) + c_i        with c_i such that z_b*i = (1 + MARGIN) t_b*
 
 by scaling the feature's encoder weights and setting its bias. A feature that lost early has small weights, so that its z
 hardly varies: raising the bias alone would open it on all tokens or on none, and a batch-wide gate answers by raising its
-edge until the run diverges (measured on planted data and on a language model). With s_i its z gets the spread of a feature
+threshold until the run diverges (measured on planted data and on a language model). With s_i its z gets the spread of a feature
 in use. AuxK, which trains dead features on the residual, needs more steps than short runs have.
 
 What a feature writes keeps its direction. Where z holds its length (z_i = h_i n_i), a decoder row shorter than SHORTEST times
@@ -49,42 +50,42 @@ EXPECTED = 64  # activations of a feature of average use in the shortest silence
 def revive_(
     dictionary: Dictionary,
     codes: Codes,
-    edge: Tensor,
+    threshold: Tensor,
     dead: Tensor,
     mask: Tensor | None,
     *,
     encoder_gate: Tensor | None = None,
 ) -> None:
-    """Move dead features to the edge of the gate.
+    """Move dead features to the threshold of the gate.
 
     Args:
         dictionary: in training, as it was when `codes` were computed but for the step's update.
         codes: of a batch.
-        edge: what z must exceed to open, broadcastable to z; infinite where nothing can (see ActivationFunction.edge).
+        threshold: what z must exceed, broadcastable to z; infinite where nothing can (see ActivationFunction.threshold).
         dead: bool of `feature_shape`.
         mask: bool over tokens; None: all kept.
         encoder_gate: Dictionary.encoder_gate of the batch.
     """
     shape = dead.shape
     z = widened(codes.z.detach()).reshape(-1, *shape)
-    edge = edge.detach().to(z.dtype).expand(codes.z.shape).reshape(z.shape)
+    threshold = threshold.detach().to(z.dtype).expand(codes.z.shape).reshape(z.shape)
     kept = None if mask is None else mask.reshape(-1)
     if z.device.type == "cpu":  # only the columns that matter; elsewhere their number would have to be waited for
         columns = dead.reshape(-1).nonzero().squeeze(1)
     else:
         columns = torch.arange(dead.numel(), device=z.device)
-    z, edge = z.flatten(1)[:, columns], edge.flatten(1)[:, columns]
+    z, threshold = z.flatten(1)[:, columns], threshold.flatten(1)[:, columns]
     if encoder_gate is not None:  # what follows is of the linear branch
         sigma = widened(encoder_gate.detach()).reshape(-1, *shape).flatten(1)[:, columns].clamp_min(SMALLEST)
-        z, edge = z / sigma, edge / sigma
+        z, threshold = z / sigma, threshold / sigma
     if kept is not None:
-        z, edge = z[kept], edge[kept]
+        z, threshold = z[kept], threshold[kept]
     if not len(z):
         return
     mean = z.mean(0)
-    ratio, token = ((z - mean) / edge.clamp_min(EPS_NORM)).max(0)
+    ratio, token = ((z - mean) / threshold.clamp_min(EPS_NORM)).max(0)
     scale = torch.where(ratio > 0, 1.0 / ratio, torch.inf).clamp(1.0, LARGEST)
-    best, wanted = z.gather(0, token[None])[0], edge.gather(0, token[None])[0]
+    best, wanted = z.gather(0, token[None])[0], threshold.gather(0, token[None])[0]
     shift = wanted - scale * (best - mean) + MARGIN * scale * (best - mean)
     gain = dictionary.gating_scale(codes.norms.detach())
     every = torch.ones(shape, dtype=z.dtype, device=z.device) if gain is None else gain.to(z.dtype).expand(shape)

@@ -34,7 +34,7 @@ from pipeline.norms.exclusion import NormLimits
 from pipeline.norms.hook_norm import load_norms
 from pipeline.norms.normalizer import Normalizer
 from pipeline.params.schema import Params
-from pipeline.plots.report import describe, write_training_report
+from pipeline.plots.training_report import describe, write_training_report
 from pipeline.tracking.opening import open_tracker
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoints import Checkpoints

@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline import metric_names as names
 from pipeline.activation_functions.interface import activation_function
 from pipeline.dictionaries.base import Codes, Dictionary, Gate
-from pipeline.dictionaries.served import n_layers_of
+from pipeline.dictionaries.inference_thresholds import n_layers_of
 from pipeline.losses.reductions import aligned
 from pipeline.norms.normalizer import Normalizer
 from pipeline.params.sections.trainer import TrainerParams
@@ -310,15 +310,15 @@ class Trainer:
         return parts, n_tokens
 
     def _revive(self, s: int, tally: _Tally, dead: Tensor) -> None:
-        """Move dead features to the edge of the gate, as the step's last micro-batch has it."""
+        """Move dead features to the threshold of the gate, as the step's last micro-batch has it."""
         assert tally.codes is not None
         assert tally.x is not None
         gate = self.gate(s)
         activation = gate.activation or self.dictionary.activation
         settings = self.dictionary.gate_settings(tally.mask, gate)
-        edge = activation.edge(tally.codes.z.detach(), tally.codes.f.detach() > 0, settings)
+        threshold = activation.threshold(tally.codes.z.detach(), tally.codes.f.detach() > 0, settings)
         encoder_gate = self.dictionary.encoder_gate(tally.x)
-        revive_(self.dictionary, tally.codes, edge, dead, tally.ordinary, encoder_gate=encoder_gate)
+        revive_(self.dictionary, tally.codes, threshold, dead, tally.ordinary, encoder_gate=encoder_gate)
 
     def _accumulate(
         self, part: _Part, s: int, dead: Tensor | DeadOf | None, sums: dict[str, Tensor], statistic: Tensor | None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.served import first_thresholds
+from pipeline.dictionaries.inference_thresholds import first_thresholds
 from pipeline.params.sections.trainer import TrainerParams
 
 COEFFICIENT = "coefficient"

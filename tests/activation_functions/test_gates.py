@@ -138,7 +138,7 @@ def test_the_selection_lists_the_support_by_token(act_fn: str, case: Case) -> No
     assert len(set(chosen.flat.tolist())) == len(chosen.flat)
     assert chosen.offsets.tolist() == [sum(t < b for t in tokens) for b in range(case.z.numel() // width)]
     listed = torch.zeros(case.z.numel(), dtype=torch.bool)
-    listed[chosen.flat[chosen.open]] = True
+    listed[chosen.flat[chosen.active]] = True
     assert torch.equal(listed.reshape(case.z.shape), support(act_fn, case))
 
 
@@ -157,19 +157,19 @@ def test_batchtopk_counts_kept_tokens_only(case: Case) -> None:
 @every_gate
 @PROPERTY
 @given(case=cases())
-def test_the_edge_parts_open_from_closed(act_fn: str, case: Case) -> None:
-    """Where something is open, an open z is at or above the edge and a closed positive one at or below it."""
+def test_the_threshold_parts_active_from_inactive(act_fn: str, case: Case) -> None:
+    """Where something is active, an active z is at or above the threshold and an inactive positive one at or below it."""
     is_open = support(act_fn, case)
-    edge = activation_function(act_fn).edge(case.z, is_open, case.settings).to(case.t.dtype)
-    z, edge, is_open = (
+    threshold = activation_function(act_fn).threshold(case.z, is_open, case.settings).to(case.t.dtype)
+    z, threshold, is_open = (
         tensor.reshape(-1, case.z.shape[-1])[case.kept]
-        for tensor in (case.z.to(case.t.dtype), edge.expand(case.z.shape), is_open)
+        for tensor in (case.z.to(case.t.dtype), threshold.expand(case.z.shape), is_open)
     )
-    assert (z >= edge)[is_open].all()
-    assert (z <= edge)[~is_open & edge.isfinite()].all()
+    assert (z >= threshold)[is_open].all()
+    assert (z <= threshold)[~is_open & threshold.isfinite()].all()
     if act_fn in ("topk", "batchtopk"):
         rows_open = is_open.any(-1, keepdim=True) if act_fn == "topk" else is_open.any()
-        assert torch.equal(edge.isfinite(), rows_open.expand(edge.shape))
+        assert torch.equal(threshold.isfinite(), rows_open.expand(threshold.shape))
 
 
 # The sampled path of batchtopk --------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def test_the_selection_lists_the_support_in_order(name: str, case: Case) -> None
     gate = activation_function(name)
     chosen = gate.selection(case.z, layered(case))
     assert chosen is not None
-    opened = chosen.flat[chosen.open]
+    opened = chosen.flat[chosen.active]
     assert torch.equal(opened.sort().values, gate.support(case.z, layered(case)).flatten().nonzero().squeeze(1))
     ends = torch.cat([chosen.offsets[1:], torch.tensor([len(chosen.flat)])])
     rows = case.z.numel() // len(chosen.offsets)
@@ -84,13 +84,13 @@ def test_the_selection_lists_the_support_in_order(name: str, case: Case) -> None
 @pytest.mark.parametrize("name", NAMES)
 @PROPERTY
 @given(case=cases(layers=True))
-def test_the_edge_parts_open_from_closed(name: str, case: Case) -> None:
+def test_the_threshold_parts_active_from_inactive(name: str, case: Case) -> None:
     gate = activation_function(name)
     is_open = gate.support(case.z, layered(case))
-    edge: Tensor = gate.edge(case.z, is_open, layered(case)).expand(case.z.shape)
-    assert (case.z[is_open] >= edge[is_open]).all()
+    threshold: Tensor = gate.threshold(case.z, is_open, layered(case)).expand(case.z.shape)
+    assert (case.z[is_open] >= threshold[is_open]).all()
     closed = ~is_open if case.mask is None else ~is_open & case.mask[..., None, None]
-    full = edge.isfinite()
+    full = threshold.isfinite()
     budgeted = [len(entries) > budget for entries, budget in groups(name, case)]
     if all(budgeted):
-        assert (case.z[closed & full] <= edge[closed & full]).all()
+        assert (case.z[closed & full] <= threshold[closed & full]).all()

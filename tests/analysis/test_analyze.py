@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.analysis import run as analysis_run
+from pipeline.analysis import analyze as analysis_run
+from pipeline.analysis.analyze import Inputs, analyze
 from pipeline.analysis.feature_tables import CONTEXTS, FEATURES, INACTIVE, TOP, FeatureStore, TableWriter
-from pipeline.analysis.run import Inputs, analyze
 from pipeline.analysis.tracing import AnalysedContexts
 from pipeline.analysis.writing import banded
 from pipeline.corpus.tokens import open_tokens

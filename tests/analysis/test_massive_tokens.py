@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.analysis import run as analysis_run
+from pipeline.analysis import analyze as analysis_run
+from pipeline.analysis.analyze import Inputs, analyze
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.analysis.inspection import Inspection, inspect_text
 from pipeline.analysis.loading import Loaded, load_for_analysis
-from pipeline.analysis.run import Inputs, analyze
 from pipeline.analysis.terminal import largest
 from pipeline.corpus.tokens import open_tokens
 from pipeline.dictionaries.build import build_dictionary

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import build_dictionary
+from pipeline.evaluation.evaluator import Evaluator
 from pipeline.evaluation.raw_space import RawDictionary
-from pipeline.evaluation.report import Evaluator
 from tests.evaluation import naive
 from tests.evaluation.tiny import D_MODEL, N_LAYERS, held_out, principal_of, tiny_tokens
 

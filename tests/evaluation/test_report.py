@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import DataError, NumericsError
 from pipeline.evaluation.baselines import PrincipalDirections
+from pipeline.evaluation.evaluator import Evaluator
 from pipeline.evaluation.raw_space import RawDictionary
-from pipeline.evaluation.report import Evaluator
 from pipeline.norms.hook_norm import as_hook_norm
 from tests.evaluation import naive
 from tests.evaluation.tiny import D_MODEL, HOOK, MLP_IN, MLP_OUT, held_out, hooked_run, principal_of, tiny_tokens

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import DataError
+from pipeline.evaluation.evaluator import Evaluator, runs
 from pipeline.evaluation.raw_space import RawDictionary
-from pipeline.evaluation.report import Evaluator, runs
 from tests.evaluation import naive
 from tests.evaluation.test_report import _norms, vars_of
 from tests.evaluation.tiny import D_MODEL, held_out, principal_of, tiny_tokens

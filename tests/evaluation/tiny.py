@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.evaluation.baselines import PrincipalDirections
-from pipeline.evaluation.held_out import HeldOutTokens
+from pipeline.evaluation.split_tokens import SplitTokens
 
 D_MODEL, N_LAYERS, VOCABULARY, CONTEXT = 16, 3, 61, 12
 HOOK = "blocks.1.hook_resid_post"
@@ -69,8 +69,8 @@ class ArraySplit:
         return {"tokens": self.tokens, "document_ids": documents.astype(np.int32)}[field][start:stop]
 
 
-def held_out(tokens: np.ndarray, batch_contexts: int = 4, n_tokens: int | None = None) -> HeldOutTokens:
-    return HeldOutTokens(ArraySplit(tokens), lambda ids: ids != 0, n_tokens, batch_contexts)
+def held_out(tokens: np.ndarray, batch_contexts: int = 4, n_tokens: int | None = None) -> SplitTokens:
+    return SplitTokens(ArraySplit(tokens), lambda ids: ids != 0, n_tokens, batch_contexts)
 
 
 def hooked_run(module: nn.Module, ids: Tensor, where: nn.Module, change: Callable[[Tensor], Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.errors import DataError
 from pipeline.interpretation.chat import ChatError, Message
-from pipeline.interpretation.run import Settings, choose_features, interpret
+from pipeline.interpretation.interpret import Settings, choose_features, interpret
 from pipeline.interpretation.scoring import score
 from tests.interpretation.conftest import (
     PLANTED,

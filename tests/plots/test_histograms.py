@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.plots.histograms import density_chart, norm_chart, norm_charts, position_chart, rebinned, share_charts
-from pipeline.plots.report import write_report
+from pipeline.plots.training_report import write_report
 
 EDGES = [round(-7 + 0.1 * i, 6) for i in range(71)]
 

@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.plots.charts import BarChart, Line, LineChart
 from pipeline.plots.page import Row, Table, page
-from pipeline.plots.report import write_report
 from pipeline.plots.svg import MAX_HINTS, svg
+from pipeline.plots.training_report import write_report
 
 LINES = LineChart(
     "loss",

@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from pipeline.plots.report import describe, write_training_report
 from pipeline.plots.training import training_charts
+from pipeline.plots.training_report import describe, write_training_report
 
 
 def _rows(n=30, **more):

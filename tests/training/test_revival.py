@@ -31,13 +31,13 @@ def lost(act_fn: str, **fields: Any) -> Dictionary:
     return made
 
 
-def by_hand(z: Tensor, edge: Tensor, dead: Tensor) -> dict[int, tuple[float, float]]:
+def by_hand(z: Tensor, threshold: Tensor, dead: Tensor) -> dict[int, tuple[float, float]]:
     """{feature: (scale, wanted z at its token)}, with loops."""
     found = {}
     for i in dead.nonzero().flatten().tolist():
         mean = sum(z[b, i].item() for b in range(len(z))) / len(z)
-        ratios = [(z[b, i].item() - mean) / edge[b, i].item() for b in range(len(z))]
-        found[i] = (max(1.0, 1.0 / max(ratios)), edge[ratios.index(max(ratios)), i].item())
+        ratios = [(z[b, i].item() - mean) / threshold[b, i].item() for b in range(len(z))]
+        found[i] = (max(1.0, 1.0 / max(ratios)), threshold[ratios.index(max(ratios)), i].item())
     return found
 
 
@@ -48,11 +48,11 @@ def test_a_dead_feature_opens_at_its_best_token_and_only_there(act_fn: str, incl
     x = rows(BATCH).double()
     codes = made.codes(x)
     assert not bool((codes.f[:, DEAD] > 0).any())
-    edge = activation_function(act_fn).edge(codes.z.detach(), codes.f.detach() > 0, made.gate_settings()).detach()
-    z, full = codes.z.detach(), edge.expand(codes.z.shape)
+    threshold = activation_function(act_fn).threshold(codes.z.detach(), codes.f.detach() > 0, made.gate_settings()).detach()
+    z, full = codes.z.detach(), threshold.expand(codes.z.shape)
     hand = by_hand(z, full, DEAD)
     before = weights(made)
-    revive_(made, codes, edge, DEAD, None)
+    revive_(made, codes, threshold, DEAD, None)
     after, now = weights(made), made.codes(x).z.detach()
     lengths = before["W_D"].norm(dim=-1)
     mean = sum(float(lengths[i]) for i in range(F) if not DEAD[i]) / int((~DEAD).sum())
@@ -80,11 +80,11 @@ def test_masked_tokens_are_not_looked_at() -> None:
     x = rows(BATCH).double()
     mask = torch.arange(BATCH) % 3 > 0
     codes = made.codes(x, mask)
-    edge = activation_function("topk").edge(codes.z.detach(), codes.f.detach() > 0, made.gate_settings(mask))
-    revive_(made, codes, edge, DEAD, mask)
+    threshold = activation_function("topk").threshold(codes.z.detach(), codes.f.detach() > 0, made.gate_settings(mask))
+    revive_(made, codes, threshold, DEAD, mask)
     kept = other.codes(x[mask])
-    edge = activation_function("topk").edge(kept.z.detach(), kept.f.detach() > 0, other.gate_settings())
-    revive_(other, kept, edge, DEAD, None)
+    threshold = activation_function("topk").threshold(kept.z.detach(), kept.f.detach() > 0, other.gate_settings())
+    revive_(other, kept, threshold, DEAD, None)
     assert weights(made)["b_E"].numpy() == pytest.approx(weights(other)["b_E"].numpy(), abs=1e-6)
 
 
@@ -94,8 +94,8 @@ def test_a_relu_feature_opens_too() -> None:
         made.get_parameter("b_E")[3] = -60.0
     x = rows(BATCH)
     codes = made.codes(x)
-    edge = activation_function("relu").edge(codes.z.detach(), codes.f.detach() > 0, made.gate_settings())
-    revive_(made, codes, edge, torch.arange(F) == 3, None)
+    threshold = activation_function("relu").threshold(codes.z.detach(), codes.f.detach() > 0, made.gate_settings())
+    revive_(made, codes, threshold, torch.arange(F) == 3, None)
     assert int((made.encode(x)[:, 3] > 0).sum()) == 1
 
 
@@ -104,9 +104,9 @@ def test_a_feature_that_does_not_vary_is_left_alone() -> None:
     with torch.no_grad():
         made.get_parameter("W_E")[:, 3] = 0.0
     codes = made.codes(rows(BATCH))
-    edge = activation_function("topk").edge(codes.z.detach(), codes.f.detach() > 0, made.gate_settings())
+    threshold = activation_function("topk").threshold(codes.z.detach(), codes.f.detach() > 0, made.gate_settings())
     before = weights(made)
-    revive_(made, codes, edge, torch.arange(F) == 3, None)
+    revive_(made, codes, threshold, torch.arange(F) == 3, None)
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(made).items())
 
 
@@ -133,17 +133,17 @@ def test_a_share_of_the_run_makes_a_feature_dead() -> None:
     assert trainer(dictionary(), dead_threshold=300, total_training_tokens=10_000).dead.dead_threshold == 300
 
 
-def test_the_edge_is_what_z_has_to_exceed() -> None:
+def test_the_threshold_is_what_z_has_to_exceed() -> None:
     z = torch.tensor([[3.0, 1.0, 2.0, -1.0], [0.5, 0.2, 0.1, 0.4]])
     for name, wanted in (("topk", [[2.0], [0.4]]), ("batchtopk", 0.5)):
         activation = activation_function(name)
         settings = dictionary(act_fn=name, top_k=2).gate_settings()
-        edge = activation.edge(z, activation.support(z, settings), settings)
-        assert edge.numpy() == pytest.approx(torch.tensor(wanted).numpy())
+        threshold = activation.threshold(z, activation.support(z, settings), settings)
+        assert threshold.numpy() == pytest.approx(torch.tensor(wanted).numpy())
     mask = torch.tensor([True, False])
     settings = dictionary(act_fn="topk", top_k=2).gate_settings(mask)
-    edge = activation_function("topk").edge(z, activation_function("topk").support(z, settings), settings)
-    assert edge[1].isinf().all()
+    threshold = activation_function("topk").threshold(z, activation_function("topk").support(z, settings), settings)
+    assert threshold[1].isinf().all()
 
 
 def test_a_glu_feature_opens_at_its_best_token_too() -> None:
@@ -151,17 +151,17 @@ def test_a_glu_feature_opens_at_its_best_token_too() -> None:
     made = lost("topk", use_glu_encoder=True)
     x = rows(BATCH).double()
     codes = made.codes(x)
-    edge = activation_function("topk").edge(codes.z.detach(), codes.f.detach() > 0, made.gate_settings()).detach()
+    threshold = activation_function("topk").threshold(codes.z.detach(), codes.f.detach() > 0, made.gate_settings()).detach()
     sigma = torch.sigmoid(x @ made.get_parameter("W_G") + made.get_parameter("b_G")).detach()
     torch.testing.assert_close(made.encoder_gate(x), sigma)
-    linear, full = codes.z.detach() / sigma, edge.expand(codes.z.shape) / sigma
-    revive_(made, codes, edge, DEAD, None, encoder_gate=made.encoder_gate(x))
+    linear, full = codes.z.detach() / sigma, threshold.expand(codes.z.shape) / sigma
+    revive_(made, codes, threshold, DEAD, None, encoder_gate=made.encoder_gate(x))
     now = made.codes(x).z.detach()
     for i, _ in by_hand(linear, full, DEAD).items():
         ratios = (linear[:, i] - linear[:, i].mean()) / full[:, i]
         at = int(ratios.argmax())
-        assert float(now[at, i] / edge[at]) == pytest.approx(1.0, abs=2 * MARGIN * max(1.0, float(ratios[at])))
-        assert float(now[at, i]) > float(edge[at])
+        assert float(now[at, i] / threshold[at]) == pytest.approx(1.0, abs=2 * MARGIN * max(1.0, float(ratios[at])))
+        assert float(now[at, i]) > float(threshold[at])
 
 
 def test_a_feature_is_not_scaled_beyond_the_usual_length() -> None:
@@ -173,9 +173,9 @@ def test_a_feature_is_not_scaled_beyond_the_usual_length() -> None:
     flat = codes.z.detach().clone()
     flat[:, 3] = 1.0 + 1e-4 * torch.arange(BATCH) / BATCH  # hardly varies: it would have to be scaled by thousands
     codes = codes._replace(z=flat)
-    edge = activation_function("topk").edge(flat, codes.f.detach() > 0, made.gate_settings())
+    threshold = activation_function("topk").threshold(flat, codes.f.detach() > 0, made.gate_settings())
     before = weights(made)
-    revive_(made, codes, edge, torch.arange(F) == 3, None)
+    revive_(made, codes, threshold, torch.arange(F) == 3, None)
     lengths = (before["W_E"].norm(dim=0) * before["W_D"].norm(dim=-1)).double()
     use = (codes.f > 0).sum(0)
     usual = float((lengths * use).sum() / use.sum())
@@ -187,9 +187,9 @@ def test_a_batch_without_kept_tokens_revives_nothing() -> None:
     made = lost("topk")
     x, mask = rows(BATCH).double(), torch.zeros(BATCH, dtype=torch.bool)
     codes = made.codes(x, mask)
-    edge = activation_function("topk").edge(codes.z.detach(), codes.f.detach() > 0, made.gate_settings(mask))
+    threshold = activation_function("topk").threshold(codes.z.detach(), codes.f.detach() > 0, made.gate_settings(mask))
     before = weights(made)
-    revive_(made, codes, edge, DEAD, mask)
+    revive_(made, codes, threshold, DEAD, mask)
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(made).items())
 
 

@@ -82,7 +82,7 @@ def k_starts_above_its_end(dictionary: DictionaryFields, trainer: TrainerParams)
 
 @across("trainer.k_warmup_steps")
 def k_arrives(dictionary: DictionaryFields, trainer: TrainerParams, activations: ActivationsParams) -> str | None:
-    """The k that is served is the one that was trained with in the end."""
+    """The k of the inference form is the one that was trained with in the end."""
     total = total_steps(trainer, activations)
     if trainer.initial_k is None or total < 1:
         return None

@@ -43,7 +43,7 @@ def read_contexts(split: Contexts, chosen: np.ndarray, field: str) -> np.ndarray
 
 
 @dataclass(frozen=True)
-class HeldOutBatch:
+class SplitBatch:
     """Contexts of a split.
 
     Attributes:
@@ -61,7 +61,7 @@ class HeldOutBatch:
     label: str
 
 
-class HeldOutTokens:
+class SplitTokens:
     """All contexts of a split, or as many as hold the tokens asked for, spread evenly over the split.
 
     Args:
@@ -98,15 +98,15 @@ class HeldOutTokens:
         self.contexts = np.arange(wanted, dtype=np.int64) * n_all // wanted
         self.n_contexts, self.n_tokens = wanted, wanted * split.context_size
 
-    def __iter__(self) -> Iterator[HeldOutBatch]:
+    def __iter__(self) -> Iterator[SplitBatch]:
         return self.batches()
 
-    def batches(self, first: int = 0) -> Iterator[HeldOutBatch]:
+    def batches(self, first: int = 0) -> Iterator[SplitBatch]:
         """The batches, without the `first` ones."""
         for start in range(first * self.batch_contexts, self.n_contexts, self.batch_contexts):
             chosen = self.contexts[start : start + self.batch_contexts]
             tokens = read_contexts(self._split, chosen, "tokens")
-            yield HeldOutBatch(
+            yield SplitBatch(
                 torch.from_numpy(chosen),
                 torch.from_numpy(tokens.astype(np.int64)),
                 torch.from_numpy(np.ascontiguousarray(self._mask_of(tokens))),

@@ -26,7 +26,7 @@ def n_layers_of(dictionary: Dictionary) -> int:
     return torch.Size(dictionary.feature_shape).numel() // dictionary.feature_shape[-1]
 
 
-def served_thresholds(dictionary: Dictionary, batches: Iterable[Any]) -> tuple[Tensor, Calibration]:
+def inference_thresholds(dictionary: Dictionary, batches: Iterable[Any]) -> tuple[Tensor, Calibration]:
     """theta of `feature_shape`, float64, for a gate of the topk family: one value, or one for each layer that has its own k.
 
     Args:
@@ -44,8 +44,8 @@ def served_thresholds(dictionary: Dictionary, batches: Iterable[Any]) -> tuple[T
     calibrators = [ThresholdCalibrator(k) for _ in range(1 if together else n_layers)]
     for codes, mask in _coded(dictionary, batches):
         lead = codes.z.ndim - len(shape)
-        z, opened = codes.z.flatten(lead), (codes.f != 0).flatten(lead)
-        groups = zip(z.chunk(len(calibrators), -1), opened.chunk(len(calibrators), -1), strict=True)
+        z, active = codes.z.flatten(lead), (codes.f != 0).flatten(lead)
+        groups = zip(z.chunk(len(calibrators), -1), active.chunk(len(calibrators), -1), strict=True)
         for calibrator, (part, support) in zip(calibrators, groups, strict=True):
             calibrator.add(part, support, mask)
     found = [calibrator.result() for calibrator in calibrators]
@@ -81,8 +81,8 @@ def threshold_factors(dictionary: Dictionary, batches: Iterable[Any], target_l0:
     calibrators = [ThresholdCalibrator(target_l0) for _ in range(n_layers)]
     for codes, mask in _coded(dictionary, batches):
         lead = codes.z.ndim - len(shape)
-        ratios, opened = (codes.z / dictionary.log_jumprelu_threshold.exp()).flatten(lead), (codes.f != 0).flatten(lead)
-        groups = zip(ratios.chunk(n_layers, -1), opened.chunk(n_layers, -1), strict=True)
+        ratios, active = (codes.z / dictionary.log_jumprelu_threshold.exp()).flatten(lead), (codes.f != 0).flatten(lead)
+        groups = zip(ratios.chunk(n_layers, -1), active.chunk(n_layers, -1), strict=True)
         for calibrator, (part, support) in zip(calibrators, groups, strict=True):
             calibrator.add(part, support, mask)
     found = [calibrator.result(target_l0) for calibrator in calibrators]

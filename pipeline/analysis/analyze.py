@@ -26,9 +26,9 @@ from pipeline.analysis.writing import about_store, write_store
 from pipeline.corpus.tokens import open_tokens
 from pipeline.dictionaries.saving import CONFIG_FILE
 from pipeline.errors import Interrupted
-from pipeline.evaluation.held_out import HeldOutTokens
 from pipeline.evaluation.models import LanguageModels
 from pipeline.evaluation.raw_space import RawDictionary
+from pipeline.evaluation.split_tokens import SplitTokens
 from pipeline.files import atomic_directory, fingerprint, root
 from pipeline.interrupts import stop_on_signals
 from pipeline.progress import Progress
@@ -158,7 +158,7 @@ def analyzed(
         split = store.train if params.analysis.split == "train" else store.eval
         wanted = params.analysis.tokens
         most = split.n_contexts * split.context_size
-        tokens = HeldOutTokens(
+        tokens = SplitTokens(
             split,
             store.mask,
             most if wanted is None else min(wanted, most),
@@ -199,7 +199,7 @@ def _depends_on(params: Params, inputs: Inputs, store: TokenStore, found: Loaded
     }
 
 
-def run_pass(collection: Collection, tokens: HeldOutTokens, saved: SavedState, save_seconds: float) -> None:
+def run_pass(collection: Collection, tokens: SplitTokens, saved: SavedState, save_seconds: float) -> None:
     """Go through the contexts, from the saved state on if there is one; the state of the whole pass is saved.
 
     Raises:

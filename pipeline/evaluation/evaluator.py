@@ -41,7 +41,7 @@ from pipeline.evaluation.sparsity import DensityHistogram, SparsityMetrics
 from pipeline.hook_keys import by_model, join_key
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.held_out import HeldOutBatch, HeldOutTokens
+    from pipeline.evaluation.split_tokens import SplitBatch, SplitTokens
     from pipeline.lm.language_model import LanguageModel
     from pipeline.progress import Progress
 
@@ -104,7 +104,7 @@ class Evaluator:
         model: LanguageModel | Mapping[str, LanguageModel],
         raw: RawDictionary,
         principal: Mapping[str, PrincipalDirections],
-        held_out: HeldOutTokens,
+        held_out: SplitTokens,
         progress: Progress | None = None,
     ) -> None:
         self.models, self.raw, self.held_out, self.progress = LanguageModels(model), raw, held_out, progress
@@ -190,7 +190,7 @@ class Evaluator:
         return means
 
     @torch.no_grad()
-    def _evaluate_batch(self, batch: HeldOutBatch) -> None:
+    def _evaluate_batch(self, batch: SplitBatch) -> None:
         tokens = self.massive.masks(batch)
         originals: dict[str, Tensor] = {}
         logits = {}
@@ -211,7 +211,7 @@ class Evaluator:
         logits: Tensor,
         originals: Mapping[str, Tensor],
         known: RawReconstruction,
-        batch: HeldOutBatch,
+        batch: SplitBatch,
         tokens: TokenMasks,
     ) -> None:
         """The runs of one model with its hook points replaced; `logits` are those of its run as it is."""
@@ -252,7 +252,7 @@ class Evaluator:
         alias: str,
         name: str,
         replace: Mapping[str, Replacement],
-        batch: HeldOutBatch,
+        batch: SplitBatch,
         tokens: TokenMasks,
     ) -> None:
         """Runs of a model with activations replaced, their cross entropies kept by `name`."""
@@ -261,6 +261,6 @@ class Evaluator:
             self.predictions[alias].update(f"{name}{end}", prediction_loss(logits, batch.tokens, tokens.kept), batch.label)
             self._count(batch)
 
-    def _count(self, batch: HeldOutBatch, runs: int = 1) -> None:
+    def _count(self, batch: SplitBatch, runs: int = 1) -> None:
         if self.progress is not None:
             self.progress.update(batch.tokens.numel() * runs)
