@@ -34,20 +34,48 @@ from pipeline.errors import ParamsError
 from pipeline.params.dictionary_config import DictionaryConfig
 
 
-class Codes(NamedTuple):
-    """What the encoder makes of a batch; all [..., F].
+class Entries(NamedTuple):
+    """The entries of a batch's f that a budget has chosen; all others are 0.
 
     Attributes:
-        h: pre-activations.
-        z: gating values.
-        f: feature activations, 0 at masked tokens.
-        norms: decoder norm n of each feature [F] (or [L, F]), differentiable.
+        values: [N], differentiable; 0 where a place of the budget is not filled.
+        flat: int64 [N], where they are in the flattened f, ordered by token; each at most once.
+        offsets: int64, where the entries of each token begin.
     """
 
-    h: Tensor
-    z: Tensor
-    f: Tensor
-    norms: Tensor
+    values: Tensor
+    flat: Tensor
+    offsets: Tensor
+
+    def dense(self, shape: torch.Size) -> Tensor:
+        """f of this shape, differentiable like the values."""
+        with torch.set_grad_enabled(self.values.requires_grad):
+            f = torch.zeros(shape.numel(), dtype=self.values.dtype, device=self.values.device)
+            return f.scatter_(0, self.flat, self.values).reshape(shape)
+
+
+class Codes:
+    """What the encoder makes of a batch.
+
+    Attributes:
+        h: pre-activations [..., F].
+        z: gating values [..., F].
+        norms: decoder norm n of each feature [F] (or [L, F]), differentiable.
+        entries: what a budgeted gate has chosen, where the encoder works on chosen entries only; else None.
+    """
+
+    def __init__(self, h: Tensor, z: Tensor, f: Tensor | Entries, norms: Tensor) -> None:
+        self.h, self.z, self.norms = h, z, norms
+        self.entries: Entries | None = f if isinstance(f, Entries) else None
+        self._f: Tensor | None = None if isinstance(f, Entries) else f
+
+    @property
+    def f(self) -> Tensor:
+        """Feature activations [..., F], 0 at masked tokens; made of the entries when they are first asked for."""
+        if self._f is None:
+            assert self.entries is not None
+            self._f = self.entries.dense(self.h.shape)
+        return self._f
 
 
 class Gate(NamedTuple):

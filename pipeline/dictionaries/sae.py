@@ -18,7 +18,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from pipeline.dictionaries.base import CONFIGURED, Codes, Dictionary, Gate
+from pipeline.dictionaries.base import CONFIGURED, Codes, Dictionary, Entries, Gate
 from pipeline.dictionaries.fold import divisible
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
 from pipeline.dictionaries.masks import kept_tokens
@@ -138,12 +138,11 @@ class SparseAutoencoder(Dictionary):
         chosen = activation.selection(z.detach().reshape(*tokens, -1), settings)
         assert chosen is not None  # budgeted
         values = self._combine(*(selected_linear(*branch, chosen.flat, chosen.offsets) for branch in branches))
-        values = torch.where(chosen.active, values, 0.0)
-        f = torch.zeros(h.numel(), dtype=values.dtype, device=h.device).scatter_(0, chosen.flat, values)
-        x_hat = selected_decode(values, chosen.flat, chosen.offsets, self.W_D)
+        entries = Entries(torch.where(chosen.active, values, 0.0), chosen.flat, chosen.offsets)
+        x_hat = selected_decode(*entries, self.W_D)
         if self.config.use_decoder_bias:
             x_hat = x_hat + self.b_D
-        codes = Codes(h.reshape(*tokens, -1), z.reshape(*tokens, -1), f.reshape(*tokens, -1), norms)
+        codes = Codes(h.reshape(*tokens, -1), z.reshape(*tokens, -1), entries, norms)
         return codes, self._with_skip(x_hat.reshape(*tokens, -1), x)
 
     def _with_skip(self, x_hat: Tensor, x: Tensor) -> Tensor:

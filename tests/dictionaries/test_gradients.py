@@ -48,7 +48,7 @@ class Running(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         codes, x_hat = self.dictionary.run(x, mask)
-        return (*codes, x_hat)
+        return (codes.h, codes.z, codes.f, codes.norms, x_hat)
 
 
 def margin(dictionary: Dictionary, x: Tensor, mask: Tensor | None) -> float:

@@ -124,7 +124,8 @@ def test_a_feature_without_a_decoder_row_stays_closed() -> None:
 
 def test_decode_dead_takes_the_top_dead_features_unrectified() -> None:
     dictionary, x = filled(act_fn="topk", use_glu_encoder=True), inputs(8, 6)
-    codes = Codes(*(tensor.detach() for tensor in dictionary.codes(x)))
+    live = dictionary.codes(x)
+    codes = Codes(live.h.detach(), live.z.detach(), live.f.detach(), live.norms.detach())
     dead = torch.zeros(20, dtype=torch.bool)
     dead[[2, 5, 11, 17]] = True
     for k_aux in (1, 3, 4, 512):
