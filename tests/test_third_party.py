@@ -1,4 +1,5 @@
-"""A package outside this repository brings an activation function, a sparsity loss with a key of its own and a kind."""
+"""A package outside this repository brings what is found by name: an activation function, a sparsity loss with a key of its own, a
+kind, a language-model family."""
 
 from __future__ import annotations
 
@@ -59,6 +60,25 @@ class Louder(SparseAutoencoder):
     def _branches(self, x):
         return super()._branches(x * self.config.loudness)
 """
+FAMILY = """
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from pipeline.lm.architectures import Architecture
+
+
+class AlpacaConfig(LlamaConfig):
+    model_type = "alpaca"
+
+
+class AlpacaForCausalLM(LlamaForCausalLM):
+    config_class = AlpacaConfig
+
+
+AutoConfig.register("alpaca", AlpacaConfig)
+AutoModelForCausalLM.register(AlpacaConfig, AlpacaForCausalLM)
+NORMS = ("input_layernorm", "post_attention_layernorm")
+ALPACA = Architecture("alpaca", "model.layers", "model.norm", "self_attn", "mlp", *NORMS)
+"""
 POINTS = """
 [scopeline.activation_functions]
 half-topk = toolkit.declared:HALF
@@ -68,8 +88,11 @@ hoyer = toolkit.declared:HOYER
 
 [scopeline.dictionary_kinds]
 louder = toolkit.declared:KIND
+
+[scopeline.model_families]
+alpaca = toolkit.family:ALPACA
 """
-USE = """
+DICTIONARIES = """
 import json, sys
 from pathlib import Path
 import torch
@@ -125,11 +148,44 @@ assert (type(loaded).__name__, loaded.config.loudness, loaded.config.act_fn) == 
 """
 
 
+FAMILIES = """
+import sys
+from pathlib import Path
+import pytest
+import torch
+import pipeline.api as api
+from pipeline.corpus.tokens import open_tokens
+from pipeline.errors import DataError
+from pipeline.lm.architectures import architecture_of
+from tests.project import CONTEXT, D_MODEL, VOCABULARY, make_project
+
+project = make_project(Path(sys.argv[1]))
+assert "toolkit.family" not in sys.modules
+with pytest.raises(DataError, match=r"unknown model_type 'alpacca'; did you mean 'alpaca'\\? \\(known: gpt_neox, .*, alpaca\\)"):
+    architecture_of("alpacca", "somewhere")
+architecture_of("alpaca", "somewhere")
+from toolkit.family import AlpacaConfig, AlpacaForCausalLM
+
+heads = {"num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 2, "max_position_embeddings": CONTEXT}
+model = AlpacaForCausalLM(AlpacaConfig(vocab_size=VOCABULARY, hidden_size=D_MODEL, bos_token_id=0, eos_token_id=0, **heads))
+model.save_pretrained(project.path / "model")
+project.set(activations__storage_dtype="float32").run_all(until="generate_activations")
+monkeypatch = pytest.MonkeyPatch()
+monkeypatch.chdir(project.path)
+store = api.open_activations("data/activations.json")
+meta, rows = store.read_rows_meta(0, store.n_rows), store.read("blocks.0.hook_resid_post", 0, store.n_rows)
+ids = torch.from_numpy(open_tokens("data/tokens.zarr").train.read()).long()
+with torch.no_grad():
+    wanted = model(input_ids=ids, output_hidden_states=True).hidden_states[1]
+torch.testing.assert_close(rows, wanted[meta.context_ids, meta.positions])
+"""
+
+
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """A directory as an installer leaves it: the package, and its metadata with the entry points."""
     site = tmp_path / "site"
-    for name, text in (("__init__.py", ""), ("declared.py", DECLARED), ("code.py", CODE)):
+    for name, text in (("__init__.py", ""), ("declared.py", DECLARED), ("code.py", CODE), ("family.py", FAMILY)):
         (site / "toolkit").mkdir(parents=True, exist_ok=True)
         (site / "toolkit" / name).write_text(text)
     about = site / "toolkit-1.0.dist-info"
@@ -139,8 +195,9 @@ def installed(tmp_path: Path) -> Path:
     return site
 
 
-def test_what_another_package_declares_works_everywhere(installed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("use", [DICTIONARIES, FAMILIES], ids=["dictionaries", "families"])
+def test_what_another_package_declares_works_everywhere(installed: Path, tmp_path: Path, use: str) -> None:
     environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{ROOT}"}
-    command = [sys.executable, "-W", "ignore", "-c", USE, str(tmp_path / "project")]
+    command = [sys.executable, "-W", "ignore", "-c", use, str(tmp_path / "project")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
