@@ -12,13 +12,16 @@ from torch import Tensor
 
 from pipeline.activations.arrays import ArrayReader, read_node
 from pipeline.activations.batches import ActivationBatch, Delivery, RowsMeta, iterate_batches
+from pipeline.activations.codecs.interface import storage_codec
 from pipeline.activations.joining import join_
 from pipeline.activations.order import BatchPlan
 from pipeline.activations.schema import (
     FORMAT_VERSION,
+    PART,
     REGENERATE,
     ROW_ARRAYS,
-    hook_layout,
+    array_name,
+    hook_layouts,
     row_layouts,
     store_root,
 )
@@ -53,6 +56,7 @@ class ActivationStore:
         self.target: str = self.config["target"]
         self.context_size: int = self.config["context_size"]
         self.storage_dtype: str = self.config["storage_dtype"]
+        self._codec = storage_codec(self.storage_dtype)
         inner = None if self.target == "activations-1d" else self.context_size
         layouts = row_layouts(self.n_rows, inner, self.chunk_rows)
         self._arrays = {layout.name: ArrayReader(path / layout.name, layout) for layout in layouts}
@@ -60,20 +64,21 @@ class ActivationStore:
         for name in found if hook_points is None else hook_points:
             if name not in found:
                 raise DataError(f"{path}: activation store: {unknown_name('hook point', name, found)}; {REGENERATE}")
-            layout = hook_layout(name, self.n_rows, found[name], inner, self.chunk_rows, self.storage_dtype)
-            self._arrays[name] = ArrayReader(path / name, layout)
+            for layout in hook_layouts(name, self.n_rows, found[name], inner, self.chunk_rows, self.storage_dtype):
+                self._arrays[layout.name] = ArrayReader(path / layout.name, layout)
 
     def attach(self, alias: str, other: ActivationStore) -> None:
         """Add the hook points of a store with the same rows (:func:`pipeline.activations.joining.join_` checks them)."""
         self.joined[alias] = other
         self.model["models"] = {**self.model.get("models", {}), alias: other.model}
         for name in other.hook_points:
-            self._arrays[join_key(alias, name)] = other.array(name)
+            key = join_key(alias, name)
+            self._arrays |= {array_name(key, part): array for part, array in other.parts(name).items()}
 
     @property
     def hook_points(self) -> list[str]:
         """Names of the hook points that were opened, in the order asked for (sorted where none were named)."""
-        return [name for name in self._arrays if name not in ROW_ARRAYS]
+        return [name for name in self._arrays if name not in ROW_ARRAYS and PART not in name]
 
     @property
     def digests(self) -> dict[str, str]:
@@ -94,7 +99,7 @@ class ActivationStore:
         return self.shape(hook_point)[-1]
 
     def array(self, name: str) -> ArrayReader:
-        """The reader of one array: a hook point, tokens, positions, context_ids or mask.
+        """The reader of one array: a hook point's rows, another part of one, tokens, positions, context_ids or mask.
 
         Raises:
             DataError: no such array.
@@ -105,9 +110,22 @@ class ActivationStore:
             )
         return self._arrays[name]
 
+    def parts(self, hook_point: str) -> dict[str, ArrayReader]:
+        """The arrays that a hook point is stored in, by the names that its codec gives them.
+
+        Raises:
+            DataError: no such hook point.
+        """
+        return {part: self.array(array_name(hook_point, part)) for part in self._codec.parts}
+
     def read(self, hook_point: str, start: int, stop: int) -> Tensor:
-        """Rows start..stop of a hook point, [n, d] or [n, T, d], in the storage dtype."""
-        array = self.array(hook_point)
+        """Rows start..stop of a hook point, [n, d] or [n, T, d], decoded; also of tokens, positions, context_ids and mask."""
+        if hook_point in ROW_ARRAYS:
+            return self._stored(self.array(hook_point), start, stop)
+        found = {part: self._stored(array, start, stop) for part, array in self.parts(hook_point).items()}
+        return self._codec.decode(found, self._codec.dtype)
+
+    def _stored(self, array: ArrayReader, start: int, stop: int) -> Tensor:
         start, stop = max(start, 0), min(stop, self.n_rows)
         out = array.empty(max(stop - start, 0))
         if stop > start:
@@ -182,7 +200,7 @@ class ActivationStore:
                 held in memory.
             drop_last: leave out an epoch's last, smaller batch.
             prefetch: read and gather ahead in background threads.
-            dtype: of the delivered activations; None: the storage dtype.
+            dtype: of the delivered activations; None: the storage codec's.
             pin_memory: deliver page-locked tensors (for asynchronous copies to a GPU).
 
         Raises:
@@ -196,11 +214,11 @@ class ActivationStore:
                 "lower activations.batch_size or raise activations.total_tokens"
             )
         names = list(hook_points) if hook_points is not None else self.hook_points
-        arrays = {name: self.array(name) for name in names}
+        arrays = {array_name(name, part): array for name in names for part, array in self.parts(name).items()}
         if self.target == "activations-2d":
             arrays["mask"] = self.array("mask")
         stop = None if epochs is None else epochs * plan.batches_per_epoch
-        delivery = Delivery(names, self.rows_meta, dtype, pin_memory)
+        delivery = Delivery(names, self.rows_meta, self._codec, dtype, pin_memory)
         return iterate_batches(arrays, plan, delivery, start=start, stop=stop, prefetch=prefetch)
 
 
@@ -208,7 +226,7 @@ def _stored_hook_points(path: Path) -> dict[str, int]:
     """{hook point: width} of the arrays in a store's directory, sorted by name."""
     found = {}
     for node in sorted(path.glob("*/zarr.json")):
-        if node.parent.name not in ROW_ARRAYS:
+        if node.parent.name not in ROW_ARRAYS and PART not in node.parent.name:
             try:
                 found[node.parent.name] = int(json.loads(node.read_text())["shape"][-1])
             except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, ValueError):
