@@ -1,5 +1,5 @@
 """A package outside this repository brings what is found by name: an activation function, a sparsity loss with a key of its own, a
-kind, a language-model family."""
+kind, a language-model family, a storage codec."""
 
 from __future__ import annotations
 
@@ -79,6 +79,33 @@ AutoModelForCausalLM.register(AlpacaConfig, AlpacaForCausalLM)
 NORMS = ("input_layernorm", "post_attention_layernorm")
 ALPACA = Architecture("alpaca", "model.layers", "model.norm", "self_attn", "mlp", *NORMS)
 """
+CODEC = """
+import torch
+
+from pipeline.activations.codecs.interface import ROWS, ElementType, Part, StorageCodec
+from pipeline.params.codecs import StorageCodecDeclaration
+
+BYTES = StorageCodecDeclaration("bytes", "toolkit.codec:Bytes")
+
+
+class _Bytes(StorageCodec):
+    dtype = torch.float32
+    parts = {
+        ROWS: Part(ElementType(torch.int8, "int8", "|i1", 0)),
+        "scale": Part(ElementType(torch.float32, "float32", "<f4", float("nan")), width=1),
+    }
+
+    def encode(self, rows):
+        scale = rows.float().abs().amax(-1, keepdim=True) / 127
+        return {ROWS: (rows / scale).round().to(torch.int8), "scale": scale}
+
+    def decode(self, parts, dtype, out=None):
+        rows = parts[ROWS].to(dtype) * parts["scale"].to(dtype)
+        return rows if out is None else out.copy_(rows)
+
+
+Bytes = _Bytes()
+"""
 POINTS = """
 [scopeline.activation_functions]
 half-topk = toolkit.declared:HALF
@@ -91,6 +118,9 @@ louder = toolkit.declared:KIND
 
 [scopeline.model_families]
 alpaca = toolkit.family:ALPACA
+
+[scopeline.storage_codecs]
+bytes = toolkit.codec:BYTES
 """
 DICTIONARIES = """
 import json, sys
@@ -181,11 +211,61 @@ torch.testing.assert_close(rows, wanted[meta.context_ids, meta.positions])
 """
 
 
+CODECS = """
+import json, sys
+from pathlib import Path
+import pytest
+import torch
+import pipeline.api as api
+from pipeline.errors import DataError, ParamsError
+from pipeline.params.loader import params_from_dict
+from tests.params.changes import changed
+from tests.project import make_project
+
+with pytest.raises(ParamsError, match="'byts' is none of the choices; did you mean 'bytes'"):
+    params_from_dict(changed({"activations.storage_dtype": "byts"}))
+monkeypatch = pytest.MonkeyPatch()
+whole = make_project(Path(sys.argv[1]) / "whole").set(activations__storage_dtype="float32").run_all(until="generate_activations")
+for target in ("activations-1d", "activations-2d"):
+    project = make_project(Path(sys.argv[1]) / target)
+    project.set(activations__storage_dtype="bytes", activations__target=target)
+    if target == "activations-2d":
+        project.set(activations__batch_size=8)
+    project.run_all(until="fold_norm" if target == "activations-1d" else "generate_activations")
+    hook = "blocks.0.hook_resid_post"
+    rows = project.store / f"{hook}@scale"
+    chunk = next(rows.glob("c.0*"))
+    content = chunk.read_bytes()
+    chunk.write_bytes(bytes(len(content)))
+    monkeypatch.chdir(project.path)
+    store = api.open_activations("data/activations.json")
+    with pytest.raises(DataError, match="scale': chunk 0 is altered"):
+        store.read(hook, 0, 10)
+    assert project.run("generate_activations").exit_code == 0
+    assert chunk.read_bytes() == content
+    store = api.open_activations("data/activations.json")
+    assert store.hook_points == [hook] and store.width(hook) == 16
+    assert sorted(store.digests) == sorted([hook, f"{hook}@scale", "tokens", "positions", "context_ids", "mask"])
+    read = store.read(hook, 0, store.n_rows)
+    for dtype in (None, torch.float64):
+        for batch in store.batches(32, epochs=1, dtype=dtype):
+            torch.testing.assert_close(batch.activations[hook], read[batch.rows].to(dtype or torch.float32))
+monkeypatch.chdir(whole.path)
+store = api.open_activations("data/activations.json")
+monkeypatch.chdir(project.path.parent / "activations-1d")
+read = api.open_activations("data/activations.json").read(hook, 0, store.n_rows)
+wanted = store.read(hook, 0, store.n_rows)
+assert ((read - wanted).abs() <= wanted.abs().amax(-1, keepdim=True) / 250).all()
+assert not torch.equal(read, wanted)
+assert api.load_dictionary("data/inference/main").config.folded
+"""
+
+
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """A directory as an installer leaves it: the package, and its metadata with the entry points."""
     site = tmp_path / "site"
-    for name, text in (("__init__.py", ""), ("declared.py", DECLARED), ("code.py", CODE), ("family.py", FAMILY)):
+    for name, text in (("__init__.py", ""), ("declared.py", DECLARED), ("code.py", CODE), ("family.py", FAMILY), ("codec.py", CODEC)):
         (site / "toolkit").mkdir(parents=True, exist_ok=True)
         (site / "toolkit" / name).write_text(text)
     about = site / "toolkit-1.0.dist-info"
@@ -195,7 +275,7 @@ def installed(tmp_path: Path) -> Path:
     return site
 
 
-@pytest.mark.parametrize("use", [DICTIONARIES, FAMILIES], ids=["dictionaries", "families"])
+@pytest.mark.parametrize("use", [DICTIONARIES, FAMILIES, CODECS], ids=["dictionaries", "families", "codecs"])
 def test_what_another_package_declares_works_everywhere(installed: Path, tmp_path: Path, use: str) -> None:
     environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-W", "ignore", "-c", use, str(tmp_path / "project")]
