@@ -44,11 +44,10 @@ LAYOUT = (
     ("pipeline/lm",),
     ("pipeline/activations",),
     ("pipeline/corpus",),
-    ("pipeline/interop",),
     ("pipeline/params",),
 )
 USE_THE_INTERFACE = ("pipeline/training", "pipeline/evaluation", "pipeline/folding.py", "pipeline/plots")
-REGISTRIES = {"GATES", "KINDS", "SPARSITY_LOSSES", "STORAGE_CODECS"}
+REGISTRIES = {"GATES", "KINDS", "SPARSITY_LOSSES", "STORAGE_CODECS", "DICTIONARY_FORMATS"}
 HEAVY = (
     "click", "datasets", "dvc", "httpx", "matplotlib", "mlflow", "transformer_lens", "transformers", "xxhash", "zarr",
 )  # fmt: skip

@@ -1,5 +1,5 @@
 """A package outside this repository brings what is found by name: an activation function, a sparsity loss with a key of its own, a
-kind, a language-model family, a storage codec."""
+kind, a language-model family, a storage codec, a file format of dictionaries."""
 
 from __future__ import annotations
 
@@ -106,6 +106,38 @@ class _Bytes(StorageCodec):
 
 Bytes = _Bytes()
 """
+FORMAT = """
+import dataclasses, json
+
+import numpy as np
+import torch
+
+from pipeline.dictionaries.formats.interface import DictionaryFormat, configuration
+from pipeline.errors import ParamsError
+from pipeline.params.dictionary_formats import FormatDeclaration
+
+ARCHIVE = FormatDeclaration("archive", "toolkit.format:Archive")
+
+
+class _Archive(DictionaryFormat):
+    def recognises(self, path):
+        return path.suffix == ".npz"
+
+    def read(self, path):
+        with np.load(path, allow_pickle=False) as arrays:
+            found = dict(arrays)
+        config = configuration(json.loads(str(found.pop("about"))), path)
+        return config, {name: torch.from_numpy(array) for name, array in found.items()}
+
+    def write(self, dictionary, path, config):
+        if not config.folded:
+            raise ParamsError("an archive holds folded dictionaries only")
+        about = np.array(json.dumps(dataclasses.asdict(config)))
+        np.savez(path, about=about, **{name: weights.numpy() for name, weights in dictionary.state_dict().items()})
+
+
+Archive = _Archive()
+"""
 POINTS = """
 [scopeline.activation_functions]
 half-topk = toolkit.declared:HALF
@@ -121,6 +153,9 @@ alpaca = toolkit.family:ALPACA
 
 [scopeline.storage_codecs]
 bytes = toolkit.codec:BYTES
+
+[scopeline.dictionary_formats]
+archive = toolkit.format:ARCHIVE
 """
 DICTIONARIES = """
 import json, sys
@@ -261,13 +296,46 @@ assert api.load_dictionary("data/inference/main").config.folded
 """
 
 
+FORMATS = """
+import sys
+from pathlib import Path
+import pytest
+import torch
+import pipeline.api as api
+from pipeline.dictionaries.saving import save_dictionary
+from pipeline.dictionaries.store import read_config
+from pipeline.errors import DataError, ParamsError
+
+place = Path(sys.argv[1])
+place.mkdir()
+made = api.build_dictionary({"kind": "sae", "d_in": 8, "d_sae": 32, "act_fn": "topk", "top_k": 6})
+folded = made.fold(2.0)
+folded.save(place / "own")
+assert api.load_dictionary(place / "own").config.folded
+assert "toolkit.format" not in sys.modules
+with pytest.raises(ParamsError, match=r"unknown dictionary format 'archiv'; did you mean 'archive'\\? \\(known: scopeline, archive"):
+    save_dictionary(made, place / "made.npz", format="archiv")
+with pytest.raises(ParamsError, match="folded dictionaries only"):
+    save_dictionary(made, place / "made.npz", format="archive")
+save_dictionary(folded, place / "folded.npz", {"model": {"name": "m"}}, format="archive")
+assert read_config(place / "folded.npz").provenance == {"model": {"name": "m"}}
+loaded, x = api.load_dictionary(place / "folded.npz", dtype="float64"), torch.randn(50, 8)
+assert loaded.W_E.dtype == torch.float64
+torch.testing.assert_close(loaded(x.double()).float(), folded(x))
+(place / "other.txt").write_text("")
+with pytest.raises(DataError, match=r"other.txt: no dictionary of a known format \\(known: scopeline, archive\\)"):
+    api.load_dictionary(place / "other.txt")
+"""
+
+
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """A directory as an installer leaves it: the package, and its metadata with the entry points."""
     site = tmp_path / "site"
-    for name, text in (("__init__.py", ""), ("declared.py", DECLARED), ("code.py", CODE), ("family.py", FAMILY), ("codec.py", CODEC)):
+    modules = {"__init__": "", "declared": DECLARED, "code": CODE, "family": FAMILY, "codec": CODEC, "format": FORMAT}
+    for name, text in modules.items():
         (site / "toolkit").mkdir(parents=True, exist_ok=True)
-        (site / "toolkit" / name).write_text(text)
+        (site / "toolkit" / f"{name}.py").write_text(text)
     about = site / "toolkit-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toolkit\nVersion: 1.0\n")
@@ -275,7 +343,9 @@ def installed(tmp_path: Path) -> Path:
     return site
 
 
-@pytest.mark.parametrize("use", [DICTIONARIES, FAMILIES, CODECS], ids=["dictionaries", "families", "codecs"])
+@pytest.mark.parametrize(
+    "use", [DICTIONARIES, FAMILIES, CODECS, FORMATS], ids=["dictionaries", "families", "codecs", "formats"]
+)
 def test_what_another_package_declares_works_everywhere(installed: Path, tmp_path: Path, use: str) -> None:
     environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-W", "ignore", "-c", use, str(tmp_path / "project")]

@@ -74,9 +74,23 @@ def test_a_missing_directory_or_file_is_named(saved: Path, tmp_path: Path) -> No
     (saved / "weights.safetensors").unlink()
     with pytest.raises(DataError, match=r"weights\.safetensors: the dictionary's weights are missing"):
         load_dictionary(saved)
-    (saved / "config.json").unlink()
+    (saved / "config.json").rename(tmp_path / "config.json")
+    with pytest.raises(DataError, match=r"d: no dictionary of a known format \(known: scopeline\); make the directory again"):
+        load_dictionary(saved)
+    (saved / "weights.safetensors").write_bytes(b"")
     with pytest.raises(DataError, match=r"config\.json: a dictionary's configuration is missing"):
         load_dictionary(saved)
+
+
+def test_a_foreign_directory_is_not_taken_for_ours(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"trainer": {"dict_class": "AutoEncoder"}}')
+    with pytest.raises(DataError, match="no dictionary of a known format"):
+        load_dictionary(tmp_path)
+
+
+def test_an_unknown_format_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"unknown dictionary format 'scopelin'; did you mean 'scopeline'\?"):
+        save_dictionary(filled(), tmp_path / "d", format="scopelin")
 
 
 def test_truncated_weights_are_named(saved: Path) -> None:
@@ -144,7 +158,7 @@ def test_a_failed_save_leaves_the_old_directory(saved: Path, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise OSError("full")
 
-    monkeypatch.setattr("pipeline.dictionaries.saving.write_json", fail)
+    monkeypatch.setattr("pipeline.dictionaries.formats.scopeline.write_json", fail)
     with pytest.raises(OSError, match="full"):
         filled(seed=5).save(saved)
     assert (saved / "weights.safetensors").read_bytes() == before
