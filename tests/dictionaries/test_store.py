@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.dictionaries.formats.interface import dictionary_format, format_at
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.dictionaries.store import load_dictionary, read_config
 from pipeline.errors import DataError, ParamsError
+from pipeline.params.dictionary_formats import DICTIONARY_FORMATS
 from tests.dictionaries.make import filled, inputs
 
 
@@ -86,6 +88,15 @@ def test_a_foreign_directory_is_not_taken_for_ours(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"trainer": {"dict_class": "AutoEncoder"}}')
     with pytest.raises(DataError, match="no dictionary of a known format"):
         load_dictionary(tmp_path)
+
+
+@pytest.mark.parametrize("name", list(DICTIONARY_FORMATS))
+def test_a_format_reads_what_it_has_written_and_is_recognised(name: str, tmp_path: Path) -> None:
+    folded = filled(act_fn="jumprelu").fold(2.0)
+    save_dictionary(folded, tmp_path / "d", format=name)
+    assert format_at(tmp_path / "d") is dictionary_format(name)
+    x = inputs(9, 6)
+    torch.testing.assert_close(load_dictionary(tmp_path / "d")(x), folded(x))
 
 
 def test_an_unknown_format_is_named(tmp_path: Path) -> None:
