@@ -1,8 +1,8 @@
 """The activation store's layout: arrays, dtypes, chunks, and which rows are trained on.
 
 A Zarr v3 group `<store root>/<fingerprint>/` with one array per hook point, [n_rows, d] (target activations-1d: kept tokens,
-rows shuffled) or [n_contexts, T, d] (activations-2d: contexts kept whole) - or several, `hook@part`, if its codec makes several
-of it - and `tokens`, `positions`, `context_ids`, `mask`
+rows shuffled) or [n_contexts, T, d] (activations-2d: contexts kept whole) - or several, `hook@part`, where its codec
+makes several - and `tokens`, `positions`, `context_ids`, `mask`
 beside them in the same row order. A "row" is a token in 1-D and a context in 2-D. Each chunk holds whole rows and is one
 uncompressed file `c.<chunk>.0[.0]`; `digests` beside them has a line `<chunk> <xxh3_128>` for each chunk that is whole.
 """
