@@ -27,7 +27,7 @@ import torch
 
 from pipeline.activations.batches import ActivationBatch
 from pipeline.activations.reader import ActivationStore, open_store
-from pipeline.activations.schema import BLOCK_ROWS, FORMAT_VERSION, chunk_rows, hook_layout, row_layouts
+from pipeline.activations.schema import BLOCK_ROWS, FORMAT_VERSION, chunk_rows, hook_layouts, row_layouts
 from pipeline.activations.writer import StoreWriter
 from pipeline.seeding import generator
 
@@ -51,7 +51,7 @@ class Result:
 def write_case(place: Path, n_rows: int, width: int) -> ActivationStore:
     """A store of random bf16 rows in `place`/store and the same rows in one file, `place`/rows.bin."""
     rows = chunk_rows(width, "bfloat16")
-    layouts = [*row_layouts(n_rows, None, rows), hook_layout(HOOK_POINT, n_rows, width, None, rows, "bfloat16")]
+    layouts = [*row_layouts(n_rows, None, rows), *hook_layouts(HOOK_POINT, n_rows, width, None, rows, "bfloat16")]
     config = {"target": "activations-1d", "context_size": 128, "storage_dtype": "bfloat16"}
     attributes = {
         "format_version": FORMAT_VERSION,

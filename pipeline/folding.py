@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,16 +26,12 @@ from pipeline.norms.hook_norm import HookNorm
 from pipeline.norms.normalizer import Normalizer
 from pipeline.params.choices import FOLD_MODES
 
+if TYPE_CHECKING:
+    from pipeline.activations.interface import Activations
+
 EXACT = 1e-9  # relative error in float64 above which a fold is refused
 
 Batch = tuple[Tensor, Tensor | None]
-
-
-class RowSource(Protocol):
-    """What calibration needs of an activation store."""
-
-    def read(self, hook_point: str, start: int, stop: int) -> Tensor: ...
-    def read_rows_meta(self, start: int, stop: int) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +39,7 @@ class StoredBatches:
     """Raw calibration batches of a store, read anew at every pass, in the store's order.
 
     Attributes:
-        store: an open activation store.
+        store: open activations.
         hooks: the dictionary's hooks_in.
         rows: (first, last + 1).
         batch_size: rows per batch, as in training.
@@ -52,7 +48,7 @@ class StoredBatches:
     Yields (x, mask): [B, d] or [B, T, d]; several hook points stacked, [B, L, d] or [B, T, L, d].
     """
 
-    store: RowSource
+    store: Activations
     hooks: tuple[str, ...]
     rows: tuple[int, int]
     batch_size: int
@@ -60,7 +56,7 @@ class StoredBatches:
 
     @classmethod
     def of(
-        cls, store: RowSource, dictionary: Dictionary, norms: Mapping[str, HookNorm], rows: tuple[int, int], batch_size: int
+        cls, store: Activations, dictionary: Dictionary, norms: Mapping[str, HookNorm], rows: tuple[int, int], batch_size: int
     ) -> StoredBatches:
         """Those of a dictionary, without the tokens that are massive by `norms` at any of its hook points."""
         hooks = (*dictionary.hooks_in, *dictionary.hooks_out)

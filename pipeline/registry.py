@@ -1,6 +1,6 @@
-"""Things found by name: activation functions, sparsity losses, dictionary kinds.
+"""Things found by name: activation functions, sparsity losses, dictionary kinds, language-model families.
 
-A thing is declared once, without torch: its name, what parameters must know of it, and where its implementation is, which is
+A thing is declared once, without torch: its name, what must be known of it, and, if it has any, where its code is, which is
 imported when it is first asked for. Another package declares things of its own by an entry point of the registry's group,
 whose name is the thing's and whose object is the declaration:
 
@@ -19,24 +19,25 @@ from typing import Any, Generic, Protocol, TypeVar
 from pipeline.errors import ParamsError, unknown_name
 
 
-class Declaration(Protocol):
-    """What a registry holds.
-
-    Attributes:
-        name: what users write.
-        implementation: `module:attribute` of the code.
-    """
+class Named(Protocol):
+    """What is found by its name, which users write."""
 
     @property
     def name(self) -> str: ...
+
+
+class Declaration(Named, Protocol):
+    """What is found by its name and has code: its `implementation`, `module:attribute`."""
+
     @property
     def implementation(self) -> str: ...
 
 
+N = TypeVar("N", bound=Named)
 D = TypeVar("D", bound=Declaration)
 
 
-class Registry(Generic[D]):
+class Declarations(Generic[N]):
     """Declarations by name.
 
     Args:
@@ -45,14 +46,13 @@ class Registry(Generic[D]):
         own: the declarations that are here.
     """
 
-    def __init__(self, what: str, group: str, own: Iterable[D] = ()) -> None:
+    def __init__(self, what: str, group: str, own: Iterable[N] = ()) -> None:
         self.what, self.group = what, group
-        self._declared: dict[str, D] = {}
-        self._implementations: dict[str, Any] = {}
+        self._declared: dict[str, N] = {}
         for declaration in own:
             self.add(declaration)
 
-    def add(self, declaration: D) -> D:
+    def add(self, declaration: N) -> N:
         """File a declaration; a name that is taken is refused."""
         if declaration.name in self._declared:
             raise ParamsError(f"{self.what} '{declaration.name}' is registered twice")
@@ -69,7 +69,7 @@ class Registry(Generic[D]):
     def __contains__(self, name: object) -> bool:
         return name in self._declared or name in _entry_points(self.group)
 
-    def get(self, name: str) -> D:
+    def get(self, name: str) -> N:
         """The declaration of `name`.
 
         Raises:
@@ -86,6 +86,22 @@ class Registry(Generic[D]):
             raise ParamsError(unknown_name(self.what, name, self.names()))
         return self._declared[name]
 
+    def _imported(self, name: str, place: str, load: Any) -> Any:
+        if name in self._declared and place.startswith("pipeline."):
+            return load()  # a fault there is ours and keeps its traceback
+        try:
+            return load()
+        except (ImportError, AttributeError) as error:
+            raise ParamsError(f"{self.what} '{name}': {place} cannot be imported ({error})") from None
+
+
+class Registry(Declarations[D]):
+    """Declarations by name, and their code."""
+
+    def __init__(self, what: str, group: str, own: Iterable[D] = ()) -> None:
+        super().__init__(what, group, own)
+        self._implementations: dict[str, Any] = {}
+
     def load(self, name: str) -> Any:
         """The implementation of `name`, imported once. Raises as :meth:`get`."""
         if name not in self._implementations:
@@ -95,14 +111,6 @@ class Registry(Generic[D]):
                 name, place, lambda: functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
             )
         return self._implementations[name]
-
-    def _imported(self, name: str, place: str, load: Any) -> Any:
-        if name in self._declared and place.startswith("pipeline."):
-            return load()  # a fault there is ours and keeps its traceback
-        try:
-            return load()
-        except (ImportError, AttributeError) as error:
-            raise ParamsError(f"{self.what} '{name}': {place} cannot be imported ({error})") from None
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """Which source files a stage's result depends on, found with ast.
 
 Every import of pipeline or stages counts, also inside functions, but not under `if TYPE_CHECKING:`. What is imported by name
-at run time (dictionary kinds, activation functions, sparsity losses) comes in through DYNAMIC, whole packages at a time.
+at run time (dictionary kinds, activation functions, sparsity losses, storage codecs, file
+formats) comes in through DYNAMIC, whole packages at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ PACKAGES = ("pipeline", "stages")
 # Source file that imports by name -> the package whose files it imports.
 DYNAMIC = {
     "pipeline/dictionaries/build.py": "pipeline/dictionaries",
+    "pipeline/dictionaries/formats/interface.py": "pipeline/dictionaries/formats",
     "pipeline/activation_functions/interface.py": "pipeline/activation_functions",
+    "pipeline/activations/codecs/interface.py": "pipeline/activations/codecs",
     "pipeline/losses/sparsity_losses.py": "pipeline/losses/sparsity",
     "pipeline/params/dictionary_kinds.py": "pipeline/params/kinds",
 }
@@ -31,6 +34,8 @@ BY_NAME = {
     "pipeline/registry.py",
     "pipeline/params/gates.py",
     "pipeline/params/losses.py",
+    "pipeline/params/codecs.py",
+    "pipeline/params/dictionary_formats.py",
 }
 # No stage runs again because one of these has changed, and why. What they import themselves counts all the same.
 NO_RESULT = {

@@ -44,10 +44,10 @@ LAYOUT = (
     ("pipeline/lm",),
     ("pipeline/activations",),
     ("pipeline/corpus",),
-    ("pipeline/interop",),
     ("pipeline/params",),
 )
 USE_THE_INTERFACE = ("pipeline/training", "pipeline/evaluation", "pipeline/folding.py", "pipeline/plots")
+REGISTRIES = {"GATES", "KINDS", "SPARSITY_LOSSES", "STORAGE_CODECS", "DICTIONARY_FORMATS"}
 HEAVY = (
     "click", "datasets", "dvc", "httpx", "matplotlib", "mlflow", "transformer_lens", "transformers", "xxhash", "zarr",
 )  # fmt: skip
@@ -166,7 +166,7 @@ def test_only_known_places_import_by_name():
             for func in calls
             if isinstance(func, ast.Attribute) and func.attr == "load" and isinstance(func.value, ast.Name)
         }
-        if (names | subscripted) & {"import_module", "__import__", "Registry"} or loads & {"GATES", "KINDS", "SPARSITY_LOSSES"}:
+        if (names | subscripted) & {"import_module", "__import__", "Registry"} or loads & REGISTRIES:
             found.add(path)
     assert found == set(DYNAMIC) | BY_NAME
 

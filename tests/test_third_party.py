@@ -1,4 +1,5 @@
-"""A package outside this repository brings an activation function, a sparsity loss with a key of its own and a kind."""
+"""A package outside this repository brings what is found by name: an activation function, a sparsity loss with a key of its own, a
+kind, a language-model family, a storage codec, a file format of dictionaries."""
 
 from __future__ import annotations
 
@@ -49,6 +50,84 @@ class Louder(SparseAutoencoder):
     def _branches(self, x):
         return super()._branches(x * self.config.loudness)
 """
+FAMILY = """
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from pipeline.lm.architectures import Architecture
+
+
+class AlpacaConfig(LlamaConfig):
+    model_type = "alpaca"
+
+
+class AlpacaForCausalLM(LlamaForCausalLM):
+    config_class = AlpacaConfig
+
+
+AutoConfig.register("alpaca", AlpacaConfig)
+AutoModelForCausalLM.register(AlpacaConfig, AlpacaForCausalLM)
+NORMS = ("input_layernorm", "post_attention_layernorm")
+ALPACA = Architecture("alpaca", "model.layers", "model.norm", "self_attn", "mlp", *NORMS)
+"""
+CODEC = """
+import torch
+
+from pipeline.activations.codecs.interface import ROWS, ElementType, Part, StorageCodec
+from pipeline.params.codecs import StorageCodecDeclaration
+
+BYTES = StorageCodecDeclaration("bytes", "toolkit.codec:Bytes")
+
+
+class _Bytes(StorageCodec):
+    dtype = torch.float32
+    parts = {
+        ROWS: Part(ElementType(torch.int8, "int8", "|i1", 0)),
+        "scale": Part(ElementType(torch.float32, "float32", "<f4", float("nan")), width=1),
+    }
+
+    def encode(self, rows):
+        scale = rows.float().abs().amax(-1, keepdim=True) / 127
+        return {ROWS: (rows / scale).round().to(torch.int8), "scale": scale}
+
+    def decode(self, parts, dtype, out=None):
+        rows = parts[ROWS].to(dtype) * parts["scale"].to(dtype)
+        return rows if out is None else out.copy_(rows)
+
+
+Bytes = _Bytes()
+"""
+FORMAT = """
+import dataclasses, json
+
+import numpy as np
+import torch
+
+from pipeline.dictionaries.formats.interface import DictionaryFormat, configuration
+from pipeline.errors import ParamsError
+from pipeline.params.dictionary_formats import FormatDeclaration
+
+ARCHIVE = FormatDeclaration("archive", "toolkit.format:Archive")
+
+
+class _Archive(DictionaryFormat):
+    def recognises(self, path):
+        return path.suffix == ".npz"
+
+    def read(self, path):
+        with np.load(path, allow_pickle=False) as arrays:
+            found = dict(arrays)
+        config = configuration(json.loads(str(found.pop("about"))), path)
+        return config, {name: torch.from_numpy(array) for name, array in found.items()}
+
+    def write(self, dictionary, path, config):
+        if not config.folded:
+            raise ParamsError("an archive holds folded dictionaries only")
+        about = np.array(json.dumps(dataclasses.asdict(config)))
+        np.savez(path, about=about, **{name: weights.numpy() for name, weights in dictionary.state_dict().items()})
+
+
+Archive = _Archive()
+"""
 POINTS = """
 [scopeline.activation_functions]
 half-topk = toolkit.declared:HALF
@@ -58,8 +137,17 @@ hoyer = toolkit.declared:HOYER
 
 [scopeline.dictionary_kinds]
 louder = toolkit.declared:KIND
+
+[scopeline.model_families]
+alpaca = toolkit.family:ALPACA
+
+[scopeline.storage_codecs]
+bytes = toolkit.codec:BYTES
+
+[scopeline.dictionary_formats]
+archive = toolkit.format:ARCHIVE
 """
-USE = """
+DICTIONARIES = """
 import json, sys
 from pathlib import Path
 import torch
@@ -115,13 +203,129 @@ assert (type(loaded).__name__, loaded.config.loudness, loaded.config.act_fn) == 
 """
 
 
+FAMILIES = """
+import sys
+from pathlib import Path
+import pytest
+import torch
+import pipeline.api as api
+from pipeline.corpus.tokens import open_tokens
+from pipeline.errors import DataError
+from pipeline.lm.architectures import architecture_of
+from tests.project import CONTEXT, D_MODEL, VOCABULARY, make_project
+
+project = make_project(Path(sys.argv[1]))
+assert "toolkit.family" not in sys.modules
+with pytest.raises(DataError, match=r"unknown model_type 'alpacca'; did you mean 'alpaca'\\? \\(known: gpt_neox, .*, alpaca\\)"):
+    architecture_of("alpacca", "somewhere")
+architecture_of("alpaca", "somewhere")
+from toolkit.family import AlpacaConfig, AlpacaForCausalLM
+
+heads = {"num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 2, "max_position_embeddings": CONTEXT}
+model = AlpacaForCausalLM(AlpacaConfig(vocab_size=VOCABULARY, hidden_size=D_MODEL, bos_token_id=0, eos_token_id=0, **heads))
+model.save_pretrained(project.path / "model")
+project.set(activations__storage_dtype="float32").run_all(until="generate_activations")
+monkeypatch = pytest.MonkeyPatch()
+monkeypatch.chdir(project.path)
+store = api.open_activations("data/activations.json")
+meta, rows = store.read_rows_meta(0, store.n_rows), store.read("blocks.0.hook_resid_post", 0, store.n_rows)
+ids = torch.from_numpy(open_tokens("data/tokens.zarr").train.read()).long()
+with torch.no_grad():
+    wanted = model(input_ids=ids, output_hidden_states=True).hidden_states[1]
+torch.testing.assert_close(rows, wanted[meta.context_ids, meta.positions])
+"""
+
+
+CODECS = """
+import json, sys
+from pathlib import Path
+import pytest
+import torch
+import pipeline.api as api
+from pipeline.errors import DataError, ParamsError
+from pipeline.params.loader import params_from_dict
+from tests.params.changes import changed
+from tests.project import make_project
+
+with pytest.raises(ParamsError, match="'byts' is none of the choices; did you mean 'bytes'"):
+    params_from_dict(changed({"activations.storage_dtype": "byts"}))
+monkeypatch = pytest.MonkeyPatch()
+whole = make_project(Path(sys.argv[1]) / "whole").set(activations__storage_dtype="float32").run_all(until="generate_activations")
+for target in ("activations-1d", "activations-2d"):
+    project = make_project(Path(sys.argv[1]) / target)
+    project.set(activations__storage_dtype="bytes", activations__target=target)
+    if target == "activations-2d":
+        project.set(activations__batch_size=8)
+    project.run_all(until="fold_norm" if target == "activations-1d" else "generate_activations")
+    hook = "blocks.0.hook_resid_post"
+    rows = project.store / f"{hook}@scale"
+    chunk = next(rows.glob("c.0*"))
+    content = chunk.read_bytes()
+    chunk.write_bytes(bytes(len(content)))
+    monkeypatch.chdir(project.path)
+    store = api.open_activations("data/activations.json")
+    with pytest.raises(DataError, match="scale': chunk 0 is altered"):
+        store.read(hook, 0, 10)
+    assert project.run("generate_activations").exit_code == 0
+    assert chunk.read_bytes() == content
+    store = api.open_activations("data/activations.json")
+    assert store.hook_points == [hook] and store.width(hook) == 16
+    assert sorted(store.digests) == sorted([hook, f"{hook}@scale", "tokens", "positions", "context_ids", "mask"])
+    read = store.read(hook, 0, store.n_rows)
+    for dtype in (None, torch.float64):
+        for batch in store.batches(32, epochs=1, dtype=dtype):
+            torch.testing.assert_close(batch.activations[hook], read[batch.rows].to(dtype or torch.float32))
+monkeypatch.chdir(whole.path)
+store = api.open_activations("data/activations.json")
+monkeypatch.chdir(project.path.parent / "activations-1d")
+read = api.open_activations("data/activations.json").read(hook, 0, store.n_rows)
+wanted = store.read(hook, 0, store.n_rows)
+assert ((read - wanted).abs() <= wanted.abs().amax(-1, keepdim=True) / 250).all()
+assert not torch.equal(read, wanted)
+assert api.load_dictionary("data/inference/main").config.folded
+"""
+
+
+FORMATS = """
+import sys
+from pathlib import Path
+import pytest
+import torch
+import pipeline.api as api
+from pipeline.dictionaries.saving import save_dictionary
+from pipeline.dictionaries.store import read_config
+from pipeline.errors import DataError, ParamsError
+
+place = Path(sys.argv[1])
+place.mkdir()
+made = api.build_dictionary({"kind": "sae", "d_in": 8, "d_sae": 32, "act_fn": "topk", "top_k": 6})
+folded = made.fold(2.0)
+folded.save(place / "own")
+assert api.load_dictionary(place / "own").config.folded
+assert "toolkit.format" not in sys.modules
+with pytest.raises(ParamsError, match=r"unknown dictionary format 'archiv'; did you mean 'archive'\\? \\(known: scopeline, archive"):
+    save_dictionary(made, place / "made.npz", format="archiv")
+with pytest.raises(ParamsError, match="folded dictionaries only"):
+    save_dictionary(made, place / "made.npz", format="archive")
+save_dictionary(folded, place / "folded.npz", {"model": {"name": "m"}}, format="archive")
+assert read_config(place / "folded.npz").provenance == {"model": {"name": "m"}}
+loaded, x = api.load_dictionary(place / "folded.npz", dtype="float64"), torch.randn(50, 8)
+assert loaded.W_E.dtype == torch.float64
+torch.testing.assert_close(loaded(x.double()).float(), folded(x))
+(place / "other.txt").write_text("")
+with pytest.raises(DataError, match=r"other.txt: no dictionary of a known format \\(known: scopeline, archive\\)"):
+    api.load_dictionary(place / "other.txt")
+"""
+
+
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """A directory as an installer leaves it: the package, and its metadata with the entry points."""
     site = tmp_path / "site"
-    for name, text in (("__init__.py", ""), ("declared.py", DECLARED), ("code.py", CODE)):
+    modules = {"__init__": "", "declared": DECLARED, "code": CODE, "family": FAMILY, "codec": CODEC, "format": FORMAT}
+    for name, text in modules.items():
         (site / "toolkit").mkdir(parents=True, exist_ok=True)
-        (site / "toolkit" / name).write_text(text)
+        (site / "toolkit" / f"{name}.py").write_text(text)
     about = site / "toolkit-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toolkit\nVersion: 1.0\n")
@@ -129,8 +333,11 @@ def installed(tmp_path: Path) -> Path:
     return site
 
 
-def test_what_another_package_declares_works_everywhere(installed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "use", [DICTIONARIES, FAMILIES, CODECS, FORMATS], ids=["dictionaries", "families", "codecs", "formats"]
+)
+def test_what_another_package_declares_works_everywhere(installed: Path, tmp_path: Path, use: str) -> None:
     environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{ROOT}"}
-    command = [sys.executable, "-W", "ignore", "-c", USE, str(tmp_path / "project")]
+    command = [sys.executable, "-W", "ignore", "-c", use, str(tmp_path / "project")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]

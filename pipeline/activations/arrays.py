@@ -165,7 +165,7 @@ def describes(about: Mapping[str, Any], layout: ArrayLayout) -> bool:
     """Whether a zarr.json says what the fast path takes for granted: this layout, raw little-endian bytes."""
     chunks = [layout.chunk_rows, *layout.shape[1:]]
     little: list[dict[str, Any]] = [{"name": "bytes"}]
-    if layout.element.zarr_name != "bool":
+    if np.dtype(layout.element.numpy_dtype).itemsize > 1:
         little = [{"name": "bytes", "configuration": {"endian": "little"}}]
     return (
         about.get("zarr_format") == 3

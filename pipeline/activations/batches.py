@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.activations.codecs.interface import StorageCodec
 from pipeline.activations.order import BatchPlan, Piece
-from pipeline.activations.schema import ArrayLayout
+from pipeline.activations.schema import ArrayLayout, array_name
 
 BATCHES_AHEAD = 3
 
@@ -185,12 +186,14 @@ class Delivery:
     Attributes:
         hook_points: their activations.
         read_meta: where rows come from, for batches that are asked.
-        dtype: of the activations; None: the storage dtype.
+        codec: which decodes them.
+        dtype: of the activations; None: the codec's.
         pinned: in page-locked memory.
     """
 
     hook_points: Sequence[str]
     read_meta: Callable[[Tensor], RowsMeta]
+    codec: StorageCodec
     dtype: torch.dtype | None = None
     pinned: bool = False
 
@@ -198,7 +201,7 @@ class Delivery:
 def iterate_batches(
     arrays: Mapping[str, ChunkSource], plan: BatchPlan, delivery: Delivery, *, start: int, stop: int | None, prefetch: bool
 ) -> Iterator[ActivationBatch]:
-    """Batches start..stop (None: for ever) of a plan; `arrays` has the hook points and, in 2-D, the mask."""
+    """Batches start..stop (None: for ever) of a plan; `arrays` has the hook points' and, in 2-D, the mask."""
     last = None
     if stop is not None and stop > start:
         piece = plan.pieces(stop - 1)[-1]
@@ -228,12 +231,16 @@ class _BatchMaker:
                 out = _empty(self.memory, array, len(rows))
                 found[name] = torch.cat([part.tensors[name] for part in parts], out=out)
         mask = found["mask"].clone() if "mask" in found else torch.ones(len(rows), dtype=torch.bool)
-        activations = {name: found[name] for name in delivery.hook_points}
-        if delivery.dtype is not None or delivery.pinned:
-            for name, stored in activations.items():
-                new = _empty(self.memory, self.windows.arrays[name], len(rows), delivery.dtype, delivery.pinned)
-                activations[name] = new.copy_(stored)
+        activations = {name: self._decoded(name, found, len(rows)) for name in delivery.hook_points}
         return ActivationBatch(index, index // plan.batches_per_epoch, rows, activations, mask, delivery.read_meta)
+
+    def _decoded(self, hook_point: str, found: Mapping[str, Tensor], n: int) -> Tensor:
+        delivery, out = self.delivery, None
+        parts = {part: found[array_name(hook_point, part)] for part in delivery.codec.parts}
+        dtype = delivery.dtype or delivery.codec.dtype
+        if delivery.dtype is not None or delivery.pinned:
+            out = _empty(self.memory, self.windows.arrays[hook_point], n, dtype, delivery.pinned)
+        return delivery.codec.decode(parts, dtype, out)
 
     def made(self, start: int, stop: int | None) -> Iterator[ActivationBatch]:
         try:

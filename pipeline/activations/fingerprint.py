@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.activations.schema import BLOCK_ROWS, FORMAT_VERSION, REGENERATE, storage_element
+from pipeline.activations.codecs.interface import storage_codec
+from pipeline.activations.schema import BLOCK_ROWS, FORMAT_VERSION, REGENERATE
 from pipeline.errors import DataError, unknown_name
 from pipeline.params.choices import TARGETS
 from pipeline.params.schema import Params
@@ -21,7 +22,7 @@ class GenerationSettings:
         model_batch_size: contexts in one pass of the model.
         total_tokens: kept tokens to store.
         target: activations-1d or activations-2d.
-        storage_dtype: bfloat16, float16 or float32.
+        storage_dtype: names the codec.
         perm_seed: seed of the order of contexts and rows.
         ignore_token_ids: ids that are masked; None: the token store's.
         ignore_positions: first positions of each context that are masked.
@@ -42,7 +43,7 @@ class GenerationSettings:
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise DataError(unknown_name("activations.target", self.target, TARGETS))
-        storage_element(self.storage_dtype)
+        storage_codec(self.storage_dtype)
 
     @classmethod
     def from_params(cls, params: Params) -> GenerationSettings:

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.activations.codecs.interface import storage_codec
 from pipeline.activations.fingerprint import GenerationSettings, fingerprint_config
 from pipeline.activations.plan import ContextTokens, RowPlan, Split, plan_rows
 from pipeline.activations.reader import ActivationStore
-from pipeline.activations.schema import FORMAT_VERSION, chunk_rows, hook_layout, row_layouts, storage_element
+from pipeline.activations.schema import FORMAT_VERSION, array_name, chunk_rows, hook_layouts, row_layouts
 from pipeline.activations.writer import StoreWriter
 from pipeline.errors import DataError, NumericsError
 from pipeline.files import ensure_free_space, fingerprint, locked
@@ -109,9 +110,9 @@ def generate_store(
         rows = chunk_rows(model.d_model, settings.storage_dtype, inner)
         contexts = ContextTokens(tokens.train, ignored, settings.ignore_positions, scratch=str(root))
         plan = plan_rows(contexts, settings, rows)
-        layouts = row_layouts(plan.n_rows, inner, rows) + [
-            hook_layout(name, plan.n_rows, width, inner, rows, settings.storage_dtype) for name, width in model.widths.items()
-        ]
+        layouts = row_layouts(plan.n_rows, inner, rows)
+        for name, width in model.widths.items():
+            layouts += hook_layouts(name, plan.n_rows, width, inner, rows, settings.storage_dtype)
         attributes = {
             "format_version": FORMAT_VERSION,
             "fingerprint": path.name,
@@ -137,9 +138,12 @@ class _Generation:
         settings: GenerationSettings,
     ) -> None:
         self.writer, self.plan, self.contexts, self.settings = writer, plan, contexts, settings
-        self.dtype = storage_element(settings.storage_dtype).torch_dtype
-        self.hook_points = [name for name in hook_points if writer.arrays[name].pending.any()]
+        self.codec = storage_codec(settings.storage_dtype)
+        self.hook_points = [name for name in hook_points if self._pending(name)]
         self._held: tuple[int, dict[str, Tensor]] = (-1, {})
+
+    def _pending(self, hook_point: str) -> bool:
+        return any(self.writer.arrays[array_name(hook_point, part)].pending.any() for part in self.codec.parts)
 
     def pending_blocks(self) -> list[int]:
         """Blocks with a chunk that is not whole."""
@@ -210,10 +214,10 @@ class _Generation:
         for name, acts in found.items():
             if kept is not None:
                 acts = acts.flatten(0, 1).index_select(0, kept.to(acts.device))
-            stored = acts.to(self.dtype)
-            if not bool(torch.isfinite(stored).all()):
-                self._check_finite(name, batch, acts, stored, arrays)
-            arrays[name] = stored.cpu()
+            for part, stored in self.codec.encode(acts).items():
+                if not bool(torch.isfinite(stored).all()):
+                    self._check_finite(name, batch, acts, stored, arrays)
+                arrays[array_name(name, part)] = stored.cpu()
         return arrays
 
     def _check_finite(self, hook_point: str, batch: int, acts: Tensor, stored: Tensor, about: Mapping[str, Tensor]) -> None:

@@ -12,13 +12,17 @@ from torch import Tensor
 
 from pipeline.activations.arrays import ArrayReader, read_node
 from pipeline.activations.batches import ActivationBatch, Delivery, RowsMeta, iterate_batches
+from pipeline.activations.codecs.interface import storage_codec
+from pipeline.activations.interface import Activations
 from pipeline.activations.joining import join_
 from pipeline.activations.order import BatchPlan
 from pipeline.activations.schema import (
     FORMAT_VERSION,
+    PART,
     REGENERATE,
     ROW_ARRAYS,
-    hook_layout,
+    array_name,
+    hook_layouts,
     row_layouts,
     store_root,
 )
@@ -27,19 +31,15 @@ from pipeline.files import read_json, root
 from pipeline.hook_keys import join_key
 
 
-class ActivationStore:
+class ActivationStore(Activations):
     """A complete activation store; :func:`open_activations` makes it.
 
     Attributes:
         path: its directory.
-        fingerprint: digest of all that its values depend on.
-        config: those settings.
-        model: {"name", "revision"} of the language model, as the run that made the store gave them; with joined stores also
-            "models", the same by alias.
+        config: the settings that its values depend on.
+        model: as the run that made the store gave it.
         joined: {alias: store} of other models, whose hook points are here as `alias:<hook point>`.
-        n_rows: tokens (activations-1d) or contexts (activations-2d).
         chunk_rows: rows per chunk, the same for every array.
-        target, context_size, storage_dtype: as in `activations`.
     """
 
     def __init__(self, path: Path, attributes: Mapping[str, Any], hook_points: Sequence[str] | None) -> None:
@@ -53,6 +53,7 @@ class ActivationStore:
         self.target: str = self.config["target"]
         self.context_size: int = self.config["context_size"]
         self.storage_dtype: str = self.config["storage_dtype"]
+        self._codec = storage_codec(self.storage_dtype)
         inner = None if self.target == "activations-1d" else self.context_size
         layouts = row_layouts(self.n_rows, inner, self.chunk_rows)
         self._arrays = {layout.name: ArrayReader(path / layout.name, layout) for layout in layouts}
@@ -60,41 +61,39 @@ class ActivationStore:
         for name in found if hook_points is None else hook_points:
             if name not in found:
                 raise DataError(f"{path}: activation store: {unknown_name('hook point', name, found)}; {REGENERATE}")
-            layout = hook_layout(name, self.n_rows, found[name], inner, self.chunk_rows, self.storage_dtype)
-            self._arrays[name] = ArrayReader(path / name, layout)
+            for layout in hook_layouts(name, self.n_rows, found[name], inner, self.chunk_rows, self.storage_dtype):
+                self._arrays[layout.name] = ArrayReader(path / layout.name, layout)
 
     def attach(self, alias: str, other: ActivationStore) -> None:
         """Add the hook points of a store with the same rows (:func:`pipeline.activations.joining.join_` checks them)."""
         self.joined[alias] = other
         self.model["models"] = {**self.model.get("models", {}), alias: other.model}
         for name in other.hook_points:
-            self._arrays[join_key(alias, name)] = other.array(name)
+            key = join_key(alias, name)
+            self._arrays |= {array_name(key, part): array for part, array in other.parts(name).items()}
 
     @property
     def hook_points(self) -> list[str]:
         """Names of the hook points that were opened, in the order asked for (sorted where none were named)."""
-        return [name for name in self._arrays if name not in ROW_ARRAYS]
+        return [name for name in self._arrays if name not in ROW_ARRAYS and PART not in name]
 
     @property
     def digests(self) -> dict[str, str]:
         """Content digest of every opened array."""
         return {name: array.digest for name, array in self._arrays.items()}
 
-    @property
-    def n_tokens(self) -> int:
-        """Stored token positions: n_rows, times the context size in 2-D."""
-        return self.n_rows * (1 if self.target == "activations-1d" else self.context_size)
-
-    def shape(self, hook_point: str) -> tuple[int, ...]:
-        """[n_rows, d] or [n_rows, T, d]."""
-        return self.array(hook_point).layout.shape
-
     def width(self, hook_point: str) -> int:
-        """d of a hook point."""
-        return self.shape(hook_point)[-1]
+        return self.array(hook_point).layout.shape[-1]
+
+    def settings(self) -> dict[str, Mapping[str, Any]]:
+        return {str(store.path): store.config for store in (self, *self.joined.values())}
+
+    def content(self, hook_points: Sequence[str]) -> dict[str, str]:
+        found = {array_name(hook, part): array.digest for hook in hook_points for part, array in self.parts(hook).items()}
+        return found if self.target == "activations-1d" else found | {"mask": self.array("mask").digest}
 
     def array(self, name: str) -> ArrayReader:
-        """The reader of one array: a hook point, tokens, positions, context_ids or mask.
+        """The reader of one array: a hook point's rows, another part of one, tokens, positions, context_ids or mask.
 
         Raises:
             DataError: no such array.
@@ -105,9 +104,21 @@ class ActivationStore:
             )
         return self._arrays[name]
 
+    def parts(self, hook_point: str) -> dict[str, ArrayReader]:
+        """The arrays that a hook point is stored in, by the names that its codec gives them.
+
+        Raises:
+            DataError: no such hook point.
+        """
+        return {part: self.array(array_name(hook_point, part)) for part in self._codec.parts}
+
     def read(self, hook_point: str, start: int, stop: int) -> Tensor:
-        """Rows start..stop of a hook point, [n, d] or [n, T, d], in the storage dtype."""
-        array = self.array(hook_point)
+        if hook_point in ROW_ARRAYS:
+            return self._stored(self.array(hook_point), start, stop)
+        found = {part: self._stored(array, start, stop) for part, array in self.parts(hook_point).items()}
+        return self._codec.decode(found, self._codec.dtype)
+
+    def _stored(self, array: ArrayReader, start: int, stop: int) -> Tensor:
         start, stop = max(start, 0), min(stop, self.n_rows)
         out = array.empty(max(stop - start, 0))
         if stop > start:
@@ -115,7 +126,6 @@ class ActivationStore:
         return out
 
     def read_rows_meta(self, start: int, stop: int) -> RowsMeta:
-        """Tokens, positions, context ids and mask of rows start..stop."""
         return RowsMeta(*(self.read(name, start, stop) for name in ROW_ARRAYS))
 
     def verify(self, done: Callable[[int], None] = lambda n: None) -> None:
@@ -146,11 +156,6 @@ class ActivationStore:
             found.append(out)
         return RowsMeta(*found)
 
-    def batches_per_epoch(self, batch_size: int, rows: tuple[int, int] | None = None, drop_last: bool = True) -> int:
-        """Number of batches that one pass over `rows` (default: all) gives."""
-        start, stop = rows or (0, self.n_rows)
-        return (stop - start) // batch_size if drop_last else -(-(stop - start) // batch_size)
-
     def batches(
         self,
         batch_size: int,
@@ -168,22 +173,11 @@ class ActivationStore:
     ) -> Iterator[ActivationBatch]:
         """Shuffled batches: chunks in random order, rows mixed in windows of `buffer_rows`, another order every epoch.
 
-        Batch `start` of a new iterator equals, bit for bit, batch `start` of one that began at 0: the order is a function
-        of (seed, rows, buffer_rows, batch_size) and of the store. Every batch has tensors of its own, which stay valid.
+        A window has at least 16 chunks, and two of them are held in memory. The order is a function of (seed, rows,
+        buffer_rows, batch_size) and of the store. Every batch has tensors of its own, which stay valid.
 
         Args:
-            batch_size: rows per batch (tokens in 1-D, contexts in 2-D).
-            seed: the order's seed.
-            epochs: passes over the rows; None: for ever.
-            start: index of the first batch, counted over all epochs.
-            hook_points: which ones to read; None: all that are open.
-            rows: (first, last + 1) of the rows to read, as from `training_rows`; None: all.
-            buffer_rows: tokens mixed at a time (also in 2-D; at least 16 chunks); None: 1,048,576. Two such windows are
-                held in memory.
-            drop_last: leave out an epoch's last, smaller batch.
-            prefetch: read and gather ahead in background threads.
-            dtype: of the delivered activations; None: the storage dtype.
-            pin_memory: deliver page-locked tensors (for asynchronous copies to a GPU).
+            As :meth:`Activations.batches`.
 
         Raises:
             DataError: fewer rows than a batch, a chunk that is missing or altered.
@@ -196,11 +190,11 @@ class ActivationStore:
                 "lower activations.batch_size or raise activations.total_tokens"
             )
         names = list(hook_points) if hook_points is not None else self.hook_points
-        arrays = {name: self.array(name) for name in names}
+        arrays = {array_name(name, part): array for name in names for part, array in self.parts(name).items()}
         if self.target == "activations-2d":
             arrays["mask"] = self.array("mask")
         stop = None if epochs is None else epochs * plan.batches_per_epoch
-        delivery = Delivery(names, self.rows_meta, dtype, pin_memory)
+        delivery = Delivery(names, self.rows_meta, self._codec, dtype, pin_memory)
         return iterate_batches(arrays, plan, delivery, start=start, stop=stop, prefetch=prefetch)
 
 
@@ -208,7 +202,7 @@ def _stored_hook_points(path: Path) -> dict[str, int]:
     """{hook point: width} of the arrays in a store's directory, sorted by name."""
     found = {}
     for node in sorted(path.glob("*/zarr.json")):
-        if node.parent.name not in ROW_ARRAYS:
+        if node.parent.name not in ROW_ARRAYS and PART not in node.parent.name:
             try:
                 found[node.parent.name] = int(json.loads(node.read_text())["shape"][-1])
             except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, ValueError):
@@ -235,8 +229,8 @@ def open_store(path: Path, hook_points: Sequence[str] | None = None) -> Activati
         raise DataError(f"{path}: the activation store's description is damaged ({error!r}); {REGENERATE}") from None
 
 
-def open_activations(manifest_or_store: str | Path) -> ActivationStore:
-    """Open an activation store by its manifest (data/activations.json) or its directory.
+def open_activations(manifest_or_store: str | Path) -> Activations:
+    """Open activations by their manifest (data/activations.json), or a store by its directory.
 
     Args:
         manifest_or_store: a manifest, whose store is looked up under the store root ($SCOPELINE_STORE, else data/store

@@ -1,7 +1,8 @@
 """The activation store's layout: arrays, dtypes, chunks, and which rows are trained on.
 
 A Zarr v3 group `<store root>/<fingerprint>/` with one array per hook point, [n_rows, d] (target activations-1d: kept tokens,
-rows shuffled) or [n_contexts, T, d] (activations-2d: contexts kept whole), and `tokens`, `positions`, `context_ids`, `mask`
+rows shuffled) or [n_contexts, T, d] (activations-2d: contexts kept whole) - or several, `hook@part`, where its codec
+makes several - and `tokens`, `positions`, `context_ids`, `mask`
 beside them in the same row order. A "row" is a token in 1-D and a context in 2-D. Each chunk holds whole rows and is one
 uncompressed file `c.<chunk>.0[.0]`; `digests` beside them has a line `<chunk> <xxh3_128>` for each chunk that is whole.
 """
@@ -13,38 +14,27 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from pipeline.errors import DataError, unknown_name
+from pipeline.activations.codecs.interface import ROWS, ElementType, storage_codec
+from pipeline.errors import DataError
 from pipeline.files import root
+
+if TYPE_CHECKING:
+    from pipeline.activations.interface import Activations
 
 FORMAT_VERSION = 1
 BLOCK_ROWS = 32768  # rows that are shuffled among each other in generation; independent of the width, so stores join
 CHUNK_BYTES = 4 * 2**20
 ROW_ARRAYS = ("tokens", "positions", "context_ids", "mask")
 DIGESTS_FILE = "digests"
+PART = "@"  # between a hook point and the name of a part, in an array's name
 REGENERATE = "run `dvc repro -s -f generate`"
 
 
-@dataclass(frozen=True)
-class ElementType:
-    """How a dtype is stored: torch's, Zarr's name, numpy's for the stored bytes, and the fill value's bits."""
-
-    torch_dtype: torch.dtype
-    zarr_name: str
-    numpy_dtype: str
-    fill: float | int | bool
-
-
-STORAGE_DTYPES = {
-    # bfloat16 is no Zarr type: its bits are stored; 0x7FC0 is its NaN, so a missing chunk does not read as zeros.
-    "bfloat16": ElementType(torch.bfloat16, "uint16", "<u2", 0x7FC0),
-    "float16": ElementType(torch.float16, "float16", "<f2", float("nan")),
-    "float32": ElementType(torch.float32, "float32", "<f4", float("nan")),
-}
 _INTEGER = ElementType(torch.int32, "int32", "<i4", -1)
 _BOOLEAN = ElementType(torch.bool, "bool", "|b1", False)
 
@@ -87,18 +77,28 @@ def chunk_rows(d_model: int, storage_dtype: str, context_size: int | None = None
 
     Args:
         d_model: width of the model's residual stream (not of one hook point: every array of a store has the same rows).
-        storage_dtype: key of STORAGE_DTYPES.
+        storage_dtype: names the codec.
         context_size: T for the 2-D target, None for 1-D.
     """
-    itemsize = np.dtype(STORAGE_DTYPES[storage_dtype].numpy_dtype).itemsize
-    fitting = max(CHUNK_BYTES // (d_model * itemsize * (context_size or 1)), 1)
+    row_bytes = sum(layout.row_bytes for layout in hook_layouts("", 0, d_model, context_size, 1, storage_dtype))
+    fitting = max(CHUNK_BYTES // row_bytes, 1)
     return min(1 << (fitting.bit_length() - 1), BLOCK_ROWS)
 
 
-def hook_layout(hook_point: str, n_rows: int, width: int, context_size: int | None, rows: int, dtype: str) -> ArrayLayout:
-    """Layout of a hook point's array: [n_rows, width], or [n_rows, T, width] where `context_size` is given."""
-    inner = (width,) if context_size is None else (context_size, width)
-    return ArrayLayout(hook_point, (n_rows, *inner), rows, STORAGE_DTYPES[dtype])
+def array_name(hook_point: str, part: str) -> str:
+    """Name of the array that holds one part of a hook point, as its codec splits it."""
+    return hook_point if part == ROWS else f"{hook_point}{PART}{part}"
+
+
+def hook_layouts(
+    hook_point: str, n_rows: int, width: int, context_size: int | None, rows: int, dtype: str
+) -> list[ArrayLayout]:
+    """Layouts of a hook point's arrays: [n_rows, width], or [n_rows, T, width] where `context_size` is given."""
+    inner = () if context_size is None else (context_size,)
+    return [
+        ArrayLayout(array_name(hook_point, name), (n_rows, *inner, part.width or width), rows, part.element)
+        for name, part in storage_codec(dtype).parts.items()
+    ]
 
 
 def row_layouts(n_rows: int, context_size: int | None, rows: int) -> list[ArrayLayout]:
@@ -110,17 +110,6 @@ def row_layouts(n_rows: int, context_size: int | None, rows: int) -> list[ArrayL
         ArrayLayout("context_ids", (n_rows,), rows, _INTEGER),
         ArrayLayout("mask", shape, rows, _BOOLEAN),
     ]
-
-
-def storage_element(storage_dtype: str) -> ElementType:
-    """The element type of a `storage_dtype`.
-
-    Raises:
-        DataError: unknown name.
-    """
-    if storage_dtype not in STORAGE_DTYPES:
-        raise DataError(unknown_name("activations.storage_dtype", storage_dtype, STORAGE_DTYPES))
-    return STORAGE_DTYPES[storage_dtype]
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
@@ -140,26 +129,13 @@ def store_root() -> Path:
     return Path(stated) if stated else root() / "data" / "store"
 
 
-class Rows(Protocol):
-    """What the row ranges need to know of a store."""
-
-    @property
-    def n_rows(self) -> int: ...
-    @property
-    def chunk_rows(self) -> int: ...
-    @property
-    def target(self) -> str: ...
-    @property
-    def context_size(self) -> int: ...
-
-
-def training_rows(store: Rows, calibration_tokens: int) -> tuple[int, int]:
+def training_rows(store: Activations, calibration_tokens: int) -> tuple[int, int]:
     """The rows that training reads; at least `calibration_tokens` tokens are left after them.
 
     They end with a chunk, so that few contexts have rows on both sides; in a store of about one chunk they end anywhere.
 
     Args:
-        store: an open store.
+        store: open activations.
         calibration_tokens: `fold.calibration_tokens`; 0 keeps nothing back.
 
     Returns:
@@ -181,6 +157,6 @@ def training_rows(store: Rows, calibration_tokens: int) -> tuple[int, int]:
     return 0, stop // store.chunk_rows * store.chunk_rows or stop
 
 
-def calibration_rows(store: Rows, calibration_tokens: int) -> tuple[int, int]:
+def calibration_rows(store: Activations, calibration_tokens: int) -> tuple[int, int]:
     """The rows after :func:`training_rows`: kept from training, for `fold` to set thresholds on."""
     return training_rows(store, calibration_tokens)[1], store.n_rows

@@ -24,7 +24,7 @@ from pipeline.analysis.texts import ReadableTexts
 from pipeline.analysis.tracing import AnalysedContexts
 from pipeline.analysis.writing import about_store, write_store
 from pipeline.corpus.tokens import open_tokens
-from pipeline.dictionaries.saving import CONFIG_FILE
+from pipeline.dictionaries.formats.scopeline import CONFIG_FILE
 from pipeline.errors import Interrupted
 from pipeline.evaluation.models import LanguageModels
 from pipeline.evaluation.raw_space import RawDictionary

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dashboard.training_rows import training_rows
-from pipeline.dictionaries.saving import CONFIG_FILE
+from pipeline.dictionaries.formats.scopeline import CONFIG_FILE
 from pipeline.errors import DataError
 from pipeline.evaluation.compared import compared
 from pipeline.evaluation.massive import massive_line

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pipeline.activations.interface import Activations
 from pipeline.activations.opening import open_for
-from pipeline.activations.reader import ActivationStore
 from pipeline.activations.schema import training_rows
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.saving import save_dictionary
@@ -71,7 +71,7 @@ def initialize_dictionary(params: Params, places: Places) -> dict[str, float]:
     return found
 
 
-def dictionary_config(params: Params, store: ActivationStore) -> dict[str, Any]:
+def dictionary_config(params: Params, store: Activations) -> dict[str, Any]:
     """The configuration of `build_dictionary`, widths read from the store.
 
     Raises:
@@ -83,7 +83,7 @@ def dictionary_config(params: Params, store: ActivationStore) -> dict[str, Any]:
     return params.with_widths(widths).dictionary.of_widths(widths[hooks_in[0]], widths[hooks_out[0]])
 
 
-def read_sample(store: ActivationStore, dictionary: Dictionary, normalizer: Normalizer, params: Params) -> Sample:
+def read_sample(store: Activations, dictionary: Dictionary, normalizer: Normalizer, params: Params) -> Sample:
     """The first initializer.tokens tokens of the training rows (rows are shuffled, so they are a fair sample).
 
     Raises:

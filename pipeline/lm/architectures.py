@@ -1,7 +1,9 @@
 """Where each supported model type keeps its blocks: one line per `model_type` of config.json.
 
 A model type belongs here if its blocks read through two norms and add attention and MLP outputs to the residual stream
-directly (no norm after them), one after the other or in parallel.
+directly (no norm after them), one after the other or in parallel. Another package declares further ones by entry points
+(pipeline/registry.py); of a family that transformers does not know itself, the module with the declaration registers the
+configuration and the model with AutoConfig and AutoModelForCausalLM.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, ParamsError
+from pipeline.registry import Declarations
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,12 +23,14 @@ class Architecture:
     """Module names of one family.
 
     Attributes:
+        name: `model_type` of config.json.
         blocks: path of the list of blocks from the model with its head.
         final_norm: path of the norm before the unembedding.
         attention, mlp, ln1, ln2: names inside a block.
         gain_offset: the norm multiplies by (gain_offset + weight).
     """
 
+    name: str
     blocks: str
     final_norm: str
     attention: str
@@ -39,26 +44,35 @@ class Architecture:
         return list(model.get_submodule(self.blocks).children())
 
 
-_LLAMA = Architecture("model.layers", "model.norm", "self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
-ARCHITECTURES: dict[str, Architecture] = {
-    "gpt_neox": Architecture(
-        "gpt_neox.layers", "gpt_neox.final_layer_norm", "attention", "mlp", "input_layernorm", "post_attention_layernorm"
+def _llama(name: str, gain_offset: float = 0.0) -> Architecture:
+    norms = ("input_layernorm", "post_attention_layernorm")
+    return Architecture(name, "model.layers", "model.norm", "self_attn", "mlp", *norms, gain_offset)
+
+
+_NEOX = ("gpt_neox.layers", "gpt_neox.final_layer_norm", "attention", "mlp", "input_layernorm", "post_attention_layernorm")
+MODEL_FAMILIES: Declarations[Architecture] = Declarations(
+    "model_type",
+    "scopeline.model_families",
+    (
+        Architecture("gpt_neox", *_NEOX),
+        Architecture("gpt2", "transformer.h", "transformer.ln_f", "attn", "mlp", "ln_1", "ln_2"),
+        _llama("llama"),
+        _llama("mistral"),
+        _llama("qwen2"),
+        _llama("qwen3"),
+        _llama("gemma", gain_offset=1.0),
     ),
-    "gpt2": Architecture("transformer.h", "transformer.ln_f", "attn", "mlp", "ln_1", "ln_2"),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma": Architecture("model.layers", "model.norm", "self_attn", "mlp", "input_layernorm", "post_attention_layernorm", 1.0),
-}
+)
 
 
 def architecture_of(model_type: str, model: str) -> Architecture:
     """The architecture of a `model_type`.
 
     Raises:
-        DataError: it is not supported; the message lists those that are.
+        DataError: it is not supported (the message lists those that are, and the nearest), or another package's declaration
+            of it cannot be imported.
     """
-    if model_type not in ARCHITECTURES:
-        raise DataError(f"model '{model}': model_type '{model_type}' is not supported; supported: {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[model_type]
+    try:
+        return MODEL_FAMILIES.get(model_type)
+    except ParamsError as error:
+        raise DataError(f"model '{model}': {error}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,25 +12,9 @@ from pipeline.errors import DataError
 from pipeline.hook_keys import split_key
 
 if TYPE_CHECKING:
+    from pipeline.activations.interface import Activations
     from pipeline.lm.token_texts import TokenTexts
     from pipeline.params.schema import Params
-
-
-class RowsMeta(Protocol):
-    """Tokens and positions of rows, int [n] or [n, T]."""
-
-    @property
-    def tokens(self) -> Tensor: ...
-    @property
-    def positions(self) -> Tensor: ...
-
-
-class Store(Protocol):
-    """What is asked of an activation store."""
-
-    context_size: int
-
-    def read_rows_meta(self, start: int, stop: int) -> RowsMeta: ...
 
 
 class MassiveTokens:
@@ -44,7 +28,7 @@ class MassiveTokens:
         tokens: {hook point: {token id: massive tokens of it}}, of the same.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Activations) -> None:
         self.context_size = store.context_size
         self.positions: dict[str, Counter[int]] = {}
         self.tokens: dict[str, Counter[int]] = {}

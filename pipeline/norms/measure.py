@@ -1,10 +1,9 @@
-"""The pass over a store that measures its hook points' norms."""
+"""The pass over activations that measures its hook points' norms."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,23 +12,11 @@ from pipeline.errors import NumericsError
 from pipeline.norms.exclusion import MEDIAN_TOKENS, median_norm
 from pipeline.norms.statistics import ActivationStatistics
 
-
-class Store(Protocol):
-    """What is asked of an activation store."""
-
-    path: Path
-    n_rows: int
-    chunk_rows: int
-    target: str
-    context_size: int
-
-    @property
-    def hook_points(self) -> list[str]: ...
-    def width(self, hook_point: str) -> int: ...
-    def read(self, hook_point: str, start: int, stop: int) -> Tensor: ...
+if TYPE_CHECKING:
+    from pipeline.activations.interface import Activations
 
 
-def first_median(store: Store, hook_point: str) -> float | None:
+def first_median(store: Activations, hook_point: str) -> float | None:
     """Median norm of the first MEDIAN_TOKENS tokens of a store (kept ones; rows are shuffled); None where it is 0."""
     flat = store.target == "activations-1d"
     stop = min(-(-MEDIAN_TOKENS // (1 if flat else store.context_size)), store.n_rows)
@@ -37,7 +24,7 @@ def first_median(store: Store, hook_point: str) -> float | None:
 
 
 def compute_norms(
-    store: Store,
+    store: Activations,
     tokens: int | None = None,
     *,
     max_norm_factor: float | None = None,
@@ -49,7 +36,7 @@ def compute_norms(
     """Statistics of the first rows of a store (they are shuffled, so a fair sample).
 
     Args:
-        store: an open activation store.
+        store: open activations.
         tokens: how many tokens to read, rounded up to whole contexts in 2-D; None: all.
         max_norm_factor: activations.max_norm_factor.
         hook_points: which; None: all that are open.

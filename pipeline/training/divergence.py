@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pipeline.losses.reductions import aligned, widened
+from pipeline.training.processes import ONE_PROCESS, Reductions
 
 BLOWN, WORSE, FAR, FALLING = 10.0, 1.05, 2.0, 0.97
 WINDOWS = 20  # of a run; fewer where they would be shorter than SHORTEST
@@ -46,10 +47,19 @@ class DivergenceGuard:
         width: of the labels: [D], or [L, D] of several hook points.
         device: where the figures are.
         same_l0: whether the gate keeps the L0 of its start, so that the error has no reason to grow.
+        reductions: over the processes that the labels are dealt to.
     """
 
-    def __init__(self, total_steps: int, width: tuple[int, ...], device: torch.device, *, same_l0: bool) -> None:
-        self.total_steps, self.same_l0 = total_steps, same_l0
+    def __init__(
+        self,
+        total_steps: int,
+        width: tuple[int, ...],
+        device: torch.device,
+        *,
+        same_l0: bool,
+        reductions: Reductions = ONE_PROCESS,
+    ) -> None:
+        self.total_steps, self.same_l0, self.reductions = total_steps, same_l0, reductions
         self.window = min(max(total_steps // WINDOWS, SHORTEST), LONGEST)
         self.errors = torch.zeros(self.window, dtype=torch.float64, device=device)
         self.first = torch.zeros((), dtype=torch.float64, device=device)
@@ -76,9 +86,12 @@ class DivergenceGuard:
                 y = torch.where(aligned(mask, y), y, 0.0)
             n_dims = self.total.ndim
             rows = y.reshape(-1, *self.total.shape)
-            self.total += rows.sum(0, dtype=torch.float64)
-            self.squares += rows.double().square().sum((0, -1))
-            self.n += y.shape[: y.ndim - n_dims].numel() if mask is None else mask.sum()
+            n = y.shape[: y.ndim - n_dims].numel() if mask is None else mask.sum()
+            own = [rows.sum(0, dtype=torch.float64), rows.double().square().sum((0, -1)), n]
+            total, squares, n = self.reductions.sum(own)
+            self.total += total
+            self.squares += squares
+            self.n += n
 
     @torch.no_grad()
     def verdict(self, step: int) -> Verdict | None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from pipeline.activations.reader import ActivationStore
 from pipeline.dictionaries.base import Dictionary
 from pipeline.norms.normalizer import Normalizer
 from pipeline.stage_code import code_digest
@@ -44,7 +43,6 @@ def describe_run(
         total_steps: T.
         determinism, device: as the run uses them.
     """
-    store = source.store
     norms = {hook: norm.to_dict() for hook, norm in normalizer.norms.items()}
     config = {key: value for key, value in dictionary.config.to_dict().items() if key not in ("provenance", "norms")}
     return {
@@ -58,7 +56,7 @@ def describe_run(
         "trainer": {key: value for key, value in trainer.items() if key not in WITHOUT_INFLUENCE},
         "total_steps": total_steps,
         "batches": {
-            "store": {hook: store.digests[hook] for hook in (*source.hooks_in, *source.hooks_out)} | _row_digests(store),
+            "store": source.store.content((*source.hooks_in, *source.hooks_out)),
             "batch_size": source.batch_size,
             "rows": list(source.rows),
             "buffer_rows": source.buffer_rows,
@@ -66,10 +64,6 @@ def describe_run(
             "dtype": str(source.dtype),
         },
     }
-
-
-def _row_digests(store: ActivationStore) -> dict[str, str]:
-    return {} if store.target == "activations-1d" else {"mask": store.array("mask").digest}
 
 
 def weights_digest(dictionary: Dictionary) -> str:

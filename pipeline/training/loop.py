@@ -22,6 +22,7 @@ from pipeline.interrupts import StopRequest, stop_on_signals
 from pipeline.params.sections.trainer import TrainerParams
 from pipeline.progress import Progress
 from pipeline.training.checkpoints import Checkpoints, History, snapshot_steps
+from pipeline.training.processes import ONE_PROCESS, Reductions
 from pipeline.training.revival import out_of_reach
 from pipeline.training.source import Source, on_device
 from pipeline.training.step import Trainer
@@ -57,6 +58,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     on_metrics: Report | None = None,
     label: str | None = None,
+    reductions: Reductions = ONE_PROCESS,
 ) -> TrainingRun:
     """Train `dictionary` in place to the end.
 
@@ -69,6 +71,7 @@ def train(
         checkpoints: opened resume points, used and kept up; None: none, and no signal is caught.
         on_metrics: called at every log step with its number, its figures and the timing's.
         label: shown before the progress and other lines (that revival cannot act); None: nothing is shown.
+        reductions: over the processes that run this loop at the same time, each with a source of its own rows.
 
     Returns: the run, at its end.
 
@@ -77,7 +80,7 @@ def train(
         CheckpointError: every resume point is damaged.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    run = TrainingRun(dictionary, source, params, norms, total_steps, checkpoints, on_metrics, label)
+    run = TrainingRun(dictionary, source, params, norms, total_steps, checkpoints, on_metrics, label, reductions)
     if (why := out_of_reach(dictionary, params, total_steps * source.batch_tokens)) is not None:
         _say(label, why)
     run.resume()
@@ -104,10 +107,13 @@ class TrainingRun:
         checkpoints: Checkpoints | None,
         on_metrics: Report | None,
         label: str | None,
+        reductions: Reductions,
     ) -> None:
         self.source, self.params, self.checkpoints, self.on_metrics = source, params, checkpoints, on_metrics
         self.label = label
-        self.trainer = Trainer(dictionary, params, total_steps=total_steps, norms=norms, position=source.position)
+        self.trainer = Trainer(
+            dictionary, params, total_steps=total_steps, norms=norms, position=source.position, reductions=reductions
+        )
         self.history = checkpoints.history if checkpoints is not None else History()
         self.last: dict[str, float] = {}
         self.timing = Timing()

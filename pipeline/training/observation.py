@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline import metric_names as names
 from pipeline.training.objective import LossReport
+from pipeline.training.processes import ONE_PROCESS, Reductions
 
 _COUNTS = (names.TOKENS, names.DEAD_FEATURES)
 
@@ -29,10 +30,11 @@ class Observation:
         step: number of the step.
         scheduled: values of the schedules at this step.
         token_dims: 1 for [B, ...] batches, 2 for [B, T, ...].
+        reductions: over the processes that the batch is dealt to.
     """
 
-    def __init__(self, step: int, scheduled: dict[str, float], token_dims: int) -> None:
-        self.step = step
+    def __init__(self, step: int, scheduled: dict[str, float], token_dims: int, reductions: Reductions = ONE_PROCESS) -> None:
+        self.step, self._reductions = step, reductions
         self._scheduled, self._token_dims = dict(scheduled), token_dims
         self._sums: dict[str, Tensor] = {}
         self._tensors: dict[str, Tensor] = {}
@@ -57,6 +59,7 @@ class Observation:
     @torch.no_grad()
     def finish(self, terms: dict[str, Tensor], grad_norm: Tensor, n_dead: Tensor, tokens: Tensor) -> None:
         """Add what is known after the update: the step's loss terms, gradient norm, dead features and tokens so far."""
+        self._sums = dict(zip(self._sums, self._reductions.sum(list(self._sums.values())), strict=True))
         n = self._sums["n"].clamp_min(1)
         variance = self._sums["square"] - self._sums["label"].square().sum(-1) / n
         l0, explained = self._sums["active"] / n, 1 - self._sums["error"] / variance

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from pipeline import metric_names as names
+from pipeline.activations.interface import Activations
 from pipeline.activations.opening import open_for
-from pipeline.activations.reader import ActivationStore
 from pipeline.activations.schema import training_rows
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import config_from_dict
@@ -119,7 +119,7 @@ def check_matches(dictionary: Dictionary, params: Params, place: Path) -> None:
 
 
 def make_source(
-    params: Params, dictionary: Dictionary, limits: NormLimits, store: ActivationStore, device: torch.device
+    params: Params, dictionary: Dictionary, limits: NormLimits, store: Activations, device: torch.device
 ) -> StoreSource:
     """The store's training rows as the parameters want them, without the tokens above `limits`.
 
@@ -150,7 +150,7 @@ def make_source(
     )
 
 
-def _tracked(params: Params, places: Places, checkpoints: Checkpoints, store: ActivationStore) -> Tracker:
+def _tracked(params: Params, places: Places, checkpoints: Checkpoints, store: Activations) -> Tracker:
     """The run's tracker: the one that the checkpoints belong to, or a new one."""
     run_file = checkpoints.directory / "run.json"
     run_id = read_json(run_file, "run id").get("run_id") if run_file.exists() else None
@@ -236,7 +236,7 @@ def _write(
     normalizer: Normalizer,
     figures: Mapping[str, Any],
     checkpoints: Checkpoints,
-    store: ActivationStore,
+    store: Activations,
     params: Params,
     places: Places,
 ) -> None:

@@ -15,7 +15,7 @@ from pipeline.norms.exclusion import NormLimits
 from pipeline.seeding import generator
 
 if TYPE_CHECKING:
-    from pipeline.activations.reader import ActivationStore
+    from pipeline.activations.interface import Activations
     from pipeline.training.tensors import TensorData
 
 
@@ -62,7 +62,7 @@ class StoreSource:
     """Shuffled batches of an activation store's training rows.
 
     Args:
-        store: open activation store.
+        store: open activations.
         hooks_in, hooks_out: hook points read and written, in the dictionary's order.
         batch_size: rows per batch: tokens (1-D) or contexts (2-D).
         rows: (first, last + 1) of the rows to train on.
@@ -73,7 +73,7 @@ class StoreSource:
         pin_memory: page-locked batches, for a GPU.
     """
 
-    store: ActivationStore
+    store: Activations
     hooks_in: tuple[str, ...]
     hooks_out: tuple[str, ...]
     batch_size: int

@@ -33,6 +33,7 @@ from pipeline.training.finiteness import LossGuard
 from pipeline.training.objective import LossReport, autocast, compute_loss, step_statistic
 from pipeline.training.observation import Observation
 from pipeline.training.optimizers import GradientScaler, build_optimizer, clip_gradients_, gradient_norm
+from pipeline.training.processes import ONE_PROCESS, Reductions
 from pipeline.training.revival import revive_, silence
 from pipeline.training.schedules import CoefficientSchedule, KSchedule, LearningRateSchedule, resolve_learning_rate
 from pipeline.training.source import TrainingBatch
@@ -61,6 +62,7 @@ class _Tally:
         self.n_active: Tensor | int = 0
         self.codes: Codes | None = None
         self.n_ordinary: Tensor | int = 0
+        self.n_auxk_dropped: Tensor | int = 0
         self.mask: Tensor | None = None
         self.ordinary: Tensor | None = None
         self.x: Tensor | None = None
@@ -71,6 +73,7 @@ class _Tally:
         self.codes, self.mask, self.ordinary, self.x = report.codes, part.mask, part.ordinary, part.x
         fired = self._dead.fired(report.features)
         self.fired = fired if self.fired is None else self.fired | fired
+        self.n_auxk_dropped = self.n_auxk_dropped + report.n_auxk_dropped
         if counted:
             active = (report.features.detach() > 0).sum(-1)  # [...], with layers [..., L]
             if part.ordinary is not None:
@@ -89,6 +92,7 @@ class Trainer:
         total_steps: T.
         norms: {hook point: norm} for the normalisation.
         position: words for the position of a step's batch, for errors.
+        reductions: over the processes that the rows of each batch are dealt to.
     """
 
     def __init__(
@@ -99,7 +103,9 @@ class Trainer:
         total_steps: int,
         norms: Mapping[str, Any],
         position: Callable[[int], str] = "batch {}".format,
+        reductions: Reductions = ONE_PROCESS,
     ) -> None:
+        self.reductions = reductions
         self.dictionary, self.params, self.total_steps = dictionary, params, total_steps
         self.parameters = dict(dictionary.named_parameters())
         first = next(iter(self.parameters.values()))
@@ -126,7 +132,7 @@ class Trainer:
         self.guard = LossGuard(self.device, position)
         n_hooks, d_out = len(dictionary.hooks_out), dictionary.config.d_out
         width = (d_out,) if n_hooks == 1 else (n_hooks, d_out)
-        self.divergence = DivergenceGuard(total_steps, width, self.device, same_l0=self._same_l0)
+        self.divergence = DivergenceGuard(total_steps, width, self.device, same_l0=self._same_l0, reductions=reductions)
         self.step_number = 0
         self.tokens = torch.zeros((), dtype=torch.int64, device=self.device)
         self.n_auxk_dropped = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -194,7 +200,9 @@ class Trainer:
         if s == self.topk_start_steps and s > 0:
             any(self.l0.start_(part.x, part.ordinary) for part in parts)  # the first that has an ordinary token
         dead = self._dead(parts, n_tokens, s) if self.params.auxk_coefficient is not None else None
-        observation = Observation(s, self.scheduled(s), self._token_dims(batch.inputs)) if observe else None
+        observation = None
+        if observe:
+            observation = Observation(s, self.scheduled(s), self._token_dims(batch.inputs), self.reductions)
         sums: dict[str, Tensor] = {}
         tally = _Tally(self.dead, n_layers_of(self.dictionary))
         statistic = self._statistic(parts, s)
@@ -202,9 +210,10 @@ class Trainer:
         for part in parts:
             report = self._accumulate(part, s, dead, sums, statistic)
             tally.add(report, part, self.l0.steers)
-            self.n_auxk_dropped.add_(report.n_auxk_dropped)
             if observation is not None:
                 observation.add(report, part.y, part.mask)
+        self._reduce_(sums, tally)
+        self.n_auxk_dropped.add_(tally.n_auxk_dropped)
         if self.l0.coefficient and self.params.sparsity_loss_type is not None:
             sums[names.L1_COEFFICIENT] = torch.as_tensor(self._l1(s) * self.l0.coefficient_factor())
         self._watch(s, sums[names.L_REC], parts)
@@ -219,6 +228,18 @@ class Trainer:
         return observation
 
     @torch.no_grad()
+    def _reduce_(self, sums: dict[str, Tensor], tally: _Tally) -> None:
+        """Gradients, loss terms and counts, of this process's micro-batches until here, become those of the whole step."""
+        assert tally.fired is not None
+        trained = {parameter: parameter.grad for parameter in self.parameters.values() if parameter.grad is not None}
+        for parameter, gradient in zip(trained, self.reductions.sum(list(trained.values())), strict=True):
+            parameter.grad = gradient
+        sums.update(zip(sums, self.reductions.sum(list(sums.values())), strict=True))
+        counts = self.reductions.sum([tally.n_active, tally.n_ordinary, tally.n_auxk_dropped])
+        tally.n_active, tally.n_ordinary, tally.n_auxk_dropped = counts
+        tally.fired = self.reductions.any(tally.fired)
+
+    @torch.no_grad()
     def _dead(self, parts: list[_Part], n_tokens: int | Tensor, s: int) -> Tensor | DeadOf:
         """The features that AuxK trains: those still dead after this step's own activations are counted, as Gao et al. count.
 
@@ -226,23 +247,24 @@ class Trainer:
         know of the others' activations.
         """
         if len(parts) == 1:
-            return lambda f: self.dead.after(self.dead.fired(f), n_tokens)
+            return lambda f: self.dead.after(self.reductions.any(self.dead.fired(f)), n_tokens)
         never = torch.zeros_like(self.dead.tokens_since, dtype=torch.bool)
         dead = self.dead.after(never, n_tokens)
         if dead.device.type == "cpu" and not bool(dead.any()):
             return dead
+        fired = never
         for part in parts:
             with autocast(part.x.device, self.params.amp_dtype):
-                dead = dead & ~self.dead.fired(self.dictionary.encode(part.x, part.mask, self.gate(s)))
-        return dead
+                fired = fired | self.dead.fired(self.dictionary.encode(part.x, part.mask, self.gate(s)))
+        return dead & ~self.reductions.any(fired)
 
     def _statistic(self, parts: list[_Part], s: int) -> Tensor | None:
         """For a step in several parts: the whole step's value of what the sparsity loss is not linear in."""
-        if len(parts) == 1:
+        if len(parts) == 1 and self.reductions.size == 1:
             return None
         found = [step_statistic(self.dictionary, part.x, part.mask, self.params, self.gate(s)) for part in parts]
         weighted = [value * part.weight for value, part in zip(found, parts, strict=True) if value is not None]
-        return torch.stack(weighted).sum(0) if weighted else None
+        return self.reductions.sum([torch.stack(weighted).sum(0)])[0] if weighted else None
 
     def _count(self, s: int, tally: _Tally, n_tokens: int | Tensor) -> None:
         """After the update: dead features, their revival, the steering of L0."""
@@ -292,20 +314,21 @@ class Trainer:
         return x.ndim - (1 if len(self.dictionary.hooks_in) == 1 else 2)
 
     def _parts(self, batch: TrainingBatch) -> tuple[list[_Part], int | Tensor]:
-        """The step's micro-batches, normalised with the whole batch in view, and its number of kept tokens."""
+        """This process's micro-batches, normalised with its whole batch in view, and the step's number of kept tokens."""
         inputs, labels, ordinary = self.normalizer.shortened(batch.inputs, batch.labels, batch.mask)
         x, y = self.normalizer(inputs, labels, batch.mask)
         n_tokens: int | Tensor = x.shape[: self._token_dims(x)].numel() if batch.mask is None else batch.mask.sum()
+        (n_tokens,) = self.reductions.sum([n_tokens])
         n_parts = min(self.params.gradient_accumulation_steps, len(x))
-        if n_parts == 1:
+        if n_parts == 1 and self.reductions.size == 1:
             return [_Part(x, y, batch.mask, 1.0, ordinary)], n_tokens
         masks, ordinary_masks = (
             [None] * n_parts if mask is None else mask.tensor_split(n_parts) for mask in (batch.mask, ordinary)
         )
-        total = None if batch.mask is None else batch.mask.sum().clamp_min(1)
+        total = max(n_tokens, 1) if isinstance(n_tokens, int) else n_tokens.clamp_min(1)
         parts = []
         for x_i, y_i, mask, plain in zip(x.tensor_split(n_parts), y.tensor_split(n_parts), masks, ordinary_masks, strict=True):
-            weight = len(x_i) / len(x) if mask is None or total is None else mask.sum() / total
+            weight = (x_i.shape[: self._token_dims(x)].numel() if mask is None else mask.sum()) / total
             parts.append(_Part(x_i, y_i, mask, weight, plain))
         return parts, n_tokens
 

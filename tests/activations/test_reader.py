@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.activations.fingerprint import check_made_for
 from pipeline.activations.generation import store_manifest
 from pipeline.activations.reader import ActivationStore, open_activations, open_store
-from pipeline.activations.schema import calibration_rows, chunk_rows, hook_layout, row_layouts, training_rows
+from pipeline.activations.schema import calibration_rows, chunk_rows, hook_layouts, row_layouts, training_rows
 from pipeline.activations.vectored import read_rows_to
 from pipeline.activations.writer import StoreWriter
 from pipeline.errors import DataError
@@ -45,7 +45,7 @@ def written(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("written") / "fingerprint"
     layouts = [
         *row_layouts(1000, None, 64),
-        *(hook_layout(d, 1000, 6, None, 64, d) for d in ("bfloat16", "float16", "float32")),
+        *(layout for d in ("bfloat16", "float16", "float32") for layout in hook_layouts(d, 1000, 6, None, 64, d)),
     ]
     config = {"target": "activations-1d", "context_size": 8, "storage_dtype": "bfloat16"}
     about = {"format_version": 1, "fingerprint": "f", "config": config, "model": {}, "n_rows": 1000, "chunk_rows": 64}

@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.dictionaries.formats.interface import dictionary_format, format_at
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.dictionaries.store import load_dictionary, read_config
 from pipeline.errors import DataError, ParamsError
+from pipeline.params.dictionary_formats import DICTIONARY_FORMATS
 from tests.dictionaries.make import filled, inputs
 
 
@@ -74,9 +76,32 @@ def test_a_missing_directory_or_file_is_named(saved: Path, tmp_path: Path) -> No
     (saved / "weights.safetensors").unlink()
     with pytest.raises(DataError, match=r"weights\.safetensors: the dictionary's weights are missing"):
         load_dictionary(saved)
-    (saved / "config.json").unlink()
+    (saved / "config.json").rename(tmp_path / "config.json")
+    with pytest.raises(DataError, match=r"d: no dictionary of a known format \(known: scopeline.*\); make the directory again"):
+        load_dictionary(saved)
+    (saved / "weights.safetensors").write_bytes(b"")
     with pytest.raises(DataError, match=r"config\.json: a dictionary's configuration is missing"):
         load_dictionary(saved)
+
+
+def test_a_foreign_directory_is_not_taken_for_ours(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"trainer": {"dict_class": "AutoEncoder"}}')
+    with pytest.raises(DataError, match="no dictionary of a known format"):
+        load_dictionary(tmp_path)
+
+
+@pytest.mark.parametrize("name", list(DICTIONARY_FORMATS))
+def test_a_format_reads_what_it_has_written_and_is_recognised(name: str, tmp_path: Path) -> None:
+    folded = filled(act_fn="jumprelu").fold(2.0)
+    save_dictionary(folded, tmp_path / "d", format=name)
+    assert format_at(tmp_path / "d") is dictionary_format(name)
+    x = inputs(9, 6)
+    torch.testing.assert_close(load_dictionary(tmp_path / "d")(x), folded(x))
+
+
+def test_an_unknown_format_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"unknown dictionary format 'scopelin'; did you mean 'scopeline'\?"):
+        save_dictionary(filled(), tmp_path / "d", format="scopelin")
 
 
 def test_truncated_weights_are_named(saved: Path) -> None:
@@ -144,7 +169,7 @@ def test_a_failed_save_leaves_the_old_directory(saved: Path, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise OSError("full")
 
-    monkeypatch.setattr("pipeline.dictionaries.saving.write_json", fail)
+    monkeypatch.setattr("pipeline.dictionaries.formats.scopeline.write_json", fail)
     with pytest.raises(OSError, match="full"):
         filled(seed=5).save(saved)
     assert (saved / "weights.safetensors").read_bytes() == before

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.activation_functions.interface import activation_function
-from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.base import Codes, Dictionary
 from pipeline.training.revival import EXPECTED, LONGEST, MARGIN, SHORTEST, least_silence, out_of_reach, revive_, silence
 from pipeline.training.source import TrainingBatch
 from tests.training.cases import F, dictionary, params, rows, trainer, weights
@@ -172,7 +172,7 @@ def test_a_feature_is_not_scaled_beyond_the_usual_length() -> None:
     codes = made.codes(x)
     flat = codes.z.detach().clone()
     flat[:, 3] = 1.0 + 1e-4 * torch.arange(BATCH) / BATCH  # hardly varies: it would have to be scaled by thousands
-    codes = codes._replace(z=flat)
+    codes = Codes(codes.h, flat, codes.f, codes.norms)
     threshold = activation_function("topk").threshold(flat, codes.f.detach() > 0, made.gate_settings())
     before = weights(made)
     revive_(made, codes, threshold, torch.arange(F) == 3, None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pipeline.params.choices import MODEL_DTYPES, TARGETS
+from pipeline.params.codecs import STORAGE_CODECS
 from pipeline.params.fields import param
 from pipeline.params.section import Section, rule
 from pipeline.params.sections.model import ALIAS, DEVICE
@@ -70,7 +71,7 @@ class ActivationsParams(Section):
     )
     storage_dtype: str = param(
         "bfloat16",
-        choices=("bfloat16", "float16", "float32"),
+        choices=STORAGE_CODECS,
         about="bfloat16 (2 bytes) | float16 (2 bytes, overflows above 65504) | float32 (4 bytes)",
     )
     device: str | None = param(None, form=DEVICE, about="device that batches are delivered on; null: that of training")

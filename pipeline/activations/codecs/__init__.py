@@ -1,0 +1,1 @@
+"""How activations are stored: a codec for each `activations.storage_dtype`."""

@@ -1,0 +1,1 @@
+"""The file formats of dictionaries, each in a module of its own."""

@@ -1,0 +1,88 @@
+"""What a file format of dictionaries does: to tell its files, to read and to write them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor
+
+from pipeline.dictionaries.build import config_from_dict
+from pipeline.errors import DataError, ParamsError
+from pipeline.params.dictionary_formats import DICTIONARY_FORMATS
+
+if TYPE_CHECKING:
+    from pipeline.dictionaries.base import Dictionary
+    from pipeline.params.dictionary_config import DictionaryConfig
+
+NEXT = "make the directory again (`dvc repro` writes lost outputs of the pipeline)"
+
+
+class DictionaryFormat(ABC):
+    """A file format. What it holds of a dictionary is one of our kinds, its weights named and laid out as ours."""
+
+    @abstractmethod
+    def recognises(self, path: Path) -> bool:
+        """Whether what is at `path` (a directory or a file) has this format; by the names of files where they tell."""
+
+    @abstractmethod
+    def read(self, path: Path) -> tuple[DictionaryConfig, dict[str, Tensor]]:
+        """The configuration, and the weights by the names of state_dict, on the CPU.
+
+        Raises:
+            DataError: a file is missing, damaged, or holds what no kind of ours can be.
+        """
+
+    def read_config(self, path: Path) -> DictionaryConfig:
+        """The configuration alone, where it can be had for less. Raises as `read`."""
+        return self.read(path)[0]
+
+    @abstractmethod
+    def write(self, dictionary: Dictionary, path: Path, config: DictionaryConfig) -> None:
+        """Write `path`, all of it or nothing; what exists is replaced.
+
+        Args:
+            dictionary: any kind.
+            path: directory or file.
+            config: the dictionary's configuration as it should be written, with norms and provenance.
+
+        Raises:
+            ParamsError: the format cannot hold this dictionary.
+        """
+
+
+def dictionary_format(name: str) -> DictionaryFormat:
+    """The format of this name.
+
+    Raises:
+        ParamsError: there is none; the message lists all and the nearest.
+    """
+    return cast(DictionaryFormat, DICTIONARY_FORMATS.load(name))
+
+
+def format_at(path: Path) -> DictionaryFormat:
+    """The format of the dictionary at `path`: the first that recognises it, ours before others are imported.
+
+    Raises:
+        DataError: nothing is there, or nothing that any format recognises.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no dictionary directory here; {NEXT}")
+    for name in DICTIONARY_FORMATS:
+        if dictionary_format(name).recognises(path):
+            return dictionary_format(name)
+    raise DataError(f"{path}: no dictionary of a known format (known: {', '.join(DICTIONARY_FORMATS)}); {NEXT}")
+
+
+def configuration(values: Mapping[str, Any], file: Path) -> DictionaryConfig:
+    """The configuration that a file states, as plain values.
+
+    Raises:
+        DataError: faults in them, all at once; the message names the file.
+    """
+    try:
+        return config_from_dict(values)
+    except ParamsError as error:
+        raise DataError("\n".join(f"{file}: {fault}" for fault in error.faults)) from None

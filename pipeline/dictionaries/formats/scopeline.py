@@ -1,0 +1,97 @@
+"""Our own format (CONTRACTS 3): a directory with config.json and weights.safetensors, both or neither.
+
+config.json holds format_version, every configuration field, and of the weights file its size, sha256 and each tensor's
+shape, so that a missing, truncated, altered or foreign file is found by name when the directory is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from pipeline.dictionaries.formats.interface import NEXT, DictionaryFormat, configuration
+from pipeline.errors import DataError
+from pipeline.files import atomic_directory, ensure_free_space, read_json, write_json
+
+if TYPE_CHECKING:
+    from pipeline.dictionaries.base import Dictionary
+    from pipeline.params.dictionary_config import DictionaryConfig
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+
+class _Scopeline(DictionaryFormat):
+    def recognises(self, path: Path) -> bool:
+        """By the weights' name, or, where they are missing, a config.json of ours."""
+        return (path / WEIGHTS_FILE).is_file() or _states_a_version(path / CONFIG_FILE)
+
+    def read(self, path: Path) -> tuple[DictionaryConfig, dict[str, Tensor]]:
+        config, recorded = _parse(path / CONFIG_FILE)
+        return config, _read_weights(path / WEIGHTS_FILE, recorded)
+
+    def read_config(self, path: Path) -> DictionaryConfig:
+        return _parse(path / CONFIG_FILE)[0]
+
+    def write(self, dictionary: Dictionary, path: Path, config: DictionaryConfig) -> None:
+        """The same dictionary gives the same bytes; its weights keep their dtype."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(dictionary.state_dict().items())}
+        content = save_tensors(tensors)
+        weights = {
+            "file": WEIGHTS_FILE,
+            "size": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
+        }
+        ensure_free_space(path, len(content) + 2**16, "a dictionary")
+        with atomic_directory(path) as temporary:
+            (temporary / WEIGHTS_FILE).write_bytes(content)
+            written = {"format_version": FORMAT_VERSION, "weights": weights, **config.to_dict()}
+            write_json(temporary / CONFIG_FILE, written)
+
+
+FORMAT = _Scopeline()
+
+
+def _states_a_version(file: Path) -> bool:
+    try:
+        return "format_version" in json.loads(file.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _parse(file: Path) -> tuple[DictionaryConfig, dict[str, Any]]:
+    """The configuration and the record of the weights."""
+    values = read_json(file, "a dictionary's configuration", NEXT)
+    if not isinstance(values, dict) or "format_version" not in values:
+        raise DataError(f"{file}: not a dictionary's configuration (format_version is missing); {NEXT}")
+    version = values.pop("format_version")
+    if version != FORMAT_VERSION:
+        raise DataError(f"{file}: format_version {version!r} is unknown, this version reads {FORMAT_VERSION}; {NEXT}")
+    recorded = values.pop("weights", None)
+    if not isinstance(recorded, dict) or not {"size", "sha256"} <= set(recorded):
+        raise DataError(f"{file}: the record of the weights (size, sha256) is missing; {NEXT}")
+    return configuration(values, file), recorded
+
+
+def _read_weights(file: Path, recorded: Mapping[str, Any]) -> dict[str, Tensor]:
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{file}: the dictionary's weights are missing; {NEXT}") from None
+    if len(content) < recorded["size"]:
+        raise DataError(f"{file}: truncated, {len(content):,} of {recorded['size']:,} bytes; {NEXT}")
+    if hashlib.sha256(content).hexdigest() != recorded["sha256"]:
+        raise DataError(f"{file}: altered since it was written (sha256 differs from {CONFIG_FILE}); {NEXT}")
+    try:
+        return load_tensors(content)
+    except Exception as error:  # safetensors raises its own exception type and ValueError, KeyError
+        raise DataError(f"{file}: not a safetensors file ({error}); {NEXT}") from None
