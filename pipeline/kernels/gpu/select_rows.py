@@ -19,7 +19,6 @@ from pipeline.kernels.gpu.keys import KEY_BITS, kth_largest, ordered_keys
 
 BLOCK = 4096  # entries of a program that looks for maxima
 SCANNED, WARPS = 512, 2  # entries that a scan takes at once, and its warps
-MOST_K = 4096
 MOST_GROUPS = 16384
 
 
@@ -146,17 +145,12 @@ def _pick(
     tl.store(out_values + slot, value, mask=chosen)
 
 
-def fits(k: int, n_columns: int) -> bool:
-    """Whether :func:`select_rows` takes this k."""
-    return 1 <= k <= min(n_columns, MOST_K)
-
-
 def select_rows(h: Tensor, k: int, scale: Tensor | None = None) -> RowSelection:
     """The k entries of each row with the largest gating value h * scale.
 
     Args:
         h: [B, F] contiguous, float32, float16 or bfloat16.
-        k: at most F and MOST_K.
+        k: at most F.
         scale: [F] float32, not negative; None: 1. With it gating values are compared in float32.
     """
     n_rows, n_columns = h.shape
