@@ -19,6 +19,7 @@ import pytest
 from pipeline import files
 from pipeline.errors import DataError
 from pipeline.files import atomic_directory, ensure_free_space, locked, read_json, root, write_bytes, write_json
+from tests.messages import saying
 
 ROOT = Path(__file__).parents[1]
 
@@ -117,10 +118,10 @@ def test_unreadable_json_is_named(tmp_path, content, part):
 
 
 def test_a_directory_or_a_file_in_the_way_is_named(tmp_path):
-    with pytest.raises(DataError, match="the manifest should be a file, got a directory"):
+    with pytest.raises(DataError, match=saying(f"{tmp_path}:", "manifest", "directory")):
         read_json(tmp_path, "the manifest")
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="the manifest cannot be read"):
+    with pytest.raises(DataError, match=saying("m.json:", "manifest", "Not a directory")):
         read_json(tmp_path / "file" / "m.json", "the manifest")
 
 

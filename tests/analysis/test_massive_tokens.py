@@ -25,6 +25,7 @@ from pipeline.errors import DataError
 from pipeline.lm.loading import load_language_model
 from pipeline.params.loader import load_params
 from tests.analysis.test_inspect_stage import run
+from tests.messages import saying
 from tests.project import D_MODEL, Project
 
 HOOK = "blocks.0.hook_resid_pre"  # the embedding itself
@@ -223,7 +224,7 @@ def test_the_usual_strength_of_steering_is_not_that_of_an_excluded_token(inspect
     values = dict(on.of_feature(BOTH))
     assert largest(on, str(BOTH)) == values[dog]
     assert largest(off, str(BOTH)) == max(values.values()) > 10 * values[dog]
-    with pytest.raises(DataError, match=f"feature {ALONE} is not active on this text but on excluded tokens; state --strength"):
+    with pytest.raises(DataError, match=saying(f"feature {ALONE}", "excluded", "--strength")):
         largest(on, str(ALONE))
     assert largest(off, str(ALONE)) > 0
 

@@ -20,6 +20,7 @@ from pipeline.errors import DataError
 from pipeline.lm.loading import load_language_model
 from tests.analysis.test_inspection import folded, sae
 from tests.corpus.tokenizers import ADDING, PLAIN, WITHOUT, fast_tokenizer
+from tests.messages import saying
 from tests.project import Project
 
 SETTINGS = TokenizeSettings(8, 100, "auto", None, 0, 0.3, 0)
@@ -42,7 +43,7 @@ def test_auto_is_what_the_tokenizer_does(tmp_path: Path, kind: str) -> None:
     assert bos_choice(info, "model") == CHOICES[kind]
     assert prepends_bos(False, info) is False
     if kind == WITHOUT:
-        with pytest.raises(DataError, match=r"has no beginning-of-text token; set model\.prepend_bos=false"):
+        with pytest.raises(DataError, match=saying("model.prepend_bos is true", "model.prepend_bos=false")):
             prepends_bos(True, info)
     else:
         assert prepends_bos(True, info) is True
@@ -77,7 +78,7 @@ def test_texts_begin_as_contexts_do() -> None:
     assert bos_of(of_model(PLAIN), "auto") is None
     assert bos_of(of_model(PLAIN), True) == 0
     assert bos_of(of_model(WITHOUT), "auto") is None
-    with pytest.raises(DataError, match=r"model\.prepend_bos: the tokenizer of 'model' has no beginning-of-text token"):
+    with pytest.raises(DataError, match=saying("model.prepend_bos:", "'model'", "false")):
         bos_of(of_model(WITHOUT), True)
 
 

@@ -21,6 +21,7 @@ from pipeline.errors import DataError
 from pipeline.evaluation.compared import compared
 from pipeline.params.loader import load_params
 from tests.dashboard import synthetic
+from tests.messages import saying
 from tests.project import Project
 
 
@@ -296,5 +297,5 @@ def test_what_the_overview_needs_is_looked_for_first(tmp_path: Path) -> None:
         path.write_text("{}")
     check_files(OverviewFiles(tmp_path, **paths))
     paths["history"].unlink()
-    with pytest.raises(DataError, match=r"history: the dashboard shows it, and it is missing; run `dvc repro -s -f train`"):
+    with pytest.raises(DataError, match=saying("history:", "missing", "`dvc repro -s -f train`")):
         check_files(OverviewFiles(tmp_path, **paths))

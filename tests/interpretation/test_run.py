@@ -24,6 +24,7 @@ from tests.interpretation.conftest import (
     planted_contexts,
     write_store,
 )
+from tests.messages import saying
 
 
 class Model:
@@ -205,10 +206,10 @@ def test_which_features(store: FeatureStore, tmp_path: Path) -> None:
     assert names == ["7", "6", "8", "5", "9", "2", "1", "0"]
     assert [row["name"] for row in choose_features(store, n=2)] == ["7", "6"]
     assert [row["name"] for row in choose_features(store, ["4", "3", "4"])] == ["4", "3"]
-    with pytest.raises(DataError, match="no feature '2/7' among 10; give --feature as 513, or LAYER/FEATURE"):
+    with pytest.raises(DataError, match=saying("'2/7'", 10, "--feature", 513, "LAYER/FEATURE")):
         choose_features(store, ["2/7"])
     dead = FeatureStore(write_store(tmp_path, [feature_row(0, active_tokens=0)], []))
-    with pytest.raises(DataError, match="name those to interpret with --feature"):
+    with pytest.raises(DataError, match=saying(1, "10%", "--feature")):
         choose_features(dead)
 
 
