@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.messages import says
 from tests.project import CONTEXT, D_MODEL, Project, make_project
 
 READ = "blocks.0.hook_resid_post"
@@ -41,27 +42,27 @@ def change_model(project: Project, name: str, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def refused(project: Project, message: str) -> None:
-    """Generating ends with the message; there are no tokens that it could have started from, and nothing is written."""
+def refused(project: Project, *parts: object) -> None:
+    """Generating ends with a message that has these parts; there are no tokens that it could have started from, and nothing is written."""
     outcome = project.run("generate_activations")
     assert (outcome.exit_code, outcome.exception) == (2, None), outcome
-    assert message in outcome.stderr
+    says(outcome.stderr, *parts)
     assert not (project.path / "data").exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("key", "value", "model", "got"),
     [
-        ({"n_qk_heads": 1}, "dictionary.n_qk_heads: a multiple of the model's 2 heads, got 1"),
-        ({"d_qk_head": 4}, "dictionary.d_qk_head: the model's is 8, got 4"),
-        ({"rotary_dim": 4}, "dictionary.rotary_dim: the model's is 2, got 4"),
-        ({"rotary_base": 500.0}, "dictionary.rotary_base: the model's is 10000.0, got 500.0"),
-        ({"rotary_adjacent_pairs": True}, "dictionary.rotary_adjacent_pairs: the model's is false, got true"),
+        ("n_qk_heads", 1, 2, "got 1"),
+        ("d_qk_head", 4, 8, "got 4"),
+        ("rotary_dim", 4, 2, "got 4"),
+        ("rotary_base", 500.0, 10000.0, "got 500.0"),
+        ("rotary_adjacent_pairs", True, "false", "got true"),
     ],
 )
-def test_heads_that_are_not_the_models_are_refused(project: Project, changes: dict[str, Any], message: str) -> None:
-    project.set(**{**LORSA, **{f"dictionary__{name}": value for name, value in changes.items()}})
-    refused(project, f"{message} (initialize_lorsa_with_mhsa)")
+def test_heads_that_are_not_the_models_are_refused(project: Project, key: str, value: Any, model: Any, got: str) -> None:
+    project.set(**{**LORSA, f"dictionary__{key}": value})
+    refused(project, f"dictionary.{key}:", model, got, "initialize_lorsa_with_mhsa")
 
 
 def test_an_attention_that_the_kind_cannot_be_is_refused(project: Project) -> None:
