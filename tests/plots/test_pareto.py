@@ -115,7 +115,7 @@ def test_pca_is_in_the_charts_and_in_the_table() -> None:
     assert [line.split()[-2] for line in lines[2:]] == ["-", "24", "24"]
     assert max(len(fvu.y_label), len(delta.y_label)) <= 45  # what fits beside a chart
     assert fvu.x_label.endswith("; of PCA its rank")
-    assert "PCA stands at its rank, its directions at each hook point written" in fvu.note
+    says(fvu.note, "PCA", "rank", "hook point")
     assert "PCA" not in pareto_charts([c])[0].note + pareto_charts([c])[0].x_label
     assert pareto_charts([c])[0].groups[-1].label != "PCA"
 
