@@ -65,7 +65,7 @@ def test_rank_is_the_rounded_mean_l0_unless_asked_for():
     checked_rank(None, short)
     checked_rank(4, short)
     checked_rank(100, principal)
-    with pytest.raises(NumericsError, match=saying("evaluation.pca_rank:", 7, 4, "h", "null")):
+    with pytest.raises(NumericsError, match=saying("evaluation.pca_rank:", 7, "4 leading", "h", "at most 4", "null")):
         checked_rank(7, short)
 
 

@@ -338,7 +338,7 @@ def test_a_rank_that_is_stated_is_refused_before_the_passes_and_another_one_capp
     assert case.evaluate().metrics["pca_rank"] == 3  # L0 is 5
     evaluator = Evaluator(model, RawDictionary(case.dictionary, case.norms), few, held_out(case.tokens))
     evaluator.models = None  # no pass can begin
-    with pytest.raises(NumericsError, match=saying("evaluation.pca_rank:", 4, 3, HOOK, "null")):
+    with pytest.raises(NumericsError, match=saying("evaluation.pca_rank:", 4, "3 leading", HOOK, "at most 3", "null")):
         evaluator.evaluate(4)
 
 

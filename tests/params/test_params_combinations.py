@@ -1,4 +1,4 @@
-"""What sections of the parameters refuse in each other, with the message that it gives."""
+"""What sections of the parameters refuse in each other: the key and what its message must tell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,27 @@ from typing import Any
 import pytest
 
 from tests.params.changes import TRANSCODER, one_fault
-from tests.params.test_params_fault_table import BATCHTOPK, FROM_ACTIVATIONS, POWER, STEERED, THRESHOLDS, TOPK, WIDTHS
+from tests.params.test_params_fault_table import (
+    BATCHTOPK,
+    COOL_DOWN,
+    DEAD,
+    FROM_ACTIVATIONS,
+    LAYER,
+    LOSS,
+    MLP,
+    MODE,
+    POWER,
+    START,
+    STEERED,
+    SUBSPACE,
+    TARGET,
+    THRESHOLD,
+    THRESHOLDS,
+    TOPK,
+    TRANSPOSE,
+    WARM_UP,
+    WIDTHS,
+)
 
 ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
     (
@@ -15,38 +35,22 @@ ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
         "activations.hook_points",
         ("blocks.2.hook_resid_post", "null"),
     ),
+    ({"dictionary.act_fn": "jumprelu"}, THRESHOLD, ("jumprelu", "-2.302585", TARGET, "null")),
+    ({**TOPK, THRESHOLD: -2.3}, THRESHOLD, ("-2.3", "jumprelu", "topk", "null")),
+    ({MLP: True}, MLP, ("transcoder", "sae")),
     (
-        {"dictionary.act_fn": "jumprelu"},
-        "initializer.init_log_jumprelu_threshold_value",
-        ("jumprelu", "-2.302585", "trainer.target_l0", "null"),
-    ),
-    (
-        {**TOPK, "initializer.init_log_jumprelu_threshold_value": -2.3},
-        "initializer.init_log_jumprelu_threshold_value",
-        ("-2.3", "jumprelu", "topk", "null"),
-    ),
-    ({"initializer.initialize_tc_with_mlp": True}, "initializer.initialize_tc_with_mlp", ("transcoder", "sae")),
-    (
-        {**TRANSCODER, "dictionary.hook_point_out": "blocks.3.hook_mlp_out", "initializer.initialize_tc_with_mlp": True},
-        "initializer.model_layer",
+        {**TRANSCODER, "dictionary.hook_point_out": "blocks.3.hook_mlp_out", MLP: True},
+        LAYER,
         ("null", "blocks.2.ln2.hook_out", "blocks.3.hook_mlp_out"),
     ),
+    ({**TRANSCODER, MLP: True, LAYER: 1}, LAYER, ("1", "blocks.2.ln2.hook_out", "null", "2")),
     (
-        {**TRANSCODER, "initializer.initialize_tc_with_mlp": True, "initializer.model_layer": 1},
-        "initializer.model_layer",
-        ("1", "blocks.2.ln2.hook_out", "null", "2"),
-    ),
-    (
-        {**TRANSCODER, "initializer.initialize_tc_with_mlp": True, "dictionary.hook_point_in": "blocks.2.hook_resid_pre"},
-        "initializer.model_layer",
+        {**TRANSCODER, MLP: True, "dictionary.hook_point_in": "blocks.2.hook_resid_pre"},
+        LAYER,
         ("blocks.2.hook_resid_pre", "blocks.2.ln2.hook_out", "initialize_tc_with_mlp"),
     ),
     (
-        {
-            "initializer.initialize_W_D_with_active_subspace": True,
-            "initializer.d_active_subspace": 65,
-            "dictionary.d_model": 64,
-        },
+        {SUBSPACE: True, "initializer.d_active_subspace": 65, "dictionary.d_model": 64},
         "initializer.d_active_subspace",
         ("65", "dictionary.d_model", "64"),
     ),
@@ -55,49 +59,28 @@ ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
     ({**TOPK, "trainer.initial_k": 100, "dictionary.d_model": 4}, "trainer.initial_k", ("100", "64")),
     ({"trainer.auxk_coefficient": 0.03}, "trainer.auxk_coefficient", ("topk", "relu", "null")),
     (
-        {
-            "trainer.auxk_coefficient": 0.03,
-            "dictionary.act_fn": "jumprelu",
-            "initializer.init_log_jumprelu_threshold_value": -2.3,
-        },
+        {"trainer.auxk_coefficient": 0.03, "dictionary.act_fn": "jumprelu", THRESHOLD: -2.3},
         "trainer.auxk_coefficient",
         ("topk", "jumprelu", "null"),
     ),
-    ({"trainer.sparsity_loss_type": "l0"}, "trainer.sparsity_loss_type", ("l0", "relu", "jumprelu")),
-    ({**TOPK, "trainer.sparsity_loss_type": "l0"}, "trainer.sparsity_loss_type", ("l0", "topk", "jumprelu")),
+    ({LOSS: "l0"}, LOSS, ("l0", "relu", "jumprelu")),
+    ({**TOPK, LOSS: "l0"}, LOSS, ("l0", "topk", "jumprelu")),
     ({"trainer.lp_coefficient": 3e-6}, "trainer.lp_coefficient", ("pre-act", "relu", "null")),
     ({**BATCHTOPK, "trainer.lp_coefficient": 3e-6}, "trainer.lp_coefficient", ("pre-act", "batchtopk", "null")),
-    ({**TOPK, "trainer.target_l0": 32}, "trainer.target_l0", ("topk", "dictionary.top_k", "50", "null")),
-    (
-        {**BATCHTOPK, **POWER, "trainer.target_l0": 32, "trainer.target_l0_mode": "coefficient"},
-        "trainer.target_l0",
-        ("batchtopk", "dictionary.top_k", "50", "null"),
-    ),
-    ({**STEERED, "dictionary.d_model": 4, "trainer.target_l0": 64.5}, "trainer.target_l0", ("64.5", "64")),
-    ({"trainer.target_l0": 32}, "trainer.target_l0_mode", ("threshold", "relu", "coefficient", "power", "jumprelu")),
-    (
-        {**THRESHOLDS, "trainer.target_l0": 32},
-        "initializer.init_log_jumprelu_threshold_value",
-        ("-2.3", "trainer.target_l0", "32.0", "null"),
-    ),
-    (
-        {**STEERED, **POWER, "trainer.target_l0_mode": "coefficient"},
-        "initializer.init_log_jumprelu_threshold_value",
-        ("jumprelu", "-2.302585"),
-    ),
+    ({**TOPK, TARGET: 32}, TARGET, ("topk", "dictionary.top_k", "50", "null")),
+    ({**BATCHTOPK, **POWER, TARGET: 32, MODE: "coefficient"}, TARGET, ("batchtopk", "dictionary.top_k", "50", "null")),
+    ({**STEERED, "dictionary.d_model": 4, TARGET: 64.5}, TARGET, ("64.5", "64")),
+    ({TARGET: 32}, MODE, ("threshold", "relu", "coefficient", "power", "jumprelu")),
+    ({**THRESHOLDS, TARGET: 32}, THRESHOLD, ("-2.3", TARGET, "32.0", "null")),
+    ({**STEERED, **POWER, MODE: "coefficient"}, THRESHOLD, ("jumprelu", "-2.302585")),
     ({**STEERED, "fold.calibration_tokens": 2047}, "fold.calibration_tokens", ("2047", "2048")),
-    ({"trainer.topk_start_steps": 0.9}, "trainer.topk_start_steps", ("batchtopk", "jumprelu", "relu", "0")),
-    ({**TOPK, "trainer.topk_start_steps": 5}, "trainer.topk_start_steps", ("batchtopk", "jumprelu", "topk", "0")),
+    ({START: 0.9}, START, ("batchtopk", "jumprelu", "relu", "0")),
+    ({**TOPK, START: 5}, START, ("batchtopk", "jumprelu", "topk", "0")),
+    ({**THRESHOLDS, START: 0.9}, START, (TARGET, "target_l0_mode", "threshold", "0")),
     (
-        {**THRESHOLDS, "trainer.topk_start_steps": 0.9},
-        "trainer.topk_start_steps",
-        ("trainer.target_l0", "target_l0_mode", "threshold", "0"),
-    ),
-    (
-        {**THRESHOLDS, **POWER, "trainer.topk_start_steps": 0.9, "trainer.target_l0": 32}
-        | {"trainer.target_l0_mode": "coefficient"},
-        "trainer.topk_start_steps",
-        ("trainer.target_l0", "target_l0_mode", "threshold", "0"),
+        {**THRESHOLDS, **POWER, START: 0.9, TARGET: 32} | {MODE: "coefficient"},
+        START,
+        (TARGET, "target_l0_mode", "threshold", "0"),
     ),
     (
         {**TOPK, "trainer.initial_k": 100, "trainer.k_warmup_steps": 200_000},
@@ -114,29 +97,13 @@ ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
         "trainer.l1_coefficient_warmup_steps",
         ("l1_coefficient", "200000", "146484"),
     ),
-    (
-        {**THRESHOLDS, "trainer.sparsity_loss_type": "l0", "trainer.jumprelu_lr_factor": 0.0},
-        "trainer.jumprelu_lr_factor",
-        ("0", "l0"),
-    ),
-    (
-        {"trainer.revive_dead_features": True, "trainer.dead_threshold": 300_000_000},
-        "trainer.dead_threshold",
-        ("300000000", "revive_dead_features", "0.0075"),
-    ),
-    (
-        {**TOPK, "trainer.auxk_coefficient": 0.03, "trainer.dead_threshold": 1.0},
-        "trainer.dead_threshold",
-        ("300000000", "auxk_coefficient", "0.0075"),
-    ),
-    ({"trainer.lr_warm_up_steps": 1.0}, "trainer.lr_warm_up_steps", ("146484", "constantwithwarmup")),
-    (
-        {"trainer.lr_warm_up_steps": 0, "trainer.lr_cool_down_steps": 150_000},
-        "trainer.lr_cool_down_steps",
-        ("0", "150000", "146484"),
-    ),
-    ({"trainer.lr_warm_up_steps": 0.6, "trainer.lr_cool_down_steps": 0.6}, "trainer.lr_cool_down_steps", ("87890", "146484")),
-    ({"trainer.lr_warm_up_steps": 1, "trainer.lr_cool_down_steps": 1.0}, "trainer.lr_cool_down_steps", ("1", "146484")),
+    ({**THRESHOLDS, LOSS: "l0", "trainer.jumprelu_lr_factor": 0.0}, "trainer.jumprelu_lr_factor", ("0", "l0")),
+    ({"trainer.revive_dead_features": True, DEAD: 300_000_000}, DEAD, ("300000000", "revive_dead_features", "0.0075")),
+    ({**TOPK, "trainer.auxk_coefficient": 0.03, DEAD: 1.0}, DEAD, ("300000000", "auxk_coefficient", "0.0075")),
+    ({WARM_UP: 1.0}, WARM_UP, ("146484", "constantwithwarmup")),
+    ({WARM_UP: 0, COOL_DOWN: 150_000}, COOL_DOWN, ("0", "150000", "146484")),
+    ({WARM_UP: 0.6, COOL_DOWN: 0.6}, COOL_DOWN, ("87890", "146484")),
+    ({WARM_UP: 1, COOL_DOWN: 1.0}, COOL_DOWN, ("1", "146484")),
     ({"dictionary.dtype": "float64", "trainer.amp_dtype": "float16"}, "trainer.amp_dtype", ("float16", "float64", "float32")),
     (
         {**FROM_ACTIVATIONS, "initializer.decoder_uniform_bound": 0.5},
@@ -154,10 +121,7 @@ ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
         ("0.5", "init_encoder_with_decoder_transpose", "1.0"),
     ),
     (
-        {
-            "initializer.init_encoder_with_decoder_transpose": False,
-            "initializer.init_encoder_with_decoder_transpose_factor": 0.5,
-        },
+        {TRANSPOSE: False, "initializer.init_encoder_with_decoder_transpose_factor": 0.5},
         "initializer.init_encoder_with_decoder_transpose_factor",
         ("0.5", "init_encoder_with_decoder_transpose", "false", "1.0"),
     ),
@@ -166,22 +130,18 @@ ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
         "trainer.lr_end_ratio",
         ("0", "exponentialwarmup"),
     ),
-    (
-        {**THRESHOLDS, "trainer.sparsity_loss_type": "l0", "trainer.target_l0": 32, "trainer.target_l0_mode": "coefficient"},
-        "trainer.target_l0_mode",
-        ("coefficient", "l0", "quadratic", "threshold"),
-    ),
+    ({**THRESHOLDS, LOSS: "l0", TARGET: 32, MODE: "coefficient"}, MODE, ("coefficient", "l0", "quadratic", "threshold")),
     (
         {"dictionary.use_decoder_bias": False, "initializer.bias_init_method": "mean"},
         "initializer.bias_init_method",
         ("mean", "dictionary.use_decoder_bias", "false", "all_zero"),
     ),
     (
-        {**TRANSCODER, "dictionary.hook_point_out": "blocks.2.hook_resid_post", "initializer.initialize_tc_with_mlp": True},
-        "initializer.initialize_tc_with_mlp",
+        {**TRANSCODER, "dictionary.hook_point_out": "blocks.2.hook_resid_post", MLP: True},
+        MLP,
         ("blocks.2.hook_resid_post", "blocks.L.hook_mlp_out"),
     ),
-    ({**BATCHTOPK, "trainer.topk_start_steps": 1.0}, "trainer.topk_start_steps", ("146484", "batchtopk")),
+    ({**BATCHTOPK, START: 1.0}, START, ("146484", "batchtopk")),
     (
         {"trainer.decoder_constraint": "unit_norm", "initializer.grid_search_init_norm": True},
         "trainer.decoder_constraint",
@@ -191,11 +151,7 @@ ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
     ({WIDTHS: [2, 65], "dictionary.d_model": 4}, WIDTHS, ("64", "65")),
     ({WIDTHS: [0.001, 0.01, 0.5, 1.0], "dictionary.d_model": 4}, WIDTHS, ("[0.001, 0.01, 0.5, 1.0]", "64", "[1, 1, 32, 64]")),
     ({"trainer.total_training_tokens": 2047}, "trainer.total_training_tokens", ("2047", "2048", "activations.batch_size")),
-    (
-        {"trainer.lr_scheduler_name": "cosineannealingwarmup", "trainer.lr_warm_up_steps": 1.0},
-        "trainer.lr_warm_up_steps",
-        ("146484", "cosineannealingwarmup"),
-    ),
+    ({"trainer.lr_scheduler_name": "cosineannealingwarmup", WARM_UP: 1.0}, WARM_UP, ("146484", "cosineannealingwarmup")),
     (
         {"trainer.gradient_accumulation_steps": 3},
         "trainer.gradient_accumulation_steps",

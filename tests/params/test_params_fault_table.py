@@ -1,4 +1,4 @@
-"""Every refusal of the strict loader with the message that it gives, and what must not be refused."""
+"""Every refusal of the strict loader: its key and what its message must tell; and what must not be refused."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ import pytest
 
 from tests.params.changes import ABSENT, TRANSCODER, faults, one_fault
 
+WIDTHS, DEAD = "trainer.matryoshka_widths", "trainer.dead_threshold"
+LOSS, TARGET, MODE = "trainer.sparsity_loss_type", "trainer.target_l0", "trainer.target_l0_mode"
+WARM_UP, COOL_DOWN, START = "trainer.lr_warm_up_steps", "trainer.lr_cool_down_steps", "trainer.topk_start_steps"
+MLP, LAYER = "initializer.initialize_tc_with_mlp", "initializer.model_layer"
+SUBSPACE, TRANSPOSE = "initializer.initialize_W_D_with_active_subspace", "initializer.init_encoder_with_decoder_transpose"
+THRESHOLD = "initializer.init_log_jumprelu_threshold_value"
 TOPK = {"dictionary.act_fn": "topk"}
 BATCHTOPK = {"dictionary.act_fn": "batchtopk"}
-THRESHOLDS = {"dictionary.act_fn": "jumprelu", "initializer.init_log_jumprelu_threshold_value": -2.3}
+THRESHOLDS = {"dictionary.act_fn": "jumprelu", THRESHOLD: -2.3}
 STEERED = {"dictionary.act_fn": "jumprelu", "trainer.target_l0": 32}
 POWER = {"trainer.sparsity_loss_type": "power"}
 FROM_ACTIVATIONS = {"initializer.initialize_W_D_with_activations": True}
-WIDTHS = "trainer.matryoshka_widths"
 
 ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
     # names
@@ -78,15 +83,15 @@ ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
     ({"dictionary.act_fn": "batch_topk"}, "dictionary.act_fn", ("batch_topk", "'batchtopk'", "relu")),
     ({"dictionary.act_fn": "layertopk"}, "dictionary.act_fn", ("layertopk", "sae", "topk")),
     ({"dictionary.use_triton_kernel": True}, "dictionary.use_triton_kernel", ("false", "true")),
-    ({"trainer.sparsity_loss_type": "tanhquad"}, "trainer.sparsity_loss_type", ("tanhquad", "'tanh-quad'", "power")),
-    ({"trainer.sparsity_loss_type": "x"}, "trainer.sparsity_loss_type", ("'x'", "l0", "power", "tanh", "tanh-quad", "null")),
+    ({LOSS: "tanhquad"}, LOSS, ("tanhquad", "'tanh-quad'", "power")),
+    ({LOSS: "x"}, LOSS, ("'x'", "l0", "power", "tanh", "tanh-quad", "null")),
     ({"trainer.tanh_stretch_coefficient": 0}, "trainer.tanh_stretch_coefficient", ("0", "0.0")),
     ({"trainer.frequency_scale": -0.01}, "trainer.frequency_scale", ("0", "-0.01")),
     ({"trainer.l0_bandwidth": 0}, "trainer.l0_bandwidth", ("0", "0.0")),
     ({"trainer.target_l0_gain": 0}, "trainer.target_l0_gain", ("0", "2", "0.0")),
     ({**THRESHOLDS, "trainer.lp_coefficient": 0}, "trainer.lp_coefficient", ("0", "0.0")),
-    ({"dictionary.act_fn": "jumprelu", "trainer.target_l0": 0}, "trainer.target_l0", ("1", "0.0")),
-    ({"trainer.target_l0_mode": "treshold"}, "trainer.target_l0_mode", ("treshold", "'threshold'", "quadratic")),
+    ({"dictionary.act_fn": "jumprelu", TARGET: 0}, TARGET, ("1", "0.0")),
+    ({MODE: "treshold"}, MODE, ("treshold", "'threshold'", "quadratic")),
     ({"trainer.decoder_constraint": "unit-norm"}, "trainer.decoder_constraint", ("unit-norm", "'unit_norm'", "none")),
     ({"trainer.decoder_constraint": None}, "trainer.decoder_constraint", ("string", "null")),
     ({"activations.source": "live"}, "activations.source", ("store", "live")),
@@ -103,22 +108,22 @@ ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
     ),
     ({"activations.hook_points": ["resid"]}, "activations.hook_points", ("item 0", "blocks.L.name", "resid")),
     # step counts
-    ({"trainer.lr_warm_up_steps": -1}, "trainer.lr_warm_up_steps", ("0", "-1")),
-    ({"trainer.lr_warm_up_steps": 1.5}, "trainer.lr_warm_up_steps", ("0.0", "1.0", "1.5")),
-    ({"trainer.lr_warm_up_steps": 500.0}, "trainer.lr_warm_up_steps", ("0.0", "1.0", "500.0", "500")),
+    ({WARM_UP: -1}, WARM_UP, ("0", "-1")),
+    ({WARM_UP: 1.5}, WARM_UP, ("0.0", "1.0", "1.5")),
+    ({WARM_UP: 500.0}, WARM_UP, ("0.0", "1.0", "500.0", "500")),
     ({"trainer.k_warmup_steps": -0.1}, "trainer.k_warmup_steps", ("0.0", "1.0", "-0.1")),
     ({"trainer.k_warmup_steps": "0.1"}, "trainer.k_warmup_steps", ("steps", "1.0", "0.1", "quotes")),
     ({"trainer.k_warmup_steps": None}, "trainer.k_warmup_steps", ("steps", "1.0", "null")),
-    ({"trainer.topk_start_steps": 50.0}, "trainer.topk_start_steps", ("0.0", "1.0", "50.0", "50")),
+    ({START: 50.0}, START, ("0.0", "1.0", "50.0", "50")),
     # numbers of things, or shares of a whole
-    ({"trainer.dead_threshold": 0}, "trainer.dead_threshold", ("1", "0")),
-    ({"trainer.dead_threshold": 0.0}, "trainer.dead_threshold", ("1.0", "got 0.0")),
-    ({"trainer.dead_threshold": -0.5}, "trainer.dead_threshold", ("0.0", "1.0", "-0.5")),
-    ({"trainer.dead_threshold": 1e7}, "trainer.dead_threshold", ("1.0", "10000000.0", "10000000")),
-    ({"trainer.dead_threshold": float("nan")}, "trainer.dead_threshold", ("finite", "nan")),
-    ({"trainer.dead_threshold": "0.03"}, "trainer.dead_threshold", ("tokens", "1.0", "0.03", "quotes")),
-    ({"trainer.dead_threshold": None}, "trainer.dead_threshold", ("tokens", "1.0", "null")),
-    ({"trainer.dead_threshold": True}, "trainer.dead_threshold", ("tokens", "1.0", "true")),
+    ({DEAD: 0}, DEAD, ("1", "0")),
+    ({DEAD: 0.0}, DEAD, ("1.0", "got 0.0")),
+    ({DEAD: -0.5}, DEAD, ("0.0", "1.0", "-0.5")),
+    ({DEAD: 1e7}, DEAD, ("1.0", "10000000.0", "10000000")),
+    ({DEAD: float("nan")}, DEAD, ("finite", "nan")),
+    ({DEAD: "0.03"}, DEAD, ("tokens", "1.0", "0.03", "quotes")),
+    ({DEAD: None}, DEAD, ("tokens", "1.0", "null")),
+    ({DEAD: True}, DEAD, ("tokens", "1.0", "true")),
     ({WIDTHS: 2048}, WIDTHS, ("list", "features", "1.0", "2048")),
     ({WIDTHS: "None"}, WIDTHS, ("list", "features", "1.0", "None")),
     ({WIDTHS: [0, 32]}, WIDTHS, ("item 0", "1", "got 0")),
@@ -142,47 +147,26 @@ ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
         "initializer.d_active_subspace",
         ("initialize_W_D_with_active_subspace", "false", "null"),
     ),
+    ({LAYER: 3}, LAYER, ("initialize_tc_with_mlp", "initialize_lorsa_with_mhsa", "false", "null")),
     (
-        {"initializer.model_layer": 3},
-        "initializer.model_layer",
-        ("initialize_tc_with_mlp", "initialize_lorsa_with_mhsa", "false", "null"),
-    ),
-    (
-        {"initializer.initialize_W_D_with_activations": True, "initializer.initialize_W_D_with_active_subspace": True},
-        "initializer.initialize_W_D_with_active_subspace",
+        {"initializer.initialize_W_D_with_activations": True, SUBSPACE: True},
+        SUBSPACE,
         ("initialize_W_D_with_activations", "initialize_W_D_with_active_subspace"),
     ),
+    ({LOSS: "power", "trainer.l1_coefficient": 0}, "trainer.l1_coefficient", ("0", "power", LOSS, "null")),
     (
-        {"trainer.sparsity_loss_type": "power", "trainer.l1_coefficient": 0},
+        {**THRESHOLDS, LOSS: "l0", "trainer.l1_coefficient": 0, TARGET: 32} | {MODE: "quadratic"},
         "trainer.l1_coefficient",
-        ("0", "power", "trainer.sparsity_loss_type", "null"),
+        ("0", "l0", LOSS, "null"),
     ),
     (
-        {**THRESHOLDS, "trainer.sparsity_loss_type": "l0", "trainer.l1_coefficient": 0, "trainer.target_l0": 32}
-        | {"trainer.target_l0_mode": "quadratic"},
+        {**POWER, "trainer.l1_coefficient": 0, TARGET: 32, MODE: "coefficient"},
         "trainer.l1_coefficient",
-        ("0", "l0", "trainer.sparsity_loss_type", "null"),
+        ("0", "power", LOSS, "null"),
     ),
-    (
-        {**POWER, "trainer.l1_coefficient": 0, "trainer.target_l0": 32, "trainer.target_l0_mode": "coefficient"},
-        "trainer.l1_coefficient",
-        ("0", "power", "trainer.sparsity_loss_type", "null"),
-    ),
-    (
-        {**THRESHOLDS, "trainer.target_l0": 32, "trainer.target_l0_mode": "quadratic"},
-        "trainer.target_l0_mode",
-        ("quadratic", "trainer.sparsity_loss_type", "null", "l0"),
-    ),
-    (
-        {**THRESHOLDS, **POWER, "trainer.target_l0": 32, "trainer.target_l0_mode": "quadratic"},
-        "trainer.target_l0_mode",
-        ("quadratic", "trainer.sparsity_loss_type", "power", "l0"),
-    ),
-    (
-        {"trainer.target_l0": 32, "trainer.target_l0_mode": "coefficient"},
-        "trainer.target_l0_mode",
-        ("coefficient", "trainer.sparsity_loss_type", "null"),
-    ),
+    ({**THRESHOLDS, TARGET: 32, MODE: "quadratic"}, MODE, ("quadratic", LOSS, "null", "l0")),
+    ({**THRESHOLDS, **POWER, TARGET: 32, MODE: "quadratic"}, MODE, ("quadratic", LOSS, "power", "l0")),
+    ({TARGET: 32, MODE: "coefficient"}, MODE, ("coefficient", LOSS, "null")),
     ({"trainer.k_warmup_steps": 0.5}, "trainer.initial_k", ("0.5", "k_warmup_steps: 0.1")),
     (
         {"trainer.k_cold_booting_steps": 5, "trainer.k_schedule_type": "exponential", "trainer.k_exponential_factor": 2.0},
@@ -195,7 +179,7 @@ ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
     ({WIDTHS: [0.5, 0.5, 1.0]}, WIDTHS, ("ascend", "[0.5, 0.5, 1.0]")),
     ({WIDTHS: [0.25, 0.5]}, WIDTHS, ("1.0", "got 0.5")),
     (
-        {"activations.batch_size": 2_000_000, "trainer.lr_warm_up_steps": 0.1},
+        {"activations.batch_size": 2_000_000, WARM_UP: 0.1},
         "activations.batch_size",
         ("2000000", "activations.total_tokens", "1000000"),
     ),
