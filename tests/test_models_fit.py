@@ -69,7 +69,7 @@ def test_an_attention_that_the_kind_cannot_be_is_refused(project: Project) -> No
     rope = {"rope_type": "yarn", "rope_theta": 10000.0, "partial_rotary_factor": 0.25, "factor": 2.0}
     change_model(project, "model", rope_parameters=rope)
     project.set(**LORSA)
-    refused(project, "dictionary.positional_embedding_type: the model's rope_type is yarn; kind lorsa can be one of default")
+    refused(project, "dictionary.positional_embedding_type:", "rope_type", "yarn", "lorsa", "default")
 
 
 def test_a_window_that_is_shorter_than_the_context_is_refused(project: Project) -> None:
@@ -78,7 +78,7 @@ def test_a_window_that_is_shorter_than_the_context_is_refused(project: Project) 
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 2, "vocab_size": 300}
     path.write_text(json.dumps({"model_type": "mistral", "sliding_window": 4, **sizes, **heads}))
     project.set(**{**LORSA, "dictionary__rotary_dim": 8})
-    refused(project, f"dictionary.n_ctx: the model's sliding_window is 4, got {CONTEXT}")
+    refused(project, "dictionary.n_ctx:", "sliding_window", 4, f"got {CONTEXT}")
 
 
 @pytest.mark.parametrize("hooks", [[READ, f"wide:{READ}"], [f"wide:{READ}", READ]])
@@ -94,10 +94,9 @@ def test_a_crosscoder_over_models_of_different_width_is_refused(project: Project
         dictionary__apply_b_dec_to_input=False,
     )
     first, second = hooks
-    wanted = f"{first} is {widths[first]} wide and {second} {widths[second]}; take hook points of one width"
-    refused(project, f"dictionary.hook_points_in: kind crosscoder has one width for all its hook points, but {wanted}")
+    refused(project, "dictionary.hook_points_in:", "crosscoder", f"{first} is {widths[first]}", f"{second} {widths[second]}")
 
 
 def test_a_stated_width_that_is_not_the_models_is_refused(project: Project) -> None:
     project.set(dictionary__d_model=D_MODEL + 1)
-    refused(project, f"dictionary.d_model: {D_MODEL + 1}, but activations at {READ} are {D_MODEL} wide")
+    refused(project, "dictionary.d_model:", D_MODEL + 1, READ, D_MODEL)

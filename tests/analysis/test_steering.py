@@ -156,5 +156,5 @@ def test_drawn_continuations_follow_the_seed(small_model) -> None:
 
 
 def test_texts_that_are_too_short(small_model) -> None:
-    with pytest.raises(DataError, match="give at least two tokens"):
+    with pytest.raises(DataError, match=saying("two tokens")):
         steer("a", folded(sae()), small_model, "3", 1.0)

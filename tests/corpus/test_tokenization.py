@@ -69,5 +69,5 @@ def test_too_little_text(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(DataError, match=saying("held-out", 8, "0 of 40", "dataset.eval_fraction")):
         run(tmp_path / "t", 100, fraction=1e-6)
-    with pytest.raises(DataError, match="tokenizer has no beginning-of-text token"):
+    with pytest.raises(DataError, match=saying("model.prepend_bos is true", "model.prepend_bos=false")):
         tokenize_corpus(corpus(), info(bos=None), TokenizeSettings(8, 10, True, None, 0, 0.3, 0), tmp_path / "t")

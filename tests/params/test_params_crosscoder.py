@@ -12,6 +12,7 @@ import yaml
 from pipeline.errors import ParamsError
 from pipeline.params.loader import load_params, params_from_dict
 from pipeline.params.schema import ModelParams, NamedModelParams, Params
+from tests.messages import saying
 from tests.params.changes import changed, faults, one_fault
 
 FIRST, SECOND = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
@@ -111,5 +112,5 @@ def test_models_in_python() -> None:
     params = Params(models={"tuned": named}, model=ModelParams(dtype="float16"))
     assert params.language_model("tuned") == ModelParams(model_name="x", dtype="float16")
     assert params.to_dict()["models"] == {"tuned": {"model_name": "x", "revision": None}}
-    with pytest.raises(ParamsError, match=r"models: expected letters"):
+    with pytest.raises(ParamsError, match=saying("models:", "letters", "a:b")):
         Params(models={"a:b": NamedModelParams(model_name="x"), "c": {"model_name": "y"}})  # type: ignore[dict-item]

@@ -20,7 +20,7 @@ NORM = "dictionary.normalization_type"
 PARTS = {"dictionary.use_NTK_by_parts_rope": True}
 
 ONE_FAULT: list[tuple[dict[str, Any], str, tuple[str, ...]]] = [
-    # the order of a run
+    # the order of a run: of the two names the earlier one comes first
     ({**CLT, INS: LN2[1::-1]}, INS, (f"{LN2[0]} occurs before {LN2[1]}",)),
     ({**CLT, INS: ["blocks.1.hook_resid_pre", LN2[0]]}, INS, (f"{LN2[0]} occurs before blocks.1.hook_resid_pre",)),
     ({**CLT, OUTS: MLPS[2:0:-1]}, OUTS, (f"{MLPS[1]} occurs before {MLPS[2]}",)),
