@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from pipeline.command import stage_command
 from pipeline.errors import CheckpointError, DataError, Interrupted, NumericsError, ParamsError, PipelineError
+from tests.messages import says
 
 
 def _run(error: BaseException | None = None, *arguments: str):
@@ -22,6 +23,12 @@ def _run(error: BaseException | None = None, *arguments: str):
         click.echo(f"{params} {out}")
 
     return CliRunner().invoke(main, list(arguments))
+
+
+def one_error(stderr: str, *parts: str) -> None:
+    (line,) = stderr.splitlines()
+    assert line.startswith("error: ")
+    says(line, *parts)
 
 
 def test_options():
@@ -54,15 +61,16 @@ def test_an_interrupt_is_130():
     result = _run(Interrupted("stopped after step 3; the state is saved"))
     assert (result.exit_code, result.stderr) == (130, "error: stopped after step 3; the state is saved\n")
     result = _run(KeyboardInterrupt())
-    assert (result.exit_code, result.stderr) == (130, "error: interrupted; run the same command again to go on\n")
+    assert result.exit_code == 130
+    one_error(result.stderr, "interrupted", "again")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_2(number):
     result = _run(OSError(number, "full", "data/x"))
     assert result.exit_code == 2
-    assert result.stderr == "error: data/x: no space left on the device; free some, then run the same command again\n"
-    assert _run(OSError(number, "full")).stderr.startswith("error: no space left")
+    one_error(result.stderr, "data/x:", "no space", "again")
+    one_error(_run(OSError(number, "full")).stderr, "no space", "again")
 
 
 def _chained(cause: BaseException) -> BaseException:
@@ -85,8 +93,7 @@ def _chained(cause: BaseException) -> BaseException:
 def test_a_full_disk_in_a_librarys_clothes(error):
     result = _run(error)
     assert result.exit_code == 2
-    assert result.stderr.count("\n") == 1
-    assert "no space left on the device" in result.stderr
+    one_error(result.stderr, "no space", "again")
 
 
 @pytest.mark.parametrize(

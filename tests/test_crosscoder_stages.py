@@ -16,6 +16,7 @@ from pipeline.dictionaries.store import load_dictionary
 from pipeline.lm.loading import load_language_model
 from pipeline.norms.hook_norm import load_norms
 from pipeline.seeding import generator
+from tests.messages import says
 from tests.project import Project, make_project
 
 EARLY, LATE = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
@@ -174,14 +175,14 @@ def test_a_store_of_another_checkpoint_is_noticed(checkpoints: Project, tmp_path
     shutil.rmtree(copy.path / "data" / "store" / manifest["models"]["tuned"]["store"])
     outcome = copy.run("compute_norm")
     assert outcome.exit_code == 2
-    assert "the activation store is missing" in outcome.stderr
+    says(outcome.stderr, "store", "missing")
     again = copy.run("generate_activations")
     assert again.exit_code == 0, again.stderr
     assert json.loads((copy.path / "data" / "activations.json").read_text()) == manifest
     copy.set(models={"tuned": {"model_name": "elsewhere", "revision": None}})
     outcome = copy.run("generate_activations")
     assert outcome.exit_code == 2
-    assert "elsewhere" in outcome.stderr
+    says(outcome.stderr, "elsewhere")
 
 
 def test_a_model_of_another_tokenizer_is_refused(checkpoints: Project, tmp_path: Path) -> None:
@@ -193,4 +194,4 @@ def test_a_model_of_another_tokenizer_is_refused(checkpoints: Project, tmp_path:
     path.write_text(json.dumps(definition))
     outcome = copy.run("generate_activations")
     assert outcome.exit_code == 2
-    assert "models.tuned: tuned has another tokenizer than" in outcome.stderr
+    says(outcome.stderr, "models.tuned:", "tuned", "tokenizer")

@@ -57,6 +57,7 @@ def test_nearest_takes_anything():
 
 
 def test_unknown_name():
+    """The one place of these words; whoever raises them is tested by the names."""
     assert unknown_name("act_fn", "top_k", ["relu", "topk"]) == (
         "unknown act_fn 'top_k'; did you mean 'topk'? (known: relu, topk)"
     )

@@ -19,6 +19,7 @@ import pytest
 from pipeline import files
 from pipeline.errors import DataError
 from pipeline.files import atomic_directory, ensure_free_space, locked, read_json, root, write_bytes, write_json
+from tests.messages import saying, says
 
 ROOT = Path(__file__).parents[1]
 
@@ -97,13 +98,7 @@ def test_readers_never_see_a_part(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "part"),
-    [
-        (None, "the manifest is missing; run `dvc repro`"),
-        (b"", "the manifest is damaged"),
-        (b'{"a": 1', "the manifest is damaged"),
-        (b"\xff\xfe\x00", "the manifest is damaged"),
-        (b"[" * 200_000, "the manifest is damaged"),
-    ],
+    [(None, "missing"), (b"", "damaged"), (b'{"a": 1', "damaged"), (b"\xff\xfe\x00", "damaged"), (b"[" * 200_000, "damaged")],
 )
 def test_unreadable_json_is_named(tmp_path, content, part):
     path = tmp_path / "m.json"
@@ -112,15 +107,15 @@ def test_unreadable_json_is_named(tmp_path, content, part):
     with pytest.raises(DataError) as caught:
         read_json(path, "the manifest", "run `dvc repro`")
     assert str(caught.value).startswith(f"{path}: ")
-    assert part in str(caught.value)
+    says(caught.value, "the manifest", part)
     assert str(caught.value).endswith("; run `dvc repro`")
 
 
 def test_a_directory_or_a_file_in_the_way_is_named(tmp_path):
-    with pytest.raises(DataError, match="the manifest should be a file, got a directory"):
+    with pytest.raises(DataError, match=saying(f"{tmp_path}:", "manifest", "directory")):
         read_json(tmp_path, "the manifest")
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="the manifest cannot be read"):
+    with pytest.raises(DataError, match=saying("m.json:", "manifest", "Not a directory")):
         read_json(tmp_path / "file" / "m.json", "the manifest")
 
 
@@ -219,7 +214,7 @@ def test_a_lock_names_its_holder_and_ends_with_the_process(tmp_path):
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(DataError) as caught, locked(path, "the store"):
         pass
-    assert f"{path.parent}: the store is in use by another process (pid {holder.pid}); wait" in str(caught.value)
+    says(caught.value, f"{path.parent}:", "the store", f"pid {holder.pid}")
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
     with locked(path, "the store"):
@@ -249,9 +244,7 @@ def test_free_space(tmp_path, monkeypatch):
     ensure_free_space(tmp_path / "not" / "there" / "yet", 1, "a checkpoint")
     with pytest.raises(DataError) as caught:
         ensure_free_space(tmp_path / "not" / "there", free * 4, "a checkpoint")
-    message = str(caught.value)
-    assert message.startswith(f"{tmp_path / 'not' / 'there'}: no space left on the device for a checkpoint: needs ")
-    assert f"{free * 4 / 2**20:,.1f} MiB" in message
+    says(caught.value, f"{tmp_path / 'not' / 'there'}:", "no space", "a checkpoint", f"{free * 4 / 2**20:,.1f} MiB")
     monkeypatch.chdir(tmp_path)
     ensure_free_space("relative/path", 1, "a checkpoint")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.messages import says
 from tests.project import CONTEXT, D_MODEL, Project, make_project
 
 READ = "blocks.0.hook_resid_post"
@@ -41,34 +42,34 @@ def change_model(project: Project, name: str, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def refused(project: Project, message: str) -> None:
-    """Generating ends with the message; there are no tokens that it could have started from, and nothing is written."""
+def refused(project: Project, *parts: object) -> None:
+    """Generating ends with a message that has these parts; there are no tokens that it could have started from, and nothing is written."""
     outcome = project.run("generate_activations")
     assert (outcome.exit_code, outcome.exception) == (2, None), outcome
-    assert message in outcome.stderr
+    says(outcome.stderr, *parts)
     assert not (project.path / "data").exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("key", "value", "model", "got"),
     [
-        ({"n_qk_heads": 1}, "dictionary.n_qk_heads: a multiple of the model's 2 heads, got 1"),
-        ({"d_qk_head": 4}, "dictionary.d_qk_head: the model's is 8, got 4"),
-        ({"rotary_dim": 4}, "dictionary.rotary_dim: the model's is 2, got 4"),
-        ({"rotary_base": 500.0}, "dictionary.rotary_base: the model's is 10000.0, got 500.0"),
-        ({"rotary_adjacent_pairs": True}, "dictionary.rotary_adjacent_pairs: the model's is false, got true"),
+        ("n_qk_heads", 1, 2, "got 1"),
+        ("d_qk_head", 4, 8, "got 4"),
+        ("rotary_dim", 4, 2, "got 4"),
+        ("rotary_base", 500.0, 10000.0, "got 500.0"),
+        ("rotary_adjacent_pairs", True, "false", "got true"),
     ],
 )
-def test_heads_that_are_not_the_models_are_refused(project: Project, changes: dict[str, Any], message: str) -> None:
-    project.set(**{**LORSA, **{f"dictionary__{name}": value for name, value in changes.items()}})
-    refused(project, f"{message} (initialize_lorsa_with_mhsa)")
+def test_heads_that_are_not_the_models_are_refused(project: Project, key: str, value: Any, model: Any, got: str) -> None:
+    project.set(**{**LORSA, f"dictionary__{key}": value})
+    refused(project, f"dictionary.{key}:", model, got, "initialize_lorsa_with_mhsa")
 
 
 def test_an_attention_that_the_kind_cannot_be_is_refused(project: Project) -> None:
     rope = {"rope_type": "yarn", "rope_theta": 10000.0, "partial_rotary_factor": 0.25, "factor": 2.0}
     change_model(project, "model", rope_parameters=rope)
     project.set(**LORSA)
-    refused(project, "dictionary.positional_embedding_type: the model's rope_type is yarn; kind lorsa can be one of default")
+    refused(project, "dictionary.positional_embedding_type:", "rope_type", "yarn", "lorsa", "default")
 
 
 def test_a_window_that_is_shorter_than_the_context_is_refused(project: Project) -> None:
@@ -77,7 +78,7 @@ def test_a_window_that_is_shorter_than_the_context_is_refused(project: Project) 
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 2, "vocab_size": 300}
     path.write_text(json.dumps({"model_type": "mistral", "sliding_window": 4, **sizes, **heads}))
     project.set(**{**LORSA, "dictionary__rotary_dim": 8})
-    refused(project, f"dictionary.n_ctx: the model's sliding_window is 4, got {CONTEXT}")
+    refused(project, "dictionary.n_ctx:", "sliding_window", 4, f"got {CONTEXT}")
 
 
 @pytest.mark.parametrize("hooks", [[READ, f"wide:{READ}"], [f"wide:{READ}", READ]])
@@ -93,10 +94,9 @@ def test_a_crosscoder_over_models_of_different_width_is_refused(project: Project
         dictionary__apply_b_dec_to_input=False,
     )
     first, second = hooks
-    wanted = f"{first} is {widths[first]} wide and {second} {widths[second]}; take hook points of one width"
-    refused(project, f"dictionary.hook_points_in: kind crosscoder has one width for all its hook points, but {wanted}")
+    refused(project, "dictionary.hook_points_in:", "crosscoder", f"{first} is {widths[first]}", f"{second} {widths[second]}")
 
 
 def test_a_stated_width_that_is_not_the_models_is_refused(project: Project) -> None:
     project.set(dictionary__d_model=D_MODEL + 1)
-    refused(project, f"dictionary.d_model: {D_MODEL + 1}, but activations at {READ} are {D_MODEL} wide")
+    refused(project, "dictionary.d_model:", D_MODEL + 1, READ, D_MODEL)

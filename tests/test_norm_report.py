@@ -24,6 +24,7 @@ from pipeline.norms.hook_norm import HookNorm, load_norms
 from pipeline.norms.massive import MassiveTokens, ModelTexts, commonest
 from pipeline.norms.report import NormReport
 from pipeline.training.session import _log_earlier
+from tests.messages import says
 from tests.project import CONTEXT, Project
 
 A, B = "blocks.0.hook_resid_post", "tuned:blocks.1.hook_resid_post"
@@ -80,18 +81,13 @@ def test_the_commonest_come_first_and_equal_ones_by_value() -> None:
 
 
 def test_a_line_says_how_many_how_long_where_and_which() -> None:
-    assert report({A: norm()}, TEXTS).lines() == [
-        f"{A}: 3 of 200 tokens (1.5 %) are longer than 10 x the median norm 2, up to 812 x: positions 0 (2), 12 (1); "
-        "tokens '\\n' (2), ' the' (1); excluded everywhere (activations.max_norm_factor: null keeps them)"
-    ]
-    off = norm(max_norm_factor=None, n_excluded=0)
-    (line,) = report({A: off}).lines()
-    assert line.endswith(
-        "12 (1); tokens id 0 (2), id 1 (1); kept (activations.max_norm_factor is null); "
-        "means, the start of the weights and thresholds go without them"
-    )
+    counted = ("3 of 200", "(1.5 %)", "10 x", "812 x", "positions 0 (2), 12 (1);")
+    (line,) = report({A: norm()}, TEXTS).lines()
+    says(line, f"{A}:", *counted, 2, "tokens '\\n' (2), ' the' (1);", "excluded", "activations.max_norm_factor: null")
+    (line,) = report({A: norm(max_norm_factor=None, n_excluded=0)}).lines()
+    says(line, f"{A}:", *counted, "tokens id 0 (2), id 1 (1);", "kept", "activations.max_norm_factor is null")
     (line,) = report({A: norm(max_norm_factor=4.5, n_massive=1)}).lines()
-    assert "1 of 198 tokens (0.5051 %) is longer than 4.5 x the median" in line
+    says(line, f"{A}:", "1 of 198", "(0.5051 %)", "4.5 x")
 
 
 def test_hook_points_without_massive_tokens_have_no_line() -> None:
@@ -211,9 +207,8 @@ def test_the_stage_tells_massive_tokens_of_a_store(project: Project, monkeypatch
     text = load_tokenizer("model").decode([token])
     assert text
     assert metrics[f"massive_tokens.{A}"] == [{"id": token, "count": massive.sum(), "text": text}]
-    assert said.startswith(f"norm: {A}: {massive.sum():,} of {len(norms):,} tokens (")
-    assert f"are longer than 10 x the median norm {median:.4g}, up to {norms.max() / median:,.0f} x: positions " in said
-    assert f"; tokens {text!r} ({massive.sum():,}); excluded everywhere" in said
+    assert said.startswith(f"norm: {A}: {massive.sum():,} of {len(norms):,} ")
+    says(said, "10 x", f"{median:.4g}", f"{norms.max() / median:,.0f} x", f"tokens {text!r} ({massive.sum():,});", "excluded")
     assert said.count("\n") == 1
     plots = project.path / "metrics" / "plots" / "norm"
     assert {file.name for file in plots.iterdir()} == {"activation_norm.png", "massive_positions.png", "index.html"}
@@ -247,7 +242,7 @@ def test_without_the_rule_massive_tokens_are_told_and_kept(project: Project) -> 
     long_token(project)
     excluded = measured(project)[1]
     said, metrics = measured(project.set(activations__max_norm_factor=None))
-    assert "; kept (activations.max_norm_factor is null); means, the start of the weights and thresholds go without" in said
+    says(said, "kept", "activations.max_norm_factor is null")
     assert metrics == excluded | {"n_excluded": 0, f"n_excluded.{A}": 0}
     assert "massive above" in (project.path / "metrics" / "plots" / "norm" / "index.html").read_text()
 
@@ -257,7 +252,7 @@ def test_the_factor_is_the_stated_one(project: Project) -> None:
     said, metrics = measured(project.set(activations__max_norm_factor=1e6))
     assert (said, metrics["n_massive"]) == ("", 0)
     said, metrics = measured(project.set(activations__max_norm_factor=25.0))
-    assert "are longer than 25 x the median norm" in said
+    says(said, "25 x")
     assert metrics[f"massive_norm.{A}"] == pytest.approx(25 * metrics[f"median_norm.{A}"])
     assert [entry["id"] for entry in metrics[f"massive_tokens.{A}"]] == [token]
 

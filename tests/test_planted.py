@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.planted import DATA_SEED, EASY, MAIN, SECOND, SETS, PlantedSet, recovery
 from pipeline.dictionaries.build import build_dictionary
+from tests.messages import saying
 
 SMALL = PlantedSet(
     name="small", width=12, n_directions=30, active=6, exponent=1.0, mean_norm=2.0, noise_norm=0.3, scale=4.0, l0=8
@@ -32,7 +33,7 @@ def test_a_cap_binds_where_it_must() -> None:
     p = SMALL.probabilities()
     assert p[0] == SMALL.cap
     assert p[-1] < SMALL.cap
-    with pytest.raises(ValueError, match=r"small: 30 directions of probability 0\.1 give no 6"):
+    with pytest.raises(ValueError, match=saying("small:", 30, 0.1, 6)):
         dataclasses.replace(SMALL, cap=0.1).probabilities()
 
 

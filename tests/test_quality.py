@@ -12,6 +12,7 @@ from benchmarks import quality
 from benchmarks.planted import PlantedSet
 from benchmarks.quality import Case, Goal, Measured, goals, mean_l0, missed, run_all, runs_in, table
 from pipeline.training.fit import FitResult
+from tests.messages import says
 
 TINY = PlantedSet(
     name="tiny", width=16, n_directions=32, active=3, exponent=0.5, mean_norm=1.0, noise_norm=0.1, scale=2.0, l0=4
@@ -56,7 +57,7 @@ def test_the_median_over_seeds_decides() -> None:
     assert missed([(case._replace(seed=i), value) for i, value in enumerate(values)]) == []
     values[2] = measured(fvu=0.161, recovery=0.94)
     (line,) = missed([(case._replace(seed=i), value) for i, value in enumerate(values)])
-    assert line == "main, 1,000,000 tokens, topk: recovered 0.9400, wanted >= 0.9500"
+    says(line, "main", "1,000,000", "topk:", "recovered 0.9400", ">= 0.9500")
 
 
 def test_the_table_has_median_spread_and_goal() -> None:

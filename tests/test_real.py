@@ -20,6 +20,7 @@ from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.loading import load_language_model
 from pipeline.norms.exclusion import NormLimits
 from pipeline.seeding import generator
+from tests.messages import saying
 from tests.project import REPOSITORY
 
 HOOK = "blocks.1.hook_resid_post"
@@ -114,7 +115,7 @@ def test_what_is_captured_is_what_the_model_gives(model: LanguageModel, tmp_path
         torch.testing.assert_close(read_loss(tmp_path, bos), model.loss(part.tokens))
         assert bool((part.tokens[:, 0] == model.bos_token_id).all()) == bos
         assert torch.equal(part.kept, part.tokens != model.bos_token_id)
-    with pytest.raises(DataError, match="captured with another context_size; give the same"):
+    with pytest.raises(DataError, match=saying("context_size", "same")):
         capture(model, documents(), tmp_path, settings(context_size=32))
 
 

@@ -9,6 +9,7 @@ import pytest
 from pipeline import registry
 from pipeline.errors import ParamsError
 from pipeline.registry import Registry
+from tests.messages import saying
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,15 @@ def test_the_implementation_is_imported_when_it_is_asked_for() -> None:
     assert callable(found.load("nested"))
     assert list(found) == ["root", "nested", "nothing"]
     assert "nothing" in found
-    with pytest.raises(ParamsError, match=r"thing 'nothing': no_such_module:x cannot be imported"):
+    with pytest.raises(ParamsError, match=saying("thing 'nothing':", "no_such_module:x", "No module named")):
         found.load("nothing")
 
 
 def test_names_are_unique_and_unknown_ones_name_the_nearest() -> None:
     found = things(root="math:sqrt")
-    with pytest.raises(ParamsError, match="thing 'root' is registered twice"):
+    with pytest.raises(ParamsError, match=saying("thing 'root'", "twice")):
         found.add(Thing("root", "math:cos"))
-    with pytest.raises(ParamsError, match=r"unknown thing 'rot'; did you mean 'root'\? \(known: root\)"):
+    with pytest.raises(ParamsError, match=saying("unknown thing 'rot'", "'root'", "known: root")):
         found.get("rot")
 
 
@@ -59,7 +60,7 @@ def test_entry_points_declare_further_ones(monkeypatch: pytest.MonkeyPatch) -> N
     found = things(root="math:sqrt")
     assert list(found) == ["root", "cosine", "wrong", "broken"]
     assert found.load("cosine")(0) == 1
-    with pytest.raises(ParamsError, match="thing 'wrong': elsewhere:THING is a declaration of 'another'"):
+    with pytest.raises(ParamsError, match=saying("thing 'wrong':", "elsewhere:THING", "'another'")):
         found.get("wrong")
-    with pytest.raises(ParamsError, match=r"thing 'broken': elsewhere:THING cannot be imported \(no torch here\)"):
+    with pytest.raises(ParamsError, match=saying("thing 'broken':", "elsewhere:THING", "no torch here")):
         found.get("broken")

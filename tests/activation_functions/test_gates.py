@@ -20,6 +20,7 @@ from pipeline.activation_functions.interface import (
 from pipeline.errors import ParamsError
 from pipeline.seeding import generator
 from tests.activation_functions.cases import ACT_FNS, DTYPES, KINDS, PROPERTY, Case, cases, expected, found, gating_values
+from tests.messages import saying
 
 Z = torch.tensor([[0.9, -1.0, 0.2, 0.5], [3.0, 2.0, 1.0, 0.5], [-1.0, -2.0, 0.0, 0.1]])
 every_gate = pytest.mark.parametrize("act_fn", ACT_FNS)
@@ -231,9 +232,7 @@ def test_every_registered_gate_is_covered() -> None:
 
 
 def test_unknown_names_list_all_and_the_nearest() -> None:
-    with pytest.raises(
-        ParamsError, match=r"did you mean 'batchtopk'\? \(known: relu, jumprelu, topk, batchtopk, layertopk, batchlayertopk"
-    ):
+    with pytest.raises(ParamsError, match=saying("'batchtopk'", "relu, jumprelu, topk, batchtopk, layertopk, batchlayertopk")):
         activation_function("batch_topk")
 
 

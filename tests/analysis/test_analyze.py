@@ -29,6 +29,7 @@ from pipeline.evaluation.models import LanguageModels
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.lm.loading import load_language_model
 from pipeline.params.loader import load_params
+from tests.messages import saying, says
 from tests.project import CONTEXT, D_MODEL, Project
 
 PLANTED = 5
@@ -181,7 +182,7 @@ def test_an_interrupted_pass_goes_on_to_the_same_bytes(project: Project, monkeyp
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(analysis_run.Collection, "update", interrupted)
-    with pytest.raises(Interrupted, match=r"stopped by SIGINT after .* run the same command again"):
+    with pytest.raises(Interrupted, match=saying("SIGINT", "again")):
         analyzed(project)
     assert not (project.path / "features").exists()
     states = list((project.path / "data" / "checkpoints").glob("analysis-*"))
@@ -214,7 +215,7 @@ def test_a_stop_after_the_pass_keeps_it(
         patch.setattr(phase, lambda *_: os.kill(os.getpid(), number))
         outcome = project.run("analyze")
     assert outcome.exit_code == 130
-    assert f"analysis: stopped by {number.name}; run the same command again to go on" in outcome.stderr
+    says(outcome.stderr, "analysis:", number.name, "again")
     assert not list(data.glob(".*.partial-*"))
     assert (data / "dashboard").stat().st_ino == before["dashboard"]
     assert ((data / "features").stat().st_ino == before["features"]) == ("analysis" in phase)
@@ -254,7 +255,8 @@ def test_other_code_does_not_go_on_from_the_state_and_says_so(
     monkeypatch.setattr(analysis_run.Collection, "load", lambda *_: pytest.fail("it goes on from what other code has made"))
     analyzed(project)
     lines = [line for line in capsys.readouterr().err.splitlines() if "anew" in line]
-    assert lines == [f"analyze: starting anew: the state of this pass in {state} was saved by other code"]
+    assert len(lines) == 1
+    says(lines[0], "analyze:", state, "code")
     assert digests(project.path / "features") == digests(project.path / "data" / "features")
     state.unlink()
     analyzed(project)
@@ -338,28 +340,28 @@ def test_attention_dictionaries_have_the_tokens_that_they_read(project: Project,
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("damage", "parts"),
     [
         (
             lambda path: (path / "metrics" / "evaluation.json").unlink(),
-            "the dashboard shows it, and it is missing; run `dvc repro -s -f evaluate`",
+            ("metrics/evaluation.json:", "missing", "`dvc repro -s -f evaluate`"),
         ),
-        (lambda path: (path / "metrics" / "train_history.jsonl").write_text("{"), "the training history cannot be read"),
-        (lambda path: (path / "data" / "inference" / "main" / "config.json").unlink(), "config.json"),
+        (lambda path: (path / "metrics" / "train_history.jsonl").write_text("{"), ("metrics/train_history.jsonl:", "read")),
+        (lambda path: (path / "data" / "inference" / "main" / "config.json").unlink(), ("config.json:",)),
     ],
 )
-def test_the_stage_says_what_is_missing(project: Project, damage: Any, message: str) -> None:
+def test_the_stage_says_what_is_missing(project: Project, damage: Any, parts: tuple[str, ...]) -> None:
     damage(project.path)
     outcome = project.run("analyze")
     assert outcome.exit_code == 2
-    assert message in outcome.stderr
+    says(outcome.stderr, *parts)
 
 
 def test_reading_a_store_that_is_not_there_or_damaged(tmp_path: Path, store: FeatureStore) -> None:
-    with pytest.raises(DataError, match=r"the feature store is missing; run `dvc repro analyze`"):
+    with pytest.raises(DataError, match=saying("missing", "`dvc repro analyze`")):
         FeatureStore(tmp_path)
     for name in (FEATURES, CONTEXTS):
         (tmp_path / name).write_bytes(b"no parquet")
-    with pytest.raises(DataError, match="the feature store is damaged"):
+    with pytest.raises(DataError, match=saying("damaged", "`dvc repro analyze`")):
         FeatureStore(tmp_path)
     assert json.loads(json.dumps(store.about))["feature_shape"] == [64]

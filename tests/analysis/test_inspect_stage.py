@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from stages.inspect import main
+from tests.messages import says
 from tests.project import D_MODEL, Project
 
 TEXT = "the cat sat on the mat"
@@ -44,20 +45,20 @@ def test_a_file(finished_project: Project, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "parts"),
     [
-        ([], "give the text as --text or as --file, one of them"),
-        (["--text", "a", "--file", "b"], "one of them"),
-        (["--file", "nothing.txt"], "nothing.txt: "),
-        (["--text", TEXT, "--feature", "64"], "feature '64': out of range"),
-        (["--text", TEXT, "--inference", "nowhere"], "nowhere"),
-        (["--text", ""], "the text has no token"),
+        ([], ("--text", "--file")),
+        (["--text", "a", "--file", "b"], ("--text", "--file")),
+        (["--file", "nothing.txt"], ("nothing.txt:",)),
+        (["--text", TEXT, "--feature", "64"], ("feature '64':", "range")),
+        (["--text", TEXT, "--inference", "nowhere"], ("nowhere",)),
+        (["--text", ""], ("no token",)),
     ],
 )
-def test_errors(finished_project: Project, arguments: list[str], message: str) -> None:
+def test_errors(finished_project: Project, arguments: list[str], parts: tuple[str, ...]) -> None:
     code, _, err = run(finished_project, *arguments)
     assert code == 2
-    assert message in err
+    says(err, *parts)
     assert err.startswith("error: ")
 
 
@@ -67,7 +68,7 @@ def test_a_silent_feature_needs_a_strength(finished_project: Project) -> None:
     silent = next(str(i) for i in range(64) if str(i) not in active)
     code, _, err = run(finished_project, "--text", TEXT, "--steer", silent)
     assert code == 2
-    assert f"feature {silent} is not active on this text; state --strength" in err
+    says(err, f"feature {silent}", "--strength")
 
 
 def test_a_dictionary_of_other_models_only(project: Project) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import DataError
 from pipeline.norms.hook_norm import as_hook_norm
 from tests.analysis.test_inspection import folded, sae
+from tests.messages import saying
 from tests.project import CONTEXT, D_MODEL
 
 TEXT = "the cat sat"
@@ -93,7 +96,7 @@ def test_a_feature_of_a_layer_steers_that_layer_and_later_ones() -> None:
     assert list(steering_replacements(made, "1/5", 1.0)) == hooks[1][1:]
     added = steering_replacements(made, "0/5", 1.0)[hooks[1][1]]({}, torch.zeros(1, 2, D_MODEL))
     torch.testing.assert_close(added[0, 1], made.get_parameter("W_D.1")[0, 5].detach())
-    with pytest.raises(DataError, match="writes nothing at the hook points of model 'other'"):
+    with pytest.raises(DataError, match=saying("feature '0/5'", "'other'", "'model'")):
         steering_replacements(made, "0/5", 1.0, alias="other")
 
 
@@ -117,9 +120,9 @@ def test_of_the_residual_stream_only_the_last_hook_point_is_changed() -> None:
 def test_a_number_is_the_index_of_a_feature(small_model) -> None:
     made = folded(sae())
     assert steer(TEXT, made, small_model, 11, 4.0, n_tokens=3) == steer(TEXT, made, small_model, "11", 4.0, n_tokens=3)
-    with pytest.raises(DataError, match="feature 40: out of range; the dictionary has 40 features"):
+    with pytest.raises(DataError, match=saying("feature 40:", "range", "40 features")):
         steer(TEXT, made, small_model, 40, 4.0)
-    with pytest.raises(DataError, match="feature -1: out of range"):
+    with pytest.raises(DataError, match=saying("feature -1:", "range", "40 features")):
         steer(TEXT, made, small_model, -1, 4.0)
 
 
@@ -127,25 +130,20 @@ def test_a_model_with_an_alias_is_steered(small_model) -> None:
     made = crosscoder("tuned:blocks.0.hook_resid_post", "tuned:blocks.1.hook_resid_post")
     found = steer(TEXT, made, small_model, 11, 4.0, n_tokens=3, alias="tuned")
     assert found.loss != found.steered_loss
-    with pytest.raises(DataError, match="nothing at the hook points of model 'model'; the dictionary writes those of 'tuned'"):
+    with pytest.raises(DataError, match=saying("feature '11'", "model 'model'", "of 'tuned'")):
         steer(TEXT, made, small_model, 11, 4.0)
 
 
 @pytest.mark.parametrize(
-    ("numbers", "message"),
-    [
-        ({"strength": float("nan")}, "strength: wanted a finite number, got nan"),
-        ({"n_tokens": 0}, "n_tokens: wanted at least 1 token"),
-        ({"temperature": float("nan")}, "temperature: wanted a number of at least 0, got nan"),
-    ],
+    ("name", "value", "wanted"), [("strength", math.nan, "finite"), ("n_tokens", 0, "1"), ("temperature", math.nan, "0")]
 )
-def test_numbers_out_of_their_range(small_model, numbers: dict[str, float], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        steer(TEXT, folded(sae()), small_model, 3, **{"strength": 1.0, **numbers})
+def test_numbers_out_of_their_range(small_model, name: str, value: float, wanted: str) -> None:
+    with pytest.raises(DataError, match=saying(f"{name}:", wanted, f"got {value}")):
+        steer(TEXT, folded(sae()), small_model, 3, **{"strength": 1.0, name: value})
 
 
 def test_a_text_that_is_too_long_is_to_be_shortened(small_model) -> None:
-    with pytest.raises(DataError, match=rf"the text has \d+ tokens, .* takes {CONTEXT} at a time; shorten the text"):
+    with pytest.raises(DataError, match=saying("48 tokens", CONTEXT, "shorten")):
         steer(TEXT * CONTEXT, folded(sae()), small_model, 3, 1.0)
 
 
@@ -158,5 +156,5 @@ def test_drawn_continuations_follow_the_seed(small_model) -> None:
 
 
 def test_texts_that_are_too_short(small_model) -> None:
-    with pytest.raises(DataError, match="give at least two tokens"):
+    with pytest.raises(DataError, match=saying("two tokens")):
         steer("a", folded(sae()), small_model, "3", 1.0)

@@ -20,13 +20,14 @@ from pipeline.errors import DataError
 from pipeline.lm.loading import load_language_model
 from tests.analysis.test_inspection import folded, sae
 from tests.corpus.tokenizers import ADDING, PLAIN, WITHOUT, fast_tokenizer
+from tests.messages import saying, says
 from tests.project import Project
 
 SETTINGS = TokenizeSettings(8, 100, "auto", None, 0, 0.3, 0)
 CHOICES = {
-    ADDING: "true; the tokenizer of 'model' has <s> and puts it before a text by itself",
-    PLAIN: "false; the tokenizer of 'model' has <s> and does not put it before a text by itself",
-    WITHOUT: "false; the tokenizer of 'model' has no beginning-of-text token",
+    ADDING: ("true;", "'model'", "<s>"),
+    PLAIN: ("false;", "'model'", "<s>", "not"),
+    WITHOUT: ("false;", "'model'", "no beginning-of-text"),
 }
 
 
@@ -39,10 +40,10 @@ def test_auto_is_what_the_tokenizer_does(tmp_path: Path, kind: str) -> None:
     assert adds_bos(loaded) == (kind == ADDING)
     info = tokenizer_info(loaded, "model")
     assert prepends_bos("auto", info) is (kind == ADDING)
-    assert bos_choice(info, "model") == CHOICES[kind]
+    says(bos_choice(info, "model"), *CHOICES[kind])
     assert prepends_bos(False, info) is False
     if kind == WITHOUT:
-        with pytest.raises(DataError, match=r"has no beginning-of-text token; set model\.prepend_bos=false"):
+        with pytest.raises(DataError, match=saying("model.prepend_bos is true", "model.prepend_bos=false")):
             prepends_bos(True, info)
     else:
         assert prepends_bos(True, info) is True
@@ -77,7 +78,7 @@ def test_texts_begin_as_contexts_do() -> None:
     assert bos_of(of_model(PLAIN), "auto") is None
     assert bos_of(of_model(PLAIN), True) == 0
     assert bos_of(of_model(WITHOUT), "auto") is None
-    with pytest.raises(DataError, match=r"model\.prepend_bos: the tokenizer of 'model' has no beginning-of-text token"):
+    with pytest.raises(DataError, match=saying("model.prepend_bos:", "'model'", "false")):
         bos_of(of_model(WITHOUT), True)
 
 
@@ -102,7 +103,8 @@ def test_the_stage_says_what_auto_comes_to(project: Project, kind: str) -> None:
     fast_tokenizer(kind).save_pretrained(project.path / "model")
     outcome = project.run("tokenize_corpus")
     assert outcome.exit_code == 0, outcome.stderr
-    assert f"tokenize: model.prepend_bos auto: {CHOICES[kind]}\n" in outcome.stderr
+    (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("tokenize: model.prepend_bos auto: ")]
+    says(line, *CHOICES[kind])
     store = open_tokens(project.path / "data" / "tokens.zarr")
     assert store.prepend_bos == (kind == ADDING)
     outcome = project.set(model__prepend_bos=False).run("tokenize_corpus")

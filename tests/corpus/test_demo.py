@@ -12,6 +12,7 @@ import pytest
 from pipeline.corpus.demo import corpus_digest, demo_documents, source_files
 from pipeline.corpus.document import held_out
 from pipeline.errors import DataError
+from tests.messages import saying
 
 IS_HELD_OUT = partial(held_out, fraction=0.05, seed=0)
 
@@ -56,5 +57,5 @@ def test_no_tests_and_nothing_vendored() -> None:
 
 
 def test_missing_package() -> None:
-    with pytest.raises(DataError, match="package 'no-such-package' is not installed"):
+    with pytest.raises(DataError, match=saying("package 'no-such-package'", "installed")):
         list(demo_documents(["no-such-package"], IS_HELD_OUT))

@@ -8,6 +8,7 @@ from pipeline.dictionaries.store import read_config
 from pipeline.evaluation.headline import headline, note
 from pipeline.evaluation.massive import massive_line
 from pipeline.metric_names import grouped, ordinary
+from tests.messages import says
 
 
 def test_the_headline_sorts_first_and_keeps_its_names(finished_project) -> None:
@@ -54,7 +55,9 @@ def test_massive_tokens_are_left_out_and_counted(finished_project) -> None:
     assert (names["0 headline/L0"], names["0 headline/dead share"]) == (3.25, 0.0625)
     text = note(config, {**metrics, **found})
     assert "L0 3.25, dead 6.25 %; on 50,432 held-out tokens." in text
-    assert "12 of 50,432 tokens (0.02 %) are massive and excluded: longer than 10 x the median norm. FVU, L0 and dead" in text
+    said = massive_line({**metrics, **found}, config["norms"])
+    assert said
+    assert f"{said}. " in text
     rank = f"{metrics['pca_rank']:.0f}"
     assert f"PCA of rank {rank}" in text
     assert "| FVU | 0.375 (0.3125 to 0.4375) | 0.625 | 1 | 1.875 |" in text
@@ -77,18 +80,12 @@ def test_an_evaluation_of_before_shows_what_it_has(finished_project) -> None:
 def test_how_many_tokens_are_massive_in_words() -> None:
     metrics = {"evaluated_tokens": 50432.0, "massive_tokens": 12.0, "excluded_tokens": 12.0}
     norms = {"a": {"mean_norm": 1.0, "median_norm": 1.0, "max_norm_factor": 7.5}}
-    length = "longer than 7.5 x the median norm"
-    assert massive_line(metrics, norms) == f"12 of 50,432 tokens (0.02 %) are massive and excluded: {length}"
-    assert massive_line(metrics, norms | {"b": norms["a"]}) == (
-        f"12 of 50,432 tokens (0.02 %) are massive and excluded: {length} of a hook point"
-    )
-    assert massive_line(metrics | {"massive_tokens": 1.0, "excluded_tokens": 1.0}, norms) == (
-        f"1 of 50,432 tokens (under 0.01 %) is massive and excluded: {length}"
-    )
+    says(massive_line(metrics, norms), "12 of 50,432", "(0.02 %)", "massive", "excluded", 7.5)
+    says(massive_line(metrics, norms | {"b": norms["a"]}), "12 of 50,432", "(0.02 %)", "excluded", 7.5, "hook point")
+    one = metrics | {"massive_tokens": 1.0, "excluded_tokens": 1.0}
+    says(massive_line(one, norms), "1 of 50,432", "(under 0.01 %)", "excluded", 7.5)
     no_rule = {"a": {"mean_norm": 1.0, "median_norm": 1.0, "max_norm_factor": None}}
-    assert massive_line(metrics | {"excluded_tokens": 0.0}, no_rule) == (
-        "12 of 50,432 tokens (0.02 %) are massive: longer than 10 x the median norm; no rule excludes them"
-    )
+    says(massive_line(metrics | {"excluded_tokens": 0.0}, no_rule), "12 of 50,432", "(0.02 %)", 10, "no rule")
     assert massive_line(metrics | {"massive_tokens": 0.0}, norms) is None
     assert massive_line({"evaluated_tokens": 3.0}, None) is None
 

@@ -6,6 +6,7 @@ import torch
 
 from pipeline.errors import DataError
 from tests.evaluation.tiny import CONTEXT, held_out, tiny_tokens
+from tests.messages import saying
 
 
 def test_every_context_once_and_again():
@@ -28,9 +29,9 @@ def test_fewer_tokens_are_spread_over_the_split():
 
 
 def test_too_few_are_refused():
-    with pytest.raises(DataError, match=r"asks for 109 held-out tokens, there are 108; .* dataset.eval_fraction"):
+    with pytest.raises(DataError, match=saying("evaluation.tokens", 109, 108, "dataset.eval_fraction")):
         held_out(tiny_tokens(9), n_tokens=109)
-    with pytest.raises(DataError, match="no context"):
+    with pytest.raises(DataError, match=saying("no context", "dataset.eval_fraction")):
         held_out(tiny_tokens(0))
 
 

@@ -9,6 +9,7 @@ import torch
 from pipeline.errors import NumericsError
 from pipeline.evaluation.reconstruction import LabelMean, ReconstructionMetrics
 from tests.evaluation import naive
+from tests.messages import saying
 
 
 def _data(n: int, d: int, seed: int, offset: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,15 +114,15 @@ def test_a_non_finite_value_is_named_by_hook_point_context_and_token(which, what
     mask = torch.ones(3, 4, dtype=torch.bool)
     mask[0] = False
     (x if which == "label" else r)[2, 1, 0] = torch.nan
-    with pytest.raises(NumericsError, match=rf"blocks.1.hook_resid_post, contexts 4 to 6: the {what} .* token \[2, 1\]"):
+    with pytest.raises(NumericsError, match=saying("blocks.1.hook_resid_post", "contexts 4 to 6", what, "[2, 1]")):
         metrics.update({"blocks.1.hook_resid_post": r}, {"blocks.1.hook_resid_post": x}, mask, "contexts 4 to 6")
 
 
 def test_undefined_quantities():
     same = torch.ones(5, 3)
-    with pytest.raises(NumericsError, match="h: FVU is undefined: the 5 evaluated labels do not vary"):
+    with pytest.raises(NumericsError, match=saying("h:", "FVU", "undefined", 5)):
         _stream(same, same, torch.ones(5, dtype=torch.bool), [5]).results()
-    with pytest.raises(NumericsError, match="every position is masked"):
+    with pytest.raises(NumericsError, match=saying("h:", "masked")):
         _stream(same, same, torch.zeros(5, dtype=torch.bool), [5])
     x, _ = _data(5, 3, seed=9)
     found = _stream(x, torch.zeros_like(x), torch.ones(5, dtype=torch.bool), [5]).results()

@@ -17,6 +17,7 @@ from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.norms.hook_norm import as_hook_norm
 from tests.evaluation import naive
 from tests.evaluation.tiny import D_MODEL, HOOK, MLP_IN, MLP_OUT, held_out, hooked_run, principal_of, tiny_tokens
+from tests.messages import saying
 
 SAE = {"kind": "sae", "hook_point_in": HOOK, "d_in": D_MODEL, "d_sae": 48, "act_fn": "topk", "top_k": 5}
 TRANSCODER = {**SAE, "kind": "transcoder", "hook_point_in": MLP_IN, "hook_point_out": MLP_OUT, "skip": True}
@@ -313,12 +314,12 @@ def test_inputs_are_those_of_the_spliced_run_before_replacement(model, module):
 def test_widths_that_do_not_fit_are_refused(model):
     case = Case(model, SAE)
     raw = RawDictionary(build_dictionary({**SAE, "d_in": 8}), {HOOK: as_hook_norm(3.0, 8)})
-    with pytest.raises(DataError, match=f"{HOOK} of model .* has width 16, the dictionary reads width 8"):
+    with pytest.raises(DataError, match=saying(HOOK, 16, 8)):
         Evaluator(model, raw, case.principal, held_out(case.tokens))
 
 
 def test_an_unfolded_dictionary_needs_norms(model):
-    with pytest.raises(DataError, match=f"norms: unknown hook point '{HOOK}' .*dvc repro -s -f norm"):
+    with pytest.raises(DataError, match=saying("norms:", "unknown", f"'{HOOK}'", "`dvc repro -s -f norm`")):
         RawDictionary(build_dictionary(SAE), {})
 
 
@@ -326,7 +327,7 @@ def test_a_non_finite_reconstruction_is_named(model):
     case = Case(model, SAE)
     with torch.no_grad():
         case.dictionary.b_D[0] = torch.nan
-    with pytest.raises(NumericsError, match=f"{HOOK}, held-out contexts 0 to 3: the reconstruction is not finite at token"):
+    with pytest.raises(NumericsError, match=saying(HOOK, "contexts 0 to 3", "reconstruction", "[0, 0]")):
         case.evaluate()
 
 
@@ -337,7 +338,7 @@ def test_a_rank_that_is_stated_is_refused_before_the_passes_and_another_one_capp
     assert case.evaluate().metrics["pca_rank"] == 3  # L0 is 5
     evaluator = Evaluator(model, RawDictionary(case.dictionary, case.norms), few, held_out(case.tokens))
     evaluator.models = None  # no pass can begin
-    with pytest.raises(NumericsError, match=r"evaluation\.pca_rank: 4, but the norm pass keeps the 3 leading directions of"):
+    with pytest.raises(NumericsError, match=saying("evaluation.pca_rank:", 4, "3 leading", HOOK, "at most 3", "null")):
         evaluator.evaluate(4)
 
 

@@ -16,6 +16,7 @@ from pipeline.evaluation.raw_space import RawDictionary
 from tests.evaluation import naive
 from tests.evaluation.test_report import _norms, vars_of
 from tests.evaluation.tiny import D_MODEL, held_out, principal_of, tiny_tokens
+from tests.messages import saying
 
 EARLY, LATE, OTHER = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post", "tuned:blocks.1.hook_resid_post"
 LAYER_OF = {EARLY: 0, LATE: 1, OTHER: 1}
@@ -165,9 +166,11 @@ def test_the_number_of_runs_is_the_number_that_is_made(both, monkeypatch):
 def test_a_hook_point_that_the_other_model_lacks_is_named(both):
     case = Case(*both, (LATE, OTHER))
     config = {**CONFIG, "d_in": 8, "hook_points_in": [LATE, OTHER]}
-    with pytest.raises(DataError, match=r"has width 16, the dictionary reads width 8"):
+    with pytest.raises(DataError, match=saying(16, 8)):
         Evaluator(both[0], RawDictionary(build_dictionary(config).fold(2.0), {}), case.principal, held_out(case.tokens))
     missing = {**CONFIG, "hook_points_in": [LATE, "tuned:blocks.9.hook_resid_post"]}
     principal = {**case.principal, "tuned:blocks.9.hook_resid_post": case.principal[OTHER]}
-    with pytest.raises(DataError, match=r"layer 9 does not exist"):
+    with pytest.raises(
+        DataError, match=saying("blocks.9.hook_resid_post", "layer 9", "3 layers", "'blocks.2.hook_resid_post'")
+    ):
         Evaluator(both[0], RawDictionary(build_dictionary(missing).fold(2.0), {}), principal, held_out(case.tokens))

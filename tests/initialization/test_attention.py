@@ -17,6 +17,7 @@ from pipeline.lm.attention import AttentionWeights, ByParts
 from pipeline.params.schema import InitializerParams
 from pipeline.seeding import generator
 from tests.initialization.cases import sample
+from tests.messages import faults, saying, says
 
 D, HEADS, WIDTH, N = 6, 2, 4, 10
 CONFIG: dict[str, Any] = {
@@ -132,7 +133,7 @@ def test_rows_fill_the_active_subspace_of_their_own_head(d_active: int | None) -
 def test_more_directions_than_a_head_has_are_refused() -> None:
     attention = model_attention()
     made, taken, _ = started(attention)
-    with pytest.raises(ParamsError, match="d_active_subspace: 5 directions do not fit in a head's 4 dimensions"):
+    with pytest.raises(ParamsError, match=saying("initializer.d_active_subspace:", 5, 4)):
         set_attention_(made, taken, attention, 0, Subspace(5))
 
 
@@ -140,7 +141,7 @@ def test_a_head_whose_outputs_are_all_equal_is_refused() -> None:
     attention = model_attention(W_O=torch.zeros(HEADS, WIDTH, D, dtype=torch.float64))
     for subspace in (None, Subspace(None)):
         made, taken, _ = started(attention)
-        with pytest.raises(NumericsError, match="all outputs of head 0 are equal on 400 sampled tokens"):
+        with pytest.raises(NumericsError, match=saying("initializer.initialize_lorsa_with_mhsa:", "head 0", 400)):
             set_attention_(made, taken, attention, 0, subspace)
 
 
@@ -165,37 +166,41 @@ def test_the_start_is_scaled_and_has_less_error_than_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "changes", "message"),
+    ("fields", "changes", "wanted"),
     [
-        ({"d_qk_head": 6}, {}, "d_qk_head: the model's is 4, got 6"),
-        ({"n_qk_heads": 1}, {}, "n_qk_heads: a multiple of the model's 2 heads, got 1"),
-        ({"rotary_adjacent_pairs": True}, {}, "rotary_adjacent_pairs: the model's is false"),
-        ({"rotary_base": 500.0}, {}, "rotary_base: the model's is 10000.0, got 500.0"),
-        ({}, {"rotary_dim": 0}, "positional_embedding_type: the model's is none, got rotary"),
-        ({}, LLAMA3, "use_NTK_by_parts_rope: the model's is true"),
-        ({}, {"attn_scale": 1.0}, r"attn_scale: the model's is 1\.0, got null"),
-        ({"attn_scale": 1.0}, {}, r"attn_scale: the model's is null, got 1\.0"),
-        ({}, {"rotary_scale": 4.0, "rope_type": "linear"}, r"rotary_scale: the model's is 4\.0, got 1\.0"),
-        ({"rotary_scale": 4.0}, {}, r"rotary_scale: the model's is 1\.0, got 4\.0"),
-        ({**PARTS, "NTK_by_parts_factor": 8.0}, LLAMA3, r"NTK_by_parts_factor: the model's is 32\.0, got 8\.0"),
-        ({**PARTS, "NTK_by_parts_low_freq_factor": 2.0}, LLAMA3, r"_low_freq_factor: the model's is 1\.0, got 2\.0"),
-        ({**PARTS, "NTK_by_parts_high_freq_factor": 5.0}, LLAMA3, r"_high_freq_factor: the model's is 4\.0, got 5\.0"),
-        ({**PARTS, "old_context_len": 4096}, LLAMA3, "old_context_len: the model's is 8192, got 4096"),
+        ({"d_qk_head": 6}, {}, {"d_qk_head": (4, "got 6")}),
+        ({"n_qk_heads": 1}, {}, {"n_qk_heads": (2, "got 1")}),
+        ({"rotary_adjacent_pairs": True}, {}, {"rotary_adjacent_pairs": ("false", "got true")}),
+        ({"rotary_base": 500.0}, {}, {"rotary_base": (10000.0, "got 500.0")}),
+        ({}, {"rotary_dim": 0}, {"positional_embedding_type": ("none", "got rotary")}),
+        ({}, LLAMA3, {"use_NTK_by_parts_rope": ("true", "got false"), "NTK_by_parts_factor": (32.0, "got 8.0")}),
+        ({}, {"attn_scale": 1.0}, {"attn_scale": (1.0, "got null")}),
+        ({"attn_scale": 1.0}, {}, {"attn_scale": ("null", "got 1.0")}),
+        ({}, {"rotary_scale": 4.0, "rope_type": "linear"}, {"rotary_scale": (4.0, "got 1.0")}),
+        ({"rotary_scale": 4.0}, {}, {"rotary_scale": (1.0, "got 4.0")}),
+        ({**PARTS, "NTK_by_parts_factor": 8.0}, LLAMA3, {"NTK_by_parts_factor": (32.0, "got 8.0")}),
+        ({**PARTS, "NTK_by_parts_low_freq_factor": 2.0}, LLAMA3, {"NTK_by_parts_low_freq_factor": (1.0, "got 2.0")}),
+        ({**PARTS, "NTK_by_parts_high_freq_factor": 5.0}, LLAMA3, {"NTK_by_parts_high_freq_factor": (4.0, "got 5.0")}),
+        ({**PARTS, "old_context_len": 4096}, LLAMA3, {"old_context_len": (8192, "got 4096")}),
+        ({}, {"rope_type": "yarn"}, {"positional_embedding_type": ("yarn", "lorsa", "default")}),
+        ({}, {"sliding_window": 31}, {"n_ctx": ("sliding_window", 31, "got 32")}),
+        ({}, {"softcap": 50.0}, {"initialize_lorsa_with_mhsa": ("attn_logit_softcapping", 50.0)}),
         (
             {},
-            {"rope_type": "yarn"},
-            "positional_embedding_type: the model's rope_type is yarn; kind lorsa can be one of default",
+            {"q_gain": torch.ones(2, 4), "k_gain": torch.ones(2, 4)},
+            {"use_post_qk_ln": ("true", "got false"), "normalization_type": ("RMS", "got null")},
         ),
-        ({}, {"sliding_window": 31}, "n_ctx: the model's sliding_window is 31, got 32"),
-        ({}, {"softcap": 50.0}, r"initialize_lorsa_with_mhsa: the model's attn_logit_softcapping is 50\.0"),
-        ({}, {"q_gain": torch.ones(2, 4), "k_gain": torch.ones(2, 4)}, "use_post_qk_ln: the model's is true"),
     ],
 )
-def test_heads_that_do_not_fit_are_refused(fields: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+def test_heads_that_do_not_fit_are_refused(fields: dict[str, Any], changes: dict[str, Any], wanted: dict[str, Any]) -> None:
     attention = model_attention(**changes)
     made, taken, _ = started(attention, **fields)
-    with pytest.raises(ParamsError, match=message):
+    with pytest.raises(ParamsError) as error:
         set_attention_(made, taken, attention, seed=0)
+    found = faults(error.value)
+    assert [key.partition(".")[2] for key in found] == list(wanted)
+    for message, parts in zip(found.values(), wanted.values(), strict=True):
+        says(message, *parts)
 
 
 def test_a_stated_root_of_the_width_and_a_window_as_long_as_the_context_fit() -> None:
@@ -207,5 +212,7 @@ def test_a_stated_root_of_the_width_and_a_window_as_long_as_the_context_fit() ->
 def test_other_kinds_are_refused_by_name() -> None:
     params = InitializerParams(initialize_lorsa_with_mhsa=True)
     made = build_base({"kind": "sae", "d_in": 4, "d_sae": 8, "act_fn": "relu"}, params, seed=0)
-    with pytest.raises(ParamsError, match=r"not for dictionary\.kind 'sae', which has no attention"):
+    with pytest.raises(
+        ParamsError, match=saying("initializer.initialize_lorsa_with_mhsa:", "dictionary.kind", "sae", "attention")
+    ):
         check(made, params, has_model=True)

@@ -12,6 +12,7 @@ from pipeline.initialization.compose import build_base, check, initialize_
 from pipeline.initialization.weights import parts_of
 from pipeline.params.schema import InitializerParams
 from tests.initialization.cases import D, config, initialized, rows, sample
+from tests.messages import saying
 
 OPTIONS = (
     {},
@@ -48,7 +49,7 @@ def test_the_same_seed_gives_the_same_bits(options: dict[str, object]) -> None:
 
 def test_a_fully_masked_sample_is_refused() -> None:
     made = build_base(config(), InitializerParams(), seed=0)
-    with pytest.raises(DataError, match=r"every token of the sample is masked"):
+    with pytest.raises(DataError, match=saying("initializer:", "masked", "initializer.tokens")):
         sample(made, rows(12).reshape(2, 6, D), mask=torch.zeros(2, 6, dtype=torch.bool))
 
 
@@ -56,14 +57,16 @@ def test_two_ways_to_set_the_decoder_are_refused() -> None:
     made = build_base(config(), InitializerParams(), seed=0)
     fields = {name: getattr(InitializerParams(), name) for name in InitializerParams().to_dict()}
     both = fields | {"initialize_W_D_with_activations": True, "initialize_W_D_with_active_subspace": True}
-    with pytest.raises(ParamsError, match=r"initialize_W_D_with_active_subspace: only one option sets the decoder's rows"):
+    with pytest.raises(
+        ParamsError, match=saying("initializer.initialize_W_D_with_active_subspace:", "initialize_W_D_with_activations")
+    ):
         check(made, SimpleNamespace(**both), has_model=False)
 
 
 def test_a_kind_with_other_tensors_is_refused_by_name() -> None:
     made = build_base(config(), InitializerParams(), seed=0)
     made.parts = lambda: []  # type: ignore[method-assign]
-    with pytest.raises(ParamsError, match=r"initializer\.grid_search_init_norm: not for dictionary\.kind 'sae'"):
+    with pytest.raises(ParamsError, match=saying("initializer.grid_search_init_norm:", "dictionary.kind 'sae'")):
         parts_of(made, "grid_search_init_norm")
 
 

@@ -16,6 +16,7 @@ from pipeline.norms.normalizer import Normalizer
 from pipeline.params.schema import InitializerParams
 from tests.dictionaries.test_contract import KIND_CONFIGS
 from tests.initialization.cases import D, N, config, rows
+from tests.messages import saying
 
 MEDIAN, EVERY = 8.0, 17
 ORDINARY = torch.arange(N) % EVERY > 0
@@ -117,5 +118,5 @@ def test_contexts_keep_their_places(place: str, factor: float | None) -> None:
 def test_nothing_but_massive_tokens_is_refused(factor: float | None) -> None:
     made = build_base(config(), InitializerParams(), seed=0)
     x = 1000 * rows()
-    with pytest.raises(DataError, match="every token of the sample is masked"):
+    with pytest.raises(DataError, match=saying("initializer:", "masked", "initializer.tokens")):
         make_sample(made, normalizer(made, factor), x, x)

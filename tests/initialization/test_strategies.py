@@ -16,6 +16,7 @@ from pipeline.initialization.mlp_responses import set_decoder_rows_ as set_mlp_r
 from pipeline.losses.reconstruction import reconstruction_loss
 from pipeline.params.schema import InitializerParams
 from tests.initialization.cases import D, F, config, initialized, rows
+from tests.messages import saying
 
 
 def weights(made: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -121,11 +122,9 @@ def test_equal_activations_are_used_once_and_the_rest_keeps_its_draw() -> None:
     assert float(similar.max()) < 1 - 1e-5
     matches = cosines(weights(made)["W_D"], sample.y - sample.y.mean(0)).max(1).values
     assert int((matches > 1 - 1e-5).sum()) == 11
-    with pytest.raises(NumericsError, match=r"initialize_W_D_with_activations: all 40 sampled activations are equal"):
+    with pytest.raises(NumericsError, match=saying("initializer.initialize_W_D_with_activations:", 40, "equal")):
         initialized({}, torch.ones(40, D), initialize_W_D_with_activations=True)
-    with pytest.raises(
-        NumericsError, match=r"all 1 sampled activations are equal; raise initializer\.tokens, or switch it off"
-    ):
+    with pytest.raises(NumericsError, match=saying("initializer.initialize_W_D_with_activations:", 1, "initializer.tokens")):
         initialized({}, rows(1), initialize_W_D_with_activations=True)
 
 
@@ -242,37 +241,38 @@ def test_mlp_responses_are_written_out() -> None:
 
 def test_a_start_without_active_features_has_no_scale() -> None:
     silent = {"act_fn": "jumprelu"}, {"init_log_jumprelu_threshold_value": 20.0}
-    with pytest.raises(NumericsError, match=r"initialize_W_D_with_activations: no scale fits.*are features active"):
+    with pytest.raises(NumericsError, match=saying("initializer.initialize_W_D_with_activations:", "scale", 0, "active")):
         initialized(silent[0], initialize_W_D_with_activations=True, **silent[1])
 
 
 @pytest.mark.parametrize(
-    ("fields", "options", "message"),
+    ("fields", "options", "key", "parts"),
     [
-        ({"use_decoder_bias": False}, {"bias_init_method": "mean"}, r"bias_init_method: mean needs .*use_decoder_bias"),
-        ({}, {"initialize_tc_with_mlp": True}, r"initialize_tc_with_mlp: needs a transcoder from blocks"),
         (
-            {},
-            {"init_log_jumprelu_threshold_value": -2.3},
-            r"init_log_jumprelu_threshold_value: act_fn 'topk' has no thresholds",
+            {"use_decoder_bias": False},
+            {"bias_init_method": "mean"},
+            "bias_init_method",
+            ("mean", "dictionary.use_decoder_bias"),
         ),
-        (
-            {},
-            {"initialize_W_D_with_active_subspace": True, "d_active_subspace": 7},
-            r"d_active_subspace: 7 directions do not fit in .* 6",
-        ),
+        ({}, {"initialize_tc_with_mlp": True}, "initialize_tc_with_mlp", ("blocks.L.hook_mlp_out", "input")),
+        ({}, {"init_log_jumprelu_threshold_value": -2.3}, "init_log_jumprelu_threshold_value", ("topk", "null")),
+        ({}, {"initialize_W_D_with_active_subspace": True, "d_active_subspace": 7}, "d_active_subspace", (7, 6)),
         (
             {"kind": "transcoder", "hook_point_in": "blocks.1.ln2.hook_out", "hook_point_out": "blocks.1.hook_mlp_out"},
             {"initialize_tc_with_mlp": True, "model_layer": 0},
-            r"(?s)model_layer: 0 is not the layer of the hook points, 1.*needs the language model",
+            "model_layer",
+            (0, 1, "null", "initializer.initialize_tc_with_mlp: needs the language model"),
         ),
         (
             {"kind": "transcoder", "hook_point_in": "blocks.1.ln2.hook_out", "hook_point_out": "blocks.2.hook_mlp_out"},
             {"initialize_tc_with_mlp": True},
-            r"initialize_tc_with_mlp: needs a transcoder .* of one layer L",
+            "initialize_tc_with_mlp",
+            ("blocks.L.hook_mlp_out", "blocks.1.ln2.hook_out", "blocks.2.hook_mlp_out"),
         ),
     ],
 )
-def test_nonsense_is_refused_by_name(fields: dict[str, object], options: dict[str, object], message: str) -> None:
-    with pytest.raises(ParamsError, match=message):
+def test_nonsense_is_refused_by_name(
+    fields: dict[str, object], options: dict[str, object], key: str, parts: tuple[object, ...]
+) -> None:
+    with pytest.raises(ParamsError, match=saying(f"initializer.{key}:", *parts)):
         initialized(fields, y=rows(seed=1) if "kind" in fields else None, **options)

@@ -13,6 +13,7 @@ import pytest
 from pipeline.interpretation.chat import ChatError
 from pipeline.interpretation.endpoint import EndpointModel, api_key, retry_after
 from tests.interpretation.conftest import Stub
+from tests.messages import saying, says
 
 MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
 KEY = "sk-planted-secret-0123456789"
@@ -64,10 +65,11 @@ def test_what_may_pass_is_tried_again(stub: Stub) -> None:
 def test_what_does_not_pass_is_an_error(stub: Stub) -> None:
     stub.always = (500, {}, "out of\nmemory")
     message = failure(stub, attempts=3)
-    assert message.startswith(f"{stub.url}/chat/completions: status 500 (out of memory) in 3 attempts, wanted status 200;")
+    assert message.startswith(f"{stub.url}/chat/completions: ")
+    says(message, 500, "(out of memory)", "3 attempts", 200)
     assert len(stub.requests) == 3
     stub.always = (429, {"Retry-After": "86400"}, "quota")
-    assert "it asks to wait 86,400 s" in failure(stub)
+    says(failure(stub), 429, "86,400 s")
 
 
 def test_nobody_listens(stub: Stub) -> None:
@@ -75,9 +77,7 @@ def test_nobody_listens(stub: Stub) -> None:
         silent.bind(("127.0.0.1", 0))
         port = silent.getsockname()[1]
         message = failure(stub, url=f"http://127.0.0.1:{port}/v1", attempts=2)
-    assert f"http://127.0.0.1:{port}/v1/chat/completions: no reply (ConnectError: " in message
-    assert "in 2 attempts" in message
-    assert "start the server or check --endpoint" in message
+    says(message, f"http://127.0.0.1:{port}/v1/chat/completions:", "ConnectError:", "2 attempts", "--endpoint")
 
 
 def test_a_server_that_never_replies(stub: Stub) -> None:
@@ -85,23 +85,21 @@ def test_a_server_that_never_replies(stub: Stub) -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
-        assert "no reply (ReadTimeout" in failure(stub, url=url, attempts=2, timeout_s=0.1)
+        says(failure(stub, url=url, attempts=2, timeout_s=0.1), f"{url}/chat/completions:", "ReadTimeout", "2 attempts")
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "expected"),
+    ("status", "headers", "parts"),
     [
-        (401, {}, "the API key in the environment variable OPENAI_API_KEY is not set"),
-        (404, {}, "check --endpoint (most end in /v1) and --model planted-model"),
-        (400, {}, "if 1,024 tokens are too many for an answer, lower --max-tokens; else choose another --model"),
-        (307, {"Location": "http://elsewhere/v1"}, "points to (http://elsewhere/v1)"),
+        (401, {}, ("OPENAI_API_KEY", "not set")),
+        (404, {}, ("--endpoint", "/v1", "--model planted-model")),
+        (400, {}, ("1,024", "--max-tokens", "--model")),
+        (307, {"Location": "http://elsewhere/v1"}, ("http://elsewhere/v1",)),
     ],
 )
-def test_refusals_are_not_tried_again(stub: Stub, status: int, headers: dict[str, str], expected: str) -> None:
+def test_refusals_are_not_tried_again(stub: Stub, status: int, headers: dict[str, str], parts: tuple[str, ...]) -> None:
     stub.always = (status, headers, "no")
-    message = failure(stub)
-    assert f"status {status} (no), wanted 200" in message
-    assert expected in message
+    says(failure(stub), f"{stub.url}/chat/completions:", status, "(no)", 200, *parts)
     assert len(stub.requests) == 1
 
 
@@ -109,28 +107,24 @@ def test_no_message_holds_the_key(stub: Stub, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     stub.always = (401, {}, json.dumps({"error": f"wrong key {KEY}"}))
     message = failure(stub)
-    assert "wrong key ***" in message
-    assert "OPENAI_API_KEY is not accepted" in message
+    says(message, "wrong key ***", "OPENAI_API_KEY", "not accepted")
     assert KEY not in message
     assert "secret" not in failure(stub, url=stub.url.replace("http://", "http://user:secret@"))
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "part"),
     [
-        ("<html>welcome</html>", "the reply is not JSON (got '<html>welcome</html>')"),
-        ("[]", "the reply is no chat completion (got '[]')"),
-        ('{"choices": []}', "the reply is no chat completion"),
-        ("null", "the reply is no chat completion (got 'null')"),
-        ('{"choices": [{"message": {"content": 5}}]}', "the reply is no chat completion"),
+        ("<html>welcome</html>", "JSON"),
+        ("[]", "completion"),
+        ('{"choices": []}', "completion"),
+        ("null", "completion"),
+        ('{"choices": [{"message": {"content": 5}}]}', "completion"),
     ],
 )
-def test_replies_that_are_no_completions(stub: Stub, text: str, expected: str) -> None:
+def test_replies_that_are_no_completions(stub: Stub, text: str, part: str) -> None:
     stub.always = (200, {}, text)
-    message = failure(stub)
-    assert expected in message
-    assert "wanted an object with choices[0].message.content" in message
-    assert "check --endpoint" in message
+    says(failure(stub), part, f"'{text}'", "choices[0].message.content", "--endpoint")
 
 
 def test_a_reply_that_is_damaged_once_is_asked_for_again(stub: Stub) -> None:
@@ -156,7 +150,7 @@ def test_the_newer_name_of_the_limit(stub: Stub) -> None:
     limits = [{name: body[name] for name in body if name.startswith("max_")} for _, _, body in stub.requests]
     assert limits == [{"max_tokens": 77}, {"max_completion_tokens": 77}, {"max_completion_tokens": 77}]
     stub.always = (400, {}, "max_completion_tokens is too large")
-    assert "status 400 (max_completion_tokens is too large)" in failure(stub)
+    says(failure(stub), 400, "(max_completion_tokens is too large)")
 
 
 def test_an_empty_content_is_an_empty_answer(stub: Stub) -> None:
@@ -173,10 +167,10 @@ def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert api_key() is None
     monkeypatch.delenv("MY_KEY", raising=False)
-    with pytest.raises(ChatError, match="MY_KEY: this environment variable is not set"):
+    with pytest.raises(ChatError, match=saying("--api-key-variable MY_KEY:", "not set")):
         api_key("MY_KEY")
     monkeypatch.setenv("MY_KEY", "a\nb")
-    with pytest.raises(ChatError, match="MY_KEY has characters that no header can hold"):
+    with pytest.raises(ChatError, match=saying("MY_KEY", "characters", "header")):
         api_key("MY_KEY")
 
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from stages.interpret import main
 from tests.interpretation.conftest import Stub, inverted
+from tests.messages import says
 
 KEY = "sk-planted-secret-0123456789"
 
@@ -80,27 +81,26 @@ def test_errors_of_the_endpoint(planted: Path, tmp_path: Path, stub: Stub) -> No
     code, _, err = run(planted, tmp_path, *at(stub))
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert "status 401 (who are you), wanted 200" in line
-    assert "see --api-key-variable" in line
+    says(line, 401, "(who are you)", 200, "--api-key-variable")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "parts"),
     [
-        ([], "interpreting needs one language model that explains, got none"),
-        (["--model", "m"], "got none"),
-        (["--endpoint", "http://localhost:1/v1", "--local", "m"], "got both an endpoint and a local model"),
-        (["--endpoint", "http://localhost:1/v1"], "--endpoint and --model belong together"),
-        (["--endpoint", "localhost:8000", "--model", "m"], "not an address"),
-        (["--endpoint", "http://localhost:1/v1", "--model", "m", "--api-key-variable", "NO_SUCH_KEY"], "NO_SUCH_KEY"),
-        (["--endpoint", "http://localhost:1/v1", "--model", "m", "--feature", "99"], "no feature '99' among 10"),
-        (["--local", "m", "--features-dir", "nowhere"], "nowhere/features.parquet: the feature store is missing"),
+        ([], ("got none", "--endpoint", "--local")),
+        (["--model", "m"], ("got none", "--endpoint", "--local")),
+        (["--endpoint", "http://localhost:1/v1", "--local", "m"], ("got both",)),
+        (["--endpoint", "http://localhost:1/v1"], ("--endpoint", "--model", "together")),
+        (["--endpoint", "localhost:8000", "--model", "m"], ("--endpoint", "localhost:8000", "http://localhost:8000/v1")),
+        (["--endpoint", "http://localhost:1/v1", "--model", "m", "--api-key-variable", "NO_SUCH_KEY"], ("NO_SUCH_KEY",)),
+        (["--endpoint", "http://localhost:1/v1", "--model", "m", "--feature", "99"], ("feature '99'", 10)),
+        (["--local", "m", "--features-dir", "nowhere"], ("nowhere/features.parquet:", "missing")),
     ],
 )
-def test_errors(planted: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_errors(planted: Path, tmp_path: Path, arguments: list[str], parts: tuple[object, ...]) -> None:
     code, out, err = run(planted, tmp_path, *arguments)
     assert code == 2
-    assert message in err
+    says(err, *parts)
     assert err.startswith("error: ")
     assert len(err.splitlines()) == 1
     assert out == ""

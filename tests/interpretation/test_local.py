@@ -11,6 +11,7 @@ import torch
 from pipeline.interpretation.chat import ChatError
 from pipeline.interpretation.local import LocalModel
 from tests.interpretation.conftest import set_context
+from tests.messages import saying
 
 MESSAGES = [{"role": "system", "content": "the mat"}, {"role": "user", "content": "the cat"}]
 TEMPLATE = "{% for m in messages %}{{ m.role }}|{{ m.content }}|{% endfor %}{% if add_generation_prompt %}assistant|{% endif %}"
@@ -51,12 +52,12 @@ def test_chat_template(long_model: Path, tmp_path: Path, template: str, prompt: 
 def test_contexts_that_are_too_short(long_model: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(long_model, tmp_path / "model"))
     set_context(folder, 10)
-    with pytest.raises(ChatError, match=r"a prompt of \d+ tokens, its contexts hold 10; give a model with longer contexts"):
+    with pytest.raises(ChatError, match=saying("--local", 29, 10)):
         LocalModel(str(folder)).complete(MESSAGES)
 
 
 def test_no_such_model(tmp_path: Path) -> None:
     for name in (str(tmp_path), "nobody/nothing"):
-        with pytest.raises(ChatError, match="no language model with a tokenizer can be loaded") as caught:
+        with pytest.raises(ChatError, match=saying(f"--local {name}:", "tokenizer")) as caught:
             LocalModel(name).complete(MESSAGES)
         assert "\n" not in str(caught.value)

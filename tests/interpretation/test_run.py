@@ -24,6 +24,7 @@ from tests.interpretation.conftest import (
     planted_contexts,
     write_store,
 )
+from tests.messages import saying, says
 
 
 class Model:
@@ -65,7 +66,7 @@ def test_score_by_hand() -> None:
     assert (found["n"], found["n_positive"], found["n_negative"], found["unparsed"]) == (5, 3, 2, 2)
     empty = score([1, 0], [1, None])
     assert empty["balanced_accuracy"] is None
-    assert empty["reason"] == "no negative example with an answer that could be parsed (1 could not)"
+    says(empty["reason"], "negative", 1)
 
 
 def test_answers_that_cannot_be_parsed(store: FeatureStore, tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_what_cannot_be_scored_says_why(tmp_path: Path) -> None:
     dead = one(store, tmp_path, oracle, "0")
     assert dead["explanation"] is None
     assert dead["exchanges"] == []
-    assert dead["detection"]["reason"] == "the feature has no active context to explain it from"
+    says(dead["detection"]["reason"], "no active context")
     single = one(store, tmp_path, oracle, "1")
     assert single["explanation"] == "the word cat"
     assert single["detection"]["reason"] == single["fuzzing"]["reason"] == "no positive example"
@@ -205,10 +206,10 @@ def test_which_features(store: FeatureStore, tmp_path: Path) -> None:
     assert names == ["7", "6", "8", "5", "9", "2", "1", "0"]
     assert [row["name"] for row in choose_features(store, n=2)] == ["7", "6"]
     assert [row["name"] for row in choose_features(store, ["4", "3", "4"])] == ["4", "3"]
-    with pytest.raises(DataError, match="no feature '2/7' among 10; give --feature as 513, or LAYER/FEATURE"):
+    with pytest.raises(DataError, match=saying("'2/7'", 10, "--feature", 513, "LAYER/FEATURE")):
         choose_features(store, ["2/7"])
     dead = FeatureStore(write_store(tmp_path, [feature_row(0, active_tokens=0)], []))
-    with pytest.raises(DataError, match="name those to interpret with --feature"):
+    with pytest.raises(DataError, match=saying(1, "10%", "--feature")):
         choose_features(dead)
 
 

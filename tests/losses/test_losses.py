@@ -14,6 +14,7 @@ from pipeline.losses.reconstruction import reconstruction_loss
 from pipeline.losses.sparsity.power import power_loss
 from pipeline.losses.sparsity_losses import SparsityInputs
 from tests.losses.cases import randn
+from tests.messages import saying
 
 
 def test_reconstruction_by_hand() -> None:
@@ -90,7 +91,7 @@ def test_a_token_without_features_has_finite_gradients(p: float) -> None:
 
 
 def test_p_below_one_is_refused() -> None:
-    with pytest.raises(ParamsError, match=r"trainer.p: must be at least 1, got 0\.5"):
+    with pytest.raises(ParamsError, match=saying("trainer.p:", 1, 0.5)):
         power_loss(SparsityInputs(randn(2, 3), randn(2, 3), randn(3)), p=0.5)
 
 
@@ -113,7 +114,7 @@ def test_pre_act_pulls_closed_features_up_and_their_thresholds_down() -> None:
 
 
 def test_pre_act_without_thresholds_is_refused() -> None:
-    with pytest.raises(ParamsError, match=r"trainer\.lp_coefficient: the pre-act loss is of thresholds.*jumprelu"):
+    with pytest.raises(ParamsError, match=saying("trainer.lp_coefficient:", "dictionary.act_fn", "jumprelu", "null")):
         pre_act_loss(SparsityInputs(randn(2, 3), randn(2, 3), randn(3)), True)
 
 

@@ -18,6 +18,7 @@ from pipeline.params.losses import SPARSITY_LOSSES
 from pipeline.params.sections.trainer import TrainerParams
 from tests.closure import ROOT
 from tests.losses.cases import randn
+from tests.messages import saying
 
 FIELDS = {
     "p": 2.0,
@@ -45,7 +46,7 @@ def test_parameters_know_the_losses_and_state_their_defaults(name: str) -> None:
 
 @pytest.mark.parametrize(("wrong", "nearest"), [("powr", "power"), ("tanh_quad", "tanh-quad")])
 def test_an_unknown_name_lists_the_others(wrong: str, nearest: str) -> None:
-    with pytest.raises(ParamsError, match=f"unknown sparsity loss '{wrong}'; did you mean '{nearest}'"):
+    with pytest.raises(ParamsError, match=saying("sparsity loss", f"'{wrong}'", f"'{nearest}'")):
         sparsity_loss(wrong)
 
 

@@ -11,6 +11,8 @@ from pipeline.errors import ParamsError
 from pipeline.params.loader import params_from_dict
 from pipeline.params.schema import Params
 from pipeline.params.sections.dictionary import params_class
+from tests import messages
+from tests.messages import says
 
 DEFAULTS = Params().to_dict()
 ABSENT = object()
@@ -34,13 +36,20 @@ def changed(changes: Mapping[Any, Any]) -> dict[str, Any]:
     return values
 
 
-def faults(changes: Mapping[Any, Any]) -> list[str]:
-    """The faults of the defaults with these changes."""
+def faults(changes: Mapping[Any, Any]) -> dict[str, str]:
+    """What is said of each faulty key of the defaults with these changes."""
     try:
         params_from_dict(changed(changes), source="params.yaml")
     except ParamsError as error:
-        return error.faults
-    return []
+        return messages.faults(error, "params.yaml")
+    return {}
+
+
+def one_fault(changes: Mapping[Any, Any], key: str, *parts: object) -> None:
+    """These changes have one fault, of this key, and its message has the parts."""
+    found = faults(changes)
+    assert list(found) == [key], found
+    says(found[key], *parts)
 
 
 LORSA: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What sections of the parameters refuse in each other, with the message that it gives."""
+"""What sections of the parameters refuse in each other: the key and what its message must tell."""
 
 from __future__ import annotations
 
@@ -6,232 +6,175 @@ from typing import Any
 
 import pytest
 
-from tests.params.changes import TRANSCODER, faults
-from tests.params.test_params_fault_table import BATCHTOPK, FROM_ACTIVATIONS, POWER, STEERED, THRESHOLDS, TOPK, WIDTHS
+from tests.params.changes import TRANSCODER, one_fault
+from tests.params.test_params_fault_table import (
+    BATCHTOPK,
+    COOL_DOWN,
+    DEAD,
+    FROM_ACTIVATIONS,
+    LAYER,
+    LOSS,
+    MLP,
+    MODE,
+    POWER,
+    START,
+    STEERED,
+    SUBSPACE,
+    TARGET,
+    THRESHOLD,
+    THRESHOLDS,
+    TOPK,
+    TRANSPOSE,
+    WARM_UP,
+    WIDTHS,
+)
 
-ONE_FAULT: list[tuple[dict[Any, Any], str]] = [
+ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
     (
         {"activations.hook_points": ["blocks.1.hook_resid_post"]},
-        "activations.hook_points: the dictionary needs blocks.2.hook_resid_post too",
+        "activations.hook_points",
+        ("blocks.2.hook_resid_post", "null"),
+    ),
+    ({"dictionary.act_fn": "jumprelu"}, THRESHOLD, ("jumprelu", "-2.302585", TARGET, "null")),
+    ({**TOPK, THRESHOLD: -2.3}, THRESHOLD, ("-2.3", "jumprelu", "topk", "null")),
+    ({MLP: True}, MLP, ("transcoder", "sae")),
+    (
+        {**TRANSCODER, "dictionary.hook_point_out": "blocks.3.hook_mlp_out", MLP: True},
+        LAYER,
+        ("null", "blocks.2.ln2.hook_out", "blocks.3.hook_mlp_out"),
+    ),
+    ({**TRANSCODER, MLP: True, LAYER: 1}, LAYER, ("1", "blocks.2.ln2.hook_out", "null", "2")),
+    (
+        {**TRANSCODER, MLP: True, "dictionary.hook_point_in": "blocks.2.hook_resid_pre"},
+        LAYER,
+        ("blocks.2.hook_resid_pre", "blocks.2.ln2.hook_out", "initialize_tc_with_mlp"),
     ),
     (
-        {"dictionary.act_fn": "jumprelu"},
-        "initializer.init_log_jumprelu_threshold_value: is required by dictionary.act_fn jumprelu; usual: -2.302585",
+        {SUBSPACE: True, "initializer.d_active_subspace": 65, "dictionary.d_model": 64},
+        "initializer.d_active_subspace",
+        ("65", "dictionary.d_model", "64"),
     ),
+    ({**TOPK, "trainer.initial_k": 20}, "trainer.initial_k", ("20", "dictionary.top_k", "50")),
+    ({"trainer.initial_k": 100}, "trainer.initial_k", ("dictionary.act_fn", "relu", "null")),
+    ({**TOPK, "trainer.initial_k": 100, "dictionary.d_model": 4}, "trainer.initial_k", ("100", "64")),
+    ({"trainer.auxk_coefficient": 0.03}, "trainer.auxk_coefficient", ("topk", "relu", "null")),
     (
-        {**TOPK, "initializer.init_log_jumprelu_threshold_value": -2.3},
-        "initializer.init_log_jumprelu_threshold_value: -2.3 is for jumprelu only; dictionary.act_fn is topk; write null",
+        {"trainer.auxk_coefficient": 0.03, "dictionary.act_fn": "jumprelu", THRESHOLD: -2.3},
+        "trainer.auxk_coefficient",
+        ("topk", "jumprelu", "null"),
     ),
-    ({"initializer.initialize_tc_with_mlp": True}, "initializer.initialize_tc_with_mlp: needs a transcoder"),
+    ({LOSS: "l0"}, LOSS, ("l0", "relu", "jumprelu")),
+    ({**TOPK, LOSS: "l0"}, LOSS, ("l0", "topk", "jumprelu")),
+    ({"trainer.lp_coefficient": 3e-6}, "trainer.lp_coefficient", ("pre-act", "relu", "null")),
+    ({**BATCHTOPK, "trainer.lp_coefficient": 3e-6}, "trainer.lp_coefficient", ("pre-act", "batchtopk", "null")),
+    ({**TOPK, TARGET: 32}, TARGET, ("topk", "dictionary.top_k", "50", "null")),
+    ({**BATCHTOPK, **POWER, TARGET: 32, MODE: "coefficient"}, TARGET, ("batchtopk", "dictionary.top_k", "50", "null")),
+    ({**STEERED, "dictionary.d_model": 4, TARGET: 64.5}, TARGET, ("64.5", "64")),
+    ({TARGET: 32}, MODE, ("threshold", "relu", "coefficient", "power", "jumprelu")),
+    ({**THRESHOLDS, TARGET: 32}, THRESHOLD, ("-2.3", TARGET, "32.0", "null")),
+    ({**STEERED, **POWER, MODE: "coefficient"}, THRESHOLD, ("jumprelu", "-2.302585")),
+    ({**STEERED, "fold.calibration_tokens": 2047}, "fold.calibration_tokens", ("2047", "2048")),
+    ({START: 0.9}, START, ("batchtopk", "jumprelu", "relu", "0")),
+    ({**TOPK, START: 5}, START, ("batchtopk", "jumprelu", "topk", "0")),
+    ({**THRESHOLDS, START: 0.9}, START, (TARGET, "target_l0_mode", "threshold", "0")),
     (
-        {**TRANSCODER, "dictionary.hook_point_out": "blocks.3.hook_mlp_out", "initializer.initialize_tc_with_mlp": True},
-        "initializer.model_layer: is null and cannot be derived: blocks.2.ln2.hook_out and blocks.3.hook_mlp_out",
-    ),
-    (
-        {**TRANSCODER, "initializer.initialize_tc_with_mlp": True, "initializer.model_layer": 1},
-        "initializer.model_layer: the MLP of layer 1 is no function of 'blocks.2.ln2.hook_out'; write null or 2",
-    ),
-    (
-        {
-            **TRANSCODER,
-            "initializer.initialize_tc_with_mlp": True,
-            "dictionary.hook_point_in": "blocks.2.hook_resid_pre",
-        },
-        "initializer.model_layer: no MLP is a function of 'blocks.2.hook_resid_pre'; read blocks.2.ln2.hook_out",
-    ),
-    (
-        {
-            "initializer.initialize_W_D_with_active_subspace": True,
-            "initializer.d_active_subspace": 65,
-            "dictionary.d_model": 64,
-        },
-        "initializer.d_active_subspace: 65 directions do not fit in dictionary.d_model 64",
-    ),
-    ({**TOPK, "trainer.initial_k": 20}, "trainer.initial_k: 20 is below dictionary.top_k 50"),
-    ({"trainer.initial_k": 100}, "trainer.initial_k: only the topk family has a k to schedule"),
-    ({**TOPK, "trainer.initial_k": 100, "dictionary.d_model": 4}, "trainer.initial_k: 100 is more than the dictionary's"),
-    ({"trainer.auxk_coefficient": 0.03}, "trainer.auxk_coefficient: the AuxK loss is for the topk family; dictionary"),
-    (
-        {
-            "trainer.auxk_coefficient": 0.03,
-            "dictionary.act_fn": "jumprelu",
-            "initializer.init_log_jumprelu_threshold_value": -2.3,
-        },
-        "trainer.auxk_coefficient: the AuxK loss is for the topk family; dictionary.act_fn is jumprelu",
-    ),
-    (
-        {"trainer.sparsity_loss_type": "l0"},
-        "trainer.sparsity_loss_type: the l0 loss trains JumpReLU's thresholds; dictionary.act_fn is relu; set it to jumprelu",
-    ),
-    ({**TOPK, "trainer.sparsity_loss_type": "l0"}, "l0 loss trains JumpReLU's thresholds; dictionary.act_fn is topk"),
-    (
-        {"trainer.lp_coefficient": 3e-6},
-        "trainer.lp_coefficient: the pre-act loss needs JumpReLU's thresholds; dictionary.act_fn is relu; write null",
-    ),
-    ({**BATCHTOPK, "trainer.lp_coefficient": 3e-6}, "needs JumpReLU's thresholds; dictionary.act_fn is batchtopk; write null"),
-    (
-        {**TOPK, "trainer.target_l0": 32},
-        "trainer.target_l0: the L0 of topk is dictionary.top_k (50); write null, and set top_k",
-    ),
-    (
-        {**BATCHTOPK, **POWER, "trainer.target_l0": 32, "trainer.target_l0_mode": "coefficient"},
-        "trainer.target_l0: the L0 of batchtopk is dictionary.top_k (50); write null",
-    ),
-    (
-        {**STEERED, "dictionary.d_model": 4, "trainer.target_l0": 64.5},
-        "trainer.target_l0: 64.5 is more than the dictionary's 64 features",
-    ),
-    (
-        {"trainer.target_l0": 32},
-        "trainer.target_l0_mode: threshold steers JumpReLU's thresholds; dictionary.act_fn is relu; set the mode to coeff",
-    ),
-    (
-        {**THRESHOLDS, "trainer.target_l0": 32},
-        "initializer.init_log_jumprelu_threshold_value: -2.3 is not used: thresholds start where they give "
-        "trainer.target_l0 32.0 on the data (target_l0_mode threshold); write null",
-    ),
-    (
-        {**STEERED, **POWER, "trainer.target_l0_mode": "coefficient"},
-        "initializer.init_log_jumprelu_threshold_value: is required by dictionary.act_fn jumprelu",
-    ),
-    (
-        {**STEERED, "fold.calibration_tokens": 2047},
-        "fold.calibration_tokens: the threshold of the inference form is measured on whole batches: 2047 is less than one",
-    ),
-    (
-        {"trainer.topk_start_steps": 0.9},
-        "trainer.topk_start_steps: a TopK start is for batchtopk and jumprelu; dictionary.act_fn is relu; write 0",
-    ),
-    ({**TOPK, "trainer.topk_start_steps": 5}, "a TopK start is for batchtopk and jumprelu; dictionary.act_fn is topk; write 0"),
-    (
-        {**THRESHOLDS, "trainer.topk_start_steps": 0.9},
-        "trainer.topk_start_steps: with jumprelu a TopK start takes its k from trainer.target_l0 in target_l0_mode threshold",
-    ),
-    (
-        {**THRESHOLDS, **POWER, "trainer.topk_start_steps": 0.9, "trainer.target_l0": 32}
-        | {"trainer.target_l0_mode": "coefficient"},
-        "trainer.topk_start_steps: with jumprelu a TopK start takes its k from trainer.target_l0 in target_l0_mode threshold",
+        {**THRESHOLDS, **POWER, START: 0.9, TARGET: 32} | {MODE: "coefficient"},
+        START,
+        (TARGET, "target_l0_mode", "threshold", "0"),
     ),
     (
         {**TOPK, "trainer.initial_k": 100, "trainer.k_warmup_steps": 200_000},
-        "trainer.k_warmup_steps: k stays for 0 steps (k_cold_booting_steps) and falls for 200000, which leaves none of the 146484",
+        "trainer.k_warmup_steps",
+        ("0", "200000", "146484", "50"),
     ),
-    ({**TOPK, "trainer.initial_k": 100, "trainer.k_cold_booting_steps": 1.0}, "k stays for 146484 steps"),
+    (
+        {**TOPK, "trainer.initial_k": 100, "trainer.k_cold_booting_steps": 1.0},
+        "trainer.k_warmup_steps",
+        ("146484", "14648", "50"),
+    ),
     (
         {**POWER, "trainer.l1_coefficient_warmup_steps": 200_000},
-        "trainer.l1_coefficient_warmup_steps: l1_coefficient would rise for 200000 steps, and the run has 146484; shorten it",
+        "trainer.l1_coefficient_warmup_steps",
+        ("l1_coefficient", "200000", "146484"),
     ),
-    (
-        {**THRESHOLDS, "trainer.sparsity_loss_type": "l0", "trainer.jumprelu_lr_factor": 0.0},
-        "trainer.jumprelu_lr_factor: is 0, so that the l0 loss, which trains nothing but thresholds, does nothing",
-    ),
-    (
-        {"trainer.revive_dead_features": True, "trainer.dead_threshold": 300_000_000},
-        "trainer.dead_threshold: no feature can be silent for 300000000 of the run's 300000000 tokens before it ends, so that "
-        "revive_dead_features does nothing",
-    ),
-    (
-        {**TOPK, "trainer.auxk_coefficient": 0.03, "trainer.dead_threshold": 1.0},
-        "trainer.dead_threshold: no feature can be silent for 300000000 of the run's 300000000 tokens before it ends, so that "
-        "auxk_coefficient does nothing",
-    ),
-    (
-        {"trainer.lr_warm_up_steps": 1.0},
-        "trainer.lr_warm_up_steps: a warm-up of 146484 steps leaves none of the 146484 to constantwithwarmup; shorten it",
-    ),
-    (
-        {"trainer.lr_warm_up_steps": 0, "trainer.lr_cool_down_steps": 150_000},
-        "trainer.lr_cool_down_steps: a warm-up of 0 steps (lr_warm_up_steps) and a cool-down of 150000 do not fit in the 146484",
-    ),
-    (
-        {"trainer.lr_warm_up_steps": 0.6, "trainer.lr_cool_down_steps": 0.6},
-        "trainer.lr_cool_down_steps: a warm-up of 87890 steps (lr_warm_up_steps) and a cool-down of 87890 do not fit in the",
-    ),
-    (
-        {"trainer.lr_warm_up_steps": 1, "trainer.lr_cool_down_steps": 1.0},
-        "trainer.lr would not be reached; shorten one of them",
-    ),
-    (
-        {"dictionary.dtype": "float64", "trainer.amp_dtype": "float16"},
-        "trainer.amp_dtype: float16 has no effect on weights of dictionary.dtype float64",
-    ),
+    ({**THRESHOLDS, LOSS: "l0", "trainer.jumprelu_lr_factor": 0.0}, "trainer.jumprelu_lr_factor", ("0", "l0")),
+    ({"trainer.revive_dead_features": True, DEAD: 300_000_000}, DEAD, ("300000000", "revive_dead_features", "0.0075")),
+    ({**TOPK, "trainer.auxk_coefficient": 0.03, DEAD: 1.0}, DEAD, ("300000000", "auxk_coefficient", "0.0075")),
+    ({WARM_UP: 1.0}, WARM_UP, ("146484", "constantwithwarmup")),
+    ({WARM_UP: 0, COOL_DOWN: 150_000}, COOL_DOWN, ("0", "150000", "146484")),
+    ({WARM_UP: 0.6, COOL_DOWN: 0.6}, COOL_DOWN, ("87890", "146484")),
+    ({WARM_UP: 1, COOL_DOWN: 1.0}, COOL_DOWN, ("1", "146484")),
+    ({"dictionary.dtype": "float64", "trainer.amp_dtype": "float16"}, "trainer.amp_dtype", ("float16", "float64", "float32")),
     (
         {**FROM_ACTIVATIONS, "initializer.decoder_uniform_bound": 0.5},
-        "initializer.decoder_uniform_bound: 0.5 has no effect: decoder rows are activations (initialize_W_D_with_activations)",
+        "initializer.decoder_uniform_bound",
+        ("0.5", "initialize_W_D_with_activations", "1.0"),
     ),
     (
         {"initializer.encoder_uniform_bound": 0.5},
-        "initializer.encoder_uniform_bound: 0.5 has no effect: init_encoder_with_decoder_transpose makes the encoder; write",
+        "initializer.encoder_uniform_bound",
+        ("0.5", "init_encoder_with_decoder_transpose", "1.0"),
     ),
     (
         {**TRANSCODER, **FROM_ACTIVATIONS, "initializer.encoder_uniform_bound": 0.5},
-        "initializer.encoder_uniform_bound: 0.5 has no effect: init_encoder_with_decoder_transpose makes the encoder; write",
+        "initializer.encoder_uniform_bound",
+        ("0.5", "init_encoder_with_decoder_transpose", "1.0"),
     ),
     (
-        {
-            "initializer.init_encoder_with_decoder_transpose": False,
-            "initializer.init_encoder_with_decoder_transpose_factor": 0.5,
-        },
-        "initializer.init_encoder_with_decoder_transpose_factor: 0.5 is the factor of init_encoder_with_decoder_transpose, which",
+        {TRANSPOSE: False, "initializer.init_encoder_with_decoder_transpose_factor": 0.5},
+        "initializer.init_encoder_with_decoder_transpose_factor",
+        ("0.5", "init_encoder_with_decoder_transpose", "false", "1.0"),
     ),
     (
         {"trainer.lr_scheduler_name": "exponentialwarmup", "trainer.lr_end_ratio": 0.0},
-        "trainer.lr_end_ratio: is 0, so that exponentialwarmup",
+        "trainer.lr_end_ratio",
+        ("0", "exponentialwarmup"),
     ),
-    (
-        {**THRESHOLDS, "trainer.sparsity_loss_type": "l0", "trainer.target_l0": 32, "trainer.target_l0_mode": "coefficient"},
-        "trainer.target_l0_mode: coefficient winds up with the l0 loss; take quadratic, or threshold without a sparsity loss",
-    ),
+    ({**THRESHOLDS, LOSS: "l0", TARGET: 32, MODE: "coefficient"}, MODE, ("coefficient", "l0", "quadratic", "threshold")),
     (
         {"dictionary.use_decoder_bias": False, "initializer.bias_init_method": "mean"},
-        "initializer.bias_init_method: mean sets the decoder bias, and dictionary.use_decoder_bias is false; write all_zero",
+        "initializer.bias_init_method",
+        ("mean", "dictionary.use_decoder_bias", "false", "all_zero"),
     ),
     (
-        {**TRANSCODER, "dictionary.hook_point_out": "blocks.2.hook_resid_post", "initializer.initialize_tc_with_mlp": True},
-        "initializer.initialize_tc_with_mlp: the MLP's responses are no rows for 'blocks.2.hook_resid_post'",
+        {**TRANSCODER, "dictionary.hook_point_out": "blocks.2.hook_resid_post", MLP: True},
+        MLP,
+        ("blocks.2.hook_resid_post", "blocks.L.hook_mlp_out"),
     ),
-    (
-        {**BATCHTOPK, "trainer.topk_start_steps": 1.0},
-        "trainer.topk_start_steps: a TopK start of 146484 steps leaves none of the 146484 to batchtopk; shorten it",
-    ),
+    ({**BATCHTOPK, START: 1.0}, START, ("146484", "batchtopk")),
     (
         {"trainer.decoder_constraint": "unit_norm", "initializer.grid_search_init_norm": True},
-        "trainer.decoder_constraint: unit_norm fixes the decoder norm that initializer.grid_search_init_norm searches",
+        "trainer.decoder_constraint",
+        ("unit_norm", "initializer.grid_search_init_norm"),
+    ),
+    ({WIDTHS: [2, 63], "dictionary.d_model": 4}, WIDTHS, ("64", "63")),
+    ({WIDTHS: [2, 65], "dictionary.d_model": 4}, WIDTHS, ("64", "65")),
+    ({WIDTHS: [0.001, 0.01, 0.5, 1.0], "dictionary.d_model": 4}, WIDTHS, ("[0.001, 0.01, 0.5, 1.0]", "64", "[1, 1, 32, 64]")),
+    ({"trainer.total_training_tokens": 2047}, "trainer.total_training_tokens", ("2047", "2048", "activations.batch_size")),
+    ({"trainer.lr_scheduler_name": "cosineannealingwarmup", WARM_UP: 1.0}, WARM_UP, ("146484", "cosineannealingwarmup")),
+    (
+        {"trainer.gradient_accumulation_steps": 3},
+        "trainer.gradient_accumulation_steps",
+        ("activations.batch_size", "2048", "3"),
+    ),
+    ({"dictionary.norm_activation": "token-wise"}, "fold.mode", ("token-wise", "keep", "dataset-wise")),
+    ({"dictionary.norm_activation": "batch-wise"}, "fold.mode", ("batch-wise", "keep", "dataset-wise")),
+    ({"fold.convert_topk_to_jumprelu": True}, "fold.convert_topk_to_jumprelu", ("dictionary.act_fn", "relu")),
+    (
+        {"fold.calibration_tokens": 999_999},
+        "fold.calibration_tokens",
+        ("999999", "activations.total_tokens", "1000000", "1", "2048"),
     ),
     (
-        {WIDTHS: [2, 63], "dictionary.d_model": 4},
-        "trainer.matryoshka_widths: the last width is the whole dictionary, 64 features, got 63",
+        {"fold.calibration_tokens": 2_000_000},
+        "fold.calibration_tokens",
+        ("2000000", "activations.total_tokens", "1000000", "0", "2048"),
     ),
-    (
-        {WIDTHS: [2, 65], "dictionary.d_model": 4},
-        "trainer.matryoshka_widths: the last width is the whole dictionary, 64 features, got 65",
-    ),
-    (
-        {WIDTHS: [0.001, 0.01, 0.5, 1.0], "dictionary.d_model": 4},
-        "[0.001, 0.01, 0.5, 1.0] of 64 features are the widths [1, 1, 32, 64]: no two may be the same",
-    ),
-    ({"trainer.total_training_tokens": 2047}, "trainer.total_training_tokens: 2047 tokens are less than one batch of"),
-    (
-        {"trainer.lr_scheduler_name": "cosineannealingwarmup", "trainer.lr_warm_up_steps": 1.0},
-        "trainer.lr_warm_up_steps: a warm-up of 146484 steps leaves none of the 146484 to cosineannealingwarmup",
-    ),
-    ({"trainer.gradient_accumulation_steps": 3}, "gradient_accumulation_steps: activations.batch_size 2048 does not split"),
-    ({"dictionary.norm_activation": "token-wise"}, "fold.mode: norm_activation token-wise cannot be folded into weights"),
-    ({"dictionary.norm_activation": "batch-wise"}, "set fold.mode to keep"),
-    ({"fold.convert_topk_to_jumprelu": True}, "fold.convert_topk_to_jumprelu: there is no top-k gate to convert"),
-    ({"fold.calibration_tokens": 999_999}, "fold.calibration_tokens: 999999 of activations.total_tokens 1000000 leave 1"),
-    ({"fold.calibration_tokens": 2_000_000}, "leave 0 tokens to train on, less than a batch of 2048"),
-    (
-        {"dictionary.act_fn": "batchtopk", "fold.calibration_tokens": 100},
-        "fold.calibration_tokens: the threshold of the inference form is measured on whole batches",
-    ),
-    ({"evaluation.pca_rank": 65, "dictionary.d_model": 64}, "evaluation.pca_rank: 65 is more than dictionary.d_model 64"),
+    ({"dictionary.act_fn": "batchtopk", "fold.calibration_tokens": 100}, "fold.calibration_tokens", ("100", "2048")),
+    ({"evaluation.pca_rank": 65, "dictionary.d_model": 64}, "evaluation.pca_rank", ("65", "dictionary.d_model", "64")),
 ]
 
 
-@pytest.mark.parametrize(("changes", "message"), ONE_FAULT, ids=[f"{i}" for i in range(len(ONE_FAULT))])
-def test_one_fault_between_sections(changes: dict[str, Any], message: str) -> None:
-    found = faults(changes)
-    assert len(found) == 1, found
-    assert message in found[0]
-    assert found[0].startswith("params.yaml: ")
+@pytest.mark.parametrize(("changes", "key", "parts"), ONE_FAULT, ids=[key for _, key, _ in ONE_FAULT])
+def test_one_fault_between_sections(changes: dict[str, Any], key: str, parts: tuple[str, ...]) -> None:
+    one_fault(changes, key, *parts)

@@ -18,6 +18,7 @@ from pipeline.errors import ParamsError
 from pipeline.params.loader import load_params, params_from_dict
 from pipeline.params.reading import Yaml12Loader, read_mapping
 from pipeline.params.schema import Params, TrainerParams
+from tests.messages import faults, saying, says
 from tests.params.changes import changed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,43 +103,42 @@ def test_standard_loader_is_not_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "suffix", "message"),
+    ("text", "suffix", "parts"),
     [
-        ("a: 1\na: 2\n", ".yaml", "p.yaml: a: duplicate key on lines 1 and 2"),
-        ("a:\n  b: 1\n  c: 2\n  b: 3\n", ".yaml", "p.yaml: a.b: duplicate key on lines 2 and 4"),
-        ("a: [1\nb: 2\n", ".yaml", "p.yaml: line 2, column 2: not valid YAML"),
-        ("a:\n\t- 1\n", ".yaml", "p.yaml: line 2, column 1: not valid YAML"),
-        ("a: !!python/object:os.system {}\n", ".yaml", "p.yaml: line 1, column 4: not valid YAML"),
-        ("a: 1\nb: \x07\n", ".yaml", "p.yaml: line 2: not valid YAML"),
-        ("a: 1\n---\nb: 2\n", ".yaml", "p.yaml: line 2, column 1: not valid YAML"),
-        ("? [a]\n: 1\n", ".yaml", "p.yaml: line 1: a key must be a plain word"),
-        ("- a\n", ".yaml", "p.yaml: wanted a mapping of sections, got a list"),
-        ("seed\n", ".yaml", "p.yaml: wanted a mapping of sections, got a str"),
-        ("", ".yaml", "p.yaml: the file is empty"),
-        ("# only a comment\n", ".yaml", "p.yaml: the file is empty"),
-        ("", ".json", "p.json: the file is empty"),
-        ('{"a": {"b": 1, "b": 2}}', ".json", "p.json: b: duplicate key"),
-        ('{"a": 1,\n}', ".json", "p.json: line 2, column 1: not valid JSON"),
-        ("[1]", ".json", "p.json: wanted a mapping of sections, got a list"),
-        ("a = 1\na = 2\n", ".toml", "p.toml: not valid TOML (Cannot overwrite a value (at line 2"),
-        ("a = \n", ".toml", "p.toml: not valid TOML (Invalid value (at line 1"),
-        ("a = 1", ".ini", "p.ini: unknown form of parameter file; wanted one of .yaml, .yml, .toml, .json"),
+        ("a: 1\na: 2\n", ".yaml", ("a:", "duplicate", "1", "2")),
+        ("a:\n  b: 1\n  c: 2\n  b: 3\n", ".yaml", ("a.b:", "duplicate", "2", "4")),
+        ("a: [1\nb: 2\n", ".yaml", ("line 2", "column 2", "YAML")),
+        ("a:\n\t- 1\n", ".yaml", ("line 2", "column 1", "YAML")),
+        ("a: !!python/object:os.system {}\n", ".yaml", ("line 1", "column 4", "YAML")),
+        ("a: 1\nb: \x07\n", ".yaml", ("line 2", "YAML")),
+        ("a: 1\n---\nb: 2\n", ".yaml", ("line 2", "column 1", "YAML")),
+        ("? [a]\n: 1\n", ".yaml", ("line 1", "key")),
+        ("- a\n", ".yaml", ("mapping", "list")),
+        ("seed\n", ".yaml", ("mapping", "str")),
+        ("", ".yaml", ("empty",)),
+        ("# only a comment\n", ".yaml", ("empty",)),
+        ("", ".json", ("empty",)),
+        ('{"a": {"b": 1, "b": 2}}', ".json", ("b:", "duplicate")),
+        ('{"a": 1,\n}', ".json", ("line 2", "column 1", "JSON")),
+        ("[1]", ".json", ("mapping", "list")),
+        ("a = 1\na = 2\n", ".toml", ("TOML", "Cannot overwrite", "line 2")),  # in tomllib's words, as the next
+        ("a = \n", ".toml", ("TOML", "Invalid value", "line 1")),
+        ("a = 1", ".ini", (".yaml", ".yml", ".toml", ".json")),
     ],
 )
-def test_a_faulty_file_is_named_with_the_line(tmp_path: Path, text: str, suffix: str, message: str) -> None:
-    with pytest.raises(ParamsError) as error:
+def test_a_faulty_file_is_named_with_the_line(tmp_path: Path, text: str, suffix: str, parts: tuple[str, ...]) -> None:
+    with pytest.raises(ParamsError, match=saying(f"p{suffix}:", *parts)):
         read(tmp_path, text, suffix)
-    assert message in str(error.value)
 
 
 def test_missing_directory_and_binary_files(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match=r"absent\.yaml: parameter file is missing"):
+    with pytest.raises(ParamsError, match=saying("absent.yaml:", "missing")):
         load_params(tmp_path / "absent.yaml")
     (tmp_path / "d.yaml").mkdir()
-    with pytest.raises(ParamsError, match="should be a file, got a directory"):
+    with pytest.raises(ParamsError, match=saying("d.yaml:", "file", "directory")):
         load_params(tmp_path / "d.yaml")
     (tmp_path / "b.yaml").write_bytes(b"a: \xff\xfe")
-    with pytest.raises(ParamsError, match=r"b\.yaml: not UTF-8 text \(byte 3\)"):
+    with pytest.raises(ParamsError, match=saying("b.yaml:", "UTF-8", "byte 3")):
         load_params(tmp_path / "b.yaml")
 
 
@@ -151,7 +151,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(ParamsError, match="cannot be read"):
+    with pytest.raises(ParamsError, match=saying("p.yaml:", "read", "Permission denied")):
         load_params(path)
 
 
@@ -183,10 +183,10 @@ def test_a_toml_file_states_every_key_that_cannot_be_null(tmp_path: Path) -> Non
     path.write_text(toml_of(Params().to_dict()).replace("eval_fraction", "eval_frac"))
     with pytest.raises(ParamsError) as error:
         load_params(path)
-    assert error.value.faults == [
-        f"{path}: dataset.eval_frac: unknown key; did you mean 'eval_fraction'?",
-        f"{path}: dataset.eval_fraction: missing key; every key must be stated",
-    ]
+    found = faults(error.value, path)
+    assert list(found) == ["dataset.eval_frac", "dataset.eval_fraction"]
+    says(found["dataset.eval_frac"], "unknown", "eval_fraction")
+    says(found["dataset.eval_fraction"], "missing")
 
 
 def test_params_yaml_loads_fast_and_without_torch() -> None:
@@ -225,14 +225,14 @@ def test_a_file_asks_for_sparsity_and_uses_its_models(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(ParamsError) as caught:
         load_params(path)
-    assert "dictionary.act_fn: relu keeps every positive value, and nothing makes it sparse" in str(caught.value)
-    assert "models: no hook point is of other; name one as other:blocks.L.name in dictionary.hook_points_in" in str(
-        caught.value
-    )
+    found = faults(caught.value, path)
+    assert list(found) == ["dictionary.act_fn", "models"]
+    says(found["dictionary.act_fn"], "relu", "sparse")
+    says(found["models"], "other:blocks.L.name", "dictionary.hook_points_in")
     values["dictionary"]["act_fn"] = "jumprelu"
     values["initializer"]["init_log_jumprelu_threshold_value"] = -2.3
     path.write_text(yaml.safe_dump(values))
-    with pytest.raises(ParamsError, match=r"nothing makes jumprelu sparse; set trainer\.target_l0, or"):
+    with pytest.raises(ParamsError, match=saying("dictionary.act_fn:", "jumprelu", "sparse", "trainer.target_l0")):
         load_params(path)
 
 
@@ -242,5 +242,5 @@ def test_keys_of_older_files_that_do_nothing_are_read_at_their_only_value() -> N
     old["dictionary"] |= {"use_triton_kernel": False, "sparsity_threshold_for_triton_spmm_kernel": 0.996}
     assert params_from_dict(old) == params_from_dict(changed({}))
     old["dictionary"]["use_triton_kernel"] = True
-    with pytest.raises(ParamsError, match=r"dictionary.use_triton_kernel: does nothing .*false.*; take it out"):
+    with pytest.raises(ParamsError, match=saying("dictionary.use_triton_kernel:", "false", "got true")):
         params_from_dict(old)

@@ -17,6 +17,7 @@ from pipeline.params.presets import DIRECTORY, NAMED, apply_preset, is_left_alon
 from pipeline.params.reading import read_mapping
 from pipeline.params.schema import Params, TrainerParams, flatten
 from pipeline.params.sections.dictionary import params_class
+from tests.messages import saying
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path.relative_to(DIRECTORY).with_suffix("").as_posix() for path in DIRECTORY.rglob("*.yaml"))
@@ -119,39 +120,39 @@ def test_files_are_laid_over_each_other_in_the_order_of_their_names(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("extends", "message"),
+    ("extends", "parts"),
     [
-        ("[a]", r"a\.yaml: extends: a circle, a -> a; take 'a' out"),
-        ("[b]", r"b\.yaml: extends: a circle, a -> b -> a; take 'a' out"),
-        ("[c, shared/bse]", r"a\.yaml: extends: unknown preset 'shared/bse'; did you mean 'shared/base'\? \(known: a, b, c, "),
-        ("[c, ../c, nothing.like.it]", r"'\.\./c'(.|\n)*'nothing\.like\.it'"),
-        ("c", r"a\.yaml: extends: .*list of strings.*'c'"),
-        ("null", r"a\.yaml: extends: .*list of strings.*null"),
-        ("[c, 3]", r"a\.yaml: extends: item 1: .*string.*3"),
+        ("[a]", ("a.yaml: extends:", "a -> a")),
+        ("[b]", ("b.yaml: extends:", "a -> b -> a")),
+        ("[c, shared/bse]", ("a.yaml: extends:", "unknown", "'shared/bse'", "'shared/base'", "a, b, c")),
+        ("[c, ../c, nothing.like.it]", ("a.yaml: extends:", "'../c'", "'nothing.like.it'")),
+        ("c", ("a.yaml: extends:", "list", "'c'")),
+        ("null", ("a.yaml: extends:", "list", "null")),
+        ("[c, 3]", ("a.yaml: extends: item 1:", "string", "3")),
     ],
 )
-def test_what_extends_refuses(tmp_path: Path, extends: str, message: str) -> None:
+def test_what_extends_refuses(tmp_path: Path, extends: str, parts: tuple[str, ...]) -> None:
     (tmp_path / "shared").mkdir()
     write(tmp_path, a=f"extends: {extends}", b="extends: [a]", c="trainer: {lr: 0.1}", **{"shared/base": "seed: 0"})
-    with pytest.raises(ParamsError, match=message):
+    with pytest.raises(ParamsError, match=saying(*parts)):
         read_preset("a", tmp_path)
 
 
 def test_a_shared_file_is_no_preset() -> None:
-    with pytest.raises(ParamsError, match=r"unknown preset 'shared/base'.* \(known: attention-out, clt"):
+    with pytest.raises(ParamsError, match=saying("unknown", "shared/base", "attention-out")):
         read_preset("shared/base")
 
 
 @pytest.mark.parametrize(
-    ("text", "fault"),
+    ("text", "parts"),
     [
-        ("dictionary: {kind: klt}", r"dictionary\.kind: unknown kind 'klt'; did you mean 'clt'"),
-        ("dictionary: 3", r"dictionary: expected a mapping.* 3"),
-        ("trainer: {lrr: 1}", r"trainer\.lrr: unknown key; did you mean 'lr'"),
-        ("extend: [b]", r"extend: unknown key"),
+        ("dictionary: {kind: klt}", ("dictionary.kind:", "'klt'", "'clt'")),
+        ("dictionary: 3", ("dictionary:", "mapping", "3")),
+        ("trainer: {lrr: 1}", ("trainer.lrr:", "unknown", "lr")),
+        ("extend: [b]", ("extend:", "unknown")),
     ],
 )
-def test_what_a_file_states_wrongly_is_refused_by_its_key(tmp_path: Path, text: str, fault: str) -> None:
+def test_what_a_file_states_wrongly_is_refused_by_its_key(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
     write(tmp_path, a=text)
-    with pytest.raises(ParamsError, match=rf"preset a over .*: {fault}"):
+    with pytest.raises(ParamsError, match=saying("preset a", f"{ROOT / 'params.yaml'}:", *parts)):
         apply_preset("a", ROOT / "params.yaml", tmp_path)

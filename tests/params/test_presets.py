@@ -28,6 +28,7 @@ from pipeline.params.presets import (
 from pipeline.params.reading import read_mapping
 from pipeline.params.schema import Params, flatten
 from stages.preset import main
+from tests.messages import saying, says
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [name for name in preset_names() if name.startswith("demo-")]
@@ -184,7 +185,7 @@ def test_flags_have_nothing_that_a_shell_would_change() -> None:
 
 @pytest.mark.parametrize("value", ["a b", "it's", "*", "a=b", "", "null", "True", "1e5", "12", "a,b", "$x", "~", "nan"])
 def test_values_that_need_quotes_are_refused(value: str) -> None:
-    with pytest.raises(ParamsError, match=r"model\.model_name: .* cannot be written as a flag without quotes"):
+    with pytest.raises(ParamsError, match=saying("model.model_name:", "flag", "quotes")):
         flags({"model": {"model_name": value}})
 
 
@@ -266,17 +267,17 @@ def test_preset_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "parts"),
     [
-        (["pythia-16m"], "unknown preset 'pythia-16m'; did you mean 'pythia-160m'? (known: attention-out, "),
-        ([], "which preset? (known: attention-out, "),
-        (["a b"], "unknown preset 'a b'"),
+        (["pythia-16m"], ("pythia-16m", "'pythia-160m'", "attention-out")),
+        ([], ("attention-out",)),
+        (["a b"], ("unknown", "a b")),
     ],
 )
-def test_a_failed_preset_stops_dvc_too(name: list[str], message: str) -> None:
+def test_a_failed_preset_stops_dvc_too(name: list[str], parts: tuple[str, ...]) -> None:
     failed = CliRunner().invoke(main, [*name, "--params", str(ROOT / "params.yaml")])
     assert failed.exit_code == 2
-    assert message in failed.stderr
+    says(failed.stderr, *parts)
     assert re.fullmatch(r"--no-such-preset=[A-Za-z0-9._-]+\n", failed.stdout)
 
 
@@ -285,7 +286,7 @@ def test_preset_faults_name_the_preset_and_the_file(tmp_path: Path) -> None:
     broken.write_text((ROOT / "params.yaml").read_text().replace("context_size:", "contextsize:"))
     failed = CliRunner().invoke(main, ["pythia-160m", "--params", str(broken)])
     assert failed.exit_code == 2
-    assert f"preset pythia-160m over {broken}: activations.contextsize: unknown key" in failed.stderr
+    says(failed.stderr, "pythia-160m", f"{broken}:", "activations.contextsize:", "unknown")
 
 
 def test_presets_are_beside_the_pipeline() -> None:

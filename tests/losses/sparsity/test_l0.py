@@ -13,6 +13,7 @@ from pipeline.losses.sparsity.l0 import l0_loss
 from pipeline.losses.sparsity_losses import SparsityInputs
 from pipeline.seeding import generator
 from tests.losses.cases import CASES, make_inputs, mean, randn, tokens
+from tests.messages import saying
 
 DOUBLE = torch.float64
 Z = torch.tensor([[0.6, 0.9], [0.4, 2.0]], dtype=DOUBLE)
@@ -133,5 +134,5 @@ def test_target_is_per_layer() -> None:
 
 
 def test_without_thresholds_it_is_refused() -> None:
-    with pytest.raises(ParamsError, match=r"trainer\.sparsity_loss_type: l0 is a loss of thresholds.*jumprelu"):
+    with pytest.raises(ParamsError, match=saying("trainer.sparsity_loss_type:", "l0", "dictionary.act_fn", "jumprelu")):
         l0_loss(SparsityInputs(Z, Z, THETA))
