@@ -33,10 +33,15 @@ def attention_writes_its_output(dictionary: DictionaryFields) -> str | None:
     """A low-rank sparse attention stands where the model's attention does."""
     if not dictionary.READS_SEQUENCES:
         return None
-    if not dictionary.hooks_in or dictionary.hooks_out == dictionary.hooks_in:
+    if not dictionary.hooks_in:
         return "kind lorsa reads hook_point_in (blocks.L.ln1.hook_out) and writes hook_point_out (blocks.L.hook_attn_out)"
     (written,), read = dictionary.hooks_out, ATTENTION_INPUT.fullmatch(dictionary.hooks_in[0])
-    if read is None or written_before_read(dictionary.hooks_in, dictionary.hooks_out) or written == f"{read[1]}.hook_attn_out":
+    if (
+        read is None
+        or not dictionary.is_transcoder
+        or written_before_read(dictionary.hooks_in, dictionary.hooks_out)
+        or written == f"{read[1]}.hook_attn_out"
+    ):
         return None  # what is read is the fault, or that it is read too late
     return f"'{written}' is not what the attention that reads {read[0]} writes; write {read[1]}.hook_attn_out"
 
