@@ -40,7 +40,7 @@ def main(params: str, activations: str, out: str, statistics: str, metrics: str,
     massive = MassiveTokens(store)
     found = compute_norms(store, tokens, max_norm_factor=factor, done=progress.update, massive=massive.add)
     progress.close()
-    write_norms(found, Path(out), Path(statistics))
+    write_norms(found, Path(out), Path(statistics), {"activations": store.fingerprint})
     report = NormReport(load_norms(out), massive, ModelTexts(loaded))
     for line in report.lines():
         click.echo(f"norm: {line}", err=True)

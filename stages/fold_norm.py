@@ -24,20 +24,22 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
 
     from pipeline.activations.reader import open_activations
     from pipeline.activations.schema import calibration_rows
+    from pipeline.contracts.sealing import Origin
     from pipeline.dictionaries.saving import save_dictionary
     from pipeline.dictionaries.store import load_dictionary
     from pipeline.files import write_json
     from pipeline.folding import StoredBatches, fold_dictionary
-    from pipeline.norms.hook_norm import load_norms
+    from pipeline.norms.hook_norm import read_norms
     from pipeline.params.loader import load_params
     from pipeline.tracking.opening import open_tracker
 
     loaded = load_params(params)
-    name = loaded.dictionary.name
-    dictionary = load_dictionary(Path(trained) / name)
-    store = open_activations(activations)
+    place = Path(trained) / loaded.dictionary.name
+    dictionary = load_dictionary(place)
+    store, (measured, origin) = open_activations(activations), read_norms(norms)
+    inputs = {**store.made_from(), "norms": origin.digest}
+    made = Origin.of(dictionary.config.provenance).check(place, "train", inputs)
     rows = calibration_rows(store, loaded.fold.calibration_tokens)
-    measured = load_norms(norms)
     report = fold_dictionary(
         dictionary,
         measured,
@@ -47,7 +49,7 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
         convert_topk=loaded.fold.convert_topk_to_jumprelu,
         target_l0=loaded.trainer.steered_l0,
     )
-    save_dictionary(report.dictionary, Path(out) / name)
+    save_dictionary(report.dictionary, Path(out) / place.name, Origin("fold", made.made_from).to_dict())
     write_json(metrics, report.figures)
     with open_tracker(loaded.tracking, stage="fold", run_file=run) as tracker:
         tracker.log_metrics({key: value for key, value in report.figures.items() if not isinstance(value, str)})

@@ -9,10 +9,14 @@ the contexts, about 20 s for the demo.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.command import stage_command
+
+if TYPE_CHECKING:
+    from pipeline.params.schema import ModelParams
 
 
 @stage_command
@@ -22,9 +26,8 @@ from pipeline.command import stage_command
 def main(params: str, tokens: str, out: str, metrics: str) -> None:
     """Generate the activation store."""
     from pipeline.activations.for_params import generate_for
-    from pipeline.corpus.tokenization import tokenizer_info
     from pipeline.files import write_json
-    from pipeline.lm.loading import load_language_model, load_tokenizer, model_widths
+    from pipeline.lm.loading import load_language_model, model_widths
     from pipeline.models_fit import check_models_fit
     from pipeline.params.loader import load_params
 
@@ -39,9 +42,18 @@ def main(params: str, tokens: str, out: str, metrics: str) -> None:
         ),
         Path(tokens),
         Path(out),
-        lambda model: tokenizer_info(load_tokenizer(model.model_name, model.revision), model.model_name).digest,
+        tokenizer_digest,
     )
     write_json(metrics, figures)
+
+
+def tokenizer_digest(model: ModelParams) -> str | None:
+    """Of a model's tokenizer; None where a main model has lost it, which generation does not need."""
+    from pipeline.corpus.tokenization import tokenizer_info
+    from pipeline.lm.loading import model_widths
+
+    source = model_widths(model.model_name, model.revision)
+    return tokenizer_info(source.load_tokenizer(), model.model_name).digest if source.has_tokenizer else None
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.errors import ParamsError
 from tests.messages import faults, says
 from tests.project import Project
+from tests.sealing import rewritten
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -62,9 +63,7 @@ def remove_chunk(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def other_manifest(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     path = project.path / "data" / "activations.json"
-    manifest = json.loads(path.read_text())
-    manifest["hook_points"][HOOK]["digest"] = "0" * 32
-    path.write_text(json.dumps(manifest))
+    rewritten(path, lambda manifest: manifest["hook_points"][HOOK].update(digest="0" * 32))
 
 
 def remove_manifest(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,9 +149,7 @@ def damaged_checkpoints(project: Project, monkeypatch: pytest.MonkeyPatch) -> No
 def other_lengths(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """The dictionary of a model with far shorter activations."""
     file = project.path / "data" / "inference" / "main" / "config.json"
-    config = json.loads(file.read_text())
-    config["norms"][HOOK]["median_norm"] = 1e-3
-    file.write_text(json.dumps(config))
+    rewritten(file, lambda config: config["norms"][HOOK].update(median_norm=1e-3))
 
 
 def altered_dictionary(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +215,9 @@ FAULTS = [
         {"dataset__dataset_name_or_path": "text.txt"},
         binary_text,
     ),
-    Fault("tokens missing", "generate_activations", ("tokens.zarr:", "missing", "`dvc repro tokenize`"), {}, missing_tokens),
+    Fault(
+        "tokens missing", "generate_activations", ("tokens.zarr:", "missing", "`dvc repro -s -f tokenize`"), {}, missing_tokens
+    ),
     Fault("store missing", "train", ("store", "missing", "`dvc repro -s -f generate`"), {"seed": 1}, remove_store),
     Fault("chunk missing", "train", (f"array '{HOOK}':", "chunk 0", "missing"), {"seed": 1}, remove_chunk),
     Fault("chunk truncated", "train", (f"array '{HOOK}':", "chunk 0", "truncated"), {"seed": 1}, truncate_chunk),

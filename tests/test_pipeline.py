@@ -87,7 +87,7 @@ def test_every_row_traces_back_to_its_token_and_text(finished_project: Project) 
 def test_folded_is_the_trained_function(finished_project: Project) -> None:
     trained = load_dictionary(finished_project.path / "data/trained/main", dtype=torch.float64)
     folded = load_dictionary(finished_project.path / "data/inference/main", dtype=torch.float64)
-    norms = json.loads((finished_project.path / "data/norms.json").read_text())
+    norms = json.loads((finished_project.path / "data/norms.json").read_text())["hook_points"]
     store = open_activations(finished_project.store)
     (hook,) = store.hook_points
     x = store.read(hook, 0, 200).double()
@@ -102,7 +102,7 @@ def test_the_fold_stage_has_its_own_options(finished_project: Project, tmp_path:
     assert project.run("fold_norm").exit_code == 0
     folded = load_dictionary(project.path / "data/inference/main")
     usual = load_dictionary(finished_project.path / "data/inference/main")
-    (norm,) = json.loads((project.path / "data/norms.json").read_text()).values()
+    (norm,) = json.loads((project.path / "data/norms.json").read_text())["hook_points"].values()
     lengths = {name: made.get_parameter("W_D").detach().norm(dim=-1) for name, made in (("normalized", folded), ("raw", usual))}
     in_norm = norm["mean_norm"] / lengths["raw"].new_tensor(folded.config.d_in).sqrt()
     torch.testing.assert_close(lengths["normalized"], in_norm.expand_as(lengths["normalized"]), rtol=1e-4, atol=0)

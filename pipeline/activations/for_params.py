@@ -11,6 +11,7 @@ from pipeline.activations.generation import Model, ModelFacts, generate_store, s
 from pipeline.activations.joining import join_
 from pipeline.activations.reader import ActivationStore, open_store
 from pipeline.activations.schema import ROW_ARRAYS, store_root
+from pipeline.contracts.sealing import Origin, sealed
 from pipeline.corpus.tokens import open_tokens
 from pipeline.errors import DataError
 from pipeline.files import root, write_json
@@ -43,7 +44,7 @@ def generate_for(
     load_model: Callable[[Any], Model],
     tokens_path: Path,
     manifest_path: Path,
-    tokenizer_digest: Callable[[Any], str] | None = None,
+    tokenizer_digest: Callable[[Any], str | None] | None = None,
 ) -> dict[str, Any]:
     """Make the activation stores that `params` ask for, one for each model, and write their manifest.
 
@@ -56,7 +57,7 @@ def generate_for(
         load_model: parameters of a model -> the model itself; called if there is something to compute.
         tokens_path: data/tokens.zarr.
         manifest_path: data/activations.json.
-        tokenizer_digest: parameters of a model -> digest of its tokenizer; asked of further models.
+        tokenizer_digest: parameters of a model -> digest of its tokenizer, None where it has none; None: not compared.
 
     Returns:
         figures for metrics/generate.json: rows, tokens, contexts, tokens_per_context (kept ones), bytes, hook_points.
@@ -69,7 +70,7 @@ def generate_for(
     stated = params.activations.path
     if stated is not None:
         store = _existing(stated, params.hook_points, settings)
-        write_json(manifest_path, store_manifest(store, stated))
+        write_json(manifest_path, sealed(store_manifest(store, stated), Origin("generate", store.made_from())))
         return _figures(store)
     hook_points = by_model(params.hook_points)
 
@@ -84,8 +85,11 @@ def generate_for(
             widths={name: model.hook_width(name) for name in wanted},
         )
         tokens = open_tokens(tokens_path)
-        if alias and tokenizer_digest is not None and tokenizer_digest(stated_model) != tokens.tokenizer_digest:
-            raise DataError(_OTHER_TOKENIZER.format(alias, model.name, params.model.model_name, tokens_path))
+        has = tokenizer_digest(stated_model) if tokenizer_digest is not None else None
+        if has != tokens.tokenizer_digest and (has or (alias and tokenizer_digest)):
+            if alias:
+                raise DataError(_OTHER_TOKENIZER.format(alias, model.name, params.model.model_name, tokens_path))
+            raise DataError(f"{tokens_path}: made with another tokenizer than {model.name} has; run `dvc repro tokenize`")
         return open_store(generate_store(tokens, facts, lambda: load_model(stated_model), settings, store_root()), wanted)
 
     store = generated(MAIN)
@@ -94,7 +98,7 @@ def generate_for(
     if others:
         manifest["models"] = {alias: store_manifest(other) for alias, other in others.items()}
     join_(store, others)
-    write_json(manifest_path, manifest)
+    write_json(manifest_path, sealed(manifest, Origin("generate", store.made_from())))
     return _figures(store)
 
 

@@ -56,6 +56,10 @@ class Activations(ABC):
         """{place: generation settings} of every model's activations, by which they are compared with parameters."""
 
     @abstractmethod
+    def made_from(self) -> dict[str, str]:
+        """{input: digest}: `tokens`, the language models as `model` or `model <alias>`, and these `activations` themselves."""
+
+    @abstractmethod
     def content(self, hook_points: Sequence[str]) -> dict[str, str]:
         """{name: digest} that is another one where a batch of these hook points would hold another value."""
 

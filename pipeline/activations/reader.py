@@ -26,6 +26,7 @@ from pipeline.activations.schema import (
     row_layouts,
     store_root,
 )
+from pipeline.contracts.sealing import unsealed
 from pipeline.errors import DataError, unknown_name
 from pipeline.files import read_json, root
 from pipeline.hook_keys import join_key
@@ -87,6 +88,11 @@ class ActivationStore(Activations):
 
     def settings(self) -> dict[str, Mapping[str, Any]]:
         return {str(store.path): store.config for store in (self, *self.joined.values())}
+
+    def made_from(self) -> dict[str, str]:
+        models = {"model": self} | {f"model {alias}": other for alias, other in self.joined.items()}
+        digests = {name: str(store.config["model_digest"]) for name, store in models.items()}
+        return {"activations": self.fingerprint, "tokens": str(self.config["tokens_digest"]), **digests}
 
     def content(self, hook_points: Sequence[str]) -> dict[str, str]:
         found = {array_name(hook, part): array.digest for hook in hook_points for part, array in self.parts(hook).items()}
@@ -242,7 +248,8 @@ def open_activations(manifest_or_store: str | Path) -> Activations:
     path = Path(manifest_or_store)
     if path.is_dir():
         return open_store(path)
-    manifest = read_json(path, "the manifest of the activation store", REGENERATE)
+    what = "the manifest of the activation store"
+    manifest, _ = unsealed(read_json(path, what, REGENERATE), path, what, next_action=REGENERATE)
     store = _open_manifest(manifest, path)
     others = manifest.get("models", {})
     return join_(store, {alias: _open_manifest(other, path) for alias, other in others.items()})

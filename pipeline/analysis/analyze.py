@@ -165,7 +165,7 @@ def analyzed(
             params.analysis.batch_contexts,
             params.analysis.split,
         )
-        found = load_for_analysis(params, inputs.dictionary, norms=inputs.norms)
+        found = load_for_analysis(params, inputs.dictionary, norms=inputs.norms, tokens=store.digest)
         collection = Collection(
             LanguageModels(found.models), RawDictionary(found.dictionary, found.norms), params.analysis, tokens.n_tokens
         )

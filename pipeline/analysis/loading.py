@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import DataError, unknown_name
+from pipeline.evaluation.saved import check_origin
 from pipeline.hook_keys import MAIN, by_model
 from pipeline.lm.loading import load_language_model
 from pipeline.norms.hook_norm import load_norms
@@ -55,11 +56,11 @@ class Loaded:
         return self.models[alias]
 
 
-def load_for_analysis(params: Params, dictionary: str | Path, *, norms: str | Path) -> Loaded:
-    """Load a dictionary directory and the models of its hook points.
+def load_for_analysis(params: Params, dictionary: str | Path, *, norms: str | Path, **digests: str) -> Loaded:
+    """Load a dictionary directory and the models of its hook points; `digests` of further inputs that it was made from.
 
     Raises:
-        DataError: something is missing or damaged.
+        DataError: something is missing, damaged or made from other inputs.
     """
     loaded = load_dictionary(dictionary)
     models = {}
@@ -68,5 +69,6 @@ def load_for_analysis(params: Params, dictionary: str | Path, *, norms: str | Pa
         models[alias] = load_language_model(
             model.model_name, revision=model.revision, backend=model.backend, dtype=model.dtype, device=model.device
         )
+    check_origin(loaded, Path(dictionary), params, models, **digests)
     device = next(iter(models.values())).device
     return Loaded(loaded.to(device), models, None if loaded.config.folded else load_norms(norms))

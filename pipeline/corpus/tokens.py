@@ -4,7 +4,7 @@ Zarr v3 group. For each split ("train", "eval") a group with int32 arrays [n_con
 char_starts, char_ends; and `document_offsets` int64 [n_documents + 1] into documents/<split>.jsonl beside it, whose lines are
 {"key", "origin", "text"} (no text where the origin is a row of a data set of the hub). Group attributes: format_version,
 context_size, prepend_bos, packing, ignore_token_ids, ignore_positions (0 where absent), tokenizer_digest, split_seed, digest
-(of the content), complete.
+(of the content), complete. manifest.json has the digest of every file, which is checked when it is first read.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import IO, Any, Self
 
 import numpy as np
 
+from pipeline.contracts.file_digests import CheckedFiles, write_manifest
+from pipeline.contracts.sealing import Origin, remake
 from pipeline.corpus.document import Document
 from pipeline.corpus.packing import FIELDS, NO_CHARACTERS, PackedSplit, kept_tokens
 from pipeline.errors import DataError
@@ -28,7 +30,9 @@ from pipeline.files import atomic_directory
 FORMAT_VERSION = 1
 SPLITS = ("train", "eval")
 CHUNK_CONTEXTS = 4096
-_NEXT = "run `dvc repro tokenize`"
+OFFSETS_CHUNK = 65536
+STAGE = "tokenize"
+_NEXT = remake("tokenize")
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,21 @@ class TracedToken:
 class TokenSplit:
     """One split of a token store; arrays are read lazily."""
 
-    def __init__(self, group: Any, path: Path, name: str) -> None:
+    def __init__(self, group: Any, files: CheckedFiles, name: str) -> None:
         self.name = name
-        self._path = path
+        self._files = files
         self._group = group
         self.n_contexts, self.context_size = group["tokens"].shape
 
     def read(self, start: int = 0, stop: int | None = None, field: str = "tokens") -> np.ndarray:
-        """int32 [n, context_size] of contexts start..stop of one of tokens, document_ids, char_starts, char_ends."""
+        """int32 [n, context_size] of contexts start..stop of one of tokens, document_ids, char_starts, char_ends.
+
+        Raises:
+            DataError: a chunk of them is altered.
+        """
+        first, last, _ = slice(start, stop).indices(self.n_contexts)
+        for chunk in range(first // CHUNK_CONTEXTS, -(-last // CHUNK_CONTEXTS)):
+            self._files.check(f"{self.name}/{field}/c/{chunk}/0")
         return np.asarray(self._group[field][start:stop])
 
     @cached_property
@@ -62,15 +73,19 @@ class TokenSplit:
 
     def document(self, document_id: int) -> dict[str, Any]:
         """{"key", "origin", "text"} of one document."""
+        for chunk in {i // OFFSETS_CHUNK for i in (document_id, document_id + 1)}:
+            self._files.check(f"{self.name}/document_offsets/c/{chunk}")
         begin, end = (int(i) for i in self._group["document_offsets"][document_id : document_id + 2])
-        with open(self._path / "documents" / f"{self.name}.jsonl", "rb") as stream:
+        texts = f"documents/{self.name}.jsonl"
+        self._files.check(texts)
+        with open(self._files.directory / texts, "rb") as stream:
             stream.seek(begin)
             return json.loads(stream.read(end - begin))
 
     def trace(self, context: int, position: int) -> TracedToken:
         """Trace the token at `position` of `context` to its text."""
         document_id, start, end = (
-            int(self._group[field][context, position]) for field in ("document_ids", "char_starts", "char_ends")
+            int(self.read(context, context + 1, field)[0, position]) for field in ("document_ids", "char_starts", "char_ends")
         )
         record = self.document(document_id)
         text = record.get("text")
@@ -81,17 +96,18 @@ class TokenSplit:
 class TokenStore:
     """A complete token store, opened for reading by :func:`open_tokens`."""
 
-    def __init__(self, path: Path, group: Any) -> None:
+    def __init__(self, path: Path, group: Any, files: CheckedFiles) -> None:
         attributes = dict(group.attrs)
         self.path = path
+        self.origin = files.origin
         self.digest: str = attributes["digest"]
         self.tokenizer_digest: str = attributes["tokenizer_digest"]
         self.context_size: int = attributes["context_size"]
         self.prepend_bos: bool = attributes["prepend_bos"]
         self.ignore_token_ids: tuple[int, ...] = tuple(attributes["ignore_token_ids"])
         self.ignore_positions: int = attributes.get("ignore_positions", 0)
-        self.train = TokenSplit(group["train"], path, "train")
-        self.eval = TokenSplit(group["eval"], path, "eval")
+        self.train = TokenSplit(group["train"], files, "train")
+        self.eval = TokenSplit(group["eval"], files, "eval")
 
     def mask(self, tokens: np.ndarray) -> np.ndarray:
         """bool, shape of contexts `tokens` [..., context_size]: False where the id or the position is ignored."""
@@ -106,7 +122,7 @@ def open_tokens(path: str | Path) -> TokenStore:
     """Open a token store.
 
     Raises:
-        DataError: missing, incomplete or damaged.
+        DataError: missing, incomplete or damaged: a file is lost or has another size, or one that describes arrays is altered.
     """
     import zarr
 
@@ -122,12 +138,11 @@ def open_tokens(path: str | Path) -> TokenStore:
             )
         if attributes.get("complete") is not True:
             raise DataError(f"{path}: the token store is incomplete; {_NEXT}")
-        store = TokenStore(path, group)
+        files = CheckedFiles(path, "the token store", STAGE)
+        files.check_all("zarr.json")
+        store = TokenStore(path, group, files)
     except (FileNotFoundError, KeyError, ValueError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: the token store is damaged ({error}); {_NEXT}") from None
-    for split in SPLITS:
-        if not (path / "documents" / f"{split}.jsonl").exists():
-            raise DataError(f"{path}/documents/{split}.jsonl: the texts of the token store are missing; {_NEXT}")
     return store
 
 
@@ -180,7 +195,7 @@ class _SplitWriter:
     def close(self) -> str:
         self._flush(self._n_held)
         self.texts.close()
-        self.group.create_array("document_offsets", data=np.asarray(self.offsets, dtype=np.int64), chunks=(65536,))
+        self.group.create_array("document_offsets", data=np.asarray(self.offsets, dtype=np.int64), chunks=(OFFSETS_CHUNK,))
         return self.digest.hexdigest()
 
 
@@ -191,6 +206,7 @@ class TokenWriter:
         import zarr
 
         (place / "documents").mkdir()
+        self.place = place
         self.group = zarr.create_group(str(place), zarr_format=3)
         self.splits = {name: _SplitWriter(self.group, place, name, context_size) for name in SPLITS}
         self.context_size = context_size
@@ -228,6 +244,7 @@ class TokenWriter:
             digest.update(split.close().encode())
         self.group.attrs.update({**about, "digest": digest.hexdigest()})
         self.group.attrs["complete"] = True
+        write_manifest(self.place, Origin(STAGE, {"tokenizer": tokenizer_digest}))
         return digest.hexdigest()
 
 

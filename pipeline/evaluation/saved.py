@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.contracts.sealing import Origin
 from pipeline.corpus.tokens import open_tokens
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.evaluation.baselines import load_principal_directions
@@ -13,10 +15,11 @@ from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.evaluation.split_tokens import SplitTokens
 from pipeline.hook_keys import by_model
 from pipeline.lm.loading import load_language_model
-from pipeline.norms.hook_norm import load_norms
+from pipeline.norms.hook_norm import read_norms
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
+    from pipeline.dictionaries.base import Dictionary
     from pipeline.lm.language_model import LanguageModel
     from pipeline.params.schema import ModelParams, Params
 
@@ -40,15 +43,34 @@ def evaluate_saved(
     store = open_tokens(tokens)
     held_out = SplitTokens(store.eval, store.mask, params.evaluation.tokens, params.evaluation.batch_contexts)
     loaded = load_dictionary(dictionary)
+    hook_norms, origin = read_norms(norms, statistics)
     principal = load_principal_directions(statistics, loaded.hooks_out)
-    hook_norms = load_norms(norms)
     models = {alias: _load(params.language_model(alias)) for alias in by_model((*loaded.hooks_in, *loaded.hooks_out))}
+    check_origin(loaded, Path(dictionary), params, models, tokens=store.digest, norms=origin.digest)
     raw = RawDictionary(loaded.to(next(iter(models.values())).device), hook_norms)
     n_runs = runs(loaded.hooks_out)
     progress = Progress("evaluate", n_runs * held_out.n_tokens, unit=f"tokens in {n_runs} runs")
     evaluation = Evaluator(models, raw, principal, held_out, progress).evaluate(params.evaluation.pca_rank)
     progress.close()
     return evaluation
+
+
+def check_origin(
+    dictionary: Dictionary, path: Path, params: Params, models: Mapping[str, LanguageModel], **digests: str | None
+) -> None:
+    """Refuse a dictionary that the fold stage has not made, or that was made from other inputs than are there.
+
+    Args:
+        dictionary: as loaded from `path`.
+        params: where a store is named by activations.path, its tokens and models may be others, and are not compared.
+        models: {alias: language model}.
+        digests: of further inputs.
+
+    Raises:
+        DataError: the message names the input.
+    """
+    inputs = digests | {f"model {alias}".strip(): model.digest for alias, model in models.items()}
+    Origin.of(dictionary.config.provenance).check(path, "fold", inputs if params.activations.path is None else {})
 
 
 def _load(model: ModelParams) -> LanguageModel:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.activations.interface import Activations
 from pipeline.activations.opening import open_for
 from pipeline.activations.schema import training_rows
+from pipeline.contracts.sealing import Origin
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.errors import DataError
@@ -22,7 +23,7 @@ from pipeline.initialization.compose import build_base, check, initialize_
 from pipeline.initialization.mlp_responses import mlp_layers
 from pipeline.initialization.sample import Sample, make_sample
 from pipeline.lm.attention import AttentionWeights
-from pipeline.norms.hook_norm import load_norms
+from pipeline.norms.hook_norm import read_norms
 from pipeline.norms.normalizer import Normalizer
 from pipeline.params.schema import Params
 
@@ -52,7 +53,9 @@ def initialize_dictionary(params: Params, places: Places) -> dict[str, float]:
     unit_rows = params.trainer.decoder_constraint == "unit_norm"
     dictionary = build_base(dictionary_config(params, store), params.initializer, params.seed, unit_rows=unit_rows)
     check(dictionary, params.initializer, has_model=True)
-    normalizer = Normalizer(dictionary.config, load_norms(places.norms))
+    measured, origin = read_norms(places.norms)
+    origin.check(places.norms, "norm", store.made_from())
+    normalizer = Normalizer(dictionary.config, measured)
     sample = read_sample(store, dictionary, normalizer, params)
     found = initialize_(
         dictionary,
@@ -67,7 +70,9 @@ def initialize_dictionary(params: Params, places: Places) -> dict[str, float]:
     )
     norms = {hook: norm.to_dict() for hook, norm in normalizer.norms.items()}
     initialization = {**params.initializer.to_dict(), "seed": params.seed, "found": found}
-    save_dictionary(dictionary, places.initial, {"norms": norms, "model": store.model, "initialization": initialization})
+    made = Origin("initialize", {**store.made_from(), "norms": origin.digest or ""})
+    about = {"norms": norms, "model": store.model, "initialization": initialization, **made.to_dict()}
+    save_dictionary(dictionary, places.initial, about)
     return found
 
 

@@ -131,6 +131,11 @@ class ModelSource:
             raise DataError(f"{index}: weight files are missing: {', '.join(missing) or 'none is named'}; restore them")
         return files
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer lies beside the model; of a hub model it is not known before it is asked for."""
+        return not self.is_local or any((self.directory / name).is_file() for name in _TOKENIZER_FILES)
+
     def load_tokenizer(self) -> Any:
         """The tokenizer beside the model.
 
@@ -139,7 +144,7 @@ class ModelSource:
         """
         from pipeline.lm.quiet import quiet
 
-        if self.is_local and not any((self.directory / name).is_file() for name in _TOKENIZER_FILES):
+        if not self.has_tokenizer:
             raise DataError(
                 f"{self.directory}: model '{self.name}' has no tokenizer (looked for {', '.join(_TOKENIZER_FILES)}); "
                 "write one beside the model with tokenizer.save_pretrained"

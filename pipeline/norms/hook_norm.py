@@ -6,6 +6,7 @@ m_p is the mean over kept tokens of the per-token L2 norm, massive ones left out
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pipeline.contracts.sealing import Origin, sealed, unsealed
 from pipeline.errors import DataError, unknown_name
 from pipeline.files import read_json, write_json
 from pipeline.norms.exclusion import MASSIVE_FACTOR
@@ -22,6 +24,7 @@ from pipeline.norms.statistics import QUANTILES, effective_rank
 if TYPE_CHECKING:
     from pipeline.norms.statistics import ActivationStatistics
 
+STAGE = "norm"
 NEXT = "run `dvc repro -s -f norm`"
 
 
@@ -148,8 +151,15 @@ def hook_norm(found: ActivationStatistics, rank: int | None = None) -> HookNorm:
     )
 
 
-def write_norms(statistics: Mapping[str, ActivationStatistics], path: str | Path, arrays_path: str | Path) -> None:
-    """Write norms.json ({hook point: the fields of HookNorm}) and the arrays beside it.
+def write_norms(
+    statistics: Mapping[str, ActivationStatistics],
+    path: str | Path,
+    arrays_path: str | Path,
+    made_from: Mapping[str, str] | None = None,
+) -> None:
+    """Write norms.json ("hook_points": {hook point: the fields of HookNorm}) and the arrays beside it, sealed together.
+
+    `made_from`: {input: its digest}.
 
     The arrays (safetensors): "{hook}/mean" [d], "{hook}/eigenvalues" [d] descending, "{hook}/eigenvectors" [r, d] rows,
     r = min(d, 1024), "{hook}/norm_histogram_edges" [m + 1], "{hook}/norm_histogram_counts" [m].
@@ -168,21 +178,59 @@ def write_norms(statistics: Mapping[str, ActivationStatistics], path: str | Path
         arrays[f"{name}/eigenvectors"] = vectors
         arrays[f"{name}/norm_histogram_edges"] = edges
         arrays[f"{name}/norm_histogram_counts"] = counts
-    write_bytes(arrays_path, save(arrays))
-    write_json(path, norms)
+    content = save(arrays)
+    write_bytes(arrays_path, content)
+    write_json(path, sealed_norms(norms, hashlib.sha256(content).hexdigest(), made_from or {}))
+
+
+def sealed_norms(norms: Mapping[str, Any], statistics: str, made_from: Mapping[str, str]) -> dict[str, Any]:
+    """What norms.json holds: {hook point: the fields of HookNorm}, and the sha256 of the file of arrays."""
+    return sealed({"hook_points": dict(norms), "statistics": statistics}, Origin(STAGE, made_from))
 
 
 def load_norms(path: str | Path) -> dict[str, HookNorm]:
+    """The norms of :func:`read_norms`."""
+    return read_norms(path)[0]
+
+
+def read_norms(path: str | Path, arrays_path: str | Path | None = None) -> tuple[dict[str, HookNorm], Origin]:
     """Read norms.json.
 
+    Args:
+        path: the file.
+        arrays_path: of the arrays, which are checked to be those that were written with it; None: they are not looked at.
+
+    Returns: {hook point: norm}, and where the file comes from.
+
     Raises:
-        DataError: missing, damaged, or a value that cannot be a norm.
+        DataError: missing, altered, or a value that cannot be a norm; the arrays are missing or those of other norms.
     """
-    found = read_json(path, "the file of activation norms", NEXT)
+    what = "the file of activation norms"
+    found, origin = _unsealed(read_json(path, what, NEXT), Path(path), what)
     try:
-        return {str(name): as_hook_norm(value, value["d"]) for name, value in found.items()}
+        norms = {str(name): as_hook_norm(value, value["d"]) for name, value in found["hook_points"].items()}
     except (AttributeError, KeyError, TypeError) as error:
         raise DataError(f"{path}: the file of activation norms is damaged ({error!r}); {NEXT}") from None
+    if (
+        arrays_path is not None
+        and "statistics" in found
+        and hashlib.sha256(_read_arrays(arrays_path)).hexdigest() != found["statistics"]
+    ):
+        raise DataError(f"{arrays_path}: altered, or not written with {path} (its sha256 is not the one there); {NEXT}")
+    return norms, origin
+
+
+def _unsealed(found: Any, path: Path, what: str) -> tuple[dict[str, Any], Origin]:
+    if isinstance(found, dict) and found and "hook_points" not in found:  # of an earlier version, {hook point: its norm}
+        return {"hook_points": found}, Origin(STAGE)
+    return unsealed(found, path, what, next_action=NEXT)
+
+
+def _read_arrays(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: the statistics of the activations are missing ({error.strerror}); {NEXT}") from None
 
 
 def load_norm_arrays(path: str | Path) -> dict[str, Tensor]:
@@ -192,11 +240,9 @@ def load_norm_arrays(path: str | Path) -> dict[str, Tensor]:
         DataError: missing or damaged.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     try:
-        return load_file(str(path))
-    except FileNotFoundError:
-        raise DataError(f"{path}: the statistics of the activations are missing; {NEXT}") from None
+        return load(_read_arrays(path))
     except SafetensorError as error:
         raise DataError(f"{path}: the statistics of the activations are damaged ({error}); {NEXT}") from None

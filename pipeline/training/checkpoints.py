@@ -25,10 +25,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from pipeline.errors import CheckpointError
+from pipeline.contracts.sealing import sealed, unsealed
+from pipeline.errors import CheckpointError, DataError
 from pipeline.files import atomic_directory, ensure_free_space, locked, read_json, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CODE = "code"  # key of `about`: the digest of the code that runs a step
 KEPT = 2
 _POINT = re.compile(r"step-(\d+)")
@@ -177,16 +178,19 @@ class Checkpoints:
             "size": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
             "history_bytes": self.history.size(),
+            "history_sha256": self.history.digest(self.history.size()),
             "extra": dict(extra),
         }
         with atomic_directory(self.directory / name) as temporary:
             (temporary / "state.safetensors").write_bytes(content)
-            write_json(temporary / "state.json", about_state)
+            write_json(temporary / "state.json", sealed(about_state))
 
     def _read(self, name: str) -> ResumePoint:
         place = self.directory / name
         try:
             about_state = json.loads((place / "state.json").read_text())
+            if about_state.get("format_version") == FORMAT_VERSION:
+                about_state, _ = unsealed(about_state, place / "state.json", "a checkpoint's state", next_action="")
             content = (place / "state.safetensors").read_bytes()
             version, size = about_state["format_version"], about_state["size"]
             if version != FORMAT_VERSION:
@@ -200,10 +204,14 @@ class Checkpoints:
                 raise CheckpointError(
                     f"{self.history.file}: {self.history.size():,} bytes, {past:,} at step {about_state['step']}"
                 )
+            if self.history.digest(past) != about_state["history_sha256"]:
+                raise CheckpointError(f"{self.history.file}: its first {past:,} bytes are altered")
             return ResumePoint(int(about_state["step"]), load_tensors(content), past, dict(about_state["extra"]))
+        except DataError as error:
+            raise CheckpointError(str(error).removesuffix("; ")) from None
         except OSError as error:
             raise CheckpointError(f"{place}: {error.filename or ''} cannot be read ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{place / 'state.json'}: damaged ({error})") from None
 
     def snapshot_path(self, step: int) -> Path:
@@ -260,6 +268,14 @@ class History:
             return
         with open(self.file, "a", encoding="ascii") as stream:
             stream.write(json.dumps(row, sort_keys=True) + "\n")
+
+    def digest(self, n_bytes: int) -> str:
+        """sha256 of the file's first `n_bytes` bytes."""
+        digest = hashlib.sha256()
+        if self.file is not None and n_bytes > 0:
+            with open(self.file, "rb") as stream:
+                digest.update(stream.read(n_bytes))
+        return digest.hexdigest()
 
     def size(self) -> int:
         """Bytes of the file so far."""

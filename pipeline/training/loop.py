@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pipeline import metric_names as names
+from pipeline.contracts.sealing import MADE_BY
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.errors import CheckpointError, Interrupted, NumericsError
@@ -217,7 +218,7 @@ class TrainingRun:
     def _snapshot(self, step: int) -> None:
         assert self.checkpoints is not None
         self.trainer.guard.read()
-        save_dictionary(self.trainer.dictionary, self.checkpoints.snapshot_path(step), {"step": step})
+        save_dictionary(self.trainer.dictionary, self.checkpoints.snapshot_path(step), {"step": step, MADE_BY: "train"})
 
 
 def _say(label: str | None, message: str) -> None:

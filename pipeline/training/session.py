@@ -24,6 +24,7 @@ from pipeline import metric_names as names
 from pipeline.activations.interface import Activations
 from pipeline.activations.opening import open_for
 from pipeline.activations.schema import training_rows
+from pipeline.contracts.sealing import Origin
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import config_from_dict
 from pipeline.dictionaries.saving import save_dictionary
@@ -31,7 +32,7 @@ from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import DataError
 from pipeline.files import atomic_directory, fingerprint, read_json, root, write_bytes, write_json
 from pipeline.norms.exclusion import NormLimits
-from pipeline.norms.hook_norm import load_norms
+from pipeline.norms.hook_norm import read_norms
 from pipeline.norms.normalizer import Normalizer
 from pipeline.params.schema import Params
 from pipeline.plots.training_report import describe, write_training_report
@@ -75,7 +76,10 @@ def train_dictionary(params: Params, places: Places) -> dict[str, Any]:
     dictionary = load_dictionary(places.initial, device=device)
     check_matches(dictionary, params, places.initial)
     store = open_for(params, places.activations)
-    norms = load_norms(places.norms)
+    norms, origin = read_norms(places.norms)
+    inputs = {**store.made_from(), "norms": origin.digest}
+    origin.check(places.norms, "norm", inputs)
+    Origin.of(dictionary.config.provenance).check(places.initial, "initialize", inputs)
     normalizer = Normalizer(dictionary.config, norms)
     source = make_source(params, dictionary, normalizer.excluded, store, device)
     about = describe_run(
@@ -250,7 +254,9 @@ def _write(
         "seed": params.seed,
         "store": store.fingerprint,
     }
-    save_dictionary(dictionary, places.trained, {"norms": norms, "model": store.model, "training": training})
+    # Made from what the initial dictionary was, which has been compared with what is there.
+    made = Origin("train", Origin.of(dictionary.config.provenance).made_from)
+    save_dictionary(dictionary, places.trained, {"norms": norms, "model": store.model, "training": training, **made.to_dict()})
     assert checkpoints.history.file is not None
     write_bytes(places.history, checkpoints.history.file.read_bytes())
     write_json(places.metrics, dict(figures))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -19,9 +20,11 @@ from pipeline.activations.reader import ActivationStore, open_activations, open_
 from pipeline.activations.schema import calibration_rows, chunk_rows, hook_layouts, row_layouts, training_rows
 from pipeline.activations.vectored import read_rows_to
 from pipeline.activations.writer import StoreWriter
+from pipeline.contracts.sealing import sealed
 from pipeline.errors import DataError
 from pipeline.files import read_json, write_json
 from tests.activations.cases import HOOK, OTHER, make_store, settings
+from tests.sealing import rewritten
 
 AGAIN = r"; run `dvc repro -s -f generate`"
 
@@ -35,7 +38,7 @@ def store(tokens, tmp_path, small_blocks, monkeypatch) -> ActivationStore:
 
 @pytest.fixture
 def manifest(store, tmp_path) -> Path:
-    write_json(tmp_path / "activations.json", store_manifest(store))
+    write_json(tmp_path / "activations.json", sealed(store_manifest(store)))
     return tmp_path / "activations.json"
 
 
@@ -199,12 +202,12 @@ def test_a_store_of_another_format_is_refused(store):
 
 
 def test_a_manifest_of_another_store_is_refused(store, manifest):
-    content = read_json(manifest, "manifest")
-    write_json(manifest, {**content, "fingerprint": "0123"})
+    fingerprint = store.fingerprint
+    rewritten(manifest, lambda content: content.update(fingerprint="0123"))
     with pytest.raises(DataError, match=rf"made for other parameters: its fingerprint is {store.fingerprint}, .* wants 0123"):
         open_activations(manifest)
-    content["hook_points"][HOOK]["digest"] = "4567"
-    write_json(manifest, content)
+    rewritten(manifest, lambda content: content.update(fingerprint=fingerprint))
+    rewritten(manifest, lambda content: content["hook_points"][HOOK].update(digest="4567"))
     with pytest.raises(DataError, match=rf"array '{HOOK}': altered: its content digest is .* has 4567"):
         open_activations(manifest)
 
@@ -212,9 +215,9 @@ def test_a_manifest_of_another_store_is_refused(store, manifest):
 def test_damaged_and_missing_manifests_are_named(tmp_path):
     with pytest.raises(DataError, match=rf"the manifest of the activation store is missing{AGAIN}"):
         open_activations(tmp_path / "activations.json")
-    for content in ("", "[]", "{}"):
+    for content in ("", "[]", "{}", json.dumps(sealed({"store": "s"}))):
         (tmp_path / "activations.json").write_text(content)
-        with pytest.raises(DataError, match=r"the manifest of the activation store is damaged"):
+        with pytest.raises(DataError, match=r"activations.json: (not )?the manifest of the activation store.*damaged"):
             open_activations(tmp_path / "activations.json")
 
 

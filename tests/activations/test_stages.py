@@ -17,6 +17,7 @@ from pipeline.errors import DataError
 from pipeline.files import read_json, write_json
 from pipeline.norms.hook_norm import load_norm_arrays, load_norms
 from tests.activations.cases import HOOK, OTHER, FakeModel, make_store
+from tests.sealing import rewritten
 
 PARAMS = str(Path(__file__).resolve().parents[2] / "params.yaml")
 
@@ -135,11 +136,13 @@ def test_stores_with_other_rows_are_not_joined(tokens, generate, tmp_path):
     for name, message in {"order": "content of 'tokens' is", "fewer": "n_rows is 4000, not 5000"}.items():
         mixed = {**manifests["right"], "models": manifests[name]["models"]}
         write_json(tmp_path / "mixed.json", mixed)
+        rewritten(tmp_path / "mixed.json", lambda content: None)
         with pytest.raises(
             DataError, match=rf"model 'tuned' does not have the rows of .*: {message}.*dvc repro -s -f generate"
         ):
             open_activations(tmp_path / "mixed.json")
     write_json(tmp_path / "mixed.json", {**manifests["right"], "models": {"tuned": {}}})
+    rewritten(tmp_path / "mixed.json", lambda content: None)
     with pytest.raises(DataError, match=r"mixed.json: the manifest of the activation store is damaged"):
         open_activations(tmp_path / "mixed.json")
     with pytest.raises(DataError, match=r"chunk_rows .* is 128, not 256"):

@@ -27,6 +27,7 @@ from pipeline.params.loader import load_params
 from tests.analysis.test_inspect_stage import run
 from tests.messages import saying, says
 from tests.project import D_MODEL, Project
+from tests.sealing import rewritten
 
 HOOK = "blocks.0.hook_resid_pre"  # the embedding itself
 MASSIVE, OTHER = " cat", " dog"
@@ -170,7 +171,8 @@ def test_the_state_of_a_pass_depends_on_the_limits(project: Project, monkeypatch
     ((hook, norm),) = config["norms"].items()
     changes: list[dict[str, Any]] = [{}, {}, {"median_norm": norm["median_norm"] / 2}, {"max_norm_factor": None}]
     for change in changes:
-        file.write_text(json.dumps(config | {"norms": {hook: norm | change}}))
+        limits = {hook: norm | change}
+        rewritten(file, lambda config, limits=limits: config.update(norms=limits))  # type: ignore[misc]
         analyse(project, "main")
     assert names[0] == names[1]
     assert len(set(names)) == 3

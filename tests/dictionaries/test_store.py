@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from pipeline.dictionaries.store import load_dictionary, read_config
 from pipeline.errors import DataError, ParamsError
 from pipeline.params.dictionary_formats import DICTIONARY_FORMATS
 from tests.dictionaries.make import filled, inputs
+from tests.sealing import rewritten
 
 
 @pytest.fixture
@@ -25,9 +25,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def edit(path: Path, **changes: object) -> None:
-    values = json.loads((path / "config.json").read_text())
-    values.update(changes)
-    (path / "config.json").write_text(json.dumps(values))
+    rewritten(path / "config.json", lambda values: values.update(changes))
 
 
 def test_the_directory_holds_two_files_and_the_same_bytes_every_time(saved: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.messages import says
+from tests.sealing import rewritten
 
 SPEC_KEYS = {
     "fvu", "explained_variance", "l0_mean", "dead_fraction", "dense_fraction", "ce_original", "ce_spliced", "ce_zero",
@@ -62,12 +64,14 @@ def test_run_again_it_writes_the_same_bytes(project):
 
 def test_excluded_tokens_are_said(project):
     """The limit of the dictionary's configuration put where some of the tokens are above it."""
-    norms = json.loads((project.path / "data" / "norms.json").read_text())
+    norms = json.loads((project.path / "data" / "norms.json").read_text())["hook_points"]
     file = project.path / "data" / "inference" / "main" / "config.json"
-    config = json.loads(file.read_text())
-    ((hook, norm),) = config["norms"].items()
-    config["norms"] = {hook: norm | {"median_norm": norms[hook]["norm_quantiles"]["0.5"] / 8.5}}
-    file.write_text(json.dumps(config))
+
+    def lowered(config):
+        ((hook, norm),) = config["norms"].items()
+        norm["median_norm"] = norms[hook]["norm_quantiles"]["0.5"] / 8.5
+
+    rewritten(file, lowered)
     before = json.loads((project.path / "metrics" / "evaluation.json").read_text())
     outcome = project.run("evaluate")
     assert (outcome.exit_code, outcome.exception) == (0, None)
@@ -112,6 +116,9 @@ def test_faults_are_one_line_and_exit_code_2(project):
     statistics = project.path / "data" / "norm_statistics.safetensors"
     tensors = load_file(statistics)
     save_file({name: tensor for name, tensor in tensors.items() if not name.endswith("/mean")}, statistics)
+    fails("norm_statistics.safetensors:", "norms.json", "dvc repro -s -f norm")
+    digest = hashlib.sha256(statistics.read_bytes()).hexdigest()
+    rewritten(project.path / "data" / "norms.json", lambda norms: norms.update(statistics=digest))
     fails("norm_statistics.safetensors: no statistics of blocks.0.hook_resid_post", "dvc repro -s -f norm")
     statistics.unlink()
     fails("norm_statistics.safetensors: the statistics of the activations are missing")

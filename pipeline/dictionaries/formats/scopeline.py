@@ -1,7 +1,8 @@
 """Our own format (CONTRACTS 3): a directory with config.json and weights.safetensors, both or neither.
 
-config.json holds format_version, every configuration field, and of the weights file its size, sha256 and each tensor's
-shape, so that a missing, truncated, altered or foreign file is found by name when the directory is opened.
+config.json holds format_version, every configuration field, of the weights file its size, sha256 and each tensor's shape, and
+the digest of all that, so that a missing, truncated, altered or foreign file is found by name when the directory is opened.
+Version 1 had no digest.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from pipeline.contracts.sealing import sealed, unsealed
 from pipeline.dictionaries.formats.interface import NEXT, DictionaryFormat, configuration
 from pipeline.errors import DataError
 from pipeline.files import atomic_directory, ensure_free_space, read_json, write_json
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
     from pipeline.params.dictionary_config import DictionaryConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, FORMAT_VERSION)
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
 
@@ -55,7 +58,7 @@ class _Scopeline(DictionaryFormat):
         with atomic_directory(path) as temporary:
             (temporary / WEIGHTS_FILE).write_bytes(content)
             written = {"format_version": FORMAT_VERSION, "weights": weights, **config.to_dict()}
-            write_json(temporary / CONFIG_FILE, written)
+            write_json(temporary / CONFIG_FILE, sealed(written))
 
 
 FORMAT = _Scopeline()
@@ -73,9 +76,13 @@ def _parse(file: Path) -> tuple[DictionaryConfig, dict[str, Any]]:
     values = read_json(file, "a dictionary's configuration", NEXT)
     if not isinstance(values, dict) or "format_version" not in values:
         raise DataError(f"{file}: not a dictionary's configuration (format_version is missing); {NEXT}")
-    version = values.pop("format_version")
-    if version != FORMAT_VERSION:
-        raise DataError(f"{file}: format_version {version!r} is unknown, this version reads {FORMAT_VERSION}; {NEXT}")
+    version = values["format_version"]
+    if version not in READ_VERSIONS:
+        known = " and ".join(map(str, READ_VERSIONS))
+        raise DataError(f"{file}: format_version {version!r} is unknown, this version reads {known}; {NEXT}")
+    if version == FORMAT_VERSION:
+        values, _ = unsealed(values, file, "a dictionary's configuration", next_action=NEXT)
+    del values["format_version"]
     recorded = values.pop("weights", None)
     if not isinstance(recorded, dict) or not {"size", "sha256"} <= set(recorded):
         raise DataError(f"{file}: the record of the weights (size, sha256) is missing; {NEXT}")

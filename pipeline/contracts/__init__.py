@@ -1,0 +1,1 @@
+"""What the data contracts share: digests of their content, and where they come from."""
