@@ -8,8 +8,11 @@ features = result.inference.encode(activations)
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pipeline.activations.reader import ActivationStore, open_activations
@@ -18,10 +21,11 @@ from pipeline.analysis.steering import Steering, steer
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import build_dictionary
 from pipeline.dictionaries.masks import check_padding
-from pipeline.dictionaries.store import load_dictionary
-from pipeline.errors import ParamsError
+from pipeline.dictionaries.store import load_dictionary as _load_dictionary
+from pipeline.errors import DataError, ParamsError
 from pipeline.evaluation.in_memory import evaluate_reconstruction
 from pipeline.lm.loading import load_language_model
+from pipeline.params.choices import NORMS_OF_THE_DATA
 from pipeline.params.schema import LossParams, section_from_dict
 from pipeline.training.fit import FitResult, fit
 from pipeline.training.objective import LossReport, compute_loss
@@ -43,6 +47,36 @@ __all__ = [
     "open_activations",
     "steer",
 ]
+
+
+def load_dictionary(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str | None = None,
+    trained: bool = False,
+) -> Dictionary:
+    """Read a dictionary that takes raw activations: one of data/inference, or a trained one, which is folded.
+
+    Args:
+        path: written by `Dictionary.save` or by the pipeline, or of another format that is known.
+        device: where the weights go.
+        dtype: of the loaded weights; None: as saved (float32 or float64 where it is folded).
+        trained: give a trained one as it is; it takes normalised activations (`dictionary.config.norms` has the norms).
+
+    Raises:
+        DataError: nothing there that a format recognises; a file is missing, truncated or altered; or a trained dictionary
+            without norms, or one whose norm depends on the data, unless `trained` is asked for.
+    """
+    loaded = _load_dictionary(path, device=device, dtype=dtype)
+    if trained or loaded.config.folded:
+        return loaded
+    takes = f"{path}: takes normalised activations (norm_activation {loaded.config.norm_activation}, not folded)"
+    if loaded.config.norm_activation in NORMS_OF_THE_DATA or loaded.config.norms is None:
+        lacks = "has no norms to fold" if loaded.config.norms is None else "this norm depends on the data and cannot be folded"
+        raise DataError(f"{takes}, and {lacks}; give trained=True and normalise what it takes")
+    warnings.warn(f"{takes}; it was folded, so that it takes raw ones. trained=True gives it as it is", stacklevel=2)
+    return loaded.fold(loaded.config.norms)
 
 
 def loss(

@@ -12,7 +12,7 @@ from pipeline.command import stage_command
 
 
 @stage_command
-@click.option("--trained", default="data/trained", help="Directory of the trained dictionaries.")
+@click.option("--trained", default="data/trained", help="Directory of the trained dictionaries, or a snapshot.")
 @click.option("--norms", default="data/norms.json", help="Activation norms.")
 @click.option("--activations", default="data/activations.json", help="Manifest of the activation store, or a store.")
 @click.option("--out", default="data/inference", help="Directory of the inference dictionaries.")
@@ -26,7 +26,7 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     from pipeline.activations.schema import calibration_rows
     from pipeline.contracts.sealing import Origin
     from pipeline.dictionaries.saving import save_dictionary
-    from pipeline.dictionaries.store import load_dictionary
+    from pipeline.dictionaries.store import directory_of, load_dictionary
     from pipeline.files import write_json
     from pipeline.folding import StoredBatches, fold_dictionary
     from pipeline.norms.hook_norm import read_norms
@@ -34,7 +34,7 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     from pipeline.tracking.opening import open_tracker
 
     loaded = load_params(params)
-    place = Path(trained) / loaded.dictionary.name
+    place = directory_of(trained, loaded.dictionary.name)
     dictionary = load_dictionary(place)
     store, (measured, origin) = open_activations(activations), read_norms(norms)
     inputs = {**store.made_from(), "norms": origin.digest}

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline import api
 from pipeline.activations.reader import open_activations
 from pipeline.corpus.tokens import open_tokens
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.dictionaries.store import load_dictionary
+from pipeline.errors import DataError
 from pipeline.lm.loading import load_language_model
 from tests.project import CONTEXT, Project, make_project
 
@@ -141,3 +145,37 @@ def test_contexts_hold_no_more_than_their_tokens(finished_project: Project) -> N
     train = {tokens.train.document(i)["key"] for i in range(tokens.train.n_documents)}
     held = {tokens.eval.document(i)["key"] for i in range(tokens.eval.n_documents)}
     assert not train & held
+
+
+def test_a_trained_dictionary_is_never_taken_for_one_that_takes_raw_activations(
+    finished_project: Project, tmp_path: Path
+) -> None:
+    place = finished_project.path / "data"
+    rows = open_activations(finished_project.store)
+    x = rows.read(rows.hook_points[0], 0, 300).float()
+    with pytest.warns(UserWarning, match=r"trained/main: takes normalised activations .*folded"):
+        folded = api.load_dictionary(place / "trained/main")
+    torch.testing.assert_close(folded(x), api.load_dictionary(place / "inference/main")(x))
+    assert not api.load_dictionary(place / "trained/main", trained=True).config.folded
+    made = build_dictionary({"kind": "sae", "d_in": 4, "d_sae": 8})
+    bare = tmp_path / "bare"
+    made.save(bare)
+    with pytest.raises(DataError, match=r"bare: takes normalised .* no norms .*trained=True"):
+        api.load_dictionary(bare)
+    made.rebuilt(made.state_dict(), norm_activation="token-wise", norms={"input": {"mean_norm": 2.0}}).save(bare)
+    with pytest.raises(DataError, match=r"token-wise.* depends on the data"):
+        api.load_dictionary(bare)
+
+
+def test_a_snapshot_is_folded_by_the_stage(finished_project: Project, tmp_path: Path) -> None:
+    project = finished_project.copy(tmp_path / "copy")
+    project.set(trainer__n_checkpoints=2)
+    shutil.rmtree(project.path / "data/checkpoints")
+    assert project.run("train").exit_code == 0
+    first, last = sorted((project.path / "data/checkpoints").glob("*/snapshot-*"))
+    for snapshot in (first, last):
+        assert project.run("fold_norm", "--trained", str(snapshot), "--out", "data/snapshots").exit_code == 0
+    made = [load_dictionary(project.path / "data/snapshots" / path.name) for path in (first, last)]
+    usual = load_dictionary(finished_project.path / "data/inference/main")
+    assert torch.equal(made[1].get_parameter("W_D"), usual.get_parameter("W_D"))
+    assert not torch.equal(made[0].get_parameter("W_D"), usual.get_parameter("W_D"))

@@ -10,9 +10,16 @@ import torch
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import dictionary_class
 from pipeline.dictionaries.formats.interface import NEXT, format_at
+from pipeline.dictionaries.formats.scopeline import CONFIG_FILE
 from pipeline.errors import DataError, ParamsError, unknown_name
 from pipeline.params.choices import STORED_DTYPES
 from pipeline.params.dictionary_config import DictionaryConfig
+
+
+def directory_of(place: str | Path, name: str) -> Path:
+    """`place` where it is a dictionary itself, else the one of this name in it."""
+    own = Path(place)
+    return own if (own / CONFIG_FILE).is_file() else own / name
 
 
 def read_config(path: str | Path) -> DictionaryConfig:

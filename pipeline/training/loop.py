@@ -218,7 +218,9 @@ class TrainingRun:
     def _snapshot(self, step: int) -> None:
         assert self.checkpoints is not None
         self.trainer.guard.read()
-        save_dictionary(self.trainer.dictionary, self.checkpoints.snapshot_path(step), {"step": step, MADE_BY: "train"})
+        norms = {hook: norm.to_dict() for hook, norm in self.trainer.normalizer.norms.items()}
+        about = {"step": step, MADE_BY: "train", "norms": norms}
+        save_dictionary(self.trainer.dictionary, self.checkpoints.snapshot_path(step), about)
 
 
 def _say(label: str | None, message: str) -> None:
