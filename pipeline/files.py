@@ -40,7 +40,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader sees the old file or the whole new one, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    _remove_leftovers(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:  # begun before the file exists: Ctrl-C at any moment leaves nothing
         with open(partial, "xb") as stream:
             stream.write(content)
@@ -51,6 +52,24 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _remove_leftovers(path: Path) -> None:
+    """What killed writes of this file have left: partial files of processes that are no more."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        pid = leftover.name.removeprefix(f".{path.name}.").partition("-")[0]
+        if pid.isdecimal() and not _is_alive(int(pid)):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def read_json(path: str | Path, what: str, next_action: str = "") -> Any:

@@ -254,3 +254,16 @@ def test_written_json_is_what_was_given(tmp_path):
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json", "x") == value == json.loads((tmp_path / "a.json").read_bytes())
     assert (tmp_path / "a.json").read_bytes().isascii()
+
+
+def test_what_a_killed_write_has_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    target = tmp_path / "norms.json"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    dead = tmp_path / f".norms.json.{ended.pid}-0123abcd.partial"
+    alive = tmp_path / f".norms.json.{os.getpid()}-0123abcd.partial"
+    other = tmp_path / f".norms.json.bak.{ended.pid}-0123abcd.partial"
+    for path in (dead, alive, other):
+        path.write_text("half")
+    write_json(target, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([alive.name, other.name, target.name])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from pipeline import metric_names as names
 from pipeline.activations.interface import Activations
 from pipeline.activations.opening import open_for
 from pipeline.activations.schema import training_rows
-from pipeline.contracts.sealing import Origin
+from pipeline.contracts.sealing import Origin, remake
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import config_from_dict
 from pipeline.dictionaries.saving import save_dictionary
@@ -45,7 +46,7 @@ from pipeline.training.loop import deterministic, train
 from pipeline.training.schedules import resolve_learning_rate
 from pipeline.training.source import StoreSource
 
-NOT_EARLIER = ("train", "fold", "evaluation")  # metrics files of this stage and of later ones
+EARLIER = ("generate", "norm", "pretrain", "tokenize")  # stages whose figures are there before a run is
 INITIALIZE = "run `dvc repro -s -f initialize`"
 
 
@@ -182,12 +183,17 @@ def _tracked(params: Params, places: Places, checkpoints: Checkpoints, store: Ac
 
 
 def _log_earlier(tracker: Tracker, metrics: Path) -> None:
-    """Figures of the stages that ran before there was a run to log to; those of later ones are of an earlier run."""
-    for file in sorted(metrics.glob("*.json")):
-        if file.stem not in NOT_EARLIER:
-            found = names.flatten(read_json(file, f"metrics of {file.stem}"))
-            numbers = {k: v for k, v in found if isinstance(v, (int, float)) and not isinstance(v, bool)}
-            tracker.log_metrics({f"{file.stem}/{key}": value for key, value in numbers.items()})
+    """Figures of the stages that ran before there was a run to log to."""
+    for stage in EARLIER:
+        file = metrics / f"{stage}.json"
+        if not file.exists():
+            continue
+        found = read_json(file, f"metrics of {stage}", remake(stage))
+        if not isinstance(found, dict):
+            raise DataError(f"{file}: metrics of {stage} should be an object, got {type(found).__name__}; {remake(stage)}")
+        numbers = {k: v for k, v in names.flatten(found) if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        finite = {f"{stage}/{key}": value for key, value in numbers.items() if math.isfinite(value)}
+        tracker.log_metrics(finite)
 
 
 def _train(

@@ -222,3 +222,14 @@ def test_every_default_is_within_its_own_limits_and_typed() -> None:
 
 def flatten_keys() -> set[str]:
     return {key for key, _ in flatten(DEFAULTS)}
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\nb", "half \ud800", "x" * 251, " ", ""])
+def test_names_that_no_database_or_file_system_takes_are_refused_when_they_are_read(name: str) -> None:
+    for key in ("tracking.experiment_name", "tracking.run_name", "dictionary.sae_name", "dictionary.name"):
+        with pytest.raises(ParamsError) as error:
+            params_from_dict(changed({key: name}))
+        assert [fault.split(": ")[1] for fault in error.value.faults] == [key]
+    with pytest.raises(ParamsError):
+        params_from_dict(changed({"dictionary.name": "x" * 101}))
+    assert params_from_dict(changed({"tracking.run_name": "\u00e9t\u00e9 \U0001f600"})).tracking.run_name is not None

@@ -15,8 +15,9 @@ from pipeline.params.choices import NORM_ACTIVATIONS, WEIGHT_DTYPES
 from pipeline.params.fields import param
 from pipeline.params.gates import GATES, GateDeclaration
 from pipeline.params.section import Section, rule
+from pipeline.params.sections.tracking import MLFLOW_NAME
 
-NAME_FORM = (r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '.', '_' and '-'")
+NAME_FORM = (r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "at most 100 letters, digits, '.', '_' and '-'")
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class DictionaryFields(Section, abc.ABC):
         2.0, more_than=0, about="full width of the window in which a JumpReLU threshold gets a gradient"
     )
     dtype: str = param("float32", choices=WEIGHT_DTYPES, about="dtype of the weights")
-    sae_name: str | None = param(None, about="name recorded in config.json and as a tag; null: none")
-    sae_series: str | None = param(None, about="series recorded in config.json and as a tag; null: none")
+    sae_name: str | None = param(None, form=MLFLOW_NAME, about="name recorded in config.json and as a tag; null: none")
+    sae_series: str | None = param(None, form=MLFLOW_NAME, about="series recorded in config.json and as a tag; null: none")
 
     if TYPE_CHECKING:
 

@@ -9,6 +9,12 @@ from pipeline.params.fields import param
 from pipeline.params.section import Section
 from pipeline.params.sections.dataset import NOT_EMPTY
 
+# What MLflow's databases, its pages and file systems all take.
+MLFLOW_NAME = (
+    r"[^\s\x00-\x1f\x7f\ud800-\udfff][^\x00-\x1f\x7f\ud800-\udfff]{0,249}",
+    "1 to 250 characters, none of them a control character or half a surrogate pair",
+)
+
 
 @dataclass(frozen=True)
 class TrackingParams(Section):
@@ -18,5 +24,5 @@ class TrackingParams(Section):
 
     enabled: bool = param(True, about="false: JSON lines only")
     tracking_uri: str | None = param(None, form=NOT_EMPTY, about="null: $MLFLOW_TRACKING_URI, else mlflow.db in the project")
-    experiment_name: str = param("scopeline", form=NOT_EMPTY, about="MLflow experiment")
-    run_name: str | None = param(None, form=NOT_EMPTY, about="null: the DVC experiment's name")
+    experiment_name: str = param("scopeline", form=MLFLOW_NAME, about="MLflow experiment")
+    run_name: str | None = param(None, form=MLFLOW_NAME, about="null: the DVC experiment's name")
