@@ -43,6 +43,7 @@ class TextFiles:
     """The files that are read, and what was left.
 
     Attributes:
+        path: the file or folder that was asked for.
         base: folder that names are relative to.
         form: "text", "json" or "parquet".
         names: files that are read, sorted.
@@ -50,6 +51,7 @@ class TextFiles:
         split: which they are of.
     """
 
+    path: Path
     base: Path
     form: str
     names: tuple[str, ...]
@@ -58,8 +60,8 @@ class TextFiles:
 
     def lines(self) -> list[str]:
         """What was read and what was left, in a line each."""
-        found = [f"{self.base}: split {self.split}: {_counted(self.names)} read"]
-        return found + ([f"{self.base}: left unread: {_counted(self.left)}"] if self.left else [])
+        found = [f"{self.path}: split {self.split}: {_counted(self.names)} read"]
+        return found + ([f"{self.path}: left unread: {_counted(self.left)}"] if self.left else [])
 
 
 def suffix_of(name: str) -> tuple[str, str]:
@@ -83,7 +85,7 @@ def text_files(path: Path, split: str, config_name: str | None) -> TextFiles:
         if split != "train":
             raise DataError(f"{path}: dataset.split: {unknown_name('split', split, ['train'])}; one file is one split")
         _check_names(path.parent, [path.name])
-        return TextFiles(path.parent, FORMS[suffix], (path.name,))
+        return TextFiles(path, path.parent, FORMS[suffix], (path.name,))
     if _states_configs(path):
         return _as_stated(path, split, config_name)
     if config_name is not None:
@@ -105,7 +107,7 @@ def _of_one_form(base: Path, names: list[str], every: list[str], split: str) -> 
         raise DataError(f"{base}: most files of split '{split}' are {form}, which is not read; convert them to {WANTED}")
     read = sorted(name for name in names if _form(name) == form)
     _check_names(base, read)
-    return TextFiles(base, form, tuple(read), tuple(sorted(set(every) - set(read))), split)
+    return TextFiles(base, base, form, tuple(read), tuple(sorted(set(every) - set(read))), split)
 
 
 def _form(name: str) -> str | None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.corpus.document import Document
 from pipeline.corpus.pieces import Piece, Row, Skipped, texts
-from pipeline.corpus.places import looked_in
 from pipeline.errors import DataError, unknown_name
+from pipeline.files import looked_in
 
 _PIECE_ROWS = 1024
 _SAVED = ("state.json", "dataset_info.json", "dataset_dict.json")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.corpus.document import Document, held_out
 from pipeline.corpus.pieces import Skipped
-from pipeline.corpus.places import local_path, looked_in
 from pipeline.errors import DataError
+from pipeline.files import local_path, looked_in
 
 if TYPE_CHECKING:
     from pipeline.params.schema import DatasetParams
@@ -42,6 +42,14 @@ def looks_local(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.endswith((".txt", ".json", ".jsonl", ".parquet")) or name.count("/") > 1
 
 
+def no_such_text(name: str) -> DataError:
+    """The error for a path where nothing is."""
+    return DataError(
+        f"{name}: dataset.dataset_name_or_path: no such file or directory (looked in {looked_in()}); "
+        "give a path, a hub id or 'demo'"
+    )
+
+
 def documents(dataset: DatasetParams, demo_packages: Sequence[str]) -> Corpus:
     """The documents of the data set.
 
@@ -66,10 +74,7 @@ def documents(dataset: DatasetParams, demo_packages: Sequence[str]) -> Corpus:
             )
         return _local(path, dataset)
     if looks_local(name):
-        raise DataError(
-            f"{name}: dataset.dataset_name_or_path: no such file or directory (looked in {looked_in()}); "
-            "give a path, a hub id or 'demo'"
-        )
+        raise no_such_text(name)
     from pipeline.corpus.hub import documents_of_rows, hub_rows
 
     rows = hub_rows(name, dataset.config_name, dataset.revision, dataset.split, dataset.streaming)
@@ -81,7 +86,11 @@ def _local(path: Path, dataset: DatasetParams) -> Corpus:
 
     if saved_on_disk(path):
         rows = saved_rows(path, dataset.split)
-        return Corpus(partial(documents_of_rows, rows, str(path), dataset.split, dataset.text_field, dataset.shuffle_seed))
+        return Corpus(
+            partial(
+                documents_of_rows, rows, dataset.dataset_name_or_path, dataset.split, dataset.text_field, dataset.shuffle_seed
+            )
+        )
     from pipeline.corpus.folder import text_files
     from pipeline.corpus.local import documents_of_files
 
