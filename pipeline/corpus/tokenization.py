@@ -42,6 +42,8 @@ class TokenizerInfo:
         adds_bos: whether the tokenizer puts bos before a text by itself.
         special_ids: ids that are ignored by default (bos, eos, pad).
         digest: sha256 of the tokenizer's definition.
+        name: of the model.
+        n_embedded: how many tokens the model has embeddings of, or None: not checked.
     """
 
     tokenizer: Tokenizer
@@ -50,10 +52,32 @@ class TokenizerInfo:
     adds_bos: bool
     special_ids: tuple[int, ...]
     digest: str
+    name: str = ""
+    n_embedded: int | None = None
+
+    def check(self, ids: np.ndarray, where: str) -> None:
+        """Refuse tokens that the model cannot read.
+
+        Raises:
+            DataError: a token lies outside the model's embedding.
+        """
+        if self.n_embedded is None or not len(ids) or ids.max() < self.n_embedded:
+            return
+        token = int(ids.max())
+        raise DataError(
+            f"tokenizer of '{self.name}': {where} gives token {token} ({self.tokenizer.id_to_token(token)!r}), but the model "
+            f"has embeddings of the tokens 0 to {self.n_embedded - 1}; put the model's own tokenizer beside it, or enlarge the "
+            "model with resize_token_embeddings and save it"
+        )
 
 
-def tokenizer_info(loaded: Any, name: str) -> TokenizerInfo:
+def tokenizer_info(loaded: Any, name: str, n_embedded: int | None = None) -> TokenizerInfo:
     """What packing needs of a transformers tokenizer.
+
+    Args:
+        loaded: the tokenizer.
+        name: of the model.
+        n_embedded: how many tokens the model has embeddings of; None: not checked.
 
     Raises:
         DataError: the tokenizer is not a fast one (it has no character offsets).
@@ -67,7 +91,8 @@ def tokenizer_info(loaded: Any, name: str) -> TokenizerInfo:
     backend.no_truncation()
     backend.no_padding()
     digest = hashlib.sha256(backend.to_str().encode()).hexdigest()
-    return TokenizerInfo(backend, loaded.bos_token_id, loaded.eos_token_id, adds_bos(loaded), tuple(special), digest)
+    bos, eos = loaded.bos_token_id, loaded.eos_token_id
+    return TokenizerInfo(backend, bos, eos, adds_bos(loaded), tuple(special), digest, name, n_embedded)
 
 
 def prepends_bos(wanted: bool | str, info: TokenizerInfo) -> bool:
@@ -161,6 +186,7 @@ class _Run:
         self.writer, self.info, self.settings = writer, info, settings
         bos = info.bos if prepends_bos(settings.prepend_bos, info) else None
         self.packers = {name: Packer(settings.context_size, bos, info.eos) for name in ("train", "eval")}
+        info.check(np.asarray([token for token in (bos, info.eos) if token is not None]), "the end or the beginning of a text")
         self.ignored = settings.ignore_token_ids if settings.ignore_token_ids is not None else info.special_ids
         self.kept = {"train": 0, "eval": 0}
         self.documents = {"train": 0, "eval": 0}
@@ -177,13 +203,15 @@ class _Run:
         for document, encoding in zip(batch, encodings, strict=True):
             if not encoding.ids:
                 continue
+            ids = np.asarray(encoding.ids, dtype=np.int32)
+            self.info.check(ids, f"document {document.key}")
             split = self.sides.of(document)
             if split is None:
                 continue
             number = self.writer.splits[split].add_document(document)
             self.documents[split] += 1
             offsets = np.asarray(encoding.offsets, dtype=np.int32).reshape(-1, 2)
-            self.packers[split].add(number, np.asarray(encoding.ids, dtype=np.int32), offsets[:, 0], offsets[:, 1])
+            self.packers[split].add(number, ids, offsets[:, 0], offsets[:, 1])
         for split, packer in self.packers.items():
             for packed in packer.contexts():
                 self._write(split, packed)
