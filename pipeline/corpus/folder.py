@@ -26,7 +26,7 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 WANTED = ".txt, .jsonl, .ndjson, .json (each also .gz, .bz2, .xz, .zst) or .parquet"
 # The last of those that are equally common is read, as the library has it.
 _PREFERRED = ("text", "csv", "json", "arrow", "parquet")
-_BESIDE = re.compile(r"(readme|licen[cs]e|copying|notice|authors|changelog|requirements)\b", re.IGNORECASE)
+_BESIDE = re.compile(r"licen[cs]e([-_.]\w+)*|(readme|copying|notice|authors|changelog|requirements)(\.\w+)*", re.IGNORECASE)
 _SHARDED = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*")
 _EDGE = "[-._ 0-9]"
 _KEYWORDS = {
@@ -111,7 +111,7 @@ def _of_one_form(base: Path, names: list[str], every: list[str], split: str) -> 
 
 
 def _form(name: str) -> str | None:
-    if _BESIDE.match(Path(name).name):
+    if _BESIDE.fullmatch(Path(name).name):
         return None
     suffix, compression = suffix_of(name)
     form = FORMS.get(suffix) or _UNREAD_FORMS.get(suffix)

@@ -31,6 +31,10 @@ def hub_rows(name: str, config_name: str | None, revision: str | None, split: st
     except ValueError as error:
         # An unknown split or configuration; the library's message lists those that exist.
         raise DataError(f"{where}: dataset.split '{split}': {_first_line(error)}") from None
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise DataError(
+            f"{where}: its files are damaged ({_first_line(error.__cause__ or error)}); download them anew"
+        ) from None
     except (FileNotFoundError, ConnectionError, OSError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") not in (None, "", "0") else ""
         raise DataError(
@@ -40,7 +44,7 @@ def hub_rows(name: str, config_name: str | None, revision: str | None, split: st
         ) from None
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -92,7 +96,8 @@ def documents_of_rows(
         raise DataError(f"{source}: dataset.text_field: {unknown_name('column', text_field, columns)}")
     pieces = [Piece(source, name, 0, 1, lambda: _streamed(rows, text_field, source))]
     if hasattr(rows, "__len__"):
-        pieces = [_piece(rows, text_field, source, name, first) for first in range(0, len(rows), _PIECE_ROWS)]
+        column = rows.select_columns([text_field])
+        pieces = [_piece(column, text_field, source, name, first) for first in range(0, len(rows), _PIECE_ROWS)]
     else:
         seed = None
     for _, number, text in texts(pieces, text_field, seed, skipped):
@@ -105,18 +110,33 @@ def _piece(rows: Any, field: str, source: str, name: str, first: int) -> Piece:
 
     def read() -> Iterator[Row]:
         try:
-            values = rows.select_columns([field])[first:stop][field]
-        except Exception as error:  # of Arrow, or of text that is not UTF-8
-            raise DataError(
-                f"{source}: rows {first} to {stop - 1} are damaged ({_first_line(error)}); write them anew"
-            ) from None
+            values = rows[first:stop][field]
+        except Exception:  # of Arrow, or of text that is not UTF-8: one by one, to name the row
+            values = (_one(rows, number, field, source) for number in range(first, stop))
         return (Row(number, f"row {number}", value) for number, value in enumerate(values, first))
 
     return Piece(source, name, first, stop - first, read)
 
 
+def _one(rows: Any, number: int, field: str, source: str) -> object:
+    try:
+        return rows[number][field]
+    except Exception as error:
+        raise DataError(f"{source}: row {number} is damaged ({_first_line(error)}); write the data set anew") from None
+
+
 def _streamed(rows: Any, field: str, source: str) -> Iterator[Row]:
-    for number, row in enumerate(rows):
-        if field not in row:
-            raise DataError(f"{source}: dataset.text_field: {unknown_name('column', field, row)}")
-        yield Row(number, f"row {number}", row[field])
+    number = 0
+    try:
+        for row in rows:
+            if field not in row:
+                raise DataError(f"{source}: dataset.text_field: {unknown_name('column', field, row)}")
+            yield Row(number, f"row {number}", row[field])
+            number += 1
+    except DataError:
+        raise
+    except Exception as error:  # of the network, of Arrow, of a compression
+        raise DataError(
+            f"{source}: row {number} cannot be read ({type(error).__name__}: {_first_line(error)}); run again, or set "
+            "dataset.streaming=false to download the data set whole"
+        ) from None

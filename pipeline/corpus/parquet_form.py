@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def parquet_pieces(path: Path, name: str, field: str) -> list[Piece]:
         if not _is_text(kind):
             raise DataError(f"{path}: dataset.text_field: column '{field}' holds {kind}, wanted text")
         sizes = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
-    firsts = [sum(group.num_rows for group in sizes[:at]) for at in range(len(sizes))]
+    firsts = list(itertools.accumulate((group.num_rows for group in sizes), initial=0))
 
     def piece(group: int) -> Piece:
         rows = lambda: _rows(path, field, group, firsts[group])  # noqa: E731

@@ -13,6 +13,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from pipeline.corpus.hub import documents_of_rows, hub_rows
+from pipeline.corpus.pieces import Skipped
 from pipeline.errors import DataError
 from tests.corpus.test_sources import corpus, texts
 
@@ -134,3 +136,21 @@ def test_a_saved_data_set(tmp_path: Path, name: str, damage: str) -> None:
         file.unlink()
     with pytest.raises(DataError, match=r"saved.* damaged .*write it anew"):
         texts(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(("streaming", "message"), [(False, "row 1 is damaged"), (True, "row 1 cannot be read")])
+def test_rows_of_datasets(tmp_path: Path, streaming: bool, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    invalid_text(tmp_path / "set" / "a.parquet")
+    rows = hub_rows(str(tmp_path / "set"), None, None, "train", streaming)
+    with pytest.raises(DataError, match=rf"data set 'it': {message} \(.*0xe9"):
+        list(documents_of_rows(rows, "it", "train", "text", None, Skipped()))
+
+
+def test_a_data_set_whose_files_are_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    cut_pages(tmp_path / "set" / "a.parquet")
+    with pytest.raises(DataError, match=r"its files are damaged .*download them anew"):
+        hub_rows(str(tmp_path / "set"), None, None, "train", False)

@@ -140,9 +140,16 @@ FOLDERS = {
         {"train": "abcdef"},
     ),
     "what is no text": (
-        {"a.txt": "a", ".ipynb_checkpoints/a.txt": "no", "__pycache__/b.txt": "no", "LICENSE.txt": "no", "README.txt": "no"}
+        {
+            "a.txt": "a",
+            ".ipynb_checkpoints/a.txt": "no",
+            "__pycache__/b.txt": "no",
+            "LICENSE.txt": "no",
+            "README.txt": "no",
+            "notice-board.txt": "b",
+        }
         | {".hidden.txt": "no", "c.md": "no", "d": "no"},
-        {"train": "a"},
+        {"train": "ab"},
     ),
     "the commonest form": ({"a.jsonl": "a", "b.jsonl": "b", "vocabulary.txt": "no"}, {"train": "ab"}),
     "form of the hub": (
