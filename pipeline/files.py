@@ -28,6 +28,21 @@ def root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or os.getcwd())
 
 
+def local_path(name: str | Path) -> Path | None:
+    """The file or directory `name`, or None if there is none: a relative one in the working directory, then in the checkout.
+
+    A queued or temporary experiment runs in a copy of what git knows; a text or a model that git does not know is then found
+    in the checkout itself.
+    """
+    path = Path(name).expanduser()
+    return next((place for place in (path, root() / path) if place.exists()), None)
+
+
+def looked_in() -> str:
+    """The directories in which :func:`local_path` looks for a relative path, for a message."""
+    return " and ".join(dict.fromkeys(str(place.absolute()) for place in (Path(), root())))
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as sorted, indented JSON to a temporary sibling, flush it to disk and rename it to `path`."""
     path = Path(path)

@@ -21,7 +21,7 @@ def main(params: str, out: str, metrics: str) -> None:
     from pipeline.corpus.sources import documents
     from pipeline.corpus.tokenization import TokenizeSettings, bos_choice, tokenize_corpus, tokenizer_info
     from pipeline.files import write_json
-    from pipeline.lm.loading import load_tokenizer
+    from pipeline.lm.loading import model_widths
     from pipeline.params.loader import load_params
 
     loaded = load_params(params)
@@ -33,12 +33,20 @@ def main(params: str, out: str, metrics: str) -> None:
         ignore_positions=loaded.activations.ignore_positions,
         eval_fraction=loaded.dataset.eval_fraction,
         split_seed=loaded.dataset.split_seed,
+        near_duplicate_similarity=loaded.dataset.near_duplicate_similarity,
     )
-    tokenizer = tokenizer_info(load_tokenizer(loaded.model.model_name, loaded.model.revision), loaded.model.model_name)
+    model = model_widths(loaded.model.model_name, loaded.model.revision)
+    tokenizer = tokenizer_info(model.load_tokenizer(), model.name, model.vocab_size)
     if settings.prepend_bos == "auto":
-        click.echo(f"tokenize: model.prepend_bos auto: {bos_choice(tokenizer, loaded.model.model_name)}", err=True)
-    texts = documents(loaded.dataset, loaded.demo.text_packages)
-    write_json(metrics, tokenize_corpus(texts, tokenizer, settings, Path(out)))
+        click.echo(f"tokenize: model.prepend_bos auto: {bos_choice(tokenizer, model.name)}", err=True)
+    corpus = documents(loaded.dataset, loaded.demo.text_packages)
+    for line in corpus.lines:
+        click.echo(f"tokenize: {line}", err=True)
+    figures = tokenize_corpus(corpus, tokenizer, settings, Path(out))
+    nulls = corpus.skipped.null_rows
+    if nulls:
+        click.echo(f"tokenize: {nulls:,} rows skipped that hold null instead of text (dataset.text_field)", err=True)
+    write_json(metrics, {**figures, "null_rows": nulls})
 
 
 if __name__ == "__main__":

@@ -38,6 +38,25 @@ def binary_text(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     (project.path / "text.txt").write_bytes(b"some text \0 and more")
 
 
+def half_surrogate(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project.path / "text.jsonl").write_text('{"text": "good"}\n{"text": "\\udc80"}\n')
+
+
+def one_document_a_line(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project.path / "text.txt").write_text("the cat sat\n" * 9000)
+
+
+def further_token(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that the tokenizer knows and the model has no embedding of."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(project.path / "model", local_files_only=True)
+    tokenizer.add_tokens([f"<further {n}>" for n in range(300)])
+    tokenizer.save_pretrained(project.path / "model")
+    text = project.path / "text.jsonl"
+    text.write_text(text.read_text().replace("cat", "<further 299>"))
+
+
 def remove_store(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(project.store)
 
@@ -214,6 +233,27 @@ FAULTS = [
         ("text.txt:", "UTF-8", "byte 10", "0x00"),
         {"dataset__dataset_name_or_path": "text.txt"},
         binary_text,
+    ),
+    Fault(
+        "a text that is no Unicode",
+        "tokenize_corpus",
+        ("text.jsonl:", "line 2", "character 0", "surrogate"),
+        {},
+        half_surrogate,
+    ),
+    Fault(
+        "one document a line in a text file",
+        "tokenize_corpus",
+        ("held-out context", "0 of 1 documents", ".jsonl"),
+        {"dataset__dataset_name_or_path": "text.txt"},
+        one_document_a_line,
+    ),
+    Fault(
+        "a token that the model has no embedding of",
+        "tokenize_corpus",
+        ("'model'", "text.jsonl", "further 299", "0 to 299", "resize_token_embeddings"),
+        {},
+        further_token,
     ),
     Fault(
         "tokens missing", "generate_activations", ("tokens.zarr:", "missing", "`dvc repro -s -f tokenize`"), {}, missing_tokens

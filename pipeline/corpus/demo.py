@@ -2,7 +2,8 @@
 
 File lists come from the standard library's directory and from each distribution's RECORD, sorted; tests and vendored code
 are left out. A document is a source file with at least 200 characters of prose. Equal blocks are kept once, and a block
-that occurs in a held-out document never occurs in a training document.
+that occurs in a held-out document never occurs in a training document; so its documents are split by key, since what is
+left of a text depends on which others are held out.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def demo_documents(packages: Iterable[str], is_held_out: Callable[[str], bool]) 
                 fresh.append(block)
         text = "\n".join(fresh)
         if len(text) >= MIN_DOCUMENT_CHARACTERS:
-            documents.append(Document(key, text, {"file": key}))
+            documents.append(Document(key, text, {"file": key}, split_by_key=True))
     yield from sorted(documents, key=lambda document: hashlib.sha256(document.key.encode()).digest())
 
 

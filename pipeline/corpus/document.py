@@ -11,26 +11,38 @@ class Document:
     """A document of a corpus.
 
     Attributes:
-        key: stable name inside its corpus; the split is drawn from it.
+        key: stable name inside its corpus.
         text: the text itself.
         origin: where to find the text again, JSON-able; a data set of the hub gives its row and field here, and then the
             token store keeps this instead of the text.
         keep_text: whether the token store keeps the text.
+        split_by_key: whether its side of the split is drawn from its key; else from its text, so that equal texts
+            are on one side.
     """
 
     key: str
     text: str
     origin: dict[str, str | int] = field(default_factory=dict)
     keep_text: bool = True
+    split_by_key: bool = False
+
+    @property
+    def split_name(self) -> str:
+        """What its side of the split is drawn from (:func:`held_out`)."""
+        return self.key if self.split_by_key else self.content_digest().hex()
+
+    def content_digest(self) -> bytes:
+        """16 bytes, equal for equal texts, whatever blanks stand around them."""
+        return hashlib.blake2b(self.text.strip().encode(), digest_size=16).digest()
 
 
-def held_out(key: str, fraction: float, seed: int) -> bool:
-    """Whether the document `key` belongs to the held-out split: a hash of the key, so it never depends on other documents.
+def held_out(name: str, fraction: float, seed: int) -> bool:
+    """Whether what is called `name` belongs to the held-out split: a hash of the name, so it never depends on other documents.
 
     Args:
-        key: the document's key.
+        name: the document's :attr:`Document.split_name`.
         fraction: expected share of documents held out, in (0, 1).
         seed: `dataset.split_seed`.
     """
-    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64

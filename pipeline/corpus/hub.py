@@ -3,45 +3,71 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.corpus.document import Document
+from pipeline.corpus.pieces import Piece, Row, Skipped, texts
 from pipeline.errors import DataError, unknown_name
+from pipeline.files import looked_in
+
+_PIECE_ROWS = 1024
+_SAVED = ("state.json", "dataset_info.json", "dataset_dict.json")
 
 
-def _load(name: str, config_name: str | None, split: str, streaming: bool) -> Any:
+def hub_rows(name: str, config_name: str | None, revision: str | None, split: str, streaming: bool) -> Any:
+    """The rows of a hub data set (or of a directory in the hub's form).
+
+    Raises:
+        DataError: data set, revision, configuration or split do not exist.
+    """
     import datasets
 
     datasets.disable_progress_bars()
-    where = f"data set '{name}'" + (f" ({config_name})" if config_name else "")
+    where = f"data set '{name}'" + (f" ({config_name})" if config_name else "") + (f" at '{revision}'" if revision else "")
     try:
-        return datasets.load_dataset(name, config_name, split=split, streaming=streaming)
+        return datasets.load_dataset(name, config_name, split=split, streaming=streaming, revision=revision)
     except ValueError as error:
         # An unknown split or configuration; the library's message lists those that exist.
         raise DataError(f"{where}: dataset.split '{split}': {_first_line(error)}") from None
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise DataError(
+            f"{where}: its files are damaged ({_first_line(error.__cause__ or error)}); download them anew"
+        ) from None
     except (FileNotFoundError, ConnectionError, OSError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") not in (None, "", "0") else ""
         raise DataError(
-            f"{where} was not found on the hub or in its cache{offline}: {_first_line(error)}; "
-            "dataset.dataset_name_or_path takes 'demo', a hub id, or a local file or directory (.txt, .jsonl, .parquet)"
+            f"{where} was not found on the hub or in its cache{offline}: {_first_line(error)}; there is no file or directory "
+            f"of this name in {looked_in()} either; dataset.dataset_name_or_path takes 'demo', a hub id, or a local file or "
+            "directory (.txt, .jsonl, .parquet)"
         ) from None
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def saved_on_disk(path: Path) -> bool:
-    """Whether `path` is a directory written by `Dataset.save_to_disk`."""
-    return (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()
+    """Whether `path` is a directory written by `Dataset.save_to_disk`, whole or not."""
+    return any((path / name).exists() for name in _SAVED)
 
 
-def _saved(path: Path, split: str) -> Any:
+def saved_rows(path: Path, split: str) -> Any:
+    """The rows of a data set saved by `datasets`.
+
+    Raises:
+        DataError: no such split, or the directory is damaged.
+    """
     import datasets
 
-    loaded = datasets.load_from_disk(str(path))
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # of JSON, of Arrow, of missing files and keys, by what is damaged
+        raise DataError(
+            f"{path}: the data set saved here is damaged ({type(error).__name__}: {_first_line(error)}); "
+            "write it anew with save_to_disk"
+        ) from None
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise DataError(f"{path}: dataset.split: {unknown_name('split', split, loaded)}")
@@ -49,37 +75,68 @@ def _saved(path: Path, split: str) -> Any:
     return loaded
 
 
-def documents_of_rows(rows: Any, name: str, split: str, text_field: str) -> Iterator[Document]:
+def documents_of_rows(
+    rows: Any, name: str, split: str, text_field: str, seed: int | None, skipped: Skipped
+) -> Iterator[Document]:
     """The documents of a data set's rows; the token store keeps row and field instead of the text.
 
+    Args:
+        rows: of `datasets`.
+        name, split: where they come from.
+        text_field: the column that holds the text.
+        seed: of the order; None, or rows that are streamed: as they come.
+        skipped: counts the rows that hold null.
+
     Raises:
-        DataError: no such field, or it holds no text.
+        DataError: not one such field, it holds no text, or a row cannot be read.
     """
-    columns: Iterable[str] | None = getattr(rows, "column_names", None)
+    source = f"data set '{name}'"
+    columns: list[str] | None = getattr(rows, "column_names", None)
     if columns is not None and text_field not in columns:
-        raise DataError(f"data set '{name}': dataset.text_field: {unknown_name('column', text_field, columns)}")
-    for number, row in enumerate(rows):
-        if text_field not in row:
-            raise DataError(f"data set '{name}': dataset.text_field: {unknown_name('column', text_field, row)}")
-        text = row[text_field]
-        if not isinstance(text, str):
-            raise DataError(
-                f"data set '{name}', row {number}: dataset.text_field '{text_field}' holds {type(text).__name__}, wanted text"
-            )
-        if text.strip():
-            origin: dict[str, str | int] = {"dataset": name, "split": split, "row": number, "field": text_field}
-            yield Document(f"{name}/{split}#{number}", text, origin, keep_text=False)
+        raise DataError(f"{source}: dataset.text_field: {unknown_name('column', text_field, columns)}")
+    pieces = [Piece(source, name, 0, 1, lambda: _streamed(rows, text_field, source))]
+    if hasattr(rows, "__len__"):
+        column = rows.select_columns([text_field])
+        pieces = [_piece(column, text_field, source, name, first) for first in range(0, len(rows), _PIECE_ROWS)]
+    else:
+        seed = None
+    for _, number, text in texts(pieces, text_field, seed, skipped):
+        origin: dict[str, str | int] = {"dataset": name, "split": split, "row": number, "field": text_field}
+        yield Document(f"{name}/{split}#{number}", text, origin, keep_text=False)
 
 
-def hub_documents(name: str, config_name: str | None, split: str, text_field: str, streaming: bool) -> Iterator[Document]:
-    """The documents of a hub data set (or of a directory in the hub's form).
+def _piece(rows: Any, field: str, source: str, name: str, first: int) -> Piece:
+    stop = min(first + _PIECE_ROWS, len(rows))
 
-    Raises:
-        DataError: data set, split or text field do not exist.
-    """
-    yield from documents_of_rows(_load(name, config_name, split, streaming), name, split, text_field)
+    def read() -> Iterator[Row]:
+        try:
+            values = rows[first:stop][field]
+        except Exception:  # of Arrow, or of text that is not UTF-8: one by one, to name the row
+            values = (_one(rows, number, field, source) for number in range(first, stop))
+        return (Row(number, f"row {number}", value) for number, value in enumerate(values, first))
+
+    return Piece(source, name, first, stop - first, read)
 
 
-def saved_documents(path: Path, split: str, text_field: str) -> Iterator[Document]:
-    """The documents of a data set saved on disk by `datasets`."""
-    yield from documents_of_rows(_saved(path, split), str(path), split, text_field)
+def _one(rows: Any, number: int, field: str, source: str) -> object:
+    try:
+        return rows[number][field]
+    except Exception as error:
+        raise DataError(f"{source}: row {number} is damaged ({_first_line(error)}); write the data set anew") from None
+
+
+def _streamed(rows: Any, field: str, source: str) -> Iterator[Row]:
+    number = 0
+    try:
+        for row in rows:
+            if field not in row:
+                raise DataError(f"{source}: dataset.text_field: {unknown_name('column', field, row)}")
+            yield Row(number, f"row {number}", row[field])
+            number += 1
+    except DataError:
+        raise
+    except Exception as error:  # of the network, of Arrow, of a compression
+        raise DataError(
+            f"{source}: row {number} cannot be read ({type(error).__name__}: {_first_line(error)}); run again, or set "
+            "dataset.streaming=false to download the data set whole"
+        ) from None

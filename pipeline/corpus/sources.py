@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.corpus.document import Document, held_out
+from pipeline.corpus.pieces import Skipped
 from pipeline.errors import DataError
+from pipeline.files import local_path, looked_in
 
 if TYPE_CHECKING:
     from pipeline.params.schema import DatasetParams
@@ -16,12 +19,39 @@ if TYPE_CHECKING:
 DEMO = "demo"
 
 
-def _looks_local(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.endswith((".txt", ".jsonl", ".parquet")) or name.count("/") > 1
+@dataclass
+class Corpus:
+    """The documents of a data set, in a fixed order; iterating reads them.
+
+    Attributes:
+        read: reads them.
+        lines: what of the data set is read and what is left.
+        skipped: rows without a document among those read so far.
+    """
+
+    read: Callable[[Skipped], Iterator[Document]]
+    lines: list[str] = field(default_factory=list)
+    skipped: Skipped = field(default_factory=Skipped)
+
+    def __iter__(self) -> Iterator[Document]:
+        return self.read(self.skipped)
 
 
-def documents(dataset: DatasetParams, demo_packages: Sequence[str]) -> Iterator[Document]:
-    """The documents of the data set, in a fixed order.
+def looks_local(name: str) -> bool:
+    """Whether `name` is a path by its form: no hub id is written so."""
+    return name.startswith((".", "/", "~")) or name.endswith((".txt", ".json", ".jsonl", ".parquet")) or name.count("/") > 1
+
+
+def no_such_text(name: str) -> DataError:
+    """The error for a path where nothing is."""
+    return DataError(
+        f"{name}: dataset.dataset_name_or_path: no such file or directory (looked in {looked_in()}); "
+        "give a path, a hub id or 'demo'"
+    )
+
+
+def documents(dataset: DatasetParams, demo_packages: Sequence[str]) -> Corpus:
+    """The documents of the data set.
 
     Args:
         dataset: the dataset section.
@@ -35,17 +65,34 @@ def documents(dataset: DatasetParams, demo_packages: Sequence[str]) -> Iterator[
         from pipeline.corpus.demo import demo_documents
 
         is_held_out = partial(held_out, fraction=dataset.eval_fraction, seed=dataset.split_seed)
-        return demo_documents(demo_packages, is_held_out)
-    path = Path(name).expanduser()
-    if path.exists():
-        from pipeline.corpus.hub import saved_documents, saved_on_disk
-        from pipeline.corpus.local import local_documents
+        return Corpus(lambda _: demo_documents(demo_packages, is_held_out))
+    path = local_path(name)
+    if path is not None:
+        if dataset.revision is not None:
+            raise DataError(
+                f"dataset.revision '{dataset.revision}' was given for {path}, which has no revisions; set it to null"
+            )
+        return _local(path, dataset)
+    if looks_local(name):
+        raise no_such_text(name)
+    from pipeline.corpus.hub import documents_of_rows, hub_rows
 
-        if saved_on_disk(path):
-            return saved_documents(path, dataset.split, dataset.text_field)
-        return local_documents(path, dataset.text_field)
-    if _looks_local(name):
-        raise DataError(f"{name}: dataset.dataset_name_or_path: no such file or directory; give a path, a hub id or 'demo'")
-    from pipeline.corpus.hub import hub_documents
+    rows = hub_rows(name, dataset.config_name, dataset.revision, dataset.split, dataset.streaming)
+    return Corpus(partial(documents_of_rows, rows, name, dataset.split, dataset.text_field, dataset.shuffle_seed))
 
-    return hub_documents(name, dataset.config_name, dataset.split, dataset.text_field, dataset.streaming)
+
+def _local(path: Path, dataset: DatasetParams) -> Corpus:
+    from pipeline.corpus.hub import documents_of_rows, saved_on_disk, saved_rows
+
+    if saved_on_disk(path):
+        rows = saved_rows(path, dataset.split)
+        return Corpus(
+            partial(
+                documents_of_rows, rows, dataset.dataset_name_or_path, dataset.split, dataset.text_field, dataset.shuffle_seed
+            )
+        )
+    from pipeline.corpus.folder import text_files
+    from pipeline.corpus.local import documents_of_files
+
+    files = text_files(path, dataset.split, dataset.config_name)
+    return Corpus(partial(documents_of_files, files, dataset.text_field, dataset.shuffle_seed), files.lines())

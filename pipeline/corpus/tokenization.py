@@ -1,6 +1,7 @@
 """Tokenize a corpus into the token store.
 
-1. Each document goes to a split by a hash of its key (training and held-out contexts never share a document).
+1. Each document goes to a split by a hash of its text (training and held-out contexts never share a document, nor equal
+   ones); of the embedded corpus by a hash of its key. Near duplicates stay together where that is asked for.
 2. A batch of documents is tokenized with character offsets, without special tokens.
 3. Each split's packer cuts contexts; the training split stops at the first whole context with which the kept tokens reach the
    number asked for; the held-out split takes the documents read until then.
@@ -18,6 +19,7 @@ import numpy as np
 
 from pipeline.corpus.bos import adds_bos
 from pipeline.corpus.document import Document, held_out
+from pipeline.corpus.near_duplicates import NearDuplicates
 from pipeline.corpus.packing import PackedSplit, Packer, kept_tokens
 from pipeline.corpus.tokens import TokenWriter
 from pipeline.errors import DataError
@@ -40,6 +42,8 @@ class TokenizerInfo:
         adds_bos: whether the tokenizer puts bos before a text by itself.
         special_ids: ids that are ignored by default (bos, eos, pad).
         digest: sha256 of the tokenizer's definition.
+        name: of the model.
+        n_embedded: how many tokens the model has embeddings of, or None: not checked.
     """
 
     tokenizer: Tokenizer
@@ -48,10 +52,32 @@ class TokenizerInfo:
     adds_bos: bool
     special_ids: tuple[int, ...]
     digest: str
+    name: str = ""
+    n_embedded: int | None = None
+
+    def check(self, ids: np.ndarray, where: str) -> None:
+        """Refuse tokens that the model cannot read.
+
+        Raises:
+            DataError: a token lies outside the model's embedding.
+        """
+        if self.n_embedded is None or not len(ids) or ids.max() < self.n_embedded:
+            return
+        token = int(ids.max())
+        raise DataError(
+            f"tokenizer of '{self.name}': {where} gives token {token} ({self.tokenizer.id_to_token(token)!r}), but the model "
+            f"has embeddings of the tokens 0 to {self.n_embedded - 1}; put the model's own tokenizer beside it, or enlarge the "
+            "model with resize_token_embeddings and save it"
+        )
 
 
-def tokenizer_info(loaded: Any, name: str) -> TokenizerInfo:
+def tokenizer_info(loaded: Any, name: str, n_embedded: int | None = None) -> TokenizerInfo:
     """What packing needs of a transformers tokenizer.
+
+    Args:
+        loaded: the tokenizer.
+        name: of the model.
+        n_embedded: how many tokens the model has embeddings of; None: not checked.
 
     Raises:
         DataError: the tokenizer is not a fast one (it has no character offsets).
@@ -65,7 +91,8 @@ def tokenizer_info(loaded: Any, name: str) -> TokenizerInfo:
     backend.no_truncation()
     backend.no_padding()
     digest = hashlib.sha256(backend.to_str().encode()).hexdigest()
-    return TokenizerInfo(backend, loaded.bos_token_id, loaded.eos_token_id, adds_bos(loaded), tuple(special), digest)
+    bos, eos = loaded.bos_token_id, loaded.eos_token_id
+    return TokenizerInfo(backend, bos, eos, adds_bos(loaded), tuple(special), digest, name, n_embedded)
 
 
 def prepends_bos(wanted: bool | str, info: TokenizerInfo) -> bool:
@@ -116,6 +143,7 @@ class TokenizeSettings:
         ignore_token_ids: ids that do not count as kept; None means the tokenizer's bos, eos and pad.
         ignore_positions: first positions of each context that do not count as kept.
         eval_fraction, split_seed: of the split by document.
+        near_duplicate_similarity: from which on documents stay on one side, or None: only equal ones.
     """
 
     context_size: int
@@ -125,6 +153,32 @@ class TokenizeSettings:
     ignore_positions: int
     eval_fraction: float
     split_seed: int
+    near_duplicate_similarity: float | None = None
+
+
+class _Sides:
+    """Which split a document goes to, and how many were like an earlier one."""
+
+    def __init__(self, settings: TokenizeSettings) -> None:
+        self.settings = settings
+        similarity = settings.near_duplicate_similarity
+        self.near = None if similarity is None else NearDuplicates(similarity)
+        self.seen: set[bytes] = set()
+        self.equal = self.alike = self.left_out = 0
+
+    def of(self, document: Document) -> str | None:
+        """The split, or None: the document is left out."""
+        held = held_out(document.split_name, self.settings.eval_fraction, self.settings.split_seed)
+        split: str | None = "eval" if held else "train"
+        digest = document.content_digest()
+        equal = digest in self.seen
+        self.seen.add(digest)
+        self.equal += equal
+        if self.near is not None:
+            split, alike = self.near.side(document, "eval" if held else "train")
+            self.alike += alike and not equal
+            self.left_out += split is None
+        return split
 
 
 class _Run:
@@ -132,9 +186,12 @@ class _Run:
         self.writer, self.info, self.settings = writer, info, settings
         bos = info.bos if prepends_bos(settings.prepend_bos, info) else None
         self.packers = {name: Packer(settings.context_size, bos, info.eos) for name in ("train", "eval")}
+        info.check(np.asarray([token for token in (bos, info.eos) if token is not None]), "the end or the beginning of a text")
         self.ignored = settings.ignore_token_ids if settings.ignore_token_ids is not None else info.special_ids
         self.kept = {"train": 0, "eval": 0}
         self.documents = {"train": 0, "eval": 0}
+        self.used = {"train": 0, "eval": 0}  # documents that a context holds
+        self.sides = _Sides(settings)
         self.progress = Progress("tokenize", settings.total_tokens)
 
     @property
@@ -146,12 +203,15 @@ class _Run:
         for document, encoding in zip(batch, encodings, strict=True):
             if not encoding.ids:
                 continue
-            held = held_out(document.key, self.settings.eval_fraction, self.settings.split_seed)
-            split = "eval" if held else "train"
+            ids = np.asarray(encoding.ids, dtype=np.int32)
+            self.info.check(ids, f"document {document.key}")
+            split = self.sides.of(document)
+            if split is None:
+                continue
             number = self.writer.splits[split].add_document(document)
             self.documents[split] += 1
             offsets = np.asarray(encoding.offsets, dtype=np.int32).reshape(-1, 2)
-            self.packers[split].add(number, np.asarray(encoding.ids, dtype=np.int32), offsets[:, 0], offsets[:, 1])
+            self.packers[split].add(number, ids, offsets[:, 0], offsets[:, 1])
         for split, packer in self.packers.items():
             for packed in packer.contexts():
                 self._write(split, packed)
@@ -167,6 +227,7 @@ class _Run:
             kept = kept[:n]
             self.progress.update(min(int(kept[-1]), wanted))
         self.kept[split] += int(kept[-1])
+        self.used[split] = int(packed.document_ids[-1, -1]) + 1
         self.writer.splits[split].add_contexts(packed)
 
 
@@ -206,8 +267,11 @@ def tokenize_corpus(
         "eval_tokens": run.kept["eval"],
         "train_contexts": run.writer.splits["train"].n_contexts,
         "eval_contexts": run.writer.splits["eval"].n_contexts,
-        "train_documents": run.documents["train"],
-        "eval_documents": run.documents["eval"],
+        "train_documents": run.used["train"],
+        "eval_documents": run.used["eval"],
+        "duplicate_documents": run.sides.equal,
+        "near_duplicate_documents": run.sides.alike,
+        "left_out_documents": run.sides.left_out,
         "characters": characters,
     }
 
@@ -224,5 +288,6 @@ def _check(run: _Run, characters: int) -> None:
         raise DataError(
             f"no held-out context of {settings.context_size} tokens: {run.documents['eval']} of "
             f"{sum(run.documents.values())} documents were held out; raise dataset.eval_fraction "
-            f"({settings.eval_fraction}) or give text in more documents"
+            f"({settings.eval_fraction}) or give text in more documents; a .txt file is cut at lines that hold only "
+            "<|endoftext|>, else at blank lines, and for one document a line there is .jsonl"
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
-from pipeline.files import read_json, root
+from pipeline.files import local_path, looked_in, read_json, root
 from pipeline.lm.architectures import architecture_of
 from pipeline.lm.hook_points import hook_point_names, parse_hook_point
 
@@ -189,7 +189,8 @@ def resolve_model(name_or_path: str | Path, revision: str | None = None) -> Mode
         DataError: there is none, or its architecture is not supported; the message says what was tried and what to do.
     """
     name = str(name_or_path)
-    directory = root() / "data" / "demo" / "model" if name == DEMO else Path(name).expanduser()
+    found = root() / "data" / "demo" / "model" if name == DEMO else local_path(name)
+    directory = found or Path(name).expanduser()
     if name == DEMO and not (directory / "config.json").is_file():
         raise DataError(
             f"{directory}: the embedded model is missing; restore it with `git checkout -- data/demo/model`, "
@@ -204,7 +205,9 @@ def resolve_model(name_or_path: str | Path, revision: str | None = None) -> Mode
     elif directory.exists():
         raise DataError(f"{name}: a model should be a directory with config.json and model.safetensors, this is a file")
     elif name.startswith((".", "/", "~")) or not 0 <= name.count("/") <= 1:
-        raise DataError(f"{name}: no such directory for a model; give an existing one, a hub id, or '{DEMO}'")
+        raise DataError(
+            f"{name}: no such directory for a model (looked in {looked_in()}); give an existing one, a hub id, or '{DEMO}'"
+        )
     else:
         directory, commit = _hub_config(name, revision)
         source = ModelSource(name, directory, commit, _read_config(directory, name))
@@ -282,8 +285,8 @@ def _check_hub(name: str, revision: str | None) -> None:
 def _nothing_found(name: str, revision: str | None, why: str) -> str:
     at = f" (revision '{revision}')" if revision else ""
     return (
-        f"model '{name}'{at} does not exist here: no directory of this name, not in the Hugging Face cache, and {why}; "
-        f"give a hub id while online, a local directory written by save_pretrained, or '{DEMO}'"
+        f"model '{name}'{at} does not exist here: no directory of this name in {looked_in()}, not in the Hugging Face cache, "
+        f"and {why}; give a hub id while online, a local directory written by save_pretrained, or '{DEMO}'"
     )
 
 

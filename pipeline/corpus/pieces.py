@@ -1,0 +1,134 @@
+"""Rows of a corpus in pieces that can be read in any order, so that what is read first is a fair sample of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.errors import DataError
+from pipeline.seeding import numpy_generator
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+PIECE_BYTES = 2**21
+OPEN_PIECES = 16
+HELD_CHARACTERS = 2**21
+
+
+class Row(NamedTuple):
+    """One row as a file has it.
+
+    Attributes:
+        number: from 0, what the document is named by.
+        place: `line 3`, for a message.
+        value: text, or null, or what should have been text.
+    """
+
+    number: int
+    place: str
+    value: object
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a corpus.
+
+    Attributes:
+        source: the file or data set, for a message.
+        name: what the keys of its documents begin with: the file inside its corpus.
+        first: number of the first row.
+        size: how much there is of it; only the sizes of one corpus are compared.
+        rows: reads it.
+    """
+
+    source: str
+    name: str
+    first: int
+    size: int
+    rows: Callable[[], Iterator[Row]]
+
+
+@dataclass
+class Skipped:
+    """Rows that gave no document: those that hold null where the text should be."""
+
+    null_rows: int = 0
+
+
+def texts(pieces: Sequence[Piece], field: str, seed: int | None, skipped: Skipped) -> Iterator[tuple[Piece, int, str]]:
+    """(piece, number of the row, text) of every row that holds any; in order without a seed.
+
+    Raises:
+        DataError: a row holds something else than text, or what is no Unicode text.
+    """
+    read = ((piece, row) for piece in pieces for row in piece.rows()) if seed is None else _mixed(pieces, seed)
+    for piece, row in read:
+        if row.value is None:
+            skipped.null_rows += 1
+            continue
+        if not isinstance(row.value, str):
+            raise DataError(
+                f"{piece.source}: {row.place}: dataset.text_field '{field}' holds {_kind(row.value)}, wanted text (or null)"
+            )
+        if row.value.strip():
+            yield piece, row.number, _unicode(row.value, piece.source, row.place)
+
+
+def _kind(value: object) -> str:
+    kinds = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object", bytes: "bytes"}
+    return kinds.get(type(value), type(value).__name__)
+
+
+def _unicode(text: str, source: str, place: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{source}: {place}: character {error.start} of the text is half a surrogate pair "
+            f"(\\u{ord(text[error.start]):04x}), which is no Unicode text; remove it or write the text anew"
+        ) from None
+    return text
+
+
+def _mixed(pieces: Sequence[Piece], seed: int) -> Iterator[tuple[Piece, Row]]:
+    """Every row once: pieces in a drawn order, OPEN_PIECES of them read by turns, each as often as its size asks."""
+    draw = numpy_generator(seed, "corpus", "order of documents")
+    waiting = iter([pieces[number] for number in draw.permutation(len(pieces))])
+    opened: list[tuple[Piece, Iterator[Row]]] = []
+
+    def open_next() -> None:
+        for piece in waiting:
+            opened.append((piece, _held(piece.rows(), numpy_generator(seed, "corpus", piece.name, piece.first))))
+            return
+
+    for _ in range(OPEN_PIECES):
+        open_next()
+    while opened:
+        total = sum(piece.size for piece, _ in opened)
+        # One draw for the rows of a round: as many turns as there are open pieces.
+        turns = draw.choice(len(opened), size=len(opened), p=[piece.size / total for piece, _ in opened])
+        ended = set()
+        for turn in turns:
+            row = next(opened[turn][1], None)
+            if row is None:
+                ended.add(int(turn))
+            else:
+                yield opened[turn][0], row
+        for turn in sorted(ended, reverse=True):
+            del opened[turn]
+            open_next()
+
+
+def _held(rows: Iterable[Row], draw: Generator) -> Iterator[Row]:
+    """The rows, shuffled among as many neighbours as hold HELD_CHARACTERS."""
+    held: list[Row] = []
+    characters = 0
+    for row in rows:
+        held.append(row)
+        characters += len(row.value) if isinstance(row.value, str) else 1
+        if characters >= HELD_CHARACTERS:
+            yield from (held[at] for at in draw.permutation(len(held)))
+            held, characters = [], 0
+    yield from (held[at] for at in draw.permutation(len(held)))
