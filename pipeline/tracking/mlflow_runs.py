@@ -292,6 +292,8 @@ def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     for key, value in PATIENCE.items():
         os.environ.setdefault(key, value)
+    # MLflow writes the place of its default experiment into SQL as it is; as a URI it has no quotes and no colon.
+    os.environ.setdefault("_MLFLOW_SERVER_ARTIFACT_ROOT", (root().resolve() / "mlruns").as_uri())
     from mlflow.tracking import MlflowClient
 
     return MlflowClient

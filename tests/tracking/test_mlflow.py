@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import subprocess
+import sys
 
 import pytest
 
 from pipeline.errors import Interrupted
 from pipeline.tracking.mlflow_runs import MlflowTracker
 from pipeline.tracking.opening import open_tracker
+from tests.project import REPOSITORY
 
 RUN_FILE = "data/run.json"
 
@@ -286,6 +289,7 @@ def test_what_was_not_closed_is_written_at_exit(tracked, client, params):
     code = """
 from pipeline.params.sections.tracking import TrackingParams
 from pipeline.tracking.opening import open_tracker
+from tests.project import REPOSITORY
 open_tracker(TrackingParams(), stage="train", run_file="data/run.json").log_metrics({"l0": 7.0}, 3)
 """
     root = Path(__file__).parents[2]
@@ -294,3 +298,19 @@ open_tracker(TrackingParams(), stage="train", run_file="data/run.json").log_metr
     )
     run = client.get_run(json.loads((tracked / RUN_FILE).read_text())["run_id"])
     assert (run.info.status, run.data.metrics) == ("FAILED", {"train/l0": 7.0})
+
+
+def test_a_project_below_a_folder_with_quotes_and_colons_is_tracked(tmp_path, monkeypatch, capfd):
+    place = tmp_path / "it's \"c:d\" 5% a?b#e"
+    place.mkdir()
+    code = (
+        "from pipeline.tracking.opening import open_tracker; from pipeline.params.schema import TrackingParams\n"
+        "with open_tracker(TrackingParams(), stage='train', run_file='run.json') as tracker:\n"
+        "    tracker.log_metrics({'a': 1.0}, 1); open('f.txt', 'w').write('hi'); tracker.log_artifact('f.txt', 'metrics')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=place, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert json.loads((place / "run.json").read_text())["run_id"]
+    assert [path.read_text() for path in place.rglob("mlartifacts/**/f.txt")] == ["hi"]
