@@ -7,6 +7,7 @@ the host. Neither decays weights. State is addressed by parameter name, so that 
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -133,8 +134,9 @@ class SparseAdam(StepOptimizer):
             done = slots["step"] + 1
             exp_avg = torch.lerp(slots["exp_avg"], grad, 1 - b1)
             exp_avg_sq = (slots["exp_avg_sq"] * b2).addcmul_(grad, grad, value=1 - b2)
-            root = (exp_avg_sq.sqrt() / (1 - b2**done).sqrt().to(grad.dtype)).add_(self.eps)
-            update = (exp_avg / root).mul_(-factor / (1 - b1**done).to(grad.dtype)).mul_(grad != 0)
+            c1, c2 = (_bias_correction(beta, done.to(grad.dtype)) for beta in (b1, b2))
+            root = (exp_avg_sq.sqrt() / c2.sqrt()).add_(self.eps)
+            update = (exp_avg / root).mul_(-factor / c1).mul_(grad != 0)
             new = {"step": done, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
             if skip is None:
                 parameter.add_(update)
@@ -145,6 +147,11 @@ class SparseAdam(StepOptimizer):
             parameter.copy_(torch.where(keep, parameter, parameter + update))
             for slot, value in new.items():
                 slots[slot].copy_(torch.where(keep, slots[slot], value))
+
+
+def _bias_correction(beta: float, step: Tensor) -> Tensor:
+    """1 - beta^step in the step's dtype; as written the difference would lose what beta, near 1, has more digits for."""
+    return -torch.expm1(step * (math.log(beta) if beta else -math.inf))
 
 
 _OPTIMIZERS: dict[str, Callable[..., StepOptimizer]] = {"adam": Adam, "sparseadam": SparseAdam}
