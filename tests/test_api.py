@@ -207,6 +207,7 @@ def test_norms_that_cannot_be_folded_are_kept() -> None:
         ({"trainer": {"lr": "fast"}}, r"trainer\.lr"),
         ({"trainer": {"auxk_coefficient": 0.1}, "dictionary": {"act_fn": "relu"}}, r"auxk_coefficient.*relu"),
         ({"trainer": {"initial_k": 2}, "dictionary": {"top_k": 4}}, r"initial_k: 2 is below"),
+        ({"trainer": {"lr_scheduler_name": "exponentialwarmup", "lr_end_ratio": 0.0}}, r"trainer\.lr_end_ratio: is 0, so that"),
         ({"initializer": {"initialize_tc_with_mlp": True}}, r"initialize_tc_with_mlp"),
         ({"batch_size": 1501}, r"batch"),
         ({"batch_size": 800, "dictionary": {"act_fn": "batchtopk"}}, r"batch"),

@@ -22,6 +22,7 @@ LAYERS: dict[str, Any] = {
     "dictionary.hook_point_in": None,
     HOOKS: [FIRST, SECOND],
     "dictionary.hook_points_out": None,
+    "dictionary.crosscoder_norm": "joint",
 }
 MODELS = {"tuned": {"model_name": "me/tuned", "revision": "step3"}}
 CHECKPOINTS: dict[str, Any] = {**LAYERS, HOOKS: [FIRST, OTHER], "models": MODELS}
@@ -37,7 +38,7 @@ ONE_FAULT: list[tuple[dict[str, Any], str]] = [
     ({**LAYERS, "dictionary.hook_points_out": [SECOND, FIRST]}, "a crosscoder writes the hook points that it reads; write null"),
     ({**LAYERS, "dictionary.hook_point_in": FIRST}, f"not of crosscoder, where it must be null; got '{FIRST}'"),
     ({"dictionary.hook_point_in": OTHER}, "dictionary.hook_point_in: expected a hook point (blocks.L.name"),
-    ({"dictionary.kind": "clt", "dictionary.hook_point_in": None, HOOKS: [FIRST, OTHER], "dictionary.hook_points_out": ["blocks.1.hook_mlp_out", "blocks.2.hook_mlp_out"]}, f"{HOOKS}: item 1: expected a hook point"),
+    ({"dictionary.kind": "clt", "dictionary.top_k_of": "layer", "dictionary.hook_point_in": None, HOOKS: [FIRST, OTHER], "dictionary.hook_points_out": ["blocks.1.hook_mlp_out", "blocks.2.hook_mlp_out"]}, f"{HOOKS}: item 1: expected a hook point"),
     # models
     ({**CHECKPOINTS, "models": None}, f"models: hook point '{OTHER}': unknown model 'tuned' (known: none); state its name: tuned: {{model_name: ...}}"),
     ({**CHECKPOINTS, "models": {"tunde": MODELS["tuned"]}}, "unknown model 'tuned'; did you mean 'tunde'? (known: tunde)"),
@@ -58,6 +59,7 @@ ONE_FAULT: list[tuple[dict[str, Any], str]] = [
     ({**LAYERS, "dictionary.use_glu_encoder": True}, "dictionary.use_glu_encoder: is a field of kind"),
     ({**LAYERS, "dictionary.apply_b_dec_to_input": True}, "dictionary.apply_b_dec_to_input: is a field of kind"),
     ({**LAYERS, "dictionary.act_fn": "layertopk"}, "dictionary.act_fn: layertopk lets the layers of a token compete, and kind crosscoder has one; take topk"),
+    ({"dictionary.crosscoder_norm": "sum"}, "dictionary.crosscoder_norm: is a field of kind crosscoder, not of sae, where it must be joint; got 'sum'"),
     ({**LAYERS, "trainer.decoder_constraint": "unit_norm"}, "trainer.decoder_constraint: unit_norm is for kinds with one decoder row"),
     ({**LAYERS, "trainer.matryoshka_widths": [0.5, 1.0]}, "trainer.matryoshka_widths: nested prefixes are for sae and transcoder, not for crosscoder"),
     ({**LAYERS, "initializer.initialize_tc_with_mlp": True, "initializer.model_layer": 1}, "initializer.initialize_tc_with_mlp: needs a transcoder"),
@@ -87,6 +89,8 @@ def test_one_fault(changes: dict[str, Any], message: str) -> None:
         {**CHECKPOINTS, HOOKS: [OTHER, f"tuned:{SECOND}"], "activations.target": "activations-2d", "activations.batch_size": 8},
         {**CHECKPOINTS, "activations.hook_points": [OTHER, SECOND, FIRST]},
         {"models": {"tuned": {"model_name": "x"}}},
+        {**LAYERS, "dictionary.crosscoder_norm": "sum"},
+        {"dictionary.crosscoder_norm": "joint"},
     ],
 )
 def test_what_makes_sense_is_accepted(changes: dict[str, Any]) -> None:

@@ -17,7 +17,17 @@ NONE: dict[str, Any] = {POSITIONS: "none", ROTARY_DIM: None}
 OF_EACH_HEAD = {"initializer.initialize_lorsa_with_mhsa": True, "initializer.initialize_W_D_with_active_subspace": True}
 PARTS = {"dictionary.use_NTK_by_parts_rope": True}
 
+TOGETHER: dict[str, Any] = {**CLT, "dictionary.act_fn": "layertopk", "dictionary.top_k_of": "token", "dictionary.d_model": 4}
+K, FIRST_K = "dictionary.top_k", "trainer.initial_k"
+
 ONE_FAULT: list[tuple[dict[str, Any], str]] = [
+    # one k for the layers of a token
+    ({"dictionary.top_k_of": "token"}, "dictionary.top_k_of: is a field of kind clt, not of sae, where it must be layer"),
+    ({**TOGETHER, "dictionary.act_fn": "topk"}, "dictionary.top_k_of: topk has a budget for each layer; write layer"),
+    ({**TOGETHER, "dictionary.act_fn": "relu"}, "dictionary.top_k_of: relu has no k; write layer"),
+    ({**TOGETHER, K: 129}, f"{K}: 129 is more than the dictionary's 128 features"),
+    ({**TOGETHER, "dictionary.top_k_of": "layer", K: 65}, f"{K}: 65 is more than the dictionary's 64 features"),
+    ({**TOGETHER, FIRST_K: 129}, f"{FIRST_K}: 129 is more than the dictionary's 128 features"),
     # the order of a run
     ({**CLT, INS: LN2[1::-1]}, f"{INS}: {LN2[0]} occurs before {LN2[1]} in a run; state hook points in that order"),
     ({**CLT, INS: ["blocks.1.hook_resid_pre", LN2[0]]}, f"{INS}: {LN2[0]} occurs before blocks.1.hook_resid_pre in a run"),

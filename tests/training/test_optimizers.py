@@ -38,7 +38,7 @@ def naive(
             v.view(-1)[i] = b2 * v.view(-1)[i] + (1 - b2) * g * g
             if sparse and g == 0:
                 continue
-            m_hat, v_hat = float(m.view(-1)[i]) / (1 - b1 ** t), float(v.view(-1)[i]) / (1 - b2 ** t)
+            m_hat, v_hat = float(m.view(-1)[i]) / (1 - b1**t), float(v.view(-1)[i]) / (1 - b2**t)
             w.view(-1)[i] -= lr * m_hat / (math.sqrt(v_hat) + eps)
     return w
 

@@ -36,10 +36,11 @@ def sparsity_is_asked_for(dictionary: DictionaryFields, trainer: TrainerParams) 
 @across("dictionary.top_k")
 def top_k_fits(dictionary: DictionaryFields) -> str | None:
     """No more features can be active than there are."""
-    if dictionary.d_sae and dictionary.is_topk_family and dictionary.top_k > dictionary.d_sae:
-        return (
-            f"{dictionary.top_k} is more than the dictionary's {dictionary.d_sae} features; lower it or raise expansion_factor"
-        )
+    if not dictionary.d_sae or not dictionary.is_topk_family:
+        return None
+    features = dictionary.d_sae * dictionary.k_layers
+    if dictionary.top_k > features:
+        return f"{dictionary.top_k} is more than the dictionary's {features} features; lower it or raise expansion_factor"
     return None
 
 
