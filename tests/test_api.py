@@ -280,20 +280,39 @@ def test_public_names() -> None:
         ({"d_sae": 49, "top_k": 4}, {"matryoshka_widths": [8, 48]}, "the last width is the whole dictionary, 49 features"),
         ({"d_sae": 64, "top_k": 4}, {"initial_k": 65}, "trainer.initial_k: 65 is more than the dictionary's 64 features"),
         ({"d_sae": 8, "act_fn": "jumprelu", "top_k": 4}, {"target_l0": 9}, "trainer.target_l0: 9.0 is more than the"),
-        ({"act_fn": "relu"}, {}, "dictionary.act_fn: relu keeps every positive value, and nothing makes it sparse"),
-        (
-            {"act_fn": "jumprelu", "top_k": 4},
-            {"target_l0": None, "lp_coefficient": 3e-6},
-            r"dictionary\.act_fn: nothing makes jumprelu sparse; set trainer\.target_l0",
-        ),
         ({"act_fn": "batchtopk", "top_k": 4}, {}, "batch_size: 400 leaves nothing to train on of 600 rows"),
     ],
 )
-def test_fit_refuses_what_does_not_fit_the_width_or_the_rows_or_makes_nothing_sparse(
+def test_fit_refuses_what_does_not_fit_the_width_or_the_rows(
     dictionary: dict[str, object], trainer: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ParamsError, match=message):
         api.fit(short(600), dictionary=dictionary, trainer=SHORT | trainer, batch_size=400 if "batch_size" in message else 200)
+
+
+@pytest.mark.parametrize(
+    ("dictionary", "trainer", "message"),
+    [
+        ({"act_fn": "relu"}, {}, r"^dictionary\.act_fn: relu keeps every positive value, and nothing makes it sparse"),
+        (
+            {"act_fn": "jumprelu", "top_k": 4},
+            {"target_l0": None, "lp_coefficient": 3e-6},
+            r"^dictionary\.act_fn: nothing makes jumprelu sparse; set trainer\.target_l0",
+        ),
+        (
+            {"top_k": 4},
+            {"k_aux": 64, "p": 2.0},
+            r"^no effect: trainer\.p 2\.0 \(there is no sparsity loss\), trainer\.k_aux 64",
+        ),
+    ],
+)
+def test_fit_warns_of_what_it_trains_all_the_same(
+    dictionary: dict[str, object], trainer: dict[str, object], message: str
+) -> None:
+    with pytest.warns(UserWarning, match=message) as caught:
+        result = api.fit(short(600), dictionary={"d_sae": 64, **dictionary}, trainer=SHORT | trainer, batch_size=200)
+    assert (len(caught), caught[0].filename) == (1, __file__)
+    assert result.history
 
 
 @pytest.mark.parametrize("kind", ["transcoder", "lorsa"])
