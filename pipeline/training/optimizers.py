@@ -176,12 +176,18 @@ def build_optimizer(
 
 
 @torch.no_grad()
-def gradient_norm(parameters: Mapping[str, nn.Parameter], excluded: frozenset[str] = frozenset()) -> Tensor:
-    """Global L2 norm of the gradients, float32 scalar; `excluded` names (thresholds) stay out."""
-    grads = [p.grad for name, p in parameters.items() if name not in excluded and p.grad is not None]
+def gradient_norms(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """{name: L2 norm of its gradient, float32 scalar} of the parameters that have one."""
+    grads = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     if not grads:
-        return torch.zeros(())
-    return torch.stack([norm.float() for norm in torch._foreach_norm(grads)]).norm()
+        return {}
+    return {name: norm.float() for name, norm in zip(grads, torch._foreach_norm(list(grads.values())), strict=True)}
+
+
+def global_norm(norms: Mapping[str, Tensor], excluded: frozenset[str] = frozenset()) -> Tensor:
+    """L2 norm of all gradients together, float32 scalar, of those of each; `excluded` names (thresholds) stay out."""
+    counted = [norm for name, norm in norms.items() if name not in excluded]
+    return torch.stack(counted).norm() if counted else torch.zeros(())
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.errors import CheckpointError, ParamsError
 from pipeline.seeding import generator
-from pipeline.training.optimizers import GradientScaler, build_optimizer, clip_gradients_, gradient_norm
+from pipeline.training.optimizers import GradientScaler, build_optimizer, clip_gradients_, global_norm, gradient_norms
 
 BETAS, EPS = (0.5, 0.99), 1e-8
 
@@ -130,8 +130,12 @@ def test_clipping_is_global_and_leaves_thresholds_out() -> None:
     parameters = {name: nn.Parameter(torch.zeros(2)) for name in ("W", "b", "t")}
     for name, values in (("W", [3.0, 0.0]), ("b", [0.0, 4.0]), ("t", [100.0, 100.0])):
         parameters[name].grad = torch.tensor(values)
-    norm = gradient_norm(parameters, frozenset({"t"}))
+    parameters["idle"] = nn.Parameter(torch.zeros(2))
+    norms = gradient_norms(parameters)
+    assert {name: float(norm) for name, norm in norms.items()} == pytest.approx({"W": 3.0, "b": 4.0, "t": 2**0.5 * 100})
+    norm = global_norm(norms, frozenset({"t"}))
     assert float(norm) == pytest.approx(5.0)
+    assert float(global_norm({})) == 0.0
     clip_gradients_(parameters, norm, 1.0, frozenset({"t"}))
     torch.testing.assert_close(parameters["W"].grad, torch.tensor([0.6, 0.0]))
     torch.testing.assert_close(parameters["b"].grad, torch.tensor([0.0, 0.8]))
