@@ -37,7 +37,7 @@ class GateSettings(NamedTuple):
 
     def joint(self, n_layers: int) -> GateSettings:
         """For the layers of a token as one row of features: a k of each layer becomes k L."""
-        return self._replace(k=self.k if self.k_of_token else self.k * n_layers, layered=False, k_of_token=False)
+        return self._replace(k=self.k if self.k_of_token else self.k * n_layers, layered=False)
 
 
 class Selection(NamedTuple):
