@@ -23,7 +23,9 @@ EXPLAINED_VARIANCE = "explained_variance"  # 1 - FVU
 LR = "lr"
 TOP_K = "top_k"
 L1_COEFFICIENT = "l1_coefficient"
-GRAD_NORM = "grad_norm"
+L2_NORM_ERROR = "l2_norm_error"  # length of the error, mean over tokens (and written hook points)
+L2_NORM_ERROR_RATIO = "l2_norm_error_ratio"  # its mean / mean length of the labels
+GRAD_NORM = "grad_norm"  # of all gradients but the thresholds', before clipping; with a parameter's name appended of its own
 AUXK_DROPPED = "auxk_dropped"  # tokens that AuxK left out so far, since their error was not finite
 DEAD_FEATURES = "dead_features"  # no activation for dead_threshold tokens
 
@@ -63,6 +65,8 @@ EVALUATION = {
         "l2_ratio": "length of r / length of x, mean over tokens",
         "l2_norm_in": "length of x, mean over tokens",
         "l2_norm_out": "length of r, mean over tokens",
+        "l2_norm_error": "length of x - r, mean over tokens",
+        "l2_norm_error_ratio": "its mean / mean length of x",
         "relative_reconstruction_bias": "sum of r^2 / sum of <x, r>; 1 is unbiased, below 1 is shrunken",
     },
     "Sparsity": {

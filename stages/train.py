@@ -28,9 +28,12 @@ def main(
     from pathlib import Path
 
     from pipeline.params.loader import load_params
+    from pipeline.params.rules.said import said_of_training
     from pipeline.training.session import Places, train_dictionary
 
     loaded = load_params(params)
+    for line in said_of_training(loaded):
+        click.echo(f"train: {line}", err=True)
     name = loaded.dictionary.name
     places = Places(
         activations=Path(activations),

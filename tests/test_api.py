@@ -203,6 +203,10 @@ def test_norms_that_cannot_be_folded_are_kept() -> None:
         ({"trainer": {"lr": "fast"}}, ("trainer.lr:", "fast")),
         ({"trainer": {"auxk_coefficient": 0.1}, "dictionary": {"act_fn": "relu"}}, ("trainer.auxk_coefficient:", "relu")),
         ({"trainer": {"initial_k": 2}, "dictionary": {"top_k": 4}}, ("trainer.initial_k:", 2, 4)),
+        (
+            {"trainer": {"lr_scheduler_name": "exponentialwarmup", "lr_end_ratio": 0.0}},
+            ("trainer.lr_end_ratio:", 0, "exponentialwarmup"),
+        ),
         ({"initializer": {"initialize_tc_with_mlp": True}}, ("initializer.initialize_tc_with_mlp:", "transcoder")),
         ({"batch_size": 1501}, ("activations.batch_size:", 1501, 1500)),
         ({"batch_size": 800, "dictionary": {"act_fn": "batchtopk"}}, ("batch_size:", 800, 1500, "batchtopk")),
@@ -275,21 +279,39 @@ def test_public_names() -> None:
         ({"d_sae": 49, "top_k": 4}, {"matryoshka_widths": [8, 48]}, "trainer.matryoshka_widths", (49, 48)),
         ({"d_sae": 64, "top_k": 4}, {"initial_k": 65}, "trainer.initial_k", (65, 64)),
         ({"d_sae": 8, "act_fn": "jumprelu", "top_k": 4}, {"target_l0": 9}, "trainer.target_l0", (9.0, 8)),
-        ({"act_fn": "relu"}, {}, "dictionary.act_fn", ("relu", "sparse", "trainer.sparsity_loss_type")),
-        (
-            {"act_fn": "jumprelu", "top_k": 4},
-            {"target_l0": None, "lp_coefficient": 3e-6},
-            "dictionary.act_fn",
-            ("jumprelu", "sparse", "trainer.target_l0"),
-        ),
         ({"act_fn": "batchtopk", "top_k": 4}, {}, "batch_size", (400, 600)),
     ],
 )
-def test_fit_refuses_what_does_not_fit_the_width_or_the_rows_or_makes_nothing_sparse(
+def test_fit_refuses_what_does_not_fit_the_width_or_the_rows(
     dictionary: dict[str, object], trainer: dict[str, object], key: str, parts: tuple[object, ...]
 ) -> None:
     with pytest.raises(ParamsError, match=saying(f"{key}:", *parts)):
         api.fit(short(600), dictionary=dictionary, trainer=SHORT | trainer, batch_size=400 if key == "batch_size" else 200)
+
+
+@pytest.mark.parametrize(
+    ("dictionary", "trainer", "message"),
+    [
+        ({"act_fn": "relu"}, {}, r"^dictionary\.act_fn: relu keeps every positive value, and nothing makes it sparse"),
+        (
+            {"act_fn": "jumprelu", "top_k": 4},
+            {"target_l0": None, "lp_coefficient": 3e-6},
+            r"^dictionary\.act_fn: nothing makes jumprelu sparse; set trainer\.target_l0",
+        ),
+        (
+            {"top_k": 4},
+            {"k_aux": 64, "p": 2.0},
+            r"^no effect: trainer\.p 2\.0 \(there is no sparsity loss\), trainer\.k_aux 64",
+        ),
+    ],
+)
+def test_fit_warns_of_what_it_trains_all_the_same(
+    dictionary: dict[str, object], trainer: dict[str, object], message: str
+) -> None:
+    with pytest.warns(UserWarning, match=message) as caught:
+        result = api.fit(short(600), dictionary={"d_sae": 64, **dictionary}, trainer=SHORT | trainer, batch_size=200)
+    assert (len(caught), caught[0].filename) == (1, __file__)
+    assert result.history
 
 
 @pytest.mark.parametrize("kind", ["transcoder", "lorsa"])

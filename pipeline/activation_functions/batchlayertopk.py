@@ -1,6 +1,7 @@
 """BatchLayerTopK (SPEC 2): the k B L largest positive z of the batch over all layers jointly; k is the mean per layer.
 
-As BatchTopK a training form only; the fold stage turns it into JumpReLU with one threshold (SPEC 2.2).
+With `top_k_of: token` it is the k B largest. As BatchTopK a training form only; the fold stage turns it into JumpReLU with
+one threshold (SPEC 2.2).
 Source: Bussmann et al. 2024 (BatchTopK), with one budget for all layers.
 """
 
@@ -16,8 +17,7 @@ class BatchLayerTopK(BudgetedActivation):
     """Keeps the k B L largest positive z [..., L, F] over all tokens, layers and features."""
 
     def selection(self, z: Tensor, settings: GateSettings) -> Selection:
-        joint = settings._replace(k=settings.k * z.shape[-2], layered=False)
-        return BatchTopK().selection(z.flatten(-2), joint)
+        return BatchTopK().selection(z.flatten(-2), settings.joint(z.shape[-2]))
 
     def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
         """The smallest active z of the batch."""

@@ -25,6 +25,7 @@ class GateSettings(NamedTuple):
         log_threshold: t = log theta, [F] (functions with a threshold).
         window: full width w of the straight-through window (JumpReLU).
         layered: z is [..., L, F]; a mask has the dimensions before L.
+        k_of_token: k counts the features of all layers of a token; only where its layers compete.
     """
 
     k: int = 0
@@ -32,6 +33,11 @@ class GateSettings(NamedTuple):
     log_threshold: Tensor | None = None
     window: float = 2.0
     layered: bool = False
+    k_of_token: bool = False
+
+    def joint(self, n_layers: int) -> GateSettings:
+        """For the layers of a token as one row of features: a k of each layer becomes k L."""
+        return self._replace(k=self.k if self.k_of_token else self.k * n_layers, layered=False)
 
 
 class Selection(NamedTuple):

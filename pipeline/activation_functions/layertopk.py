@@ -1,5 +1,7 @@
 """LayerTopK (SPEC 2): the k L largest positive z of each token over all its L layers jointly; k is the mean per layer.
 
+With `top_k_of: token` k is the budget itself.
+
 Source: the per-layer TopK of Gao et al. 2024 with one budget for a token, as cross-layer transcoders are trained with.
 """
 
@@ -16,8 +18,7 @@ class LayerTopK(BudgetedActivation):
     """Keeps the k L largest positive z [..., L, F] of each token."""
 
     def selection(self, z: Tensor, settings: GateSettings) -> Selection:
-        joint = settings._replace(k=settings.k * z.shape[-2], layered=False)
-        return TopK().selection(z.flatten(-2), joint)
+        return TopK().selection(z.flatten(-2), settings.joint(z.shape[-2]))
 
     def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
         """The smallest active z of each token."""

@@ -143,7 +143,11 @@ class Dictionary(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def decoder_norms(self) -> Tensor:
-        """n: L2 norm of each feature's (concatenated) decoder row, [F] or [L, F], differentiable."""
+        """n: norm of each feature's (concatenated) decoder row, [F] or [L, F], differentiable; with rows times a it is a n."""
+
+    def decoder_lengths(self) -> Tensor:
+        """Length of all that each feature writes, as one vector, of `feature_shape`: n, of a kind whose n is no other norm."""
+        return self.decoder_norms()
 
     @abc.abstractmethod
     def decode_linear(self, f: Tensor) -> Tensor:
@@ -248,7 +252,8 @@ class Dictionary(nn.Module, abc.ABC):
         k = self.config.top_k if gate.top_k is None else gate.top_k
         window = self.config.jumprelu_threshold_window if gate.window is None else gate.window
         log_threshold = self.log_jumprelu_threshold if self.activation.has_threshold else None
-        return GateSettings(k, mask, log_threshold, window, layered=len(self.feature_shape) > 1)
+        layered, of_token = len(self.feature_shape) > 1, self.config.k_layers > 1
+        return GateSettings(k, mask, log_threshold, window, layered=layered, k_of_token=of_token)
 
     def gating_scale(self, norms: Tensor) -> Tensor | None:
         """The s of z = h * s, at least 1e-12: n, gate_scale, or None for 1."""

@@ -1,11 +1,12 @@
 """Crosscoder (SPEC 1.4): one feature vector that several hook points are read into and written from.
 
     h = sum_p x_p W_E[p] + b_E
-    N_i = sqrt( sum_p ||W_D[p, i]||^2 )
+    N_i = sqrt( sum_p ||W_D[p, i]||^2 )      crosscoder_norm sum: sum_p ||W_D[p, i]||
     x_hat_p = f W_D[p] + b_D[p]
 
 The hook points are layers of a model, or the same place in several checkpoints of one.
-Source: Lindsey et al. 2024 (sparse crosscoders).
+Source: Lindsey et al. 2024 (sparse crosscoders), whose loss has the sum; the joint norm is the length of all that a feature
+adds, as of a cross-layer transcoder's.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Crosscoder(Dictionary):
                 parameter.zero_()
         uniform_(self.W_D, initialization.decoder_uniform_bound, seed, "W_D")
         if initialization.unit_rows:
-            self.W_D.div_(divisible(self.decoder_norms())[:, None])
+            self.W_D.div_(divisible(self.decoder_lengths())[:, None])
         if initialization.init_encoder_with_decoder_transpose:
             self.W_E.copy_(self.W_D.transpose(1, 2) * initialization.init_encoder_with_decoder_transpose_factor)
         else:
@@ -66,6 +67,11 @@ class Crosscoder(Dictionary):
         return torch.linalg.vector_norm(self.W_E, dim=(0, 1))
 
     def decoder_norms(self) -> Tensor:
+        if self.config.crosscoder_norm == "sum":
+            return torch.linalg.vector_norm(self.W_D, dim=-1).sum(0)
+        return self.decoder_lengths()
+
+    def decoder_lengths(self) -> Tensor:
         return torch.linalg.vector_norm(self.W_D, dim=(0, 2))
 
     def decode_linear(self, f: Tensor) -> Tensor:

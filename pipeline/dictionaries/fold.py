@@ -75,7 +75,7 @@ def fold_(dictionary: Dictionary, a: tuple[float, ...], b: tuple[float, ...], *,
     dictionary.scale_activations_(a, b)
     unit = torch.ones_like(norms)
     if raw_units:
-        lengths = dictionary.decoder_norms()
+        lengths = dictionary.decoder_lengths()
         largest = lengths.max().clamp_min(EPS_NORM)  # what a feature without decoder rows takes
         unit = torch.where(lengths > largest * EPS_NORM, lengths, largest)
     _rescale_(dictionary, unit, 1.0 / unit)

@@ -40,7 +40,7 @@ def inference_thresholds(dictionary: Dictionary, batches: Iterable[Any]) -> tupl
     """
     n_layers, shape = n_layers_of(dictionary), dictionary.feature_shape
     together = n_layers == 1 or dictionary.activation.joint_layers
-    k = dictionary.config.top_k * (n_layers if together else 1)
+    k = dictionary.config.top_k * (n_layers if together else 1) // dictionary.config.k_layers
     calibrators = [ThresholdCalibrator(k) for _ in range(1 if together else n_layers)]
     for codes, mask in _coded(dictionary, batches):
         lead = codes.z.ndim - len(shape)

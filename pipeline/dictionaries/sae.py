@@ -57,7 +57,7 @@ class SparseAutoencoder(Dictionary):
     def _draw(self, seed: int, initialization: BaseInitialization) -> None:
         """W_D ~ U(+-decoder_uniform_bound), at unit length if asked; W_E = factor W_D^T (or U(+-encoder_uniform_bound)).
 
-        W_G ~ U(+-sqrt(6/D)), Kaiming's bound as in Language-Model-SAEs; biases and W_skip are zero.
+        W_G ~ U(+-sqrt(6/D)), the bound of He et al. 2015 for D inputs; biases and W_skip are zero.
         """
 
         for parameter in self.parameters():

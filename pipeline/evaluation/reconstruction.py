@@ -124,6 +124,7 @@ def _terms(x_ND: Tensor, r_ND: Tensor, centred_N: Tensor) -> dict[str, Tensor]:
         "inner": inner_N,
         "length_in": x2_N.sqrt(),
         "length_out": r2_N.sqrt(),
+        "length_error": error_N.sqrt(),
         "cosine": cosine_N,
         "ratio": (r2_N[has_length] / x2_N[has_length]).sqrt(),
         "ratio_n": has_length,
@@ -147,6 +148,7 @@ class ReconstructionSums:
     NAMES = (
         "error", "variance", "label_square", "square", "inner",
         "cosine", "ratio", "ratio_n", "legacy", "legacy_n", "n", "length_in", "length_out",
+        "length_error",
     )  # fmt: skip
     ORDINARY_NAMES = ("error", "variance", "label_square")
 
@@ -238,7 +240,8 @@ class ReconstructionSums:
         nmse = sum ||x - r||^2 / sum ||x||^2.
         cosine_similarity = mean over tokens of <x, r> / (||x|| ||r||), 0 where either is zero.
         l2_ratio = mean over tokens of ||r|| / ||x|| (without tokens where x = 0).
-        l2_norm_in, l2_norm_out = means over tokens of ||x|| and ||r||.
+        l2_norm_in, l2_norm_out, l2_norm_error = means over tokens of ||x||, ||r|| and ||x - r||;
+        l2_norm_error_ratio = sum ||x - r|| / sum ||x||. Source of the last two: Language-Model-SAEs (of each batch, there).
         relative_reconstruction_bias = sum ||r||^2 / sum <x, r>: 1 is unbiased, below 1 is shrunken. Source: SAEBench
         (Karvonen et al. 2025), which follows Wright and Sharkey 2024.
 
@@ -267,6 +270,8 @@ class ReconstructionSums:
             "l2_ratio": (s["ratio"], s["ratio_n"]),
             "l2_norm_in": (s["length_in"], s["n"]),
             "l2_norm_out": (s["length_out"], s["n"]),
+            "l2_norm_error": (s["length_error"], s["n"]),
+            "l2_norm_error_ratio": (s["length_error"], s["length_in"]),
             "relative_reconstruction_bias": (s["square"], s["inner"]),
         }
         results = {name: over / under for name, (over, under) in quotients.items() if under}

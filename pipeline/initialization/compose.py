@@ -133,7 +133,8 @@ def initialize_(
     scaled_by, tied, found = _set_decoder_rows_(dictionary, sample, params, seed, mlps, model_attention)
     if unit_rows:
         _give_lengths_to_encoder_(dictionary)
-    _set_encoder_bias_(dictionary, sample, params)
+    wanted = params.init_encoder_bias_with_mean_hidden_pre
+    centred = encoder_bias.set_encoder_bias_(dictionary, sample) if wanted else None
     if target_l0 is not None:
         set_thresholds_(dictionary, batch, target_l0)
     if scaled_by is not None:
@@ -142,7 +143,7 @@ def initialize_(
         )
 
     def redo_encoder() -> None:
-        _redo_encoder_(dictionary, sample, params)
+        _redo_encoder_(dictionary, params, centred)
         if target_l0 is not None:
             set_thresholds_(dictionary, batch, target_l0)
 
@@ -190,12 +191,7 @@ def _set_decoder_rows_(
     return None, transpose and dictionary.drawn_as_transpose, {}
 
 
-def _set_encoder_bias_(dictionary: Dictionary, sample: Sample, params: InitializerParams) -> None:
-    if params.init_encoder_bias_with_mean_hidden_pre:
-        encoder_bias.set_encoder_bias_(dictionary, sample)
-
-
-def _redo_encoder_(dictionary: Dictionary, sample: Sample, params: InitializerParams) -> None:
+def _redo_encoder_(dictionary: Dictionary, params: InitializerParams, centred: encoder_bias.CentredBias | None) -> None:
     """Encoder and its bias from the decoder as it is, for the grid search.
 
     An encoder that was never the decoder's transpose stays: of a kind that draws it apart, of a transcoder whose encoder was
@@ -206,4 +202,5 @@ def _redo_encoder_(dictionary: Dictionary, sample: Sample, params: InitializerPa
     if params.init_encoder_with_decoder_transpose and followed:
         for part in parts_of(dictionary, grid_search.OPTION):
             transpose_encoder_(part, params.init_encoder_with_decoder_transpose_factor)
-    _set_encoder_bias_(dictionary, sample, params)
+    if centred is not None:
+        centred.follow_(dictionary)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.fold import divisible
 from pipeline.initialization.sample import Sample
 from pipeline.initialization.weights import parts_of
 
@@ -12,8 +16,31 @@ OPTION = "init_encoder_bias_with_mean_hidden_pre"
 _BLOCK = 4096
 
 
+class CentredBias(NamedTuple):
+    """The encoder bias that was found for one length of each feature's encoder weights, and with it that for every length.
+
+    h = g x W_E + g b_E (g the GLU's gate, or 1), so that the bias with mean h = 0 is linear in the feature's weights: weights
+    a times as long, a > 0, want a times the bias.
+
+    Attributes:
+        bias: b_E of `feature_shape`.
+        lengths: norms of the encoder weights that it belongs to, of `feature_shape`.
+        found: bool of `feature_shape`, False for a feature whose bias was left alone.
+    """
+
+    bias: Tensor
+    lengths: Tensor
+    found: Tensor
+
+    @torch.no_grad()
+    def follow_(self, dictionary: Dictionary) -> None:
+        """Set the bias for the encoder as it is now: the features' weights times positive factors; no activation is read."""
+        bias = self.bias * (dictionary.encoder_norms() / divisible(self.lengths))
+        dictionary.encoder_bias().copy_(torch.where(self.found, bias, dictionary.encoder_bias()))
+
+
 @torch.no_grad()
-def set_encoder_bias_(dictionary: Dictionary, sample: Sample) -> None:
+def set_encoder_bias_(dictionary: Dictionary, sample: Sample) -> CentredBias:
     """b_E <- b_E - mean h / mean(dh / db_E): h is linear in b_E, token by token, in the GLU encoder too.
 
     Without GLU dh / db_E = 1. Features whose gate is closed on every token are left alone.
@@ -21,6 +48,8 @@ def set_encoder_bias_(dictionary: Dictionary, sample: Sample) -> None:
     Args:
         dictionary: encoder set.
         sample: normalised inputs.
+
+    Returns: the bias, which can follow the encoder to other lengths.
 
     Raises:
         ParamsError: not for this kind.
@@ -51,3 +80,4 @@ def set_encoder_bias_(dictionary: Dictionary, sample: Sample) -> None:
         slope.fill_(n_tokens)
     usable = slope.abs() > 1e-6 * n_tokens
     bias.sub_(torch.where(usable, total / torch.where(usable, slope, 1.0), 0.0).to(bias.dtype))
+    return CentredBias(bias.detach().clone(), dictionary.encoder_norms(), usable)

@@ -10,7 +10,6 @@ from typing import Any
 from pipeline.errors import ParamsError
 from pipeline.params.reading import read_mapping
 from pipeline.params.rules.hook_points import every_model_is_used
-from pipeline.params.rules.losses import sparsity_is_asked_for
 from pipeline.params.schema import Params, section_from_dict
 from pipeline.params.section import Reading, Section, hints
 
@@ -27,13 +26,8 @@ def load_params(path: str | Path = "params.yaml") -> Params:
             `<path>: <dotted key>: <what is wrong>`.
     """
     params = params_from_dict(read_mapping(path), source=str(path), null_left_out=Path(path).suffix.lower() == ".toml")
-    found = {
-        "dictionary.act_fn": sparsity_is_asked_for(params.dictionary, params.trainer),
-        "models": every_model_is_used(params.dictionary, params.activations, params.models),
-    }
-    faults = [f"{path}: {key}: {fault}" for key, fault in found.items() if fault is not None]
-    if faults:
-        raise ParamsError(faults)
+    if (fault := every_model_is_used(params.dictionary, params.activations, params.models)) is not None:
+        raise ParamsError(f"{path}: models: {fault}")
     return params
 
 

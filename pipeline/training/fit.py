@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.initialization.sample import make_sample
 from pipeline.norms.exclusion import MASSIVE_FACTOR
 from pipeline.norms.normalizer import Normalizer
 from pipeline.params.choices import NORMS_OF_THE_DATA
-from pipeline.params.rules.losses import sparsity_is_asked_for
+from pipeline.params.rules.said import not_sparse, without_effect_here
 from pipeline.params.schema import ActivationsParams, FitParams, section_from_dict
 from pipeline.seeding import generator
 from pipeline.training import recipe
@@ -82,13 +83,16 @@ def fit(
         at least a batch, at most a tenth of them where that is more) are not trained on but set the inference threshold.
 
     Raises:
-        ParamsError: unknown, mistyped or contradictory fields, all at once; other shapes; an act_fn that nothing makes sparse.
+        ParamsError: unknown, mistyped or contradictory fields, all at once; other shapes.
         DataError, NumericsError: non-finite activations; a non-finite loss, or a run that diverges.
+
+    Warns (UserWarning) of an act_fn that nothing makes sparse, and of fields of trainer that change nothing beside the others.
     """
     given = dict(dictionary)
     data = read_tensors(activations, targets, given.pop("kind", None))
     config = _config(given, data)
     params = _params(config, dict(trainer), dict(initializer or {}), data, batch_size, max_norm_factor)
+    _warn(params, trainer)
     made = build_base(config, params.initializer, seed, unit_rows=params.trainer.decoder_constraint == "unit_norm")
     made = made.to(training_device(device))
     check(made, params.initializer, has_model=False)
@@ -174,14 +178,20 @@ def _params(
             ),
         },
     )
-    if (dense := sparsity_is_asked_for(params.dictionary, params.trainer)) is not None:
-        raise ParamsError(f"dictionary.act_fn: {dense}")
     if _holds_back(params) and len(data) < 2 * batch_size:
         raise ParamsError(
             f"batch_size: {batch_size} leaves nothing to train on of {len(data)} rows, since one batch sets the "
             f"inference threshold of act_fn '{params.dictionary.act_fn}'"
         )
     return params
+
+
+def _warn(params: FitParams, stated: Mapping[str, Any]) -> None:
+    """What the train stage says of its parameters, of the fields that the caller of `fit` has given."""
+    idle = [line for key, line in without_effect_here(params).items() if key.removeprefix("trainer.") in stated]
+    for line in (not_sparse(params.dictionary, params.trainer), f"no effect: {', '.join(idle)}" if idle else None):
+        if line is not None:
+            warnings.warn(line, stacklevel=3)
 
 
 def _holds_back(params: FitParams) -> bool:

@@ -5,13 +5,16 @@ and of the kept tokens of the step's whole batch:
 
     explained_variance = 1 - sum ||y - r||^2 / sum ||y - mean y||^2      (a mean for each hook point)
     l0 = mean over tokens of the number of positive features (over all layers)
+    l2_norm_error = mean over tokens (and hook points) of ||y - r||;   l2_norm_error_ratio = sum ||y - r|| / sum ||y||
 
-With several layers or written hook points also of each, as l0.0, explained_variance.0 and so on, in the dictionary's order.
+With several layers or written hook points also of each, as l0.0, explained_variance.0 and so on, in the dictionary's order; the
+gradient's norm also of each parameter, as grad_norm.W_E.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -47,29 +50,41 @@ class Observation:
         if mask is not None:
             kept = mask.reshape(-1)
             y, r, active = y[kept], r[kept], active[kept]
+        difference = y - r
         sums = {
             "n": torch.full((), len(y), dtype=torch.float64, device=y.device),
-            "error": (y - r).square().sum((0, -1)),
+            "error": difference.square().sum((0, -1)),
             "square": y.square().sum((0, -1)),
+            "error length": torch.linalg.vector_norm(difference, dim=-1).sum(0),
+            "length": torch.linalg.vector_norm(y, dim=-1).sum(0),
             "label": y.sum(0),
             "active": active.sum((0, -1)).double(),
         }
         self._sums = {name: self._sums[name] + value if self._sums else value for name, value in sums.items()}
 
     @torch.no_grad()
-    def finish(self, terms: dict[str, Tensor], grad_norm: Tensor, n_dead: Tensor, tokens: Tensor) -> None:
-        """Add what is known after the update: the step's loss terms, gradient norm, dead features and tokens so far."""
+    def finish(
+        self, terms: dict[str, Tensor], grad_norm: Tensor, grad_norms: Mapping[str, Tensor], n_dead: Tensor, tokens: Tensor
+    ) -> None:
+        """Add what is known after the update: the step's loss terms, the norm of its gradient and of each parameter's {name:
+        scalar}, dead features and tokens so far."""
         self._sums = dict(zip(self._sums, self._reductions.sum(list(self._sums.values())), strict=True))
         n = self._sums["n"].clamp_min(1)
         variance = self._sums["square"] - self._sums["label"].square().sum(-1) / n
         l0, explained = self._sums["active"] / n, 1 - self._sums["error"] / variance
+        length, error_length = self._sums["length"], self._sums["error length"]
         self._tensors = {
             **terms,
             names.L0: l0.sum(),
             names.EXPLAINED_VARIANCE: 1 - self._sums["error"].sum() / variance.sum(),
             **_each(names.L0, l0),
             **_each(names.EXPLAINED_VARIANCE, explained),
+            names.L2_NORM_ERROR: (error_length / n).mean(),
+            names.L2_NORM_ERROR_RATIO: error_length.sum() / length.sum(),
+            **_each(names.L2_NORM_ERROR, error_length / n),
+            **_each(names.L2_NORM_ERROR_RATIO, error_length / length),
             names.GRAD_NORM: grad_norm,
+            **{f"{names.GRAD_NORM}.{name}": norm for name, norm in grad_norms.items()},
             names.DEAD_FEATURES: n_dead,
             names.TOKENS: tokens,
         }

@@ -7,6 +7,7 @@ the host. Neither decays weights. State is addressed by parameter name, so that 
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -133,8 +134,9 @@ class SparseAdam(StepOptimizer):
             done = slots["step"] + 1
             exp_avg = torch.lerp(slots["exp_avg"], grad, 1 - b1)
             exp_avg_sq = (slots["exp_avg_sq"] * b2).addcmul_(grad, grad, value=1 - b2)
-            root = (exp_avg_sq.sqrt() / (1 - b2**done).sqrt().to(grad.dtype)).add_(self.eps)
-            update = (exp_avg / root).mul_(-factor / (1 - b1**done).to(grad.dtype)).mul_(grad != 0)
+            c1, c2 = (_bias_correction(beta, done.to(grad.dtype)) for beta in (b1, b2))
+            root = (exp_avg_sq.sqrt() / c2.sqrt()).add_(self.eps)
+            update = (exp_avg / root).mul_(-factor / c1).mul_(grad != 0)
             new = {"step": done, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
             if skip is None:
                 parameter.add_(update)
@@ -145,6 +147,11 @@ class SparseAdam(StepOptimizer):
             parameter.copy_(torch.where(keep, parameter, parameter + update))
             for slot, value in new.items():
                 slots[slot].copy_(torch.where(keep, slots[slot], value))
+
+
+def _bias_correction(beta: float, step: Tensor) -> Tensor:
+    """1 - beta^step in the step's dtype; as written the difference would lose what beta, near 1, has more digits for."""
+    return -torch.expm1(step * (math.log(beta) if beta else -math.inf))
 
 
 _OPTIMIZERS: dict[str, Callable[..., StepOptimizer]] = {"adam": Adam, "sparseadam": SparseAdam}
@@ -169,12 +176,18 @@ def build_optimizer(
 
 
 @torch.no_grad()
-def gradient_norm(parameters: Mapping[str, nn.Parameter], excluded: frozenset[str] = frozenset()) -> Tensor:
-    """Global L2 norm of the gradients, float32 scalar; `excluded` names (thresholds) stay out."""
-    grads = [p.grad for name, p in parameters.items() if name not in excluded and p.grad is not None]
+def gradient_norms(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """{name: L2 norm of its gradient, float32 scalar} of the parameters that have one."""
+    grads = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     if not grads:
-        return torch.zeros(())
-    return torch.stack([norm.float() for norm in torch._foreach_norm(grads)]).norm()
+        return {}
+    return {name: norm.float() for name, norm in zip(grads, torch._foreach_norm(list(grads.values())), strict=True)}
+
+
+def global_norm(norms: Mapping[str, Tensor], excluded: frozenset[str] = frozenset()) -> Tensor:
+    """L2 norm of all gradients together, float32 scalar, of those of each; `excluded` names (thresholds) stay out."""
+    counted = [norm for name, norm in norms.items() if name not in excluded]
+    return torch.stack(counted).norm() if counted else torch.zeros(())
 
 
 @torch.no_grad()

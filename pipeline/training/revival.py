@@ -112,8 +112,9 @@ def revive_(
 def least_silence(dictionary: Dictionary, params: TrainerParams) -> int:
     """Tokens that a feature must be silent for at least: those in which one of average use is active EXPECTED times."""
     config = dictionary.config
-    k = config.top_k if dictionary.activation.budgeted else params.target_l0
-    return 0 if k is None else math.ceil(EXPECTED * config.d_sae / k)
+    if dictionary.activation.budgeted:
+        return math.ceil(EXPECTED * config.d_sae * config.k_layers / config.top_k)
+    return 0 if params.target_l0 is None else math.ceil(EXPECTED * config.d_sae / params.target_l0)
 
 
 def silence(dictionary: Dictionary, params: TrainerParams) -> int:

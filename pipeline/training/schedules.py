@@ -113,7 +113,7 @@ class LearningRateSchedule:
         end_ratio: e, where cool-down, cosine and exponential end.
 
     Raises:
-        ParamsError: unknown name.
+        ParamsError: unknown name; exponentialwarmup to 0, which it would be at once.
     """
 
     def __init__(
@@ -131,6 +131,8 @@ class LearningRateSchedule:
             raise ParamsError(f"trainer.lr_scheduler_name: {unknown_name('schedule', name, LR_SCHEDULERS)}")
         if warm_up_shape not in WARM_UPS:
             raise ParamsError(f"trainer.lr_warm_up_shape: {unknown_name('shape', warm_up_shape, WARM_UPS)}")
+        if name == "exponentialwarmup" and end_ratio <= 0:
+            raise ParamsError("trainer.lr_end_ratio: exponentialwarmup, e^((s - W)/(T - W)), needs an end above 0")
         self._factor, self._warm_up = _LR_SCHEDULES[name], WARM_UPS[warm_up_shape]
         self.total_steps = total_steps
         self.warm_up_steps = resolve_steps(warm_up, total_steps)

@@ -32,7 +32,7 @@ from pipeline.training.divergence import DivergenceGuard
 from pipeline.training.finiteness import LossGuard
 from pipeline.training.objective import LossReport, autocast, compute_loss, step_statistic
 from pipeline.training.observation import Observation
-from pipeline.training.optimizers import GradientScaler, build_optimizer, clip_gradients_, gradient_norm
+from pipeline.training.optimizers import GradientScaler, build_optimizer, clip_gradients_, global_norm, gradient_norms
 from pipeline.training.processes import ONE_PROCESS, Reductions
 from pipeline.training.revival import revive_, silence
 from pipeline.training.schedules import CoefficientSchedule, KSchedule, LearningRateSchedule, resolve_learning_rate
@@ -217,14 +217,14 @@ class Trainer:
         if self.l0.coefficient and self.params.sparsity_loss_type is not None:
             sums[names.L1_COEFFICIENT] = torch.as_tensor(self._l1(s) * self.l0.coefficient_factor())
         self._watch(s, sums[names.L_REC], parts)
-        norm = self._update(s, sums)
+        norm, norms = self._update(s, sums)
         self._count(s, tally, n_tokens)
         self.tokens.add_(n_tokens)
         self.step_number = s + 1
         if observation is not None:
             if self.params.auxk_coefficient is not None:
                 sums[names.AUXK_DROPPED] = self.n_auxk_dropped
-            observation.finish(sums, norm, self.dead.mask().sum(), self.tokens)
+            observation.finish(sums, norm, norms, self.dead.mask().sum(), self.tokens)
         return observation
 
     @torch.no_grad()
@@ -368,10 +368,11 @@ class Trainer:
             sums[name] = sums[name] + value if name in sums else value
         return report
 
-    def _update(self, s: int, sums: dict[str, Tensor]) -> Tensor:
-        """Guard, clip and update; the gradient's norm before clipping (thresholds excluded)."""
+    def _update(self, s: int, sums: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Guard, clip and update; the gradient's norm before clipping (thresholds excluded), and that of each parameter."""
         overflow = self.scaler.unscale_(self.parameters)
-        norm = gradient_norm(self.parameters, self._thresholds)
+        norms = gradient_norms(self.parameters)
+        norm = global_norm(norms, self._thresholds)
         watched = {name: value for name, value in sums.items() if not name.endswith(WEIGHTED)}
         if overflow is None:
             watched[names.GRAD_NORM] = norm
@@ -386,7 +387,7 @@ class Trainer:
         self.scaler.update(overflow)
         if self._rows is not None:
             normalize_rows_(self._rows)
-        return norm
+        return norm, norms
 
     def state(self) -> dict[str, Tensor]:
         """All that a resume needs, by name; on the device, not copied. The loop itself draws no random number."""

@@ -27,6 +27,7 @@ NORMS = {
     HOOKS[2]: {"mean_norm": 2100.0, "mean_square": 5.0e6, "d": 6},
 }
 every_gate = pytest.mark.parametrize("act_fn", ACT_FNS)
+both_norms = pytest.mark.parametrize("norm", ["joint", "sum"])
 both_gating_domains = pytest.mark.parametrize("include_norm", [True, False], ids=["with-norm", "without-norm"])
 
 
@@ -39,7 +40,9 @@ def naive(dictionary: Dictionary, x: Tensor) -> tuple[list[list[float]], list[li
     w = {name: tensor.tolist() for name, tensor in dictionary.state_dict().items()}
     P, D, F = len(HOOKS), dictionary.config.d_in, dictionary.config.d_sae
     b_D = w.get("b_D", [[0.0] * D] * P)
-    n = [math.sqrt(sum(w["W_D"][p][i][d] ** 2 for p in range(P) for d in range(D))) for i in range(F)]
+    squares = [[sum(w["W_D"][p][i][d] ** 2 for d in range(D)) for p in range(P)] for i in range(F)]
+    joint = dictionary.config.crosscoder_norm == "joint"
+    n = [math.sqrt(sum(each)) if joint else sum(math.sqrt(square) for square in each) for each in squares]
     all_h, all_z = [], []
     for token in x.tolist():
         h = [w["b_E"][i] + sum(token[p][d] * w["W_E"][p][d][i] for p in range(P) for d in range(D)) for i in range(F)]
@@ -56,10 +59,12 @@ def naive(dictionary: Dictionary, x: Tensor) -> tuple[list[list[float]], list[li
 
 @every_gate
 @both_gating_domains
+@both_norms
 @pytest.mark.parametrize("bias", [True, False])
-def test_equals_the_formula_scalar_by_scalar(act_fn: str, include_norm: bool, bias: bool) -> None:
+def test_equals_the_formula_scalar_by_scalar(act_fn: str, include_norm: bool, norm: str, bias: bool) -> None:
     for top_k in (1, 4):
-        dictionary = make(act_fn, top_k=top_k, sparsity_include_decoder_norm=include_norm, use_decoder_bias=bias)
+        fields = {"sparsity_include_decoder_norm": include_norm, "use_decoder_bias": bias, "crosscoder_norm": norm}
+        dictionary = make(act_fn, top_k=top_k, **fields)
         x = read_by(dictionary, 7)
         f, x_hat, n = naive(dictionary, x)
         codes, reconstruction = dictionary.run(x)
@@ -71,9 +76,10 @@ def test_equals_the_formula_scalar_by_scalar(act_fn: str, include_norm: bool, bi
 
 @pytest.mark.parametrize("act_fn", ["relu", "topk", "batchtopk"])
 @both_gating_domains
-def test_gradients_equal_finite_differences(act_fn: str, include_norm: bool) -> None:
-    """The concatenated norm takes part: the loss has f * N (support fixed by a small step)."""
-    dictionary = make(act_fn, sparsity_include_decoder_norm=include_norm)
+@both_norms
+def test_gradients_equal_finite_differences(act_fn: str, include_norm: bool, norm: str) -> None:
+    """The norm takes part: the loss has f * N (support fixed by a small step)."""
+    dictionary = make(act_fn, sparsity_include_decoder_norm=include_norm, crosscoder_norm=norm)
     x, label = read_by(dictionary, 9), read_by(dictionary, 9, seed=1)
 
     def value() -> Tensor:
@@ -99,8 +105,13 @@ def test_gradients_equal_finite_differences(act_fn: str, include_norm: bool) -> 
 @both_gating_domains
 @pytest.mark.parametrize("feature_units", ["raw", "normalized"])
 @pytest.mark.parametrize("norm_activation", ["dataset-wise", "dataset-rms"])
-def test_folding_with_unequal_norms_is_exact(act_fn: str, include_norm: bool, feature_units: str, norm_activation: str) -> None:
-    dictionary = make(act_fn, sparsity_include_decoder_norm=include_norm, norm_activation=norm_activation)
+@both_norms
+def test_folding_with_unequal_norms_is_exact(
+    act_fn: str, include_norm: bool, feature_units: str, norm_activation: str, norm: str
+) -> None:
+    """With the sum too, which unequal scales of the hook points change feature by feature."""
+    fields = {"sparsity_include_decoder_norm": include_norm, "norm_activation": norm_activation, "crosscoder_norm": norm}
+    dictionary = make(act_fn, **fields)
     scales = [
         1 / math.sqrt(NORMS[hook]["mean_square"])
         if norm_activation == "dataset-rms"
@@ -120,7 +131,8 @@ def test_folding_with_unequal_norms_is_exact(act_fn: str, include_norm: bool, fe
     if feature_units == "raw":  # an activation is the length of what the feature adds to all hook points together
         added = torch.linalg.vector_norm(dictionary.W_D / s[:, :, None], dim=(0, 2)) * f
         torch.testing.assert_close(served, added, rtol=1e-9, atol=0.0)
-        torch.testing.assert_close(folded.decoder_norms(), torch.ones(20, dtype=torch.float64))
+        joint = torch.linalg.vector_norm(folded.W_D, dim=(0, 2))
+        torch.testing.assert_close(joint, torch.ones(20, dtype=torch.float64))
 
 
 @torch.no_grad()
@@ -168,6 +180,8 @@ def test_base_draw() -> None:
     assert torch.equal(own.W_D, build_dictionary(config, seed=1).W_D)
     unit = type(own)(own.config).initialize_(1, BaseInitialization(unit_rows=True))
     torch.testing.assert_close(unit.decoder_norms(), torch.ones(400))
+    summed = build_dictionary({**config, "crosscoder_norm": "sum"}, seed=1).initialize_(1, BaseInitialization(unit_rows=True))
+    assert torch.equal(summed.W_D, unit.W_D)
 
 
 @torch.no_grad()
@@ -192,6 +206,7 @@ def test_what_cannot_be_is_refused_by_name() -> None:
         ({"d_out": 7}, "d_out: 7 differs from d_in 6"),
         ({"skip": True}, "skip: unknown key"),
         ({"act_fn": "layertopk"}, "act_fn: "),
+        ({"crosscoder_norm": "l1"}, "crosscoder_norm: 'l1' is none of the choices"),
     ):
         with pytest.raises(ParamsError, match=message):
             build_dictionary({**CONFIG, "d_in": 6, "d_sae": 20, **config})
@@ -219,3 +234,10 @@ def test_where_a_feature_is_written_is_reported() -> None:
     assert found[f"written_cosine_q50.{first}.{second}"] == pytest.approx(0.0)
     assert found[f"written_cosine_q95.{first}.{second}"] == pytest.approx(0.9)
     assert f"written_cosine_q50.{second}.{third}" not in found
+
+
+def test_a_configuration_without_the_norm_is_joint() -> None:
+    """config.json of dictionaries that were saved before there was a choice."""
+    config = make("topk").config.to_dict()
+    assert config.pop("crosscoder_norm") == "joint"
+    assert build_dictionary(config).config.crosscoder_norm == "joint"

@@ -43,6 +43,8 @@ def _plain(x: np.ndarray, r: np.ndarray) -> dict[str, float]:
         "l2_ratio": float(np.mean([np.linalg.norm(b) / np.linalg.norm(a) for a, b in zip(x, r, strict=True)])),
         "l2_norm_in": float(np.mean([np.linalg.norm(a) for a in x])),
         "l2_norm_out": float(np.mean([np.linalg.norm(b) for b in r])),
+        "l2_norm_error": float(np.mean([np.linalg.norm(a - b) for a, b in zip(x, r, strict=True)])),
+        "l2_norm_error_ratio": sum(np.linalg.norm(a - b) for a, b in zip(x, r, strict=True)) / sum(map(np.linalg.norm, x)),
         "relative_reconstruction_bias": np.mean(np.sum(r * r, 1)) / np.mean(np.sum(x * r, 1)),
     }
 

@@ -69,6 +69,7 @@ CLT: dict[str, Any] = {
     "dictionary.hook_point_in": None,
     "dictionary.hook_points_in": ["blocks.0.ln2.hook_out", "blocks.1.ln2.hook_out"],
     "dictionary.hook_points_out": ["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"],
+    "dictionary.top_k_of": "layer",
 }
 TRANSCODER = {
     "dictionary.kind": "transcoder",

@@ -28,7 +28,12 @@ from tests.params.changes import ABSENT, CLT, DEFAULTS, LORSA, TRANSCODER, chang
 from tests.params.json_schema import complaints
 
 PARAMS, SCHEMA = ROOT / "params.yaml", ROOT / "docs" / "params.schema.json"
-CROSSCODER = {**CLT, "dictionary.kind": "crosscoder", "dictionary.hook_points_out": None}
+CROSSCODER = {
+    **CLT,
+    "dictionary.kind": "crosscoder",
+    "dictionary.hook_points_out": None,
+    "dictionary.crosscoder_norm": "joint",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ LAYERS: dict[str, Any] = {
     "dictionary.hook_point_in": None,
     HOOKS: [FIRST, SECOND],
     "dictionary.hook_points_out": None,
+    "dictionary.crosscoder_norm": "joint",
 }
 MODELS = {"tuned": {"model_name": "me/tuned", "revision": "step3"}}
 CHECKPOINTS: dict[str, Any] = {**LAYERS, HOOKS: [FIRST, OTHER], "models": MODELS}
@@ -38,7 +39,7 @@ ONE_FAULT: list[tuple[dict[str, Any], str, tuple[str, ...]]] = [
     ({**LAYERS, "dictionary.hook_points_out": [SECOND, FIRST]}, "dictionary.hook_points_out", ("crosscoder", "null")),
     ({**LAYERS, "dictionary.hook_point_in": FIRST}, "dictionary.hook_point_in", ("crosscoder", "null", FIRST)),
     ({"dictionary.hook_point_in": OTHER}, "dictionary.hook_point_in", ("blocks.L.name", OTHER)),
-    ({"dictionary.kind": "clt", "dictionary.hook_point_in": None, HOOKS: [FIRST, OTHER], "dictionary.hook_points_out": ["blocks.1.hook_mlp_out", "blocks.2.hook_mlp_out"]}, HOOKS, ("item 1", "blocks.L.name", OTHER)),
+    ({"dictionary.kind": "clt", "dictionary.top_k_of": "layer", "dictionary.hook_point_in": None, HOOKS: [FIRST, OTHER], "dictionary.hook_points_out": ["blocks.1.hook_mlp_out", "blocks.2.hook_mlp_out"]}, HOOKS, ("item 1", "blocks.L.name", OTHER)),
     # models
     ({**CHECKPOINTS, "models": None}, "models", (OTHER, "'tuned'", "none", "model_name")),
     ({**CHECKPOINTS, "models": {"tunde": MODELS["tuned"]}}, "models", (OTHER, "'tuned'", "'tunde'")),
@@ -64,6 +65,7 @@ ONE_FAULT: list[tuple[dict[str, Any], str, tuple[str, ...]]] = [
     ({**LAYERS, "initializer.initialize_tc_with_mlp": True, "initializer.model_layer": 1}, "initializer.initialize_tc_with_mlp", ("transcoder", "crosscoder")),
     ({**LAYERS, "initializer.cross_layer_decoders": "zero"}, "initializer.cross_layer_decoders", ("crosscoder", "drawn")),
     ({**LAYERS, "dictionary.norm_activation": "token-wise"}, "fold.mode", ("token-wise", "keep", "dataset-wise")),
+    ({"dictionary.crosscoder_norm": "sum"}, "dictionary.crosscoder_norm", ("crosscoder", "sae", "joint", "'sum'")),
 ]  # fmt: skip
 
 
@@ -86,6 +88,8 @@ def test_one_fault(changes: dict[str, Any], key: str, parts: tuple[str, ...]) ->
         {**CHECKPOINTS, HOOKS: [OTHER, f"tuned:{SECOND}"], "activations.target": "activations-2d", "activations.batch_size": 8},
         {**CHECKPOINTS, "activations.hook_points": [OTHER, SECOND, FIRST]},
         {"models": {"tuned": {"model_name": "x"}}},
+        {**LAYERS, "dictionary.crosscoder_norm": "sum"},
+        {"dictionary.crosscoder_norm": "joint"},
     ],
 )
 def test_what_makes_sense_is_accepted(changes: dict[str, Any]) -> None:

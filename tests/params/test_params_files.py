@@ -218,7 +218,7 @@ def test_every_line_of_params_yaml_has_a_comment() -> None:
     assert bare == []
 
 
-def test_a_file_asks_for_sparsity_and_uses_its_models(tmp_path: Path) -> None:
+def test_a_file_uses_its_models(tmp_path: Path) -> None:
     """In Python the dataclass defaults stand for themselves; in a file every key is meant."""
     path = tmp_path / "params.yaml"
     values = Params().to_dict() | {"models": {"other": {"model_name": "x", "revision": None}}}
@@ -226,14 +226,8 @@ def test_a_file_asks_for_sparsity_and_uses_its_models(tmp_path: Path) -> None:
     with pytest.raises(ParamsError) as caught:
         load_params(path)
     found = faults(caught.value, path)
-    assert list(found) == ["dictionary.act_fn", "models"]
-    says(found["dictionary.act_fn"], "relu", "sparse")
+    assert list(found) == ["models"]
     says(found["models"], "other:blocks.L.name", "dictionary.hook_points_in")
-    values["dictionary"]["act_fn"] = "jumprelu"
-    values["initializer"]["init_log_jumprelu_threshold_value"] = -2.3
-    path.write_text(yaml.safe_dump(values))
-    with pytest.raises(ParamsError, match=saying("dictionary.act_fn:", "jumprelu", "sparse", "trainer.target_l0")):
-        load_params(path)
 
 
 def test_keys_of_older_files_that_do_nothing_are_read_at_their_only_value() -> None:

@@ -19,7 +19,17 @@ LN1 = ("blocks.1.ln1.hook_out", "blocks.1.ln1.hook_normalized")
 NORM = "dictionary.normalization_type"
 PARTS = {"dictionary.use_NTK_by_parts_rope": True}
 
+TOGETHER: dict[str, Any] = {**CLT, "dictionary.act_fn": "layertopk", "dictionary.top_k_of": "token", "dictionary.d_model": 4}
+K, FIRST_K = "dictionary.top_k", "trainer.initial_k"
+
 ONE_FAULT: list[tuple[dict[str, Any], str, tuple[str, ...]]] = [
+    # one k for the layers of a token
+    ({"dictionary.top_k_of": "token"}, "dictionary.top_k_of", ("clt", "sae", "layer")),
+    ({**TOGETHER, "dictionary.act_fn": "topk"}, "dictionary.top_k_of", ("topk", "each layer")),
+    ({**TOGETHER, "dictionary.act_fn": "relu"}, "dictionary.top_k_of", ("relu", "no k")),
+    ({**TOGETHER, K: 129}, K, ("129", "128")),
+    ({**TOGETHER, "dictionary.top_k_of": "layer", K: 65}, K, ("65", "64")),
+    ({**TOGETHER, FIRST_K: 129}, FIRST_K, ("129", "128")),
     # the order of a run: of the two names the earlier one comes first
     ({**CLT, INS: LN2[1::-1]}, INS, (f"{LN2[0]} occurs before {LN2[1]}",)),
     ({**CLT, INS: ["blocks.1.hook_resid_pre", LN2[0]]}, INS, (f"{LN2[0]} occurs before blocks.1.hook_resid_pre",)),

@@ -301,7 +301,7 @@ open_tracker(TrackingParams(), stage="train", run_file="data/run.json").log_metr
 
 
 def test_a_project_below_a_folder_with_quotes_and_colons_is_tracked(tmp_path, monkeypatch, capfd):
-    place = tmp_path / "it's \"c:d\" 5% a?b#e"
+    place = tmp_path / 'it\'s "c:d" 5% a?b#e'
     place.mkdir()
     code = (
         "from pipeline.tracking.opening import open_tracker; from pipeline.params.schema import TrackingParams\n"

@@ -177,13 +177,22 @@ def test_figures_of_each_layer_are_reported() -> None:
     observation = each.step(batch, observe=True)
     assert observation is not None
     figures, kept = observation.figures(), batch.mask
+    assert {"grad_norm.W_E", "grad_norm.W_D.0", "grad_norm.W_D.2"} <= set(figures)
+    errors = lengths_of_all = 0.0
     for layer in range(3):
         l0 = (codes.f[kept][:, layer] > 0).sum(-1).double().mean()
         label, r = y[kept][:, layer].double(), x_hat[kept][:, layer].double()
         explained = 1 - (label - r).square().sum() / (label - label.mean(0)).square().sum()
         assert figures[f"l0.{layer}"] == pytest.approx(float(l0))
         assert figures[f"explained_variance.{layer}"] == pytest.approx(float(explained), abs=1e-5)
+        error = sum((label - r).square().sum(-1).sqrt().tolist())
+        lengths = sum(label.square().sum(-1).sqrt().tolist())
+        assert figures[f"l2_norm_error.{layer}"] == pytest.approx(error / len(label), rel=1e-5)
+        assert figures[f"l2_norm_error_ratio.{layer}"] == pytest.approx(error / lengths, rel=1e-5)
+        errors, lengths_of_all = errors + error, lengths_of_all + lengths
     assert figures["l0"] == pytest.approx(sum(figures[f"l0.{layer}"] for layer in range(3)))
+    assert figures["l2_norm_error"] == pytest.approx(errors / (3 * int(kept.sum())), rel=1e-5)
+    assert figures["l2_norm_error_ratio"] == pytest.approx(errors / lengths_of_all, rel=1e-5)
 
 
 @pytest.mark.parametrize("act_fn", ["topk", "batchtopk", "layertopk", "batchlayertopk"])

@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.errors import CheckpointError, ParamsError
 from pipeline.seeding import generator
-from pipeline.training.optimizers import GradientScaler, build_optimizer, clip_gradients_, gradient_norm
+from pipeline.training.optimizers import GradientScaler, build_optimizer, clip_gradients_, global_norm, gradient_norms
 
 BETAS, EPS = (0.5, 0.99), 1e-8
 
@@ -21,16 +21,24 @@ def gradients(steps: int, shape: tuple[int, ...] = (3, 4)) -> list[torch.Tensor]
     return [torch.where(torch.rand(shape, generator=draw) < 0.4, 0.0, g) for g in found]
 
 
-def naive(start: torch.Tensor, grads: list[torch.Tensor], lr: float, sparse: bool, eps: float = EPS) -> torch.Tensor:
+def naive(
+    start: torch.Tensor,
+    grads: list[torch.Tensor],
+    lr: float,
+    sparse: bool,
+    eps: float = EPS,
+    betas: tuple[float, float] = BETAS,
+) -> torch.Tensor:
+    b1, b2 = betas
     w, m, v = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
     for t, grad in enumerate(grads, start=1):
         for i in range(w.numel()):
             g = float(grad.view(-1)[i])
-            m.view(-1)[i] = BETAS[0] * m.view(-1)[i] + (1 - BETAS[0]) * g
-            v.view(-1)[i] = BETAS[1] * v.view(-1)[i] + (1 - BETAS[1]) * g * g
+            m.view(-1)[i] = b1 * m.view(-1)[i] + (1 - b1) * g
+            v.view(-1)[i] = b2 * v.view(-1)[i] + (1 - b2) * g * g
             if sparse and g == 0:
                 continue
-            m_hat, v_hat = float(m.view(-1)[i]) / (1 - BETAS[0] ** t), float(v.view(-1)[i]) / (1 - BETAS[1] ** t)
+            m_hat, v_hat = float(m.view(-1)[i]) / (1 - b1**t), float(v.view(-1)[i]) / (1 - b2**t)
             w.view(-1)[i] -= lr * m_hat / (math.sqrt(v_hat) + eps)
     return w
 
@@ -47,6 +55,22 @@ def test_update_is_the_formula(name: str) -> None:
         optimizer.step(0.01)
     torch.testing.assert_close(parameters["W"].data, naive(start, grads, 0.01, name == "sparseadam"), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(parameters["t"].data, naive(start, grads, 0.001, name == "sparseadam"), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.999), (0.5, 0.99), (0.0, 0.0)])
+@pytest.mark.parametrize("name", ["adam", "sparseadam"])
+def test_the_first_steps_are_those_of_float64(name: str, betas: tuple[float, float]) -> None:
+    """1 - beta^t of the first steps is small: computed in float32, updates of float64 weights would be 1e-5 off."""
+    start = torch.randn(3, 4, generator=generator(1, "tests"), dtype=torch.float64)
+    grads = gradients(3)
+    for steps in (1, 2, 3):
+        parameter = nn.Parameter(start.clone())
+        optimizer = build_optimizer(name, {"W": parameter}, betas=betas, eps=EPS)
+        for grad in grads[:steps]:
+            parameter.grad = grad.clone()
+            optimizer.step(0.01)
+        wanted = naive(start, grads[:steps], 0.01, name == "sparseadam", betas=betas)
+        torch.testing.assert_close(parameter.data, wanted, rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["adam", "sparseadam"])
@@ -106,8 +130,12 @@ def test_clipping_is_global_and_leaves_thresholds_out() -> None:
     parameters = {name: nn.Parameter(torch.zeros(2)) for name in ("W", "b", "t")}
     for name, values in (("W", [3.0, 0.0]), ("b", [0.0, 4.0]), ("t", [100.0, 100.0])):
         parameters[name].grad = torch.tensor(values)
-    norm = gradient_norm(parameters, frozenset({"t"}))
+    parameters["idle"] = nn.Parameter(torch.zeros(2))
+    norms = gradient_norms(parameters)
+    assert {name: float(norm) for name, norm in norms.items()} == pytest.approx({"W": 3.0, "b": 4.0, "t": 2**0.5 * 100})
+    norm = global_norm(norms, frozenset({"t"}))
     assert float(norm) == pytest.approx(5.0)
+    assert float(global_norm({})) == 0.0
     clip_gradients_(parameters, norm, 1.0, frozenset({"t"}))
     torch.testing.assert_close(parameters["W"].grad, torch.tensor([0.6, 0.0]))
     torch.testing.assert_close(parameters["b"].grad, torch.tensor([0.0, 0.8]))

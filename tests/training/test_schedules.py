@@ -70,6 +70,8 @@ def test_the_warm_up_starts_at_its_ratio() -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ParamsError, match=r"lr_scheduler_name.*did you mean 'constantwithwarmup'"):
         LearningRateSchedule("constantwithwarmups", 10)
+    with pytest.raises(ParamsError, match=r"lr_end_ratio: exponentialwarmup.* above 0"):
+        LearningRateSchedule("exponentialwarmup", 10, warm_up=2)
     with pytest.raises(ParamsError, match=r"k_schedule_type.*linear, exponential"):
         KSchedule(4, 10, schedule_type="cosine")
 

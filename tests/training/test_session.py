@@ -101,6 +101,20 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(project: Project, monkeypa
     assert outputs(project) == wanted
 
 
+def test_what_nothing_makes_sparse_is_trained_with_a_line_that_says_so(project: Project) -> None:
+    """The seed's own basic run: relu, no sparsity loss. Stages that train nothing say nothing of it."""
+    project.set(dictionary__act_fn="relu", trainer__auxk_coefficient=None, trainer__k_aux=64)
+    words = ("relu keeps every positive value, and nothing makes it sparse", "trainer.k_aux 64 (auxk_coefficient is null)")
+    for stage in ("initialize", "train", "fold_norm"):
+        outcome = project.run(stage)
+        assert outcome.exit_code == 0, outcome.stderr
+        lines = outcome.stderr.splitlines()
+        for word in words:
+            found = [line for line in lines if word in line]
+            assert len(found) == (stage == "train")
+            assert all(line.startswith("train: ") for line in found)
+
+
 def test_a_dictionary_for_other_parameters_is_refused(project: Project) -> None:
     project.set(dictionary__top_k=5)
     outcome = project.run("train")

@@ -106,6 +106,9 @@ def test_observation_is_written_out() -> None:
     figures = observation.figures()
     fvu = float((x - r.detach()).square().sum() / (x - x.mean(0)).square().sum())
     assert figures["explained_variance"] == pytest.approx(1 - fvu, rel=1e-5)
+    errors = [math.dist(a, b) for a, b in zip(x.tolist(), r.tolist(), strict=True)]
+    assert figures["l2_norm_error"] == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+    assert figures["l2_norm_error_ratio"] == pytest.approx(sum(errors) / sum(math.hypot(*row) for row in x.tolist()), rel=1e-5)
     assert figures["l0"] == pytest.approx(float((codes.f > 0).sum(-1).float().mean()))
     assert figures["top_k"] == 6
     assert figures["lr"] == pytest.approx(0.5e-2)
@@ -249,6 +252,9 @@ def test_the_clipped_norm_leaves_thresholds_out() -> None:
     assert float(grads["log_jumprelu_threshold"].norm()) > 0.02 * observation.figures()["grad_norm"]
     others = [grad.square().sum() for name, grad in grads.items() if name != "log_jumprelu_threshold"]
     assert observation.figures()["grad_norm"] == pytest.approx(float(torch.stack(others).sum().sqrt()), rel=1e-5)
+    each = {f"grad_norm.{name}": float(grad.square().sum().sqrt()) for name, grad in grads.items()}  # before clipping
+    figures = observation.figures()
+    assert {name: value for name, value in figures.items() if name.startswith("grad_norm.")} == pytest.approx(each, rel=1e-5)
     torch.testing.assert_close(gradients(made)["log_jumprelu_threshold"], grads["log_jumprelu_threshold"])
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pipeline.hook_keys import out_of_order, written_before_read
+from pipeline.params.fields import param
 from pipeline.params.kinds.several_hook_points import SeveralHookPointsFields
 from pipeline.params.section import rule
 
@@ -18,10 +19,33 @@ class CrossLayerTranscoderFields(SeveralHookPointsFields):
     WRITES_ELSEWHERE: ClassVar[bool] = True
     DRAWN_BY_BOUNDS: ClassVar[bool] = False
 
+    top_k_of: str = param(
+        "layer",
+        choices=("layer", "token"),
+        about="top_k counts the features of: layer (each, or their mean) | token (all its layers; layertopk, batchlayertopk)",
+    )
+
     @property
     def is_transcoder(self) -> bool:
         """It is."""
         return True
+
+    @property
+    def k_layers(self) -> int:
+        """All layers with top_k_of token."""
+        return self.layers if self.top_k_of == "token" else 1
+
+    @rule("top_k_of")
+    def _k_of_a_token_is_shared(self) -> str | None:
+        if self.top_k_of == "layer" or self.gate.joint_layers or not self.gate.budgeted:
+            return None
+        return f"{self.act_fn} has a budget for each layer; write layer, or let them compete (layertopk, batchlayertopk)"
+
+    @rule("top_k_of", of_files=True)
+    def _k_of_a_token_is_used(self) -> str | None:
+        if self.top_k_of == "layer" or self.gate.budgeted:
+            return None
+        return f"{self.act_fn} has no k; write layer"
 
     @rule("hook_points_out")
     def _one_written_for_each_read(self) -> str | None:

@@ -16,6 +16,12 @@ class CrosscoderFields(SeveralHookPointsFields):
 
     hook_points_in: tuple[str, ...] | None = param(None, form=HOOK_KEY)
     hook_points_out: tuple[str, ...] | None = param(None, form=HOOK_KEY)
+    crosscoder_norm: str = param(
+        "joint",
+        choices=("joint", "sum"),
+        about="decoder norm in gate and losses: joint (the length of all that a feature adds) | sum (of its lengths at the "
+        "hook points, as Lindsey et al. 2024)",
+    )
 
     @rule("hook_points_out")
     def _writes_what_it_reads(self) -> str | None:

@@ -96,6 +96,11 @@ class DictionaryFields(Section, abc.ABC):
         return len(self.hooks_in) if self.HAS_LAYERS else 1
 
     @property
+    def k_layers(self) -> int:
+        """How many layers share one top_k: 1, or L where it counts the features of all layers of a token."""
+        return 1
+
+    @property
     def is_transcoder(self) -> bool:
         """Whether it writes another hook point than the one it reads (kind clt: of each layer)."""
         return False

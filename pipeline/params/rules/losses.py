@@ -19,27 +19,14 @@ def steers_thresholds(dictionary: DictionaryFields, trainer: TrainerParams) -> b
     return steered and dictionary.gate.has_threshold
 
 
-def sparsity_is_asked_for(dictionary: DictionaryFields, trainer: TrainerParams) -> str | None:
-    """A gate without a number of features needs something that closes it; asked of parameter files and of `fit`."""
-    act_fn = dictionary.act_fn
-    asks = trainer.sparsity_loss_type is not None or steers_thresholds(dictionary, trainer)
-    if dictionary.is_topk_family or asks:
-        return None
-    if not dictionary.gate.has_threshold:
-        return (
-            f"{act_fn} keeps every positive value, and nothing makes it sparse; set trainer.sparsity_loss_type (power) and its "
-            "l1_coefficient (with target_l0 and target_l0_mode coefficient for a wanted L0), or act_fn to topk"
-        )
-    return f"nothing makes {act_fn} sparse; set trainer.target_l0, or trainer.sparsity_loss_type and trainer.l1_coefficient"
-
-
 @across("dictionary.top_k")
 def top_k_fits(dictionary: DictionaryFields) -> str | None:
     """No more features can be active than there are."""
-    if dictionary.d_sae and dictionary.is_topk_family and dictionary.top_k > dictionary.d_sae:
-        return (
-            f"{dictionary.top_k} is more than the dictionary's {dictionary.d_sae} features; lower it or raise expansion_factor"
-        )
+    if not dictionary.d_sae or not dictionary.is_topk_family:
+        return None
+    features = dictionary.d_sae * dictionary.k_layers
+    if dictionary.top_k > features:
+        return f"{dictionary.top_k} is more than the dictionary's {features} features; lower it or raise expansion_factor"
     return None
 
 

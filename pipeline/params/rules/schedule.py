@@ -57,14 +57,6 @@ def cool_down_begins_after_the_warm_up(trainer: TrainerParams, activations: Acti
     )
 
 
-@across("trainer.lr_end_ratio")
-def rate_does_not_vanish(trainer: TrainerParams) -> str | None:
-    """0 to any power is 0."""
-    if trainer.lr_scheduler_name != "exponentialwarmup" or trainer.lr_end_ratio > 0:
-        return None
-    return "is 0, so that exponentialwarmup, e^((s - W)/(T - W)), ends the training with the warm-up; give a positive share"
-
-
 @across("trainer.initial_k")
 def k_starts_above_its_end(dictionary: DictionaryFields, trainer: TrainerParams) -> str | None:
     """The k schedule falls from initial_k to top_k."""
@@ -75,9 +67,8 @@ def k_starts_above_its_end(dictionary: DictionaryFields, trainer: TrainerParams)
         return f"only the topk family has a k to schedule; dictionary.act_fn is {dictionary.act_fn}; write null"
     if first < dictionary.top_k:
         return f"{first} is below dictionary.top_k {dictionary.top_k}; the schedule goes down to top_k"
-    if dictionary.d_sae is not None and first > dictionary.d_sae:
-        return f"{first} is more than the dictionary's {dictionary.d_sae} features"
-    return None
+    features = None if dictionary.d_sae is None else dictionary.d_sae * dictionary.k_layers
+    return f"{first} is more than the dictionary's {features} features" if features is not None and first > features else None
 
 
 @across("trainer.k_warmup_steps")

@@ -21,7 +21,7 @@ OF_EACH_HEAD = {"initialize_W_D_with_active_subspace", "initialize_lorsa_with_mh
 
 @dataclass(frozen=True)
 class DrawParams(Section):
-    """How a kind draws its first weights; names and defaults as in OpenMOSS' Language-Model-SAEs."""
+    """How a kind draws its first weights."""
 
     NAME: ClassVar[str] = "initializer"
 

@@ -141,6 +141,12 @@ class TrainerParams(Section):
         """The L0 that thresholds are steered to (target_l0_mode threshold), or None."""
         return self.target_l0 if self.target_l0_mode == "threshold" else None
 
+    @rule("lr_end_ratio")
+    def _rate_does_not_vanish(self) -> str | None:
+        if self.lr_scheduler_name != "exponentialwarmup" or self.lr_end_ratio > 0:
+            return None
+        return "is 0, so that exponentialwarmup, e^((s - W)/(T - W)), ends the training with the warm-up; give a positive share"
+
     @rule("initial_k")
     def _k_schedule_is_used(self) -> str | None:
         changed = "" if self.initial_k is not None else without_effect(TrainerParams, self, K_SCHEDULE)
