@@ -55,8 +55,8 @@ class Across:
     check: Callable[..., str | None]
     sections: tuple[str, ...]
 
-    def __call__(self, params: Any) -> str | None:
-        return self.check(*(getattr(params, name) for name in self.sections))
+    def __call__(self, holder: Any) -> str | None:
+        return self.check(*(getattr(holder, name) for name in self.sections))
 
 
 def across(key: str) -> Callable[[Callable[..., str | None]], Across]:
