@@ -255,9 +255,7 @@ FAULTS = [
         {},
         further_token,
     ),
-    Fault(
-        "tokens missing", "generate_activations", ("tokens.zarr:", "missing", "`dvc repro -s -f tokenize`"), {}, missing_tokens
-    ),
+    Fault("tokens missing", "generate_activations", ("tokens.zarr:", "missing", "`dvc repro tokenize`"), {}, missing_tokens),
     Fault("store missing", "train", ("store", "missing", "`dvc repro -s -f generate`"), {"seed": 1}, remove_store),
     Fault("chunk missing", "train", (f"array '{HOOK}':", "chunk 0", "missing"), {"seed": 1}, remove_chunk),
     Fault("chunk truncated", "train", (f"array '{HOOK}':", "chunk 0", "truncated"), {"seed": 1}, truncate_chunk),

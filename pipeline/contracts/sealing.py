@@ -67,8 +67,8 @@ class Origin:
 
 
 def remake(stage: str) -> str:
-    """What to do about an output of a stage."""
-    return f"run `dvc repro -s -f {stage}`"
+    """What to do about an output of a stage that is lost, altered or of other inputs, which DVC notices."""
+    return f"run `dvc repro {stage}`"
 
 
 def sealed(values: Mapping[str, Any], origin: Origin | None = None) -> dict[str, Any]:

@@ -84,12 +84,12 @@ def test_round_trip_and_trace(tmp_path: Path) -> None:
 
 
 def test_missing_and_damaged_stores(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=saying("none:", "missing", "`dvc repro -s -f tokenize`")):
+    with pytest.raises(DataError, match=saying("none:", "missing", "`dvc repro tokenize`")):
         open_tokens(tmp_path / "none")
     path = tmp_path / "tokens.zarr"
     write_tokens(path, train=split(np.ones((2, 2))), eval=split(np.ones((2, 2))))
     (path / "documents" / "eval.jsonl").unlink()
-    with pytest.raises(DataError, match=saying("eval.jsonl:", "missing", "`dvc repro -s -f tokenize`")):
+    with pytest.raises(DataError, match=saying("eval.jsonl:", "missing", "`dvc repro tokenize`")):
         open_tokens(path)
     (path / "zarr.json").write_text("{}")
     with pytest.raises(DataError, match="damaged"):
