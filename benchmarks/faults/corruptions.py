@@ -1,41 +1,25 @@
 """Damage every file that a stage reads, run the stage, and see whether it says so.
 
 On a tiny project that has run to its end, one file is damaged in one way, the stage is run again in a process of its own, and
-what it wrote is compared with what the undamaged project writes:
-
-    refused     one line and exit code 2
-    harmless    the outputs are the same, byte for byte
-    SILENT      exit code 0, and an output is another one
-    TRACEBACK   anything else
-
-    python -m benchmarks.faults                        # 320 cases, benchmarks/results/faults.md
-    python -m benchmarks.faults --cases 1000 --seed 7
-
-Checkpoints are damaged before a training that goes on from them. Exit status 1: a silent change or a traceback.
+what it wrote is compared with what the undamaged project writes: refused, harmless (the outputs are the same, byte for byte),
+SILENT (exit code 0, and an output is another one) or TRACEBACK (anything else). Checkpoints are damaged before a training that
+goes on from them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import shutil
-import subprocess
-import sys
-import tempfile
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
-from benchmarks.quality import machine
+from benchmarks.faults.cases import HARMLESS, REFUSED, SILENT, TRACEBACK, Case, is_refused, said
+from benchmarks.faults.forked import run_forked, run_stage
+from pipeline.params.reading import read_mapping
 from pipeline.progress import Progress
 from tests.project import STAGES, Project, make_project
 
-RESULTS = Path("benchmarks/results/faults.md")
-VERDICTS = ("refused", "harmless", "SILENT", "TRACEBACK")
 # Stage -> globs of what it reads.
 READS = {
     "tokenize_corpus": ("text.jsonl", "model/*"),
@@ -119,17 +103,6 @@ def zeros(path: Path, draw: random.Random) -> None:
 DAMAGES: tuple[Callable[[Path, random.Random], None], ...] = (flip, flip, digit, digit, cut, empty, lose, append, other, zeros)
 
 
-@dataclass(frozen=True)
-class Case:
-    """One damage and what became of it."""
-
-    stage: str
-    file: str
-    damage: str
-    verdict: str
-    said: str
-
-
 def hashes(project: Path, stage: str) -> dict[str, str]:
     """sha256 of every file that the stage writes."""
     files = [
@@ -140,14 +113,6 @@ def hashes(project: Path, stage: str) -> dict[str, str]:
     ]
     kept = [file for file in files if file.is_file() and not file.name.endswith(NOT_CONTENT)]
     return {file.relative_to(project).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(kept)}
-
-
-def run_stage(project: Path, stage: str) -> tuple[int, str]:
-    """Exit code and stderr of a stage in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "DVC_ROOT": str(project)}
-    command = [sys.executable, "-m", f"stages.{stage}"]
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False, timeout=600)
-    return done.returncode, done.stderr
 
 
 def readable(project: Path, stage: str) -> list[Path]:
@@ -174,67 +139,38 @@ def judge(project: Project, stage: str, wanted: dict[str, str], draw: random.Ran
         file, damage = draw.choice(readable(copy, stage)), draw.choice(DAMAGES)
         damage(file, draw)
         code, stderr = run_stage(copy, stage)
-        errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
-        same = code == 0 and hashes(copy, stage) == wanted
-        refused = code == 2 and len(errors) == 1 and "Traceback" not in stderr
-        verdict = "refused" if refused else "harmless" if same else "SILENT" if code == 0 else "TRACEBACK"
-        said = errors[0] if errors else (stderr.strip().splitlines() or [""])[-1]
-        return Case(stage, file.relative_to(copy).as_posix(), damage.__name__, verdict, said.replace(str(copy), ""))
+        if is_refused(code, stderr):
+            verdict = REFUSED
+        elif code == 0:
+            verdict = HARMLESS if hashes(copy, stage) == wanted else SILENT
+        else:
+            verdict = TRACEBACK
+        return Case(stage, f"{file.relative_to(copy).as_posix()}, {damage.__name__}", verdict, said(stderr, copy))
     finally:
         shutil.rmtree(copy)
 
 
-def report(cases: list[Case], command: str) -> str:
-    """The table of stages and verdicts, and every silent change and traceback."""
-    lines = [
-        "# Damaged files",
-        "",
-        f"`{command}` on {machine()}.",
-        "Each case damages one file that a stage reads (a bit, a digit, the end, all of it, a block of zeros, another",
-        "file in its place, something appended) and runs the stage.",
-        "",
-        f"| stage | {' | '.join(VERDICTS)} |",
-        f"|---|{'---|' * len(VERDICTS)}",
-    ]
+def finished_project(path: Path) -> Project:
+    """A tiny project that has run to its end, made in a process of its own."""
+    code, stderr = run_forked(lambda: make_project(path).set(trainer__n_checkpoints=0).run_all(), path.parent)
+    assert code == 0, stderr
+    return Project(path, read_mapping(path / "params.yaml"))
+
+
+def campaign(count: int, seed: int, work: Path) -> list[Case]:
+    """So many damages in copies of a project in `work`, shared out evenly among the stages."""
+    work.mkdir()
+    project, wanted, found = finished_project(work / "project"), {}, []
     for stage in STAGES:
-        counts = Counter(case.verdict for case in cases if case.stage == stage)
-        lines.append(f"| {stage} | {' | '.join(str(counts[verdict]) for verdict in VERDICTS)} |")
-    counts = Counter(case.verdict for case in cases)
-    lines += [f"| all | {' | '.join(str(counts[verdict]) for verdict in VERDICTS)} |", ""]
-    bad = [case for case in cases if case.verdict in VERDICTS[2:]]
-    lines += [f"- {case.verdict} {case.stage}, {case.file}, {case.damage}: `{case.said[:200]}`" for case in bad]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-@click.command()
-@click.option("--cases", type=click.IntRange(1), default=320, help="Damages, shared out evenly among the stages.")
-@click.option("--seed", type=int, default=0, help="Of the draw of files and damages.")
-@click.option("--stage", "chosen", multiple=True, type=click.Choice(STAGES), help="Only this stage.")
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, help="Where the table goes.")
-def main(cases: int, seed: int, chosen: tuple[str, ...], out: Path) -> None:
-    """Damage files, run stages, count what was said."""
-    stages, found = chosen or STAGES, []
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        project = make_project(work / "project").set(trainer__n_checkpoints=0).run_all()
-        wanted = {}
-        for stage in stages:
-            copy = prepared(project, stage, work / "copy")
-            code, stderr = run_stage(copy, stage)
-            assert code == 0, stderr
-            wanted[stage] = hashes(copy, stage)
-            shutil.rmtree(copy)
-        progress = Progress("faults", cases, unit="cases")
-        for number in range(cases):
-            stage = stages[number % len(stages)]
-            found.append(judge(project, stage, wanted[stage], random.Random(f"{seed} {number}"), work))
-            progress.update(1)
-        progress.close()
-    text = report(found, f"python -m benchmarks.faults --cases {cases} --seed {seed}")
-    out.write_text(text)
-    click.echo(text)
-    sys.exit(any(case.verdict in VERDICTS[2:] for case in found))
-
-
-if __name__ == "__main__":
-    main()
+        copy = prepared(project, stage, work / "copy")
+        code, stderr = run_stage(copy, stage)
+        assert code == 0, stderr
+        wanted[stage] = hashes(copy, stage)
+        shutil.rmtree(copy)
+    progress = Progress("damaged files", count, unit="cases")
+    for number in range(count):
+        stage = STAGES[number % len(STAGES)]
+        found.append(judge(project, stage, wanted[stage], random.Random(f"{seed} {number}"), work))
+        progress.update(1)
+    progress.close()
+    return found

@@ -1,0 +1,1 @@
+"""A campaign of faults: damaged files, senseless parameters, killed processes."""

@@ -1,0 +1,47 @@
+"""What a campaign tries, case by case, and what became of it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+REFUSED, HARMLESS, SILENT, TRACEBACK, KILLED = "refused", "harmless", "SILENT", "TRACEBACK", "OUT OF MEMORY"
+BAD = (SILENT, TRACEBACK, KILLED)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault: the stage (or area) that met it, what was done, the verdict and what was said."""
+
+    area: str
+    fault: str
+    verdict: str
+    said: str
+
+
+def said(stderr: str, project: Path) -> str:
+    """The error line, or the last line of what was said, without the project's place."""
+    lines = stderr.strip().splitlines() or [""]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return re.sub(r"\s+", " ", (errors or lines[-1:])[0].replace(str(project), ""))
+
+
+def is_refused(code: int, stderr: str) -> bool:
+    """Exit code 2, one error line, no traceback: what a user should see of any fault."""
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    return code == 2 and len(errors) == 1 and "Traceback" not in stderr
+
+
+def table(cases: Iterable[Case], verdicts: tuple[str, ...]) -> list[str]:
+    """Markdown: areas and counts of the verdicts, then every bad case."""
+    cases = list(cases)
+    lines = [f"| | {' | '.join(verdicts)} |", f"|---|{'---|' * len(verdicts)}"]
+    for area in dict.fromkeys(case.area for case in cases):
+        counts = Counter(case.verdict for case in cases if case.area == area)
+        lines.append(f"| {area} | {' | '.join(str(counts[verdict]) for verdict in verdicts)} |")
+    counts = Counter(case.verdict for case in cases)
+    lines += [f"| all | {' | '.join(str(counts[verdict]) for verdict in verdicts)} |", ""]
+    return lines + [f"- {c.verdict} {c.area}, {c.fault}: `{c.said[:200]}`" for c in cases if c.verdict in BAD]
