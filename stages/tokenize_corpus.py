@@ -39,6 +39,10 @@ def main(params: str, out: str, metrics: str) -> None:
     tokenizer = tokenizer_info(model.load_tokenizer(), model.name, model.vocab_size)
     if settings.prepend_bos == "auto":
         click.echo(f"tokenize: model.prepend_bos auto: {bos_choice(tokenizer, model.name)}", err=True)
+    if not model.states_tokenizer:
+        click.echo(f"tokenize: {model.directory} has no tokenizer_config.json; the tokenizer is the family's", err=True)
+    if tokenizer.eos is None:
+        click.echo(f"tokenize: nothing marks the end of a document; the tokenizer of {model.name} has no eos token", err=True)
     corpus = documents(loaded.dataset, loaded.demo.text_packages)
     for line in corpus.lines:
         click.echo(f"tokenize: {line}", err=True)

@@ -126,6 +126,7 @@ CASES: dict[str, tuple[Damage, str, tuple[str, ...]]] = {
     ),
     "the model's weights": (lambda d: flip(d.parent / "model/model.safetensors", -9), "evaluate", ("inference/main:", "model")),
     "the model's tokenizer": (lambda d: normalised(d.parent / "model/tokenizer.json"), "generate_activations", ("tokenizer",)),
+    "the tokenizer of the texts": (lambda d: normalised(d.parent / "model/tokenizer.json"), "analyze", ("tokens.zarr", "tokenizer")),
 }  # fmt: skip
 
 

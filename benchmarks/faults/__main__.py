@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from benchmarks.faults import corruptions
-from benchmarks.faults.cases import BAD, HARMLESS, REFUSED, SILENT, TRACEBACK, table
+from benchmarks.faults.cases import BAD, HARMLESS, REFUSED, SAID, SILENT, TRACEBACK, table
 from benchmarks.faults.forked import import_all
 from benchmarks.quality import machine
 
@@ -42,7 +42,7 @@ def main(n_corruptions: int, seed: int, out: Path) -> None:
             "Each case damages one file that a stage reads (a bit, a digit, the end, all of it, a block of zeros, another",
             "file in its place, something appended) and runs the stage.",
             "",
-            *table(cases, (REFUSED, HARMLESS, SILENT, TRACEBACK)),
+            *table(cases, (REFUSED, HARMLESS, SAID, SILENT, TRACEBACK)),
             "",
         ]
     shutil.rmtree(work)

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-REFUSED, HARMLESS, SILENT, TRACEBACK, KILLED = "refused", "harmless", "SILENT", "TRACEBACK", "OUT OF MEMORY"
+REFUSED, HARMLESS, SAID = "refused", "harmless", "said"
+SILENT, TRACEBACK, KILLED = "SILENT", "TRACEBACK", "OUT OF MEMORY"
 BAD = (SILENT, TRACEBACK, KILLED)
 
 

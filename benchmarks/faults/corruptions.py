@@ -2,8 +2,8 @@
 
 On a tiny project that has run to its end, one file is damaged in one way, the stage is run again in a process of its own, and
 what it wrote is compared with what the undamaged project writes: refused, harmless (the outputs are the same, byte for byte),
-SILENT (exit code 0, and an output is another one) or TRACEBACK (anything else). Checkpoints are damaged before a training that
-goes on from them.
+said (an output is another one, and a line that the undamaged run does not print says what was found), SILENT (no such line) or
+TRACEBACK (anything else). Checkpoints are damaged before a training that goes on from them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import hashlib
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.faults.cases import HARMLESS, REFUSED, SILENT, TRACEBACK, Case, is_refused, said
+from benchmarks.faults.cases import HARMLESS, REFUSED, SAID, SILENT, TRACEBACK, Case, is_refused, said
 from benchmarks.faults.forked import run_forked, run_stage
 from pipeline.params.reading import read_mapping
 from pipeline.progress import Progress
@@ -132,7 +133,20 @@ def prepared(project: Project, stage: str, place: Path) -> Path:
     return copy
 
 
-def judge(project: Project, stage: str, wanted: dict[str, str], draw: random.Random, work: Path) -> Case:
+@dataclass(frozen=True)
+class Undamaged:
+    """What a stage does on the undamaged project: {output: sha256}, and the lines that it says."""
+
+    written: dict[str, str]
+    lines: frozenset[str]
+
+
+def spoken(stderr: str) -> frozenset[str]:
+    """The lines that say something: no progress."""
+    return frozenset(line for line in stderr.splitlines() if "% " not in line)
+
+
+def judge(project: Project, stage: str, wanted: Undamaged, draw: random.Random, work: Path) -> Case:
     """Damage one file and run the stage."""
     copy = prepared(project, stage, work / "copy")
     try:
@@ -141,10 +155,12 @@ def judge(project: Project, stage: str, wanted: dict[str, str], draw: random.Ran
         code, stderr = run_stage(copy, stage)
         if is_refused(code, stderr):
             verdict = REFUSED
-        elif code == 0:
-            verdict = HARMLESS if hashes(copy, stage) == wanted else SILENT
-        else:
+        elif code != 0:
             verdict = TRACEBACK
+        elif hashes(copy, stage) == wanted.written:
+            verdict = HARMLESS
+        else:
+            verdict = SAID if spoken(stderr) - wanted.lines else SILENT
         return Case(stage, f"{file.relative_to(copy).as_posix()}, {damage.__name__}", verdict, said(stderr, copy))
     finally:
         shutil.rmtree(copy)
@@ -165,7 +181,7 @@ def campaign(count: int, seed: int, work: Path) -> list[Case]:
         copy = prepared(project, stage, work / "copy")
         code, stderr = run_stage(copy, stage)
         assert code == 0, stderr
-        wanted[stage] = hashes(copy, stage)
+        wanted[stage] = Undamaged(hashes(copy, stage), spoken(stderr))
         shutil.rmtree(copy)
     progress = Progress("damaged files", count, unit="cases")
     for number in range(count):

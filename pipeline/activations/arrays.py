@@ -31,7 +31,7 @@ def read_digests(path: Path) -> dict[int, str]:
     digests = {}
     for line in text.split("\n")[:-1]:
         chunk, _, digest = line.partition(" ")
-        if chunk.isdecimal() and len(digest) == 32:
+        if chunk.isdecimal() and len(chunk) < 20 and len(digest) == 32:
             digests[int(chunk)] = digest
     return digests
 

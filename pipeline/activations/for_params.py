@@ -86,10 +86,10 @@ def generate_for(
         )
         tokens = open_tokens(tokens_path)
         has = tokenizer_digest(stated_model) if tokenizer_digest is not None else None
-        if has != tokens.tokenizer_digest and (has or (alias and tokenizer_digest)):
-            if alias:
-                raise DataError(_OTHER_TOKENIZER.format(alias, model.name, params.model.model_name, tokens_path))
-            raise DataError(f"{tokens_path}: made with another tokenizer than {model.name} has; run `dvc repro tokenize`")
+        if alias and tokenizer_digest is not None and has != tokens.tokenizer_digest:
+            raise DataError(_OTHER_TOKENIZER.format(alias, model.name, params.model.model_name, tokens_path))
+        if has is not None:
+            tokens.check_tokenizer(has, model.name)
         return open_store(generate_store(tokens, facts, lambda: load_model(stated_model), settings, store_root()), wanted)
 
     store = generated(MAIN)

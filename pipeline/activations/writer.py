@@ -65,8 +65,11 @@ class ArrayWriter:
             return False
 
     def _record(self) -> None:
-        lines = "".join(f"{chunk} {self.digests[chunk]}\n" for chunk in sorted(self.digests))
-        write_bytes(self.directory / DIGESTS_FILE, lines.encode())
+        """Write the digests in order, unless they stand so already."""
+        path = self.directory / DIGESTS_FILE
+        lines = "".join(f"{chunk} {self.digests[chunk]}\n" for chunk in sorted(self.digests)).encode()
+        if not path.is_file() or path.read_bytes() != lines:
+            write_bytes(path, lines)
 
     @property
     def pending(self) -> np.ndarray:
@@ -107,10 +110,9 @@ class ArrayWriter:
     def finish(self) -> None:
         """Record the digests in order, then the content digest and complete=true, unless that is so already."""
         about = {"digest": self.digest, "complete": True}
-        if {key: self._array.attrs.get(key) for key in about} == about:
-            return
         self._record()
-        self._array.attrs.update(about)
+        if {key: self._array.attrs.get(key) for key in about} != about:
+            self._array.attrs.update(about)
 
 
 class StoreWriter:

@@ -23,6 +23,7 @@ from pipeline.analysis.loading import load_for_analysis
 from pipeline.analysis.texts import ReadableTexts
 from pipeline.analysis.tracing import AnalysedContexts
 from pipeline.analysis.writing import about_store, write_store
+from pipeline.corpus.tokenization import tokenizer_info
 from pipeline.corpus.tokens import open_tokens
 from pipeline.dictionaries.formats.scopeline import CONFIG_FILE
 from pipeline.errors import Interrupted
@@ -166,6 +167,7 @@ def analyzed(
             params.analysis.split,
         )
         found = load_for_analysis(params, inputs.dictionary, norms=inputs.norms, tokens=store.digest)
+        store.check_tokenizer(tokenizer_info(found.main.tokenizer, found.main.name).digest, found.main.name)
         collection = Collection(
             LanguageModels(found.models), RawDictionary(found.dictionary, found.norms), params.analysis, tokens.n_tokens
         )

@@ -113,6 +113,15 @@ class TokenStore:
         """bool, shape of contexts `tokens` [..., context_size]: False where the id or the position is ignored."""
         return kept_tokens(tokens, self.ignore_token_ids, self.ignore_positions)
 
+    def check_tokenizer(self, digest: str, model: str) -> None:
+        """Refuse a tokenizer of `model` that is another one than the tokens were made with.
+
+        Raises:
+            DataError: its digest differs.
+        """
+        if digest != self.tokenizer_digest:
+            raise DataError(f"{self.path}: made with another tokenizer than {model} has; {_NEXT}")
+
     def trace(self, split: str, context: int, position: int) -> TracedToken:
         """Trace a token of split "train" or "eval" to its text."""
         return {"train": self.train, "eval": self.eval}[split].trace(context, position)

@@ -136,6 +136,11 @@ class ModelSource:
         """Whether a tokenizer lies beside the model; of a hub model it is not known before it is asked for."""
         return not self.is_local or any((self.directory / name).is_file() for name in _TOKENIZER_FILES)
 
+    @property
+    def states_tokenizer(self) -> bool:
+        """Whether a local directory says what its tokenizer is; else transformers takes what is usual in the model's family."""
+        return not self.is_local or (self.directory / "tokenizer_config.json").is_file()
+
     def load_tokenizer(self) -> Any:
         """The tokenizer beside the model.
 

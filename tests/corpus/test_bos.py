@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,3 +111,13 @@ def test_the_stage_says_what_auto_comes_to(project: Project, kind: str) -> None:
     outcome = project.set(model__prepend_bos=False).run("tokenize_corpus")
     assert "prepend_bos" not in outcome.stderr
     assert open_tokens(project.path / "data" / "tokens.zarr").prepend_bos is False
+
+
+def test_what_a_tokenizer_leaves_out_is_said(project: Project) -> None:
+    config = project.path / "model" / "tokenizer_config.json"
+    lines = project.run("tokenize_corpus").stderr
+    assert not {"eos", "tokenizer_config.json"} & set(lines.split())
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "eos_token"}))
+    says(project.run("tokenize_corpus").stderr, "no eos token")
+    config.unlink()
+    says(project.run("tokenize_corpus").stderr, "model has no tokenizer_config.json")
