@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.faults import corruptions
+from benchmarks.faults import corruptions, kills
 from benchmarks.faults.cases import BAD, HARMLESS, REFUSED, SAID, SILENT, TRACEBACK, table
 from benchmarks.faults.forked import import_all
 from benchmarks.quality import machine
@@ -25,13 +25,14 @@ RESULTS = Path("benchmarks/results/faults.md")
 
 @click.command()
 @click.option("--corruptions", "n_corruptions", type=click.IntRange(0), default=320, help="Damaged files; 0: none.")
+@click.option("--kills", "n_kills", type=click.IntRange(0), default=220, help="Killed processes; 0: none.")
 @click.option("--seed", type=int, default=0, help="Of every draw.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, help="Where the tables go.")
-def main(n_corruptions: int, seed: int, out: Path) -> None:
+def main(n_corruptions: int, n_kills: int, seed: int, out: Path) -> None:
     """Run the campaigns and write their tables."""
     import_all()
     work = Path(tempfile.mkdtemp())
-    command = f"python -m benchmarks.faults --corruptions {n_corruptions} --seed {seed}"
+    command = f"python -m benchmarks.faults --corruptions {n_corruptions} --kills {n_kills} --seed {seed}"
     lines, bad = ["# Faults", "", f"`{command}` on {machine()}.", ""], 0
     if n_corruptions:
         cases = corruptions.campaign(n_corruptions, seed, work / "corruptions")
@@ -43,6 +44,19 @@ def main(n_corruptions: int, seed: int, out: Path) -> None:
             "file in its place, something appended) and runs the stage.",
             "",
             *table(cases, (REFUSED, HARMLESS, SAID, SILENT, TRACEBACK)),
+            "",
+        ]
+    if n_kills:
+        cases, killed = kills.campaign(n_kills, seed, work / "kills")
+        bad += sum(case.verdict in BAD for case in cases)
+        lines += [
+            "## Killed processes",
+            "",
+            f"Each case kills a stage once to {kills.MOST_KILLS} times ({killed} kills in all; at named system calls on files of",
+            "the project, at random times), runs it to its end and compares every file of the project with an unbroken run's:",
+            "harmless where all are equal and nothing is left over.",
+            "",
+            *table(cases, (REFUSED, HARMLESS, SILENT, TRACEBACK)),
             "",
         ]
     shutil.rmtree(work)

@@ -228,7 +228,7 @@ def _train(
 def _figures(params: Params, dictionary: Dictionary, source: StoreSource, last: Mapping[str, Any]) -> dict[str, Any]:
     """metrics/train.json: nothing in it depends on time."""
     config = dictionary.config
-    final = {f"final_{key}": value for key, value in last.items() if key not in (names.STEP, names.TOKENS)}
+    final = {f"final_{key}": value for key, value in sorted(last.items()) if key not in (names.STEP, names.TOKENS)}
     return {
         **final,
         "steps": params.total_steps,
