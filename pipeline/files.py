@@ -136,28 +136,35 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def _holders(path: Path) -> list[int]:
+    """The processes that have the file open, as far as one may see them; this one only if it has it open twice."""
+    found = []
+    for handles in Path("/proc").glob("[0-9]*/fd"):
+        pid, times = int(handles.parent.name), 0
+        with contextlib.suppress(OSError):  # the process is another user's, or gone
+            times = sum(handle.exists() and handle.samefile(path) for handle in handles.iterdir())
+        if times > (pid == os.getpid()):
+            found.append(pid)
+    return sorted(found)
+
+
 @contextlib.contextmanager
 def locked(path: str | Path, what: str) -> Iterator[None]:
     """Hold an exclusive lock file for the block; the kernel releases it even after kill -9.
 
     Raises:
-        DataError: another process holds it; the message has its process id.
+        DataError: another process holds it; the message has the processes that have the file open.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as stream:
+    with open(path, "a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            stream.seek(0)
-            holder = stream.read().strip() or "unknown"
+            holders = ", ".join(f"pid {pid}" for pid in _holders(path)) or "not of this machine, or of another user"
             raise DataError(
-                f"{path.parent}: {what} is in use by another process (pid {holder}); wait for it or stop it, then run again"
+                f"{path.parent}: {what} is in use by another process ({holders}); wait for it or stop it, then run again"
             ) from None
-        stream.seek(0)
-        stream.truncate()
-        stream.write(str(os.getpid()))
-        stream.flush()
         yield
 
 

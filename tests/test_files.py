@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -217,10 +218,34 @@ def test_a_lock_names_its_holder_and_ends_with_the_process(tmp_path):
     says(caught.value, f"{path.parent}:", "the store", f"pid {holder.pid}")
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
-    with locked(path, "the store"):
-        assert path.read_text() == str(os.getpid())
-    with locked(path, "the store"):
-        pass
+    for _ in range(2):
+        with locked(path, "the store"):
+            pass
+
+
+def test_a_lock_that_a_child_has_kept_names_the_child(tmp_path):
+    """The process that took it is a zombie, its number that of nobody."""
+    holder = _start(
+        """
+        import os, sys, time
+        from pipeline.files import locked
+        with locked(sys.argv[1], "the store"):
+            if child := os.fork():
+                print(child, flush=True)
+                os._exit(0)
+            time.sleep(600)
+        """,
+        tmp_path / "lock",
+    )
+    child = int(holder.stdout.readline())
+    try:
+        os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(DataError) as caught, locked(tmp_path / "lock", "the store"):
+            pass
+        assert re.findall(r"pid (\d+)", str(caught.value)) == [str(child)]
+    finally:
+        os.kill(child, signal.SIGKILL)
+        holder.communicate()
 
 
 def test_a_lock_is_free_after_an_error(tmp_path):

@@ -52,7 +52,7 @@ def main(n_corruptions: int, n_kills: int, seed: int, out: Path) -> None:
         lines += [
             "## Killed processes",
             "",
-            f"Each case kills a stage once to {kills.MOST_KILLS} times ({killed} kills in all; at named system calls on files of",
+            f"Each case kills a stage one to {kills.MOST_KILLS} times ({killed} kills in all; at named calls on files of",
             "the project, at random times), runs it to its end and compares every file of the project with an unbroken run's:",
             "harmless where all are equal and nothing is left over.",
             "",
