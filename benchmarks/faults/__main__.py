@@ -24,7 +24,7 @@ RESULTS = Path("benchmarks/results/faults.md")
 
 
 @click.command()
-@click.option("--corruptions", "n_corruptions", type=click.IntRange(0), default=320, help="Damaged files; 0: none.")
+@click.option("--corruptions", "n_corruptions", type=click.IntRange(0), default=400, help="Damaged files; 0: none.")
 @click.option("--kills", "n_kills", type=click.IntRange(0), default=220, help="Killed processes; 0: none.")
 @click.option("--seed", type=int, default=0, help="Of every draw.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, help="Where the tables go.")

@@ -9,11 +9,14 @@ TRACEBACK (anything else). Checkpoints are damaged before a training that goes o
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.faults.cases import HARMLESS, REFUSED, SAID, SILENT, TRACEBACK, Case, is_refused, said
 from benchmarks.faults.forked import run_forked, run_stage
@@ -27,13 +30,17 @@ READS = {
     "generate_activations": ("data/tokens.zarr/**/*", "model/*", "data/store/**/*"),
     "compute_norm": ("data/activations.json", "data/store/**/*"),
     "initialize": ("data/activations.json", "data/norms.json", "data/store/**/*"),
-    "train": ("data/activations.json", "data/norms.json", "data/initial/main/*", "data/store/**/*", "data/checkpoints/**/*"),
+    "train": (
+        "data/activations.json", "data/norms.json", "data/initial/main/*", "data/store/**/*", "data/checkpoints/**/*",
+        "data/checkpoints/*/step-*/*", "metrics/*.json",
+    ),
     "fold_norm": ("data/activations.json", "data/norms.json", "data/trained/main/*", "data/store/**/*"),
     "evaluate": (
         "data/inference/main/*", "data/norms.json", "data/norm_statistics.safetensors", "data/tokens.zarr/**/*", "model/*",
     ),
     "analyze": ("data/inference/main/*", "data/norms.json", "data/tokens.zarr/**/*", "model/*"),
 }  # fmt: skip
+TRACKED = ("mlflow.db", "data/run.json", "metrics/*.json", "metrics/*.jsonl")  # where runs are tracked
 WRITES = {
     "tokenize_corpus": ("data/tokens.zarr",),
     "generate_activations": ("data/activations.json", "data/store"),
@@ -116,29 +123,61 @@ def hashes(project: Path, stage: str) -> dict[str, str]:
     return {file.relative_to(project).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(kept)}
 
 
-def readable(project: Path, stage: str) -> list[Path]:
-    """The files that the stage reads."""
-    found = {file for pattern in READS[stage] for file in project.glob(pattern)}
-    return sorted(
-        f for f in found if f.is_file() and not f.name.endswith(NOT_CONTENT) and f.name not in INPUT and f.stat().st_size
-    )
-
-
-def prepared(project: Project, stage: str, place: Path) -> Path:
-    """A copy of the project in which the stage has work to do: a training that goes on from half of it."""
-    copy = project.copy(place).path
-    if stage == "train":
-        for finished in (copy / "data/checkpoints").glob("*/finished"):
-            shutil.rmtree(finished)
-    return copy
-
-
 @dataclass(frozen=True)
-class Undamaged:
-    """What a stage does on the undamaged project: {output: sha256}, and the lines that it says."""
+class Area:
+    """A stage on a project that has all that it reads, and what it does there undamaged.
 
+    Attributes:
+        name: of the area.
+        stage: that is run.
+        project: copied for each case.
+        reads: globs of what is damaged.
+        written: {output: sha256}.
+        lines: that it says.
+    """
+
+    name: str
+    stage: str
+    project: Project
+    reads: tuple[str, ...]
     written: dict[str, str]
     lines: frozenset[str]
+
+    @classmethod
+    def of(cls, project: Project, stage: str, reads: tuple[str, ...], work: Path, name: str = "") -> Area:
+        """Run the stage once, undamaged."""
+        copy = project.copy(work / "copy").path
+        code, stderr = run_stage(copy, stage)
+        assert code == 0, stderr
+        area = cls(name or stage, stage, project, reads, hashes(copy, stage), spoken(stderr))
+        shutil.rmtree(copy)
+        return area
+
+    def readable(self, copy: Path) -> list[Path]:
+        """The files that the stage reads."""
+        found = {file for pattern in self.reads for file in copy.glob(pattern)}
+        return sorted(
+            f for f in found if f.is_file() and not f.name.endswith(NOT_CONTENT) and f.name not in INPUT and f.stat().st_size
+        )
+
+    def case(self, draw: random.Random, work: Path) -> Case:
+        """Damage one file and run the stage."""
+        copy = self.project.copy(work / "copy").path
+        try:
+            file, damage = draw.choice(self.readable(copy)), draw.choice(DAMAGES)
+            damage(file, draw)
+            code, stderr = run_stage(copy, self.stage)
+            if is_refused(code, stderr):
+                verdict = REFUSED
+            elif code != 0:
+                verdict = TRACEBACK
+            elif hashes(copy, self.stage) == self.written:
+                verdict = HARMLESS
+            else:
+                verdict = SAID if spoken(stderr) - self.lines else SILENT
+            return Case(self.name, f"{file.relative_to(copy).as_posix()}, {damage.__name__}", verdict, said(stderr, copy))
+        finally:
+            shutil.rmtree(copy)
 
 
 def spoken(stderr: str) -> frozenset[str]:
@@ -146,47 +185,51 @@ def spoken(stderr: str) -> frozenset[str]:
     return frozenset(line for line in stderr.splitlines() if "% " not in line)
 
 
-def judge(project: Project, stage: str, wanted: Undamaged, draw: random.Random, work: Path) -> Case:
-    """Damage one file and run the stage."""
-    copy = prepared(project, stage, work / "copy")
-    try:
-        file, damage = draw.choice(readable(copy, stage)), draw.choice(DAMAGES)
-        damage(file, draw)
-        code, stderr = run_stage(copy, stage)
-        if is_refused(code, stderr):
-            verdict = REFUSED
-        elif code != 0:
-            verdict = TRACEBACK
-        elif hashes(copy, stage) == wanted.written:
-            verdict = HARMLESS
-        else:
-            verdict = SAID if spoken(stderr) - wanted.lines else SILENT
-        return Case(stage, f"{file.relative_to(copy).as_posix()}, {damage.__name__}", verdict, said(stderr, copy))
-    finally:
-        shutil.rmtree(copy)
-
-
-def finished_project(path: Path) -> Project:
+def finished_project(path: Path, **changes: Any) -> Project:
     """A tiny project that has run to its end, made in a process of its own."""
-    code, stderr = run_forked(lambda: make_project(path).set(trainer__n_checkpoints=0).run_all(), path.parent)
+    code, stderr = run_forked(lambda: make_project(path).set(trainer__n_checkpoints=0, **changes).run_all(), path.parent)
     assert code == 0, stderr
     return Project(path, read_mapping(path / "params.yaml"))
 
 
+def half_trained(project: Project, path: Path) -> Project:
+    """A copy in which the training has been stopped and has left resume points."""
+    copy = project.copy(path)
+    shutil.rmtree(path / "data" / "checkpoints")
+    for log_step in (3, 6):
+        code, stderr = run_stage(path, "train", before=lambda log_step=log_step: _stop_at(log_step))
+        assert code == 130, stderr
+    assert len(list(path.glob("data/checkpoints/*/step-*"))) > 1
+    return copy
+
+
+def _stop_at(log_step: int) -> None:
+    """Send this process SIGTERM when the history's line of a log step is written."""
+    from pipeline.training.checkpoints import History
+
+    add = History.add
+
+    def watched(history: History, *arguments: Any) -> None:
+        add(history, *arguments)
+        if history.file is not None and len(history.file.read_text().splitlines()) == log_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    History.add = watched  # type: ignore[method-assign]
+
+
 def campaign(count: int, seed: int, work: Path) -> list[Case]:
-    """So many damages in copies of a project in `work`, shared out evenly among the stages."""
+    """So many damages in copies of projects in `work`, shared out evenly among the areas."""
     work.mkdir()
-    project, wanted, found = finished_project(work / "project"), {}, []
-    for stage in STAGES:
-        copy = prepared(project, stage, work / "copy")
-        code, stderr = run_stage(copy, stage)
-        assert code == 0, stderr
-        wanted[stage] = Undamaged(hashes(copy, stage), spoken(stderr))
-        shutil.rmtree(copy)
+    project = finished_project(work / "project")
+    areas = [Area.of(project, stage, READS[stage], work) for stage in STAGES if stage != "train"]
+    areas.append(Area.of(half_trained(project, work / "half"), "train", READS["train"], work))
+    tracked = finished_project(work / "tracked", tracking__enabled=True)
+    shutil.rmtree(tracked.path / "data" / "checkpoints")
+    areas += [Area.of(tracked, stage, TRACKED, work, f"{stage}, tracked") for stage in ("train", "evaluate")]
     progress = Progress("damaged files", count, unit="cases")
+    found = []
     for number in range(count):
-        stage = STAGES[number % len(STAGES)]
-        found.append(judge(project, stage, wanted[stage], random.Random(f"{seed} {number}"), work))
+        found.append(areas[number % len(areas)].case(random.Random(f"{seed} {number}"), work))
         progress.update(1)
     progress.close()
     return found

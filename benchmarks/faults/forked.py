@@ -37,7 +37,7 @@ def import_all() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 
 
-def run_forked(job: Callable[[], object], directory: Path, timeout: float = 600) -> tuple[int, str]:
+def run_forked(job: Callable[[], object], directory: Path, timeout: float = 600, stdout: str = os.devnull) -> tuple[int, str]:
     """Run `job` in a child process in `directory`; its exit code (minus the signal that killed it) and its stderr.
 
     The child ends as the interpreter would: with the parent's own atexit functions too, so that temporary directories of the
@@ -46,14 +46,19 @@ def run_forked(job: Callable[[], object], directory: Path, timeout: float = 600)
     with tempfile.TemporaryFile() as stderr:
         child = os.fork()
         if child == 0:
-            _be_child(job, directory, stderr.fileno())
+            _be_child(job, directory, stderr.fileno(), stdout)
         code = _wait(child, timeout)
         stderr.seek(0)
         return code, stderr.read().decode(errors="replace")
 
 
 def run_stage(
-    project: Path, stage: str, *arguments: str, before: Callable[[], object] = lambda: None, timeout: float = 600
+    project: Path,
+    stage: str,
+    *arguments: str,
+    before: Callable[[], object] = lambda: None,
+    timeout: float = 600,
+    stdout: str = os.devnull,
 ) -> tuple[int, str]:
     """Exit code and stderr of a stage; `before` is called in its process first, to set limits or traps."""
 
@@ -62,16 +67,16 @@ def run_stage(
         before()
         importlib.import_module(f"stages.{stage}").main(list(arguments), prog_name=f"stages.{stage}")
 
-    return run_forked(job, project, timeout)
+    return run_forked(job, project, timeout, stdout)
 
 
-def _be_child(job: Callable[[], object], directory: Path, stderr: int) -> None:
+def _be_child(job: Callable[[], object], directory: Path, stderr: int, stdout: str) -> None:
     """Run and end the process, as the interpreter would."""
     code = 1
     try:
         os.setsid()
         os.dup2(stderr, 2)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(stdout, os.O_WRONLY | os.O_CREAT), 1)
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         sys.stdout = os.fdopen(1, "w", closefd=False)
         os.chdir(directory)
@@ -84,6 +89,7 @@ def _be_child(job: Callable[[], object], directory: Path, stderr: int) -> None:
     finally:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
