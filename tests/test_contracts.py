@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.contracts.file_digests import CheckedFiles, write_manifest
+from pipeline.contracts.manifests import CheckedFiles, write_manifest
 from pipeline.contracts.sealing import DIGEST, Origin, sealed, unsealed
 from pipeline.errors import DataError
 from tests.messages import says

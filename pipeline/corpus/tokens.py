@@ -20,7 +20,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from pipeline.contracts.file_digests import CheckedFiles, write_manifest
+from pipeline.contracts.manifests import CheckedFiles, write_manifest
 from pipeline.contracts.sealing import Origin, remake
 from pipeline.corpus.document import Document
 from pipeline.corpus.packing import FIELDS, NO_CHARACTERS, PackedSplit, kept_tokens
