@@ -20,6 +20,7 @@ from pipeline.analysis.feature_columns import (
     FEATURES,
     INACTIVE,
     NEXT,
+    ROUNDING,
     TOP,
     Column,
     arrow_type,
@@ -113,7 +114,7 @@ def check_store(store: FeatureStore) -> None:
         for row, wrong in _feature_faults(features, first, about["feature_shape"]):
             raise _fault(store, FEATURES, f"row {first + row}: {wrong}")
         _check_rows(store, CONTEXTS, contexts, CONTEXT_COLUMNS, bounds, first_context)
-        for row, wrong in _context_faults(contexts, range(first, last)):
+        for row, wrong in _context_faults(contexts, first, _numbers(features, "max_activation")):
             raise _fault(store, CONTEXTS, f"row {first_context + row}: {wrong}")
         first, first_context = last, first_context + contexts.num_rows
 
@@ -171,13 +172,15 @@ def _feature_faults(table: pa.Table, first: int, shape: list[int]) -> Iterator[t
                 yield row, f"{key} {got!r}, wanted {due!r}"
 
 
-def _context_faults(table: pa.Table, features: range) -> Iterator[tuple[int, str]]:
-    """(row, fault) of contexts of other features than `features`, and of what does not fit the window's tokens."""
+def _context_faults(table: pa.Table, first: int, largest: np.ndarray) -> Iterator[tuple[int, str]]:
+    """(row, fault) of contexts that are not of the features from `first` on, whose largest activations are `largest` [n], and
+    of what does not fit the window's tokens.
+    """
     index = _numbers(table, "feature")
-    foreign = (index < features.start) | (index >= features.stop)
+    foreign = (index < first) | (index >= first + len(largest))
     if foreign.any():
         row = int(foreign.argmax())
-        yield row, f"feature {index[row]}, wanted one of its block, {features.start} to {features.stop - 1}"
+        yield row, f"feature {index[row]}, wanted one of its block, {first} to {first + len(largest) - 1}"
     fallen = np.diff(index) < 0
     if fallen.any():
         row = int(fallen.argmax()) + 1
@@ -204,8 +207,31 @@ def _context_faults(table: pa.Table, features: range) -> Iterator[tuple[int, str
     if (peaks >= lengths["tokens"]).any():
         row = int((peaks >= lengths["tokens"]).argmax())
         yield row, f"peak {peaks[row]} in a window of {lengths['tokens'][row]} tokens"
+    yield from _activation_faults(table, bands, largest[index - first])
     for start, end in _IN_ORDER:
         before = _numbers(table, end) < _numbers(table, start)
         if before.any():
             row = int(before.argmax())
             yield row, f"{end} {_numbers(table, end)[row]} before {start} {_numbers(table, start)[row]}"
+
+
+def _activation_faults(table: pa.Table, bands: pa.Array, largest: np.ndarray) -> Iterator[tuple[int, str]]:
+    """(row, fault) of activations that are not the window's at its peak, or not of the feature: `largest` [n] is its largest.
+
+    So contexts under the number of another feature are noticed.
+    """
+    names, codes = bands.dictionary.to_pylist(), bands.indices.to_numpy(zero_copy_only=False)
+    active = np.array([name != INACTIVE for name in names], dtype=bool)[codes]
+    best = np.array([name == TOP for name in names], dtype=bool)[codes] & (_numbers(table, "place") == 0)
+    values, windows = _numbers(table, "activation"), _whole(table, "activations")
+    starts = windows.value_lengths().to_numpy(zero_copy_only=False).cumsum(dtype=np.int64)
+    starts = np.concatenate([[0], starts[:-1]]) if len(starts) else starts
+    there = windows.flatten().to_numpy(zero_copy_only=False)[starts + _numbers(table, "peak")]
+    other = active & ~np.isclose(values, there, rtol=ROUNDING)
+    if other.any():
+        row = int(other.argmax())
+        yield row, f"activation {values[row]:g}, but {there[row]:g} at the window's peak"
+    beyond = active & (values > largest + ROUNDING * np.abs(largest)) | best & ~np.isclose(values, largest, rtol=ROUNDING)
+    if beyond.any():
+        row = int(beyond.argmax())
+        yield row, f"activation {values[row]:g} of a feature whose largest is {largest[row]:g}"
