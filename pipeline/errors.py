@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+LONGEST = 4000  # characters of a fault
+
 
 class PipelineError(Exception):
     """Something outside the code is wrong: parameters, data, checkpoints, numbers, the machine.
@@ -51,11 +53,14 @@ class Interrupted(PipelineError):
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks, and with the escapes of what cannot be printed (control characters, half surrogates)."""
+    """The text without line breaks, and with the escapes of what cannot be printed (control characters, half surrogates).
+
+    Of one longer than LONGEST the middle is left out: where it begins is the place, where it ends what to do.
+    """
     joined = " ".join(part for line in text.splitlines() if (part := line.strip()))
-    if joined.isprintable():
-        return joined
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+    if not joined.isprintable():
+        joined = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+    return joined if len(joined) <= LONGEST else f"{joined[: LONGEST // 2]} ... {joined[-LONGEST // 2 :]}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
