@@ -11,17 +11,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
-
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
 
 INPUT_SECONDS = 30  # of one input, on a busy machine
 INPUT_BYTES = 2 * 2**30  # that one input may ask of memory
 LONGEST = 5000  # characters of a fault
-ROUND = 50  # inputs of one seed
 
 
 @dataclass(frozen=True)
@@ -30,14 +27,14 @@ class Target:
 
     Attributes:
         name: of it.
-        cases: strategy of changed documents.
+        case: draws a changed document.
         write: puts a case into an empty folder.
         read: reads that folder as the pipeline does.
         whole: the cases that are not changed; each must be read.
     """
 
     name: str
-    cases: st.SearchStrategy[Any]
+    case: Callable[[Random], Any]
     write: Callable[[Path, Any], None]
     read: Callable[[Path], object]
     whole: tuple[Any, ...]
@@ -49,7 +46,7 @@ class Hunt:
 
     Attributes:
         inputs: how many were read. refused: how many of them with faults.
-        finds: {kind of find and place: (round, case and traceback)}; each kind once.
+        finds: {kind of find and place: (number of the input, case and traceback)}; each kind once.
         slowest: seconds of the slowest input.
     """
 
@@ -113,25 +110,13 @@ def _is_one_line(fault: str) -> bool:
     return 0 < len(fault) <= LONGEST and fault.isprintable()
 
 
-def hunt(target: Target, seconds: float, first_round: int = 0) -> Hunt:
-    """Rounds of ROUND inputs, each of its own seed, until the time is over."""
-    found, end, number = Hunt(), time.monotonic() + seconds, first_round
+def hunt(target: Target, seconds: float, first: int = 0) -> Hunt:
+    """Inputs, each of its own number, until the time is over."""
+    found, end, number = Hunt(), time.monotonic() + seconds, first
     while time.monotonic() < end:
-
-        @seed(number)
-        @settings(
-            max_examples=ROUND,
-            database=None,
-            deadline=None,
-            derandomize=False,
-            phases=(Phase.generate,),
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(target.cases)
-        def one_round(case: Any, number: int = number) -> None:
-            if time.monotonic() < end and (find := find_in(target, case, found)) is not None:
-                found.finds.setdefault(find[0], (number, f"{case!r:.3000}\n{find[1]}"))
-
-        one_round()
+        case = target.case(Random(f"{target.name} {number}"))
+        find = find_in(target, case, found)
+        if find is not None:
+            found.finds.setdefault(find[0], (number, f"{case!r:.3000}\n{find[1]}"))
         number += 1
     return found

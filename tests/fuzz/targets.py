@@ -10,12 +10,12 @@ import lzma
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from hypothesis import strategies as st
 
 from pipeline.analysis.feature_columns import CONTEXTS, FEATURES
 from pipeline.analysis.feature_tables import FeatureStore
@@ -84,14 +84,17 @@ def toml(values: Mapping[str, Any], place: str = "") -> str:
 def params() -> Target:
     whole = read_mapping(REPOSITORY / "params.yaml")
     text = {"params.yaml": partial(yaml.safe_dump, sort_keys=False), "params.json": json.dumps, "params.toml": toml}
-    cases = [written(whole, to_text).map(partial(one_file, name)) for name, to_text in text.items()]
+
+    def case(draw: Random) -> Files:
+        name = draw.choice(list(text))
+        return one_file(name, written(draw, whole, text[name]))
 
     def read(folder: Path) -> None:
         for path in folder.iterdir():
             load_params(path)
 
     kept = tuple(one_file(name, to_text(whole).encode()) for name, to_text in text.items())
-    return Target("params", st.one_of(cases), put_files, read, kept)
+    return Target("params", case, put_files, read, kept)
 
 
 def resealed(config: Any, weights: bytes) -> bytes:
@@ -105,37 +108,29 @@ def resealed(config: Any, weights: bytes) -> bytes:
         return b"{}"
 
 
-def header_changed(weights: bytes) -> st.SearchStrategy[bytes]:
+def header_changed(draw: Random, weights: bytes) -> bytes:
     """A safetensors file with another header."""
     size = int.from_bytes(weights[:8], "little")
-
-    def content(header: Any) -> bytes:
-        text = json.dumps(header).encode()
-        return len(text).to_bytes(8, "little") + text + weights[8 + size :]
-
-    return changed(json.loads(weights[8 : 8 + size])).map(content)
+    text = json.dumps(changed(draw, json.loads(weights[8 : 8 + size]))).encode()
+    return len(text).to_bytes(8, "little") + text + weights[8 + size :]
 
 
 def dictionary(seeds: Path) -> Target:
-    whole, cases = [], []
+    whole = []
     for fields in DICTIONARIES:
-        made = build_dictionary({**fields, "d_in": 4, "d_sae": 8})
-        made.save(seeds / fields["kind"])
-        files = read_from(seeds / fields["kind"])
-        config, weights = json.loads(files["config.json"]), files["weights.safetensors"]
-        whole.append(tuple(files.items()))
+        build_dictionary({**fields, "d_in": 4, "d_sae": 8}).save(seeds / fields["kind"])
+        whole.append(tuple(read_from(seeds / fields["kind"]).items()))
 
-        def case(config: Any, weights: bytes) -> Files:
-            return ("config.json", resealed(config, weights)), ("weights.safetensors", weights)
-
-        other_weights = st.one_of(header_changed(weights), corrupted(weights))
-        cases += [
-            changed(config).map(lambda config, weights=weights, case=case: case(config, weights)),
-            other_weights.map(lambda weights, config=config, case=case: case(json.loads(json.dumps(config)), weights)),
-            st.tuples(corrupted(files["config.json"]), st.just(weights)).map(
-                lambda pair: (("config.json", pair[0]), ("weights.safetensors", pair[1]))
-            ),
-        ]
+    def case(draw: Random) -> Files:
+        files = dict(draw.choice(whole))
+        config, weights = files["config.json"], files["weights.safetensors"]
+        what = draw.choice(("config", "config", "config", "bytes", "header", "weights"))
+        if what == "bytes":
+            return ("config.json", corrupted(draw, config)), ("weights.safetensors", weights)
+        if what != "config":
+            weights = (header_changed if what == "header" else corrupted)(draw, weights)
+        values = changed(draw, json.loads(config)) if what == "config" else json.loads(config)
+        return ("config.json", resealed(values, weights)), ("weights.safetensors", weights)
 
     def read(folder: Path) -> None:
         config = read_config(folder)
@@ -144,39 +139,35 @@ def dictionary(seeds: Path) -> Target:
         training_rows(config.to_dict())
         massive_line({"evaluated_tokens": 10.0, "massive_tokens": 1.0}, config.norms)
 
-    return Target("dictionary", st.one_of(cases), put_files, read, tuple(whole))
+    return Target("dictionary", case, put_files, read, tuple(whole))
 
 
-def table_changed(content: bytes) -> st.SearchStrategy[bytes]:
-    """A Parquet file in whose rows, columns or metadata something is another; changes that no column can hold change nothing."""
+def table_changed(draw: Random, content: bytes) -> bytes:
+    """A Parquet file in whose metadata, or in one of its rows, something is another; changes that no column can hold change nothing."""
     table = pq.read_table(pa.BufferReader(content))
-    rows = {"rows": table.to_pylist()[:12], "about": json.loads((table.schema.metadata or {}).get(b"scopeline", b"{}"))}
+    at = min(3, len(table) - 1)
+    row = {"row": table.slice(at, 1).to_pylist(), "about": json.loads((table.schema.metadata or {}).get(b"scopeline", b"{}"))}
 
-    def rebuilt(document: Any) -> bytes:
-        try:
-            schema = table.schema.with_metadata({b"scopeline": json.dumps(document["about"]).encode()})
-            found = pa.Table.from_pylist(document["rows"], schema=schema)
-        except (TypeError, ValueError, KeyError, AttributeError, OverflowError, pa.ArrowException):
-            found = table
-        sink = pa.BufferOutputStream()
-        pq.write_table(found, sink)
-        return sink.getvalue().to_pybytes()
-
-    return changed(rows, most=2).map(rebuilt)
+    document = changed(draw, row, most=2)
+    try:
+        schema = table.schema.with_metadata({b"scopeline": json.dumps(document["about"]).encode()})
+        other = pa.Table.from_pylist(document["row"], schema=schema)
+        parts = [part.replace_schema_metadata(schema.metadata) for part in (table.slice(0, at), other, table.slice(at + 1))]
+        table = pa.concat_tables(parts)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, pa.ArrowException):
+        pass
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
 
 
 def features(seeds: Path) -> Target:
     synthetic.make_store(seeds / "features", 12, contexts=1, hooks=2, sources=True)
     whole = read_from(seeds / "features")
 
-    def case(name: str, content: bytes) -> Files:
-        return tuple({**whole, name: content}.items())
-
-    cases = [
-        strategy.map(partial(case, name))
-        for name in (FEATURES, CONTEXTS)
-        for strategy in (table_changed(whole[name]), corrupted(whole[name]))
-    ]
+    def case(draw: Random) -> Files:
+        name, change = draw.choice((FEATURES, CONTEXTS)), draw.choice((table_changed, table_changed, corrupted))
+        return tuple({**whole, name: change(draw, whole[name])}.items())
 
     def read(folder: Path) -> None:
         store, table = FeatureStore(folder), Table()
@@ -188,7 +179,7 @@ def features(seeds: Path) -> Target:
         packed(table.packed())
         store.contexts(1)
 
-    return Target("features", st.one_of(cases), put_files, read, (tuple(whole.items()),))
+    return Target("features", case, put_files, read, (tuple(whole.items()),))
 
 
 def corpus() -> Target:
@@ -201,20 +192,25 @@ def corpus() -> Target:
     texts["a.json"] = json.dumps(records).encode()
     whole = [one_file(f"{name}{suffix}", pack(content)) for name, content in texts.items() for suffix, pack in PACKED.items()]
     whole.append(one_file("a.parquet", parquet))
-    cases = [corrupted(content).map(partial(one_file, name)) for ((name, content),) in whole]
-    cases += [corrupted(content).map(partial(one_file, name)) for name, content in texts.items()]
-    cases += [
-        written(records, json.dumps).map(partial(one_file, "a.json")),
-        written(records, lambda rows: "\n".join(map(json.dumps, rows))).map(partial(one_file, "a.jsonl")),
-        table_changed(parquet).map(partial(one_file, "a.parquet")),
-    ]
+    changes: dict[str, Callable[[Random], bytes]] = {
+        "a.json": lambda draw: written(draw, records, json.dumps),
+        "a.jsonl": lambda draw: written(draw, records, lambda rows: "\n".join(map(json.dumps, rows))),
+        "a.parquet": lambda draw: table_changed(draw, parquet),
+    }
+
+    def case(draw: Random) -> Files:
+        if draw.random() < 0.5:
+            name = draw.choice(list(changes))
+            return one_file(name, changes[name](draw))
+        ((name, content),) = draw.choice(whole)
+        return one_file(name, corrupted(draw, content))
 
     def read(folder: Path) -> None:
         for path in folder.iterdir():
             for _ in local_documents(path, "text"):
                 pass
 
-    return Target("corpus", st.one_of(cases), put_files, read, tuple(whole))
+    return Target("corpus", case, put_files, read, tuple(whole))
 
 
 def metrics() -> Target:
@@ -238,9 +234,10 @@ def metrics() -> Target:
         return "".join(json.dumps(row) + "\n" for row in rows)
 
     text = {names[0]: json.dumps, names[1]: in_lines, names[2]: sealed_again, names[3]: json.dumps}
-    cases = [
-        written(document, text[name]).map(partial(one_file, name)) for name, document in zip(names, documents, strict=True)
-    ]
+
+    def case(draw: Random) -> Files:
+        name, document = draw.choice(list(zip(names, documents, strict=True)))
+        return one_file(name, written(draw, document, text[name]))
 
     def read(folder: Path) -> None:
         if (folder / "evaluation.json").exists():
@@ -256,7 +253,7 @@ def metrics() -> Target:
         read_run_id(folder / "run.json")
 
     whole = tuple(one_file(name, text[name](document).encode()) for name, document in zip(names, documents, strict=True))
-    return Target("metrics", st.one_of(cases), put_files, read, whole)
+    return Target("metrics", case, put_files, read, whole)
 
 
 def targets(seeds: Path) -> tuple[Target, ...]:
