@@ -18,21 +18,20 @@ def read_metrics(path: str | Path, what: str, next_action: str, wanted: Iterable
         path: of the file.
         what: it should be.
         next_action: what to do where it is not.
-        wanted: metrics that must be numbers; one that the evaluation has of ordinary tokens counts (see
-            :func:`pipeline.metric_names.ordinary`).
+        wanted: metrics that must be there, and everything else be a number or null with them; one that the evaluation has of
+            ordinary tokens counts (see :func:`pipeline.metric_names.ordinary`).
 
     Raises:
         DataError: the file is missing or damaged, lacks one that is wanted, or has a number that is not finite.
     """
-    found = read_object(path, what, next_action)
-    for key, value in names.flatten(found):
-        if isinstance(value, int | float) and not isinstance(value, bool) and not is_number(value):
+    found, wanted = read_object(path, what, next_action), tuple(wanted)
+    for key, value in found.items() if wanted else names.flatten(found):
+        other = value is None if wanted else isinstance(value, bool) or not isinstance(value, int | float)
+        if not (other or is_number(value)):
             raise DataError(f"{path}: {what}: {key} is {float_text(value)}, wanted a finite number; {next_action}")
     for name in wanted:
-        key = names.ordinary(found, name)
-        if not is_number(found.get(key)):
-            got = "is missing" if key not in found else f"is {found[key]!r}, wanted a number"
-            raise DataError(f"{path}: {what}: {name} {got}; {next_action}")
+        if found.get(names.ordinary(found, name)) is None:
+            raise DataError(f"{path}: {what}: {name} is missing; {next_action}")
     return found
 
 
