@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from pipeline.analysis.analyze import Inputs, analyze
+from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.corpus.document import Document
 from pipeline.corpus.packing import PackedSplit
 from pipeline.corpus.tokens import open_tokens, write_tokens
@@ -84,7 +85,7 @@ def main(features: int, tokens: int) -> None:
         store_seconds, store_memory = time.monotonic() - begin, gigabytes()
         begin = time.monotonic()
         overview = {**DENSE, "hooks": [hook], "shape": [features], "edges": [1.0, 2.0]}
-        write_dashboard(place / "dashboard", place / "features", overview)
+        write_dashboard(place / "dashboard", FeatureStore(place / "features"), overview)
         page_seconds, memory = time.monotonic() - begin, gigabytes()
         sizes = [megabytes(place / name) for name in ("features", "dashboard")]
     lines = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import sys
 from collections.abc import Callable
@@ -11,22 +10,12 @@ from typing import Any
 import click
 
 from pipeline.errors import PipelineError
+from pipeline.foreign import full_disk
 
 
 def _fail(message: str, code: int) -> None:
     click.echo("\n".join(f"error: {line}" for line in message.splitlines()), err=True)
     sys.exit(code)
-
-
-def _full_disk(error: BaseException | None) -> str | None:
-    """`<path>: ` (or nothing, if it is not known) where the error, or what it was raised from, is a full disk; else None."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"{error.filename}: " if error.filename else ""
-        if not isinstance(error, OSError) and "No space left on device" in str(error):  # libraries that are not Python
-            return ""
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return None
 
 
 def stage_command(function: Callable[..., Any]) -> click.Command:
@@ -45,7 +34,7 @@ def stage_command(function: Callable[..., Any]) -> click.Command:
         except KeyboardInterrupt:
             _fail("interrupted; run the same command again to go on", 130)
         except Exception as error:
-            full = _full_disk(error)
+            full = full_disk(error)
             if full is None:
                 raise
             _fail(f"{full}no space left on the device; free some, then run the same command again", 2)

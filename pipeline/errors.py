@@ -10,19 +10,28 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+LONGEST = 4000  # characters of a fault
+
 
 class PipelineError(Exception):
-    """Something outside the code is wrong: parameters, data, checkpoints, numbers, the machine."""
+    """Something outside the code is wrong: parameters, data, checkpoints, numbers, the machine.
+
+    Args:
+        faults: a complete sentence for each; whatever a name, a file or another library has put into it, it becomes one line.
+    """
 
     exit_code = 2
 
+    def __init__(self, faults: str | Sequence[str]) -> None:
+        self.faults = [one_line(fault) for fault in ([faults] if isinstance(faults, str) else faults)]
+        super().__init__("\n".join(self.faults))
+
+    def __reduce__(self) -> tuple[type[PipelineError], tuple[list[str]]]:
+        return type(self), (self.faults,)
+
 
 class ParamsError(PipelineError):
-    """One or more parameters are wrong; `faults` has one complete sentence for each."""
-
-    def __init__(self, faults: str | Sequence[str]) -> None:
-        self.faults = [faults] if isinstance(faults, str) else list(faults)
-        super().__init__("\n".join(self.faults))
+    """One or more parameters are wrong."""
 
 
 class DataError(PipelineError):
@@ -41,6 +50,17 @@ class Interrupted(PipelineError):
     """The user stopped the run; what was done so far is saved."""
 
     exit_code = 130
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks, and with the escapes of what cannot be printed (control characters, half surrogates).
+
+    Of one longer than LONGEST the middle is left out: where it begins is the place, where it ends what to do.
+    """
+    joined = " ".join(part for line in text.splitlines() if (part := line.strip()))
+    if not joined.isprintable():
+        joined = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+    return joined if len(joined) <= LONGEST else f"{joined[: LONGEST // 2]} ... {joined[-LONGEST // 2 :]}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -7,6 +7,7 @@ import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -87,24 +88,72 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def read_json(path: str | Path, what: str, next_action: str = "") -> Any:
-    """Read JSON; a missing or damaged file is a :class:`DataError` that names `what` it should have been.
+def read_bytes(path: str | Path, what: str, next_action: str = "") -> bytes:
+    """The content of a file.
 
     Raises:
-        DataError: the file is missing or is not JSON.
+        DataError: it is missing or cannot be read; the message names `what` it should have been and says what to do.
     """
-    path = Path(path)
     hint = f"; {next_action}" if next_action else ""
     try:
-        return json.loads(path.read_text())
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: {what} is missing{hint}") from None
     except IsADirectoryError:
         raise DataError(f"{path}: {what} should be a file, got a directory{hint}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: {what} is damaged ({error}){hint}") from None
     except OSError as error:
         raise DataError(f"{path}: {what} cannot be read ({error.strerror}){hint}") from None
+
+
+def read_json(path: str | Path, what: str, next_action: str = "") -> Any:
+    """Read JSON; see :func:`read_bytes`.
+
+    Raises:
+        DataError: the file is missing or is not JSON.
+    """
+    return parse_json(read_bytes(path, what, next_action), f"{path}: {what}", next_action)
+
+
+def parse_json(content: bytes, what: str, next_action: str = "") -> Any:
+    """The value that UTF-8 JSON states.
+
+    Raises:
+        DataError: `content` is no JSON; the message begins with `what` it should have been.
+    """
+    try:
+        return json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{what} is damaged ({error})" + (f"; {next_action}" if next_action else "")) from None
+
+
+def read_object(path: str | Path, what: str, next_action: str = "") -> dict[str, Any]:
+    """Read a JSON file that holds an object; see :func:`read_bytes`.
+
+    Raises:
+        DataError: the file is missing, is not JSON, or holds something else.
+    """
+    return json_object(read_json(path, what, next_action), f"{path}: {what}", next_action)
+
+
+def json_object(value: Any, what: str, next_action: str = "") -> dict[str, Any]:
+    """The value of a JSON file, if it is an object.
+
+    Raises:
+        DataError: it is none; the message begins with `what` it should have been.
+    """
+    if not isinstance(value, dict):
+        kinds = {list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
+        hint = f"; {next_action}" if next_action else ""
+        raise DataError(f"{what} should be an object, got {kinds.get(type(value), type(value).__name__)}{hint}")
+    return value
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a file is a number, finite and not too large for a float."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 @contextlib.contextmanager

@@ -8,8 +8,10 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 PACKAGES = (
     "torch", "transformers", "transformer-lens", "datasets", "tokenizers", "numpy", "safetensors", "zarr", "dvc", "mlflow",
@@ -68,3 +70,9 @@ def provenance_tags() -> dict[str, str]:
         **{f"version.{name}": found for name, found in versions().items()},
     }
     return {name: value for name, value in tags.items() if value}
+
+
+def section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An object in a dictionary's provenance, which anybody may have written; empty where there is none."""
+    found = values.get(key)
+    return found if isinstance(found, Mapping) else {}

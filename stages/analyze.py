@@ -28,6 +28,7 @@ from pipeline.command import stage_command
 def main(params: str, inference: str, tokens: str, features: str, dashboard: str, run: str, **figures: str) -> None:
     """Collect contexts, densities, logits and neighbours of every feature, and draw the dashboard."""
     from pipeline.analysis.analyze import Inputs, analyzed
+    from pipeline.analysis.feature_tables import FeatureStore
     from pipeline.dashboard.folder import SINGLE_PAGE, write_dashboard
     from pipeline.dashboard.overview import OverviewFiles, check_files, overview
     from pipeline.params.loader import load_params
@@ -38,8 +39,8 @@ def main(params: str, inference: str, tokens: str, features: str, dashboard: str
     files = OverviewFiles(place, **{name: Path(path) for name, path in figures.items()})
     check_files(files)
     with analyzed(loaded, Inputs(place, tokens, figures["norms"]), features):
-        single = loaded.analysis.single_page_features
-        write_dashboard(dashboard, features, overview(features, files, loaded), single=single)
+        store, single = FeatureStore(features), loaded.analysis.single_page_features
+        write_dashboard(dashboard, store, overview(store, files, loaded), single=single)
         with open_tracker(loaded.tracking, stage="analyze", run_file=Path(run)) as tracker:
             if single:
                 tracker.log_artifact(Path(dashboard) / SINGLE_PAGE, "dashboard")

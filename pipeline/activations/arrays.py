@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.activations.schema import DIGESTS_FILE, REGENERATE, ArrayLayout, as_bytes
 from pipeline.activations.vectored import read_rows_to
 from pipeline.errors import DataError
-from pipeline.files import read_json
+from pipeline.files import json_object, read_object
 
 
 def read_digests(path: Path) -> dict[int, str]:
@@ -55,7 +55,7 @@ class ArrayReader:
     def __init__(self, directory: Path, layout: ArrayLayout) -> None:
         self.directory, self.layout = directory, layout
         about = read_node(directory, f"array '{layout.name}' of the activation store")
-        if about.get("attributes", {}).get("complete") is not True:
+        if about["attributes"].get("complete") is not True:
             raise DataError(
                 f"{directory.parent}: the activation store is incomplete: array '{layout.name}' has not been written to the "
                 f"end; {REGENERATE} (it goes on from the chunks that are whole)"
@@ -155,10 +155,14 @@ class ArrayReader:
 
 
 def read_node(directory: Path, what: str) -> dict[str, Any]:
-    about = read_json(directory / "zarr.json", what, REGENERATE)
-    if not isinstance(about, dict):
-        raise DataError(f"{directory}/zarr.json: {what} is damaged; {REGENERATE}")
-    return about
+    """zarr.json of an array or group, with its attributes (an object, perhaps empty).
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    about = read_object(directory / "zarr.json", what, REGENERATE)
+    attributes = json_object(about.get("attributes", {}), f"{directory / 'zarr.json'}: attributes of {what}", REGENERATE)
+    return {**about, "attributes": attributes}
 
 
 def describes(about: Mapping[str, Any], layout: ArrayLayout) -> bool:

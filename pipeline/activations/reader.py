@@ -224,7 +224,7 @@ def open_store(path: Path, hook_points: Sequence[str] | None = None) -> Activati
     """
     if not path.is_dir():
         raise DataError(f"{path}: the activation store is missing; {REGENERATE}")
-    attributes = read_node(path, "the activation store's description").get("attributes", {})
+    attributes = read_node(path, "the activation store's description")["attributes"]
     if attributes.get("format_version") != FORMAT_VERSION:
         raise DataError(
             f"{path}: activation store format {attributes.get('format_version')!r}, wanted {FORMAT_VERSION}; {REGENERATE}"

@@ -1,4 +1,4 @@
-"""The feature store, data/features/: two Parquet files whose schema is this module and docs/features.md.
+"""The feature store, data/features/: two Parquet files whose schema is feature_columns.py and docs/features.md.
 
 features.parquet has a row for each feature, in order; contexts.parquet the contexts shown for it, features in order. The
 file metadata of both holds, as JSON under the key "scopeline": format_version, dictionary (a line), hook_points_in,
@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.analysis.feature_checks import check_store
+from pipeline.analysis.feature_columns import CONTEXT_COLUMNS, CONTEXTS, FEATURE_COLUMNS, FEATURES, NEXT, TOP, arrow_type
 from pipeline.errors import DataError
+from pipeline.files import json_object, parse_json
+from pipeline.foreign import reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 FORMAT_VERSION = 1
-FEATURES, CONTEXTS = "features.parquet", "contexts.parquet"
-TOP, INACTIVE = "top", "inactive"
-_KEY = b"scopeline"
-_NEXT = "run `dvc repro analyze`"
+KEY = b"scopeline"
 
 
 def band_name(band: int, bands: int) -> str:
@@ -46,29 +49,7 @@ def features_schema() -> pa.Schema:
     """
     import pyarrow as pa
 
-    tokens = pa.list_(pa.struct([("token", pa.int32()), ("text", pa.string()), ("logit", pa.float32())]))
-    return pa.schema(
-        [
-            ("feature", pa.int32()),
-            ("name", pa.string()),
-            ("layer", pa.int16()),
-            ("active_tokens", pa.int64()),
-            ("density", pa.float64()),
-            ("max_activation", pa.float32()),
-            ("mean_activation", pa.float64()),
-            ("energy", pa.float64()),
-            ("decoder_norm", pa.float32()),
-            ("written_norms", pa.list_(pa.float32())),
-            ("written_cosines", pa.list_(pa.float32())),
-            ("threshold", pa.float32()),
-            ("histogram", pa.list_(pa.int64())),
-            ("logit_kurtosis", pa.float32()),
-            ("promoted", tokens),
-            ("suppressed", tokens),
-            ("decoder_neighbours", pa.list_(pa.struct([("feature", pa.int32()), ("cosine", pa.float32())]))),
-            ("coactive_neighbours", pa.list_(pa.struct([("feature", pa.int32()), ("jaccard", pa.float32())]))),
-        ]
-    )
+    return pa.schema([(name, arrow_type(column)) for name, column in FEATURE_COLUMNS.items()])
 
 
 def contexts_schema() -> pa.Schema:
@@ -85,28 +66,7 @@ def contexts_schema() -> pa.Schema:
     """
     import pyarrow as pa
 
-    source = pa.struct([("position", pa.int32()), ("text", pa.string()), ("value", pa.float32())])
-    return pa.schema(
-        [
-            ("feature", pa.int32()),
-            ("band", pa.dictionary(pa.int8(), pa.string())),
-            ("place", pa.int16()),
-            ("activation", pa.float32()),
-            ("context", pa.int32()),
-            ("position", pa.int32()),
-            ("document_id", pa.int32()),
-            ("document", pa.string()),
-            ("token_start", pa.int32()),
-            ("token_end", pa.int32()),
-            ("char_start", pa.int32()),
-            ("char_end", pa.int32()),
-            ("peak", pa.int16()),
-            ("tokens", pa.list_(pa.int32())),
-            ("texts", pa.list_(pa.string())),
-            ("activations", pa.list_(pa.float32())),
-            ("sources", pa.list_(source)),
-        ]
-    )
+    return pa.schema([(name, arrow_type(column)) for name, column in CONTEXT_COLUMNS.items()])
 
 
 class TableWriter:
@@ -121,7 +81,7 @@ class TableWriter:
     def __init__(self, path: Path, schema: pa.Schema, about: Mapping[str, Any]) -> None:
         import pyarrow.parquet as pq
 
-        self.schema = schema.with_metadata({_KEY: json.dumps(dict(about), sort_keys=True).encode()})
+        self.schema = schema.with_metadata({KEY: json.dumps(dict(about), sort_keys=True).encode()})
         self._writer = pq.ParquetWriter(path, self.schema, compression="zstd")
 
     def write(self, columns: Mapping[str, Sequence[Any]]) -> None:
@@ -137,49 +97,86 @@ class TableWriter:
 
 
 class FeatureStore:
-    """A feature store that is read.
+    """A feature store that is read. All of it is looked at once, when it is opened (feature_checks.py).
 
     Args:
         folder: data/features.
 
     Raises:
-        DataError: it is missing, damaged, or of another version.
+        DataError: it is missing, damaged, of another version, or holds what no column may hold.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         self.folder = Path(folder)
         for name in (FEATURES, CONTEXTS):
             if not (self.folder / name).exists():
-                raise DataError(f"{self.folder / name}: the feature store is missing; {_NEXT}")
-        try:
-            self._features, self._contexts = (pq.ParquetFile(self.folder / name) for name in (FEATURES, CONTEXTS))
-            self.about: dict[str, Any] = json.loads(self._features.schema_arrow.metadata[_KEY])
-        except (pa.ArrowInvalid, KeyError, TypeError, OSError, ValueError) as error:
-            raise DataError(f"{self.folder}: the feature store is damaged ({error}); {_NEXT}") from None
+                raise DataError(f"{self.folder / name}: the feature store is missing; {NEXT}")
+        with self._reading(FEATURES):
+            self._features = pq.ParquetFile(self.folder / FEATURES)
+        with self._reading(CONTEXTS):
+            self._contexts = pq.ParquetFile(self.folder / CONTEXTS)
+        self.about = self._about(FEATURES, self._features)
         if self.about.get("format_version") != FORMAT_VERSION:
             raise DataError(
-                f"{self.folder}: feature store {self.about.get('format_version')!r}, wanted {FORMAT_VERSION}; {_NEXT}"
+                f"{self.folder}: feature store {self.about.get('format_version')!r}, wanted {FORMAT_VERSION}; {NEXT}"
             )
+        if self._about(CONTEXTS, self._contexts) != self.about:
+            raise DataError(f"{self.folder / CONTEXTS}: not written with {FEATURES}: it states something else; {NEXT}")
+        check_store(self)
+
+    def _reading(self, name: str) -> AbstractContextManager[None]:
+        return reading(f"{self.folder / name}: the feature store is damaged", NEXT)
+
+    def _about(self, name: str, file: pq.ParquetFile) -> dict[str, Any]:
+        what = f"{self.folder / name}: the description in its metadata (key {KEY.decode()})"
+        with self._reading(name):
+            stated = (file.schema_arrow.metadata or {}).get(KEY)
+        return json_object(parse_json(b"null" if stated is None else stated, what, NEXT), what, NEXT)
 
     @property
     def n_features(self) -> int:
         """Number of features."""
         return int(self._features.metadata.num_rows)
 
+    @property
+    def files(self) -> dict[str, pq.ParquetFile]:
+        """{name: the open file}."""
+        return {FEATURES: self._features, CONTEXTS: self._contexts}
+
+    def tables(self, numbered: Mapping[str, Sequence[str]] | None = None) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """(rows of features, rows of their contexts), a block at a time; both files have the same blocks.
+
+        Args:
+            numbered: {file: paths of texts that are read as numbers of a dictionary}.
+        """
+        import pyarrow.parquet as pq
+
+        opened = {}
+        for name, paths in (numbered or {}).items():
+            with self._reading(name):
+                opened[name] = pq.ParquetFile(self.folder / name, read_dictionary=list(paths))
+        features, contexts = ({**self.files, **opened}[name] for name in (FEATURES, CONTEXTS))
+        for group in range(self._features.num_row_groups):
+            with self._reading(FEATURES):
+                some = features.read_row_group(group)
+            with self._reading(CONTEXTS):
+                shown = contexts.read_row_group(group)
+            yield some, shown
+
     def features(self, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """All rows of features.parquet, or some of their columns."""
-        rows: list[dict[str, Any]] = self._features.read(columns=columns).to_pylist()
+        with self._reading(FEATURES):
+            rows: list[dict[str, Any]] = self._features.read(columns=columns).to_pylist()
         return rows
 
     def blocks(self) -> Iterator[tuple[list[dict[str, Any]], dict[int, list[dict[str, Any]]]]]:
-        """(rows of features, {feature: rows of its contexts}), a block at a time; both files have the same blocks."""
-        for group in range(self._features.num_row_groups):
-            rows = self._features.read_row_group(group).to_pylist()
+        """(rows of features, {feature: rows of its contexts}), a block at a time."""
+        for features, contexts in self.tables():
+            rows = features.to_pylist()
             found: dict[int, list[dict[str, Any]]] = {row["feature"]: [] for row in rows}
-            for row in self._contexts.read_row_group(group).to_pylist():
+            for row in contexts.to_pylist():
                 found[row["feature"]].append(row)
             yield rows, found
 
@@ -187,5 +184,6 @@ class FeatureStore:
         """The contexts of one feature."""
         import pyarrow.parquet as pq
 
-        rows = pq.read_table(self.folder / CONTEXTS, filters=[("feature", "=", feature)]).to_pylist()
+        with self._reading(CONTEXTS):
+            rows = pq.read_table(self.folder / CONTEXTS, filters=[("feature", "=", feature)]).to_pylist()
         return sorted(rows, key=lambda row: (row["band"] != TOP, row["band"], row["place"]))

@@ -16,6 +16,8 @@ from pipeline.analysis.loading import load_for_analysis
 from pipeline.analysis.steering import Steering, steer
 from pipeline.analysis.texts import feature_index
 from pipeline.errors import DataError
+from pipeline.files import read_bytes
+from pipeline.foreign import reading
 from pipeline.plots.training_report import describe
 
 if TYPE_CHECKING:
@@ -111,10 +113,9 @@ def read_text(text: str | None, file: Path | None) -> str:
     if text is not None:
         return text
     assert file is not None
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: {error}; give a text file in UTF-8") from error
+    content = read_bytes(file, "the text", "give a text file in UTF-8")
+    with reading(f"{file}: the text is not UTF-8", "give a text file in UTF-8"):
+        return content.decode()
 
 
 def largest(inspection: Inspection, feature: str) -> float:

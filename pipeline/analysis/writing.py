@@ -14,13 +14,10 @@ from torch import Tensor
 from pipeline.analysis.attribution import LogitEffects, logit_effects, writes_residual_stream, written_directions
 from pipeline.analysis.collection import BANDS, Collection
 from pipeline.analysis.decoder_neighbours import decoder_neighbours, decoder_rows, written_cosines
+from pipeline.analysis.feature_columns import CONTEXTS, FEATURES, INACTIVE, TOP
 from pipeline.analysis.feature_counts import histogram_edges
 from pipeline.analysis.feature_tables import (
-    CONTEXTS,
-    FEATURES,
     FORMAT_VERSION,
-    INACTIVE,
-    TOP,
     TableWriter,
     band_name,
     contexts_schema,

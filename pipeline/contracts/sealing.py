@@ -54,6 +54,9 @@ class Origin:
         Raises:
             DataError: names what it was made by, or the first input that differs.
         """
+        known = isinstance(self.made_by, str) and isinstance(self.made_from, Mapping)
+        if not (known and all(isinstance(digest, str) for digest in self.made_from.values())):
+            raise DataError(f"{path}: {MADE_BY} should be a stage and {MADE_FROM} digests by input; {remake(stage)}")
         if self.made_by not in (stage, PYTHON):
             raise DataError(f"{path}: made by the stage {self.made_by}, wanted the output of {stage}; {remake(stage)}")
         for name, digest in inputs.items():

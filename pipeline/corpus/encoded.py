@@ -3,34 +3,58 @@
 from __future__ import annotations
 
 import contextlib
-import lzma
-import zlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.corpus.folder import suffix_of
 from pipeline.errors import DataError
+from pipeline.foreign import reading
 
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _UTF8_MARK = b"\xef\xbb\xbf"
+_BUFFER = 2**17
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked if its suffix names a compression; what goes wrong in the block is a DataError.
+    """The bytes of a file, unpacked if its suffix names a compression.
 
     Raises:
-        DataError: the file cannot be read, is damaged, or its compression needs a package that is not there.
+        DataError: the file cannot be read, is damaged (also while it is read), or its compression needs a package that is not
+            there.
     """
     _, compression = suffix_of(path.name)
-    try:
-        with open(path, "rb") as raw, _unpacked(raw, path, compression) as stream:
-            yield stream
-    except (EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path}: the compressed file is damaged ({error}); compress it anew") from None
-    except OSError as error:  # gzip and bz2 call damage so too
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); restore the file") from None
+    with reading(f"{path}: cannot be read", "restore the file"):
+        raw = open(path, "rb", buffering=0)  # noqa: SIM115
+    fault, advice = f"{path}: the compressed file is damaged", "compress it anew"
+    with raw, _unpacked(raw, path, compression) as stream:
+        if not compression:
+            fault, advice = f"{path}: cannot be read", "restore the file"
+        with io.BufferedReader(_Read(stream, fault, advice), _BUFFER) as buffered:
+            yield buffered
+
+
+class _Read(io.RawIOBase):
+    """A stream whose faults are DataErrors that say `fault` and `advice`."""
+
+    def __init__(self, stream: Any, fault: str, advice: str) -> None:
+        self._stream, self._fault, self._advice = stream, fault, advice
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._stream.seekable())
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        with reading(self._fault, self._advice):
+            return int(self._stream.seek(offset, whence))
+
+    def readinto(self, buffer: Any) -> int:
+        with reading(self._fault, self._advice):
+            return int(self._stream.readinto(buffer))
 
 
 @contextlib.contextmanager

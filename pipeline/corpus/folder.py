@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import DataError, unknown_name
+from pipeline.foreign import reading
 
 FORMS = {".txt": "text", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
 _UNREAD_FORMS = {".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
@@ -179,19 +180,13 @@ def _states_configs(base: Path) -> bool:
 def _as_stated(base: Path, split: str, config_name: str | None) -> TextFiles:
     import datasets
 
-    try:
+    with reading(f"{base}/README.md: its configurations cannot be read", "correct them, or remove `configs`"):
         builder = datasets.load_dataset_builder(str(base), config_name)
-    except (ValueError, OSError) as error:
-        raise DataError(f"{base}: the configurations of README.md: {_line(error)}; correct them, or remove `configs`") from None
     stated = {str(name): files for name, files in (builder.config.data_files or {}).items()}
     if split not in stated:
         raise DataError(f"{base}: dataset.split: {unknown_name('split', split, sorted(stated))}, as README.md says")
     names = [os.path.relpath(str(file), base.resolve()) for file in stated[split]]
     return _of_one_form(base, names, sorted({*names, *(name for found in _walk(base) for name in found)}), split)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _counted(names: tuple[str, ...]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pipeline.corpus.document import Document
 from pipeline.corpus.pieces import Piece, Row, Skipped, texts
 from pipeline.errors import DataError, unknown_name
 from pipeline.files import looked_in
+from pipeline.foreign import full_disk, reading, shortened, told
 
 _PIECE_ROWS = 1024
 _SAVED = ("state.json", "dataset_info.json", "dataset_dict.json")
@@ -26,26 +28,23 @@ def hub_rows(name: str, config_name: str | None, revision: str | None, split: st
 
     datasets.disable_progress_bars()
     where = f"data set '{name}'" + (f" ({config_name})" if config_name else "") + (f" at '{revision}'" if revision else "")
-    try:
-        return datasets.load_dataset(name, config_name, split=split, streaming=streaming, revision=revision)
-    except ValueError as error:
-        # An unknown split or configuration; the library's message lists those that exist.
-        raise DataError(f"{where}: dataset.split '{split}': {_first_line(error)}") from None
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise DataError(
-            f"{where}: its files are damaged ({_first_line(error.__cause__ or error)}); download them anew"
-        ) from None
-    except (FileNotFoundError, ConnectionError, OSError) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") not in (None, "", "0") else ""
-        raise DataError(
-            f"{where} was not found on the hub or in its cache{offline}: {_first_line(error)}; there is no file or directory "
-            f"of this name in {looked_in()} either; dataset.dataset_name_or_path takes 'demo', a hub id, or a local file or "
-            "directory (.txt, .jsonl, .parquet)"
-        ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    with reading(f"{where}: its files are damaged", "download them anew"):
+        try:
+            return datasets.load_dataset(name, config_name, split=split, streaming=streaming, revision=revision)
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise (error.__cause__ or error) from None
+        except ValueError as error:
+            # An unknown split or configuration; the library's message lists those that exist.
+            raise DataError(f"{where}: dataset.split '{split}': {shortened(error)}") from None
+        except OSError as error:
+            if full_disk(error) is not None:
+                raise
+            offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") not in (None, "", "0") else ""
+            raise DataError(
+                f"{where} was not found on the hub or in its cache{offline}: {told(error)}; there is no file or directory "
+                f"of this name in {looked_in()} either; dataset.dataset_name_or_path takes 'demo', a hub id, or a local file "
+                "or directory (.txt, .jsonl, .parquet)"
+            ) from None
 
 
 def saved_on_disk(path: Path) -> bool:
@@ -61,13 +60,8 @@ def saved_rows(path: Path, split: str) -> Any:
     """
     import datasets
 
-    try:
+    with reading(f"{path}: the data set saved here is damaged", "write it anew with save_to_disk"):
         loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # of JSON, of Arrow, of missing files and keys, by what is damaged
-        raise DataError(
-            f"{path}: the data set saved here is damaged ({type(error).__name__}: {_first_line(error)}); "
-            "write it anew with save_to_disk"
-        ) from None
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise DataError(f"{path}: dataset.split: {unknown_name('split', split, loaded)}")
@@ -109,9 +103,11 @@ def _piece(rows: Any, field: str, source: str, name: str, first: int) -> Piece:
     stop = min(first + _PIECE_ROWS, len(rows))
 
     def read() -> Iterator[Row]:
+        values: Iterable[object]
         try:
-            values = rows[first:stop][field]
-        except Exception:  # of Arrow, or of text that is not UTF-8: one by one, to name the row
+            with reading(f"{source}: rows from {first} on are damaged"):
+                values = rows[first:stop][field]
+        except DataError:  # one by one, to name the row
             values = (_one(rows, number, field, source) for number in range(first, stop))
         return (Row(number, f"row {number}", value) for number, value in enumerate(values, first))
 
@@ -119,24 +115,19 @@ def _piece(rows: Any, field: str, source: str, name: str, first: int) -> Piece:
 
 
 def _one(rows: Any, number: int, field: str, source: str) -> object:
-    try:
+    with reading(f"{source}: row {number} is damaged", "write the data set anew"):
         return rows[number][field]
-    except Exception as error:
-        raise DataError(f"{source}: row {number} is damaged ({_first_line(error)}); write the data set anew") from None
 
 
 def _streamed(rows: Any, field: str, source: str) -> Iterator[Row]:
-    number = 0
-    try:
-        for row in rows:
-            if field not in row:
-                raise DataError(f"{source}: dataset.text_field: {unknown_name('column', field, row)}")
-            yield Row(number, f"row {number}", row[field])
-            number += 1
-    except DataError:
-        raise
-    except Exception as error:  # of the network, of Arrow, of a compression
-        raise DataError(
-            f"{source}: row {number} cannot be read ({type(error).__name__}: {_first_line(error)}); run again, or set "
-            "dataset.streaming=false to download the data set whole"
-        ) from None
+    advice = "run again, or set dataset.streaming=false to download the data set whole"
+    with reading(f"{source}: row 0 cannot be read", advice):
+        each = iter(rows)
+    for number in itertools.count():
+        with reading(f"{source}: row {number} cannot be read", advice):
+            row = next(each, None)
+        if row is None:
+            return
+        if field not in row:
+            raise DataError(f"{source}: dataset.text_field: {unknown_name('column', field, row)}")
+        yield Row(number, f"row {number}", row[field])

@@ -59,7 +59,8 @@ def _bounds(path: Path) -> Iterator[tuple[int, int, int]]:
 def _line_rows(path: Path, field: str, start: int, first: int, stop: int | None) -> Iterator[Row]:
     offset = start
     with opened(path) as stream:
-        stream.seek(start)
+        if start:
+            stream.seek(start)
         for number, line in enumerate(stream, first):
             if line.strip():
                 place = f"line {number + 1}"

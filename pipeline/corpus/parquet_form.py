@@ -9,8 +9,10 @@ from typing import Any
 
 from pipeline.corpus.pieces import Piece, Row
 from pipeline.errors import DataError, unknown_name
+from pipeline.foreign import reading
 
 _BATCH_ROWS = 1024
+_ANEW = "write the file anew"
 
 
 def parquet_pieces(path: Path, name: str, field: str) -> list[Piece]:
@@ -19,30 +21,24 @@ def parquet_pieces(path: Path, name: str, field: str) -> list[Piece]:
     Raises:
         DataError: not a Parquet file, or not one column of text of this name.
     """
-    import pyarrow
     import pyarrow.parquet
 
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file ({error})") from None
-    with file:
-        columns = file.schema_arrow.names
-        if field not in columns:
-            raise DataError(f"{path}: dataset.text_field: {unknown_name('column', field, columns)}")
-        if columns.count(field) > 1:
-            raise DataError(
-                f"{path}: dataset.text_field: {columns.count(field)} columns are named '{field}'; rename all but one"
-            )
-        kind = file.schema_arrow.field(field).type
-        if not _is_text(kind):
-            raise DataError(f"{path}: dataset.text_field: column '{field}' holds {kind}, wanted text")
-        sizes = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
-    firsts = list(itertools.accumulate((group.num_rows for group in sizes), initial=0))
+    with reading(f"{path}: not a Parquet file", _ANEW), pyarrow.parquet.ParquetFile(path) as file:
+        columns, schema = file.schema_arrow.names, file.schema_arrow
+        groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+        sizes = [(group.num_rows, group.total_byte_size) for group in groups]
+    if field not in columns:
+        raise DataError(f"{path}: dataset.text_field: {unknown_name('column', field, columns)}")
+    if columns.count(field) > 1:
+        raise DataError(f"{path}: dataset.text_field: {columns.count(field)} columns are named '{field}'; rename all but one")
+    kind = schema.field(field).type
+    if not _is_text(kind):
+        raise DataError(f"{path}: dataset.text_field: column '{field}' holds {kind}, wanted text")
+    firsts = list(itertools.accumulate((n_rows for n_rows, _ in sizes), initial=0))
 
     def piece(group: int) -> Piece:
         rows = lambda: _rows(path, field, group, firsts[group])  # noqa: E731
-        return Piece(str(path), name, firsts[group], max(1, sizes[group].total_byte_size), rows)
+        return Piece(str(path), name, firsts[group], max(1, sizes[group][1]), rows)
 
     return [piece(group) for group in range(len(sizes))]
 
@@ -55,24 +51,28 @@ def _is_text(kind: Any) -> bool:
 
 
 def _rows(path: Path, field: str, group: int, first: int) -> Iterator[Row]:
-    import pyarrow
     import pyarrow.parquet
 
-    number = first
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=[field]):
-                for scalar in batch.column(0):
-                    place = f"row {number}"
-                    yield Row(number, place, _value(scalar, path, place))
-                    number += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: row {number} or one after it is damaged ({error}); write the file anew") from None
+    with reading(f"{path}: not a Parquet file", _ANEW):
+        file = pyarrow.parquet.ParquetFile(path)
+    with file:
+        batches = file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=[field])
+        number = first
+        while True:
+            with reading(f"{path}: row {number} or one after it is damaged", _ANEW):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            for scalar in batch.column(0):
+                place = f"row {number}"
+                yield Row(number, place, _value(scalar, path, place))
+                number += 1
 
 
 def _value(scalar: Any, path: Path, place: str) -> object:
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError as error:
-        at, byte = error.start, error.object[error.start]
-        raise DataError(f"{path}: {place}: the text is not UTF-8 (byte {at} is {byte:#04x}); write it as UTF-8") from None
+    with reading(f"{path}: {place} is damaged", _ANEW):
+        try:
+            return scalar.as_py()
+        except UnicodeDecodeError as error:
+            at, byte = error.start, error.object[error.start]
+            raise DataError(f"{path}: {place}: the text is not UTF-8 (byte {at} is {byte:#04x}); write it as UTF-8") from None

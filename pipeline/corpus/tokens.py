@@ -25,7 +25,8 @@ from pipeline.contracts.sealing import Origin, remake
 from pipeline.corpus.document import Document
 from pipeline.corpus.packing import FIELDS, NO_CHARACTERS, PackedSplit, kept_tokens
 from pipeline.errors import DataError
-from pipeline.files import atomic_directory
+from pipeline.files import atomic_directory, json_object, parse_json
+from pipeline.foreign import reading
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "eval")
@@ -64,7 +65,8 @@ class TokenSplit:
         first, last, _ = slice(start, stop).indices(self.n_contexts)
         for chunk in range(first // CHUNK_CONTEXTS, -(-last // CHUNK_CONTEXTS)):
             self._files.check(f"{self.name}/{field}/c/{chunk}/0")
-        return np.asarray(self._group[field][start:stop])
+        with reading(f"{self._files.directory / self.name / field}: the array is damaged", _NEXT):
+            return np.asarray(self._group[field][start:stop])
 
     @cached_property
     def n_documents(self) -> int:
@@ -72,15 +74,27 @@ class TokenSplit:
         return int(self._group["document_offsets"].shape[0]) - 1
 
     def document(self, document_id: int) -> dict[str, Any]:
-        """{"key", "origin", "text"} of one document."""
+        """{"key", "origin", "text"} of one document.
+
+        Raises:
+            DataError: the file of documents or its index is damaged, or holds no such document there.
+        """
         for chunk in {i // OFFSETS_CHUNK for i in (document_id, document_id + 1)}:
             self._files.check(f"{self.name}/document_offsets/c/{chunk}")
-        begin, end = (int(i) for i in self._group["document_offsets"][document_id : document_id + 2])
+        with reading(f"{self._files.directory / self.name / 'document_offsets'}: the array is damaged", _NEXT):
+            begin, end = (int(i) for i in self._group["document_offsets"][document_id : document_id + 2])
         texts = f"documents/{self.name}.jsonl"
         self._files.check(texts)
-        with open(self._files.directory / texts, "rb") as stream:
+        what = f"{self._files.directory / texts}: document {document_id}"
+        with reading(f"{what} cannot be read", _NEXT), open(self._files.directory / texts, "rb") as stream:
             stream.seek(begin)
-            return json.loads(stream.read(end - begin))
+            line = stream.read(end - begin)
+        record = json_object(parse_json(line, what, _NEXT), what, _NEXT)
+        if not (isinstance(record.get("key"), str) and isinstance(record.get("origin"), dict)):
+            raise DataError(f"{what} should have a key (text) and an origin (an object); {_NEXT}")
+        if not isinstance(record.get("text"), str | None):
+            raise DataError(f"{what}: its text should be a string, or be left out; {_NEXT}")
+        return record
 
     def trace(self, context: int, position: int) -> TracedToken:
         """Trace the token at `position` of `context` to its text."""
@@ -138,21 +152,18 @@ def open_tokens(path: str | Path) -> TokenStore:
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: the token store is missing; {_NEXT}")
-    try:
+    damaged = f"{path}: the token store is damaged"
+    with reading(damaged, _NEXT):
         group = zarr.open_group(str(path), mode="r")
         attributes = dict(group.attrs)
-        if attributes.get("format_version") != FORMAT_VERSION:
-            raise DataError(
-                f"{path}: token store format {attributes.get('format_version')!r}, wanted {FORMAT_VERSION}; {_NEXT}"
-            )
-        if attributes.get("complete") is not True:
-            raise DataError(f"{path}: the token store is incomplete; {_NEXT}")
-        files = CheckedFiles(path, "the token store", STAGE)
-        files.check_all("zarr.json")
-        store = TokenStore(path, group, files)
-    except (FileNotFoundError, KeyError, ValueError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: the token store is damaged ({error}); {_NEXT}") from None
-    return store
+    if attributes.get("format_version") != FORMAT_VERSION:
+        raise DataError(f"{path}: token store format {attributes.get('format_version')!r}, wanted {FORMAT_VERSION}; {_NEXT}")
+    if attributes.get("complete") is not True:
+        raise DataError(f"{path}: the token store is incomplete; {_NEXT}")
+    files = CheckedFiles(path, "the token store", STAGE)
+    files.check_all("zarr.json")
+    with reading(damaged, _NEXT):
+        return TokenStore(path, group, files)
 
 
 class _SplitWriter:

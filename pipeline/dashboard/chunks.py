@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.analysis.feature_tables import INACTIVE, TOP
+from pipeline.analysis.feature_columns import INACTIVE, TOP
 
 CHUNK = 32
 COLUMNS = (

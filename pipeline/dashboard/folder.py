@@ -30,7 +30,7 @@ Block = tuple[Sequence[Mapping[str, Any]], Mapping[int, Sequence[Mapping[str, An
 
 def write_dashboard(
     folder: str | Path,
-    features: str | Path,
+    store: FeatureStore,
     overview: Mapping[str, Any],
     *,
     single: int = 2000,
@@ -40,15 +40,11 @@ def write_dashboard(
 
     Args:
         folder: what is there is replaced.
-        features: the feature store.
+        store: the feature store.
         overview: see :func:`pipeline.dashboard.overview.overview`.
         single: features in the page that is one file: the ones with the largest `energy`; 0: no such page.
         explanations: {name of a feature: {"explanation", "detection", "fuzzing"}}.
-
-    Raises:
-        DataError: the feature store is missing or damaged.
     """
-    store = FeatureStore(features)
     ranked = store.features(["feature", "density", "energy"])
     chosen = largest_energy(ranked, single)
     table, single_table = Table(explanations), Table(explanations)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dashboard.training_rows import training_rows
-from pipeline.dictionaries.formats.scopeline import CONFIG_FILE
+from pipeline.dictionaries.store import read_config
 from pipeline.errors import DataError
 from pipeline.evaluation.compared import compared
 from pipeline.evaluation.massive import massive_line
-from pipeline.files import read_json
+from pipeline.metric_files import read_history, read_metrics
 from pipeline.metric_names import ordinary
 from pipeline.norms.charts import norm_histograms
 from pipeline.plots.charts import BarChart, Chart
@@ -24,9 +22,16 @@ from pipeline.plots.page import card
 from pipeline.plots.training import training_charts
 
 if TYPE_CHECKING:
+    from pipeline.analysis.feature_tables import FeatureStore
     from pipeline.params.schema import Params
 
 LOG_STEP = 0.1
+# Metrics without which there is no overview.
+WANTED = (
+    "l0_mean", "dead_fraction", "kl", "kl_zero", "ce_original", "ce_spliced", "ce_mean", "ce_zero", "cosine_similarity",
+    "pca_rank", "evaluated_tokens", "fvu", "pca_fvu", "zero_fvu", "delta_ce", "pca_delta_ce", "loss_recovered_mean",
+    "loss_recovered_zero",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,28 +63,27 @@ def check_files(files: OverviewFiles) -> None:
             raise DataError(f"{path}: the dashboard shows it, and it is missing; run `dvc repro -s -f {stage}`")
 
 
-def overview(features: str | Path, files: OverviewFiles, params: Params | None = None) -> dict[str, Any]:
+def overview(store: FeatureStore, files: OverviewFiles, params: Params | None = None) -> dict[str, Any]:
     """The overview as plain values: title, about, metrics (rows of a table with baselines), how many tokens were massive, the
     rank of its PCA, hook_table, figures, training, charts (HTML).
 
     Args:
-        features: the feature store.
+        store: the feature store.
         files: what the stages before wrote.
         params: names the data set and the norm of the training.
 
     Raises:
         DataError: one of them is missing or damaged.
     """
-    store = FeatureStore(features)
-    metrics = read_json(files.evaluation, "the evaluation", "run `dvc repro evaluate`")
+    metrics = read_metrics(files.evaluation, "the evaluation", "run `dvc repro evaluate`", WANTED)
     rows = store.features(["density", "max_activation", "threshold", "logit_kurtosis"])
     charts = [
-        *feature_charts(rows, metrics.get(ordinary(metrics, "l0_mean"))),
+        *feature_charts(rows, metrics[ordinary(metrics, "l0_mean")]),
         *norm_histograms(files.norms, files.statistics),
-        *training_charts(read_history(files.history)),
+        *training_charts(read_history(files.history, "run `dvc repro train`")),
     ]
     about = store.about
-    config = read_json(files.dictionary / CONFIG_FILE, "the configuration of the dictionary", "run `dvc repro fold`")
+    config = read_config(files.dictionary).to_dict()
     return {
         "title": about["name"],
         "about": about["dictionary"],
@@ -103,18 +107,6 @@ def seen(about: Mapping[str, Any]) -> str:
     tokens = f"{about['tokens']:,} tokens of the {about['split']} split"
     excluded = about.get("excluded_tokens", 0)
     return tokens if not excluded else f"{tokens}, without {excluded:,} massive ones"
-
-
-def read_history(path: Path) -> list[dict[str, float]]:
-    """The rows of metrics/train_history.jsonl.
-
-    Raises:
-        DataError: it is missing or damaged.
-    """
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: the training history cannot be read ({error}); run `dvc repro train`") from None
 
 
 def hook_table(metrics: Mapping[str, float], read: Sequence[str], written: Sequence[str]) -> dict[str, Any] | None:

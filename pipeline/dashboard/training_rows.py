@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipeline.files import is_number
+from pipeline.provenance import section
+
 if TYPE_CHECKING:
     from pipeline.params.schema import Params
 
@@ -27,11 +30,11 @@ def training_rows(config: Mapping[str, Any], params: Params | None = None) -> li
         config: config.json of the inference dictionary.
         params: for what provenance does not hold: the data set and the norm of the training.
     """
-    provenance = config.get("provenance") or {}
-    training = provenance.get("training") or {}
+    provenance = section(config, "provenance")
+    training = section(provenance, "training")
     if not training:
         return []
-    trainer = training.get("trainer") or {}
+    trainer = section(training, "trainer")
     rows: list[list[Any]] = [
         ["tokens", training.get("tokens")],
         ["steps", training.get("steps")],
@@ -44,7 +47,7 @@ def training_rows(config: Mapping[str, Any], params: Params | None = None) -> li
     if params is not None:
         rows.append(["norm of activations", params.dictionary.norm_activation])
         rows.append(["data set", params.dataset.dataset_name_or_path])
-    started = provenance.get("initialization")
+    started = section(provenance, "initialization")
     if started:
         rows.append(["initialisation", initialization_words(started, config)])
     return [row for row in rows if row[1] is not None]
@@ -54,7 +57,8 @@ def initialization_words(started: Mapping[str, Any], config: Mapping[str, Any]) 
     """`decoder rows are centred activations, encoder its transpose, decoder bias the mean activation`."""
     chosen = [words for key, words in _DECODERS.items() if started.get(key)]
     parts = [chosen[0] if chosen else "decoder rows drawn uniformly"]
-    factor = started.get("init_encoder_with_decoder_transpose_factor") or 1.0
+    factor = started.get("init_encoder_with_decoder_transpose_factor")
+    factor = factor if is_number(factor) and factor else 1.0
     reads, writes = ([config.get(f"hook_point_{side}"), config.get(f"hook_points_{side}")] for side in ("in", "out"))
     own = any(started.get(key) for key in ("initialize_lorsa_with_mhsa", "initialize_tc_with_mlp"))
     own = own or bool(started.get("initialize_W_D_with_activations") and any(writes) and reads != writes)

@@ -41,8 +41,8 @@ def compared(metrics: Mapping[str, float]) -> list[Compared]:
     original, mean, zero = (metrics[name] for name in ("ce_original", "ce_mean", "ce_zero"))
     pca = original + metrics["pca_delta_ce"]
 
-    def recovered(ce: float, ablated: float) -> float:
-        return (ablated - ce) / (ablated - original)
+    def recovered(ce: float, ablated: float) -> float | None:
+        return (ablated - ce) / (ablated - original) if ablated != original else None
 
     fvu, pca_fvu, zero_fvu = (ordinary(metrics, name) for name in ("fvu", "pca_fvu", "zero_fvu"))
     perfect = "1 is perfect, below 0 is worse than the ablation"

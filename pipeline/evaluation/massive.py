@@ -113,7 +113,7 @@ def massive_line(metrics: Mapping[str, Any], norms: Mapping[str, Mapping[str, An
         norms: of the dictionary's configuration.
     """
     n, total = int(metrics.get("massive_tokens") or 0), int(metrics["evaluated_tokens"])
-    if not n:
+    if not n or not total:
         return None
     factors = [float(factor) for norm in (norms or {}).values() if (factor := norm.get("max_norm_factor"))]
     share = 100 * n / total

@@ -30,9 +30,3 @@ class ChatModel(Protocol):
             ChatError: there is no answer.
         """
         ...
-
-
-def first_line(text: object, limit: int = 300) -> str:
-    """A message of another program on one line, cut to `limit` characters."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= limit else f"{line[:limit]} ..."

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
-from pipeline.interpretation.chat import ChatError, Message, first_line
+from pipeline.foreign import reading, shortened
+from pipeline.interpretation.chat import ChatError, Message
 
 if TYPE_CHECKING:
     import httpx
@@ -82,10 +83,8 @@ class EndpointModel:
     ) -> None:
         import httpx
 
-        try:
+        with reading("--endpoint: not an address", "give one such as http://localhost:8000/v1", ChatError):
             url = httpx.URL(base_url.rstrip("/") + "/chat/completions")
-        except httpx.InvalidURL as error:
-            raise ChatError(f"--endpoint: not an address ({error}); give one such as http://localhost:8000/v1") from None
         if url.scheme not in ("http", "https") or not url.host:
             raise ChatError(f"--endpoint {base_url!r}: not an address; give one such as http://localhost:8000/v1")
         self.name, self.seed, self.max_tokens = name, seed, max_tokens
@@ -180,7 +179,7 @@ class EndpointModel:
     def _safe(self, text: object) -> str:
         """What the server or the library says, on one line, without the key."""
         plain = str(text)
-        return first_line(plain.replace(self._key, "***") if self._key else plain) or "nothing"
+        return shortened(plain.replace(self._key, "***") if self._key else plain) or "nothing"
 
 
 def retry_after(value: str | None) -> float | None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.analysis.feature_tables import INACTIVE, TOP
+from pipeline.analysis.feature_columns import INACTIVE, TOP
 
 OPEN, CLOSE = "<<", ">>"
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private use: they stand for the marks until the text's own are taken apart

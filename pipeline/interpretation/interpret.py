@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.analysis.feature_tables import CONTEXTS, FEATURES, FeatureStore
+from pipeline.analysis.feature_columns import CONTEXTS, FEATURES
+from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.errors import DataError, Interrupted
 from pipeline.files import fingerprint, write_json
 from pipeline.interpretation.chat import ChatModel, Message

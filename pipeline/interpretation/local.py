@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from pipeline.interpretation.chat import ChatError, Message, first_line
+from pipeline.foreign import reading
+from pipeline.interpretation.chat import ChatError, Message
 
 
 class LocalModel:
@@ -54,14 +55,10 @@ class LocalModel:
             import torch
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
-            try:
+            fault = f"--local {self.name}: no language model with a tokenizer can be loaded"
+            with reading(fault, "give a directory written by save_pretrained, or a hub id while online", ChatError):
                 tokenizer = AutoTokenizer.from_pretrained(self.name)
                 model: Any = AutoModelForCausalLM.from_pretrained(self.name, dtype="auto", use_safetensors=True)
-            except Exception as error:  # OSError, ValueError, safetensors' and the hub's own, by version
-                raise ChatError(
-                    f"--local {self.name}: no language model with a tokenizer can be loaded ({type(error).__name__}: "
-                    f"{first_line(error)}); give a directory written by save_pretrained, or a hub id while online"
-                ) from None
             model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval().requires_grad_(False)
             self._loaded = model, tokenizer
         return self._loaded

@@ -13,7 +13,7 @@ import click
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dashboard.folder import OVERVIEW, write_dashboard
 from pipeline.errors import ParamsError
-from pipeline.files import read_json
+from pipeline.files import read_object
 from pipeline.interpretation.chat import ChatModel
 from pipeline.interpretation.endpoint import EndpointModel
 from pipeline.interpretation.interpret import Settings, choose_features, interpret
@@ -106,8 +106,8 @@ def print_interpretations(
     click.echo(f"\n{out / 'summary.json'}", err=True)
     shown = features_dir.parent / "dashboard" / "data" / OVERVIEW
     if shown.exists():
-        about = read_json(shown, "the dashboard's overview", "run `dvc repro analyze`")
-        write_dashboard(out / "dashboard", features_dir, about, single=0, explanations=summary["features"])
+        about = read_object(shown, "the dashboard's overview", "run `dvc repro analyze`")
+        write_dashboard(out / "dashboard", store, about, single=0, explanations=summary["features"])
         click.echo(f"{out / 'dashboard' / 'index.html'}", err=True)
 
 

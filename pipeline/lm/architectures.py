@@ -75,4 +75,4 @@ def architecture_of(model_type: str, model: str) -> Architecture:
     try:
         return MODEL_FAMILIES.get(model_type)
     except ParamsError as error:
-        raise DataError(f"model '{model}': {error}") from None
+        raise DataError([f"model '{model}': {fault}" for fault in error.faults]) from None

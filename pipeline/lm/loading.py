@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError, unknown_name
+from pipeline.foreign import reading
 from pipeline.lm.source import ModelSource, from_hub_or_directory, resolve_model
 from pipeline.params.choices import BACKENDS, MODEL_DTYPES
 
@@ -90,7 +91,8 @@ def load_attention_form(name_or_path: str | Path, revision: str | None, layer: i
     from pipeline.lm.huggingface import HuggingFaceModel
     from pipeline.lm.quiet import quiet
 
-    with quiet(), torch.device("meta"):
+    fault = f"{source.directory}: no model can be made of the configuration of '{source.name}'"
+    with quiet(), torch.device("meta"), reading(fault, "restore it or give another model"):
         model = AutoModelForCausalLM.from_config(from_hub_or_directory(source, AutoConfig.from_pretrained))
     return HuggingFaceModel(source, model).layer_attention(layer, f"blocks.{layer}.ln1.hook_out")
 
@@ -111,10 +113,8 @@ def _torch_device(device: str | torch.device | None) -> torch.device:
 
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    with reading(f"model.device: unknown device '{device}'", "write cpu, cuda or null"):
         found = torch.device(device)
-    except RuntimeError as error:
-        raise DataError(f"model.device: unknown device '{device}' ({str(error).splitlines()[0]})") from None
     if found.type == "cuda" and not torch.cuda.is_available():
         raise DataError(f"model.device: '{device}' was asked for, but this machine has no usable GPU; set it to cpu or null")
     return found
@@ -133,24 +133,16 @@ def _load_weights(source: ModelSource, dtype: str | torch.dtype | None, device: 
 
     from pipeline.lm.quiet import quiet
 
-    with quiet():
-        try:
-            model, info = from_hub_or_directory(
-                source,
-                AutoModelForCausalLM.from_pretrained,
-                dtype=torch_dtype,
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except DataError:
-            raise
-        except Exception as error:  # safetensors, OSError, RuntimeError of a shape that does not fit, by version
-            reason = " ".join(str(error).split())[:300]
-            raise DataError(
-                f"{source.directory}: the weights of model '{source.name}' cannot be loaded "
-                f"({type(error).__name__}: {reason}); restore the files or give another model"
-            ) from None
+    fault = f"{source.directory}: the weights of model '{source.name}' cannot be loaded"
+    with quiet(), reading(fault, "restore the files or give another model"):
+        model, info = from_hub_or_directory(
+            source,
+            AutoModelForCausalLM.from_pretrained,
+            dtype=torch_dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     missing = sorted(info.get("missing_keys", ()))
     if missing:
         raise DataError(

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
-from pipeline.files import local_path, looked_in, read_json, root
+from pipeline.files import json_object, local_path, looked_in, read_object, root
+from pipeline.foreign import reading, shortened
 from pipeline.lm.architectures import architecture_of
 from pipeline.lm.hook_points import hook_point_names, parse_hook_point
 
 DEMO = "demo"
 _HUB_TIMEOUT = 10.0
+_GIVE = f"give a hub id while online, a local directory written by save_pretrained, or '{DEMO}'"
+_CONFIG = "give a directory written by save_pretrained"
 _FIELDS = {
     "d_model": ("hidden_size", "n_embd"),
     "n_layers": ("num_hidden_layers", "n_layer"),
@@ -124,7 +127,10 @@ class ModelSource:
                 f"{self.directory}: no model.safetensors (or model.safetensors.index.json) for model '{self.name}'; "
                 "write one with save_pretrained, or restore the file"
             )
-        weight_map = read_json(index, "index of weight files").get("weight_map", {})
+        what, advice = "index of weight files", "restore it"
+        weight_map = json_object(read_object(index, what, advice).get("weight_map", {}), f"{index}: weight_map", advice)
+        if not all(isinstance(name, str) for name in weight_map.values()):
+            raise DataError(f"{index}: weight_map should name a file for each tensor; {advice}")
         files = [self.directory / name for name in sorted(set(weight_map.values()))]
         missing = [file.name for file in files if not file.is_file()]
         if missing or not files:
@@ -156,13 +162,9 @@ class ModelSource:
             )
         from transformers import AutoTokenizer
 
-        with quiet():
-            try:
-                return from_hub_or_directory(self, AutoTokenizer.from_pretrained)
-            except DataError:
-                raise
-            except Exception as error:  # tokenizers raises bare Exception for a damaged file
-                raise DataError(f"{self.directory}: the tokenizer of '{self.name}' is damaged ({error})") from None
+        fault = f"{self.directory}: the tokenizer of '{self.name}' is damaged"
+        with quiet(), reading(fault, "restore its files or give another model"):
+            return from_hub_or_directory(self, AutoTokenizer.from_pretrained)
 
     def _field(self, what: str) -> Any:
         for key in _FIELDS[what]:
@@ -172,8 +174,9 @@ class ModelSource:
         from transformers import AutoConfig
 
         attribute = {"d_model": "hidden_size", "n_layers": "num_hidden_layers"}.get(what, _FIELDS[what][0])
-        full = AutoConfig.for_model(self.model_type, **{k: v for k, v in self.config.items() if k != "model_type"})
-        return getattr(full, attribute, None)
+        with reading(f"{self.directory / 'config.json'}: the configuration of model '{self.name}' is damaged", _CONFIG):
+            full = AutoConfig.for_model(self.model_type, **{k: v for k, v in self.config.items() if k != "model_type"})
+            return getattr(full, attribute, None)
 
     def _integer(self, what: str) -> int:
         value = self._field(what)
@@ -237,12 +240,7 @@ def from_hub_or_directory(source: ModelSource, load: Any, **options: Any) -> Any
 
 
 def _read_config(directory: Path, name: str) -> dict[str, Any]:
-    config = read_json(
-        directory / "config.json", f"configuration of model '{name}'", "give a directory written by save_pretrained"
-    )
-    if not isinstance(config, dict):
-        raise DataError(f"{directory / 'config.json'}: should hold an object, got {type(config).__name__}")
-    return config
+    return read_object(directory / "config.json", f"configuration of model '{name}'", _CONFIG)
 
 
 def _hub_config(name: str, revision: str | None) -> tuple[Path, str]:
@@ -253,13 +251,11 @@ def _hub_config(name: str, revision: str | None) -> tuple[Path, str]:
     try:
         file = hf_hub_download(name, "config.json", revision=revision, local_files_only=True)
     except HFValidationError:
-        raise DataError(_nothing_found(name, revision, "it is neither a directory nor a hub id")) from None
+        raise DataError(f"{_nothing_found(name, revision)} it is neither a directory nor a hub id; {_GIVE}") from None
     except LocalEntryNotFoundError:
         _check_hub(name, revision)
-        try:
+        with reading(f"{_nothing_found(name, revision)} the hub refused it", _GIVE):
             file = hf_hub_download(name, "config.json", revision=revision)
-        except Exception as error:
-            raise DataError(_nothing_found(name, revision, f"the hub said: {_line(error)}")) from None
     directory = Path(file).parent
     return directory, directory.name
 
@@ -270,30 +266,27 @@ def _check_hub(name: str, revision: str | None) -> None:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     if constants.is_offline_mode():
-        raise DataError(_nothing_found(name, revision, "the hub was not asked (HF_HUB_OFFLINE is set)"))
-    try:
-        HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT)
-    except GatedRepoError:
-        raise DataError(
-            f"model '{name}': access is restricted; accept its terms on the hub and log in with `hf auth login`"
-        ) from None
-    except RepositoryNotFoundError:
-        raise DataError(_nothing_found(name, revision, "the hub has no model of this name")) from None
-    except RevisionNotFoundError:
-        raise DataError(_nothing_found(name, revision, "the hub has this model, but not this revision")) from None
-    except HfHubHTTPError as error:
-        raise DataError(_nothing_found(name, revision, f"the hub said: {_line(error)}")) from None
-    except Exception as error:  # no network: the client's own exceptions differ between versions
-        raise DataError(_nothing_found(name, revision, f"the hub cannot be reached: {_line(error)}")) from None
+        raise DataError(f"{_nothing_found(name, revision)} the hub was not asked (HF_HUB_OFFLINE is set); {_GIVE}")
+    # No network: the client's own exceptions differ between versions.
+    with reading(f"{_nothing_found(name, revision)} the hub cannot be reached", _GIVE):
+        try:
+            HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT)
+        except GatedRepoError:
+            raise DataError(
+                f"model '{name}': access is restricted; accept its terms on the hub and log in with `hf auth login`"
+            ) from None
+        except RepositoryNotFoundError:
+            raise DataError(f"{_nothing_found(name, revision)} the hub has no model of this name; {_GIVE}") from None
+        except RevisionNotFoundError:
+            raise DataError(
+                f"{_nothing_found(name, revision)} the hub has this model, but not this revision; {_GIVE}"
+            ) from None
+        except HfHubHTTPError as error:
+            raise DataError(f"{_nothing_found(name, revision)} the hub said: {shortened(error)}; {_GIVE}") from None
 
 
-def _nothing_found(name: str, revision: str | None, why: str) -> str:
+def _nothing_found(name: str, revision: str | None) -> str:
+    """How a message begins that goes on with what the hub says."""
     at = f" (revision '{revision}')" if revision else ""
-    return (
-        f"model '{name}'{at} does not exist here: no directory of this name in {looked_in()}, not in the Hugging Face cache, "
-        f"and {why}; give a hub id while online, a local directory written by save_pretrained, or '{DEMO}'"
-    )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    looked = f"no directory of this name in {looked_in()}, not in the Hugging Face cache"
+    return f"model '{name}'{at} does not exist here: {looked}, and"

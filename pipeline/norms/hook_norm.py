@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from pipeline.contracts.sealing import Origin, sealed, unsealed
 from pipeline.errors import DataError, unknown_name
-from pipeline.files import read_json, write_json
+from pipeline.files import is_number, read_bytes, read_json, write_json
+from pipeline.foreign import reading
 from pipeline.norms.exclusion import MASSIVE_FACTOR
 from pipeline.norms.statistics import QUANTILES, effective_rank
 
@@ -102,8 +102,15 @@ def as_hook_norm(value: float | Mapping[str, Any] | HookNorm, d: int) -> HookNor
     optional = {name: getattr(norm, name) for name in ("mean_square", "median_norm", "max_norm_factor")}
     stated = {"mean_norm": norm.mean_norm} | {name: number for name, number in optional.items() if number is not None}
     for name, number in stated.items():
-        if not (isinstance(number, int | float) and math.isfinite(number) and number > 0):
+        if not (is_number(number) and number > 0):
             raise DataError(f"norms: {name} = {number!r}, wanted a positive finite number")
+    counts = {name: getattr(norm, name) for name in ("d", "n_tokens", "n_massive", "n_excluded", "nonfinite")}
+    for name, count in counts.items():
+        if type(count) is not int or not (is_number(count) and count >= 0):
+            raise DataError(f"norms: {name} should be a count, got {count!r}")
+    quantiles = norm.norm_quantiles
+    if not (isinstance(quantiles, Mapping) and all(is_number(value) for value in quantiles.values())):
+        raise DataError(f"norms: norm_quantiles should be numbers by name, got {quantiles!r}")
     if norm.d != d:
         raise DataError(f"norms: measured on activations of width {norm.d}, wanted {d}; {NEXT}")
     return norm
@@ -227,10 +234,7 @@ def _unsealed(found: Any, path: Path, what: str) -> tuple[dict[str, Any], Origin
 
 
 def _read_arrays(path: str | Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: the statistics of the activations are missing ({error.strerror}); {NEXT}") from None
+    return read_bytes(path, "the file of activation statistics", NEXT)
 
 
 def load_norm_arrays(path: str | Path) -> dict[str, Tensor]:
@@ -239,10 +243,8 @@ def load_norm_arrays(path: str | Path) -> dict[str, Tensor]:
     Raises:
         DataError: missing or damaged.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    try:
-        return load(_read_arrays(path))
-    except SafetensorError as error:
-        raise DataError(f"{path}: the statistics of the activations are damaged ({error}); {NEXT}") from None
+    content = _read_arrays(path)
+    with reading(f"{path}: the statistics of the activations are damaged", NEXT):
+        return load(content)

@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.errors import nearest
 
 NOT_NULL = ("None", "NULL", "nil")  # strings that are refused where null can be written
+LONGEST_NUMBER = 64  # bits of a whole number
 NUMBER = re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?")
 
 
@@ -116,6 +117,8 @@ def _convert_list(value: Any, annotation: Any, nullable: bool, limits: Limits) -
 
 def _convert_scalar(value: Any, members: tuple[Any, ...], nullable: bool, limits: Limits) -> Any:
     wanted = set(members) - ({str} if limits.words else set())
+    if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
+        raise Refused(f"a number of {value.bit_length():,} bits is too large")
     if isinstance(value, bool):
         accepted = bool in wanted
     elif isinstance(value, int):

@@ -144,7 +144,7 @@ def _duplicates(path: Path, root: yaml.Node) -> list[str]:
 def _read_toml(path: Path, text: str) -> Any:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # beside TOMLDecodeError, of a number too long or nested too deep
         raise ParamsError(f"{path}: not valid TOML ({error})") from None
 
 
@@ -160,8 +160,8 @@ def _read_json(path: Path, text: str) -> Any:
         values = json.loads(text, object_pairs_hook=mapping) if text.strip() else None
     except json.JSONDecodeError as error:
         raise ParamsError(f"{path}: line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})") from None
-    except RecursionError:
-        raise ParamsError(f"{path}: not valid JSON (nested too deep)") from None
+    except (ValueError, RecursionError) as error:  # a number too long, or nested too deep
+        raise ParamsError(f"{path}: not valid JSON ({error})") from None
     if faults:
         raise ParamsError(faults)
     return values

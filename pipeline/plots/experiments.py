@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.errors import DataError
+from pipeline.foreign import reading
 
 
 def experiment_rows(commits: int) -> tuple[list[dict[str, Any]], int]:
@@ -17,19 +17,13 @@ def experiment_rows(commits: int) -> tuple[list[dict[str, Any]], int]:
         DataError: there is no repository, or DVC cannot read it.
     """
     import dvc.api
-    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    try:
+    advice = "run this in the project's directory, a git repository in which `dvc init` has been run"
+    with reading("the experiments cannot be read", advice):
         rows = dvc.api.exp_show(num=commits)
         with Repo() as repo:
             experiments = repo.experiments
             every, shown = experiments.ls(all_commits=True), experiments.ls(num=commits) if commits >= 0 else {}
-    except DvcException as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"the experiments cannot be read ({reason}); run this in the project's directory, a git repository in which "
-            "`dvc init` has been run"
-        ) from None
     others = sum(map(len, every.values())) - sum(map(len, shown.values())) if commits >= 0 else 0
     return rows, max(others, 0)

@@ -12,6 +12,7 @@ from pipeline.plots.charts import Chart
 from pipeline.plots.page import Table, page
 from pipeline.plots.png import png
 from pipeline.plots.training import training_charts
+from pipeline.provenance import section
 
 PAGE = "index.html"
 FIRST = 3  # loss, L0, explained variance: the ones that get a PNG of their own
@@ -74,7 +75,7 @@ def describe(config: Mapping[str, Any], model: str | None = None, *, layers: int
         model: the language model; None: the one in the configuration's provenance.
         layers: of features, each of d_sae.
     """
-    model = model or ((config.get("provenance") or {}).get("model") or {}).get("name")
+    model = model or section(section(config, "provenance"), "model").get("name")
     kind = str(config.get("kind", "dictionary"))
     act = config.get("act_fn")
     source, target = (_hook_points(config, side) for side in ("in", "out"))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import root
+from pipeline.foreign import told
 from pipeline.metric_names import flatten, grouped
 from pipeline.provenance import provenance_tags
 from pipeline.tracking.store_uri import DATABASES
@@ -256,8 +257,7 @@ class MlflowTracker(Tracker):
                 self._retry_at = time.monotonic() + RETRY_SECONDS
             if not self._warned:
                 self._warned = True
-                reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
-                _warn(f"MLflow could not {what} ({type(error).__name__}: {reason}); going on without it")
+                _warn(f"MLflow could not {what} ({told(error)}); going on without it")
             return False if final else None
 
     def close(self, status: str = FINISHED) -> None:

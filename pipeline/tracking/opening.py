@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError
-from pipeline.files import read_json, write_json
+from pipeline.files import is_number, read_json, write_json
 from pipeline.tracking.store_uri import tracking_uri
 from pipeline.tracking.tracker import Tracker
 
@@ -93,7 +93,8 @@ def read_run_id(path: str | Path) -> str | None:
 
 
 def history_rows(path: str | Path | None, last_step: int | None = None) -> Iterator[dict[str, Any]]:
-    """The whole lines of a history that have a step, up to a step (None: all); a line that a kill has cut is left out."""
+    """The whole lines of a history that have a step, up to a step (None: all), with what is a number in them; a line that a
+    kill has cut is left out."""
     try:
         content = b"" if path is None else Path(path).read_bytes()
     except FileNotFoundError:
@@ -103,6 +104,6 @@ def history_rows(path: str | Path | None, last_step: int | None = None) -> Itera
             row = json.loads(raw)
         except ValueError:
             continue
-        whole = raw.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("step"), int)
+        whole = raw.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("step"), int) and is_number(row["step"])
         if whole and (last_step is None or row["step"] <= last_step):
-            yield row
+            yield {key: value for key, value in row.items() if is_number(value)}

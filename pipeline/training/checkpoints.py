@@ -27,7 +27,17 @@ from torch import Tensor
 
 from pipeline.contracts.sealing import sealed, unsealed
 from pipeline.errors import CheckpointError, DataError
-from pipeline.files import atomic_directory, ensure_free_space, locked, read_json, write_json
+from pipeline.files import (
+    atomic_directory,
+    ensure_free_space,
+    is_number,
+    json_object,
+    locked,
+    read_json,
+    read_object,
+    write_json,
+)
+from pipeline.foreign import reading
 
 FORMAT_VERSION = 2
 CODE = "code"  # key of `about`: the digest of the code that runs a step
@@ -188,7 +198,7 @@ class Checkpoints:
     def _read(self, name: str) -> ResumePoint:
         place = self.directory / name
         try:
-            about_state = json.loads((place / "state.json").read_text())
+            about_state = read_object(place / "state.json", "a checkpoint's state")
             if about_state.get("format_version") == FORMAT_VERSION:
                 about_state, _ = unsealed(about_state, place / "state.json", "a checkpoint's state", next_action="")
             content = (place / "state.safetensors").read_bytes()
@@ -206,12 +216,18 @@ class Checkpoints:
                 )
             if self.history.digest(past) != about_state["history_sha256"]:
                 raise CheckpointError(f"{self.history.file}: its first {past:,} bytes are altered")
-            return ResumePoint(int(about_state["step"]), load_tensors(content), past, dict(about_state["extra"]))
+            with reading(f"{place / 'state.safetensors'}: damaged", kind=CheckpointError):
+                tensors = load_tensors(content)
+            extra = json_object(about_state["extra"], f"{place / 'state.json'}: extra")
+            last = json_object(extra.get("last", {}), f"{place / 'state.json'}: extra.last")
+            if wrong := [name for name, value in last.items() if not is_number(value)]:
+                raise CheckpointError(f"{place / 'state.json'}: extra.last.{wrong[0]} is no finite number")
+            return ResumePoint(int(about_state["step"]), tensors, past, extra)
         except DataError as error:
             raise CheckpointError(str(error).removesuffix("; ")) from None
         except OSError as error:
             raise CheckpointError(f"{place}: {error.filename or ''} cannot be read ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise CheckpointError(f"{place / 'state.json'}: damaged ({error})") from None
 
     def snapshot_path(self, step: int) -> Path:

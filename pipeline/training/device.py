@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipeline.errors import ParamsError
+from pipeline.foreign import reading
 
 
 def training_device(stated: str | torch.device | None, where: str = "device") -> torch.device:
@@ -15,10 +16,7 @@ def training_device(stated: str | torch.device | None, where: str = "device") ->
     """
     if stated is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    with reading(f"{where}: device '{stated}' cannot be used here", "write cpu or null", ParamsError):
         device = torch.device(stated)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise ParamsError(f"{where}: device '{stated}' cannot be used here ({reason}); write cpu or null") from None
     return device

@@ -13,8 +13,6 @@ without training.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,13 +29,14 @@ from pipeline.dictionaries.build import config_from_dict
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import DataError
-from pipeline.files import atomic_directory, fingerprint, read_json, root, write_bytes, write_json
+from pipeline.files import atomic_directory, fingerprint, is_number, root, write_bytes, write_json
+from pipeline.metric_files import read_history, read_metrics
 from pipeline.norms.exclusion import NormLimits
 from pipeline.norms.hook_norm import read_norms
 from pipeline.norms.normalizer import Normalizer
 from pipeline.params.schema import Params
 from pipeline.plots.training_report import describe, write_training_report
-from pipeline.tracking.opening import open_tracker
+from pipeline.tracking.opening import open_tracker, read_run_id
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.device import training_device
@@ -158,7 +157,7 @@ def make_source(
 def _tracked(params: Params, places: Places, checkpoints: Checkpoints, store: Activations) -> Tracker:
     """The run's tracker: the one that the checkpoints belong to, or a new one."""
     run_file = checkpoints.directory / "run.json"
-    run_id = read_json(run_file, "run id").get("run_id") if run_file.exists() else None
+    run_id = read_run_id(run_file)
     point = checkpoints.finished() or checkpoints.latest()[0]
     tracker = open_tracker(
         params.tracking,
@@ -188,12 +187,8 @@ def _log_earlier(tracker: Tracker, metrics: Path) -> None:
         file = metrics / f"{stage}.json"
         if not file.exists():
             continue
-        found = read_json(file, f"metrics of {stage}", remake(stage))
-        if not isinstance(found, dict):
-            raise DataError(f"{file}: metrics of {stage} should be an object, got {type(found).__name__}; {remake(stage)}")
-        numbers = {k: v for k, v in names.flatten(found) if isinstance(v, (int, float)) and not isinstance(v, bool)}
-        finite = {f"{stage}/{key}": value for key, value in numbers.items() if math.isfinite(value)}
-        tracker.log_metrics(finite)
+        found = read_metrics(file, f"metrics of {stage}", remake(stage))
+        tracker.log_metrics({f"{stage}/{key}": value for key, value in names.flatten(found) if is_number(value)})
 
 
 def _train(
@@ -266,7 +261,7 @@ def _write(
     assert checkpoints.history.file is not None
     write_bytes(places.history, checkpoints.history.file.read_bytes())
     write_json(places.metrics, dict(figures))
-    rows = [json.loads(line) for line in places.history.read_text().splitlines()]
+    rows = read_history(places.history, f"remove {checkpoints.directory} and run again from the start")
     about = describe(dictionary.config.to_dict(), store.model.get("name"), layers=dictionary.config.layers)
     with atomic_directory(places.plots) as folder:
         write_training_report(folder, rows, about, {k: v for k, v in figures.items() if isinstance(v, (int, float))})

@@ -19,7 +19,8 @@ import torch
 
 from pipeline.analysis import analyze as analysis_run
 from pipeline.analysis.analyze import Inputs, analyze
-from pipeline.analysis.feature_tables import CONTEXTS, FEATURES, INACTIVE, TOP, FeatureStore, TableWriter
+from pipeline.analysis.feature_columns import CONTEXTS, FEATURES, INACTIVE, TOP
+from pipeline.analysis.feature_tables import FeatureStore, TableWriter
 from pipeline.analysis.tracing import AnalysedContexts
 from pipeline.analysis.writing import banded
 from pipeline.corpus.tokens import open_tokens

@@ -7,18 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.analysis.feature_columns import CONTEXTS, FEATURES, INACTIVE, TOP
 from pipeline.analysis.feature_counts import BINS, histogram_edges
-from pipeline.analysis.feature_tables import (
-    CONTEXTS,
-    FEATURES,
-    FORMAT_VERSION,
-    INACTIVE,
-    TOP,
-    TableWriter,
-    band_name,
-    contexts_schema,
-    features_schema,
-)
+from pipeline.analysis.feature_tables import FORMAT_VERSION, TableWriter, band_name, contexts_schema, features_schema
 
 BLOCK = 256
 WINDOW = 31

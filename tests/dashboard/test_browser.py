@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dashboard.folder import SINGLE_PAGE, write_dashboard
 from tests.dashboard import synthetic
 from tests.dashboard.browser import WAIT_SECONDS, chromium, color_scheme, found, offline, show, size, until, wait_for
@@ -45,7 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape, hooks = (2, 60), ["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"]
     store = synthetic.make_store(place / "store", 120, contexts=4, shape=shape, hooks=2, sources=True)
     explained = {"0/8": {"explanation": "eighth words", "detection": 0.91, "fuzzing": 0.8}}
-    write_dashboard(place / "dashboard", store, synthetic.overview([*shape], hooks), single=20, explanations=explained)
+    write_dashboard(
+        place / "dashboard", FeatureStore(store), synthetic.overview([*shape], hooks), single=20, explanations=explained
+    )
     return place / "dashboard"
 
 
@@ -224,7 +227,7 @@ def test_the_marks_are_explained(driver: Any, folder: Path) -> None:
 
 def test_a_dictionary_without_logits_says_why(driver: Any, tmp_path: Path) -> None:
     store = synthetic.make_store(tmp_path / "store", 10, contexts=1, logits=False)
-    write_dashboard(tmp_path / "dashboard", store, synthetic.overview([10], ["blocks.1.ln2.hook_out"]), single=0)
+    write_dashboard(tmp_path / "dashboard", FeatureStore(store), synthetic.overview([10], ["blocks.1.ln2.hook_out"]), single=0)
     show(driver, tmp_path / "dashboard" / "index.html", "#/features")
     titles = [button.text for button in driver.find_elements("css selector", "[data-sort]")]
     assert "fires on" in titles
@@ -381,7 +384,7 @@ def test_fifty_thousand_features(driver: Any, tmp_path: Path) -> None:
     """What other programs take of the machine is no time of the page: of three tries at most, the shortest times count."""
     chosen = [k * 5_120 + 9 for k in range(1, 10, 2)]  # in blocks of whole pages, never a seventh
     store = synthetic.make_store(tmp_path / "store", 50_000, contexts=10, whole=range(0, 50_000, 5_120))
-    write_dashboard(tmp_path / "dashboard", store, synthetic.overview([50_000]))
+    write_dashboard(tmp_path / "dashboard", FeatureStore(store), synthetic.overview([50_000]))
     tries: list[tuple[float, list[float]]] = []
     opening, times = math.inf, [math.inf]
     while len(tries) < 3 and not (opening < 3_000 and max(times) < 300):

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.analysis.feature_tables import INACTIVE, FeatureStore
+from pipeline.analysis.feature_columns import INACTIVE
+from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dashboard.chunks import CHUNK, chunk, fires_on, packed, short
 from pipeline.dashboard.folder import SINGLE_PAGE, largest_energy, write_dashboard
 from pipeline.dashboard.overview import OverviewFiles, check_files, feature_charts, hook_table, log_bins, overview, seen
@@ -44,7 +45,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 @pytest.fixture(scope="module")
 def folder(store: FeatureStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("dashboard") / "dashboard"
-    write_dashboard(place, store.folder, synthetic.overview(), single=20)
+    write_dashboard(place, store, synthetic.overview(), single=20)
     return place
 
 
@@ -126,14 +127,14 @@ def test_text_cannot_end_the_script(folder: Path) -> None:
 
 
 def test_the_same_store_gives_the_same_bytes(store: FeatureStore, folder: Path, tmp_path: Path) -> None:
-    write_dashboard(tmp_path / "again", store.folder, synthetic.overview(), single=20)
+    write_dashboard(tmp_path / "again", store, synthetic.overview(), single=20)
     for path in folder.rglob("*.*"):
         again = tmp_path / "again" / path.relative_to(folder)
         assert hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(again.read_bytes()).digest(), path
 
 
 def test_explanations_and_layers(tmp_path: Path) -> None:
-    store = synthetic.make_store(tmp_path / "store", 40, contexts=1, shape=(2, 20), hooks=2, sources=True)
+    store = FeatureStore(synthetic.make_store(tmp_path / "store", 40, contexts=1, shape=(2, 20), hooks=2, sources=True))
     explained = {"1/5": {"explanation": "birds", "detection": 0.9, "fuzzing": None}}
     write_dashboard(tmp_path / "dashboard", store, synthetic.overview([2, 20]), single=0, explanations=explained)
     table = read(tmp_path / "dashboard", "table")
@@ -176,7 +177,7 @@ def test_the_overview_has_the_metrics_and_the_baselines(finished_project: Projec
         path / "data/norms.json",
         path / "data/norm_statistics.safetensors",
     )
-    found = overview(path / "data/features", files)
+    found = overview(FeatureStore(path / "data/features"), files)
     metrics = json.loads(files.evaluation.read_text())
     assert found["metrics"] == [list(row) for row in compared(metrics)]
     assert all(None not in row[4:] for row in found["metrics"] if row[0] != "KL divergence, nats")
@@ -189,7 +190,7 @@ def test_the_overview_has_the_metrics_and_the_baselines(finished_project: Projec
     assert found["figures"][0] == ["L0 (held out)", metrics["l0_mean"]]
     assert found["hook_table"] is None
     config = json.loads((path / "data/inference/main/config.json").read_text())["provenance"]["training"]
-    training = dict(overview(path / "data/features", files, load_params(path / "params.yaml"))["training"])
+    training = dict(overview(FeatureStore(path / "data/features"), files, load_params(path / "params.yaml"))["training"])
     assert training["tokens"] == config["tokens"]
     assert training["learning rate"] == config["trainer"]["lr"]
     assert (training["norm of activations"], training["data set"]) == ("dataset-wise", "text.jsonl")
@@ -210,17 +211,17 @@ def test_the_overview_says_how_many_tokens_were_massive(project: Project) -> Non
         path / "data/norm_statistics.safetensors",
     )
     before = json.loads(files.evaluation.read_text())
-    assert overview(path / "data/features", files)["massive"] is None
+    assert overview(FeatureStore(path / "data/features"), files)["massive"] is None
     found = {"massive_tokens": 4.0, "excluded_tokens": 4.0, "evaluated_tokens": 1000.0, "l0_mean_ordinary": 3.25}
     files.evaluation.write_text(json.dumps(before | found | {"fvu_ordinary": 0.375, "dead_fraction_ordinary": 0.625}))
-    shown = overview(path / "data/features", files)
+    shown = overview(FeatureStore(path / "data/features"), files)
     says(shown["massive"], "4 of 1,000", "(0.40 %)", "massive", "excluded", 10)
     assert shown["metrics"][0][2] == 0.375
     figures = dict(shown["figures"])
     assert (figures["L0 (held out)"], figures["dead on held-out text (share)"]) == (3.25, 0.625)
     plain = {name: value for name, value in before.items() if "ordinary" not in name and "massive" not in name}
     files.evaluation.write_text(json.dumps(plain))
-    shown = overview(path / "data/features", files)
+    shown = overview(FeatureStore(path / "data/features"), files)
     assert shown["massive"] is None
     assert shown["metrics"][0][2] == plain["fvu"]
     assert dict(shown["figures"])["L0 (held out)"] == plain["l0_mean"]

@@ -36,7 +36,7 @@ def driver(opened: Any) -> Iterator[Any]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("table")
     store = synthetic.make_store(place / "store", 200, contexts=2)
-    write_dashboard(place / "dashboard", store, synthetic.overview([200]), single=20)
+    write_dashboard(place / "dashboard", FeatureStore(store), synthetic.overview([200]), single=20)
     return place / "dashboard" / "index.html"
 
 

@@ -15,15 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.analysis.feature_tables import (
-    CONTEXTS,
-    FEATURES,
-    FORMAT_VERSION,
-    FeatureStore,
-    TableWriter,
-    contexts_schema,
-    features_schema,
-)
+from pipeline.analysis.feature_columns import CONTEXTS, FEATURES
+from pipeline.analysis.feature_tables import FORMAT_VERSION, FeatureStore, TableWriter, contexts_schema, features_schema
 from pipeline.seeding import numpy_generator
 from tests.project import make_model
 
@@ -51,7 +44,9 @@ def feature_row(feature: int, **changes: Any) -> dict[str, Any]:
     """A row of features.parquet; columns that interpretation does not read are empty."""
     row: dict[str, Any] = dict.fromkeys(field.name for field in features_schema())
     row |= {"feature": feature, "name": str(feature), "active_tokens": 100, "density": 0.01, "max_activation": 8.0}
-    return row | {"energy": 1.0 / (1 + abs(feature - PLANTED))} | changes
+    row |= {"mean_activation": 1.0, "decoder_norm": 1.0, "written_norms": [1.0], "histogram": [0]}
+    row |= {"decoder_neighbours": [], "coactive_neighbours": []}
+    return row | {"energy": 0.5 / (1 + abs(feature - PLANTED))} | changes
 
 
 def planted_contexts(feature: int) -> list[dict[str, Any]]:
@@ -73,7 +68,11 @@ def planted_contexts(feature: int) -> list[dict[str, Any]]:
 def write_store(folder: Path, features: list[dict[str, Any]], contexts: list[dict[str, Any]], **about: Any) -> Path:
     """A feature store of these rows."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {"format_version": FORMAT_VERSION, "dictionary": "planted", "model": "planted", **about}
+    kept = {
+        "format_version": FORMAT_VERSION, "dictionary": "planted", "name": "planted", "model": "planted", "split": "train",
+        "hook_points_in": ["blocks.0.hook_resid_post"], "hook_points_out": ["blocks.0.hook_resid_post"],
+        "feature_shape": [len(features)], "tokens": 10_000, "coactivation_tokens": 1_000, "histogram_edges": [1.0, 2.0], **about,
+    }  # fmt: skip
     for name, schema, rows in ((FEATURES, features_schema(), features), (CONTEXTS, contexts_schema(), contexts)):
         writer = TableWriter(folder / name, schema, kept)
         writer.write({column.name: [row[column.name] for row in rows] for column in schema})
@@ -86,7 +85,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a store of ten features, every one active on WORD alone; number 7 has the largest energy, 3 is dead, 4 dense."""
     features = [feature_row(feature) for feature in range(N_FEATURES)]
     features[3] |= {"active_tokens": 0, "density": 0.0, "max_activation": 0.0}
-    features[4] |= {"density": 0.5, "energy": 9.0}
+    features[4] |= {"density": 0.5, "energy": 0.9}
     contexts = [row for feature in range(N_FEATURES) if feature != 3 for row in planted_contexts(feature)]
     return write_store(tmp_path_factory.mktemp("planted") / "features", features, contexts)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from pipeline.analysis.feature_tables import FeatureStore
 from stages.interpret import main
 from tests.interpretation.conftest import Stub, inverted
 from tests.messages import says
@@ -57,7 +58,7 @@ def test_a_dashboard_with_the_explanations(planted: Path, tmp_path: Path, stub: 
 
     store, out = tmp_path / "features", tmp_path / "out"
     shutil.copytree(planted, store)
-    write_dashboard(tmp_path / "dashboard", store, overview(), single=0)
+    write_dashboard(tmp_path / "dashboard", FeatureStore(store), overview(), single=0)
     code, _, err = run(store, out, *at(stub), "--feature", "7")
     assert code == 0, err
     table = read(out / "dashboard", "table")

@@ -157,7 +157,7 @@ def test_another_store_and_a_damaged_file_are_done_again(store: FeatureStore, tm
     model = Model()
     interpret(store, model, rows, tmp_path / "out")
     assert model.asked > 0
-    changed = FeatureStore(write_store(tmp_path / "features", [feature_row(7)], planted_contexts(7)))
+    changed = FeatureStore(write_store(tmp_path / "features", [feature_row(i) for i in range(8)], planted_contexts(7)))
     model = Model()
     interpret(changed, model, choose_features(changed, ["7"]), tmp_path / "out")
     assert model.asked > 0
@@ -214,6 +214,7 @@ def test_which_features(store: FeatureStore, tmp_path: Path) -> None:
 
 
 def test_a_feature_of_a_layer(tmp_path: Path) -> None:
-    store = FeatureStore(write_store(tmp_path / "features", [feature_row(0, name="2/513")], planted_contexts(0)))
-    assert one(store, tmp_path / "out", oracle, "2/513")["name"] == "2/513"
-    assert (tmp_path / "out" / "2-513.json").exists()
+    features = [feature_row(i, name=f"{i // 3}/{i % 3}", layer=i // 3) for i in range(9)]
+    store = FeatureStore(write_store(tmp_path / "features", features, planted_contexts(7), feature_shape=[3, 3]))
+    assert one(store, tmp_path / "out", oracle, "2/1")["name"] == "2/1"
+    assert (tmp_path / "out" / "2-1.json").exists()

@@ -73,4 +73,4 @@ def storage_codec(storage_dtype: str) -> StorageCodec:
     try:
         return cast(StorageCodec, STORAGE_CODECS.load(storage_dtype))
     except ParamsError as error:
-        raise DataError(str(error)) from None
+        raise DataError(error.faults) from None

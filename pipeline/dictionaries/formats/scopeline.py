@@ -20,7 +20,8 @@ from torch import Tensor
 from pipeline.contracts.sealing import sealed, unsealed
 from pipeline.dictionaries.formats.interface import NEXT, DictionaryFormat, configuration
 from pipeline.errors import DataError
-from pipeline.files import atomic_directory, ensure_free_space, read_json, write_json
+from pipeline.files import atomic_directory, ensure_free_space, read_bytes, read_object, write_json
+from pipeline.foreign import reading
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
@@ -73,8 +74,8 @@ def _states_a_version(file: Path) -> bool:
 
 def _parse(file: Path) -> tuple[DictionaryConfig, dict[str, Any]]:
     """The configuration and the record of the weights."""
-    values = read_json(file, "a dictionary's configuration", NEXT)
-    if not isinstance(values, dict) or "format_version" not in values:
+    values = read_object(file, "a dictionary's configuration", NEXT)
+    if "format_version" not in values:
         raise DataError(f"{file}: not a dictionary's configuration (format_version is missing); {NEXT}")
     version = values["format_version"]
     if version not in READ_VERSIONS:
@@ -84,21 +85,16 @@ def _parse(file: Path) -> tuple[DictionaryConfig, dict[str, Any]]:
         values, _ = unsealed(values, file, "a dictionary's configuration", next_action=NEXT)
     del values["format_version"]
     recorded = values.pop("weights", None)
-    if not isinstance(recorded, dict) or not {"size", "sha256"} <= set(recorded):
-        raise DataError(f"{file}: the record of the weights (size, sha256) is missing; {NEXT}")
+    if not (isinstance(recorded, dict) and isinstance(recorded.get("size"), int) and isinstance(recorded.get("sha256"), str)):
+        raise DataError(f"{file}: the record of the weights (size, sha256) is missing or damaged; {NEXT}")
     return configuration(values, file), recorded
 
 
 def _read_weights(file: Path, recorded: Mapping[str, Any]) -> dict[str, Tensor]:
-    try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{file}: the dictionary's weights are missing; {NEXT}") from None
+    content = read_bytes(file, "the dictionary's weights file", NEXT)
     if len(content) < recorded["size"]:
         raise DataError(f"{file}: truncated, {len(content):,} of {recorded['size']:,} bytes; {NEXT}")
     if hashlib.sha256(content).hexdigest() != recorded["sha256"]:
         raise DataError(f"{file}: altered since it was written (sha256 differs from {CONFIG_FILE}); {NEXT}")
-    try:
+    with reading(f"{file}: not a safetensors file", NEXT):
         return load_tensors(content)
-    except Exception as error:  # safetensors raises its own exception type and ValueError, KeyError
-        raise DataError(f"{file}: not a safetensors file ({error}); {NEXT}") from None

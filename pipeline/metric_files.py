@@ -1,0 +1,62 @@
+"""The figures that stages leave in metrics/, read by other stages; anybody may have written such a file anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline import metric_names as names
+from pipeline.errors import DataError
+from pipeline.files import is_number, json_object, parse_json, read_bytes, read_object
+
+
+def read_metrics(path: str | Path, what: str, next_action: str, wanted: Iterable[str] = ()) -> dict[str, Any]:
+    """The figures of metrics/<stage>.json.
+
+    Args:
+        path: of the file.
+        what: it should be.
+        next_action: what to do where it is not.
+        wanted: metrics that must be there, and everything else be a number or null with them; one that the evaluation has of
+            ordinary tokens counts (see :func:`pipeline.metric_names.ordinary`).
+
+    Raises:
+        DataError: the file is missing or damaged, lacks one that is wanted, or has a number that is not finite.
+    """
+    found, wanted = read_object(path, what, next_action), tuple(wanted)
+    for key, value in found.items() if wanted else names.flatten(found):
+        other = value is None if wanted else isinstance(value, bool) or not isinstance(value, int | float)
+        if not (other or is_number(value)):
+            raise DataError(f"{path}: {what}: {key} is {float_text(value)}, wanted a finite number; {next_action}")
+    for name in wanted:
+        if found.get(names.ordinary(found, name)) is None:
+            raise DataError(f"{path}: {what}: {name} is missing; {next_action}")
+    return found
+
+
+def read_history(path: str | Path, next_action: str) -> list[dict[str, float]]:
+    """The rows of metrics/train_history.jsonl, {"step": n, figure: number, ...}.
+
+    Raises:
+        DataError: the file is missing, or a line of it is no such row; the message names the line.
+    """
+    what = "the training history"
+    rows = []
+    for number, line in enumerate(read_bytes(path, what, next_action).split(b"\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{path}: line {number} of {what}"
+        row = json_object(parse_json(line, place, next_action), place, next_action)
+        for key, value in row.items():
+            if not is_number(value):
+                raise DataError(f"{place}: {key} is {float_text(value)}, wanted a finite number; {next_action}")
+        if not isinstance(row.get(names.STEP), int):
+            raise DataError(f"{place}: {names.STEP} should be a whole number, got {row.get(names.STEP)!r}; {next_action}")
+        rows.append(row)
+    return rows
+
+
+def float_text(value: object) -> str:
+    """A value for a message; a number that no float holds is not written out."""
+    return "too large" if isinstance(value, int) and not is_number(value) and not isinstance(value, bool) else repr(value)
