@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,16 +52,24 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader sees the old file or the whole new one, never a part."""
+    with atomic_file(path) as partial, open(partial, "xb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield the name of a temporary sibling to write; on success it takes the place of `path`, on failure it is removed.
+
+    Partial files of earlier, killed calls are removed first.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:  # begun before the file exists: Ctrl-C at any moment leaves nothing
-        with open(partial, "xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(partial, 0o644)
+        yield partial
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -119,12 +126,11 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     prefix = f".{path.name}.partial-"
     for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
-    os.chmod(temporary, 0o755)
+    temporary, old = (path.with_name(f"{prefix}{secrets.token_hex(4)}") for _ in range(2))
+    temporary.mkdir()  # with the user's permissions, which those of the tempfile module are not
     try:
         yield temporary
         if path.is_dir() and not path.is_symlink():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
             os.replace(path, old)
             os.replace(temporary, path)
             shutil.rmtree(old, ignore_errors=True)

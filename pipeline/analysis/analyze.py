@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -29,7 +27,7 @@ from pipeline.errors import Interrupted
 from pipeline.evaluation.models import LanguageModels
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.evaluation.split_tokens import SplitTokens
-from pipeline.files import atomic_directory, fingerprint, root
+from pipeline.files import atomic_directory, atomic_file, fingerprint, root
 from pipeline.interrupts import stop_on_signals
 from pipeline.progress import Progress
 from pipeline.stage_code import code_digest
@@ -92,15 +90,8 @@ class SavedState:
         """Replace what is there."""
         from safetensors.torch import save_file
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        os.close(handle)
-        try:
-            save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, name)
-            os.replace(name, self.path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with atomic_file(self.path) as partial:
+            save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial)
 
     def remove(self) -> None:
         """Nothing is left to go on from."""

@@ -163,6 +163,12 @@ class FeatureStore:
             raise DataError(
                 f"{self.folder}: feature store {self.about.get('format_version')!r}, wanted {FORMAT_VERSION}; {_NEXT}"
             )
+        for file, name, schema in (
+            (self._features, FEATURES, features_schema()),
+            (self._contexts, CONTEXTS, contexts_schema()),
+        ):
+            if not file.schema_arrow.equals(schema):
+                raise DataError(f"{self.folder / name}: its columns are not those of a feature store; {_NEXT}")
 
     @property
     def n_features(self) -> int:

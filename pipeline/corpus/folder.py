@@ -181,8 +181,10 @@ def _as_stated(base: Path, split: str, config_name: str | None) -> TextFiles:
 
     try:
         builder = datasets.load_dataset_builder(str(base), config_name)
-    except (ValueError, OSError) as error:
-        raise DataError(f"{base}: the configurations of README.md: {_line(error)}; correct them, or remove `configs`") from None
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a loading script, which the library never runs
+        raise DataError(
+            f"{base}: the configurations of README.md: {_line(error)}; correct them, or remove `configs` (and a loading script)"
+        ) from None
     stated = {str(name): files for name, files in (builder.config.data_files or {}).items()}
     if split not in stated:
         raise DataError(f"{base}: dataset.split: {unknown_name('split', split, sorted(stated))}, as README.md says")

@@ -31,6 +31,10 @@ def hub_rows(name: str, config_name: str | None, revision: str | None, split: st
     except ValueError as error:
         # An unknown split or configuration; the library's message lists those that exist.
         raise DataError(f"{where}: dataset.split '{split}': {_first_line(error)}") from None
+    except RuntimeError as error:  # a loading script, which the library never runs
+        raise DataError(
+            f"{where}: {_first_line(error)}; give a data set of data files (Parquet, JSON, text), or convert this one"
+        ) from None
     except datasets.exceptions.DatasetGenerationError as error:
         raise DataError(
             f"{where}: its files are damaged ({_first_line(error.__cause__ or error)}); download them anew"

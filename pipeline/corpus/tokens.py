@@ -130,7 +130,7 @@ def open_tokens(path: str | Path) -> TokenStore:
     if not path.exists():
         raise DataError(f"{path}: the token store is missing; {_NEXT}")
     try:
-        group = zarr.open_group(str(path), mode="r")
+        group = zarr.open_group(str(path), mode="r", zarr_format=3)  # format 2 has filters that unpickle
         attributes = dict(group.attrs)
         if attributes.get("format_version") != FORMAT_VERSION:
             raise DataError(
