@@ -52,7 +52,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader sees the old file or the whole new one, never a part."""
-    with atomic_file(path) as partial, open(partial, "xb") as stream:
+    with atomic_file(path) as partial, open(partial, "wb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
@@ -60,16 +60,20 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield the name of a temporary sibling to write; on success it takes the place of `path`, on failure it is removed.
+    """Yield a temporary sibling to write; on success it takes the place of `path`, on failure it is removed.
 
-    Partial files of earlier, killed calls are removed first.
+    Its permissions are those of the user's umask, also where a library writes it that has others (safetensors: 0600). Partial
+    files of earlier, killed calls are removed first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:  # begun before the file exists: Ctrl-C at any moment leaves nothing
+        partial.touch(exist_ok=False)
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -118,8 +122,9 @@ def read_json(path: str | Path, what: str, next_action: str = "") -> Any:
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling directory; on success it takes the place of `path`, on failure it is removed.
 
-    A reader sees the old directory or the whole new one; killed between two renames, neither, but never a part. Leftover
-    siblings of earlier, killed calls are removed first.
+    A reader sees the old directory or the whole new one; killed between two renames, neither, but never a part. Permissions
+    are those of the user's umask, also of files that a library writes with others. Leftover siblings of earlier, killed calls
+    are removed first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,9 +132,13 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary, old = (path.with_name(f"{prefix}{secrets.token_hex(4)}") for _ in range(2))
-    temporary.mkdir()  # with the user's permissions, which those of the tempfile module are not
+    temporary.mkdir()
     try:
         yield temporary
+        mode = temporary.stat().st_mode & 0o666
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(mode)
         if path.is_dir() and not path.is_symlink():
             os.replace(path, old)
             os.replace(temporary, path)

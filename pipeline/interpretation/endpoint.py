@@ -87,7 +87,7 @@ class EndpointModel:
         except httpx.InvalidURL as error:
             raise ChatError(f"--endpoint: not an address ({error}); give one such as http://localhost:8000/v1") from None
         if url.scheme not in ("http", "https") or not url.host:
-            shown = re.sub(r"//[^/]*@", "//", base_url)
+            shown = re.sub(r"(//|^)[^/]*@", r"\1", base_url)
             raise ChatError(f"--endpoint {shown!r}: not an address; give one such as http://localhost:8000/v1")
         self.name, self.seed, self.max_tokens = name, seed, max_tokens
         self._url, self._shown, self._key_variable = url, str(url.copy_with(userinfo=None)), key_variable

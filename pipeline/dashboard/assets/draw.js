@@ -26,7 +26,7 @@ const meant = (text) => text.replace(/\u00b7/g, " ").replace(/\u21b5/g, "\n").re
   .replace(/\\x([0-9a-f]{2})|\\u([0-9a-f]{4})/gi, (_, x, u) => String.fromCharCode(parseInt(x ?? u, 16)));
 
 // The link to a feature.
-const featureLink = (name) => `#/feature/${escaped(encodeURI(name))}`;
+const featureLink = (name) => `#/feature/${encodeURIComponent(name).replaceAll("%2F", "/")}`;
 
 // A text in a frame, from { t, ids }: a token says its id.
 function chip({ t, ids }, place) {

@@ -130,7 +130,7 @@ async function showTable(view, latest) {
     space.innerHTML = !state.order.length ? `<p class="nothing">${nothing()}</p>` : state.order.slice(first, last).map((r, i) => {
       const chosen = first + i === state.chosen;
       return `<a class="row grid${chosen ? " chosen" : ""}" id="row-${r}" role="option" aria-selected="${chosen}" tabindex="-1" ` +
-        `style="top:${(first + i) * ROW}px" href="${featureLink(columns.name[r])}">${shown.map((column) => cell(column, r)).join("")}</a>`;
+        `style="top:${(first + i) * ROW}px" href="${escaped(featureLink(columns.name[r]))}">${shown.map((column) => cell(column, r)).join("")}</a>`;
     }).join("");
     space.setAttribute("aria-activedescendant", state.order.length ? `row-${state.order[state.chosen]}` : "");
   }
@@ -177,6 +177,6 @@ async function showTable(view, latest) {
   }
   view.querySelector(".filters").addEventListener("submit", (event) => event.preventDefault());
   arrange(true);
-  tableKeys = { arrange, choose, open: () => { const r = state.order[state.chosen]; if (r !== undefined) visit(`#/feature/${columns.name[r]}`); } };
+  tableKeys = { arrange, choose, open: () => { const r = state.order[state.chosen]; if (r !== undefined) visit(featureLink(columns.name[r])); } };
 }
 let tableKeys = null;
