@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,36 @@ def local_path(name: str | Path) -> Path | None:
 def looked_in() -> str:
     """The directories in which :func:`local_path` looks for a relative path, for a message."""
     return " and ".join(dict.fromkeys(str(place.absolute()) for place in (Path(), root())))
+
+
+def unwritable(directory: Path) -> str | None:
+    """Why no file can be made in `directory`, which need not be there yet; None: one can.
+
+    It is tried, since permissions alone tell little: root has all of them, a file system may be read-only. Nothing is left.
+    """
+    place = directory.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        if not place.is_dir():
+            return f"{place} is a link that leads nowhere" if place.is_symlink() else f"{place} is a file"
+        with tempfile.TemporaryFile(dir=place):
+            return None
+    except OSError as error:
+        return f"{place} cannot be written to: {error.strerror}"
+
+
+def ensure_writable(
+    directory: str | Path, what: str, next_action: str = "make it writable, or remove what is in the way"
+) -> None:
+    """Refuse to begin work whose outcome could not be written to `directory`.
+
+    Raises:
+        DataError: says where it cannot, and why.
+    """
+    reason = unwritable(Path(directory))
+    if reason is not None:
+        raise DataError(f"{directory}: {what} cannot be written here ({reason}); {next_action}")
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -27,7 +27,7 @@ from pipeline.errors import Interrupted
 from pipeline.evaluation.models import LanguageModels
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.evaluation.split_tokens import SplitTokens
-from pipeline.files import atomic_directory, atomic_file, fingerprint, root
+from pipeline.files import atomic_directory, atomic_file, ensure_writable, fingerprint, root
 from pipeline.interrupts import stop_on_signals
 from pipeline.progress import Progress
 from pipeline.stage_code import code_digest
@@ -144,6 +144,8 @@ def analyzed(
         DataError: something of these is missing, damaged, or does not fit the rest.
         Interrupted: a signal asked to stop; the state is saved.
     """
+    checkpoints = root() / "data" / "checkpoints"
+    ensure_writable(checkpoints, "the state of the analysis")
     with ended_by_signals():
         store = open_tokens(inputs.tokens)
         split = store.train if params.analysis.split == "train" else store.eval
@@ -161,7 +163,7 @@ def analyzed(
             LanguageModels(found.models), RawDictionary(found.dictionary, found.norms), params.analysis, tokens.n_tokens
         )
         code = code_digest("analyze", NOT_THE_PASS)
-        saved = SavedState(_depends_on(params, inputs, store, found), code, root() / "data" / "checkpoints")
+        saved = SavedState(_depends_on(params, inputs, store, found), code, checkpoints)
         run_pass(collection, tokens, saved, save_seconds)
         contexts = AnalysedContexts(split, tokens.contexts, ReadableTexts(found.main))
         about = about_store(found, collection, params)
