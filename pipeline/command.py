@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.errors import PipelineError
+from pipeline.errors import DataError, PipelineError
+from pipeline.files import ensure_writable
 from pipeline.foreign import full_disk
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+
+
+class Output(click.Path):
+    """The type of an option that names a file, or with `directory` a directory, which the stage writes."""
+
+    def __init__(self, *, directory: bool = False, path_type: type | None = None) -> None:
+        super().__init__(path_type=path_type)
+        self.directory = directory
+
+    def check(self, value: str | Path) -> None:
+        """Refuse a place that cannot be written, before the stage does its work.
+
+        Raises:
+            DataError: says why not.
+        """
+        path = Path(value)
+        if path.is_dir() and not self.directory:
+            raise DataError(f"{path}: should be a file and is a directory; move it away")
+        for place in (path.parent, *([path] if path.is_dir() else [])):
+            ensure_writable(place, path.name)
+        _check_inside(path)
+
+
+def _check_inside(path: Path) -> None:
+    """DVC keeps no output that lies outside of the repository, which it says when the stage has done its work."""
+    here = Path.cwd().resolve()
+    if "DVC_ROOT" in os.environ and not path.is_absolute() and not path.parent.resolve().is_relative_to(here):
+        raise DataError(
+            f"{path}: lies in {path.parent.resolve()}, outside of {here} (a symbolic link leads there), where DVC keeps no "
+            "outputs; make it a directory of the project. Large files can lie elsewhere: activations where SCOPELINE_STORE "
+            "says, DVC's copies where `dvc cache dir` says"
+        )
 
 
 def _fail(message: str, code: int) -> None:
@@ -22,12 +60,18 @@ def stage_command(function: Callable[..., Any]) -> click.Command:
     """Make a click command of a stage's main function, which takes `params` (a path) and its own options.
 
     A :class:`PipelineError` becomes one `error:` line for each fault and the error's exit code (2, or 130 after an
-    interrupt); a full disk becomes exit code 2; any other exception is a bug and keeps its traceback.
+    interrupt); a full disk, or a file that the machine does not let us read or write, becomes exit code 2; any other
+    exception is a bug and keeps its traceback. Options of the type :class:`Output` are checked first.
     """
+    outputs = {
+        option.name: option.type for option in getattr(function, "__click_params__", ()) if isinstance(option.type, Output)
+    }
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
+            for name, output in outputs.items():
+                output.check(kwargs[name])
             function(*args, **kwargs)
         except PipelineError as error:
             _fail(str(error), error.exit_code)
@@ -36,6 +80,10 @@ def stage_command(function: Callable[..., Any]) -> click.Command:
         except Exception as error:
             full = full_disk(error)
             if full is None:
+                if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
+                    _fail(
+                        f"{error.filename}: {error.strerror}; make it readable and writable, then run the same command again", 2
+                    )
                 raise
             _fail(f"{full}no space left on the device; free some, then run the same command again", 2)
 

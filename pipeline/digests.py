@@ -60,5 +60,6 @@ class FileDigests:
         return {"files": len(sorted_names), "sha256": digest.hexdigest()}
 
     def remember(self) -> None:
-        """Write the memory."""
-        write_json(self._memory, self._known)
+        """Write the memory; where it cannot be written, every file is read again the next time."""
+        with contextlib.suppress(OSError):
+            write_json(self._memory, self._known)

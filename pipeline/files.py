@@ -44,6 +44,36 @@ def looked_in() -> str:
     return " and ".join(dict.fromkeys(str(place.absolute()) for place in (Path(), root())))
 
 
+def unwritable(directory: Path) -> str | None:
+    """Why no file can be made in `directory`, which need not be there yet; None: one can.
+
+    It is tried, since permissions alone tell little: root has all of them, a file system may be read-only. Nothing is left.
+    """
+    place = directory.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        if not place.is_dir():
+            return f"{place} is a link that leads nowhere" if place.is_symlink() else f"{place} is a file"
+        with tempfile.TemporaryFile(dir=place):
+            return None
+    except OSError as error:
+        return f"{place} cannot be written to: {error.strerror}"
+
+
+def ensure_writable(
+    directory: str | Path, what: str, next_action: str = "make it writable, or remove what is in the way"
+) -> None:
+    """Refuse to begin work whose outcome could not be written to `directory`.
+
+    Raises:
+        DataError: says where it cannot, and why.
+    """
+    reason = unwritable(Path(directory))
+    if reason is not None:
+        raise DataError(f"{directory}: {what} cannot be written here ({reason}); {next_action}")
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as sorted, indented JSON to a temporary sibling, flush it to disk and rename it to `path`."""
     path = Path(path)
@@ -54,16 +84,28 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader sees the old file or the whole new one, never a part."""
+    with atomic_file(path) as partial, open(partial, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary sibling to write; on success it takes the place of `path`, on failure it is removed.
+
+    Its permissions are those of the user's umask, also where a library writes it that has others (safetensors: 0600). Partial
+    files of earlier, killed calls are removed first.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:  # begun before the file exists: Ctrl-C at any moment leaves nothing
-        with open(partial, "xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(partial, 0o644)
+        partial.touch(exist_ok=False)
+        mode = partial.stat().st_mode
+        yield partial
+        partial.chmod(mode)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -160,20 +202,24 @@ def is_number(value: object) -> bool:
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling directory; on success it takes the place of `path`, on failure it is removed.
 
-    A reader sees the old directory or the whole new one; killed between two renames, neither, but never a part. Leftover
-    siblings of earlier, killed calls are removed first.
+    A reader sees the old directory or the whole new one; killed between two renames, neither, but never a part. Permissions
+    are those of the user's umask, also of files that a library writes with others. Leftover siblings of earlier, killed calls
+    are removed first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.partial-"
     for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
-    os.chmod(temporary, 0o755)
+    temporary, old = (path.with_name(f"{prefix}{secrets.token_hex(4)}") for _ in range(2))
+    temporary.mkdir()
     try:
         yield temporary
+        mode = temporary.stat().st_mode & 0o666
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(mode)
         if path.is_dir() and not path.is_symlink():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
             os.replace(path, old)
             os.replace(temporary, path)
             shutil.rmtree(old, ignore_errors=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.command import stage_command
+from pipeline.command import Output, stage_command
 
 
 @stage_command
@@ -22,8 +22,8 @@ from pipeline.command import stage_command
 @click.option("--statistics", default="data/norm_statistics.safetensors", help="Activation means and principal directions.")
 @click.option("--evaluation", default="metrics/evaluation.json", help="Metrics to show.")
 @click.option("--history", default="metrics/train_history.jsonl", help="Training history to show.")
-@click.option("--features", default="data/features", help="Feature store to write.")
-@click.option("--dashboard", default="data/dashboard", help="Dashboard to write.")
+@click.option("--features", type=Output(directory=True), default="data/features", help="Feature store to write.")
+@click.option("--dashboard", type=Output(directory=True), default="data/dashboard", help="Dashboard to write.")
 @click.option("--run", default="data/run.json", help="The tracking run to go on with.")
 def main(params: str, inference: str, tokens: str, features: str, dashboard: str, run: str, **figures: str) -> None:
     """Collect contexts, densities, logits and neighbours of every feature, and draw the dashboard."""

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import click
 
-from pipeline.command import stage_command
+from pipeline.command import Output, stage_command
 
 
 @stage_command
 @click.option("--activations", default="data/activations.json", help="Manifest of the activation store, or a store.")
-@click.option("--out", default="data/norms.json", help="Norms to write.")
-@click.option("--statistics", default="data/norm_statistics.safetensors", help="Arrays to write.")
-@click.option("--metrics", default="metrics/norm.json", help="Figures to write.")
-@click.option("--plots", default="metrics/plots/norm", help="Directory of plots to write.")
+@click.option("--out", type=Output(), default="data/norms.json", help="Norms to write.")
+@click.option("--statistics", type=Output(), default="data/norm_statistics.safetensors", help="Arrays to write.")
+@click.option("--metrics", type=Output(), default="metrics/norm.json", help="Figures to write.")
+@click.option("--plots", type=Output(directory=True), default="metrics/plots/norm", help="Directory of plots to write.")
 def main(params: str, activations: str, out: str, statistics: str, metrics: str, plots: str) -> None:
     """Measure the activation norms."""
     from pipeline.activations.reader import open_activations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import click
 
-from pipeline.command import stage_command
+from pipeline.command import Output, stage_command
 from pipeline.interrupts import interruption
 
 
@@ -19,8 +19,8 @@ from pipeline.interrupts import interruption
 @click.option("--tokens", default="data/tokens.zarr", help="Token store.")
 @click.option("--norms", default="data/norms.json", help="Activation norms.")
 @click.option("--statistics", default="data/norm_statistics.safetensors", help="Activation means and principal directions.")
-@click.option("--out", default="metrics/evaluation.json", help="Metrics to write.")
-@click.option("--plots", default="metrics/plots/evaluation", help="Directory of densities and plots to write.")
+@click.option("--out", type=Output(), default="metrics/evaluation.json", help="Metrics to write.")
+@click.option("--plots", type=Output(directory=True), default="metrics/plots/evaluation", help="Directory of plots to write.")
 @click.option("--run", default="data/run.json", help="The tracking run to go on with.")
 @interruption("interrupted; run the same command again, it starts anew")
 def main(params: str, inference: str, tokens: str, norms: str, statistics: str, out: str, plots: str, run: str) -> None:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import click
 
-from pipeline.command import stage_command
+from pipeline.command import Output, stage_command
 
 
 @stage_command
 @click.option("--trained", default="data/trained", help="Directory of the trained dictionaries, or a snapshot.")
 @click.option("--norms", default="data/norms.json", help="Activation norms.")
 @click.option("--activations", default="data/activations.json", help="Manifest of the activation store, or a store.")
-@click.option("--out", default="data/inference", help="Directory of the inference dictionaries.")
-@click.option("--metrics", default="metrics/fold.json", help="Figures to write.")
+@click.option("--out", type=Output(directory=True), default="data/inference", help="Directory of the inference dictionaries.")
+@click.option("--metrics", type=Output(), default="metrics/fold.json", help="Figures to write.")
 @click.option("--run", default="data/run.json", help="The tracking run to go on with.")
 def main(params: str, trained: str, norms: str, activations: str, out: str, metrics: str, run: str) -> None:
     """Fold the activation norm and the decoder norms into the weights."""

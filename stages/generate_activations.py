@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.command import stage_command
+from pipeline.command import Output, stage_command
 
 if TYPE_CHECKING:
     from pipeline.params.schema import ModelParams
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @stage_command
 @click.option("--tokens", default="data/tokens.zarr", help="Token store to read.")
-@click.option("--out", default="data/activations.json", help="Manifest to write.")
-@click.option("--metrics", default="metrics/generate.json", help="Figures to write.")
+@click.option("--out", type=Output(), default="data/activations.json", help="Manifest to write.")
+@click.option("--metrics", type=Output(), default="metrics/generate.json", help="Figures to write.")
 def main(params: str, tokens: str, out: str, metrics: str) -> None:
     """Generate the activation store."""
     from pipeline.activations.for_params import generate_for

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import click
 
-from pipeline.command import stage_command
+from pipeline.command import Output, stage_command
 
 
 @stage_command
 @click.option("--activations", default="data/activations.json", help="Manifest of the activation store, or a store.")
 @click.option("--norms", default="data/norms.json", help="Activation norms.")
-@click.option("--out", default="data/initial", help="Directory of the initial dictionaries.")
+@click.option("--out", type=Output(directory=True), default="data/initial", help="Directory of the initial dictionaries.")
 def main(params: str, activations: str, norms: str, out: str) -> None:
     """Draw the dictionary's first weights."""
     from pathlib import Path

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import click
 
-from pipeline.command import stage_command
+from pipeline.command import Output, stage_command
 
 
 @stage_command
-@click.option("--out", default="data/inputs", help="Directory of the two files to write.")
+@click.option("--out", type=Output(directory=True), default="data/inputs", help="Directory of the two files to write.")
 def main(params: str, out: str) -> None:
     """Write what the text and the models are told by: digests of local files, commits of hub models."""
     from pipeline.corpus.contents import text_contents

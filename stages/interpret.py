@@ -9,12 +9,14 @@ from pathlib import Path
 
 import click
 
-from pipeline.command import stage_command
+from pipeline.command import Output, stage_command
 
 
 @stage_command
 @click.option("--features-dir", type=click.Path(path_type=Path), default="data/features", help="The feature store.")
-@click.option("--out", type=click.Path(path_type=Path), default="data/interpretations", help="Folder of the results.")
+@click.option(
+    "--out", type=Output(directory=True, path_type=Path), default="data/interpretations", help="Folder of the results."
+)
 @click.option("--feature", "names", multiple=True, help="A feature (with layers: LAYER/FEATURE); may be repeated.")
 @click.option("--n", type=click.IntRange(1), default=20, help="Without --feature: so many, of the largest energy.")
 @click.option("--endpoint", help="OpenAI-compatible server, such as http://localhost:8000/v1.")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import click
 
-from pipeline.command import stage_command
+from pipeline.command import Output, stage_command
 
 
 @stage_command
-@click.option("--out", default="data/demo/model", help="Model directory to write.")
-@click.option("--metrics", default="metrics/pretrain.json", help="Figures to write.")
+@click.option("--out", type=Output(directory=True), default="data/demo/model", help="Model directory to write.")
+@click.option("--metrics", type=Output(), default="metrics/pretrain.json", help="Figures to write.")
 def main(params: str, out: str, metrics: str) -> None:
     """Train the embedded default's language model from scratch."""
     from pipeline.params.loader import load_params

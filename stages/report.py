@@ -10,11 +10,13 @@ from pathlib import Path
 
 import click
 
-from pipeline.command import stage_command
+from pipeline.command import Output, stage_command
 
 
 @stage_command
-@click.option("--output", type=click.Path(path_type=Path), default="metrics/plots/pareto", help="Directory of the plots.")
+@click.option(
+    "--output", type=Output(directory=True, path_type=Path), default="metrics/plots/pareto", help="Directory of the plots."
+)
 @click.option("--commits", type=int, default=1, help="Experiments of so many commits back; -1: of all of them.")
 def main(params: str, output: Path, commits: int) -> None:
     """Compare the experiments of this project, from the last commit or from more of them."""

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import click
 
-from pipeline.command import stage_command
+from pipeline.command import Output, stage_command
 
 
 @stage_command
-@click.option("--out", default="data/tokens.zarr", help="Token store to write.")
-@click.option("--metrics", default="metrics/tokenize.json", help="Figures to write.")
+@click.option("--out", type=Output(directory=True), default="data/tokens.zarr", help="Token store to write.")
+@click.option("--metrics", type=Output(), default="metrics/tokenize.json", help="Figures to write.")
 def main(params: str, out: str, metrics: str) -> None:
     """Tokenize, split by document and pack the data set."""
     from pipeline.corpus.sources import documents

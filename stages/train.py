@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import click
 
-from pipeline.command import stage_command
+from pipeline.command import Output, stage_command
 
 
 @stage_command
 @click.option("--activations", default="data/activations.json", help="Manifest of the activation store, or a store.")
 @click.option("--norms", default="data/norms.json", help="Activation norms.")
 @click.option("--initial", default="data/initial", help="Directory of the initial dictionaries.")
-@click.option("--out", default="data/trained", help="Directory of the trained dictionaries.")
-@click.option("--run", default="data/run.json", help="Id of the tracked run to write.")
-@click.option("--metrics", default="metrics/train.json", help="Figures to write.")
-@click.option("--history", default="metrics/train_history.jsonl", help="Figures of the log steps to write.")
-@click.option("--plots", default="metrics/plots/training", help="Directory of plots to write.")
+@click.option("--out", type=Output(directory=True), default="data/trained", help="Directory of the trained dictionaries.")
+@click.option("--run", type=Output(), default="data/run.json", help="Id of the tracked run to write.")
+@click.option("--metrics", type=Output(), default="metrics/train.json", help="Figures to write.")
+@click.option("--history", type=Output(), default="metrics/train_history.jsonl", help="Figures of the log steps to write.")
+@click.option("--plots", type=Output(directory=True), default="metrics/plots/training", help="Directory of plots to write.")
 def main(
     params: str, activations: str, norms: str, initial: str, out: str, run: str, metrics: str, history: str, plots: str
 ) -> None:

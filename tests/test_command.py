@@ -73,6 +73,13 @@ def test_a_full_disk_is_2(number):
     one_error(_run(OSError(number, "full")).stderr, "no space", "again")
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO])
+def test_a_file_that_the_machine_refuses_is_2(number):
+    result = _run(OSError(number, "refused", "data/x"))
+    assert result.exit_code == 2
+    one_error(result.stderr, "data/x:", "refused", "again")
+
+
 def _chained(cause: BaseException) -> BaseException:
     try:
         try:

@@ -16,10 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from pipeline import files
 from pipeline.errors import DataError
-from pipeline.files import atomic_directory, ensure_free_space, locked, read_json, root, write_bytes, write_json
+from pipeline.files import atomic_directory, atomic_file, ensure_free_space, locked, read_json, root, write_bytes, write_json
 from tests.messages import saying, says
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +50,26 @@ def test_json_is_sorted_and_the_same_bytes(tmp_path):
     write_json(path, {"a": [1.5, None, "x"], "b": 1})
     assert path.read_bytes() == first
     assert [p.name for p in path.parent.iterdir()] == ["a.json"]
-    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_permissions_are_the_users(tmp_path, umask):
+    """Also of what a library writes with permissions of its own."""
+    place = tmp_path / "new"
+    before = os.umask(umask)
+    try:
+        write_bytes(place / "a", b"")
+        for _ in range(2):
+            with atomic_directory(place / "b") as made:
+                (made / "inside").mkdir()
+                save_file({"x": torch.ones(2)}, made / "inside" / "weights")
+        with atomic_file(place / "c") as made:
+            save_file({"x": torch.ones(2)}, made)
+    finally:
+        os.umask(before)
+    found = {str(path.relative_to(place)): path.stat().st_mode & 0o777 for path in place.rglob("*")}
+    files, folders = dict.fromkeys(("a", "b/inside/weights", "c"), 0o666), dict.fromkeys(("b", "b/inside"), 0o777)
+    assert found == {name: mode & ~umask for name, mode in {**files, **folders}.items()}
 
 
 @pytest.mark.parametrize("value", [{"a": float("nan")}, {"a": float("inf")}, {"a": {1, 2}}])

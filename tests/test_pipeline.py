@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -61,8 +62,20 @@ def test_metrics_have_their_flat_keys(finished_project: Project) -> None:
     assert len(history) >= 8
 
 
-def test_same_parameters_same_bytes(finished_project: Project, tmp_path: Path) -> None:
-    other = make_project(tmp_path / "other").run_all()
+def permissions(project: Project) -> set[tuple[str, int]]:
+    """What files and directories have, below data and metrics."""
+    found = [path for name in ("data", "metrics") for path in (project.path / name).rglob("*")]
+    return {("directory" if path.is_dir() else "file", path.stat().st_mode & 0o777) for path in found}
+
+
+def test_same_parameters_same_bytes_with_the_users_permissions(finished_project: Project, tmp_path: Path) -> None:
+    umask = os.umask(0o077)
+    try:
+        other = make_project(tmp_path / "other").run_all()
+    finally:
+        os.umask(umask)
+    assert permissions(other) == {("directory", 0o700), ("file", 0o600)}
+    assert permissions(finished_project) == {("directory", 0o777 & ~umask), ("file", 0o666 & ~umask)}
     for name in (*(f"{out}/{file}" for out in OUTS for file in ("config.json", "weights.safetensors")), "data/activations.json", "data/norms.json", "metrics/evaluation.json", "metrics/train_history.jsonl"):  # fmt: skip
         assert digest(other, name) == digest(finished_project, name), name
 

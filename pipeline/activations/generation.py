@@ -23,11 +23,11 @@ from torch import Tensor
 from pipeline.activations.codecs.interface import storage_codec
 from pipeline.activations.fingerprint import GenerationSettings, fingerprint_config
 from pipeline.activations.plan import ContextTokens, RowPlan, Split, plan_rows
-from pipeline.activations.reader import ActivationStore
-from pipeline.activations.schema import FORMAT_VERSION, array_name, chunk_rows, hook_layouts, row_layouts
+from pipeline.activations.reader import ActivationStore, open_store
+from pipeline.activations.schema import FORMAT_VERSION, STORE_ROOT, array_name, chunk_rows, hook_layouts, row_layouts
 from pipeline.activations.writer import StoreWriter
 from pipeline.errors import DataError, NumericsError
-from pipeline.files import ensure_free_space, fingerprint, locked
+from pipeline.files import ensure_free_space, fingerprint, locked, unwritable
 from pipeline.progress import Progress
 
 MARGIN_BYTES = 16 * 2**20
@@ -91,7 +91,8 @@ def generate_store(
         the store's directory, `root/<fingerprint>`.
 
     Raises:
-        DataError: too little text, contexts of another size, no space, another process writing to the store.
+        DataError: too little text, contexts of another size, no space, another process writing to the store; or the store
+            is not whole and cannot be written to.
         NumericsError: a non-finite activation, with hook point, context, position, token and store row.
     """
     for name, what in (("context_size", "contexts of {} tokens"), ("ignore_positions", "{} positions ignored")):
@@ -105,6 +106,10 @@ def generate_store(
         settings, tokens_digest=tokens.digest, ignore_token_ids=tuple(ignored), model_digest=model.digest
     )
     path = root / fingerprint(config)
+    reason = unwritable(path)
+    if reason is not None:
+        _check_whole(path, list(model.widths), reason)
+        return path
     with locked(root / f"{path.name}.lock", f"the activation store {path.name}"):
         inner = None if settings.target == "activations-1d" else settings.context_size
         rows = chunk_rows(model.d_model, settings.storage_dtype, inner)
@@ -126,6 +131,22 @@ def generate_store(
         writer.finish()
         writer.remove_leftovers()
     return path
+
+
+def _check_whole(path: Path, hook_points: Sequence[str], reason: str) -> None:
+    """Verify a store that cannot be written to its last byte.
+
+    Raises:
+        DataError: something of it is missing or damaged.
+    """
+    try:
+        open_store(path, hook_points).verify()
+    except DataError as error:
+        what = "incomplete or damaged" if path.exists() else "not there"
+        raise DataError(
+            f"{path}: the activation store is {what}, and activation stores cannot be written here ({reason}); {STORE_ROOT}"
+            + (f" ({error})" if path.exists() else "")
+        ) from None
 
 
 class _Generation:

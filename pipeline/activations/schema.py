@@ -21,7 +21,7 @@ import torch
 
 from pipeline.activations.codecs.interface import ROWS, ElementType, storage_codec
 from pipeline.errors import DataError
-from pipeline.files import root
+from pipeline.files import ensure_writable, root
 
 if TYPE_CHECKING:
     from pipeline.activations.interface import Activations
@@ -32,6 +32,7 @@ CHUNK_BYTES = 4 * 2**20
 ROW_ARRAYS = ("tokens", "positions", "context_ids", "mask")
 DIGESTS_FILE = "digests"
 PART = "@"  # between a hook point and the name of a part, in an array's name
+STORE_ROOT = "set SCOPELINE_STORE to a directory that can be written, or unset it for data/store"
 REGENERATE = "run `dvc repro -s -f generate`"
 
 
@@ -118,15 +119,18 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def store_root() -> Path:
-    """Where stores are: $SCOPELINE_STORE, or data/store under the user's checkout.
+    """Where stores are: $SCOPELINE_STORE (a relative one is of the user's checkout), or data/store under the checkout.
 
     Raises:
-        DataError: $SCOPELINE_STORE is a URL; stores are written to and read from file systems.
+        DataError: it is a URL, since stores are written to and read from file systems, or no directory and cannot become one.
     """
     stated = os.environ.get("SCOPELINE_STORE")
     if stated and "://" in stated:
         raise DataError(f"SCOPELINE_STORE={stated}: URLs are not supported as store root; give a directory")
-    return Path(stated) if stated else root() / "data" / "store"
+    place = root() / Path(stated).expanduser() if stated else root() / "data" / "store"
+    if not place.is_dir():
+        ensure_writable(place, "activation stores", STORE_ROOT)
+    return place
 
 
 def training_rows(store: Activations, calibration_tokens: int) -> tuple[int, int]:

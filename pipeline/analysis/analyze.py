@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -30,7 +28,7 @@ from pipeline.errors import Interrupted
 from pipeline.evaluation.models import LanguageModels
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.evaluation.split_tokens import SplitTokens
-from pipeline.files import atomic_directory, fingerprint, root
+from pipeline.files import atomic_directory, atomic_file, ensure_writable, fingerprint, root
 from pipeline.interrupts import stop_on_signals
 from pipeline.progress import Progress
 from pipeline.stage_code import code_digest
@@ -93,15 +91,8 @@ class SavedState:
         """Replace what is there."""
         from safetensors.torch import save_file
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        os.close(handle)
-        try:
-            save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, name)
-            os.replace(name, self.path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with atomic_file(self.path) as partial:
+            save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial)
 
     def remove(self) -> None:
         """Nothing is left to go on from."""
@@ -154,6 +145,8 @@ def analyzed(
         DataError: something of these is missing, damaged, or does not fit the rest.
         Interrupted: a signal asked to stop; the state is saved.
     """
+    checkpoints = root() / "data" / "checkpoints"
+    ensure_writable(checkpoints, "the state of the analysis")
     with ended_by_signals():
         store = open_tokens(inputs.tokens)
         split = store.train if params.analysis.split == "train" else store.eval
@@ -172,7 +165,7 @@ def analyzed(
             LanguageModels(found.models), RawDictionary(found.dictionary, found.norms), params.analysis, tokens.n_tokens
         )
         code = code_digest("analyze", NOT_THE_PASS)
-        saved = SavedState(_depends_on(params, inputs, store, found), code, root() / "data" / "checkpoints")
+        saved = SavedState(_depends_on(params, inputs, store, found), code, checkpoints)
         run_pass(collection, tokens, saved, save_seconds)
         contexts = AnalysedContexts(split, tokens.contexts, ReadableTexts(found.main))
         about = about_store(found, collection, params)

@@ -180,7 +180,9 @@ def _states_configs(base: Path) -> bool:
 def _as_stated(base: Path, split: str, config_name: str | None) -> TextFiles:
     import datasets
 
-    with reading(f"{base}/README.md: its configurations cannot be read", "correct them, or remove `configs`"):
+    with reading(
+        f"{base}/README.md: its configurations cannot be read", "correct them, or remove `configs` (and a loading script)"
+    ):
         builder = datasets.load_dataset_builder(str(base), config_name)
     stated = {str(name): files for name, files in (builder.config.data_files or {}).items()}
     if split not in stated:

@@ -36,6 +36,9 @@ def hub_rows(name: str, config_name: str | None, revision: str | None, split: st
         except ValueError as error:
             # An unknown split or configuration; the library's message lists those that exist.
             raise DataError(f"{where}: dataset.split '{split}': {shortened(error)}") from None
+        except RuntimeError as error:  # a loading script, which the library never runs
+            advice = "give a data set of data files (Parquet, JSON, text), or convert this one"
+            raise DataError(f"{where}: {shortened(error)}; {advice}") from None
         except OSError as error:
             if full_disk(error) is not None:
                 raise

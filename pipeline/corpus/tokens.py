@@ -154,7 +154,7 @@ def open_tokens(path: str | Path) -> TokenStore:
         raise DataError(f"{path}: the token store is missing; {_NEXT}")
     damaged = f"{path}: the token store is damaged"
     with reading(damaged, _NEXT):
-        group = zarr.open_group(str(path), mode="r")
+        group = zarr.open_group(str(path), mode="r", zarr_format=3)  # format 2 has filters that unpickle
         attributes = dict(group.attrs)
     if attributes.get("format_version") != FORMAT_VERSION:
         raise DataError(f"{path}: token store format {attributes.get('format_version')!r}, wanted {FORMAT_VERSION}; {_NEXT}")

@@ -86,7 +86,8 @@ class EndpointModel:
         with reading("--endpoint: not an address", "give one such as http://localhost:8000/v1", ChatError):
             url = httpx.URL(base_url.rstrip("/") + "/chat/completions")
         if url.scheme not in ("http", "https") or not url.host:
-            raise ChatError(f"--endpoint {base_url!r}: not an address; give one such as http://localhost:8000/v1")
+            shown = re.sub(r"(//|^)[^/]*@", r"\1", base_url)
+            raise ChatError(f"--endpoint {shown!r}: not an address; give one such as http://localhost:8000/v1")
         self.name, self.seed, self.max_tokens = name, seed, max_tokens
         self._url, self._shown, self._key_variable = url, str(url.copy_with(userinfo=None)), key_variable
         self._attempts, self._backoff_s, self._longest_wait_s, self._sleep = attempts, backoff_s, longest_wait_s, sleep

@@ -57,19 +57,38 @@ class LocalModel:
 
             fault = f"--local {self.name}: no language model with a tokenizer can be loaded"
             with reading(fault, "give a directory written by save_pretrained, or a hub id while online", ChatError):
-                tokenizer = AutoTokenizer.from_pretrained(self.name)
-                model: Any = AutoModelForCausalLM.from_pretrained(self.name, dtype="auto", use_safetensors=True)
+                tokenizer = AutoTokenizer.from_pretrained(self.name, trust_remote_code=False)
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    self.name, dtype="auto", use_safetensors=True, trust_remote_code=False
+                )
             model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval().requires_grad_(False)
             self._loaded = model, tokenizer
         return self._loaded
 
     def _encode(self, messages: list[Message], model: Any, tokenizer: Any) -> tuple[Any, Any]:
         if tokenizer.chat_template:
-            text = _templated(messages, tokenizer)
+            text = self._templated(messages, tokenizer)
         else:
             text = "".join(f"{message['role']}: {message['content']}\n\n" for message in messages) + "assistant:"
         encoded = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
         return encoded["input_ids"].to(model.device), encoded["attention_mask"].to(model.device)
+
+    def _templated(self, messages: list[Message], tokenizer: Any) -> str:
+        """The messages in the tokenizer's chat template; where it knows no system role, as part of the first user message."""
+        from jinja2.exceptions import TemplateError
+
+        system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
+        rest = [dict(message) for message in messages if message["role"] != "system"]
+        rest[0]["content"] = f"{system}\n\n{rest[0]['content']}"
+
+        def templated(form: list[Message]) -> str:
+            return str(tokenizer.apply_chat_template(form, tokenize=False, add_generation_prompt=True))
+
+        try:
+            return templated(messages)
+        except TemplateError:
+            with reading(f"--local {self.name}: its chat template fails", "correct it, or give another model", ChatError):
+                return templated(rest)
 
     def _room(self, used: int, model: Any) -> int:
         """Tokens that the answer may have after a prompt of `used` tokens."""
@@ -80,16 +99,3 @@ class LocalModel:
                 "give a model with longer contexts"
             )
         return min(self.max_tokens, longest - used)
-
-
-def _templated(messages: list[Message], tokenizer: Any) -> str:
-    """The messages in the tokenizer's chat template; where it knows no system role, as part of the first user message."""
-    from jinja2.exceptions import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except TemplateError:
-        system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
-        rest = [dict(message) for message in messages if message["role"] != "system"]
-        rest[0]["content"] = f"{system}\n\n{rest[0]['content']}"
-        return str(tokenizer.apply_chat_template(rest, tokenize=False, add_generation_prompt=True))

@@ -132,6 +132,12 @@ class ModelSource:
         if not all(isinstance(name, str) for name in weight_map.values()):
             raise DataError(f"{index}: weight_map should name a file for each tensor; {advice}")
         files = [self.directory / name for name in sorted(set(weight_map.values()))]
+        pickled = [file.name for file in files if file.suffix != ".safetensors"]
+        if pickled:
+            raise DataError(
+                f"{index}: names weight files that are not safetensors: {', '.join(pickled)}; such files may run code and are "
+                "never read: write the model anew with save_pretrained"
+            )
         missing = [file.name for file in files if not file.is_file()]
         if missing or not files:
             raise DataError(f"{index}: weight files are missing: {', '.join(missing) or 'none is named'}; restore them")
@@ -227,9 +233,12 @@ def resolve_model(name_or_path: str | Path, revision: str | None = None) -> Mode
 def from_hub_or_directory(source: ModelSource, load: Any, **options: Any) -> Any:
     """`load(...)` from the directory, or from the hub at the pinned commit: the cache first, then over the network.
 
+    Code that lies beside a model is never run, nor does transformers ask whether it may be.
+
     Raises:
         DataError: a hub model is not whole in the cache and the hub cannot be reached.
     """
+    options["trust_remote_code"] = False
     if source.is_local:
         return load(str(source.directory), local_files_only=True, **options)
     try:

@@ -35,6 +35,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": FAINT,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "text.parse_math": False,  # a dollar in a name is a dollar
 }
 
 

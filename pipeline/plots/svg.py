@@ -30,11 +30,12 @@ def svg(chart: Chart) -> str:
     across, up = axis_labels(chart)
     middle = TOP + PLANE_HEIGHT / 2
     clip = f'x="{LEFT - 3}" y="{TOP - 3}" width="{PLANE_WIDTH + 6}" height="{PLANE_HEIGHT + 3}"'
+    plane = escape(f"plane-{chart.name}")
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">',
-        f'<clipPath id="plane-{chart.name}"><rect {clip}/></clipPath>',
+        f'<clipPath id="{plane}"><rect {clip}/></clipPath>',
         *_grid(x_axis, y_axis),
-        f'<g clip-path="url(#plane-{chart.name})">',
+        f'<g clip-path="url(#{plane})">',
         *_content(chart, x_axis, y_axis),
         "</g>",
         f'<text class="label" x="{LEFT + PLANE_WIDTH / 2:.0f}" y="{HEIGHT - 6}">{escape(across)}</text>',

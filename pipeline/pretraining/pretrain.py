@@ -10,7 +10,7 @@ import click
 import torch
 
 from pipeline.corpus.demo import source_files
-from pipeline.files import atomic_directory, root, write_json
+from pipeline.files import atomic_directory, ensure_writable, root, write_json
 from pipeline.pretraining.corpus import pretraining_text, save_tokenizer, token_stream, train_tokenizer
 from pipeline.pretraining.ngrams import bigram_cross_entropy, unigram_cross_entropy
 from pipeline.pretraining.training import held_out_loss, train_language_model
@@ -30,6 +30,8 @@ def pretrain(params: DemoParams, out: Path, metrics: Path) -> dict[str, float | 
         out: model directory, replaced when the new one is whole.
         metrics: JSON file of the figures, also written as `out`/pretraining.json.
     """
+    checkpoints = root() / "data" / "pretrain_checkpoints"
+    ensure_writable(checkpoints, "checkpoints")
     packages = [*params.text_packages, *params.pretrain_packages]
     text = pretraining_text(packages, params.held_out_fraction, params.seed)
     tokenizer = train_tokenizer(text.train, params.vocab_size)
@@ -53,7 +55,7 @@ def pretrain(params: DemoParams, out: Path, metrics: Path) -> dict[str, float | 
     def evaluate(model: torch.nn.Module, step: int) -> None:
         click.echo(f"step {step}: held-out {held_out_loss(model, held_out, params.context_size):.4f} nats", err=True)
 
-    checkpoint = root() / "data" / "pretrain_checkpoints" / text.digest[:16]
+    checkpoint = checkpoints / text.digest[:16]
     model = train_language_model(params, train, checkpoint, evaluate=evaluate)
     model.to(torch.float16)
     with atomic_directory(out) as place:

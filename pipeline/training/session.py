@@ -29,7 +29,7 @@ from pipeline.dictionaries.build import config_from_dict
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import DataError
-from pipeline.files import atomic_directory, fingerprint, is_number, root, write_bytes, write_json
+from pipeline.files import atomic_directory, ensure_writable, fingerprint, is_number, root, write_bytes, write_json
 from pipeline.metric_files import read_history, read_metrics
 from pipeline.norms.exclusion import NormLimits
 from pipeline.norms.hook_norm import read_norms
@@ -72,6 +72,7 @@ def train_dictionary(params: Params, places: Places) -> dict[str, Any]:
         DataError, CheckpointError, NumericsError, ParamsError: as the message says.
         Interrupted: stopped by a signal; the state is saved.
     """
+    ensure_writable(checkpoint_root := root() / "data" / "checkpoints", "checkpoints")
     device = training_device(params.activations.device or params.model.device, "activations.device")
     dictionary = load_dictionary(places.initial, device=device)
     check_matches(dictionary, params, places.initial)
@@ -91,7 +92,7 @@ def train_dictionary(params: Params, places: Places) -> dict[str, Any]:
         determinism=params.determinism,
         device=device,
     )
-    directory = root() / "data" / "checkpoints" / fingerprint(about)
+    directory = checkpoint_root / fingerprint(about)
     with (
         Checkpoints(directory, about).opened() as checkpoints,
         deterministic(params.determinism, device),

@@ -163,6 +163,20 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
     """The server, running; no key and no proxy in the environment."""
     for variable in ("OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(variable, raising=False)
+    with running() as state:
+        yield state
+
+
+@pytest.fixture
+def other() -> Iterator[Stub]:
+    """Another server."""
+    with running() as state:
+        yield state
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Stub]:
+    """A server, until the end of the block."""
     state = Stub()
 
     class Handler(BaseHTTPRequestHandler):

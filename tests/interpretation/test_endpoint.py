@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import struct
 from datetime import UTC, datetime, timedelta
@@ -110,6 +111,40 @@ def test_no_message_holds_the_key(stub: Stub, monkeypatch: pytest.MonkeyPatch) -
     says(message, "wrong key ***", "OPENAI_API_KEY", "not accepted")
     assert KEY not in message
     assert "secret" not in failure(stub, url=stub.url.replace("http://", "http://user:secret@"))
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("path", ["http://127.0.0.1:{port}/v1/chat/completions", "//127.0.0.1:{port}/v1", "/v1/elsewhere"])
+def test_the_key_goes_to_the_stated_address_alone(
+    stub: Stub, other: Stub, monkeypatch: pytest.MonkeyPatch, status: int, path: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    stub.always = (status, {"Location": path.format(port=other.port)}, "")
+    says(failure(stub), status, path.format(port=other.port), "--endpoint")
+    assert [request[1]["Authorization"] for request in stub.requests] == [f"Bearer {KEY}"]
+    assert other.requests == []
+
+
+def test_the_key_is_shown_nowhere(stub: Stub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither by the objects that hold it nor by what the libraries log at their most talkative."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
+    stub.failures = [(429, {"Retry-After": "0"}, KEY), (200, {}, KEY)]
+    stub.answer = lambda _: "yes"
+    model = EndpointModel(stub.url, "planted-model", sleep=lambda _: None)
+    assert model.complete(MESSAGES) == "yes"
+    shown = repr(model) + str(model) + repr(model._client) + repr(model._client.headers)
+    model.close()
+    assert caplog.records
+    assert KEY not in caplog.text
+    assert KEY not in shown
+
+
+@pytest.mark.parametrize("url", ["ftp://user:{key}@x/v1", "user:{key}@x/v1", "http://user:{key}@:80/v1"])
+def test_a_password_in_a_wrong_address_is_not_repeated(stub: Stub, url: str) -> None:
+    message = failure(stub, url=url.format(key="planted"))
+    assert "planted" not in message
+    says(message, "--endpoint")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,9 @@ const visible = (text) => running(text).replace(/ /g, "\u00b7");
 const meant = (text) => text.replace(/\u00b7/g, " ").replace(/\u21b5/g, "\n").replace(/\u21e5/g, "\t")
   .replace(/\\x([0-9a-f]{2})|\\u([0-9a-f]{4})/gi, (_, x, u) => String.fromCharCode(parseInt(x ?? u, 16)));
 
+// The link to a feature.
+const featureLink = (name) => `#/feature/${encodeURIComponent(name).replaceAll("%2F", "/")}`;
+
 // A text in a frame, from { t, ids }: a token says its id.
 function chip({ t, ids }, place) {
   const id = ids[place], shown = t[place] === "" && id !== null ? `#${id}` : visible(t[place]);

@@ -4,7 +4,7 @@ const neighbour = (columns, pairs) => {
     const row = columns.row.get(feature);
     const name = row === undefined ? featureName(feature) : columns.name[row];
     const what = row === undefined ? '<span class="faint">not in this page</span>' : `<span>${shownChips(columns, columns.fires[row])}</span>`;
-    const link = row === undefined ? `<span>${name}</span>` : `<a href="#/feature/${name}">${name}</a>`;
+    const link = row === undefined ? `<span>${escaped(name)}</span>` : `<a href="${escaped(featureLink(name))}">${escaped(name)}</a>`;
     return `${link}${what}<span class="num">${number(similarity)}</span>`;
   });
   return lines.length ? `<div class="list">${lines.join("")}</div>` : '<p class="faint">none</p>';
@@ -61,10 +61,10 @@ async function showFeature(view, name, latest) {
   if (inTable >= 0) state.chosen = place;
   const step = (by, text, key) => {
     const next = order[place + by], hint = `${by < 0 ? "previous" : "next"} ${inTable < 0 ? "by number (it is not in the table now)" : "in the table"} (${key})`;
-    return next === undefined ? "" : `<a class="tag" data-step="${by}" href="#/feature/${columns.name[next]}" title="${hint}">${text} ${columns.name[next]}</a>`;
+    return next === undefined ? "" : `<a class="tag" data-step="${by}" href="${escaped(featureLink(columns.name[next]))}" title="${hint}">${text} ${escaped(columns.name[next])}</a>`;
   };
   const bands = Object.entries(page.bands).map(([band, contexts]) => {
-    const title = band === "top" ? "Strongest contexts" : `${band.replace("-", "\u2013")} <small>of its activations, drawn at random</small>`;
+    const title = band === "top" ? "Strongest contexts" : `${escaped(band.replace("-", "\u2013"))} <small>of its activations, drawn at random</small>`;
     return `<h2>${title}</h2>${contexts.map((entry) => context(entry, page, largest)).join("")}`;
   });
   const stat = (title, value) => `<div>${title}<b>${value}</b></div>`;

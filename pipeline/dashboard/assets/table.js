@@ -3,7 +3,7 @@ const ROW = 34, HEAD = 36;
 const SHOWN = 4; // tokens of a feature in a column; all that its page lists are searched
 const shownChips = (columns, places) => chips(columns, places.slice(0, SHOWN));
 const COLUMNS = [
-  { key: "feature", title: "feature", width: "92px", least: 92, text: (c, r) => `<span>${c.name[r]}</span>` },
+  { key: "feature", title: "feature", width: "92px", least: 92, text: (c, r) => `<span>${escaped(c.name[r])}</span>` },
   { key: "fires", title: "fires on", least: 160, width: "minmax(160px,1.5fr)", sort: "fireText", text: (c, r) => `<span>${shownChips(c, c.fires[r])}</span>` },
   { key: "promotes", title: "promotes", least: 140, width: "minmax(140px,1.3fr)", sort: "promoteText", text: (c, r) => `<span>${shownChips(c, c.promotes[r])}</span>` },
   { key: "explanation", title: "explanation", least: 160, width: "minmax(160px,1.6fr)", sort: "explainText", text: (c, r) => `<span>${escaped(c.explanation[r]?.[0] ?? "")}</span>` },
@@ -130,7 +130,7 @@ async function showTable(view, latest) {
     space.innerHTML = !state.order.length ? `<p class="nothing">${nothing()}</p>` : state.order.slice(first, last).map((r, i) => {
       const chosen = first + i === state.chosen;
       return `<a class="row grid${chosen ? " chosen" : ""}" id="row-${r}" role="option" aria-selected="${chosen}" tabindex="-1" ` +
-        `style="top:${(first + i) * ROW}px" href="#/feature/${columns.name[r]}">${shown.map((column) => cell(column, r)).join("")}</a>`;
+        `style="top:${(first + i) * ROW}px" href="${escaped(featureLink(columns.name[r]))}">${shown.map((column) => cell(column, r)).join("")}</a>`;
     }).join("");
     space.setAttribute("aria-activedescendant", state.order.length ? `row-${state.order[state.chosen]}` : "");
   }
@@ -177,6 +177,6 @@ async function showTable(view, latest) {
   }
   view.querySelector(".filters").addEventListener("submit", (event) => event.preventDefault());
   arrange(true);
-  tableKeys = { arrange, choose, open: () => { const r = state.order[state.chosen]; if (r !== undefined) visit(`#/feature/${columns.name[r]}`); } };
+  tableKeys = { arrange, choose, open: () => { const r = state.order[state.chosen]; if (r !== undefined) visit(featureLink(columns.name[r])); } };
 }
 let tableKeys = null;
