@@ -5,35 +5,59 @@ from __future__ import annotations
 import errno
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
 
-from pipeline.errors import PipelineError
+from pipeline.errors import ParamsError, PipelineError
+
+_OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
 
 
-def _fail(message: str, code: int) -> None:
-    click.echo("\n".join(f"error: {line}" for line in message.splitlines()), err=True)
+def _fail(lines: Sequence[str], code: int) -> None:
+    click.echo("\n".join(f"error: {_one_line(line)}" for line in lines), err=True)
     sys.exit(code)
+
+
+def _one_line(text: str) -> str:
+    """The text with whatever a terminal would not show as a character, as in a name from a damaged file, in escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _full_disk(error: BaseException | None) -> str | None:
     """`<path>: ` (or nothing, if it is not known) where the error, or what it was raised from, is a full disk; else None."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"{error.filename}: " if error.filename else ""
-        if not isinstance(error, OSError) and "No space left on device" in str(error):  # libraries that are not Python
+    for each in _with_causes(error):
+        if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{each.filename}: " if each.filename else ""
+        if not isinstance(each, OSError) and "No space left on device" in str(each):  # libraries that are not Python
             return ""
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
+
+
+def _full_memory(error: BaseException | None) -> bool:
+    """Whether the error, or what it was raised from, is memory that is not there, of the machine or of a device."""
+    return any(
+        isinstance(each, MemoryError)
+        or type(each).__name__ == "OutOfMemoryError"  # torch's, of a device
+        or (isinstance(each, OSError) and each.errno == errno.ENOMEM)
+        or any(words in str(each) for words in _OUT_OF_MEMORY)
+        for each in _with_causes(error)
+    )
 
 
 def stage_command(function: Callable[..., Any]) -> click.Command:
     """Make a click command of a stage's main function, which takes `params` (a path) and its own options.
 
     A :class:`PipelineError` becomes one `error:` line for each fault and the error's exit code (2, or 130 after an
-    interrupt); a full disk becomes exit code 2; any other exception is a bug and keeps its traceback.
+    interrupt); a full disk and exhausted memory become exit code 2; any other exception is a bug and keeps its traceback.
     """
 
     @functools.wraps(function)
@@ -41,14 +65,23 @@ def stage_command(function: Callable[..., Any]) -> click.Command:
         try:
             function(*args, **kwargs)
         except PipelineError as error:
-            _fail(str(error), error.exit_code)
+            _fail(error.faults if isinstance(error, ParamsError) else str(error).split("\n"), error.exit_code)
         except KeyboardInterrupt:
-            _fail("interrupted; run the same command again to go on", 130)
+            _fail(["interrupted; run the same command again to go on"], 130)
         except Exception as error:
             full = _full_disk(error)
-            if full is None:
+            if full is not None:
+                _fail([f"{full}no space left on the device; free some, then run the same command again"], 2)
+            if not _full_memory(error):
                 raise
-            _fail(f"{full}no space left on the device; free some, then run the same command again", 2)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            _fail(
+                [
+                    f"out of memory ({reason}); lower what the stage holds at once (batch sizes, activations.buffer_size, "
+                    "dictionary.expansion_factor), or end other programs, then run the same command again"
+                ],
+                2,
+            )
 
     option = click.option(
         "--params",

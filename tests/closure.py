@@ -43,6 +43,7 @@ NO_RESULT = {
     "pipeline/errors.py": "what a stage says when there is no result",
     "pipeline/command.py": "the command line: options, one-line errors, exit codes",
     "pipeline/progress.py": "a line on the terminal",
+    "pipeline/memory.py": "refuses what cannot be held",
     "pipeline/interrupts.py": "when a run stops; it goes on to the same bytes",
     "pipeline/tracking": "writes down figures that are there already",
     "pipeline/provenance.py": "tags of tracked runs",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 from pipeline.errors import nearest
 
+MOST = 2**63 - 1  # of an integer: what tensors and files hold, and more than there is of anything
 NOT_NULL = ("None", "NULL", "nil")  # strings that are refused where null can be written
 NUMBER = re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?")
 
@@ -120,6 +122,8 @@ def _convert_scalar(value: Any, members: tuple[Any, ...], nullable: bool, limits
         accepted = bool in wanted
     elif isinstance(value, int):
         accepted = int in wanted or float in wanted
+        if accepted and abs(value) > (MOST if int in wanted else sys.float_info.max):
+            raise Refused(f"must lie between -2^63 and 2^63, got {describe(value)}")
         if accepted and int not in wanted:
             value = float(value)
     elif isinstance(value, (float, str)):
@@ -193,6 +197,8 @@ def describe(value: Any) -> str:
         return _plain(value)
     for kind, words in ((str, "the string"), (int, "the integer"), (float, "the number")):
         if isinstance(value, kind):
+            if isinstance(value, int) and abs(value) >= 10**80:
+                return f"an integer of {int(math.log10(abs(value))) + 1:,} digits"
             shown = repr(value)
             return f"{words} {shown if len(shown) <= 80 else shown[:77] + '...'}"
     if isinstance(value, (list, tuple)):

@@ -11,12 +11,36 @@ import torch
 
 from pipeline.corpus.demo import source_files
 from pipeline.files import atomic_directory, root, write_json
+from pipeline.memory import Need, require_memory
 from pipeline.pretraining.corpus import pretraining_text, save_tokenizer, token_stream, train_tokenizer
 from pipeline.pretraining.ngrams import bigram_cross_entropy, unigram_cross_entropy
 from pipeline.pretraining.training import held_out_loss, train_language_model
 
 if TYPE_CHECKING:
     from pipeline.params.schema import DemoParams
+
+
+def check_memory(params: DemoParams) -> None:
+    """Refuse a model or a batch that cannot be held: weights, gradients and one moment; logits.
+
+    Raises:
+        ParamsError: which key to lower.
+    """
+    stated = {f"demo.{name}": value for name, value in params.to_dict().items() if isinstance(value, int)}
+
+    def of(*names: str) -> dict[str, float]:
+        return {key: stated[key] for key in (f"demo.{name}" for name in names)}
+
+    layer = 4 * params.d_model**2 + 2 * params.d_model * params.d_mlp
+    require_memory(
+        Need("the blocks", 3 * 4 * params.n_layers * layer, of("n_layers", "d_model", "d_mlp")),
+        Need("the embeddings", 3 * 4 * 2 * params.vocab_size * params.d_model, of("vocab_size", "d_model")),
+        Need(
+            "the logits of a batch",
+            4 * params.batch_size * params.context_size * params.vocab_size,
+            of("batch_size", "context_size", "vocab_size"),
+        ),
+    )
 
 
 def pretrain(params: DemoParams, out: Path, metrics: Path) -> dict[str, float | int | str]:
@@ -29,7 +53,11 @@ def pretrain(params: DemoParams, out: Path, metrics: Path) -> dict[str, float | 
         params: the demo section.
         out: model directory, replaced when the new one is whole.
         metrics: JSON file of the figures, also written as `out`/pretraining.json.
+
+    Raises:
+        ParamsError: the model or a batch of it cannot be held.
     """
+    check_memory(params)
     packages = [*params.text_packages, *params.pretrain_packages]
     text = pretraining_text(packages, params.held_out_fraction, params.seed)
     tokenizer = train_tokenizer(text.train, params.vocab_size)
