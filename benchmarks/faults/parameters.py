@@ -42,11 +42,11 @@ TINY_PRETRAINING = {
 # No key takes any of these.
 SENSELESS: dict[str, Any] = {
     "nan": math.nan, "inf": math.inf, "-inf": -math.inf, "NUL in a name": "a\0b", "half a surrogate": "a\udc80b",
-    "a map": {"a": 1}, "a list of lists": [[1]],
+    "a map": {"a": 1}, "a list of lists": [[1]], "1e308": 1e308,
 }  # fmt: skip
 VALUES: dict[str, Any] = SENSELESS | {
     "0": 0, "-1": -1, "1": 1, "2^31": 2**31, "2^63": 2**63, "10^12": 10**12, "1e12": 1e12,
-    "1e308": 1e308, "1e-308": 1e-308, "10^400": 10**400,
+    "1e-308": 1e-308, "10^400": 10**400,
     "0.5": 0.5, "empty": "", "a word": "word", "300 characters": "a" * 300, "a list": [1, 2], "an empty list": [], "null": None,
     "true": True, "a number in quotes": "1", "two lines": "a\nb",
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import click
 import torch
 
 from pipeline.corpus.demo import source_files
+from pipeline.errors import NumericsError, ParamsError
 from pipeline.files import atomic_directory, root, write_json
 from pipeline.memory import Need, require_memory
 from pipeline.pretraining.corpus import pretraining_text, save_tokenizer, token_stream, train_tokenizer
@@ -55,7 +57,8 @@ def pretrain(params: DemoParams, out: Path, metrics: Path) -> dict[str, float | 
         metrics: JSON file of the figures, also written as `out`/pretraining.json.
 
     Raises:
-        ParamsError: the model or a batch of it cannot be held.
+        ParamsError: the model or a batch of it cannot be held, or there is no window of text.
+        NumericsError: the training has diverged.
     """
     check_memory(params)
     packages = [*params.text_packages, *params.pretrain_packages]
@@ -65,6 +68,12 @@ def pretrain(params: DemoParams, out: Path, metrics: Path) -> dict[str, float | 
     # The pipeline evaluates on the text packages alone: the same figures for their held-out documents.
     text_keys = {key for package in params.text_packages for key, _ in source_files(package)}
     text_held_out = token_stream(tokenizer, [d for d in text.held_out if d.key in text_keys])
+    for what, stream in (("training", train), ("held-out", held_out), ("held-out text packages'", text_held_out)):
+        if len(stream) <= params.context_size:
+            raise ParamsError(
+                f"demo.held_out_fraction: {params.held_out_fraction} gives {len(stream):,} {what} tokens, no window of "
+                f"demo.context_size {params.context_size:,}; change one of them"
+            )
     figures: dict[str, float | int | str] = {
         "corpus_digest": text.digest,
         "train_documents": len(text.train),
@@ -89,6 +98,11 @@ def pretrain(params: DemoParams, out: Path, metrics: Path) -> dict[str, float | 
         save_tokenizer(tokenizer, place, params.context_size)
         figures["ce_held_out"] = held_out_loss(model.to(torch.float32), held_out, params.context_size)
         figures["ce_held_out_text_packages"] = held_out_loss(model, text_held_out, params.context_size)
+        if not math.isfinite(float(figures["ce_held_out"])):
+            raise NumericsError(
+                f"pretrain: the held-out loss is {figures['ce_held_out']} after {params.total_tokens:,} tokens: the training has "
+                "diverged; lower demo.muon_lr, demo.adamw_lr or demo.weight_decay"
+            )
         figures["ce_below_bigram"] = float(figures["ce_bigram"]) - float(figures["ce_held_out"])
         write_json(place / "pretraining.json", figures)
     write_json(metrics, figures)
