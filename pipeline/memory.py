@@ -15,7 +15,7 @@ import torch
 
 from pipeline.errors import ParamsError
 
-_CGROUPS = Path("/sys/fs/cgroup")
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 class Need(NamedTuple):
@@ -87,7 +87,7 @@ def available_memory(device: torch.device) -> int | None:
 
 def _limits() -> Iterator[int]:
     """What the limits of this process leave."""
-    used = _sizes("/proc/self/status")
+    used = _sizes(_PROC / "self/status")
     for limit, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
         most = resource.getrlimit(limit)[0]
         if most != resource.RLIM_INFINITY:
@@ -96,13 +96,13 @@ def _limits() -> Iterator[int]:
 
 def _machine() -> int | None:
     """What the machine has left."""
-    found = _sizes("/proc/meminfo")
+    found = _sizes(_PROC / "meminfo")
     return found["MemAvailable"] + found.get("SwapFree", 0) if "MemAvailable" in found else None
 
 
 def _control_groups() -> Iterator[int]:
     """What the control groups that this process is in leave, of version 2 and 1."""
-    for line in _lines("/proc/self/cgroup"):
+    for line in _lines(_PROC / "self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             root, most, used = _CGROUPS, "memory.max", "anon"
@@ -120,15 +120,15 @@ def _control_groups() -> Iterator[int]:
                 yield max(int(stated) - int(held.get(used, 0)), 0)
 
 
-def _sizes(path: str) -> dict[str, int]:
+def _sizes(path: Path) -> dict[str, int]:
     """{name: bytes} of the lines `name: 123 kB`."""
     parts = (line.split() for line in _lines(path))
     return {words[0].rstrip(":"): int(words[1]) * 1024 for words in parts if len(words) == 3 and words[2] == "kB"}
 
 
-def _lines(path: str | Path) -> Iterator[str]:
+def _lines(path: Path) -> Iterator[str]:
     """Lines of a file of the system; none where there is no such file."""
     try:
-        yield from Path(path).read_text().splitlines()
+        yield from path.read_text().splitlines()
     except OSError:
         return

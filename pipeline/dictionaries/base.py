@@ -114,7 +114,7 @@ class Dictionary(nn.Module, abc.ABC):
         self.config = config
         self.activation = activation_function(config.act_fn)
         dtype, shapes = getattr(torch, config.dtype), self._parameter_shapes()
-        n_bytes = dtype.itemsize * sum(math.prod(shape) for shape in shapes.values())
+        n_bytes = dtype.itemsize * sum(math.prod(shape) for shape in (*shapes.values(), *self._listed_shapes()))
         key = "dictionary.expansion_factor"  # what is stated of the number of features
         require_memory(Need(f"weights of {config.d_sae:,} features", n_bytes, {key: config.d_sae / config.d_in}))
         for name, shape in shapes.items():
@@ -134,6 +134,10 @@ class Dictionary(nn.Module, abc.ABC):
     @abc.abstractmethod
     def _parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Name and shape of every parameter but the threshold."""
+
+    def _listed_shapes(self) -> Sequence[tuple[int, ...]]:
+        """Shapes of the parameters that a kind makes itself, of no name of their own."""
+        return []
 
     @abc.abstractmethod
     def _draw(self, seed: int, initialization: BaseInitialization) -> None:

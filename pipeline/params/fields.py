@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import sys
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -123,8 +122,9 @@ def _convert_scalar(value: Any, members: tuple[Any, ...], nullable: bool, limits
         accepted = bool in wanted
     elif isinstance(value, int):
         accepted = int in wanted or float in wanted
-        if accepted and abs(value) > (MOST if int in wanted else sys.float_info.max):
-            raise Refused(f"must lie between -2^63 and 2^63, got {describe(value)}")
+        if accepted and abs(value) > (MOST if int in wanted else MOST_FLOAT):
+            limit = "lie between -2^63 and 2^63" if int in wanted else "be finite in float32"
+            raise Refused(f"must {limit}, got {describe(value)}")
         if accepted and int not in wanted:
             value = float(value)
     elif isinstance(value, (float, str)):
@@ -145,7 +145,9 @@ def _check_limits(value: Any, limits: Limits, nullable: bool) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise Refused(f"must be finite, got {value}")
     if isinstance(value, float) and abs(value) > MOST_FLOAT:
-        raise Refused(f"must be at most {MOST_FLOAT:g} in size, as float32 is, got {value}")
+        raise Refused(f"must be finite in float32, at most {MOST_FLOAT:g} in size, got {value}")
+    if isinstance(value, str) and (strange := re.search("[\0\ud800-\udfff]", value)):
+        raise Refused(f"a character that no name has, at {strange.start()} of {describe(value)}")
     if limits.choices is not None and value not in limits.choices:
         raise Refused(_not_a_choice(value, limits.choices, nullable))
     if limits.form is not None and not re.fullmatch(limits.form[0], value):

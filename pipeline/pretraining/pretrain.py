@@ -100,7 +100,7 @@ def pretrain(params: DemoParams, out: Path, metrics: Path) -> dict[str, float | 
         figures["ce_held_out_text_packages"] = held_out_loss(model, text_held_out, params.context_size)
         if not math.isfinite(float(figures["ce_held_out"])):
             raise NumericsError(
-                f"pretrain: the held-out loss is {figures['ce_held_out']} after {params.total_tokens:,} tokens: the training has "
+                f"pretrain: the held-out loss is {figures['ce_held_out']} after {params.total_tokens:,} tokens: it has "
                 "diverged; lower demo.muon_lr, demo.adamw_lr or demo.weight_decay"
             )
         figures["ce_below_bigram"] = float(figures["ce_bigram"]) - float(figures["ce_held_out"])
