@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pipeline.errors import ParamsError, PipelineError
+from pipeline.errors import PipelineError
 
 _OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
 
@@ -65,7 +65,7 @@ def stage_command(function: Callable[..., Any]) -> click.Command:
         try:
             function(*args, **kwargs)
         except PipelineError as error:
-            _fail(error.faults if isinstance(error, ParamsError) else str(error).split("\n"), error.exit_code)
+            _fail(error.faults, error.exit_code)
         except KeyboardInterrupt:
             _fail(["interrupted; run the same command again to go on"], 130)
         except Exception as error:

@@ -12,17 +12,20 @@ from collections.abc import Iterable, Sequence
 
 
 class PipelineError(Exception):
-    """Something outside the code is wrong: parameters, data, checkpoints, numbers, the machine."""
+    """Something outside the code is wrong: parameters, data, checkpoints, numbers, the machine.
+
+    One thing or more: `faults` has one complete sentence for each.
+    """
 
     exit_code = 2
 
-
-class ParamsError(PipelineError):
-    """One or more parameters are wrong; `faults` has one complete sentence for each."""
-
-    def __init__(self, faults: str | Sequence[str]) -> None:
+    def __init__(self, faults: str | Sequence[str] = "") -> None:
         self.faults = [faults] if isinstance(faults, str) else list(faults)
         super().__init__("\n".join(self.faults))
+
+
+class ParamsError(PipelineError):
+    """One or more parameters are wrong."""
 
 
 class DataError(PipelineError):

@@ -120,6 +120,7 @@ def test_what_was_raised_from_none_is_not_searched():
 
 def test_a_strange_name_stays_on_its_line():
     result = _run(ParamsError(["params.yaml: a: got 'x\ny\0\udc80\x1b[31m'", "params.yaml: b: wrong"]))
+    assert _run(DataError("/a\nb: missing")).stderr == "error: /a\\nb: missing\n"
     assert result.stderr == "error: params.yaml: a: got 'x\\ny\\x00\\udc80\\x1b[31m'\nerror: params.yaml: b: wrong\n"
 
 

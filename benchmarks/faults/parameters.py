@@ -51,6 +51,8 @@ VALUES: dict[str, Any] = SENSELESS | {
     "true": True, "a number in quotes": "1", "two lines": "a\nb",
 }  # fmt: skip
 KILLS = ("out of memory", "MemoryError", "can't allocate memory", "bad_alloc", "Cannot allocate memory", "Unable to allocate")
+# Keys that no result depends on, so that dvc.yaml names them with no stage: the first that reads them.
+NO_RESULT = {"tracking": "train", "activations.device": "train", "model.device": "generate_activations"}
 # How long a run is to take is for the user to say: more than this of it is not tried.
 LENGTHS = {"trainer.total_training_tokens": 10**5, "demo.total_tokens": 10**4}
 
@@ -89,13 +91,16 @@ def keys() -> dict[str, tuple[Form, ...]]:
 
 
 def first_readers() -> Callable[[str], str]:
-    """The first stage of the pipeline that reads a key, by dvc.yaml; the first of all where dvc.yaml names none."""
+    """The first stage of the pipeline that reads a key, by dvc.yaml; the first of all where none is known."""
     declared = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
     reads = {stage["cmd"].split()[2].removeprefix("stages."): stage.get("params", ()) for stage in declared.values()}
 
     def first(key: str) -> str:
         if key.startswith("demo.") and key != "demo.text_packages":
             return PRETRAIN
+        for place, stage in NO_RESULT.items():
+            if f"{key}.".startswith(f"{place}."):
+                return stage
         found = (s for s in STAGES if any(key == read or key.startswith(f"{read}.") for read in reads[s]))
         return next(found, STAGES[0])
 

@@ -85,4 +85,4 @@ def configuration(values: Mapping[str, Any], file: Path) -> DictionaryConfig:
     try:
         return config_from_dict(values)
     except ParamsError as error:
-        raise DataError("\n".join(f"{file}: {fault}" for fault in error.faults)) from None
+        raise DataError([f"{file}: {fault}" for fault in error.faults]) from None
