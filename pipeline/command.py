@@ -6,7 +6,7 @@ import errno
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import click
 
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import ensure_writable
-from pipeline.foreign import full_disk
+from pipeline.foreign import full_disk, full_memory, told
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
@@ -51,17 +51,31 @@ def _check_inside(path: Path) -> None:
         )
 
 
-def _fail(message: str, code: int) -> None:
-    click.echo("\n".join(f"error: {line}" for line in message.splitlines()), err=True)
+def _fail(lines: Sequence[str], code: int) -> None:
+    click.echo("\n".join(f"error: {line}" for line in lines), err=True)
     sys.exit(code)
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """What to do about a full disk, memory that is not there, or a file that the machine does not let us use; None: a bug."""
+    if (place := full_disk(error)) is not None:
+        return f"{place}no space left on the device; free some"
+    if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
+        return f"{error.filename}: {error.strerror}; make it readable and writable"
+    if full_memory(error):
+        return (
+            f"out of memory ({told(error)}); lower what the stage holds at once (batch sizes, activations.buffer_size, "
+            "dictionary.expansion_factor), or end other programs"
+        )
+    return None
 
 
 def stage_command(function: Callable[..., Any]) -> click.Command:
     """Make a click command of a stage's main function, which takes `params` (a path) and its own options.
 
     A :class:`PipelineError` becomes one `error:` line for each fault and the error's exit code (2, or 130 after an
-    interrupt); a full disk, or a file that the machine does not let us read or write, becomes exit code 2; any other
-    exception is a bug and keeps its traceback. Options of the type :class:`Output` are checked first.
+    interrupt); a full disk, exhausted memory, or a file that the machine does not let us read or write, becomes exit code 2;
+    any other exception is a bug and keeps its traceback. Options of the type :class:`Output` are checked first.
     """
     outputs = {
         option.name: option.type for option in getattr(function, "__click_params__", ()) if isinstance(option.type, Output)
@@ -74,18 +88,14 @@ def stage_command(function: Callable[..., Any]) -> click.Command:
                 output.check(kwargs[name])
             function(*args, **kwargs)
         except PipelineError as error:
-            _fail(str(error), error.exit_code)
+            _fail(error.faults, error.exit_code)
         except KeyboardInterrupt:
-            _fail("interrupted; run the same command again to go on", 130)
+            _fail(["interrupted; run the same command again to go on"], 130)
         except Exception as error:
-            full = full_disk(error)
-            if full is None:
-                if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
-                    _fail(
-                        f"{error.filename}: {error.strerror}; make it readable and writable, then run the same command again", 2
-                    )
+            fault = _of_the_machine(error)
+            if fault is None:
                 raise
-            _fail(f"{full}no space left on the device; free some, then run the same command again", 2)
+            _fail([f"{fault}, then run the same command again"], 2)
 
     option = click.option(
         "--params",

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pipeline.errors import DataError, PipelineError, one_line
 
 LONGEST = 300
+_OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
 _PANICS = "pyo3_runtime"  # module of the BaseException that a panic of a library written in Rust becomes
 
 
@@ -62,10 +63,27 @@ def shortened(text: object) -> str:
 
 def full_disk(error: BaseException | None) -> str | None:
     """`<path>: ` (or nothing, if it is not known) where the error, or what it was raised from, is a full disk; else None."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"{error.filename}: " if error.filename else ""
-        if not isinstance(error, OSError) and "No space left on device" in str(error):  # libraries that are not Python
+    for each in _with_causes(error):
+        if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{each.filename}: " if each.filename else ""
+        if not isinstance(each, OSError) and "No space left on device" in str(each):  # libraries that are not Python
             return ""
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
+
+
+def full_memory(error: BaseException | None) -> bool:
+    """Whether the error, or what it was raised from, is memory that is not there, of the machine or of a device."""
+    return any(
+        isinstance(each, MemoryError)
+        or type(each).__name__ == "OutOfMemoryError"  # torch's, of a device
+        or (isinstance(each, OSError) and each.errno == errno.ENOMEM)
+        or any(words in str(each) for words in _OUT_OF_MEMORY)
+        for each in _with_causes(error)
+    )
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -6,6 +6,7 @@ import errno
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 from pipeline.command import stage_command
@@ -122,3 +123,24 @@ def test_what_was_raised_from_none_is_not_searched():
     error = ValueError("bug")
     error.__context__, error.__suppress_context__ = OSError(errno.ENOSPC, "full"), True
     assert _run(error).exception is error
+
+
+def test_a_strange_name_stays_on_its_line():
+    result = _run(ParamsError(["params.yaml: a: got 'x\ny\0\udc80\x1b[31m'", "params.yaml: b: wrong"]))
+    assert _run(DataError("/a\nb: missing")).stderr == "error: /a\\nb: missing\n"
+    assert result.stderr == "error: params.yaml: a: got 'x\\ny\\x00\\udc80\\x1b[31m'\nerror: params.yaml: b: wrong\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9 TiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_memory_that_is_not_there_is_one_line_and_2(error):
+    result = _run(error)
+    assert result.exit_code == 2
+    one_error(result.stderr, "out of memory", str(error).splitlines()[0], "activations.buffer_size")

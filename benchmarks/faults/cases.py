@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REFUSED, HARMLESS, SAID = "refused", "harmless", "said"
+ACCEPTED, SLOW = "accepted", "TOO LONG"
 SILENT, TRACEBACK, KILLED = "SILENT", "TRACEBACK", "OUT OF MEMORY"
-BAD = (SILENT, TRACEBACK, KILLED)
+BAD = (SILENT, TRACEBACK, KILLED, SLOW)
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,12 @@ def said(stderr: str, project: Path) -> str:
     return re.sub(r"\s+", " ", (errors or lines[-1:])[0].replace(str(project), ""))
 
 
-def is_refused(code: int, stderr: str) -> bool:
-    """Exit code 2, one error line, no traceback: what a user should see of any fault."""
-    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    return code == 2 and len(errors) == 1 and "Traceback" not in stderr
+def is_refused(code: int, stderr: str, *, of_params: bool = False) -> bool:
+    """Exit code 2, one error line, no traceback: what a user should see of any fault; `of_params`: one line for each."""
+    lines = stderr.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    one = len(errors) == 1 or (of_params and errors and all(line.startswith("error: params.") for line in errors))
+    return code == 2 and bool(one) and lines[-1].startswith("error: ") and "Traceback" not in stderr
 
 
 def table(cases: Iterable[Case], verdicts: tuple[str, ...]) -> list[str]:

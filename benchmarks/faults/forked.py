@@ -77,7 +77,7 @@ def _be_child(job: Callable[[], object], directory: Path, stderr: int, stdout: s
         os.setsid()
         os.dup2(stderr, 2)
         os.dup2(os.open(stdout, os.O_WRONLY | os.O_CREAT), 1)
-        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
         sys.stdout = os.fdopen(1, "w", closefd=False)
         os.chdir(directory)
         job()

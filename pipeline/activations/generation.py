@@ -28,6 +28,7 @@ from pipeline.activations.schema import FORMAT_VERSION, STORE_ROOT, array_name, 
 from pipeline.activations.writer import StoreWriter
 from pipeline.errors import DataError, NumericsError
 from pipeline.files import ensure_free_space, fingerprint, locked, unwritable
+from pipeline.memory import Need, require_memory
 from pipeline.progress import Progress
 
 MARGIN_BYTES = 16 * 2**20
@@ -179,6 +180,7 @@ class _Generation:
         if not blocks:
             return
         ensure_free_space(self.writer.path, self.writer.pending_bytes() + MARGIN_BYTES, "activations")
+        self._check_memory()
         model = load_model() if self.hook_points else None
         per_row = 1 if self.plan.flat else self.settings.context_size
         rows = sum(stop - start for start, stop in map(self.plan.block, blocks))
@@ -193,6 +195,15 @@ class _Generation:
             if writing is not None:
                 writing.result()
         progress.close()
+
+    def _check_memory(self) -> None:
+        """Refuse batches whose rows cannot be held."""
+        n_contexts = min(self.settings.model_batch_size, len(self.plan.contexts))
+        rows = min(int(self.plan.offsets[n_contexts]), self.plan.n_rows)
+        names = [array_name(hook, part) for hook in self.hook_points for part in self.codec.parts]
+        n_bytes = rows * sum(self.writer.arrays[name].layout.row_bytes for name in names)
+        key = {"activations.model_batch_size": self.settings.model_batch_size}
+        require_memory(Need(f"the activations of {n_contexts:,} contexts", n_bytes, key))
 
     def _write(self, block: int, arrays: Mapping[str, Tensor]) -> None:
         order = self.plan.permutation(block)

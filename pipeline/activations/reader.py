@@ -30,6 +30,7 @@ from pipeline.contracts.sealing import unsealed
 from pipeline.errors import DataError, unknown_name
 from pipeline.files import read_json, root
 from pipeline.hook_keys import join_key
+from pipeline.memory import Need, require_memory
 
 
 class ActivationStore(Activations):
@@ -187,6 +188,7 @@ class ActivationStore(Activations):
 
         Raises:
             DataError: fewer rows than a batch, a chunk that is missing or altered.
+            ParamsError: a window cannot be held.
         """
         window = (buffer_rows or 2**20) * self.n_rows // self.n_tokens
         plan = BatchPlan(seed, rows or (0, self.n_rows), self.chunk_rows, batch_size, window, drop_last)
@@ -199,6 +201,9 @@ class ActivationStore(Activations):
         arrays = {array_name(name, part): array for name in names for part, array in self.parts(name).items()}
         if self.target == "activations-2d":
             arrays["mask"] = self.array("mask")
+        n_bytes = plan.window_rows * sum(array.layout.row_bytes for array in arrays.values())
+        mixed = {"activations.buffer_size": buffer_rows or 2**20}
+        require_memory(Need(f"a window of {plan.window_rows:,} rows", n_bytes, mixed))
         stop = None if epochs is None else epochs * plan.batches_per_epoch
         delivery = Delivery(names, self.rows_meta, self._codec, dtype, pin_memory)
         return iterate_batches(arrays, plan, delivery, start=start, stop=stop, prefetch=prefetch)

@@ -5,18 +5,23 @@ finished one is kept until all that follows from it is written.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from pipeline.analysis.collection import Collection
+import torch
+
+from pipeline.analysis.collection import BANDS, RESERVOIR_PER_CONTEXT, Collection
+from pipeline.analysis.context_slots import slot_bytes
 from pipeline.analysis.loading import load_for_analysis
 from pipeline.analysis.texts import ReadableTexts
 from pipeline.analysis.tracing import AnalysedContexts
@@ -30,6 +35,7 @@ from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.evaluation.split_tokens import SplitTokens
 from pipeline.files import atomic_directory, atomic_file, ensure_writable, fingerprint, root
 from pipeline.interrupts import stop_on_signals
+from pipeline.memory import Need, require_memory
 from pipeline.progress import Progress
 from pipeline.stage_code import code_digest
 
@@ -38,7 +44,8 @@ if TYPE_CHECKING:
 
     from pipeline.analysis.loading import Loaded
     from pipeline.corpus.tokens import TokenStore
-    from pipeline.params.schema import Params
+    from pipeline.dictionaries.base import Dictionary
+    from pipeline.params.schema import AnalysisParams, Params
 
 # Code of the stage that comes after the pass: what draws, and the command line.
 NOT_THE_PASS = ("pipeline/dashboard", "pipeline/plots", "stages")
@@ -161,6 +168,7 @@ def analyzed(
         )
         found = load_for_analysis(params, inputs.dictionary, norms=inputs.norms, tokens=store.digest)
         store.check_tokenizer(tokenizer_info(found.main.tokenizer, found.main.name).digest, found.main.name)
+        params = dataclasses.replace(params, analysis=within(params.analysis, tokens, found.dictionary))
         collection = Collection(
             LanguageModels(found.models), RawDictionary(found.dictionary, found.norms), params.analysis, tokens.n_tokens
         )
@@ -174,6 +182,38 @@ def analyzed(
         del found, collection, contexts
         yield about
         saved.remove()
+
+
+def within(analysis: AnalysisParams, tokens: SplitTokens, dictionary: Dictionary) -> AnalysisParams:
+    """The section without what there is not: no more contexts of a feature than are looked at, tokens beside one than a context
+    has, neighbours than features. What is collected stays the same; what it takes is checked.
+
+    Raises:
+        ParamsError: it cannot be held.
+    """
+    n_features, beside = math.prod(dictionary.feature_shape), tokens.n_tokens // tokens.n_contexts - 1
+    kept = {name: min(getattr(analysis, name), tokens.n_contexts) for name in ("top_contexts", "inactive_contexts")}
+    kept |= {name: min(getattr(analysis, name), beside) for name in ("window_before", "window_after")}
+    kept["band_contexts"] = min(analysis.band_contexts, math.ceil(tokens.n_contexts / BANDS))
+    kept["neighbours"] = min(analysis.neighbours, n_features)
+    drawn = BANDS * RESERVOIR_PER_CONTEXT * kept["band_contexts"]
+    window = 1 + kept["window_before"] + kept["window_after"]
+    contexts = n_features * (kept["top_contexts"] + drawn) * slot_bytes(window)
+    near = 2 * n_features * kept["neighbours"] * (torch.int64.itemsize + torch.float32.itemsize)
+    require_memory(
+        Need(f"the contexts kept of {n_features:,} features", contexts, _stated(analysis, kept, "context", "window")),
+        device=next(dictionary.parameters()).device,
+    )
+    n_contexts, config = min(tokens.batch_contexts, tokens.n_contexts), dictionary.config
+    read = n_contexts * (beside + 1) * config.d_in * len(dictionary.hooks_in) * torch.float16.itemsize
+    require_memory(Need(f"the activations of {n_contexts:,} contexts", read, _stated(analysis, ["batch_contexts"], "")))
+    require_memory(Need(f"the neighbours of {n_features:,} features", near, _stated(analysis, kept, "neighbours")))
+    return dataclasses.replace(analysis, **kept)
+
+
+def _stated(analysis: AnalysisParams, names: Iterable[str], *parts: str) -> dict[str, int]:
+    """{dotted key: value} of those whose names have one of these parts."""
+    return {f"analysis.{name}": getattr(analysis, name) for name in names if any(part in name for part in parts)}
 
 
 def analyze(params: Params, inputs: Inputs, folder: str | Path, *, save_seconds: float = SAVE_SECONDS) -> dict[str, Any]:

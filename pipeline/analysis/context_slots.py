@@ -16,6 +16,11 @@ from torch import Tensor
 N_SOURCES = 4
 
 
+def slot_bytes(window: int) -> int:
+    """Bytes of one slot of one feature, at least: rank, context, position, value, and a window of so many tokens."""
+    return torch.float64.itemsize + 2 * torch.int32.itemsize + (1 + window) * torch.float32.itemsize
+
+
 class Offer(NamedTuple):
     """A batch of contexts.
 

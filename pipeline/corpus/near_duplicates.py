@@ -13,6 +13,7 @@ from pipeline.errors import DataError
 
 _WORDS = 5
 _PERMUTATIONS = 128
+_STRICTEST = 0.99  # similarity that so many permutations can ask for; with a higher one more is found than wanted, too
 _WEIGHTS = (0.2, 0.8)  # of finding too many and of finding too few
 
 
@@ -34,7 +35,9 @@ class NearDuplicates:
                 "dataset.near_duplicate_similarity needs the package datasketch: `pip install datasketch`, or set it to null"
             ) from None
         self._minhash = datasketch.MinHash
-        self._tables: Any = datasketch.MinHashLSH(threshold=similarity, num_perm=_PERMUTATIONS, weights=_WEIGHTS)
+        self._tables: Any = datasketch.MinHashLSH(
+            threshold=min(similarity, _STRICTEST), num_perm=_PERMUTATIONS, weights=_WEIGHTS
+        )
         self._sides: list[str] = []
 
     def side(self, document: Document, drawn: str) -> tuple[str | None, bool]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -31,6 +32,7 @@ from pipeline.dictionaries.masks import kept_tokens
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.errors import ParamsError
+from pipeline.memory import Need, require_memory
 from pipeline.params.dictionary_config import DictionaryConfig
 
 
@@ -111,8 +113,11 @@ class Dictionary(nn.Module, abc.ABC):
         super().__init__()
         self.config = config
         self.activation = activation_function(config.act_fn)
-        dtype = getattr(torch, config.dtype)
-        for name, shape in self._parameter_shapes().items():
+        dtype, shapes = getattr(torch, config.dtype), self._parameter_shapes()
+        n_bytes = dtype.itemsize * sum(math.prod(shape) for shape in (*shapes.values(), *self._listed_shapes()))
+        key = "dictionary.expansion_factor"  # what is stated of the number of features
+        require_memory(Need(f"weights of {config.d_sae:,} features", n_bytes, {key: config.d_sae / config.d_in}))
+        for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.zeros(shape, dtype=dtype)))
         if self.activation.has_threshold:
             threshold = torch.full(self.feature_shape, DEFAULT_LOG_THRESHOLD, dtype=dtype)
@@ -129,6 +134,10 @@ class Dictionary(nn.Module, abc.ABC):
     @abc.abstractmethod
     def _parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Name and shape of every parameter but the threshold."""
+
+    def _listed_shapes(self) -> Sequence[tuple[int, ...]]:
+        """Shapes of the parameters that a kind makes itself, of no name of their own."""
+        return []
 
     @abc.abstractmethod
     def _draw(self, seed: int, initialization: BaseInitialization) -> None:

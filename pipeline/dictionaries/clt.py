@@ -33,9 +33,8 @@ class CrossLayerTranscoder(Dictionary):
 
     def __init__(self, config: DictionaryConfig) -> None:
         super().__init__(config)
-        shapes = [(j + 1, config.d_sae, config.d_in) for j in range(self.n_layers)]
         dtype = getattr(torch, config.dtype)
-        self.W_D = nn.ParameterList([nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes])
+        self.W_D = nn.ParameterList([nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in self._listed_shapes()])
 
     @property
     def n_layers(self) -> int:
@@ -45,6 +44,9 @@ class CrossLayerTranscoder(Dictionary):
     @property
     def feature_shape(self) -> tuple[int, ...]:
         return (self.n_layers, self.config.d_sae)
+
+    def _listed_shapes(self) -> list[tuple[int, ...]]:
+        return [(j + 1, self.config.d_sae, self.config.d_in) for j in range(self.n_layers)]
 
     def _parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
         n_layers, d_model, d_sae = self.n_layers, self.config.d_in, self.config.d_sae

@@ -39,6 +39,7 @@ from pipeline.evaluation.reconstruction import LabelMean, ReconstructionMetrics
 from pipeline.evaluation.saebench import saebench_core
 from pipeline.evaluation.sparsity import DensityHistogram, SparsityMetrics
 from pipeline.hook_keys import by_model, join_key
+from pipeline.memory import Need, require_memory
 
 if TYPE_CHECKING:
     from pipeline.evaluation.split_tokens import SplitBatch, SplitTokens
@@ -129,10 +130,12 @@ class Evaluator:
             pca_rank: rank of the PCA baseline; None: the rounded mean L0 of tokens that are not massive.
 
         Raises:
+            ParamsError: a batch cannot be held.
             NumericsError: a non-finite value (with hook point and contexts); FVU or loss recovered is undefined on this data; a
                 stated rank that is above what the norm pass keeps.
         """
         checked_rank(pca_rank, self.principal)
+        self._check_memory()
         self.massive = MassiveTokens(self.raw, self.models.device)
         means = self._label_means()
         self.massive.check(next(iter(means.values())).n)
@@ -170,6 +173,21 @@ class Evaluator:
             mean_when_active=self.sparsity.mean_when_active(),
             histogram=self.sparsity.histogram(),
             shares=self._shares(),
+        )
+
+    def _check_memory(self) -> None:
+        """Refuse batches that cannot be held: the logits of two runs at once, and what the dictionary makes of them."""
+        held_out, dictionary = self.held_out, self.raw.dictionary
+        n_contexts = min(held_out.batch_contexts, held_out.n_contexts)
+        tokens = n_contexts * held_out.n_tokens // held_out.n_contexts
+        models = {hook: self.models.owner(hook) for hook in self.raw.hooks_out}
+        logits = 2 * tokens * max(model.vocab_size * model.dtype.itemsize for model in models.values())
+        features = tokens * math.prod(dictionary.feature_shape) * next(dictionary.parameters()).dtype.itemsize
+        key = {"evaluation.batch_contexts": held_out.batch_contexts}
+        require_memory(
+            Need(f"the logits of {n_contexts:,} contexts", logits, key),
+            Need(f"the features of {n_contexts:,} contexts", features, key),
+            device=self.models.device,
         )
 
     def _shares(self) -> dict[str, list[int]]:

@@ -23,6 +23,7 @@ from pipeline.initialization.compose import build_base, check, initialize_
 from pipeline.initialization.mlp_responses import mlp_layers
 from pipeline.initialization.sample import Sample, make_sample
 from pipeline.lm.attention import AttentionWeights
+from pipeline.memory import Need, require_memory
 from pipeline.norms.hook_norm import read_norms
 from pipeline.norms.normalizer import Normalizer
 from pipeline.params.schema import Params
@@ -98,6 +99,13 @@ def read_sample(store: Activations, dictionary: Dictionary, normalizer: Normaliz
     start, stop = training_rows(store, params.fold.calibration_tokens)
     stop = min(stop, start + -(-params.initializer.tokens // (1 if flat else store.context_size)))
     dtype = next(dictionary.parameters()).dtype
+    tokens = (stop - start) * (1 if flat else store.context_size)
+    n_hooks = [len(hooks) for hooks in (dictionary.hooks_in, dictionary.hooks_out)]
+    width = n_hooks[0] * dictionary.config.d_in
+    if dictionary.hooks_out != dictionary.hooks_in:
+        width += n_hooks[1] * dictionary.config.d_out
+    n_bytes = 2 * tokens * width * dtype.itemsize  # raw and normalised
+    require_memory(Need("the sample", n_bytes, {"initializer.tokens": params.initializer.tokens}))
 
     def read(hook: str) -> Tensor:
         values = store.read(hook, start, stop).to(dtype)

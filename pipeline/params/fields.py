@@ -16,6 +16,8 @@ from typing import Any
 
 from pipeline.errors import nearest
 
+MOST = 2**63 - 1  # of an integer: what tensors and files hold, and more than there is of anything
+MOST_FLOAT = (2 - 2**-23) * 2.0**127  # of a number: what float32, in which steps are computed, can hold
 NOT_NULL = ("None", "NULL", "nil")  # strings that are refused where null can be written
 LONGEST_NUMBER = 64  # bits of a whole number
 NUMBER = re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?")
@@ -123,6 +125,9 @@ def _convert_scalar(value: Any, members: tuple[Any, ...], nullable: bool, limits
         accepted = bool in wanted
     elif isinstance(value, int):
         accepted = int in wanted or float in wanted
+        if accepted and abs(value) > (MOST if int in wanted else MOST_FLOAT):
+            limit = "lie between -2^63 and 2^63" if int in wanted else "be finite in float32"
+            raise Refused(f"must {limit}, got {describe(value)}")
         if accepted and int not in wanted:
             value = float(value)
     elif isinstance(value, (float, str)):
@@ -142,12 +147,16 @@ def _convert_scalar(value: Any, members: tuple[Any, ...], nullable: bool, limits
 def _check_limits(value: Any, limits: Limits, nullable: bool) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise Refused(f"must be finite, got {value}")
+    if isinstance(value, float) and abs(value) > MOST_FLOAT:
+        raise Refused(f"must be finite in float32, at most {MOST_FLOAT:g} in size, got {value}")
+    if isinstance(value, str) and (strange := re.search("[\0\ud800-\udfff]", value)):
+        raise Refused(f"a character that no name has, at {strange.start()} of {describe(value)}")
     if limits.choices is not None and value not in limits.choices:
         raise Refused(_not_a_choice(value, limits.choices, nullable))
     if limits.form is not None and not re.fullmatch(limits.form[0], value):
         raise Refused(f"expected {limits.form[1]}, got '{value}'")
     if limits.steps and isinstance(value, float) and not 0.0 <= value <= 1.0:
-        hint = f"; write {int(value)} for a number of steps" if value.is_integer() and value > 0 else ""
+        hint = f"; write {int(value)} for a number of steps" if _is_count(value) else ""
         raise Refused(f"a fraction of the run must be between 0.0 and 1.0, got {value}{hint}")
     if limits.steps and value < 0:
         raise Refused(f"a number of steps must be at least 0, got {value}")
@@ -164,9 +173,14 @@ def _check_limits(value: Any, limits: Limits, nullable: bool) -> None:
         raise Refused(f"must be {' and '.join(f'{text} {bound}' for text, bound, _ in wanted)}, got {value}")
 
 
+def _is_count(value: float) -> bool:
+    """Whether a number written as a float could be meant as an integer."""
+    return value.is_integer() and 0 < value <= MOST
+
+
 def _check_share(value: float, things: str, whole: str) -> None:
     if isinstance(value, float) and not 0.0 < value <= 1.0:
-        hint = f"; write {int(value)} for a number of {things}" if value.is_integer() and value > 0 else ""
+        hint = f"; write {int(value)} for a number of {things}" if _is_count(value) else ""
         raise Refused(f"a share of {whole} must be greater than 0.0 and at most 1.0, got {value}{hint}")
     if isinstance(value, int) and value < 1:
         raise Refused(f"a number of {things} must be at least 1, got {value}")
@@ -196,6 +210,8 @@ def describe(value: Any) -> str:
         return _plain(value)
     for kind, words in ((str, "the string"), (int, "the integer"), (float, "the number")):
         if isinstance(value, kind):
+            if isinstance(value, int) and abs(value) >= 10**80:
+                return f"an integer of {int(math.log10(abs(value))) + 1:,} digits"
             shown = repr(value)
             return f"{words} {shown if len(shown) <= 80 else shown[:77] + '...'}"
     if isinstance(value, (list, tuple)):
@@ -236,7 +252,7 @@ def _hint(value: Any, wanted: set[Any], limits: Limits) -> str:
         return f"; write {_BOOLEAN_WORDS[value.lower()]}, without quotes"
     if isinstance(value, int) and not isinstance(value, bool) and bool in wanted and value in (0, 1):
         return f"; write {_plain(bool(value))}"
-    if isinstance(value, float) and int in wanted and value.is_integer():
+    if isinstance(value, float) and int in wanted and _is_count(abs(value)):
         return f"; write {int(value)}"
     if isinstance(value, (int, float)) and wanted == {str}:
         return "; put it in quotes"

@@ -14,6 +14,7 @@ import yaml
 from pipeline.errors import ParamsError
 
 SUFFIXES = (".yaml", ".yml", ".toml", ".json")
+MOST_BYTES = 2**20  # of a parameter file, which has a few thousand
 
 
 class Yaml12Loader(yaml.SafeLoader):
@@ -21,7 +22,7 @@ class Yaml12Loader(yaml.SafeLoader):
 
     PyYAML follows YAML 1.1, in which 2e-05 is a string, 1_000 a number, `no` false, 012 ten, 1:30 ninety and
     2024-01-01 a date. Here a number with an exponent is a float and the others are strings (012 is 12), as DVC reads
-    and writes them. Merge keys (<<) do not exist in YAML 1.2.
+    and writes them. Merge keys (<<) do not exist in YAML 1.2, nor do dates, sets and what else a tag of YAML 1.1 can make.
     """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own attribute)
@@ -52,6 +53,16 @@ def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
     return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
 
+def _construct_bool(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool:
+    text = str(loader.construct_scalar(node))
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"not true or false: {text!r}")
+    return text.lower() == "true"
+
+
+_CORE = (*(f"tag:yaml.org,2002:{name}" for name in ("null", "str", "seq", "map")), None)
+Yaml12Loader.yaml_constructors = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in _CORE}
+Yaml12Loader.add_constructor("tag:yaml.org,2002:bool", _construct_bool)
 Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 Yaml12Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
@@ -77,6 +88,8 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise ParamsError(f"{path}: {size:,} bytes are no parameter file, which has at most {MOST_BYTES:,}")
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise ParamsError(f"{path}: parameter file is missing; run from the project's root or give --params") from None
@@ -109,7 +122,15 @@ def _read_yaml(path: Path, text: str) -> Any:
         row = text.count("\n", 0, error.position) + 1
         raise ParamsError(f"{path}: line {row}: not valid YAML ({error.reason})") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ParamsError(f"{path}: not valid YAML ({error})") from None
+        raise ParamsError(f"{path}: not valid YAML ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    """Why a library could not read a file, of what is no fault of form to it."""
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    text = str(error)
+    return "a number of too many digits" if "integer string conversion" in text else text
 
 
 def _duplicates(path: Path, root: yaml.Node) -> list[str]:
@@ -145,7 +166,7 @@ def _read_toml(path: Path, text: str) -> Any:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # beside TOMLDecodeError, of a number too long or nested too deep
-        raise ParamsError(f"{path}: not valid TOML ({error})") from None
+        raise ParamsError(f"{path}: not valid TOML ({_reason(error)})") from None
 
 
 def _read_json(path: Path, text: str) -> Any:
@@ -160,8 +181,8 @@ def _read_json(path: Path, text: str) -> Any:
         values = json.loads(text, object_pairs_hook=mapping) if text.strip() else None
     except json.JSONDecodeError as error:
         raise ParamsError(f"{path}: line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})") from None
-    except (ValueError, RecursionError) as error:  # a number too long, or nested too deep
-        raise ParamsError(f"{path}: not valid JSON ({error})") from None
+    except (RecursionError, ValueError) as error:
+        raise ParamsError(f"{path}: not valid JSON ({_reason(error)})") from None
     if faults:
         raise ParamsError(faults)
     return values

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -242,6 +243,7 @@ def snapshot_steps(total_steps: int, n: int, schedule: str) -> list[int]:
     """
     if n <= 0:
         return []
+    n = min(n, total_steps * max(1, math.ceil(math.log(total_steps))))  # with these many, and with more, it is every step
     if schedule == "log":
         steps = {round(total_steps ** (i / n)) for i in range(1, n + 1)}
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.errors import CheckpointError, Interrupted, NumericsError
 from pipeline.interrupts import StopRequest, stop_on_signals
+from pipeline.memory import Need, require_memory
 from pipeline.params.sections.trainer import TrainerParams
 from pipeline.progress import Progress
 from pipeline.training.checkpoints import Checkpoints, History, snapshot_steps
@@ -81,6 +83,7 @@ def train(
         CheckpointError: every resume point is damaged.
         Interrupted: a signal asked to stop; the state is saved.
     """
+    check_memory(dictionary, source, params)
     run = TrainingRun(dictionary, source, params, norms, total_steps, checkpoints, on_metrics, label, reductions)
     if (why := out_of_reach(dictionary, params, total_steps * source.batch_tokens)) is not None:
         _say(label, why)
@@ -93,6 +96,24 @@ def train(
             stack.callback(run.progress.close)
         run.steps(stop)
     return run
+
+
+def check_memory(dictionary: Dictionary, source: Source, params: TrainerParams) -> None:
+    """Refuse a training that cannot be held: gradients, the optimiser's moments, and the pre-activations of a part of a batch.
+
+    Raises:
+        ParamsError: which key to lower.
+    """
+    config, first = dictionary.config, next(dictionary.parameters())
+    weights = sum(parameter.nbytes for parameter in dictionary.parameters())
+    features = math.prod(dictionary.feature_shape)
+    tokens = source.batch_tokens // params.gradient_accumulation_steps
+    n_bytes = tokens * features * min(getattr(torch, params.amp_dtype).itemsize, first.dtype.itemsize)
+    require_memory(
+        Need("gradients and moments of the weights", 3 * weights, {"dictionary.expansion_factor": config.d_sae / config.d_in}),
+        Need(f"the pre-activations of {tokens:,} tokens", n_bytes, {"activations.batch_size": source.batch_size}),
+        device=first.device,
+    )
 
 
 class TrainingRun:

@@ -47,6 +47,10 @@ class Source(Protocol):
     """What the step loop reads from."""
 
     @property
+    def batch_size(self) -> int:
+        """Rows in a batch: tokens, or contexts."""
+
+    @property
     def batch_tokens(self) -> int:
         """Tokens (masked ones too) in a batch."""
 

@@ -287,6 +287,21 @@ def test_both_files_have_the_same_blocks_however_many_contexts(tmp_path: Path) -
     assert pq.ParquetFile(tmp_path / "many.parquet").num_row_groups == 2
 
 
+def test_asking_for_more_than_there_is_gives_all_of_it_in_the_same_memory(project: Project) -> None:
+    """Half a terabyte, were room made for it."""
+    found = []
+    for contexts, window, features, tokens in ((32, CONTEXT - 1, 64, 300), (32_767, 32_767, 2**40, 2**40)):
+        project.set(
+            analysis__tokens=32 * CONTEXT,
+            analysis__top_contexts=contexts, analysis__window_before=window, analysis__window_after=window,
+            analysis__neighbours=features, analysis__logit_tokens=tokens,
+        )  # fmt: skip
+        outcome = project.run("analyze")
+        assert outcome.exit_code == 0, outcome.stderr
+        found.append({name: (project.path / "data" / "features" / name).read_bytes() for name in (FEATURES, CONTEXTS)})
+    assert found[0] == found[1]
+
+
 def test_a_damaged_state_starts_anew(project: Project) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(analysis_run, "write_store", lambda *_: (_ for _ in ()).throw(OSError("disk")))

@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pipeline.corpus.document import Document, held_out
+from pipeline.corpus.near_duplicates import NearDuplicates
 from pipeline.corpus.tokenization import TokenizerInfo, TokenizeSettings, tokenize_corpus
 from pipeline.corpus.tokens import open_tokens
 from pipeline.errors import DataError
@@ -165,6 +166,16 @@ def test_what_resembles_documents_of_both_sides_is_left_out(tmp_path: Path) -> N
     )
     assert figures["left_out_documents"] == 1
     assert all("both" not in keys for keys in sides(tmp_path / "t").values())
+
+
+@pytest.mark.parametrize("similarity", [1.0, 1e-308])
+def test_the_ends_of_the_similarity_find_equal_texts(similarity: float) -> None:
+    pytest.importorskip("datasketch")
+    text = " ".join(f"word{i}" for i in range(50))
+    near = NearDuplicates(similarity)
+    assert near.side(Document("a", text), "eval") == ("eval", False)
+    assert near.side(Document("b", text), "train") == ("eval", True)
+    assert near.side(Document("c", "nothing of all this is in it"), "train") == ("train", False)
 
 
 def test_near_duplicates_need_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

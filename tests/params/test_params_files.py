@@ -238,3 +238,45 @@ def test_keys_of_older_files_that_do_nothing_are_read_at_their_only_value() -> N
     old["dictionary"]["use_triton_kernel"] = True
     with pytest.raises(ParamsError, match=saying("dictionary.use_triton_kernel:", "false", "got true")):
         params_from_dict(old)
+
+
+@pytest.mark.parametrize(
+    ("text", "suffix", "part"),
+    [
+        ("seed: !!bool x", ".yaml", "not true or false"),
+        ("seed: !!timestamp x", ".yaml", "timestamp"),
+        ("seed: !!set {a}", ".yaml", "set"),
+        ("seed: " + "[" * 5000, ".yaml", "nested too deep"),
+        ("seed: " + "9" * 5000, ".yaml", "too many digits"),
+        ('{"seed": ' + "9" * 5000 + "}", ".json", "too many digits"),
+        ("seed = " + "9" * 5000, ".toml", "too many digits"),
+        ("seed = " + "[" * 5000, ".toml", "nested too deep"),
+        ("# more\n" * 200_000, ".yaml", "1,400,000 bytes"),
+    ],
+)
+def test_what_libraries_cannot_read_is_one_line(text: str, suffix: str, part: str, tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=saying(part)) as caught:
+        read(tmp_path, text, suffix)
+    assert len(caught.value.faults) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parts"),
+    [
+        ("seed", 2**63, ("2^63", 2**63)),
+        ("seed", int("f" * 5000, 16), ("2^63", "6,021 digits")),
+        ("trainer.eps", 10**400, ("finite", "401 digits")),
+        ("trainer.eps", 1e39, ("float32", "1e+39")),
+        ("activations.ignore_token_ids", [1, 2**63], ("item 1", "2^63")),
+        ("dataset.config_name", "a\0b", ("character", "at 1")),
+        ("dataset.config_name", "a\udc80b", ("character", "at 1")),
+        ("trainer.log_frequency", 1e308, ("an integer", "1e+308")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_no_tensor_and_no_name_can_be(key: str, value: object, parts: tuple[object, ...]) -> None:
+    with pytest.raises(ParamsError) as caught:
+        params_from_dict(changed({key: value}))
+    found = faults(caught.value, "params")
+    says(found[key], *parts)
+    assert all(len(text) < 200 for text in found.values())

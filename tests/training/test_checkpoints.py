@@ -133,6 +133,14 @@ def test_snapshot_steps() -> None:
     assert snapshot_steps(100, 4, "linear") == [25, 50, 75, 100]
     assert snapshot_steps(1000, 3, "log") == [10, 100, 1000]
     assert snapshot_steps(3, 10, "linear") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "log"])
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 40])
+def test_more_snapshots_than_steps_are_every_step(schedule: str, total: int) -> None:
+    every = {round(total ** (i / 5000) if schedule == "log" else total * i / 5000) for i in range(1, 5001)} - {0}
+    assert every == set(range(1, total + 1))
+    assert snapshot_steps(total, 5000, schedule) == snapshot_steps(total, 2**60, schedule) == sorted(every)
     assert snapshot_steps(100, 0, "linear") == []
 
 

@@ -8,6 +8,8 @@ from typing import ClassVar
 from pipeline.params.fields import param
 from pipeline.params.section import Section
 
+MOST = 32_767  # of what contexts.parquet counts in 16 bits
+
 
 @dataclass(frozen=True)
 class AnalysisParams(Section):
@@ -18,11 +20,15 @@ class AnalysisParams(Section):
     split: str = param("train", choices=("train", "eval"), about="contexts that are looked at")
     tokens: int | None = param(500_000, at_least=1, about="so many of them at most, evenly spread; null: all")
     batch_contexts: int = param(32, at_least=1, about="contexts in one forward pass")
-    top_contexts: int = param(10, at_least=1, about="strongest contexts kept of each feature")
-    band_contexts: int = param(3, at_least=0, about="contexts shown of each quarter of its activations, drawn at random")
-    inactive_contexts: int = param(8, at_least=0, about="contexts in which it is never active, for scoring explanations")
-    window_before: int = param(20, at_least=0, about="tokens shown before the strongest one")
-    window_after: int = param(10, at_least=0, about="and after it")
+    top_contexts: int = param(10, at_least=1, at_most=MOST, about="strongest contexts kept of each feature")
+    band_contexts: int = param(
+        3, at_least=0, at_most=MOST, about="contexts shown of each quarter of its activations, drawn at random"
+    )
+    inactive_contexts: int = param(
+        8, at_least=0, at_most=MOST, about="contexts in which it is never active, for scoring explanations"
+    )
+    window_before: int = param(20, at_least=0, at_most=MOST, about="tokens shown before the strongest one")
+    window_after: int = param(10, at_least=0, at_most=MOST, about="and after it")
     logit_tokens: int = param(10, at_least=1, about="tokens that it promotes most, and suppresses most")
     neighbours: int = param(8, at_least=0, about="similar and co-active features listed; 0: none")
     coactivation_tokens: int = param(65_536, at_least=1, about="tokens sampled for co-activation")

@@ -27,7 +27,7 @@ class DemoParams(Section):
     )
     vocab_size: int = param(4096, at_least=257, about="entries of the byte-level BPE tokenizer")
     d_model: int = param(128, at_least=1, about="width of the residual stream")
-    n_layers: int = param(4, at_least=1, about="transformer blocks")
+    n_layers: int = param(4, at_least=1, at_most=1000, about="transformer blocks")
     n_heads: int = param(4, at_least=1, about="attention heads per block")
     d_mlp: int = param(512, at_least=1, about="width of the MLP")
     context_size: int = param(128, at_least=2, about="tokens in a training window")

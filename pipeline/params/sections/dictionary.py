@@ -37,10 +37,10 @@ class DictionaryParams(_Fields):
 
     kind: str = param("sae", choices=KINDS, about="kind of dictionary")
     d_model: int | None = param(
-        None, at_least=1, about="width of hook_point_in, checked against the model; null: read from the model"
+        None, at_least=1, at_most=2**20, about="width of hook_point_in, checked against the model; null: read from the model"
     )
     expansion_factor: float = param(
-        16.0, more_than=0, about="features per input dimension: d_sae = int(d_model * expansion_factor)"
+        16.0, more_than=0, at_most=2**20, about="features per input dimension: d_sae = int(d_model * expansion_factor)"
     )
 
     def __reduce__(self) -> tuple[Any, ...]:
