@@ -143,4 +143,4 @@ def test_a_strange_name_stays_on_its_line():
 def test_memory_that_is_not_there_is_one_line_and_2(error):
     result = _run(error)
     assert result.exit_code == 2
-    one_error(result.stderr, "out of memory", str(error).splitlines()[0], "activations.buffer_size")
+    one_error(result.stderr, "out of memory", "allocate", "activations.buffer_size")

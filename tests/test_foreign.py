@@ -67,7 +67,7 @@ def test_a_librarys_text_is_one_line() -> None:
 
 def test_an_error_is_one_line_for_each_fault() -> None:
     error = DataError(["a\nb: wrong", "c\u2029d \ud800\x00: wrong"])
-    assert error.faults == ["a b: wrong", r"c d \ud800\x00: wrong"]
+    assert error.faults == [r"a\nb: wrong", r"c\u2029d \ud800\x00: wrong"]
     assert len(str(error).splitlines()) == 2
     long = DataError("place: " + "x" * 10 * LONGEST + "; do this").faults[0]
     assert len(long) < LONGEST + 10
@@ -175,7 +175,7 @@ def test_what_the_dashboard_reads(project: Project) -> None:
 
 def documents(project: Project, content: Callable[[bytes], bytes]) -> None:
     """Change the documents of the training split, and the manifest with them, as if they had been written so."""
-    from pipeline.contracts.file_digests import digest_of_file
+    from pipeline.contracts.manifests import digest_of_file
 
     for split in ("train", "eval"):
         name = f"documents/{split}.jsonl"

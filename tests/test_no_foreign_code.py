@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipeline.contracts.file_digests import write_manifest
+from pipeline.contracts.manifests import write_manifest
 
 from pipeline.contracts.sealing import Origin
 from pipeline.interpretation.chat import ChatError

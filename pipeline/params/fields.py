@@ -19,7 +19,6 @@ from pipeline.errors import nearest
 MOST = 2**63 - 1  # of an integer: what tensors and files hold, and more than there is of anything
 MOST_FLOAT = (2 - 2**-23) * 2.0**127  # of a number: what float32, in which steps are computed, can hold
 NOT_NULL = ("None", "NULL", "nil")  # strings that are refused where null can be written
-LONGEST_NUMBER = 64  # bits of a whole number
 NUMBER = re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?")
 
 
@@ -119,8 +118,6 @@ def _convert_list(value: Any, annotation: Any, nullable: bool, limits: Limits) -
 
 def _convert_scalar(value: Any, members: tuple[Any, ...], nullable: bool, limits: Limits) -> Any:
     wanted = set(members) - ({str} if limits.words else set())
-    if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
-        raise Refused(f"a number of {value.bit_length():,} bits is too large")
     if isinstance(value, bool):
         accepted = bool in wanted
     elif isinstance(value, int):
