@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipeline.contracts.manifests import write_manifest
 
+from pipeline.contracts.manifests import write_manifest
 from pipeline.contracts.sealing import Origin
 from pipeline.interpretation.chat import ChatError
 from pipeline.interpretation.local import LocalModel
