@@ -77,6 +77,15 @@ def test_a_limit_of_the_process(limit: int, column: int, monkeypatch: pytest.Mon
     assert abs(found - 10**9) < 2 * 10**8  # the data of statm has the stack in it
 
 
+def test_of_a_gpu_what_torch_keeps_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 8000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
+    assert available_memory(torch.device("cuda:0")) == 1300
+    with pytest.raises(ParamsError, match=saying("1,301", "device cuda:0", "1,300")):
+        require_memory(Need("things", 1301, {"a.b": 1}), device="cuda:0")
+
+
 def test_the_largest_need_is_named_with_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda device: 1_000_000)
     small, large = Need("small things", 600_000, {"a.b": 3}), Need("large things", 700_000, {"c.d": 2, "c.e": 5.5})
