@@ -41,7 +41,10 @@ def local_path(name: str | Path) -> Path | None:
 
 def looked_in() -> str:
     """The directories in which :func:`local_path` looks for a relative path, for a message."""
-    return " and ".join(dict.fromkeys(str(place.absolute()) for place in (Path(), root())))
+    here, checkout = Path().absolute(), root().absolute()
+    if here == checkout:
+        return str(here)
+    return f"{here}, the experiment's copy of what git knows, and {checkout}, the checkout"
 
 
 def unwritable(directory: Path) -> str | None:

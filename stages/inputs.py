@@ -7,6 +7,7 @@ data/inputs/models.json, on which the stages that read them depend. Cost: a seco
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -23,8 +24,15 @@ def main(params: str, out: str) -> None:
     from pipeline.files import root, write_json
     from pipeline.lm.contents import model_contents
     from pipeline.params.loader import load_params
+    from pipeline.uncached import uncached_plots
 
     loaded = load_params(params)
+    if "DVC_EXP_NAME" in os.environ and (lacking := uncached_plots()):
+        click.echo(
+            f"warning: DVC's cache here lacks {', '.join(lacking)} (in dvc.lock), without which `dvc exp run STAGE` fails when "
+            "its stages have run: run `dvc exp run` without a stage, or `dvc repro STAGE`",
+            err=True,
+        )
     digests = FileDigests(root() / "data" / "input_digests.json")
     models = {"model": model_contents(loaded.model.model_name, loaded.model.revision, digests)}
     for alias, model in (loaded.models or {}).items():

@@ -25,6 +25,7 @@ from pipeline.files import root
 from pipeline.foreign import told
 from pipeline.metric_names import flatten, grouped
 from pipeline.provenance import provenance_tags
+from pipeline.tracking.moved import artifacts_of, follow
 from pipeline.tracking.store_uri import DATABASES
 from pipeline.tracking.tracker import FAILED, FINISHED, STOPPED, Tracker
 
@@ -99,6 +100,7 @@ class MlflowTracker(Tracker):
         client = _client(uri)
         with _first_use(uri):
             _check_database(uri)
+            _follow_move(uri)
             self._client = client(tracking_uri=uri)
             experiment_id = _experiment(self._client, experiment, uri)
         tags = {key: _shortened(value, MAX_TAG_LENGTH) for key, value in provenance_tags().items()}
@@ -335,13 +337,20 @@ def _check_database(uri: str) -> None:
             database.execute("PRAGMA schema_version").fetchone()
 
 
+def _follow_move(uri: str) -> None:
+    """Of a project that was moved or copied, let artifacts be kept where it is now."""
+    file = _database_file(uri)
+    for other in [] if file is None else follow(file, root()):
+        _warn(f"the artifacts in {file} were in {other}; this project's are in {artifacts_of(root())} from now on")
+
+
 def _experiment(client: Any, name: str, uri: str) -> str:
     """Id of the experiment; a new one in a database keeps its artifacts in the project, on a server where that says."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
     local = uri.split(":", 1)[0].split("+")[0] in DATABASES
-    place = (root().resolve() / "mlartifacts").as_uri() if local else None
+    place = artifacts_of(root()) if local else None
     try:
         return client.create_experiment(name, artifact_location=place)
     except Exception:
