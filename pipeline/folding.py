@@ -68,7 +68,9 @@ class StoredBatches:
         n_rows = max(0, min(batch_size, rows[1] - rows[0]))
         values = n_rows * store.n_tokens // store.n_rows * math.prod(dictionary.feature_shape)
         first = next(dictionary.parameters())
-        need = Need(f"the features of {n_rows:,} rows", values * first.dtype.itemsize, {"activations.batch_size": batch_size})
+        width = {"dictionary.expansion_factor": dictionary.config.d_sae / dictionary.config.d_in}
+        keys = {"activations.batch_size": batch_size, **width}
+        need = Need(f"the features of {n_rows:,} rows", values * first.dtype.itemsize, keys)
         require_memory(need, device=first.device)
         hooks = (*dictionary.hooks_in, *dictionary.hooks_out)
         limits = NormLimits.massive({hook: norms[hook] for hook in hooks if hook in norms})

@@ -140,6 +140,14 @@ def test_a_stage_refuses_before_it_works(
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_initialization_on_a_batch_refuses_what_training_would(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.set(initializer__tokens=128)
+    monkeypatch.setattr(memory, "available_memory", lambda device: 20_000)
+    outcome = project.run("initialize")
+    assert outcome.exit_code == 2
+    says(outcome.stderr, "activations.batch_size: 128", "dictionary.expansion_factor 4.0", f"{128 * 64 * 4:,}")
+
+
 @pytest.mark.parametrize("key", ["d_model", "d_mlp", "vocab_size", "batch_size"])
 def test_pretraining_refuses_a_model_that_cannot_be_held(key: str) -> None:
     check_memory(DemoParams())

@@ -109,9 +109,10 @@ def check_memory(dictionary: Dictionary, source: Source, params: TrainerParams) 
     features = math.prod(dictionary.feature_shape)
     tokens = source.batch_tokens // params.gradient_accumulation_steps
     n_bytes = tokens * features * min(getattr(torch, params.amp_dtype).itemsize, first.dtype.itemsize)
+    width = {"dictionary.expansion_factor": config.d_sae / config.d_in}
     require_memory(
-        Need("gradients and moments of the weights", 3 * weights, {"dictionary.expansion_factor": config.d_sae / config.d_in}),
-        Need(f"the pre-activations of {tokens:,} tokens", n_bytes, {"activations.batch_size": source.batch_size}),
+        Need("gradients and moments of the weights", 3 * weights, width),
+        Need(f"the pre-activations of {tokens:,} tokens", n_bytes, {"activations.batch_size": source.batch_size, **width}),
         device=first.device,
     )
 
