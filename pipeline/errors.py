@@ -53,14 +53,13 @@ class Interrupted(PipelineError):
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks, and with the escapes of what cannot be printed (control characters, half surrogates).
+    """The text with the escapes of what cannot be printed: line breaks, control characters, half surrogates.
 
     Of one longer than LONGEST the middle is left out: where it begins is the place, where it ends what to do.
     """
-    joined = " ".join(part for line in text.splitlines() if (part := line.strip()))
-    if not joined.isprintable():
-        joined = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
-    return joined if len(joined) <= LONGEST else f"{joined[: LONGEST // 2]} ... {joined[-LONGEST // 2 :]}"
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -67,7 +67,7 @@ def test_a_librarys_text_is_one_line() -> None:
 
 def test_an_error_is_one_line_for_each_fault() -> None:
     error = DataError(["a\nb: wrong", "c\u2029d \ud800\x00: wrong"])
-    assert error.faults == ["a b: wrong", r"c d \ud800\x00: wrong"]
+    assert error.faults == [r"a\nb: wrong", r"c\u2029d \ud800\x00: wrong"]
     assert len(str(error).splitlines()) == 2
     long = DataError("place: " + "x" * 10 * LONGEST + "; do this").faults[0]
     assert len(long) < LONGEST + 10

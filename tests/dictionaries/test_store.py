@@ -72,7 +72,7 @@ def test_a_missing_directory_or_file_is_named(saved: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match="nowhere: no dictionary directory"):
         load_dictionary(tmp_path / "nowhere")
     (saved / "weights.safetensors").unlink()
-    with pytest.raises(DataError, match=r"weights\.safetensors: the dictionary's weights are missing"):
+    with pytest.raises(DataError, match=r"weights\.safetensors: the dictionary's weights file is missing"):
         load_dictionary(saved)
     (saved / "config.json").rename(tmp_path / "config.json")
     with pytest.raises(DataError, match=r"d: no dictionary of a known format \(known: scopeline.*\); make the directory again"):
@@ -157,7 +157,7 @@ def test_damaged_json_is_named(saved: Path) -> None:
     with pytest.raises(DataError, match=r"config\.json: a dictionary's configuration is damaged"):
         read_config(saved)
     (saved / "config.json").write_text("[]")
-    with pytest.raises(DataError, match="not a dictionary's configuration"):
+    with pytest.raises(DataError, match="should be an object, got a list"):
         read_config(saved)
 
 

@@ -104,7 +104,7 @@ ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
     (
         {"dictionary.hook_point_in": "blocks.2.ln2.hook_out\n"},
         "dictionary.hook_point_in",
-        ("blocks.L.name", "blocks.2.ln2.hook_out\n"),
+        ("blocks.L.name", r"blocks.2.ln2.hook_out\n"),
     ),
     ({"activations.hook_points": ["resid"]}, "activations.hook_points", ("item 0", "blocks.L.name", "resid")),
     # step counts
