@@ -15,6 +15,7 @@ from pipeline.dictionaries.store import load_dictionary, read_config
 from pipeline.errors import DataError, ParamsError
 from pipeline.params.dictionary_formats import DICTIONARY_FORMATS
 from tests.dictionaries.make import filled, inputs
+from tests.messages import says
 from tests.sealing import rewritten
 
 
@@ -179,3 +180,11 @@ def test_weights_saved_by_someone_else_are_seen(saved: Path) -> None:
     save_file({name: tensor * 2 for name, tensor in tensors.items()}, saved / "weights.safetensors")
     with pytest.raises(DataError, match="altered"):
         load_dictionary(saved)
+
+
+@pytest.mark.parametrize("norm", [5, [1.0], {"mean_norm": "long"}, {"max_norm_factor": True}])
+def test_norms_of_another_shape(saved: Path, norm: object) -> None:
+    rewritten(saved / "config.json", lambda config: config.update(norms={"input": norm}))
+    with pytest.raises(DataError) as caught:
+        load_dictionary(saved)
+    says(caught.value, "config.json:", "dictionary.norms:", "input", "mean_norm")
