@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pipeline.files import is_number
 from pipeline.params.choices import INFERENCE, NORM_ACTIVATIONS, STORED_DTYPES
 from pipeline.params.dictionary_kinds import KINDS, kind_fields
 from pipeline.params.fields import Refused, param
@@ -100,6 +101,14 @@ class DictionaryConfig(_Fields):
     def d_model(self) -> int:
         """d_in, as a parameter file calls it."""
         return self.d_in
+
+    @rule("norms")
+    def _norms_are_numbers_by_name(self) -> str | None:
+        for hook, norm in (self.norms or {}).items():
+            wrong = not isinstance(norm, Mapping) or any(value is not None and not is_number(value) for value in norm.values())
+            if wrong:
+                return f"{hook}: expected numbers by name (mean_norm, mean_square, d, ...), got {norm!r}"
+        return None
 
     @rule("d_out")
     def _one_hook_point_has_one_width(self) -> str | None:

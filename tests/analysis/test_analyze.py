@@ -362,7 +362,10 @@ def test_attention_dictionaries_have_the_tokens_that_they_read(project: Project,
             lambda path: (path / "metrics" / "evaluation.json").unlink(),
             ("metrics/evaluation.json:", "missing", "`dvc repro -s -f evaluate`"),
         ),
-        (lambda path: (path / "metrics" / "train_history.jsonl").write_text("{"), ("metrics/train_history.jsonl:", "read")),
+        (
+            lambda path: (path / "metrics" / "train_history.jsonl").write_text("{"),
+            ("metrics/train_history.jsonl:", "line 1", "damaged"),
+        ),
         (lambda path: (path / "data" / "inference" / "main" / "config.json").unlink(), ("config.json:",)),
     ],
 )

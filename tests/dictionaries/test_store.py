@@ -15,6 +15,7 @@ from pipeline.dictionaries.store import load_dictionary, read_config
 from pipeline.errors import DataError, ParamsError
 from pipeline.params.dictionary_formats import DICTIONARY_FORMATS
 from tests.dictionaries.make import filled, inputs
+from tests.messages import says
 from tests.sealing import rewritten
 
 
@@ -72,7 +73,7 @@ def test_a_missing_directory_or_file_is_named(saved: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match="nowhere: no dictionary directory"):
         load_dictionary(tmp_path / "nowhere")
     (saved / "weights.safetensors").unlink()
-    with pytest.raises(DataError, match=r"weights\.safetensors: the dictionary's weights are missing"):
+    with pytest.raises(DataError, match=r"weights\.safetensors: the dictionary's weights file is missing"):
         load_dictionary(saved)
     (saved / "config.json").rename(tmp_path / "config.json")
     with pytest.raises(DataError, match=r"d: no dictionary of a known format \(known: scopeline.*\); make the directory again"):
@@ -157,7 +158,7 @@ def test_damaged_json_is_named(saved: Path) -> None:
     with pytest.raises(DataError, match=r"config\.json: a dictionary's configuration is damaged"):
         read_config(saved)
     (saved / "config.json").write_text("[]")
-    with pytest.raises(DataError, match="not a dictionary's configuration"):
+    with pytest.raises(DataError, match="should be an object, got a list"):
         read_config(saved)
 
 
@@ -179,3 +180,11 @@ def test_weights_saved_by_someone_else_are_seen(saved: Path) -> None:
     save_file({name: tensor * 2 for name, tensor in tensors.items()}, saved / "weights.safetensors")
     with pytest.raises(DataError, match="altered"):
         load_dictionary(saved)
+
+
+@pytest.mark.parametrize("norm", [5, [1.0], {"mean_norm": "long"}, {"max_norm_factor": True}])
+def test_norms_of_another_shape(saved: Path, norm: object) -> None:
+    rewritten(saved / "config.json", lambda config: config.update(norms={"input": norm}))
+    with pytest.raises(DataError) as caught:
+        load_dictionary(saved)
+    says(caught.value, "config.json:", "dictionary.norms:", "input", "mean_norm")
