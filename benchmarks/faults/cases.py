@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,13 +38,11 @@ def is_refused(code: int, stderr: str, *, of_params: bool = False) -> bool:
     return code == 2 and bool(one) and lines[-1].startswith("error: ") and "Traceback" not in stderr
 
 
-def table(cases: Iterable[Case], verdicts: tuple[str, ...]) -> list[str]:
-    """Markdown: areas and counts of the verdicts, then every bad case."""
-    cases = list(cases)
-    lines = [f"| | {' | '.join(verdicts)} |", f"|---|{'---|' * len(verdicts)}"]
-    for area in dict.fromkeys(case.area for case in cases):
-        counts = Counter(case.verdict for case in cases if case.area == area)
-        lines.append(f"| {area} | {' | '.join(str(counts[verdict]) for verdict in verdicts)} |")
-    counts = Counter(case.verdict for case in cases)
-    lines += [f"| all | {' | '.join(str(counts[verdict]) for verdict in verdicts)} |", ""]
-    return lines + [f"- {c.verdict} {c.area}, {c.fault}: `{c.said[:200]}`" for c in cases if c.verdict in BAD]
+def section(title: str, about: str, verdicts: tuple[str, ...], cases: list[Case]) -> list[str]:
+    """Markdown: what the cases are, areas and counts of the verdicts, every bad case."""
+    lines = [f"## {title}", "", about, "", f"| | {' | '.join(verdicts)} |", f"|---|{'---|' * len(verdicts)}"]
+    for area in [*dict.fromkeys(case.area for case in cases), None]:
+        counts = Counter(case.verdict for case in cases if area in (case.area, None))
+        lines.append(f"| {area or 'all'} | {' | '.join(str(counts[verdict]) for verdict in verdicts)} |")
+    bad = [f"- {c.verdict} {c.area}, {c.fault}: `{c.said[:200]}`" for c in cases if c.verdict in BAD]
+    return [*lines, "", *bad, *([""] if bad else [])]

@@ -31,6 +31,10 @@ from benchmarks.faults.forked import run_stage
 from pipeline.progress import Progress
 from tests.project import STAGES, Project
 
+TITLE = "Killed processes"
+ABOUT = """Each case kills a stage, once or several times, at named system calls on files of the project or at a random time, runs
+it to its end and compares every file of the project with an unbroken run's. Harmless: all are equal, and nothing is left over."""
+VERDICTS = (REFUSED, HARMLESS, SILENT, TRACEBACK)
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "fcntl.flock", "fsync")
 MOST_KILLS = 3  # of one case
 # Beside what a stage writes (corruptions.WRITES), what it makes that must go before it has all its work to do again.
@@ -162,12 +166,12 @@ class Stage:
         shutil.rmtree(copy)
         assert unbroken == self.tree, f"{name}: two unbroken runs differ: {difference(self.tree, unbroken)}"
 
-    def case(self, draw: random.Random) -> tuple[Case, int]:
-        """Kill the stage, at most MOST_KILLS times, and run it to its end; the case, and how often it was killed."""
+    def case(self, draw: random.Random, most: int) -> tuple[Case, int]:
+        """Kill the stage, at most so many times, and run it to its end; the case, and how often it was killed."""
         copy = without_outputs(self.project, self.name, self.work / "copy")
         deaths = []
         try:
-            for _ in range(draw.randint(1, MOST_KILLS)):
+            for _ in range(draw.randint(1, most)):
                 if draw.random() < 0.3:
                     after = draw.uniform(0, self.seconds)
                     code, stderr = run_stage(copy, self.name, before=killing_after(after))
@@ -196,18 +200,19 @@ def difference(wanted: dict[str, str], found: dict[str, str]) -> str:
     return ", ".join(missing + more + other)
 
 
-def campaign(kills: int, seed: int, work: Path) -> tuple[list[Case], int]:
-    """At least so many kills, in turn of all stages of a project in `work`; the cases, and how many kills they had."""
+def campaign(count: int, seed: int, work: Path) -> list[Case]:
+    """So many kills, in turn of all stages of a project in `work`."""
     work.mkdir()
     project = finished_project(work / "project")
     stages = [Stage(project, name, work) for name in STAGES]
-    progress = Progress("kills", kills, unit="kills")
+    progress = Progress("kills", count, unit="kills")
     cases: list[Case] = []
     done = 0
-    while done < kills:
-        found, times = stages[len(cases) % len(stages)].case(random.Random(f"{seed} {len(cases)}"))
-        cases.append(found)
+    while done < count:
+        number = len(cases)
+        case, times = stages[number % len(stages)].case(random.Random(f"{seed} {number}"), min(MOST_KILLS, count - done))
+        cases.append(case)
         done += times
         progress.update(times)
     progress.close()
-    return cases, done
+    return cases
