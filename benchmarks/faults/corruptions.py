@@ -25,8 +25,8 @@ from pipeline.progress import Progress
 from tests.project import STAGES, Project, make_project
 
 TITLE = "Damaged files"
-ABOUT = """Each case damages one file that a stage reads (a bit, a digit, the end, all of it, a block of zeros, another file in its
-place, something appended) and runs the stage. Harmless: what it writes is the same, byte for byte."""
+ABOUT = """Each case damages one file that a stage reads (a bit, a digit, the end, all of it, a block of zeros, another file in
+its place, something appended) and runs the stage. Harmless: what it writes is the same, byte for byte."""
 VERDICTS = (REFUSED, HARMLESS, SAID, SILENT, TRACEBACK)
 # Stage -> globs of what it reads.
 READS = {

@@ -34,8 +34,8 @@ from tests.project import REPOSITORY, STAGES, Project, make_project, put
 
 MEMORY, SECONDS = 4 * 10**9, 60.0  # what a case may have
 TITLE = "Parameters"
-ABOUT = f"""Each case gives one key or two a senseless or extreme value, or writes the parameter file in a damaged or odd way, and
-runs the stages that read it, within {MEMORY / 1e9:g} GB and {SECONDS:g} s."""
+ABOUT = f"""Each case gives one key or two a senseless or extreme value, or writes the parameter file in a damaged or odd way,
+and runs the stages that read it, within {MEMORY / 1e9:g} GB and {SECONDS:g} s."""
 VERDICTS = (REFUSED, ACCEPTED, SILENT, TRACEBACK, KILLED, SLOW)
 PRETRAIN = "pretrain"
 TINY_PRETRAINING = {
