@@ -12,7 +12,6 @@ The algebra is each kind's own (Dictionary.fold); this module knows the dictiona
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import NumericsError, ParamsError, unknown_name
 from pipeline.hooks import stacked
-from pipeline.memory import Need, require_memory
+from pipeline.memory import require_memory
 from pipeline.norms.exclusion import NormLimits
 from pipeline.norms.hook_norm import HookNorm
 from pipeline.norms.normalizer import Normalizer
@@ -66,12 +65,8 @@ class StoredBatches:
             ParamsError: the features of a batch cannot be held.
         """
         n_rows = max(0, min(batch_size, rows[1] - rows[0]))
-        values = n_rows * store.n_tokens // store.n_rows * math.prod(dictionary.feature_shape)
-        first = next(dictionary.parameters())
-        width = {"dictionary.expansion_factor": dictionary.config.d_sae / dictionary.config.d_in}
-        keys = {"activations.batch_size": batch_size, **width}
-        need = Need(f"the features of {n_rows:,} rows", values * first.dtype.itemsize, keys)
-        require_memory(need, device=first.device)
+        need = dictionary.need(n_rows * store.n_tokens // store.n_rows, batch_size)
+        require_memory(need, device=next(dictionary.parameters()).device)
         hooks = (*dictionary.hooks_in, *dictionary.hooks_out)
         limits = NormLimits.massive({hook: norms[hook] for hook in hooks if hook in norms})
         return cls(store, dictionary.hooks_in, rows, batch_size, limits)

@@ -117,9 +117,9 @@ def test_weights_are_known_before_they_are_made(kind: str, monkeypatch: pytest.M
 STAGES = [
     ("generate_activations", 1000, "activations.model_batch_size: 8", None),
     ("initialize", 20_000, "initializer.tokens: 512", 2 * 512 * 16 * 4),
-    ("train", 50_000, "activations.batch_size: 128", 128 * 64 * 4),
+    ("train", 90_000, "activations.batch_size: 128", 2 * 128 * 64 * 4),
     ("train", 100_000, "activations.buffer_size: 1,048,576", None),
-    ("fold_norm", 20_000, "activations.batch_size: 128", 128 * 64 * 4),
+    ("fold_norm", 90_000, "activations.batch_size: 128", 3 * 128 * 64 * 4),
     ("evaluate", 100_000, "evaluation.batch_contexts: 8", 2 * 8 * 16 * 300 * 4),
     ("analyze", 100_000, "analysis.window_before: 20", 64 * (10 + 4 * 4 * 3) * (16 + 4 * (2 + 15 + 10))),
 ]
@@ -145,7 +145,7 @@ def test_initialization_on_a_batch_refuses_what_training_would(project: Project,
     monkeypatch.setattr(memory, "available_memory", lambda device: 20_000)
     outcome = project.run("initialize")
     assert outcome.exit_code == 2
-    says(outcome.stderr, "activations.batch_size: 128", "dictionary.expansion_factor 4.0", f"{128 * 64 * 4:,}")
+    says(outcome.stderr, "activations.batch_size: 128", "dictionary.expansion_factor 4.0", f"{3 * 128 * 64 * 4:,}")
 
 
 @pytest.mark.parametrize("key", ["d_model", "d_mlp", "vocab_size", "batch_size"])

@@ -354,7 +354,9 @@ def campaign(count: int, seed: int, work: Path) -> list[Case]:
     """So many faults: a sixth in files, a quarter in pairs of keys, the rest in single keys, each key at least once."""
     work.mkdir()
     path = work / "project"
-    code, stderr = run_forked(lambda: make_project(path).set(trainer__n_checkpoints=0), work)
+    code, stderr = run_forked(
+        lambda: make_project(path).set(trainer__n_checkpoints=0, trainer__total_training_tokens=2048), work
+    )
     assert code == 0, stderr
     project = Project(path, yaml.safe_load((path / "params.yaml").read_text()))
     sources = before_each_stage(project, work)

@@ -115,8 +115,7 @@ class Dictionary(nn.Module, abc.ABC):
         self.activation = activation_function(config.act_fn)
         dtype, shapes = getattr(torch, config.dtype), self._parameter_shapes()
         n_bytes = dtype.itemsize * sum(math.prod(shape) for shape in (*shapes.values(), *self._listed_shapes()))
-        key = "dictionary.expansion_factor"  # what is stated of the number of features
-        require_memory(Need(f"weights of {config.d_sae:,} features", n_bytes, {key: config.d_sae / config.d_in}))
+        require_memory(Need(f"weights of {config.d_sae:,} features", n_bytes, self._stated_width()))
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.zeros(shape, dtype=dtype)))
         if self.activation.has_threshold:
@@ -134,6 +133,25 @@ class Dictionary(nn.Module, abc.ABC):
     @abc.abstractmethod
     def _parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Name and shape of every parameter but the threshold."""
+
+    def _stated_width(self) -> dict[str, float]:
+        """The parameter that the number of features follows from, for what takes memory."""
+        return {"dictionary.expansion_factor": self.config.d_sae / self.config.d_in}
+
+    def need(self, tokens: int, batch_size: int, *, encoded: bool = True, itemsize: int | None = None) -> Need:
+        """What encoding so many tokens at once takes at least: h, z where it is another tensor, and all of f.
+
+        Args:
+            tokens: of the batch, or of a part of it.
+            batch_size: activations.batch_size, from which they follow.
+            encoded: whether f is wanted with its zeros.
+            itemsize: bytes of a number; None: of a weight.
+        """
+        first = next(self.parameters())
+        tensors = 1 + self.config.sparsity_include_decoder_norm + encoded
+        n_bytes = tensors * tokens * math.prod(self.feature_shape) * (itemsize or first.dtype.itemsize)
+        keys = {"activations.batch_size": batch_size, **self._stated_width()}
+        return Need(f"the features of {tokens:,} tokens", n_bytes, keys)
 
     def _listed_shapes(self) -> Sequence[tuple[int, ...]]:
         """Shapes of the parameters that a kind makes itself, of no name of their own."""
@@ -345,6 +363,8 @@ class Dictionary(nn.Module, abc.ABC):
     def initialize_(self, seed: int, initialization: BaseInitialization | None = None) -> Self:
         """Draw the base initialisation in place; the same seed gives the same weights on every device."""
         initialization = initialization or BaseInitialization()
+        largest = max(parameter.numel() for parameter in self.parameters())
+        require_memory(Need("drawing the weights", largest * torch.float32.itemsize, self._stated_width()))
         for parameter in self.threshold_parameters():
             parameter.fill_(initialization.log_threshold)
         self._draw(seed, initialization)

@@ -35,11 +35,11 @@ class BaseInitialization(DrawParams):
 def uniform_(tensor: Tensor, bound: float, seed: int, name: str) -> None:
     """Fill with U(-bound, bound); the draw belongs to the seed and the tensor's name, on every device the same."""
     drawn = torch.rand(tensor.shape, generator=generator(seed, "dictionary", name), dtype=torch.float32)
-    tensor.copy_((drawn * 2 - 1) * bound)
+    tensor.copy_(drawn.mul_(2).sub_(1).mul_(bound))  # in place: one copy of a large matrix, not three
 
 
 @torch.no_grad()
 def normal_(tensor: Tensor, deviation: float, seed: int, name: str) -> None:
     """Fill with N(0, deviation^2), drawn as `uniform_` draws."""
     drawn = torch.randn(tensor.shape, generator=generator(seed, "dictionary", name), dtype=torch.float32)
-    tensor.copy_(drawn * deviation)
+    tensor.copy_(drawn.mul_(deviation))

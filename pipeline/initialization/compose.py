@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,7 +31,7 @@ from pipeline.initialization.scale import scale_by_least_squares_
 from pipeline.initialization.thresholds import set_thresholds_
 from pipeline.initialization.weights import parts_of, transpose_encoder_
 from pipeline.lm.attention import AttentionWeights
-from pipeline.memory import Need, require_memory
+from pipeline.memory import require_memory
 from pipeline.params.sections.initializer import InitializerParams
 
 DECODER_OPTIONS = (activation_rows.OPTION, active_subspace.OPTION, mlp_responses.OPTION, attention.OPTION)
@@ -132,7 +131,8 @@ def initialize_(
     check(dictionary, params, has_model=bool(mlps) or model_attention is not None)
     batch = sample.batch(batch_rows, dictionary.reads_sequences)
     if target_l0 is not None or any(getattr(params, option) for option in (*DECODER_OPTIONS, grid_search.OPTION)):
-        _check_memory(dictionary, batch, batch_rows)
+        tokens = batch.x.shape[: 2 if dictionary.reads_sequences else 1].numel()
+        require_memory(dictionary.need(tokens, batch_rows), device=batch.x.device)
     set_decoder_bias_(dictionary, sample, params.bias_init_method)
     scaled_by, tied, found = _set_decoder_rows_(dictionary, sample, params, seed, mlps, model_attention)
     if unit_rows:
@@ -157,17 +157,6 @@ def initialize_(
     if target_l0 is not None:
         found["threshold"] = float(dictionary.log_jumprelu_threshold.max().exp())
     return found
-
-
-def _check_memory(dictionary: Dictionary, batch: Sample, batch_rows: int) -> None:
-    """Refuse a batch whose features cannot be held."""
-    tokens = batch.x.shape[: 2 if dictionary.reads_sequences else 1].numel()
-    n_bytes = tokens * math.prod(dictionary.feature_shape) * batch.x.dtype.itemsize
-    keys = {
-        "activations.batch_size": batch_rows,
-        "dictionary.expansion_factor": dictionary.config.d_sae / dictionary.config.d_in,
-    }
-    require_memory(Need(f"the features of {tokens:,} tokens", n_bytes, keys), device=batch.x.device)
 
 
 def _give_lengths_to_encoder_(dictionary: Dictionary) -> None:

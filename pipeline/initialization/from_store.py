@@ -53,6 +53,9 @@ def initialize_dictionary(params: Params, places: Places) -> dict[str, float]:
     store = open_for(params, places.activations)
     unit_rows = params.trainer.decoder_constraint == "unit_norm"
     dictionary = build_base(dictionary_config(params, store), params.initializer, params.seed, unit_rows=unit_rows)
+    content = 2 * sum(parameter.nbytes for parameter in dictionary.parameters())  # as bytes, and as a file of them
+    width = {"dictionary.expansion_factor": params.dictionary.expansion_factor}
+    require_memory(Need("the file of the weights", content, width))
     check(dictionary, params.initializer, has_model=True)
     measured, origin = read_norms(places.norms)
     origin.check(places.norms, "norm", store.made_from())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -104,17 +103,12 @@ def check_memory(dictionary: Dictionary, source: Source, params: TrainerParams) 
     Raises:
         ParamsError: which key to lower.
     """
-    config, first = dictionary.config, next(dictionary.parameters())
-    weights = sum(parameter.nbytes for parameter in dictionary.parameters())
-    features = math.prod(dictionary.feature_shape)
+    first = next(dictionary.parameters())
+    itemsize = min(getattr(torch, params.amp_dtype).itemsize, first.dtype.itemsize)
     tokens = source.batch_tokens // params.gradient_accumulation_steps
-    n_bytes = tokens * features * min(getattr(torch, params.amp_dtype).itemsize, first.dtype.itemsize)
-    width = {"dictionary.expansion_factor": config.d_sae / config.d_in}
-    require_memory(
-        Need("gradients and moments of the weights", 3 * weights, width),
-        Need(f"the pre-activations of {tokens:,} tokens", n_bytes, {"activations.batch_size": source.batch_size, **width}),
-        device=first.device,
-    )
+    batch = dictionary.need(tokens, source.batch_size, encoded=False, itemsize=itemsize)
+    weights = sum(parameter.nbytes for parameter in dictionary.parameters())
+    require_memory(Need("gradients and moments of the weights", 3 * weights, batch.keys), batch, device=first.device)
 
 
 class TrainingRun:
