@@ -47,10 +47,10 @@ def reading(fault: str, advice: str = "", kind: type[PipelineError] = DataError)
 
 
 def told(error: BaseException) -> str:
-    """What an exception says, on one line of at most LONGEST characters, with its type where that is not said elsewhere."""
+    """What an exception says, on one line of at most LONGEST characters, with its type where it is not the system's own."""
     name = type(error).__name__
-    if isinstance(error, OSError):
-        return shortened(error.strerror or error) or name
+    if isinstance(error, OSError) and error.strerror:
+        return shortened(error.strerror)
     text = shortened(error)
     return f"{name}: {text}" if text else name
 

@@ -26,7 +26,7 @@ FILES = [
     ("u.jsonl", '{"text": "a"}'.encode("utf-16"), "byte order mark says UTF-16"),
     ("x.csv", b"a,b", r"unknown form '\.csv'; wanted \.txt"),
     ("x.parquet.gz", b"", r"unknown form '\.parquet\.gz'"),
-    ("g.jsonl.gz", b"no gzip", r"g\.jsonl\.gz: the compressed file is damaged \(Not a gzipped file"),
+    ("g.jsonl.gz", b"no gzip", r"g\.jsonl\.gz: the compressed file is damaged \(BadGzipFile: Not a gzipped file"),
     ("h.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-12], r"h\.jsonl\.gz: the compressed file is damaged"),
     ("e.jsonl", b"", "the file is empty"),
     ("j.jsonl", b'{"text": "a"}\n{oops\n', "line 2 is not JSON .*wanted one JSON object a line"),

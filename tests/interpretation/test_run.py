@@ -110,7 +110,7 @@ def test_what_is_stored(store: FeatureStore, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_scored_says_why(tmp_path: Path) -> None:
-    features = [feature_row(0, active_tokens=0), feature_row(1), feature_row(2)]
+    features = [feature_row(0, active_tokens=0), feature_row(1, max_activation=1.0), feature_row(2)]
     lone = [context_row(1, "top", 0, 1, [" a", " cat"], [0.0, 1.0])]
     active_only = [row for row in planted_contexts(2) if row["band"] != "inactive"]
     store = FeatureStore(write_store(tmp_path / "features", features, lone + active_only))

@@ -118,7 +118,7 @@ def test_an_outage_is_said_once_and_loses_nothing(tracker, clock, capsys):
     assert answers.status == "FINISHED"
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: tracking: ")
-    says(line, "MLflow", "(ConnectionError: no route)")
+    says(line, "MLflow", "(ConnectionError: no route to host)")
 
 
 def test_an_outage_is_not_waited_for_at_every_flush(tracker, clock):
