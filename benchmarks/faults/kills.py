@@ -33,7 +33,7 @@ from tests.project import STAGES, Project
 
 TITLE = "Killed processes"
 ABOUT = """Each case kills a stage, once or several times, at named system calls on files of the project or at a random time,
-runs it to its end and compares every file of the project with an unbroken run's. Harmless: all are equal, nothing is left over."""
+runs it to its end and compares every file of the project with an unbroken run's. Harmless: all are equal."""
 VERDICTS = (REFUSED, HARMLESS, SILENT, TRACEBACK)
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "fcntl.flock", "fsync")
 MOST_KILLS = 3  # of one case
