@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -124,11 +125,8 @@ def full_disk_in_training(project: Project, monkeypatch: pytest.MonkeyPatch) -> 
 
 def hold(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hold a lock file as another process would (a second open file description conflicts within a process too)."""
-    stream = open(path, "a+")  # noqa: SIM115
+    stream = open(path, "a")  # noqa: SIM115
     fcntl.flock(stream, fcntl.LOCK_EX)
-    stream.truncate(0)
-    stream.write("4711")
-    stream.flush()
     held.append(stream)
 
 
@@ -292,8 +290,14 @@ FAULTS = [
     Fault("no space left, seen ahead", "generate_activations", ("data/store", "no space"), {}, full_disk_ahead),
     Fault("no space left, while writing", "generate_activations", ("data/store", "no space", "while writing"), {}, full_disk),
     Fault("no space left for a checkpoint", "train", ("data/checkpoints", "no space"), {}, full_disk_in_training),
-    Fault("second process on a store", "generate_activations", ("data/store", "in use", "pid 4711"), {}, second_generation),
-    Fault("second process on a checkpoint", "train", ("data/checkpoints", "in use", "pid 4711"), {}, second_training),
+    Fault(
+        "second process on a store",
+        "generate_activations",
+        ("data/store", "in use", f"pid {os.getpid()}"),
+        {},
+        second_generation,
+    ),
+    Fault("second process on a checkpoint", "train", ("data/checkpoints", "in use", f"pid {os.getpid()}"), {}, second_training),
     Fault("checkpoint for other parameters", "train", ("data/checkpoints", "parameters", "seed 99"), {}, other_checkpoint),
     Fault("checkpoints damaged", "train", ("data/checkpoints", "damaged"), {}, damaged_checkpoints),
     Fault("every evaluated token massive", "evaluate", ("every", "massive", "excluded", f"{HOOK} 0.01"), {}, other_lengths),
