@@ -42,10 +42,9 @@ def main(seed: int, out: Path, **counts: int) -> None:
         cases = module.campaign(counts[name], seed, work / name)
         bad |= any(case.verdict in BAD for case in cases)
         lines += section(module.TITLE, module.ABOUT, module.VERDICTS, cases)
+        out.write_text("\n".join(lines).rstrip() + "\n")  # what is done stands, whatever becomes of the rest
     shutil.rmtree(work)
-    text = "\n".join(lines).rstrip() + "\n"
-    out.write_text(text)
-    click.echo(text)
+    click.echo(out.read_text())
     sys.exit(bad)
 
 
