@@ -37,7 +37,7 @@ def import_all() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 
 
-def run_forked(job: Callable[[], object], directory: Path, timeout: float = 600, stdout: str = os.devnull) -> tuple[int, str]:
+def run_forked(job: Callable[[], object], directory: Path, timeout: float = 600) -> tuple[int, str]:
     """Run `job` in a child process in `directory`; its exit code (minus the signal that killed it) and its stderr.
 
     The child ends as the interpreter would: with the parent's own atexit functions too, so that temporary directories of the
@@ -46,7 +46,7 @@ def run_forked(job: Callable[[], object], directory: Path, timeout: float = 600,
     with tempfile.TemporaryFile() as stderr:
         child = os.fork()
         if child == 0:
-            _be_child(job, directory, stderr.fileno(), stdout)
+            _be_child(job, directory, stderr.fileno())
         code = _wait(child, timeout)
         stderr.seek(0)
         return code, stderr.read().decode(errors="replace")
@@ -58,7 +58,6 @@ def run_stage(
     *arguments: str,
     before: Callable[[], object] = lambda: None,
     timeout: float = 600,
-    stdout: str = os.devnull,
 ) -> tuple[int, str]:
     """Exit code and stderr of a stage; `before` is called in its process first, to set limits or traps."""
 
@@ -67,16 +66,16 @@ def run_stage(
         before()
         importlib.import_module(f"stages.{stage}").main(list(arguments), prog_name=f"stages.{stage}")
 
-    return run_forked(job, project, timeout, stdout)
+    return run_forked(job, project, timeout)
 
 
-def _be_child(job: Callable[[], object], directory: Path, stderr: int, stdout: str) -> None:
+def _be_child(job: Callable[[], object], directory: Path, stderr: int) -> None:
     """Run and end the process, as the interpreter would."""
     code = 1
     try:
         os.setsid()
         os.dup2(stderr, 2)
-        os.dup2(os.open(stdout, os.O_WRONLY | os.O_CREAT), 1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
         sys.stdout = os.fdopen(1, "w", closefd=False)
         os.chdir(directory)
