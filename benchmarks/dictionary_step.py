@@ -52,7 +52,7 @@ class Result(NamedTuple):
 @contextmanager
 def forced(entries: bool) -> Iterator[None]:
     """The entry-wise kernels, or the dense products, whatever dispatch says."""
-    with mock.patch("pipeline.dictionaries.sae.entries_pay", return_value=entries):
+    with mock.patch("pipeline.dictionaries.base.entries_pay", return_value=entries):
         yield
 
 

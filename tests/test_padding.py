@@ -64,7 +64,7 @@ def test_padding_goes_with_a_mask() -> None:
     kept = mask & ~PADDING
     error = (dictionary(x, padding=PADDING) - y).square().sum(-1)[kept].mean()
     torch.testing.assert_close(report.total, error, rtol=1e-9, atol=1e-12)
-    assert bool((report.features[~kept] == 0).all())
+    assert bool((report.codes.f[~kept] == 0).all())
 
 
 @torch.no_grad()

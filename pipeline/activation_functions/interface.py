@@ -41,17 +41,17 @@ class GateSettings(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Chosen entries of a tensor [..., F], ordered by token.
+    """Chosen entries of gating values [..., F].
 
     Attributes:
-        flat: int64 [N], where they are in the flattened tensor; each at most once.
+        flat: int64 [N], where they are in the flattened tensor, ascending.
+        values: [N], the gating values there.
         active: bool [N], False for a place of the budget that nothing positive (or only a masked token) fills.
-        offsets: int64, where the entries of each token (or of each token and layer) begin in `flat`.
     """
 
     flat: Tensor
+    values: Tensor
     active: Tensor
-    offsets: Tensor
 
 
 class ActivationFunction(abc.ABC):
@@ -113,7 +113,7 @@ class BudgetedActivation(ActivationFunction):
 
     @abc.abstractmethod
     def selection(self, z: Tensor, settings: GateSettings) -> Selection:
-        """The active entries, by token. z: [..., F] gating values."""
+        """The entries that fill the budget. z: [..., F] gating values."""
 
     def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
         """The smallest active z of each token (and layer)."""

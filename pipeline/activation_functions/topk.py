@@ -5,12 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.activation_functions.interface import (
-    BudgetedActivation,
-    GateSettings,
-    Selection,
-    mask_features,
-)
+from pipeline.activation_functions.interface import BudgetedActivation, GateSettings, Selection
+from pipeline.kernels.largest import largest_places
 
 
 class TopK(BudgetedActivation):
@@ -18,10 +14,15 @@ class TopK(BudgetedActivation):
 
     def selection(self, z: Tensor, settings: GateSettings) -> Selection:
         n_features = z.shape[-1]
-        k = min(settings.k, n_features)
-        values, index = torch.topk(z, k, dim=-1, sorted=False)
-        open_ = mask_features(~(values <= 0), settings.mask)
-        n_rows = z.numel() // n_features
-        row_starts = torch.arange(n_rows, device=z.device) * n_features
-        flat = index.reshape(n_rows, k) + row_starts[:, None]
-        return Selection(flat.reshape(-1), open_.reshape(-1), torch.arange(n_rows, device=z.device) * k)
+        k, rows = min(settings.k, n_features), z.reshape(-1, n_features)
+        if z.device.type == "cpu":
+            flat = largest_places(rows, k)
+        else:
+            index = torch.topk(rows, k, dim=-1, sorted=False).indices.sort(-1).values
+            flat = (index + torch.arange(len(rows), device=z.device)[:, None] * n_features).reshape(-1)
+        values = z.reshape(-1)[flat]
+        active = ~(values <= 0)
+        if settings.mask is not None:
+            rows_a_token = len(rows) // settings.mask.numel()
+            active &= settings.mask.reshape(-1)[flat // (n_features * rows_a_token)]
+        return Selection(flat, values, active)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.activation_functions.calibration import Calibration
-from pipeline.activation_functions.interface import ActivationFunction, GateSettings, activation_function
+from pipeline.activation_functions.interface import ActivationFunction, GateSettings, Selection, activation_function
+from pipeline.dictionaries.codes import Codes, Entries
 from pipeline.dictionaries.fold import EPS_NORM, folded
 from pipeline.dictionaries.inference_thresholds import inference_thresholds, threshold_factors
 from pipeline.dictionaries.initial import DEFAULT_LOG_THRESHOLD, BaseInitialization
@@ -32,52 +34,10 @@ from pipeline.dictionaries.masks import kept_tokens
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.errors import ParamsError
+from pipeline.kernels.dispatch import entries_pay
+from pipeline.kernels.selected import Places, selected_linear
 from pipeline.memory import Need, require_memory
 from pipeline.params.dictionary_config import DictionaryConfig
-
-
-class Entries(NamedTuple):
-    """The entries of a batch's f that a budget has chosen; all others are 0.
-
-    Attributes:
-        values: [N], differentiable; 0 where a place of the budget is not filled.
-        flat: int64 [N], where they are in the flattened f, ordered by token; each at most once.
-        offsets: int64, where the entries of each token begin.
-    """
-
-    values: Tensor
-    flat: Tensor
-    offsets: Tensor
-
-    def dense(self, shape: torch.Size) -> Tensor:
-        """f of this shape, differentiable like the values."""
-        with torch.set_grad_enabled(self.values.requires_grad):
-            f = torch.zeros(shape.numel(), dtype=self.values.dtype, device=self.values.device)
-            return f.scatter_(0, self.flat, self.values).reshape(shape)
-
-
-class Codes:
-    """What the encoder makes of a batch.
-
-    Attributes:
-        h: pre-activations [..., F].
-        z: gating values [..., F].
-        norms: decoder norm n of each feature [F] (or [L, F]), differentiable.
-        entries: what a budgeted gate has chosen, where the encoder works on chosen entries only; else None.
-    """
-
-    def __init__(self, h: Tensor, z: Tensor, f: Tensor | Entries, norms: Tensor) -> None:
-        self.h, self.z, self.norms = h, z, norms
-        self.entries: Entries | None = f if isinstance(f, Entries) else None
-        self._f: Tensor | None = None if isinstance(f, Entries) else f
-
-    @property
-    def f(self) -> Tensor:
-        """Feature activations [..., F], 0 at masked tokens; made of the entries when they are first asked for."""
-        if self._f is None:
-            assert self.entries is not None
-            self._f = self.entries.dense(self.h.shape)
-        return self._f
 
 
 class Gate(NamedTuple):
@@ -94,6 +54,14 @@ class Gate(NamedTuple):
     activation: ActivationFunction | None = None
 
 
+class LinearBranch(NamedTuple):
+    """x W + b: x [R, D], W [D, F] and b [F]; with layers x [R L, D], W [D, L F], b [L F], and each row has its layer's only."""
+
+    x: Tensor
+    W: Tensor
+    b: Tensor
+
+
 CONFIGURED = Gate()
 TokenSources = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -106,6 +74,9 @@ class Dictionary(nn.Module, abc.ABC):
     """
 
     drawn_as_transpose: ClassVar[bool] = False  # the base draw makes the encoder of the decoder where that is asked for
+    # {parameter: its dimensions, slowest first in memory}, where that is not their order: encoders keep each feature's weights
+    # together, as the sums over chosen entries read and write them.
+    MEMORY_ORDER: ClassVar[Mapping[str, Sequence[int]]] = {}
     log_jumprelu_threshold: nn.Parameter
     gate_scale: Tensor | None
 
@@ -117,7 +88,7 @@ class Dictionary(nn.Module, abc.ABC):
         n_bytes = dtype.itemsize * sum(math.prod(shape) for shape in (*shapes.values(), *self._listed_shapes()))
         require_memory(Need(f"weights of {config.d_sae:,} features", n_bytes, self._stated_width()))
         for name, shape in shapes.items():
-            self.register_parameter(name, nn.Parameter(torch.zeros(shape, dtype=dtype)))
+            self.register_parameter(name, nn.Parameter(_zeros(shape, self.MEMORY_ORDER.get(name, range(len(shape))), dtype)))
         if self.activation.has_threshold:
             threshold = torch.full(self.feature_shape, DEFAULT_LOG_THRESHOLD, dtype=dtype)
             self.register_parameter("log_jumprelu_threshold", nn.Parameter(threshold))
@@ -184,20 +155,85 @@ class Dictionary(nn.Module, abc.ABC):
     def scale_activations_(self, a: Sequence[float], b: Sequence[float]) -> None:
         """Take activations that are unscaled: what reads times `a` (one for each of hooks_in), what writes over `b`."""
 
+    def decode_between(self, f: Tensor, first: int, end: int) -> Tensor:
+        """`decode_linear` of the features first to end - 1 (of each layer) only. f: [..., F]. Returns [..., d_out]."""
+        index = torch.arange(f.shape[-1], device=f.device)
+        return self.decode_linear(torch.where((index >= first) & (index < end), f, 0.0))
+
+    def decode_chosen(self, values: Tensor, places: Places) -> Tensor:
+        """`decode_linear` of features that are given as entries, differentiable.
+
+        Args:
+            values: [N].
+            places: in [n_tokens, F] ([n_tokens, L F]).
+
+        Returns: [n_tokens, ..., d_out].
+        """
+        f = values.new_zeros(places.n_rows * places.n_columns)
+        f = f.index_add(0, places.rows * places.n_columns + places.columns, values)
+        return self.decode_linear(f.reshape(places.n_rows, *self.feature_shape))
+
     def decode(self, f: Tensor) -> Tensor:
         """Reconstruction from features, with decoder bias, without skip. f: [..., F]. Returns [..., d_out]."""
         bias = self._parameters.get("b_D")
         x_hat = self.decode_linear(f)
         return x_hat if bias is None else x_hat + bias
 
+    def finished(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        """Decoder bias, and what does not pass through features, added to what the features add up to, [..., d_out]."""
+        bias = self._parameters.get("b_D")
+        return x_hat if bias is None else x_hat + bias
+
     def reconstruct(self, f: Tensor, x: Tensor) -> Tensor:
         """decode(f) plus what does not pass through features. f: [..., F], x: the input it was encoded from."""
-        return self.decode(f)
+        return self.finished(self.decode_linear(f), x)
 
-    def nested_reconstructions(self, f: Tensor, x: Tensor, widths: Sequence[int]) -> list[Tensor]:
-        """The reconstruction from the first w features only, for each w (Matryoshka). f: [..., F]; each [..., d_out]."""
-        index = torch.arange(f.shape[-1], device=f.device)
-        return [self.reconstruct(torch.where(index < width, f, 0.0), x) for width in widths]
+    def reconstructions(self, codes: Codes, x: Tensor, widths: Sequence[int] = ()) -> list[Tensor]:
+        """The reconstructions of a batch from the first w features only (of each layer), for each w (Matryoshka).
+
+        Args:
+            codes: of the batch.
+            x: the input they were encoded from.
+            widths: rising; none: that of all features.
+
+        Returns: each [..., d_out]; every prefix adds its own features to the one before.
+        """
+        found: list[Tensor] = []
+        x_hat: Tensor | None = None
+        for first, end in itertools.pairwise((0, *(widths or self.feature_shape[-1:]))):
+            part = self._decoded(codes, first, end)
+            x_hat = part if x_hat is None else x_hat + part
+            found.append(self.finished(x_hat, x))
+        return found
+
+    def _decoded(self, codes: Codes, first: int, end: int) -> Tensor:
+        """What the features first to end - 1 (of each layer) add up to, [..., d_out]."""
+        n_features = self.feature_shape[-1]
+        every = (first, end) == (0, n_features)
+        if codes.entries is None:
+            return self.decode_linear(codes.f) if every else self.decode_between(codes.f, first, end)
+        values, places = codes.entries.values, codes.entries.places
+        if not every:
+            feature = places.columns % n_features
+            kept, places = places.only((feature >= first) & (feature < end))
+            values = values[kept]
+        tokens = codes.shape[: len(codes.shape) - len(self.feature_shape)]
+        return self.decode_chosen(values, places).unflatten(0, tokens)
+
+    def linear_branches(self, x: Tensor) -> list[LinearBranch] | None:
+        """The linear maps that h is made of, one after the other (GLU: two); None: h is no function of the token alone."""
+        return None
+
+    def branch_product(self, x: Tensor, W: Tensor, b: Tensor, scale: Tensor | None) -> Tensor:
+        """A branch's output for all features, times `scale` of feature_shape: [n_tokens, F] ([n_tokens, L, F])."""
+        if scale is None:
+            return nn.functional.linear(x, W.T, b)
+        return nn.functional.linear(x, (W * scale).T, b * scale)
+
+    def combined(self, branches: Sequence[Tensor]) -> Tensor:
+        """h, or entries of it, of the branches' outputs."""
+        (h,) = branches
+        return h
 
     def encoder_bias(self) -> nn.Parameter:
         """The bias of the pre-activations, of `feature_shape`."""
@@ -265,6 +301,11 @@ class Dictionary(nn.Module, abc.ABC):
         return self.config.hooks_out
 
     @property
+    def input_dims(self) -> int:
+        """Dimensions of a token's input: [d_in] or [L, d_in]."""
+        return 1 if len(self.hooks_in) == 1 else 2
+
+    @property
     def max_context(self) -> int | None:
         """Most tokens of a context, of kinds that read other tokens; None: any number."""
         return self.config.max_context
@@ -308,6 +349,44 @@ class Dictionary(nn.Module, abc.ABC):
         f = (gate.activation or self.activation).features(h, z, divisor, self.gate_settings(mask, gate))
         return Codes(h, z, f, norms)
 
+    def step_codes(
+        self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED, padding: Tensor | None = None
+    ) -> Codes:
+        """`codes` up to rounding, for a training step: of a budgeted gate the chosen entries only, where that pays."""
+        activation, settings = gate.activation or self.activation, self.gate_settings(kept_tokens(mask, padding), gate)
+        dtype, share = next(self.parameters()).dtype, settings.k / self.config.k_layers / self.config.d_sae
+        if not (activation.budgeted and entries_pay(x.device.type, dtype, share)):
+            return self.codes(x, mask, gate, padding)
+        norms, branches = self.decoder_norms(), self.linear_branches(x)
+        scale, n_columns = self.gating_scale(norms), math.prod(self.feature_shape)
+        if branches is None:
+            h = self.pre_activations(x, padding)
+            z = h if scale is None else h * scale
+            flat, _, active = self._selected(activation, z, settings)
+            places = Places(flat // n_columns, flat % n_columns, z.numel() // n_columns, n_columns)
+            values = torch.where(active, h.reshape(-1).gather(0, flat), 0.0)
+            return Codes(h, z, Entries(values, flat, places), norms)
+        with torch.no_grad():  # the scale goes into the weights, which are fewer than the gating values
+            products = [self.branch_product(*branches[0], scale), *(self.branch_product(*b, None) for b in branches[1:])]
+            gating = self.combined(products).reshape(*x.shape[: x.ndim - self.input_dims], *self.feature_shape)
+        flat, _, active = self._selected(activation, gating, settings)
+        places = Places(flat // n_columns, flat % n_columns, gating.numel() // n_columns, n_columns)
+        chosen = [product.reshape(-1)[flat] for product in products]
+        if scale is not None:
+            chosen[0] = chosen[0] / scale.detach().clamp_min(EPS_NORM).reshape(-1)[places.columns]
+        own = places.with_rows(flat // self.config.d_sae, gating.numel() // self.config.d_sae)
+        values = self.combined([selected_linear(*b, value, own) for b, value in zip(branches, chosen, strict=True)])
+        entries = Entries(torch.where(active, values, 0.0), flat, places)
+        return Codes(
+            lambda: self.pre_activations(x, padding), lambda h: h if scale is None else h * scale, entries, norms, gating
+        )
+
+    @staticmethod
+    def _selected(activation: ActivationFunction, z: Tensor, settings: GateSettings) -> Selection:
+        chosen = activation.selection(z.detach(), settings)
+        assert chosen is not None  # budgeted
+        return chosen
+
     def encode(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED, padding: Tensor | None = None) -> Tensor:
         """Feature activations f [..., F] of x [..., d_in]; arguments as in `codes`."""
         return self.codes(x, mask, gate, padding).f
@@ -319,12 +398,12 @@ class Dictionary(nn.Module, abc.ABC):
     def run(
         self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED, padding: Tensor | None = None
     ) -> tuple[Codes, Tensor]:
-        """Encode and reconstruct in one call, which a kind may make faster: what a training step calls.
+        """Encode and reconstruct as a training step does: codes() followed by reconstruct(), up to rounding.
 
-        Returns: the codes and the reconstruction [..., d_out]: codes() followed by reconstruct(), up to rounding.
+        Returns: the codes and the reconstruction [..., d_out].
         """
-        codes = self.codes(x, mask, gate, padding)
-        return codes, self.reconstruct(codes.f, x)
+        codes = self.step_codes(x, mask, gate, padding)
+        return codes, self.reconstructions(codes, x)[-1]
 
     def thresholds(self) -> Tensor | None:
         """theta of each feature, of `feature_shape`, in gating units, differentiable; None without thresholds."""
@@ -465,3 +544,9 @@ class Dictionary(nn.Module, abc.ABC):
             DataError: a hook point without a norm.
         """
         return folded(self, norms, feature_units)  # type: ignore[return-value]
+
+
+def _zeros(shape: Sequence[int], order: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros of this shape whose memory has the dimensions in this order, slowest first."""
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return torch.zeros([shape[dim] for dim in order], dtype=dtype).permute(back)

@@ -10,14 +10,16 @@ Source: Lindsey et al. 2025 (Anthropic, circuit tracing).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.base import Dictionary, LinearBranch
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.kernels.grouped import grouped_decode
+from pipeline.kernels.selected import Places, selected_decode
 from pipeline.params.dictionary_config import DictionaryConfig
 
 
@@ -27,6 +29,7 @@ class CrossLayerTranscoder(Dictionary):
     Input and output are [..., L, D], features [..., L, F].
     """
 
+    MEMORY_ORDER: ClassVar[Mapping[str, Sequence[int]]] = {"W_E": (0, 2, 1)}
     W_E: nn.Parameter
     b_E: nn.Parameter
     b_D: nn.Parameter
@@ -72,11 +75,40 @@ class CrossLayerTranscoder(Dictionary):
     def pre_activations(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         return torch.einsum("...ld,ldf->...lf", x, self.W_E) + self.b_E
 
+    def linear_branches(self, x: Tensor) -> list[LinearBranch]:
+        return [LinearBranch(x.reshape(-1, x.shape[-1]), self.W_E.transpose(1, 2).flatten(0, 1).T, self.b_E.flatten())]
+
+    def branch_product(self, x: Tensor, W: Tensor, b: Tensor, scale: Tensor | None) -> Tensor:
+        x_BLD = x.unflatten(0, (-1, self.n_layers))
+        out: Tensor | None = None
+        for layer in range(self.n_layers):
+            own_W, own_b = self.W_E[layer], self.b_E[layer]
+            if scale is not None:
+                own_W, own_b = own_W * scale[layer], own_b * scale[layer]
+            product = nn.functional.linear(x_BLD[:, layer], own_W.T, own_b)
+            if out is None:
+                out = product.new_empty(len(x_BLD), *self.feature_shape)
+            out[:, layer] = product
+        assert out is not None
+        return out
+
     def decoder_norms(self) -> Tensor:
         return _concatenated_norms(list(self.W_D))
 
     def decode_linear(self, f: Tensor) -> Tensor:
         return grouped_decode(f, list(self.W_D))
+
+    def decode_chosen(self, values: Tensor, places: Places) -> Tensor:
+        """Each target layer from the entries of its own layer and the earlier ones."""
+        targets = []
+        for j, block in enumerate(self.W_D):
+            end = (j + 1) * self.config.d_sae
+            own, part = values, places
+            if j + 1 < self.n_layers:
+                kept, part = places.only(places.columns < end, end)
+                own = values[kept]
+            targets.append(selected_decode(own, block.flatten(0, 1), part))
+        return torch.stack(targets, dim=1)
 
     @torch.no_grad()
     def scale_decoder_(self, factor: Tensor) -> None:

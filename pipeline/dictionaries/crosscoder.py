@@ -17,16 +17,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.base import Dictionary, LinearBranch
 from pipeline.dictionaries.fold import divisible
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
 from pipeline.dictionaries.parts import LinearPart
+from pipeline.kernels.selected import Places, selected_decode
 
 
 class Crosscoder(Dictionary):
     """Parameters W_E [P, D, F], b_E [F], W_D [P, F, D], b_D [P, D]. Input and output are [..., P, D], features [..., F]."""
 
     drawn_as_transpose: ClassVar[bool] = True
+    MEMORY_ORDER: ClassVar[Mapping[str, Sequence[int]]] = {"W_E": (2, 0, 1)}
     W_E: nn.Parameter
     b_E: nn.Parameter
     W_D: nn.Parameter
@@ -63,6 +65,9 @@ class Crosscoder(Dictionary):
     def pre_activations(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         return nn.functional.linear(x.flatten(-2), self.W_E.flatten(0, 1).T, self.b_E)
 
+    def linear_branches(self, x: Tensor) -> list[LinearBranch]:
+        return [LinearBranch(x.reshape(-1, x.shape[-2] * x.shape[-1]), self.W_E.flatten(0, 1), self.b_E)]
+
     def encoder_norms(self) -> Tensor:
         return torch.linalg.vector_norm(self.W_E, dim=(0, 1))
 
@@ -76,6 +81,9 @@ class Crosscoder(Dictionary):
 
     def decode_linear(self, f: Tensor) -> Tensor:
         return torch.stack([f @ rows for rows in self.W_D], dim=-2)
+
+    def decode_chosen(self, values: Tensor, places: Places) -> Tensor:
+        return torch.stack([selected_decode(values, rows, places) for rows in self.W_D.unbind(0)], dim=1)
 
     def written_rows(self, hook: int) -> Tensor:
         return self.W_D[hook]

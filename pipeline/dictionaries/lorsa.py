@@ -20,6 +20,7 @@ from pipeline.dictionaries.initial import BaseInitialization, normal_, uniform_
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.rotary import Rotary
 from pipeline.errors import DataError, ParamsError
+from pipeline.kernels.selected import Places, selected_decode
 from pipeline.params.dictionary_config import DictionaryConfig
 
 ALL = slice(None)
@@ -195,6 +196,9 @@ class LowRankSparseAttention(Dictionary):
 
     def decode_linear(self, f: Tensor) -> Tensor:
         return f @ self.w_O
+
+    def decode_chosen(self, values: Tensor, places: Places) -> Tensor:
+        return selected_decode(values, self.w_O, places)
 
     def encoder_bias(self) -> nn.Parameter:
         return self.b_V

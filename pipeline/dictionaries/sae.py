@@ -18,19 +18,18 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from pipeline.dictionaries.base import CONFIGURED, Codes, Dictionary, Entries, Gate
+from pipeline.dictionaries.base import Dictionary, LinearBranch
 from pipeline.dictionaries.fold import divisible
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
-from pipeline.dictionaries.masks import kept_tokens
 from pipeline.dictionaries.parts import LinearPart
-from pipeline.kernels.dispatch import entries_pay
-from pipeline.kernels.selected import selected_decode, selected_linear
+from pipeline.kernels.selected import Places, selected_decode
 
 
 class SparseAutoencoder(Dictionary):
     """Parameters W_E [D, F], b_E [F], W_D [F, D_out], b_D [D_out]; GLU: W_G [D, F], b_G [F]; W_skip [D, D_out]."""
 
     drawn_as_transpose: ClassVar[bool] = True
+    MEMORY_ORDER: ClassVar[Mapping[str, Sequence[int]]] = {"W_E": (1, 0), "W_G": (1, 0)}
     W_E: nn.Parameter
     b_E: nn.Parameter
     W_D: nn.Parameter
@@ -74,23 +73,27 @@ class SparseAutoencoder(Dictionary):
             uniform_(self.W_G, math.sqrt(6.0 / self.config.d_in), seed, "W_G")
 
     def pre_activations(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        return self._combine(*(out for _, _, _, out in self._branches(x)))
+        branches = [nn.functional.linear(x_ND, W.T, b) for x_ND, W, b in self.linear_branches(x)]
+        return self.combined(branches).reshape(*x.shape[:-1], -1)
 
-    def _branches(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """(input, weight, bias, input @ weight + bias) of the linear branch and, with GLU, of the gate."""
+    def linear_branches(self, x: Tensor) -> list[LinearBranch]:
+        x_ND = x.reshape(-1, x.shape[-1])
         if self.config.apply_b_dec_to_input:
-            x = x - self.b_D
-        pairs = [(self.W_E, self.b_E)]
+            x_ND = x_ND - self.b_D
+        branches = [LinearBranch(x_ND, self.W_E, self.b_E)]
         if self.config.use_glu_encoder:
-            pairs.append((self.W_G, self.b_G))
-        return [(x, weight, bias, nn.functional.linear(x, weight.T, bias)) for weight, bias in pairs]
+            branches.append(LinearBranch(x_ND, self.W_G, self.b_G))
+        return branches
 
-    @staticmethod
-    def _combine(linear: Tensor, gate: Tensor | None = None) -> Tensor:
-        return linear if gate is None else linear * torch.sigmoid(gate)
+    def combined(self, branches: Sequence[Tensor]) -> Tensor:
+        linear, *gate = branches
+        return linear * torch.sigmoid(gate[0]) if gate else linear
 
     def encoder_gate(self, x: Tensor) -> Tensor | None:
-        return torch.sigmoid(self._branches(x)[1][-1]) if self.config.use_glu_encoder else None
+        if not self.config.use_glu_encoder:
+            return None
+        x_ND, W, b = self.linear_branches(x)[1]
+        return torch.sigmoid(nn.functional.linear(x_ND, W.T, b)).reshape(*x.shape[:-1], -1)
 
     def decoder_norms(self) -> Tensor:
         return torch.linalg.vector_norm(self.W_D, dim=-1)
@@ -98,20 +101,15 @@ class SparseAutoencoder(Dictionary):
     def decode_linear(self, f: Tensor) -> Tensor:
         return f @ self.W_D
 
-    def reconstruct(self, f: Tensor, x: Tensor) -> Tensor:
-        return self._with_skip(self.decode(f), x)
+    def decode_between(self, f: Tensor, first: int, end: int) -> Tensor:
+        return f[..., first:end] @ self.W_D[first:end]
 
-    def nested_reconstructions(self, f: Tensor, x: Tensor, widths: Sequence[int]) -> list[Tensor]:
-        """As in the base class, each feature decoded once: every prefix adds its own features to the one before."""
-        found: list[Tensor] = []
-        start, x_hat = 0, self._with_skip(torch.zeros((), dtype=f.dtype, device=f.device), x)
-        if self.config.use_decoder_bias:
-            x_hat = x_hat + self.b_D
-        for width in widths:
-            x_hat = x_hat + f[..., start:width] @ self.W_D[start:width]
-            start = width
-            found.append(x_hat)
-        return found
+    def decode_chosen(self, values: Tensor, places: Places) -> Tensor:
+        return selected_decode(values, self.W_D, places)
+
+    def finished(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        x_hat = super().finished(x_hat, x)
+        return x_hat + x @ self.W_skip if self.config.skip else x_hat
 
     def decoder_rows(self) -> nn.Parameter:
         return self.W_D
@@ -120,33 +118,6 @@ class SparseAutoencoder(Dictionary):
         bias = self.b_D if self.config.use_decoder_bias else None
         gated = self.config.use_glu_encoder
         return [LinearPart(self.W_E, self.b_E, lambda: self.W_D, self.W_D.copy_, bias, gated=gated)]
-
-    def run(
-        self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED, padding: Tensor | None = None
-    ) -> tuple[Codes, Tensor]:
-        activation = gate.activation or self.activation
-        settings = self.gate_settings(kept_tokens(mask, padding), gate)
-        pays = entries_pay(x.device.type, self.W_D.dtype, settings.k, self.config.d_sae)
-        if not (activation.budgeted and pays):
-            return super().run(x, mask, gate, padding)
-        x_ND = x.reshape(-1, x.shape[-1])
-        branches = self._branches(x_ND)
-        h, norms = self._combine(*(out for _, _, _, out in branches)), self.decoder_norms()
-        scale = self.gating_scale(norms)
-        z = h if scale is None else h * scale
-        tokens = x.shape[:-1]
-        chosen = activation.selection(z.detach().reshape(*tokens, -1), settings)
-        assert chosen is not None  # budgeted
-        values = self._combine(*(selected_linear(*branch, chosen.flat, chosen.offsets) for branch in branches))
-        entries = Entries(torch.where(chosen.active, values, 0.0), chosen.flat, chosen.offsets)
-        x_hat = selected_decode(*entries, self.W_D)
-        if self.config.use_decoder_bias:
-            x_hat = x_hat + self.b_D
-        codes = Codes(h.reshape(*tokens, -1), z.reshape(*tokens, -1), entries, norms)
-        return codes, self._with_skip(x_hat.reshape(*tokens, -1), x)
-
-    def _with_skip(self, x_hat: Tensor, x: Tensor) -> Tensor:
-        return x_hat + x @ self.W_skip if self.config.skip else x_hat
 
     def absorbed(self) -> Self:
         """x - b_D as what is encoded becomes part of the encoder's biases."""

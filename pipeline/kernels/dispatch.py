@@ -12,10 +12,10 @@ CPU_CROSSOVER = 1 / 12
 
 
 @functools.cache
-def entries_pay(device_type: str, dtype: torch.dtype, k: int, n_features: int) -> bool:
-    """Whether to decode from the k chosen of n_features entries per token instead of from the dense matrix."""
+def entries_pay(device_type: str, dtype: torch.dtype, share: float) -> bool:
+    """Whether to work on the chosen entries, this share of the features, instead of on dense matrices."""
     fits = device_type == "cpu" and dtype in (torch.float32, torch.float64)
-    pays = fits and k <= CPU_CROSSOVER * n_features
+    pays = fits and share <= CPU_CROSSOVER
     way = "the chosen entries" if pays else "dense products"
-    logging.getLogger(__name__).info("k %d of %d features on %s, %s: by %s", k, n_features, device_type, dtype, way)
+    logging.getLogger(__name__).info("%.3g of the features on %s, %s: by %s", share, device_type, dtype, way)
     return pays

@@ -19,14 +19,8 @@ class DeadFeatures:
     """
 
     def __init__(self, feature_shape: tuple[int, ...], dead_threshold: int, device: torch.device | str = "cpu") -> None:
-        self.dead_threshold = int(dead_threshold)
+        self.feature_shape, self.dead_threshold = feature_shape, int(dead_threshold)
         self.tokens_since = torch.zeros(feature_shape, dtype=torch.int64, device=device)
-
-    @torch.no_grad()
-    def fired(self, f: Tensor) -> Tensor:
-        """Which features are active on any token of a batch: bool of `feature_shape`. f: [..., *feature_shape]."""
-        lead = f.ndim - self.tokens_since.ndim
-        return f.detach().reshape(-1, *f.shape[lead:]).amax(0) > 0
 
     @torch.no_grad()
     def update(self, fired: Tensor, n_tokens: int | Tensor) -> None:

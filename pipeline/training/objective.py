@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.dictionaries.base import CONFIGURED, Codes, Dictionary, Gate
+from pipeline.dictionaries.base import CONFIGURED, Dictionary, Gate
+from pipeline.dictionaries.codes import Codes
 from pipeline.dictionaries.masks import kept_tokens
 from pipeline.errors import ParamsError, unknown_name
 from pipeline.losses.auxk import auxk_loss
@@ -41,7 +42,6 @@ class LossReport:
         total: scalar, differentiable; the sum of `terms`.
         terms: {name: weighted term}: l_rec, the sparsity loss by its name (l0: l0_loss), lp, auxk.
         unweighted: {name: the same before its coefficient}.
-        features: f [..., F].
         codes, reconstruction: all stages of the encoding, and r [..., d_out].
         n_auxk_dropped: tokens that AuxK left out because their error was not finite.
     """
@@ -49,7 +49,6 @@ class LossReport:
     total: Tensor
     terms: dict[str, Tensor]
     unweighted: dict[str, Tensor]
-    features: Tensor
     codes: Codes
     reconstruction: Tensor
     n_auxk_dropped: Tensor
@@ -76,7 +75,7 @@ def compute_loss(
     *,
     l1_coefficient: float | Tensor,
     gate: Gate = CONFIGURED,
-    dead: Tensor | Callable[[Tensor], Tensor] | None = None,
+    dead: Tensor | Callable[[Codes], Tensor] | None = None,
     step_statistic: Tensor | None = None,
     padding: Tensor | None = None,
 ) -> LossReport:
@@ -90,7 +89,7 @@ def compute_loss(
             matryoshka_widths).
         l1_coefficient: lambda at this step.
         gate: what the step uses in place of the configured gate.
-        dead: bool of `feature_shape`, the dead features, or what gives it for the batch's features [..., F]; None: AuxK is 0.
+        dead: bool of `feature_shape`, the dead features, or what gives it for the batch's codes; None: AuxK is 0.
         step_statistic: for a micro-batch, the whole step's value of what the sparsity loss is not linear in.
         padding: bool [...], True for a position that holds no token: masked, and read by none; None: there are none.
     """
@@ -100,20 +99,21 @@ def compute_loss(
     parts = [reconstruction_loss(part, y, mask) for part in reconstructions]
     unweighted = {RECONSTRUCTION: torch.stack(parts).mean() if len(parts) > 1 else parts[0]}
     terms = dict(unweighted)
-    inputs = SparsityInputs(codes.f, codes.z, codes.norms, dictionary.thresholds(), mask, step_statistic)
     if params.sparsity_loss_type is not None:
+        inputs = _sparsity_inputs(dictionary, codes, mask, step_statistic)
         value = sparsity_loss(params.sparsity_loss_type)(inputs, params)
         name = SPARSITY_LOSSES.get(params.sparsity_loss_type).metric or params.sparsity_loss_type
         unweighted[name] = value
         terms[name] = value * l1_coefficient
     if params.lp_coefficient is not None:
+        inputs = _sparsity_inputs(dictionary, codes, mask, step_statistic)
         value = pre_act_loss(inputs, dictionary.config.sparsity_include_decoder_norm)
         unweighted[PRE_ACT] = value
         terms[PRE_ACT] = value * params.lp_coefficient
     dropped = torch.zeros((), dtype=torch.int64, device=x.device)
     if params.auxk_coefficient is not None:
         value = torch.zeros_like(unweighted[RECONSTRUCTION])
-        dead = dead(codes.f) if callable(dead) else dead
+        dead = dead(codes) if callable(dead) else dead
         # On the CPU looking is free and saves the work; elsewhere it would wait for the device, and the term is 0 anyhow.
         if dead is not None and (x.device.type != "cpu" or bool(dead.any())):
             with autocast(x.device, params.amp_dtype):
@@ -122,7 +122,7 @@ def compute_loss(
         unweighted[AUXK] = value
         terms[AUXK] = value * params.auxk_coefficient
     total = sum(terms.values(), start=torch.zeros((), dtype=terms[RECONSTRUCTION].dtype, device=x.device))
-    return LossReport(total, terms, unweighted, codes.f, codes, r, dropped)
+    return LossReport(total, terms, unweighted, codes, r, dropped)
 
 
 def _forward(
@@ -132,12 +132,15 @@ def _forward(
     if params.sparsity_loss_type == "l0":
         gate = gate._replace(window=params.l0_bandwidth)  # in this mode JumpReLU's own window too (SPEC 5)
     with autocast(x.device, params.amp_dtype):
-        if params.matryoshka_widths is None:
-            codes, r = dictionary.run(x, mask, gate, padding)
-            return codes, [r]
-        codes = dictionary.codes(x, mask, gate, padding)
-        widths = [resolve_share(width, dictionary.feature_shape[-1]) for width in params.matryoshka_widths]
-        return codes, dictionary.nested_reconstructions(codes.f, x, widths)
+        codes = dictionary.step_codes(x, mask, gate, padding)
+        widths = [resolve_share(width, dictionary.feature_shape[-1]) for width in params.matryoshka_widths or ()]
+        return codes, dictionary.reconstructions(codes, x, widths)
+
+
+def _sparsity_inputs(
+    dictionary: Dictionary, codes: Codes, mask: Tensor | None, step_statistic: Tensor | None = None
+) -> SparsityInputs:
+    return SparsityInputs(codes.f, codes.z, codes.norms, dictionary.thresholds(), mask, step_statistic)
 
 
 @torch.no_grad()
@@ -152,5 +155,5 @@ def step_statistic(
         return None
     with autocast(x.device, params.amp_dtype):
         codes = dictionary.codes(x, mask, gate)
-    inputs = SparsityInputs(codes.f, codes.z, codes.norms, dictionary.thresholds(), mask)
+    inputs = _sparsity_inputs(dictionary, codes, mask)
     return sparsity_loss(params.sparsity_loss_type).step_statistic(inputs, params)

@@ -45,8 +45,9 @@ class Observation:
     @torch.no_grad()
     def add(self, report: LossReport, label: Tensor, mask: Tensor | None) -> None:
         """Add a micro-batch; `label` [..., d_out] normalised, `mask` [...] True where kept."""
-        y, r, f = (t.detach().flatten(0, self._token_dims - 1) for t in (label, report.reconstruction, report.features))
-        y, r, active = y.double(), r.double(), f > 0
+        tensors = (label, report.reconstruction, report.codes.n_active())
+        y, r, active = (t.detach().flatten(0, self._token_dims - 1) for t in tensors)
+        y, r = y.double(), r.double()
         if mask is not None:
             kept = mask.reshape(-1)
             y, r, active = y[kept], r[kept], active[kept]
@@ -58,7 +59,7 @@ class Observation:
             "error length": torch.linalg.vector_norm(difference, dim=-1).sum(0),
             "length": torch.linalg.vector_norm(y, dim=-1).sum(0),
             "label": y.sum(0),
-            "active": active.sum((0, -1)).double(),
+            "active": active.sum(0).double(),
         }
         self._sums = {name: self._sums[name] + value if self._sums else value for name, value in sums.items()}
 

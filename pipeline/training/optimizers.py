@@ -91,7 +91,7 @@ class Adam(StepOptimizer):
     def step(self, lr: float, skip: Tensor | None = None) -> None:
         for factor in sorted(set(self.lr_factors.values())):
             chosen = {name: p for name, p in self.parameters.items() if self.lr_factors[name] == factor}
-            grads = {name: p.grad for name, p in chosen.items() if p.grad is not None}
+            grads = {name: _laid_out_as(p, p.grad) for name, p in chosen.items() if p.grad is not None}
             if not grads:
                 continue
             steps = [self.slots[name]["step"] for name in grads]
@@ -114,6 +114,13 @@ class Adam(StepOptimizer):
             )
             if skip is not None:
                 torch._foreach_sub_(steps, [skip] * len(steps))
+
+
+def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in the parameter's memory order: the fused kernel goes through both as they lie in memory."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
 
 
 class SparseAdam(StepOptimizer):

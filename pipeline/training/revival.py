@@ -32,7 +32,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.dictionaries.base import Codes, Dictionary
+from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.codes import Codes
 from pipeline.dictionaries.fold import EPS_NORM
 from pipeline.losses.reductions import widened
 from pipeline.params.sections.trainer import TrainerParams
@@ -67,8 +68,8 @@ def revive_(
         encoder_gate: Dictionary.encoder_gate of the batch.
     """
     shape = dead.shape
-    z = widened(codes.z.detach()).reshape(-1, *shape)
-    threshold = threshold.detach().to(z.dtype).expand(codes.z.shape).reshape(z.shape)
+    z = widened(codes.gating).reshape(-1, *shape)
+    threshold = threshold.detach().to(z.dtype).expand(codes.shape).reshape(z.shape)
     kept = None if mask is None else mask.reshape(-1)
     if z.device.type == "cpu":  # only the columns that matter; elsewhere their number would have to be waited for
         columns = dead.reshape(-1).nonzero().squeeze(1)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pipeline import metric_names as names
 from pipeline.activation_functions.interface import activation_function
-from pipeline.dictionaries.base import Codes, Dictionary, Gate
+from pipeline.dictionaries.base import Dictionary, Gate
+from pipeline.dictionaries.codes import Codes
 from pipeline.dictionaries.inference_thresholds import n_layers_of
 from pipeline.losses.reductions import aligned
 from pipeline.norms.normalizer import Normalizer
@@ -42,7 +43,7 @@ from pipeline.training.target_l0 import L0Control
 WEIGHTED = "_weighted"  # end of the name of a term that its coefficient has multiplied
 
 
-DeadOf = Callable[[Tensor], Tensor]  # features of a batch -> which ones are dead once it is counted
+DeadOf = Callable[[Codes], Tensor]  # codes of a batch -> which ones are dead once it is counted
 
 
 class _Part(NamedTuple):
@@ -71,11 +72,11 @@ class _Tally:
     def add(self, report: LossReport, part: _Part, counted: bool) -> None:
         """Add a micro-batch; `counted`: also how many features are active. The last one's input and codes are kept."""
         self.codes, self.mask, self.ordinary, self.x = report.codes, part.mask, part.ordinary, part.x
-        fired = self._dead.fired(report.features)
+        fired = report.codes.fired(self._dead.feature_shape)
         self.fired = fired if self.fired is None else self.fired | fired
         self.n_auxk_dropped = self.n_auxk_dropped + report.n_auxk_dropped
         if counted:
-            active = (report.features.detach() > 0).sum(-1)  # [...], with layers [..., L]
+            active = report.codes.n_active()  # [...], with layers [..., L]
             if part.ordinary is not None:
                 active = active * aligned(part.ordinary, active)
             self.n_active = self.n_active + active.reshape(-1, self._n_layers).sum(0)
@@ -247,7 +248,7 @@ class Trainer:
         know of the others' activations.
         """
         if len(parts) == 1:
-            return lambda f: self.dead.after(self.reductions.any(self.dead.fired(f)), n_tokens)
+            return lambda codes: self.dead.after(self.reductions.any(codes.fired(self.dead.feature_shape)), n_tokens)
         never = torch.zeros_like(self.dead.tokens_since, dtype=torch.bool)
         dead = self.dead.after(never, n_tokens)
         if dead.device.type == "cpu" and not bool(dead.any()):
@@ -255,7 +256,8 @@ class Trainer:
         fired = never
         for part in parts:
             with autocast(part.x.device, self.params.amp_dtype):
-                fired = fired | self.dead.fired(self.dictionary.encode(part.x, part.mask, self.gate(s)))
+                codes = self.dictionary.step_codes(part.x, part.mask, self.gate(s))
+                fired = fired | codes.fired(self.dead.feature_shape)
         return dead & ~self.reductions.any(fired)
 
     def _statistic(self, parts: list[_Part], s: int) -> Tensor | None:
@@ -311,7 +313,7 @@ class Trainer:
         return f"the steps are too large for this data: {', '.join(advice[:-1])}, or {advice[-1]}"
 
     def _token_dims(self, x: Tensor) -> int:
-        return x.ndim - (1 if len(self.dictionary.hooks_in) == 1 else 2)
+        return x.ndim - self.dictionary.input_dims
 
     def _parts(self, batch: TrainingBatch) -> tuple[list[_Part], int | Tensor]:
         """This process's micro-batches, normalised with its whole batch in view, and the step's number of kept tokens."""
@@ -339,7 +341,7 @@ class Trainer:
         gate = self.gate(s)
         activation = gate.activation or self.dictionary.activation
         settings = self.dictionary.gate_settings(tally.mask, gate)
-        threshold = activation.threshold(tally.codes.z.detach(), tally.codes.f.detach() > 0, settings)
+        threshold = activation.threshold(tally.codes.gating, tally.codes.f.detach() > 0, settings)
         encoder_gate = self.dictionary.encoder_gate(tally.x)
         revive_(self.dictionary, tally.codes, threshold, dead, tally.ordinary, encoder_gate=encoder_gate)
 

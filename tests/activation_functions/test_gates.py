@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from unittest import mock
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.activation_functions import batchtopk
-from pipeline.activation_functions.batchtopk import SAMPLE_FROM, largest
 from pipeline.activation_functions.interface import (
     GateSettings,
     activation_function,
     activation_function_names,
 )
 from pipeline.errors import ParamsError
+from pipeline.kernels.largest import SAMPLE_FROM
 from pipeline.seeding import generator
-from tests.activation_functions.cases import ACT_FNS, DTYPES, KINDS, PROPERTY, Case, cases, expected, found, gating_values
+from tests.activation_functions.cases import ACT_FNS, KINDS, PROPERTY, Case, cases, expected, found, gating_values
 from tests.messages import saying
 
 Z = torch.tensor([[0.9, -1.0, 0.2, 0.5], [3.0, 2.0, 1.0, 0.5], [-1.0, -2.0, 0.0, 0.1]])
@@ -133,11 +130,9 @@ def test_a_kept_entry_is_h_with_gradient_one_and_the_rest_are_zero(act_fn: str, 
 def test_the_selection_lists_the_support_by_token(act_fn: str, case: Case) -> None:
     chosen = activation_function(act_fn).selection(case.z, case.settings)
     assert chosen is not None
-    width = case.z.shape[-1]
-    tokens = (chosen.flat // width).tolist()
-    assert tokens == sorted(tokens)
-    assert len(set(chosen.flat.tolist())) == len(chosen.flat)
-    assert chosen.offsets.tolist() == [sum(t < b for t in tokens) for b in range(case.z.numel() // width)]
+    places = chosen.flat.tolist()
+    assert places == sorted(set(places))
+    assert torch.equal(chosen.values, case.z.reshape(-1)[chosen.flat])
     listed = torch.zeros(case.z.numel(), dtype=torch.bool)
     listed[chosen.flat[chosen.active]] = True
     assert torch.equal(listed.reshape(case.z.shape), support(act_fn, case))
@@ -173,26 +168,7 @@ def test_the_threshold_parts_active_from_inactive(act_fn: str, case: Case) -> No
         assert torch.equal(threshold.isfinite(), rows_open.expand(threshold.shape))
 
 
-# The sampled path of batchtopk --------------------------------------------------------------------------------------
-
-
-@PROPERTY
-@given(
-    n=st.integers(1, 12),
-    f=st.integers(1, 40),
-    kind=st.sampled_from(KINDS),
-    dtype=st.sampled_from(DTYPES),
-    share=st.floats(0.001, 1.0),
-    seed=st.integers(0, 1000),
-)
-def test_the_largest_are_found_at_every_size(n: int, f: int, kind: str, dtype: torch.dtype, share: float, seed: int) -> None:
-    values = gating_values(kind, (n, f), generator(seed, "largest")).to(dtype).reshape(-1)
-    count = max(1, int(share * n * f))
-    with mock.patch.object(batchtopk, "SAMPLE_FROM", 32):
-        kept, index = largest(values, count, f)
-    assert kept.tolist() == sorted(values.tolist(), reverse=True)[:count]
-    assert torch.equal(values[index], kept)
-    assert len(set(index.tolist())) == count
+# Large batches, of which a sample is looked at first -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -207,21 +183,6 @@ def test_a_large_batch_keeps_its_largest(kind: str, masked: bool) -> None:
         is_open = support("batchtopk", case)
         assert found("batchtopk", case, is_open) == expected("batchtopk", case)
         assert not is_open[~case.kept].any()
-
-
-def test_a_large_batch_ranks_fewer_values_than_it_has() -> None:
-    """The sample is for speed: if it were never used, nothing else here would tell."""
-    n, f = SAMPLE_FROM // 512, 512
-    ranked: list[int] = []
-    topk = Tensor.topk
-
-    def counted(values: Tensor, *args: object, **kwargs: object) -> object:
-        ranked.append(values.numel())
-        return topk(values, *args, **kwargs)
-
-    with mock.patch.object(Tensor, "topk", counted):
-        largest(torch.randn(n * f, generator=generator(0, "ranked")), 8 * n, f)
-    assert sum(ranked) < n * f / 8
 
 
 # The registry -------------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def away_from_the_jumps(
 @both_gatings
 def test_run_equals_finite_differences(variant: str, act_fn: str, k: int, include_norm: bool) -> None:
     dictionary, x, mask = away_from_the_jumps(variant, act_fn, k, include_norm, tokens=4)
-    assert entries_pay("cpu", torch.float64, k, F) == (k == 1)
+    assert entries_pay("cpu", torch.float64, k / F) == (k == 1)
     running = Running(dictionary)
     names = [name for name, _ in running.named_parameters()]
     leaves = [x, *(p.detach().clone() for p in running.parameters())]
@@ -117,7 +117,7 @@ def test_nested_reconstructions_equal_finite_differences(include_norm: bool) -> 
             self.dictionary = dictionary
 
         def forward(self, x: Tensor) -> Tensor:
-            found = dictionary.nested_reconstructions(dictionary.encode(x), x, (2, 7, F))
+            found = dictionary.reconstructions(dictionary.codes(x), x, (2, 7, F))
             return torch.stack([(number + 1) * r.square().sum() for number, r in enumerate(found)]).sum()
 
     def value(*weights: Tensor) -> Tensor:

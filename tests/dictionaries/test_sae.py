@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.dictionaries.base import Codes, Dictionary
+from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import build_dictionary, config_from_dict
+from pipeline.dictionaries.codes import Codes
 from tests.dictionaries.make import filled, inputs
 
 VARIANTS: list[dict[str, Any]] = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,16 +12,20 @@ from torch import Tensor
 
 from pipeline.kernels import reference
 from pipeline.kernels.dispatch import entries_pay
-from pipeline.kernels.selected import selected_decode, selected_linear
+from pipeline.kernels.selected import Places, selected_decode, selected_linear
 from pipeline.seeding import generator
 
 
-def places(n: int, f: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Random places by token (some tokens may have none), and where each token's begin."""
+def places(n: int, f: int, share: float, seed: int) -> tuple[Tensor, Places]:
+    """Random places by token (some tokens may have none), flat and by row and column."""
     chosen = torch.rand(n, f, generator=generator(seed, "places")) < share
     flat = chosen.reshape(-1).nonzero().squeeze(1)
-    offsets = torch.tensor([int((flat < b * f).sum()) for b in range(n)], dtype=torch.int64)
-    return flat, offsets
+    return flat, Places(flat // f, flat % f, n, f)
+
+
+def linear(x: Tensor, W: Tensor, b: Tensor, flat: Tensor, at: Places) -> Tensor:
+    """selected_linear of values that are taken from the dense product."""
+    return selected_linear(x, W, b, (x @ W + b).reshape(-1)[flat], at)
 
 
 def tensors(seed: int, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -40,11 +46,11 @@ property_ = settings(max_examples=60, deadline=None, derandomize=True)
 @property_
 @given(**sizes)
 def test_linear_equals_the_reference(n: int, d: int, f: int, share: float, seed: int) -> None:
-    flat, offsets = places(n, f, share, seed)
+    flat, at = places(n, f, share, seed)
     results = []
     for own in (True, False):
         x, W, b = tensors(seed, (n, d), (d, f), (f,))
-        out = selected_linear(x, W, b, x @ W + b, flat, offsets) if own else reference.selected_linear(x, W, b, flat)
+        out = linear(x, W, b, flat, at) if own else reference.selected_linear(x, W, b, flat)
         (out * torch.arange(1.0, len(flat) + 1)).sum().backward()
         results.append([out, x.grad, W.grad, b.grad])
     for found, wanted in zip(*results, strict=True):
@@ -54,11 +60,11 @@ def test_linear_equals_the_reference(n: int, d: int, f: int, share: float, seed:
 @property_
 @given(**sizes)
 def test_decode_equals_the_reference(n: int, d: int, f: int, share: float, seed: int) -> None:
-    flat, offsets = places(n, f, share, seed)
+    flat, at = places(n, f, share, seed)
     results = []
     for own in (True, False):
         values, W = tensors(seed, (len(flat),), (f, d))
-        out = selected_decode(values, flat, offsets, W) if own else reference.selected_decode(values, flat, n, W)
+        out = selected_decode(values, W, at) if own else reference.selected_decode(values, flat, n, W)
         out.square().sum().backward()
         results.append([out, values.grad, W.grad])
     for found, wanted in zip(*results, strict=True):
@@ -74,50 +80,50 @@ def test_decode_equals_the_reference(n: int, d: int, f: int, share: float, seed:
     seed=st.integers(0, 99),
 )
 def test_gradients_equal_finite_differences(n: int, d: int, f: int, share: float, seed: int) -> None:
-    flat, offsets = places(n, f, share, seed)
+    flat, at = places(n, f, share, seed)
     x, W, b, W_D = tensors(seed, (n, d), (d, f), (f,), (f, d))
     (values,) = tensors(seed + 1, (len(flat),))
     if not len(flat):
         return  # gradcheck refuses what has no entry; the comparison with the reference covers it
-    assert torch.autograd.gradcheck(lambda x, W, b: selected_linear(x, W, b, x @ W + b, flat, offsets), (x, W, b))
-    assert torch.autograd.gradcheck(lambda v, W: selected_decode(v, flat, offsets, W), (values, W_D))
+    assert torch.autograd.gradcheck(lambda x, W, b: linear(x, W, b, flat, at), (x, W, b))
+    assert torch.autograd.gradcheck(lambda v, W: selected_decode(v, W, at), (values, W_D))
 
 
 def test_one_after_the_other_as_a_dictionary_uses_them() -> None:
     """Gated encoder, closed places, decoder."""
-    flat, offsets = places(4, 6, 0.5, 0)
+    flat, at = places(4, 6, 0.5, 0)
     x, W, b, W_G, b_G, W_D = tensors(0, (4, 3), (3, 6), (6,), (3, 6), (6,), (6, 3))
     is_open = torch.arange(len(flat)) % 3 > 0
 
     def reconstruct(*leaves: Tensor) -> Tensor:
         x, W, b, W_G, b_G, W_D = leaves
-        linear = selected_linear(x, W, b, x @ W + b, flat, offsets)
-        gate = selected_linear(x, W_G, b_G, x @ W_G + b_G, flat, offsets)
-        return selected_decode(torch.where(is_open, linear * gate.sigmoid(), 0.0), flat, offsets, W_D)
+        branch = linear(x, W, b, flat, at)
+        gate = linear(x, W_G, b_G, flat, at)
+        return selected_decode(torch.where(is_open, branch * gate.sigmoid(), 0.0), W_D, at)
 
     assert torch.autograd.gradcheck(reconstruct, (x, W, b, W_G, b_G, W_D))
 
 
 @pytest.mark.parametrize("wanted", ["x", "W", "b"])
 def test_a_single_gradient_can_be_asked_for(wanted: str) -> None:
-    flat, offsets = places(5, 7, 0.4, 2)
+    flat, at = places(5, 7, 0.4, 2)
     found = []
     for own in (True, False):
         leaves = {name: t.detach() for name, t in zip("xWb", tensors(2, (5, 3), (3, 7), (7,)), strict=True)}
         leaves[wanted].requires_grad_()
         x, W, b = leaves["x"], leaves["W"], leaves["b"]
-        out = selected_linear(x, W, b, x @ W + b, flat, offsets) if own else reference.selected_linear(x, W, b, flat)
+        out = linear(x, W, b, flat, at) if own else reference.selected_linear(x, W, b, flat)
         out.square().sum().backward()
         found.append(leaves[wanted].grad)
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
-def test_gradients_go_by_the_entries_and_not_by_the_dense_output() -> None:
-    flat, offsets = places(5, 7, 0.4, 3)
+def test_gradients_go_by_the_places_and_not_by_the_values() -> None:
+    flat, at = places(5, 7, 0.4, 3)
     x, W, b = tensors(3, (5, 3), (3, 7), (7,))
-    (out,) = tensors(4, (5, 7))
-    selected_linear(x, W, b, out, flat, offsets).sum().backward()
-    assert out.grad is None
+    (values,) = tensors(4, (len(flat),))
+    selected_linear(x, W, b, values, at).sum().backward()
+    assert values.grad is None
     untouched = sorted(set(range(7)) - set((flat % 7).tolist()))
     assert W.grad is not None
     assert b.grad is not None
@@ -128,11 +134,11 @@ def test_gradients_go_by_the_entries_and_not_by_the_dense_output() -> None:
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
 def test_low_precision_inputs_get_gradients_in_their_own_dtype(low: torch.dtype) -> None:
     """Autocast hands over a low-precision product and values; sums are made in the weights' float32."""
-    flat, offsets = places(6, 9, 0.5, 5)
+    flat, at = places(6, 9, 0.5, 5)
     x, W, b, W_D = tensors(5, (6, 4), (4, 9), (9,), (9, 4), dtype=torch.float32)
     x_low = x.detach().to(low).requires_grad_()
-    values = selected_linear(x_low, W, b, (x_low.float() @ W + b).to(low), flat, offsets)
-    x_hat = selected_decode(values, flat, offsets, W_D)
+    values = selected_linear(x_low, W, b, (x_low.float() @ W + b).to(low).reshape(-1)[flat], at)
+    x_hat = selected_decode(values, W_D, at)
     assert (values.dtype, x_hat.dtype) == (low, torch.float32)
     x_hat.sum().backward()
     assert x_low.grad is not None
@@ -154,9 +160,9 @@ def test_the_same_bits_at_every_run(threads: int) -> None:
         runs = []
         for _ in range(4):
             x, W, b, W_D = tensors(3, (256, 32), (32, 512), (512,), (512, 32), dtype=torch.float32)
-            flat, offsets = places(256, 512, 0.03, 1)
-            values = selected_linear(x, W, b, x @ W + b, flat, offsets)
-            selected_decode(values, flat, offsets, W_D).square().sum().backward()
+            flat, at = places(256, 512, 0.03, 1)
+            values = linear(x, W, b, flat, at)
+            selected_decode(values, W_D, at).square().sum().backward()
             runs.append([W.grad, b.grad, W_D.grad, x.grad])
         for other in runs[1:]:
             assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True) if a is not None and b is not None)
@@ -165,10 +171,29 @@ def test_the_same_bits_at_every_run(threads: int) -> None:
 
 
 def test_dispatch_goes_by_the_measured_crossover() -> None:
-    assert entries_pay("cpu", torch.float32, 24, 2048)
-    assert not entries_pay("cpu", torch.float32, 1024, 2048)
-    assert not entries_pay("cpu", torch.bfloat16, 24, 2048)
-    assert not entries_pay("cuda", torch.float32, 24, 2048)
+    assert entries_pay("cpu", torch.float32, 24 / 2048)
+    assert not entries_pay("cpu", torch.float32, 1024 / 2048)
+    assert not entries_pay("cpu", torch.bfloat16, 24 / 2048)
+    assert not entries_pay("cuda", torch.float32, 24 / 2048)
+
+
+@property_
+@given(n=st.integers(1, 9), f=st.integers(1, 40), share=st.sampled_from([0.0, 0.1, 0.5, 1.0]), seed=st.integers(0, 1000))
+def test_the_order_by_column(n: int, f: int, share: float, seed: int) -> None:
+    _, at = places(n, f, share, seed)
+    order, starts = at.by_column
+    columns = at.columns.tolist()
+    assert order.tolist() == sorted(range(len(columns)), key=columns.__getitem__)  # stable: by row within a column
+    assert starts.tolist() == [sum(c < column for c in columns) for column in range(f)]
+    assert at.row_starts.tolist() == [sum(r < row for r in at.rows.tolist()) for row in range(n)]
+
+
+def test_many_columns_need_wider_keys() -> None:
+    columns = torch.randint(2**28, (1000,), generator=generator(0, "columns"))
+    at = Places(torch.arange(1000), columns, 1000, 2**28)
+    with mock.patch.object(torch, "searchsorted", return_value=torch.zeros(1)):  # starts of 2^28 columns are not asked for
+        order, _ = at.by_column
+    assert torch.equal(order, columns.sort(stable=True).indices)
 
 
 def test_the_benchmark_runs() -> None:

@@ -22,7 +22,7 @@ def test_total_is_the_plain_sum_of_weighted_terms() -> None:
     torch.testing.assert_close(report.terms["power"], 0.25 * power)
     torch.testing.assert_close(report.total, l_rec + 0.25 * power)
     torch.testing.assert_close(report.total, sum(report.terms.values()))
-    assert torch.equal(report.features, f)
+    assert torch.equal(report.codes.f, f)
 
 
 def test_every_term_is_there_weighted_and_unweighted() -> None:
@@ -75,7 +75,7 @@ def test_masked_tokens_count_nowhere() -> None:
     for name, term in report.terms.items():
         torch.testing.assert_close(term, other.terms[name])
         torch.testing.assert_close(term, alone.terms[name])
-    assert float(report.features.detach()[~mask].abs().sum()) == 0.0
+    assert float(report.codes.f.detach()[~mask].abs().sum()) == 0.0
 
 
 def test_auxk_term_is_written_out() -> None:

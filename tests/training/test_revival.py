@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.activation_functions.interface import activation_function
-from pipeline.dictionaries.base import Codes, Dictionary
+from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.codes import Codes
 from pipeline.training.revival import EXPECTED, LONGEST, MARGIN, SHORTEST, least_silence, out_of_reach, revive_, silence
 from pipeline.training.source import TrainingBatch
 from tests.training.cases import F, dictionary, params, rows, trainer, weights
