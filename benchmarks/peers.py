@@ -158,9 +158,9 @@ def fvu(reconstruct: Reconstruct, rows: Tensor) -> float:
 
 def main(peer: str, folder: str, jobs: str) -> None:
     """Run all of `jobs`."""
-    torch.set_num_threads(1)
-    training, held_out = (torch.from_numpy(np.load(Path(folder) / f"{name}.npy")) for name in ("training", "held_out"))
     asked, output = json.loads(jobs), sys.stdout
+    torch.set_num_threads(asked.get("threads", 1))
+    training, held_out = (torch.from_numpy(np.load(Path(folder) / f"{name}.npy")) for name in ("training", "held_out"))
     version = f"{PACKAGES[peer]} {importlib.metadata.version(PACKAGES[peer])}"
     with contextlib.redirect_stdout(sys.stderr):
         for features, steps in asked["runs"]:

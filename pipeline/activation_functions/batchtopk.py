@@ -26,7 +26,7 @@ class BatchTopK(BudgetedActivation):
         if z.device.type == "cpu":
             n_kept = len(rows) if kept is None else int(kept.sum())
             flat = largest_places_of_all(rows, min(settings.k, n_features) * n_kept)
-            values = rows.reshape(-1)[flat]
+            values = rows.reshape(-1).index_select(0, flat)
             return Selection(flat, values, ~(values <= 0))
         # Of a budget that does not depend on the mask, so that nothing waits for the device.
         values, flat = rows.reshape(-1).topk(min(settings.k * len(rows), rows.numel()))

@@ -20,7 +20,7 @@ class TopK(BudgetedActivation):
         else:
             index = torch.topk(rows, k, dim=-1, sorted=False).indices.sort(-1).values
             flat = (index + torch.arange(len(rows), device=z.device)[:, None] * n_features).reshape(-1)
-        values = z.reshape(-1)[flat]
+        values = z.reshape(-1).index_select(0, flat)
         active = ~(values <= 0)
         if settings.mask is not None:
             rows_a_token = len(rows) // settings.mask.numel()

@@ -55,11 +55,18 @@ class Gate(NamedTuple):
 
 
 class LinearBranch(NamedTuple):
-    """x W + b: x [R, D], W [D, F] and b [F]; with layers x [R L, D], W [D, L F], b [L F], and each row has its layer's only."""
+    """x W + b, of all tokens.
+
+    Attributes:
+        x: [n_tokens, D], with layers [n_tokens L, D]; the centre is subtracted already, without gradient to it.
+        W, b: [D, F] and [F]; with layers [D, L F] and [L F], of which a row of x has its own layer's features only.
+        centre: [D], what is subtracted from the input; None: nothing.
+    """
 
     x: Tensor
     W: Tensor
     b: Tensor
+    centre: Tensor | None = None
 
 
 CONFIGURED = Gate()
@@ -224,11 +231,11 @@ class Dictionary(nn.Module, abc.ABC):
         """The linear maps that h is made of, one after the other (GLU: two); None: h is no function of the token alone."""
         return None
 
-    def branch_product(self, x: Tensor, W: Tensor, b: Tensor, scale: Tensor | None) -> Tensor:
+    def branch_product(self, branch: LinearBranch, scale: Tensor | None) -> Tensor:
         """A branch's output for all features, times `scale` of feature_shape: [n_tokens, F] ([n_tokens, L, F])."""
         if scale is None:
-            return nn.functional.linear(x, W.T, b)
-        return nn.functional.linear(x, (W * scale).T, b * scale)
+            return nn.functional.linear(branch.x, branch.W.T, branch.b)
+        return nn.functional.linear(branch.x, (branch.W * scale).T, branch.b * scale)
 
     def combined(self, branches: Sequence[Tensor]) -> Tensor:
         """h, or entries of it, of the branches' outputs."""
@@ -367,15 +374,17 @@ class Dictionary(nn.Module, abc.ABC):
             values = torch.where(active, h.reshape(-1).gather(0, flat), 0.0)
             return Codes(h, z, Entries(values, flat, places), norms)
         with torch.no_grad():  # the scale goes into the weights, which are fewer than the gating values
-            products = [self.branch_product(*branches[0], scale), *(self.branch_product(*b, None) for b in branches[1:])]
+            products = [self.branch_product(b, scale if b is branches[0] else None) for b in branches]
             gating = self.combined(products).reshape(*x.shape[: x.ndim - self.input_dims], *self.feature_shape)
-        flat, _, active = self._selected(activation, gating, settings)
+        flat, values, active = self._selected(activation, gating, settings)
         places = Places(flat // n_columns, flat % n_columns, gating.numel() // n_columns, n_columns)
-        chosen = [product.reshape(-1)[flat] for product in products]
-        if scale is not None:
-            chosen[0] = chosen[0] / scale.detach().clamp_min(EPS_NORM).reshape(-1)[places.columns]
         own = places.with_rows(flat // self.config.d_sae, gating.numel() // self.config.d_sae)
-        values = self.combined([selected_linear(*b, value, own) for b, value in zip(branches, chosen, strict=True)])
+        chosen = [values] if len(products) == 1 else [product.reshape(-1).index_select(0, flat) for product in products]
+        if scale is not None:
+            chosen[0] = chosen[0] / scale.detach().clamp_min(EPS_NORM).reshape(-1).index_select(0, places.columns)
+        values = self.combined(
+            [selected_linear(b.x, b.W, b.b, v, own, b.centre) for b, v in zip(branches, chosen, strict=True)]
+        )
         entries = Entries(torch.where(active, values, 0.0), flat, places)
         return Codes(
             lambda: self.pre_activations(x, padding), lambda h: h if scale is None else h * scale, entries, norms, gating

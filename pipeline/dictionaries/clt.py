@@ -78,8 +78,8 @@ class CrossLayerTranscoder(Dictionary):
     def linear_branches(self, x: Tensor) -> list[LinearBranch]:
         return [LinearBranch(x.reshape(-1, x.shape[-1]), self.W_E.transpose(1, 2).flatten(0, 1).T, self.b_E.flatten())]
 
-    def branch_product(self, x: Tensor, W: Tensor, b: Tensor, scale: Tensor | None) -> Tensor:
-        x_BLD = x.unflatten(0, (-1, self.n_layers))
+    def branch_product(self, branch: LinearBranch, scale: Tensor | None) -> Tensor:
+        x_BLD = branch.x.unflatten(0, (-1, self.n_layers))
         out: Tensor | None = None
         for layer in range(self.n_layers):
             own_W, own_b = self.W_E[layer], self.b_E[layer]

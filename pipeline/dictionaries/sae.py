@@ -73,17 +73,21 @@ class SparseAutoencoder(Dictionary):
             uniform_(self.W_G, math.sqrt(6.0 / self.config.d_in), seed, "W_G")
 
     def pre_activations(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        branches = [nn.functional.linear(x_ND, W.T, b) for x_ND, W, b in self.linear_branches(x)]
-        return self.combined(branches).reshape(*x.shape[:-1], -1)
+        return self.combined([nn.functional.linear(self._centred(x), W.T, b) for W, b in self._maps()])
+
+    def _centred(self, x: Tensor) -> Tensor:
+        return x - self.b_D if self.config.apply_b_dec_to_input else x
+
+    def _maps(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of the linear branch and, with GLU, of the gate."""
+        maps: list[tuple[Tensor, Tensor]] = [(self.W_E, self.b_E)]
+        return [*maps, (self.W_G, self.b_G)] if self.config.use_glu_encoder else maps
 
     def linear_branches(self, x: Tensor) -> list[LinearBranch]:
-        x_ND = x.reshape(-1, x.shape[-1])
-        if self.config.apply_b_dec_to_input:
-            x_ND = x_ND - self.b_D
-        branches = [LinearBranch(x_ND, self.W_E, self.b_E)]
-        if self.config.use_glu_encoder:
-            branches.append(LinearBranch(x_ND, self.W_G, self.b_G))
-        return branches
+        x_ND, centre = x.reshape(-1, x.shape[-1]), self.b_D if self.config.apply_b_dec_to_input else None
+        if centre is not None:
+            x_ND = x_ND - centre.detach()
+        return [LinearBranch(x_ND, W, b, centre) for W, b in self._maps()]
 
     def combined(self, branches: Sequence[Tensor]) -> Tensor:
         linear, *gate = branches
@@ -92,8 +96,7 @@ class SparseAutoencoder(Dictionary):
     def encoder_gate(self, x: Tensor) -> Tensor | None:
         if not self.config.use_glu_encoder:
             return None
-        x_ND, W, b = self.linear_branches(x)[1]
-        return torch.sigmoid(nn.functional.linear(x_ND, W.T, b)).reshape(*x.shape[:-1], -1)
+        return torch.sigmoid(nn.functional.linear(self._centred(x), self.W_G.T, self.b_G))
 
     def decoder_norms(self) -> Tensor:
         return torch.linalg.vector_norm(self.W_D, dim=-1)

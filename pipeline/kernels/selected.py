@@ -61,12 +61,16 @@ class Places:
             n_columns: of the first columns only, if they are of no other; None: as before.
         """
         kept = wanted.nonzero().squeeze(1)
-        return kept, Places(self.rows[kept], self.columns[kept], self.n_rows, n_columns or self.n_columns)
+        return kept, Places(
+            self.rows.index_select(0, kept), self.columns.index_select(0, kept), self.n_rows, n_columns or self.n_columns
+        )
 
 
 class _SelectedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_BD: Tensor, W_DF: Tensor, b_F: Tensor, values: Tensor, places: Places) -> Tensor:
+    def forward(
+        ctx: Any, x_BD: Tensor, W_DF: Tensor, b_F: Tensor, centre_D: Tensor | None, values: Tensor, places: Places
+    ) -> Tensor:
         ctx.save_for_backward(x_BD, W_DF)
         ctx.places = places
         return values.view_as(values)
@@ -77,16 +81,20 @@ class _SelectedLinear(torch.autograd.Function):
         (grad,) = grads
         x_BD, W_DF = ctx.saved_tensors
         places: Places = ctx.places
-        grad_x = grad_W = grad_b = None
+        grad_x = grad_W = grad_b = grad_centre = None
         grad = grad.to(W_DF.dtype)
         if ctx.needs_input_grad[0]:
-            grad_x = bags(W_DF.T.contiguous(), places.columns, places.row_starts, grad).to(x_BD.dtype)
+            grad_x = bags(W_DF.T, places.columns, places.row_starts, grad).to(x_BD.dtype)
         if ctx.needs_input_grad[1]:
             order, starts = places.by_column
-            grad_W = bags(x_BD.to(W_DF.dtype), places.rows[order], starts, grad[order]).T
-        if ctx.needs_input_grad[2]:
+            rows = places.rows.index_select(0, order)
+            grad_W = bags(x_BD.to(W_DF.dtype), rows, starts, grad.index_select(0, order)).T
+        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
             grad_b = grad.new_zeros(places.n_columns).index_add_(0, places.columns, grad)
-        return grad_x, grad_W, grad_b, None, None
+        if ctx.needs_input_grad[3]:
+            assert grad_b is not None
+            grad_centre = -(W_DF @ grad_b)
+        return grad_x, grad_W, grad_b, grad_centre, None, None
 
 
 class _SelectedDecode(torch.autograd.Function):
@@ -107,7 +115,8 @@ class _SelectedDecode(torch.autograd.Function):
             grad_values = products(grad, W_FD, places).to(values.dtype)
         if ctx.needs_input_grad[1]:
             order, starts = places.by_column
-            grad_W = bags(grad, places.rows[order], starts, values.to(W_FD.dtype)[order])
+            rows = places.rows.index_select(0, order)
+            grad_W = bags(grad, rows, starts, values.to(W_FD.dtype).index_select(0, order))
         return grad_values, grad_W, None
 
 
@@ -125,7 +134,9 @@ def products(left_RD: Tensor, right_CD: Tensor, places: Places) -> Tensor:
     return found
 
 
-def selected_linear(x_BD: Tensor, W_DF: Tensor, b_F: Tensor, values: Tensor, places: Places) -> Tensor:
+def selected_linear(
+    x_BD: Tensor, W_DF: Tensor, b_F: Tensor, values: Tensor, places: Places, centre_D: Tensor | None = None
+) -> Tensor:
     """Entries of x W + b, with a gradient that touches these entries only.
 
     Args:
@@ -133,10 +144,11 @@ def selected_linear(x_BD: Tensor, W_DF: Tensor, b_F: Tensor, values: Tensor, pla
         W_DF, b_F: weight [D, F] and bias [F].
         values: [N], the entries at the places, computed already; no gradient goes through them.
         places: in [B, F].
+        centre_D: what has been subtracted from the input, [D]; it gets its gradient by way of the bias's.
 
     Returns: [N].
     """
-    found: Tensor = _SelectedLinear.apply(x_BD, W_DF, b_F, values.detach(), places)
+    found: Tensor = _SelectedLinear.apply(x_BD, W_DF, b_F, centre_D, values.detach(), places)
     return found
 
 

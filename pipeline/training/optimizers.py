@@ -91,16 +91,16 @@ class Adam(StepOptimizer):
     def step(self, lr: float, skip: Tensor | None = None) -> None:
         for factor in sorted(set(self.lr_factors.values())):
             chosen = {name: p for name, p in self.parameters.items() if self.lr_factors[name] == factor}
-            grads = {name: _laid_out_as(p, p.grad) for name, p in chosen.items() if p.grad is not None}
+            grads = {name: p.grad for name, p in chosen.items() if p.grad is not None}
             if not grads:
                 continue
             steps = [self.slots[name]["step"] for name in grads]
             torch._foreach_add_(steps, 1)
             torch._fused_adam_(
-                [self.parameters[name] for name in grads],
-                list(grads.values()),
-                [self.slots[name]["exp_avg"] for name in grads],
-                [self.slots[name]["exp_avg_sq"] for name in grads],
+                [_as_in_memory(self.parameters[name], self.parameters[name]) for name in grads],
+                [_as_in_memory(grad, self.parameters[name]).contiguous() for name, grad in grads.items()],
+                [_as_in_memory(self.slots[name]["exp_avg"], self.parameters[name]) for name in grads],
+                [_as_in_memory(self.slots[name]["exp_avg_sq"], self.parameters[name]) for name in grads],
                 [],
                 steps,
                 lr=lr * factor,
@@ -116,11 +116,11 @@ class Adam(StepOptimizer):
                 torch._foreach_sub_(steps, [skip] * len(steps))
 
 
-def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient in the parameter's memory order: the fused kernel goes through both as they lie in memory."""
-    if gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
+def _as_in_memory(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """The tensor with its dimensions in the order that the parameter's memory has, where the parameter is contiguous."""
+    if parameter.is_contiguous():
+        return tensor
+    return tensor.permute(sorted(range(parameter.ndim), key=parameter.stride, reverse=True))
 
 
 class SparseAdam(StepOptimizer):

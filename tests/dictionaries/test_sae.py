@@ -93,14 +93,16 @@ def test_gradients_equal_finite_differences(act_fn: str, variant: dict[str, Any]
     value().backward()
     step = 1e-6
     for name, parameter in dictionary.named_parameters():
-        flat, gradient = parameter.detach().view(-1), parameter.grad.view(-1)  # type: ignore[union-attr]
-        for place in range(0, flat.numel(), max(1, flat.numel() // 7)):
-            before = float(flat[place])
+        weights, gradient = parameter.detach(), parameter.grad
+        assert gradient is not None
+        for number in range(0, weights.numel(), max(1, weights.numel() // 7)):
+            place = torch.unravel_index(torch.tensor(number), weights.shape)
+            before = float(weights[place])
             ends = []
             for sign in (1, -1):
-                flat[place] = before + sign * step
+                weights[place] = before + sign * step
                 ends.append(float(value().detach()))
-            flat[place] = before
+            weights[place] = before
             expected = (ends[0] - ends[1]) / (2 * step)
             assert float(gradient[place]) == pytest.approx(expected, rel=2e-5, abs=2e-5), (name, place)
 
