@@ -47,8 +47,8 @@ def hoyer(inputs, *, hoyer_scale=1.0):
 
 
 class Louder(SparseAutoencoder):
-    def _branches(self, x):
-        return super()._branches(x * self.config.loudness)
+    def linear_branches(self, x):
+        return super().linear_branches(x * self.config.loudness)
 """
 FAMILY = """
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM

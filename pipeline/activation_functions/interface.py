@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.kernels.largest import places_above
 from pipeline.params.gates import GATES, GateDeclaration
 
 
@@ -104,7 +105,7 @@ class ActivationFunction(abc.ABC):
         """
 
     def selection(self, z: Tensor, settings: GateSettings) -> Selection | None:
-        """The same as `support`, as a list of entries; None where their number has no bound."""
+        """The same as `support`, as a list of entries; None where that is no faster."""
         return None
 
 
@@ -140,6 +141,21 @@ def activation_function(name: str) -> ActivationFunction:
 def activation_function_names() -> tuple[str, ...]:
     """All names, without importing their files."""
     return GATES.names()
+
+
+def selection_above(z: Tensor, bounds: Tensor, mask: Tensor | None) -> Selection | None:
+    """What exceeds a bound for each feature, as a list; None off the CPU, where its length would have to be waited for.
+
+    Args:
+        z: [..., *features].
+        bounds: of the shape of a token's features.
+        mask: bool [...], True for a kept token; None: all.
+    """
+    if z.device.type != "cpu":
+        return None
+    rows = z.reshape(-1, bounds.numel())
+    flat = places_above(rows, bounds.detach().reshape(-1), None if mask is None else mask.reshape(-1))
+    return Selection(flat, rows.reshape(-1).index_select(0, flat), torch.ones(len(flat), dtype=torch.bool))
 
 
 def mask_features(support: Tensor, mask: Tensor | None) -> Tensor:

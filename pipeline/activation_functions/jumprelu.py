@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.activation_functions.interface import ActivationFunction, GateSettings, mask_features
+from pipeline.activation_functions.interface import (
+    ActivationFunction,
+    GateSettings,
+    Selection,
+    mask_features,
+    selection_above,
+)
 from pipeline.errors import ParamsError
 
 
@@ -61,6 +67,10 @@ class JumpReLU(ActivationFunction):
     def support(self, z: Tensor, settings: GateSettings) -> Tensor:
         theta = _log_threshold(settings).exp()
         return mask_features(~(z.to(theta.dtype) <= theta), settings.mask)
+
+    def selection(self, z: Tensor, settings: GateSettings) -> Selection | None:
+        theta = _log_threshold(settings).detach().exp()
+        return selection_above(z.to(theta.dtype), theta, settings.mask)
 
     def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
         return _log_threshold(settings).exp()

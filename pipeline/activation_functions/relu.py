@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.activation_functions.interface import ActivationFunction, GateSettings, mask_features
+from pipeline.activation_functions.interface import (
+    ActivationFunction,
+    GateSettings,
+    Selection,
+    mask_features,
+    selection_above,
+)
 
 
 class ReLU(ActivationFunction):
@@ -13,6 +19,10 @@ class ReLU(ActivationFunction):
 
     def support(self, z: Tensor, settings: GateSettings) -> Tensor:
         return mask_features(~(z <= 0), settings.mask)
+
+    def selection(self, z: Tensor, settings: GateSettings) -> Selection | None:
+        n_features = z.shape[-2:].numel() if settings.layered else z.shape[-1]
+        return selection_above(z, torch.zeros(n_features, dtype=z.dtype), settings.mask)
 
     def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
         return torch.zeros((), dtype=z.dtype, device=z.device)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.activation_functions.calibration import Calibration
-from pipeline.activation_functions.interface import ActivationFunction, GateSettings, Selection, activation_function
-from pipeline.dictionaries.codes import Codes, Entries
+from pipeline.activation_functions.interface import ActivationFunction, GateSettings, activation_function
+from pipeline.dictionaries.codes import Codes, Entries, ThresholdSettings
 from pipeline.dictionaries.fold import EPS_NORM, folded
 from pipeline.dictionaries.inference_thresholds import inference_thresholds, threshold_factors
 from pipeline.dictionaries.initial import DEFAULT_LOG_THRESHOLD, BaseInitialization
@@ -34,8 +35,9 @@ from pipeline.dictionaries.masks import kept_tokens
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.errors import ParamsError
-from pipeline.kernels.dispatch import entries_pay
+from pipeline.kernels.dispatch import CPU_CROSSOVER, entries_pay
 from pipeline.kernels.selected import Places, selected_linear
+from pipeline.kernels.threshold_gradient import with_threshold_gradient
 from pipeline.memory import Need, require_memory
 from pipeline.params.dictionary_config import DictionaryConfig
 
@@ -67,6 +69,11 @@ class LinearBranch(NamedTuple):
     W: Tensor
     b: Tensor
     centre: Tensor | None = None
+
+    def output(self) -> Tensor:
+        """x W + b, differentiable in the centre too; not of layers."""
+        x = self.x if self.centre is None else self.x + (self.centre.detach() - self.centre)
+        return nn.functional.linear(x, self.W.T, self.b)
 
 
 CONFIGURED = Gate()
@@ -224,8 +231,19 @@ class Dictionary(nn.Module, abc.ABC):
             feature = places.columns % n_features
             kept, places = places.only((feature >= first) & (feature < end))
             values = values[kept]
-        tokens = codes.shape[: len(codes.shape) - len(self.feature_shape)]
-        return self.decode_chosen(values, places).unflatten(0, tokens)
+        x_hat = self.decode_chosen(values, places)
+        if codes.thresholds is not None:
+            x_hat = self._with_threshold_gradient(x_hat, codes, codes.thresholds)
+        return x_hat.unflatten(0, codes.shape[: len(codes.shape) - len(self.feature_shape)])
+
+    def _with_threshold_gradient(self, x_hat: Tensor, codes: Codes, settings: ThresholdSettings) -> Tensor:
+        log_threshold, scale, window, mask = settings
+        matrix = self.decoder_matrix()
+        assert matrix is not None
+        gating = codes.gating.reshape(len(x_hat), -1)
+        if mask is not None:  # below every window
+            gating = gating.masked_fill(~mask.reshape(-1, 1), -torch.inf)
+        return with_threshold_gradient(x_hat, log_threshold, matrix, gating, scale, window)
 
     def linear_branches(self, x: Tensor) -> list[LinearBranch] | None:
         """The linear maps that h is made of, one after the other (GLU: two); None: h is no function of the token alone."""
@@ -281,6 +299,10 @@ class Dictionary(nn.Module, abc.ABC):
     def written_rows(self, hook: int) -> Tensor:
         """What each feature writes at the written hook point of this index: [F, d_out] ([L, F, d_out] with layers)."""
         return self.get_parameter("W_D")
+
+    def decoder_matrix(self) -> Tensor | None:
+        """[F, d_out], of a kind whose features are decoded by f times one matrix; else None."""
+        return None
 
     def decoder_rows(self) -> nn.Parameter:
         """W_D [F, d_out], whose rows `decoder_constraint: unit_norm` keeps at unit length.
@@ -357,44 +379,93 @@ class Dictionary(nn.Module, abc.ABC):
         return Codes(h, z, f, norms)
 
     def step_codes(
-        self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED, padding: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        gate: Gate = CONFIGURED,
+        padding: Tensor | None = None,
+        *,
+        decoded_only: bool = False,
     ) -> Codes:
-        """`codes` up to rounding, for a training step: of a budgeted gate the chosen entries only, where that pays."""
+        """`codes` up to rounding, for a training step: the active entries only, where that pays.
+
+        Args:
+            x, mask, gate, padding: as in `codes`.
+            decoded_only: nothing is differentiated but the reconstruction of all features. Then a gate without budget works
+                on its entries too, and thresholds get their gradient by way of `reconstructions`.
+        """
         activation, settings = gate.activation or self.activation, self.gate_settings(kept_tokens(mask, padding), gate)
-        dtype, share = next(self.parameters()).dtype, settings.k / self.config.k_layers / self.config.d_sae
-        if not (activation.budgeted and entries_pay(x.device.type, dtype, share)):
+        share = settings.k / self.config.k_layers / self.config.d_sae if activation.budgeted else 0.0
+        possible = activation.budgeted or (decoded_only and self._finds_entries(activation))
+        possible = possible and self._agree("decode_linear", "decode_chosen")
+        if not (possible and entries_pay(x.device.type, next(self.parameters()).dtype, share)):
             return self.codes(x, mask, gate, padding)
-        norms, branches = self.decoder_norms(), self.linear_branches(x)
-        scale, n_columns = self.gating_scale(norms), math.prod(self.feature_shape)
+        agree = self._agree("pre_activations", "linear_branches") and self._agree("pre_activations", "combined")
+        branches = self.linear_branches(x) if agree else None
         if branches is None:
-            h = self.pre_activations(x, padding)
-            z = h if scale is None else h * scale
-            flat, _, active = self._selected(activation, z, settings)
-            places = Places(flat // n_columns, flat % n_columns, z.numel() // n_columns, n_columns)
-            values = torch.where(active, h.reshape(-1).gather(0, flat), 0.0)
-            return Codes(h, z, Entries(values, flat, places), norms)
+            if not activation.budgeted:
+                return self.codes(x, mask, gate, padding)
+            return self._chosen_of_dense(x, activation, settings, padding)
+        return self._chosen(x, branches, activation, settings, padding) or self.codes(x, mask, gate, padding)
+
+    def _chosen_of_dense(
+        self, x: Tensor, activation: ActivationFunction, settings: GateSettings, padding: Tensor | None
+    ) -> Codes:
+        """Chosen entries of an encoder that is not linear: it is differentiated as a whole."""
+        h, norms, n_columns = self.pre_activations(x, padding), self.decoder_norms(), math.prod(self.feature_shape)
+        scale = self.gating_scale(norms)
+        z = h if scale is None else h * scale
+        chosen = activation.selection(z.detach(), settings)
+        assert chosen is not None  # budgeted
+        flat = chosen.flat
+        places = Places(flat // n_columns, flat % n_columns, z.numel() // n_columns, n_columns)
+        values = torch.where(chosen.active, h.reshape(-1).gather(0, flat), 0.0)
+        return Codes(h, z, Entries(values, flat, places), norms)
+
+    def _chosen(
+        self,
+        x: Tensor,
+        branches: Sequence[LinearBranch],
+        activation: ActivationFunction,
+        settings: GateSettings,
+        padding: Tensor | None,
+    ) -> Codes | None:
+        """Chosen entries of a linear encoder; None where they are too many to pay."""
+        norms, n_columns = self.decoder_norms(), math.prod(self.feature_shape)
+        scale = self.gating_scale(norms)
         with torch.no_grad():  # the scale goes into the weights, which are fewer than the gating values
             products = [self.branch_product(b, scale if b is branches[0] else None) for b in branches]
             gating = self.combined(products).reshape(*x.shape[: x.ndim - self.input_dims], *self.feature_shape)
-        flat, values, active = self._selected(activation, gating, settings)
+        chosen = activation.selection(gating, settings)
+        if chosen is None or (not activation.budgeted and len(chosen.flat) > CPU_CROSSOVER * gating.numel()):
+            return None
+        flat, values, active = chosen
         places = Places(flat // n_columns, flat % n_columns, gating.numel() // n_columns, n_columns)
         own = places.with_rows(flat // self.config.d_sae, gating.numel() // self.config.d_sae)
-        chosen = [values] if len(products) == 1 else [product.reshape(-1).index_select(0, flat) for product in products]
+        outputs = [values] if len(products) == 1 else [product.reshape(-1).index_select(0, flat) for product in products]
         if scale is not None:
-            chosen[0] = chosen[0] / scale.detach().clamp_min(EPS_NORM).reshape(-1).index_select(0, places.columns)
+            outputs[0] = outputs[0] / scale.detach().clamp_min(EPS_NORM).reshape(-1).index_select(0, places.columns)
         values = self.combined(
-            [selected_linear(b.x, b.W, b.b, v, own, b.centre) for b, v in zip(branches, chosen, strict=True)]
+            [selected_linear(b.x, b.W, b.b, out, own, b.centre) for b, out in zip(branches, outputs, strict=True)]
         )
         entries = Entries(torch.where(active, values, 0.0), flat, places)
-        return Codes(
+        codes = Codes(
             lambda: self.pre_activations(x, padding), lambda h: h if scale is None else h * scale, entries, norms, gating
         )
+        if settings.log_threshold is not None and activation.has_threshold:
+            codes.thresholds = ThresholdSettings(settings.log_threshold, scale, settings.window, settings.mask)
+        return codes
 
-    @staticmethod
-    def _selected(activation: ActivationFunction, z: Tensor, settings: GateSettings) -> Selection:
-        chosen = activation.selection(z.detach(), settings)
-        assert chosen is not None  # budgeted
-        return chosen
+    def _finds_entries(self, activation: ActivationFunction) -> bool:
+        """Whether a gate without budget can work on its entries: thresholds need the decoder as a matrix for their gradient."""
+        return not activation.has_threshold or self.decoder_matrix() is not None
+
+    @classmethod
+    @functools.cache
+    def _agree(cls, dense: str, sparse: str) -> bool:
+        """Whether a way by entries belongs to the dense one: not where a subclass has overridden the dense one alone."""
+        owner, other = (next(c for c in cls.__mro__ if name in c.__dict__) for name in (dense, sparse))
+        return other is Dictionary or issubclass(other, owner)
 
     def encode(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED, padding: Tensor | None = None) -> Tensor:
         """Feature activations f [..., F] of x [..., d_in]; arguments as in `codes`."""

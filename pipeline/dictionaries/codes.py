@@ -31,6 +31,15 @@ class Entries(NamedTuple):
             return f.scatter_(0, self.flat, self.values).reshape(shape)
 
 
+class ThresholdSettings(NamedTuple):
+    """What the gradient of the thresholds needs: t [F], the s of z = h s (None: 1), the window, and the mask over tokens."""
+
+    log_threshold: Tensor
+    scale: Tensor | None
+    window: float
+    mask: Tensor | None
+
+
 class Codes:
     """The stages of an encoding.
 
@@ -42,7 +51,8 @@ class Codes:
         gating: what the gate has seen: z without gradient [..., F]; None: z.
 
     Attributes:
-        entries: what a budgeted gate has chosen, where the encoder works on chosen entries only; else None.
+        entries: the active entries, where the encoder works on these only; else None.
+        thresholds: of entries that were chosen by thresholds; their gradient is that of the reconstruction only.
     """
 
     def __init__(
@@ -56,6 +66,7 @@ class Codes:
         self._h, self._z, self.norms, self._gating = h, z, norms, gating
         self.entries: Entries | None = f if isinstance(f, Entries) else None
         self._f: Tensor | None = None if isinstance(f, Entries) else f
+        self.thresholds: ThresholdSettings | None = None
 
     @property
     def h(self) -> Tensor:

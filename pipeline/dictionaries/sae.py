@@ -73,21 +73,16 @@ class SparseAutoencoder(Dictionary):
             uniform_(self.W_G, math.sqrt(6.0 / self.config.d_in), seed, "W_G")
 
     def pre_activations(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        return self.combined([nn.functional.linear(self._centred(x), W.T, b) for W, b in self._maps()])
-
-    def _centred(self, x: Tensor) -> Tensor:
-        return x - self.b_D if self.config.apply_b_dec_to_input else x
-
-    def _maps(self) -> list[tuple[Tensor, Tensor]]:
-        """Weight and bias of the linear branch and, with GLU, of the gate."""
-        maps: list[tuple[Tensor, Tensor]] = [(self.W_E, self.b_E)]
-        return [*maps, (self.W_G, self.b_G)] if self.config.use_glu_encoder else maps
+        return self.combined([branch.output() for branch in self.linear_branches(x)]).reshape(*x.shape[:-1], -1)
 
     def linear_branches(self, x: Tensor) -> list[LinearBranch]:
         x_ND, centre = x.reshape(-1, x.shape[-1]), self.b_D if self.config.apply_b_dec_to_input else None
         if centre is not None:
             x_ND = x_ND - centre.detach()
-        return [LinearBranch(x_ND, W, b, centre) for W, b in self._maps()]
+        maps = [(self.W_E, self.b_E)]
+        if self.config.use_glu_encoder:
+            maps.append((self.W_G, self.b_G))
+        return [LinearBranch(x_ND, W, b, centre) for W, b in maps]
 
     def combined(self, branches: Sequence[Tensor]) -> Tensor:
         linear, *gate = branches
@@ -96,7 +91,7 @@ class SparseAutoencoder(Dictionary):
     def encoder_gate(self, x: Tensor) -> Tensor | None:
         if not self.config.use_glu_encoder:
             return None
-        return torch.sigmoid(nn.functional.linear(self._centred(x), self.W_G.T, self.b_G))
+        return torch.sigmoid(self.linear_branches(x)[1].output()).reshape(*x.shape[:-1], -1)
 
     def decoder_norms(self) -> Tensor:
         return torch.linalg.vector_norm(self.W_D, dim=-1)
@@ -113,6 +108,9 @@ class SparseAutoencoder(Dictionary):
     def finished(self, x_hat: Tensor, x: Tensor) -> Tensor:
         x_hat = super().finished(x_hat, x)
         return x_hat + x @ self.W_skip if self.config.skip else x_hat
+
+    def decoder_matrix(self) -> Tensor:
+        return self.W_D
 
     def decoder_rows(self) -> nn.Parameter:
         return self.W_D

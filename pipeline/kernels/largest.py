@@ -1,4 +1,6 @@
-"""The places of the k largest of each row (CPU), in order; exact, with a fraction of the work of ranking every value.
+"""The places of the k largest of each row, or of what exceeds a bound (CPU), in order.
+
+The k largest are exact, with a fraction of the work of ranking every value:
 
     m_g = the largest value of group g of neighbours                      one pass over all values
     bound = the k-th largest m of the row                                 so k values at least are not below it
@@ -15,6 +17,7 @@ numpy's partition and search for set flags take a third of the time that torch's
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -48,18 +51,12 @@ def largest_places(rows: Tensor, k: int) -> Tensor:
         return torch.arange(rows.numel())
     group = _group(n, k)
     maxima = rows if group == 1 else max_pool1d(rows, group)
-    parts = range(0, n_rows, ROWS_A_PART)
 
     def part(first: int) -> Array:
         some = slice(first, first + ROWS_A_PART)
         return _places(rows[some].numpy(), maxima[some].numpy(), k, group) + first * n
 
-    if len(parts) == 1 or torch.get_num_threads() == 1:
-        found = [part(first) for first in parts]
-    else:
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # numpy lets go of the interpreter's lock
-            found = list(threads.map(part, parts))
-    return torch.from_numpy(np.concatenate(found))
+    return _in_parts(part, n_rows)
 
 
 def largest_places_of_all(rows: Tensor, k: int) -> Tensor:
@@ -86,6 +83,38 @@ def largest_places_of_all(rows: Tensor, k: int) -> Tensor:
                 chosen = _among_largest(array.take(candidates)[None], k)[0]
                 return torch.from_numpy(candidates[chosen])
     return largest_places(vector[None], k)
+
+
+def places_above(rows: Tensor, bounds: Tensor, kept: Tensor | None = None) -> Tensor:
+    """Where values exceed the bound of their column, or are no number.
+
+    Args:
+        rows: floating [R, n] on the CPU.
+        bounds: [n].
+        kept: bool [R], False for a row of which nothing is wanted; None: all.
+
+    Returns: int64 [N], places in the flattened rows, ascending.
+    """
+    array, limit = _comparable(rows).numpy(), _comparable(bounds).numpy()
+
+    def part(first: int) -> Array:
+        above = ~(array[first : first + ROWS_A_PART] <= limit)
+        if kept is not None:
+            above &= kept[first : first + ROWS_A_PART, None].numpy()
+        return np.flatnonzero(above) + first * rows.shape[1]
+
+    return _in_parts(part, len(rows))
+
+
+def _in_parts(part: Callable[[int], Array], n_rows: int) -> Tensor:
+    """`part` of every ROWS_A_PART-th row, on all threads (numpy lets go of the interpreter's lock); the results together."""
+    firsts = range(0, n_rows, ROWS_A_PART)
+    if len(firsts) <= 1 or torch.get_num_threads() == 1:
+        found = [part(first) for first in firsts]
+    else:
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            found = list(threads.map(part, firsts))
+    return torch.from_numpy(np.concatenate(found)) if found else torch.empty(0, dtype=torch.int64)
 
 
 def _comparable(rows: Tensor) -> Tensor:

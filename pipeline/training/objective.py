@@ -132,7 +132,8 @@ def _forward(
     if params.sparsity_loss_type == "l0":
         gate = gate._replace(window=params.l0_bandwidth)  # in this mode JumpReLU's own window too (SPEC 5)
     with autocast(x.device, params.amp_dtype):
-        codes = dictionary.step_codes(x, mask, gate, padding)
+        alone = params.sparsity_loss_type is None and params.lp_coefficient is None and params.matryoshka_widths is None
+        codes = dictionary.step_codes(x, mask, gate, padding, decoded_only=alone)
         widths = [resolve_share(width, dictionary.feature_shape[-1]) for width in params.matryoshka_widths or ()]
         return codes, dictionary.reconstructions(codes, x, widths)
 

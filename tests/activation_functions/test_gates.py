@@ -124,7 +124,7 @@ def test_a_kept_entry_is_h_with_gradient_one_and_the_rest_are_zero(act_fn: str, 
     torch.testing.assert_close(grad, torch.where(is_open, upstream, 0.0).to(h.dtype), rtol=tolerance, atol=0.0)
 
 
-@pytest.mark.parametrize("act_fn", ["topk", "batchtopk"])
+@every_gate
 @PROPERTY
 @given(case=cases())
 def test_the_selection_lists_the_support_by_token(act_fn: str, case: Case) -> None:
@@ -136,11 +136,6 @@ def test_the_selection_lists_the_support_by_token(act_fn: str, case: Case) -> No
     listed = torch.zeros(case.z.numel(), dtype=torch.bool)
     listed[chosen.flat[chosen.active]] = True
     assert torch.equal(listed.reshape(case.z.shape), support(act_fn, case))
-
-
-@pytest.mark.parametrize("act_fn", ["relu", "jumprelu"])
-def test_without_a_budget_there_is_no_selection(act_fn: str) -> None:
-    assert activation_function(act_fn).selection(Z, GateSettings(2, None, torch.zeros(4))) is None
 
 
 @PROPERTY

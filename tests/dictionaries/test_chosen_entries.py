@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary, Gate
 from pipeline.dictionaries.build import build_dictionary
+from pipeline.dictionaries.sae import SparseAutoencoder
 from pipeline.params.gates import GATES
 from pipeline.seeding import generator
 
@@ -163,3 +164,84 @@ def test_the_gradients_lie_in_memory_as_their_parameters_do(kind: str) -> None:
     for name, parameter in dictionary.named_parameters():
         assert parameter.grad is not None
         assert parameter.grad.stride() == parameter.stride(), name
+
+
+# Gates without a budget: by entries where nothing but the reconstruction is differentiated ------------------------------
+
+LINEAR = [kind for kind in KINDS if kind.startswith(("sae", "glu", "transcoder"))]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("window", [0.3, 2.0])
+@pytest.mark.parametrize("kind", LINEAR)
+def test_thresholds_get_the_gradient_of_the_dense_gate(kind: str, window: float, masked: bool) -> None:
+    found = []
+    for entries in (True, False):
+        dictionary = filled(kind, "jumprelu", 2)
+        with torch.no_grad():
+            dictionary.log_jumprelu_threshold.copy_(torch.rand(F, generator=generator(3, "t"), dtype=torch.float64))
+        x, mask = inputs(dictionary)
+        given = mask if masked else None
+        with mock.patch("pipeline.dictionaries.base.CPU_CROSSOVER", 1.0 if entries else 0.0):
+            codes = dictionary.step_codes(x, given, Gate(window=window), decoded_only=True)
+            x_hat = dictionary.reconstructions(codes, x)[-1]
+        assert (codes.entries is not None) == entries
+        weights = torch.randn(x_hat.shape, generator=generator(2, "weights"), dtype=torch.float64)
+        ((x_hat * weights).sum() + x_hat.square().sum()).backward()
+        gradient = dictionary.log_jumprelu_threshold.grad
+        assert gradient is not None
+        assert gradient.abs().max() > 0
+        made = [x_hat, codes.f, codes.n_active(), codes.fired((F,))]
+        found.append([*made, *(parameter.grad for parameter in dictionary.parameters())])
+    compare(*found)
+
+
+def test_threshold_gradient_of_more_tokens_than_are_looked_at_in_one_go() -> None:
+    from pipeline.kernels.threshold_gradient import ROWS, with_threshold_gradient
+
+    n, g = 2 * ROWS + 5, generator(0, "rows")
+    z, W = torch.randn(n, 7, generator=g, dtype=torch.float64), torch.randn(7, 3, generator=g, dtype=torch.float64)
+    scale, grad = torch.rand(7, generator=g, dtype=torch.float64) + 0.5, torch.randn(n, 3, generator=g, dtype=torch.float64)
+    t = (torch.rand(7, generator=g, dtype=torch.float64) - 0.5).requires_grad_()
+    with_threshold_gradient(torch.zeros(n, 3, dtype=torch.float64), t, W, z, scale, 0.8).backward(grad)
+    wanted = [0.0] * 7
+    for i in range(7):
+        theta = float(t[i].detach().exp())
+        for b in range(n):
+            if abs(float(z[b, i]) - theta) < 0.4 and float(z[b, i]) > 0:
+                wanted[i] -= theta * theta / 0.8 / float(scale[i]) * float(grad[b] @ W[i])
+    torch.testing.assert_close(t.grad, torch.tensor(wanted, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["sae", "clt", "crosscoder"])
+def test_relu_by_its_entries(kind: str) -> None:
+    found = []
+    for crossover in (1.0, 0.0):
+        dictionary = filled(kind, "relu", 2)
+        x, mask = inputs(dictionary)
+        with mock.patch("pipeline.dictionaries.base.CPU_CROSSOVER", crossover):
+            codes = dictionary.step_codes(x, mask, decoded_only=True)
+            x_hat = dictionary.reconstructions(codes, x)[-1]
+        assert (codes.entries is not None) == (crossover > 0)
+        x_hat.square().sum().backward()
+        found.append([x_hat, codes.f, *(parameter.grad for parameter in dictionary.parameters())])
+    compare(*found)
+
+
+def test_a_kind_that_overrides_a_dense_way_alone_is_not_computed_by_the_other() -> None:
+    """Its entries come from the dense encoder, or nothing is done by entries: never by what it has inherited."""
+
+    class Louder(SparseAutoencoder):
+        def pre_activations(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+            return 3.0 * super().pre_activations(x, padding)
+
+    class Negative(SparseAutoencoder):
+        def decode_linear(self, f: Tensor) -> Tensor:
+            return -super().decode_linear(f)
+
+    for cls in (Louder, Negative):
+        plain = filled("sae", "topk", 2)
+        other = cls(plain.config)
+        other.load_weights_(plain.state_dict())
+        x, _ = inputs(other)
+        torch.testing.assert_close(other.run(x)[1], other(x), rtol=1e-10, atol=1e-10)
