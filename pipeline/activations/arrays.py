@@ -154,6 +154,9 @@ class ArrayReader:
             self.read_chunk_into(out[first - start : last - start], chunk, first, last)
 
 
+GROUP_ATTRIBUTES = {"format_version", "fingerprint", "config", "model", "n_rows", "chunk_rows"}
+
+
 def read_node(directory: Path, what: str) -> dict[str, Any]:
     """zarr.json of an array or group, with its attributes (an object, perhaps empty).
 
@@ -165,17 +168,37 @@ def read_node(directory: Path, what: str) -> dict[str, Any]:
     return {**about, "attributes": attributes}
 
 
+def describes_group(about: Mapping[str, Any]) -> bool:
+    """Whether the zarr.json of a store's group says what it should, and no more; its attributes' values are not looked at."""
+    attributes = about.get("attributes", {})
+    return (
+        {key: value for key, value in about.items() if key not in ("attributes", "consolidated_metadata")}
+        == {"zarr_format": 3, "node_type": "group"}
+        and about.get("consolidated_metadata") is None
+        and set(attributes) == GROUP_ATTRIBUTES
+    )
+
+
 def describes(about: Mapping[str, Any], layout: ArrayLayout) -> bool:
-    """Whether a zarr.json says what the fast path takes for granted: this layout, raw little-endian bytes."""
-    chunks = [layout.chunk_rows, *layout.shape[1:]]
+    """Whether a zarr.json says what the fast path takes for granted, this layout in raw little-endian bytes, and no more."""
     little: list[dict[str, Any]] = [{"name": "bytes"}]
     if np.dtype(layout.element.numpy_dtype).itemsize > 1:
         little = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    wanted = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(layout.shape),
+        "data_type": layout.element.zarr_name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [layout.chunk_rows, *layout.shape[1:]]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": "NaN" if layout.element.fill != layout.element.fill else layout.element.fill,
+        "codecs": little,
+    }
+    optional: dict[str, Any] = {"storage_transformers": [], "dimension_names": None, "attributes": about.get("attributes")}
+    attributes = about.get("attributes", {})
     return (
-        about.get("zarr_format") == 3
-        and about.get("shape") == list(layout.shape)
-        and about.get("data_type") == layout.element.zarr_name
-        and about.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape") == chunks
-        and about.get("chunk_key_encoding", {}).get("configuration", {}).get("separator") == "."
-        and about.get("codecs") == little
+        {key: value for key, value in about.items() if key not in optional} == wanted
+        and all(about[key] == value for key, value in optional.items() if key in about)
+        and attributes.get("torch_dtype") == str(layout.element.torch_dtype).removeprefix("torch.")
+        and not set(attributes) - {"torch_dtype", "complete", "digest"}
     )

@@ -300,4 +300,5 @@ def store_manifest(store: ActivationStore, path: str | None = None) -> dict[str,
         "hook_points": hook_points,
         "digests": digests,
         "config": store.config,
+        "model": {key: value for key, value in store.model.items() if key != "models"},  # those have manifests of their own
     }

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.activations.arrays import ArrayReader, read_node
+from pipeline.activations.arrays import ArrayReader, describes_group, read_node
 from pipeline.activations.batches import ActivationBatch, Delivery, RowsMeta, iterate_batches
 from pipeline.activations.codecs.interface import storage_codec
 from pipeline.activations.interface import Activations
@@ -28,7 +28,7 @@ from pipeline.activations.schema import (
 )
 from pipeline.contracts.sealing import unsealed
 from pipeline.errors import DataError, unknown_name
-from pipeline.files import read_json, root
+from pipeline.files import fingerprint, read_json, root
 from pipeline.hook_keys import join_key
 from pipeline.memory import Need, require_memory
 
@@ -229,12 +229,18 @@ def open_store(path: Path, hook_points: Sequence[str] | None = None) -> Activati
     """
     if not path.is_dir():
         raise DataError(f"{path}: the activation store is missing; {REGENERATE}")
-    attributes = read_node(path, "the activation store's description")["attributes"]
+    about = read_node(path, "the activation store's description")
+    attributes = about["attributes"]
     if attributes.get("format_version") != FORMAT_VERSION:
         raise DataError(
             f"{path}: activation store format {attributes.get('format_version')!r}, wanted {FORMAT_VERSION}; {REGENERATE}"
         )
     try:
+        if not describes_group(about) or attributes["fingerprint"] != fingerprint(attributes["config"]):
+            raise DataError(
+                f"{path}: the activation store's description zarr.json is altered: what it says of the store is not what its "
+                f"fingerprint was made of; {REGENERATE}"
+            )
         return ActivationStore(path, attributes, hook_points)
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: the activation store's description is damaged ({error!r}); {REGENERATE}") from None
@@ -265,14 +271,19 @@ def _open_manifest(manifest: Any, path: Path) -> ActivationStore:
     try:
         place = root() / manifest["path"] if manifest["path"] else store_root() / manifest["store"]
         hooks = {str(name): about["digest"] for name, about in manifest["hook_points"].items()}
-        fingerprint, digests = str(manifest["fingerprint"]), {**manifest["digests"], **hooks}
+        wanted, digests = str(manifest["fingerprint"]), {**manifest["digests"], **hooks}
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: the manifest of the activation store is damaged ({error!r}); {REGENERATE}") from None
     store = open_store(place, list(hooks))
-    if store.fingerprint != fingerprint:
+    if store.fingerprint != wanted:
         raise DataError(
             f"{store.path}: the activation store was made for other parameters: its fingerprint is {store.fingerprint}, "
-            f"the manifest {path} wants {fingerprint}; {REGENERATE}"
+            f"the manifest {path} wants {wanted}; {REGENERATE}"
+        )
+    if store.model != manifest.get("model", store.model):  # a manifest of an earlier version has none
+        raise DataError(
+            f"{store.path}: activation store: altered: its model is {store.model}, the manifest {path} has "
+            f"{manifest['model']}; {REGENERATE}"
         )
     for name, digest in digests.items():
         if store.array(name).digest != digest:

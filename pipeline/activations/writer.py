@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 from xxhash import xxh3_128_hexdigest
 
-from pipeline.activations.arrays import array_digest, describes, read_digests
+from pipeline.activations.arrays import array_digest, describes, describes_group, read_digests
 from pipeline.activations.schema import DIGESTS_FILE, ArrayLayout, as_bytes
 from pipeline.errors import DataError
 from pipeline.files import read_json, write_bytes
@@ -131,7 +131,7 @@ class StoreWriter:
         path.mkdir(parents=True, exist_ok=True)
         self.remove_leftovers()
         with disk_full_named(path):
-            if not _readable_node(path, "group"):
+            if not (_readable_node(path, "group") and describes_group(read_json(path / "zarr.json", "group"))):
                 (path / "zarr.json").unlink(missing_ok=True)
             group = zarr.open_group(str(path), mode="a", zarr_format=3)
             if any(group.attrs.get(key) != value for key, value in attributes.items()):

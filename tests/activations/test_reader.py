@@ -193,6 +193,45 @@ def test_another_description_is_not_read_by_the_fast_path(store, manifest):
         open_activations(manifest)
 
 
+@pytest.mark.parametrize("change", ["another key", "a name of a key", "fill value", "attribute", "dtype"])
+def test_a_description_that_says_anything_else_is_refused(store, manifest, change):
+    """Also what nothing reads: the file is not the one that was written."""
+    path = store.path / HOOK / "zarr.json"
+    about = read_json(path, "array")
+    if change == "another key":
+        about["note"] = []
+    elif change == "a name of a key":
+        about["storage_transformerr"] = about.pop("storage_transformers", [])
+    elif change == "fill value":
+        about["fill_value"] = 1
+    elif change == "attribute":
+        about["attributes"]["digesu"] = about["attributes"]["digest"]
+    else:
+        about["attributes"]["torch_dtype"] = "bfloat17"
+    write_json(path, about)
+    with pytest.raises(DataError, match=r"its description zarr.json is altered"):
+        open_activations(manifest)
+
+
+@pytest.mark.parametrize("key", ["tokens_digest", "model_digest", "perm_seed", "model_batch_size"])
+def test_settings_that_the_fingerprint_was_not_made_of_are_refused(store, manifest, key):
+    about = read_json(store.path / "zarr.json", "group")
+    value = about["attributes"]["config"][key]
+    about["attributes"]["config"][key] = value + 1 if isinstance(value, int) else value[:-1] + "x"
+    write_json(store.path / "zarr.json", about)
+    for place in (manifest, store.path):
+        with pytest.raises(DataError, match=r"description zarr.json is altered"):
+            open_activations(place)
+
+
+def test_another_model_than_the_manifest_s_is_refused(store, manifest):
+    about = read_json(store.path / "zarr.json", "group")
+    about["attributes"]["model"]["name"] = "another"
+    write_json(store.path / "zarr.json", about)
+    with pytest.raises(DataError, match=r"its model is .*another"):
+        open_activations(manifest)
+
+
 def test_a_store_of_another_format_is_refused(store):
     about = read_json(store.path / "zarr.json", "group")
     about["attributes"]["format_version"] = 9
