@@ -189,14 +189,15 @@ class Dictionary(nn.Module, abc.ABC):
 
     def decode(self, f: Tensor) -> Tensor:
         """Reconstruction from features, with decoder bias, without skip. f: [..., F]. Returns [..., d_out]."""
+        return self._with_bias(self.decode_linear(f))
+
+    def _with_bias(self, x_hat: Tensor) -> Tensor:
         bias = self._parameters.get("b_D")
-        x_hat = self.decode_linear(f)
         return x_hat if bias is None else x_hat + bias
 
     def finished(self, x_hat: Tensor, x: Tensor) -> Tensor:
         """Decoder bias, and what does not pass through features, added to what the features add up to, [..., d_out]."""
-        bias = self._parameters.get("b_D")
-        return x_hat if bias is None else x_hat + bias
+        return self._with_bias(x_hat)
 
     def reconstruct(self, f: Tensor, x: Tensor) -> Tensor:
         """decode(f) plus what does not pass through features. f: [..., F], x: the input it was encoded from."""

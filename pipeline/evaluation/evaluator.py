@@ -13,7 +13,7 @@ Every figure is a sum over tokens in float64, divided once at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ from pipeline.memory import Need, require_memory
 
 if TYPE_CHECKING:
     from pipeline.evaluation.split_tokens import SplitBatch, SplitTokens
-    from pipeline.lm.language_model import LanguageModel
+    from pipeline.lm.language_model import LanguageModel, Start
     from pipeline.progress import Progress
 
 
@@ -151,7 +151,7 @@ class Evaluator:
             tokens = self.massive.masks(batch)
             for alias, keys in self.written.items():
                 own = {hook: self.principal[hook] for hook in keys}
-                self._run(alias, "pca", pca_replacements(own, rank, tokens.replaced), batch, tokens)
+                self._run(alias, "pca", pca_replacements(own, rank, tokens.replaced), batch, tokens, self._start(batch, keys))
         parts, n_tokens = self.reconstruction.parts, self.reconstruction.tokens
         variances = {hook: part.sums["variance"] for hook, part in parts.items()}
         ordinary = {hook: part.ordinary_variance for hook, part in parts.items()}
@@ -213,7 +213,8 @@ class Evaluator:
         originals: dict[str, Tensor] = {}
         logits = {}
         for alias, keys in self.hooks.items():
-            logits[alias] = self.models.logits(alias, batch.tokens, self._recorders(keys, originals))
+            recorded = dict.fromkeys((*keys, self.models.block_input(keys)))
+            logits[alias] = self.models.logits(alias, batch.tokens, self._recorders(recorded, originals))
             self._count(batch)
         labels = {hook: originals[hook] for hook in self.raw.hooks_out}
         known = self.raw(originals, labels, tokens.kept, tokens.massive)
@@ -235,27 +236,33 @@ class Evaluator:
         """The runs of one model with its hook points replaced; `logits` are those of its run as it is."""
         keys, predictions, mask = self.written[alias], self.predictions[alias], tokens.kept
         documents = batch.documents[:, 1:][batch.mask[:, 1:]]
+        start = self.models.start(self.hooks[alias], originals)
         means = {hook: self.principal[hook].mean for hook in keys}
         zeros = constant_replacements({hook: torch.zeros_like(mean) for hook, mean in means.items()}, tokens.replaced)
         for end, hooks in _together_and_alone(keys):
             splice = splice_replacements(self.raw, originals, known, tokens, hooks)
-            replaced = self.models.logits(alias, batch.tokens, splice, self.raw.hooks_in)
+            replaced = self.models.logits(alias, batch.tokens, splice, self.raw.hooks_in, start)
             ce_original, ce_spliced, kl = prediction_divergence(logits, replaced, batch.tokens, mask)
             if not end:
                 predictions.update("original", ce_original, batch.label, documents)
             predictions.update(f"spliced{end}", ce_spliced, batch.label, documents)
             predictions.update(f"kl{end}", kl, batch.label)
             del replaced
-            replaced = self.models.logits(alias, batch.tokens, {hook: zeros[hook] for hook in hooks})
+            replaced = self.models.logits(alias, batch.tokens, {hook: zeros[hook] for hook in hooks}, start=start)
             _, ce_zero, kl_zero = prediction_divergence(logits, replaced, batch.tokens, mask)
             predictions.update(f"zero{end}", ce_zero, batch.label)
             predictions.update(f"kl_zero{end}", kl_zero, batch.label)
             del replaced
             self._count(batch, 2)
         del logits
-        self._run(alias, "mean", constant_replacements(means, tokens.replaced), batch, tokens)
+        self._run(alias, "mean", constant_replacements(means, tokens.replaced), batch, tokens, start)
 
-    def _recorders(self, keys: Sequence[str], originals: dict[str, Tensor]) -> dict[str, Replacement]:
+    def _start(self, batch: SplitBatch, keys: Sequence[str]) -> Start:
+        """Where runs that replace these hook points of a model may begin, of a run up to the last of them."""
+        recorded = dict.fromkeys((*keys, self.models.block_input(keys)))
+        return self.models.start(keys, self.models.activations(batch.tokens, recorded))
+
+    def _recorders(self, keys: Iterable[str], originals: dict[str, Tensor]) -> dict[str, Replacement]:
         def recorder(hook: str) -> Replacement:
             def record(captured: Mapping[str, Tensor], original: Tensor) -> Tensor:
                 originals[hook] = original
@@ -272,10 +279,11 @@ class Evaluator:
         replace: Mapping[str, Replacement],
         batch: SplitBatch,
         tokens: TokenMasks,
+        start: Start,
     ) -> None:
         """Runs of a model with activations replaced, their cross entropies kept by `name`."""
         for end, hooks in _together_and_alone(self.written[alias]):
-            logits = self.models.logits(alias, batch.tokens, {hook: replace[hook] for hook in hooks})
+            logits = self.models.logits(alias, batch.tokens, {hook: replace[hook] for hook in hooks}, start=start)
             self.predictions[alias].update(f"{name}{end}", prediction_loss(logits, batch.tokens, tokens.kept), batch.label)
             self._count(batch)
 

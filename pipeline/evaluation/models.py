@@ -14,6 +14,8 @@ from torch import Tensor
 
 from pipeline.evaluation.language_model import Replacement
 from pipeline.hook_keys import MAIN, by_model, join_key, split_key
+from pipeline.lm.hook_points import layer_of
+from pipeline.lm.language_model import Start
 
 if TYPE_CHECKING:
     from pipeline.lm.language_model import LanguageModel
@@ -73,7 +75,14 @@ class LanguageModels:
             found.update({join_key(alias, hook): captured[hook] for hook in hooks})
         return found
 
-    def logits(self, alias: str, tokens: Tensor, replace: Mapping[str, Replacement], capture: Sequence[str] = ()) -> Tensor:
+    def logits(
+        self,
+        alias: str,
+        tokens: Tensor,
+        replace: Mapping[str, Replacement],
+        capture: Sequence[str] = (),
+        start: Start | None = None,
+    ) -> Tensor:
         """Logits [b, T, V] of one model's run with activations replaced.
 
         Args:
@@ -81,10 +90,22 @@ class LanguageModels:
             tokens: int64 [b, T].
             replace: {key of this model: function(captured so far, by key, original)}.
             capture: keys that the functions may look up; those of other models are left out.
+            start: of a run of this model on these tokens (:meth:`start`); None: from the tokens.
         """
         inside = {split_key(key)[1]: self._with_keys(alias, function) for key, function in replace.items()}
         own = by_model(capture).get(alias, [])
-        return self._models[alias].logits(tokens, inside, capture=own)
+        return self._models[alias].logits(tokens, inside, capture=own, start=start)
+
+    def block_input(self, keys: Iterable[str]) -> str:
+        """The key of the residual stream before the first block that one of these keys of a model is in."""
+        alias, first = min((split_key(key) for key in keys), key=lambda parts: layer_of(parts[1]))
+        return join_key(alias, f"blocks.{layer_of(first)}.hook_resid_pre")
+
+    def start(self, keys: Sequence[str], found: Mapping[str, Tensor]) -> Start:
+        """Where runs of a model may begin that replace nothing but these keys, of what a run has found at `block_input(keys)`
+        and at the keys."""
+        before = self.block_input(keys)
+        return Start(layer_of(split_key(before)[1]), found[before], {split_key(key)[1]: found[key] for key in keys})
 
     @staticmethod
     def _with_keys(alias: str, function: Replacement) -> Replacement:

@@ -58,6 +58,11 @@ def describe_hook_points(n_layers: int) -> str:
     return f"blocks.L.{{{', '.join(SITES)}}} with L from 0 to {n_layers - 1}"
 
 
+def layer_of(name: str) -> int:
+    """The block of a hook point's name that is known to be one."""
+    return int(name.split(".")[1])
+
+
 def parse_hook_point(name: str, n_layers: int, model: str = "the model") -> HookPoint:
     """Check the name of a hook point of a model with `n_layers` blocks.
 

@@ -10,6 +10,7 @@ in float32, given in the model's dtype.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.lm.architectures import Architecture, architecture_of
-from pipeline.lm.language_model import LanguageModel
+from pipeline.lm.language_model import LanguageModel, Start
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Run
 from pipeline.lm.unembedding import Unembedding, read_unembedding
@@ -61,6 +62,7 @@ class HuggingFaceModel(LanguageModel):
     """
 
     backend = "huggingface"
+    starts_midway = True
 
     def __init__(self, source: ModelSource, model: nn.Module) -> None:
         parameter = next(model.parameters())
@@ -69,9 +71,39 @@ class HuggingFaceModel(LanguageModel):
         self._architecture = architecture_of(source.model_type, source.name)
         self._blocks = self._architecture.block_list(model)
 
-    def _forward(self, token_ids: Tensor, run: Run) -> Tensor:
-        with self._hooks(run):
+    def _forward(self, token_ids: Tensor, run: Run, start: Start | None = None) -> Tensor:
+        with self._skipped(start), self._hooks(run):
             return self._model(input_ids=token_ids, use_cache=False).logits
+
+    @contextmanager
+    def _skipped(self, start: Start | None) -> Iterator[None]:
+        """In the block, the model's blocks before the start pass on what they are given, the last of them the residual."""
+        skipped = [] if start is None else list(self._blocks)[: start.layer]
+        try:
+            for block, n_outputs in zip(skipped, self._n_outputs, strict=False):
+                assert start is not None
+                value = start.residual if block is skipped[-1] else None
+                block.forward = _passing_on(value, n_outputs)
+            yield
+        finally:
+            for block in skipped:
+                block.__dict__.pop("forward", None)
+
+    @functools.cached_property
+    def _n_outputs(self) -> list[int]:
+        """For each block 0 if it gives a tensor, else how many things it gives: seen in a run of one token."""
+        found: list[int] = []
+
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            found.append(len(output) if isinstance(output, tuple) else 0)
+
+        handles = [block.register_forward_hook(note) for block in self._blocks]
+        try:
+            self._model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.device), use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
 
     def _mlp(self, layer: int) -> nn.Module:
         return self._blocks[layer].get_submodule(self._architecture.mlp)
@@ -116,6 +148,17 @@ class HuggingFaceModel(LanguageModel):
             return run.visit_norm(prefix, lambda: normalized(norm, args[0]), output, gain)
 
         return hook
+
+
+def _passing_on(value: Tensor | None, n_outputs: int) -> Callable[..., Any]:
+    """A block's forward that gives `value`, or its own input, in the form of its output."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = args[0] if args else kwargs["hidden_states"]
+        out = given if value is None else value
+        return (out, *[None] * (n_outputs - 1)) if n_outputs else out
+
+    return forward
 
 
 def _input_hook(run: Run, name: str) -> Callable[..., Any]:

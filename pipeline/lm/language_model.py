@@ -14,7 +14,7 @@ import abc
 import contextlib
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import DataError
 from pipeline.lm.attention import AttentionWeights, attention_weights
-from pipeline.lm.hook_points import last_of, parse_hook_points
+from pipeline.lm.hook_points import last_of, layer_of, parse_hook_points
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Replacement, Run, StopRun, token_loss
 from pipeline.lm.token_texts import TokenTexts
@@ -44,6 +44,21 @@ class Trace:
     activations: dict[str, Tensor]
     logits: Tensor
     loss: Tensor
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run may begin: with what a run of the same tokens has computed already.
+
+    Attributes:
+        layer: the first block to run; 0 to n_layers.
+        residual: [b, T, d], its input.
+        known: {hook point of that run: [b, T, d]}, unreplaced, at or after the start.
+    """
+
+    layer: int
+    residual: Tensor
+    known: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class LayerMLP(nn.Module):
@@ -81,6 +96,7 @@ class LanguageModel(abc.ABC):
     """
 
     backend: str
+    starts_midway = False  # whether _forward can begin at a block
 
     def __init__(self, source: ModelSource, device: torch.device, dtype: torch.dtype) -> None:
         self._source = source
@@ -164,8 +180,11 @@ class LanguageModel(abc.ABC):
     # What a back end does.
 
     @abc.abstractmethod
-    def _forward(self, token_ids: Tensor, run: Run) -> Tensor:
-        """Run on int64 [b, T] on the model's device, visiting `run` at its wanted hook points; the logits [b, T, V]."""
+    def _forward(self, token_ids: Tensor, run: Run, start: Start | None = None) -> Tensor:
+        """Run on int64 [b, T] on the model's device, visiting `run` at its wanted hook points; the logits [b, T, V].
+
+        A start is given where `starts_midway`: blocks before it are not run.
+        """
 
     @abc.abstractmethod
     def _mlp(self, layer: int) -> nn.Module:
@@ -216,6 +235,7 @@ class LanguageModel(abc.ABC):
         replace: Mapping[str, Replacement] | None = None,
         *,
         capture: Iterable[str] | None = None,
+        start: Start | None = None,
     ) -> Tensor:
         """Logits of the run, with activations replaced.
 
@@ -225,6 +245,7 @@ class LanguageModel(abc.ABC):
                 that occurred so far in this run to their values [b, T, d] after replacement.
             capture: which hook points `captured` keeps; None: all up to the last replaced one. Naming those that the
                 functions read saves memory with large models.
+            start: what is known of the run before the first replacement, which is then not computed again; None: nothing.
 
         Returns:
             [b, T, V] in the model's dtype.
@@ -233,7 +254,20 @@ class LanguageModel(abc.ABC):
             DataError: no such hook point, or token ids that the model does not have.
             ValueError: a replacement of another shape.
         """
-        return self._forward(self._check_tokens(token_ids), self._splicing_run(replace or {}, capture))
+        ids, run = self._check_tokens(token_ids), self._splicing_run(replace or {}, capture)
+        if start is None or not self.starts_midway or any(layer_of(name) < start.layer for name in run.wanted):
+            return self._forward(ids, run)
+        return self._forward(ids, run, self._after_replaced_block(run, start))
+
+    def _after_replaced_block(self, run: Run, start: Start) -> Start:
+        """A later start where the one thing replaced is the known output of a block: that block is not needed."""
+        (name, *others) = run.replace or ("",)
+        if others or not name.endswith(".hook_resid_post") or name not in start.known:
+            return start
+        value = run.visit(name, start.known[name])
+        assert isinstance(value, Tensor)
+        run.wanted = frozenset()
+        return Start(layer_of(name) + 1, value)
 
     def loss(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.errors import DataError
 from pipeline.lm.architectures import architecture_of
 from pipeline.lm.huggingface import affine
-from pipeline.lm.language_model import LanguageModel
+from pipeline.lm.language_model import LanguageModel, Start
 from pipeline.lm.quiet import quiet
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Run
@@ -72,7 +72,7 @@ class TransformerLensModel(LanguageModel):
             )
             self._bridge.eval()
 
-    def _forward(self, token_ids: Tensor, run: Run) -> Tensor:
+    def _forward(self, token_ids: Tensor, run: Run, start: Start | None = None) -> Tensor:
         hooks: list[tuple[str, Callable[..., Tensor | None]]] = []
         for layer in range(self.n_layers):
             prefix = f"blocks.{layer}."
