@@ -14,7 +14,7 @@ import click
 
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import ensure_writable
-from pipeline.foreign import full_disk, full_memory, told
+from pipeline.foreign import full_disk, full_memory, shortened, told
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
@@ -33,9 +33,9 @@ class Output(click.Path):
             DataError: says why not.
         """
         path = Path(value)
-        if path.is_dir() and not self.directory:
+        if os.path.isdir(path) and not self.directory:
             raise DataError(f"{path}: should be a file and is a directory; move it away")
-        for place in (path.parent, *([path] if path.is_dir() else [])):
+        for place in (path.parent, *([path] if os.path.isdir(path) else [])):
             ensure_writable(place, path.name)
         _check_inside(path)
 
@@ -60,6 +60,8 @@ def _of_the_machine(error: Exception) -> str | None:
     """What to do about a full disk, memory that is not there, or a file that the machine does not let us use; None: a bug."""
     if (place := full_disk(error)) is not None:
         return f"{place}no space left on the device; free some"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{shortened(error.filename)}: no file can have a name of this length; give a shorter one"
     if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
         return f"{error.filename}: {error.strerror}; make it readable and writable"
     if full_memory(error):

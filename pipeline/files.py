@@ -36,7 +36,7 @@ def local_path(name: str | Path) -> Path | None:
     in the checkout itself.
     """
     path = Path(name).expanduser()
-    return next((place for place in (path, root() / path) if place.exists()), None)
+    return next((place for place in (path, root() / path) if os.path.exists(place)), None)  # False of a name that is too long
 
 
 def looked_in() -> str:

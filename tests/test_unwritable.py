@@ -153,3 +153,37 @@ def test_outputs_outside_of_the_repository(
     assert project.run("inputs").exit_code == 0
     monkeypatch.setenv("DVC_ROOT", str(project.path))
     refused(project.run(stage), tmp_path / "large disk", "outside", project.path, "symbolic link", STORE)
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [
+        ("inputs", "dataset__dataset_name_or_path"),
+        ("tokenize_corpus", "dataset__dataset_name_or_path"),
+        ("tokenize_corpus", "model__model_name"),
+        ("generate_activations", "model__model_name"),
+        ("generate_activations", "activations__path"),
+        ("generate_activations", STORE),
+        ("fold_norm", "--params"),
+    ],
+)
+def test_a_name_longer_than_any_file_can_have(project: Project, stage: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set or model of this name is none that is here; a place of this name is none."""
+    arguments = []
+    if key == STORE:
+        monkeypatch.setenv(STORE, f"/tmp/{LONG}")
+    elif key == "--params":
+        arguments = ["--params", LONG]
+    else:
+        project.set(**{key: LONG})
+    outcome = project.run(stage, *arguments)
+    if (stage, key) == ("inputs", "dataset__dataset_name_or_path"):
+        assert outcome.exit_code == 0, outcome.stderr  # it may be one of the hub
+        return
+    lines = outcome.stderr.splitlines()
+    assert outcome.exit_code == 2, outcome.stderr
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    assert LONG[:100] in lines[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,7 +105,7 @@ def generate_for(
 
 def _existing(stated: str, hook_points: tuple[str, ...], settings: GenerationSettings) -> ActivationStore:
     path = root() / stated
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DataError(f"activations.path: {path}: no such activation store; give the directory of one, or null to generate")
     store = open_store(path, hook_points)
     check_made_for(path, store.config, settings, only=("target", "context_size"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,7 @@ def open_store(path: Path, hook_points: Sequence[str] | None = None) -> Activati
     Raises:
         DataError: missing, incomplete, damaged, of another format, or without such a hook point.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DataError(f"{path}: the activation store is missing; {REGENERATE}")
     about = read_node(path, "the activation store's description")
     attributes = about["attributes"]
@@ -257,7 +258,7 @@ def open_activations(manifest_or_store: str | Path) -> Activations:
         DataError: the manifest or the store is missing, incomplete or damaged, or the store is not the manifest's.
     """
     path = Path(manifest_or_store)
-    if path.is_dir():
+    if os.path.isdir(path):
         return open_store(path)
     what = "the manifest of the activation store"
     manifest, _ = unsealed(read_json(path, what, REGENERATE), path, what, next_action=REGENERATE)

@@ -128,7 +128,7 @@ def store_root() -> Path:
     if stated and "://" in stated:
         raise DataError(f"SCOPELINE_STORE={stated}: URLs are not supported as store root; give a directory")
     place = root() / Path(stated).expanduser() if stated else root() / "data" / "store"
-    if not place.is_dir():
+    if not os.path.isdir(place):
         ensure_writable(place, "activation stores", STORE_ROOT)
     return place
 

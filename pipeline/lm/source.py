@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,13 +211,13 @@ def resolve_model(name_or_path: str | Path, revision: str | None = None) -> Mode
             f"{directory}: the embedded model is missing; restore it with `git checkout -- data/demo/model`, "
             "or make it anew with `dvc unfreeze pretrain && dvc repro pretrain`"
         )
-    if name == DEMO or directory.is_dir():
+    if name == DEMO or os.path.isdir(directory):
         if revision is not None:
             raise DataError(
                 f"model.revision '{revision}' was given for '{name}', a local directory, which has no revisions; set it to null"
             )
         source = ModelSource(name, directory, None, _read_config(directory, name))
-    elif directory.exists():
+    elif os.path.exists(directory):
         raise DataError(f"{name}: a model should be a directory with config.json and model.safetensors, this is a file")
     elif name.startswith((".", "/", "~")) or not 0 <= name.count("/") <= 1:
         raise DataError(
