@@ -4,8 +4,8 @@
 
 FOLDER holds training.npy [N, D] and held_out.npy [M, D], float32. A run is (features, steps): steps * batch rows in the file's
 order, from the start again where they end. One line of JSON on standard output as a run ends: features, steps, FVU of the
-held-out rows as the file has them, the seconds that training took and the package's version. Everything else goes to standard
-error.
+held-out rows as the file has them, the seconds that training took and the package's version; where `threads` is given, also the
+median seconds between two batches. Everything else goes to standard error.
 
 Imports nothing of this project. Each package trains with its own trainer and its own defaults:
 
@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -52,6 +53,7 @@ class Batches:
 
     def __init__(self, rows: Tensor, batch: int, steps: int) -> None:
         self.rows, self.batch, self.steps = rows, batch, steps
+        self.stamps: list[float] = []  # when each batch was asked for
 
     def __len__(self) -> int:
         return self.steps
@@ -63,6 +65,8 @@ class Batches:
 
     def numbers(self, step: int) -> Tensor:
         """Which rows the batch of a step has, int64 [batch]."""
+        if step >= len(self.stamps):
+            self.stamps.append(time.perf_counter())
         first = step % (len(self.rows) // self.batch) * self.batch
         return torch.arange(first, first + self.batch)
 
@@ -165,10 +169,14 @@ def main(peer: str, folder: str, jobs: str) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         for features, steps in asked["runs"]:
             began = time.monotonic()
-            trained = PEERS[peer](Batches(training, asked["batch"], steps), features, asked["k"])
+            batches = Batches(training, asked["batch"], steps)
+            trained = PEERS[peer](batches, features, asked["k"])
             seconds = time.monotonic() - began
+            between = [after - before for before, after in zip(batches.stamps[3:], batches.stamps[4:], strict=False)]
             run = {"features": features, "steps": steps}
             found = {"fvu": fvu(trained, held_out), "seconds": round(seconds, 2), "version": version}
+            if asked.get("threads"):
+                found["step"] = statistics.median(between)
             output.write(json.dumps({**run, **found}) + "\n")
             output.flush()
 

@@ -1,0 +1,23 @@
+"""The benchmark of a training step on a case of seconds."""
+
+from __future__ import annotations
+
+from benchmarks.step import OURS, ROOT, SMALL, Timed, measure, table
+
+
+def test_both_checkouts_train_alike_and_the_parts_are_timed() -> None:
+    (case,) = SMALL
+    found, beside = measure(case, ROOT, {}, rounds=1, threads=1)
+    ours, before = (found[name][0] for name in (OURS, "before"))
+    assert ours.fvu == before.fvu  # one and the same commit
+    assert 0 < ours.fvu < 1
+    assert min(ours.step, ours.cpu, *beside[0].values()) > 0
+
+
+def test_the_table_has_ratios_to_this_commit() -> None:
+    (case,) = SMALL
+    found = {OURS: [Timed(1.0, 0.25, 2.0), Timed(2.0, 0.25, 2.0)], "before": [Timed(3.0, 0.5, 5.0), Timed(4.0, 0.5, 5.0)]}
+    ours, before, parts = table(case, found, [{"selection": 300.0, "decoding": 450.0}])
+    assert ours == f"| small, topk | {OURS} | 43 (32 to 64) | 1.00 | 1.00 | 0.2500 |"
+    assert before == "| small, topk | before | 18 (16 to 21) | 2.50 | 2.50 | 0.5000 |"
+    assert parts == "| small, topk | its parts alone | 85 | 0.50 of the step | | selection 300.0, decoding 450.0 ms |"
