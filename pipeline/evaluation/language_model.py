@@ -111,7 +111,7 @@ def prediction_divergence(
         first.append(_target_loss(log_p, tokens, mask))
         second.append(_target_loss(log_q, tokens, mask))
         pointwise = log_q.neg_().add_(log_p).mul_(log_p.exp_())
-        divergence.append(pointwise.sum(-1, dtype=torch.float64)[mask[:, 1:]])
+        divergence.append(pointwise.sum(-1, dtype=torch.float64)[:, :-1][mask[:, 1:]])
     return torch.cat(first), torch.cat(second), torch.cat(divergence)
 
 
@@ -122,13 +122,13 @@ def _row_chunks(logits_BTV: Tensor) -> list[slice]:
 
 
 def _log_probabilities(logits_BTV: Tensor) -> Tensor:
-    logits = logits_BTV[:, :-1]
-    return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+    """Of every position; the last one, which predicts nothing, would cost a copy of the rest to leave out."""
+    return torch.log_softmax(logits_BTV if logits_BTV.dtype == torch.float64 else logits_BTV.float(), dim=-1)
 
 
 def _target_loss(log_p_BTV: Tensor, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
     targets = tokens_BT[:, 1:, None].to(log_p_BTV.device, torch.int64)
-    return -log_p_BTV.gather(-1, targets)[..., 0][mask_BT[:, 1:]]
+    return -log_p_BTV[:, :-1].gather(-1, targets)[..., 0][mask_BT[:, 1:]]
 
 
 class PredictionMetrics:
