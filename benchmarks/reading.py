@@ -29,6 +29,7 @@ from pipeline.activations.batches import ActivationBatch
 from pipeline.activations.reader import ActivationStore, open_store
 from pipeline.activations.schema import BLOCK_ROWS, FORMAT_VERSION, chunk_rows, hook_layouts, row_layouts
 from pipeline.activations.writer import StoreWriter
+from pipeline.files import fingerprint
 from pipeline.seeding import generator
 
 HOOK_POINT = "blocks.6.hook_resid_post"
@@ -55,7 +56,7 @@ def write_case(place: Path, n_rows: int, width: int) -> ActivationStore:
     config = {"target": "activations-1d", "context_size": 128, "storage_dtype": "bfloat16"}
     attributes = {
         "format_version": FORMAT_VERSION,
-        "fingerprint": "benchmark",
+        "fingerprint": fingerprint(config),
         "config": config,
         "model": {"name": "none", "revision": None},
         "n_rows": n_rows,
