@@ -1,7 +1,7 @@
 """Tokens a second of a training step on the CPU: this commit, another one, and other packages, in alternating rounds.
 
-    git worktree add /tmp/before COMMIT
-    python -m benchmarks.step --before /tmp/before --peer sparsify=PYTHON --peer dictionary_learning=PYTHON
+    git worktree add ../before COMMIT
+    python -m benchmarks.step --before ../before --peer sparsify=PYTHON --peer dictionary_learning=PYTHON
     python -m benchmarks.step --small      # seconds; what the tests run
 
 All train on the same rows. A step is the time between two batches, by the clock, the median of a run; of our own runs also in

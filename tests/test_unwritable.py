@@ -170,11 +170,13 @@ LONG = "a" * 300
         ("fold_norm", "--params"),
     ],
 )
-def test_a_name_longer_than_any_file_can_have(project: Project, stage: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_longer_than_any_file_can_have(
+    project: Project, stage: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A data set or model of this name is none that is here; a place of this name is none."""
     arguments = []
     if key == STORE:
-        monkeypatch.setenv(STORE, f"/tmp/{LONG}")
+        monkeypatch.setenv(STORE, str(tmp_path / LONG))
     elif key == "--params":
         arguments = ["--params", LONG]
     else:
