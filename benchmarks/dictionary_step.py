@@ -4,7 +4,7 @@
     python -m benchmarks.dictionary_step --small    # seconds; what the tests run
 
 Both ways compute the same loss and gradients, which is checked first. Then, after a warm-up, the median of process times on
-one thread (a shared machine's wall time says little). pipeline/kernels/dispatch.py takes its crossover from here.
+one thread (a shared machine's wall time says little). pipeline/kernels/cpu.py takes its crossover from here.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import build_dictionary
+from pipeline.kernels.cpu import CpuEntries
 from pipeline.losses.reconstruction import reconstruction_loss
 from pipeline.seeding import generator
 
@@ -52,7 +53,7 @@ class Result(NamedTuple):
 @contextmanager
 def forced(entries: bool) -> Iterator[None]:
     """The entry-wise kernels, or the dense products, whatever dispatch says."""
-    with mock.patch("pipeline.dictionaries.base.entries_pay", return_value=entries):
+    with mock.patch.object(CpuEntries, "entries_pay", return_value=entries):
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.gpu_step import SparseStep
 from pipeline.activation_functions.interface import activation_function, activation_function_names
-from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.base import Dictionary, Gate
 from pipeline.dictionaries.build import build_dictionary, kind_names
 from pipeline.kernels.gpu import accumulate, select_batch, select_rows
 from pipeline.kernels.gpu.adam import adam_, bias_corrections
@@ -166,14 +167,57 @@ def check_dictionaries(device: torch.device) -> Iterator[Check]:
         yield _checked(f"fit, {act_fn}: same bits twice, FVU of the CPU", lambda a=(device, act_fn): _fit(*a))  # type: ignore[misc]
 
 
-def _made(kind: str, act_fn: str) -> Dictionary:
-    config = {"kind": kind, "d_in": 24, "d_sae": 96, "act_fn": act_fn, "top_k": 4, "dtype": "float64", **KINDS[kind]}
+def check_entries(device: torch.device) -> Iterator[Check]:
+    """Every kind with every activation function by the Triton kernels against dense products in float64, gradients included."""
+    for kind, act_fn in entry_cases():
+        yield _checked(f"{kind}, {act_fn}: by entries", lambda a=(device, kind, act_fn, 96): _entries(*a))  # type: ignore[misc]
+
+
+def entry_cases() -> list[tuple[str, str]]:
+    """Kinds and activation functions that have a way by entries."""
+    found = []
+    for kind, act_fn in itertools.product(kind_names(), activation_function_names()):
+        activation, layered = activation_function(act_fn), kind_fields(kind).HAS_LAYERS
+        thresholds = activation.has_threshold and kind in ("clt", "crosscoder", "lorsa")
+        if (layered or not activation.joint_layers) and not thresholds and (activation.budgeted or kind != "lorsa"):
+            found.append((kind, act_fn))
+    return found
+
+
+def _entries(device: torch.device, kind: str, act_fn: str, d_sae: int) -> None:
+    rng = torch.Generator().manual_seed(2)
+    tokens = (2, d_sae // 6)
+    x = torch.randn(*tokens, *((2, 24) if kind in ("clt", "crosscoder") else (24,)), generator=rng) * 3
+    mask = torch.rand(tokens, generator=rng) < 0.8
+    found = []
+    for by_triton in (True, True, False):
+        where, dtype = (device, torch.float32) if by_triton else (torch.device("cpu"), torch.float64)
+        fields = {"use_triton_kernel": by_triton, "sparsity_threshold_for_triton_spmm_kernel": 0.0, "d_sae": d_sae}
+        made = _made(kind, act_fn, dtype=str(dtype).removeprefix("torch."), **fields).to(where)
+        given, kept = x.to(where, dtype), mask.to(where)
+        if by_triton:
+            codes = made.step_codes(given, kept, Gate(share=0.0), decoded_only=True)
+            assert codes.entries is not None, "nothing was done by entries"
+        else:
+            codes = made.codes(given, kept)
+        x_hat = made.reconstructions(codes, given)[-1]
+        reconstruction_loss(x_hat, given, kept).backward()
+        gradients = [p.grad for p in made.parameters() if p.grad is not None]
+        found.append([t.detach().cpu() for t in (x_hat, codes.f, *gradients)])
+    assert all(torch.equal(ours, again) for ours, again in zip(*found[:2], strict=True)), "other bits the second time"
+    for ours, wanted in zip(found[0], found[2], strict=True):
+        error = torch.linalg.vector_norm(ours.double() - wanted) / torch.linalg.vector_norm(wanted).clamp_min(1e-12)
+        assert float(error) < 1e-5, f"relative difference {float(error):.2e}"
+
+
+def _made(kind: str, act_fn: str, **fields: Any) -> Dictionary:
+    config = {"kind": kind, "d_in": 24, "d_sae": 96, "act_fn": act_fn, "top_k": 4, "dtype": "float64", **KINDS[kind], **fields}
     made = build_dictionary({**config, "decoder_uniform_bound": 0.2, "encoder_uniform_bound": 0.2}, seed=1)
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if name != "log_jumprelu_threshold":
-                parameter.add_(torch.randn(parameter.shape, generator=rng, dtype=parameter.dtype) * 0.1)
+                parameter.add_(torch.randn(parameter.shape, generator=rng, dtype=torch.float64) * 0.1)
     return made
 
 

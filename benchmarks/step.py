@@ -30,8 +30,9 @@ import torch
 
 from benchmarks.planted import PlantedSet
 from benchmarks.quality import machine
+from pipeline.kernels.cpu import CpuEntries
+from pipeline.kernels.entries import Places
 from pipeline.kernels.largest import largest_places
-from pipeline.kernels.selected import Places, bags, products
 from pipeline.seeding import generator
 from pipeline.training.optimizers import Adam
 
@@ -109,21 +110,20 @@ def parts(case: Case, threads: int, rounds: int = 7) -> dict[str, float]:
         x, W_FD = torch.randn(case.batch, case.d, generator=g), torch.randn(case.f, case.d, generator=g)
         z = x @ W_FD.T
         flat = largest_places(z, case.k)
-        places = Places(flat // case.f, flat % case.f, case.batch, case.f)
+        entries = CpuEntries()
+        places = Places(flat // case.f, flat % case.f, case.batch, case.f, entries)
         values = z.reshape(-1)[flat]
-        order, starts = places.by_column
-        rows, ordered = places.rows[order], values[order]
         weight = torch.nn.Parameter(W_FD.clone())
         weight.grad = torch.randn(W_FD.shape, generator=g)
         adam = Adam({"W": weight})
         kernels: dict[str, Callable[[], object]] = {
             "encoder product": lambda: x @ W_FD.T,
             "selection": lambda: largest_places(z, case.k),
-            "decoding": lambda: bags(W_FD, places.columns, places.row_starts, values),
-            "gradient of the values": lambda: products(x, W_FD, places),
-            "order by feature": lambda: Places(places.rows, places.columns, case.batch, case.f).by_column,
-            "gradient of W_D": lambda: bags(x, rows, starts, ordered),
-            "gradient of W_E": lambda: bags(x, rows, starts, ordered),
+            "decoding": lambda: entries.row_sums(values, places, W_FD),
+            "gradient of the values": lambda: entries.products(x, W_FD, places),
+            "order by feature": lambda: entries.ordered(places),
+            "gradient of W_D": lambda: entries.column_sums(values, places, x),
+            "gradient of W_E": lambda: entries.column_sums(values, places, x),
             "Adam of both": lambda: (adam.step(1e-4), adam.step(1e-4)),
         }
         return {name: _median_ms(kernel, rounds) for name, kernel in kernels.items()}

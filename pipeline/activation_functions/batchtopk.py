@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from pipeline.activation_functions.interface import BudgetedActivation, GateSettings, Selection
-from pipeline.kernels.largest import largest_places_of_all
 
 
 class BatchTopK(BudgetedActivation):
@@ -23,16 +22,16 @@ class BatchTopK(BudgetedActivation):
         kept = None if settings.mask is None else settings.mask.reshape(-1)
         if kept is not None:
             rows = rows.masked_fill(~kept[:, None], -torch.inf)
-        if z.device.type == "cpu":
+        kernels = settings.kernels_of(z)
+        if kept is None or kernels.counts_freely:
             n_kept = len(rows) if kept is None else int(kept.sum())
-            flat = largest_places_of_all(rows, min(settings.k, n_features) * n_kept)
+            flat = kernels.largest_of_all(rows, min(settings.k, n_features) * n_kept)
             values = rows.reshape(-1).index_select(0, flat)
             return Selection(flat, values, ~(values <= 0))
         # Of a budget that does not depend on the mask, so that nothing waits for the device.
-        values, flat = rows.reshape(-1).topk(min(settings.k * len(rows), rows.numel()))
+        values, flat = rows.reshape(-1).topk(min(settings.k, n_features) * len(rows))
         active = ~(values <= 0)
-        if kept is not None:
-            active &= torch.arange(len(values), device=z.device) < settings.k * kept.sum()
+        active &= torch.arange(len(values), device=z.device) < min(settings.k, n_features) * kept.sum()
         flat, order = flat.sort()
         return Selection(flat, values[order], active[order])
 

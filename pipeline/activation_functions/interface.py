@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.kernels.largest import places_above
+from pipeline.kernels.dispatch import entry_kernels
+from pipeline.kernels.entries import EntryKernels
 from pipeline.params.gates import GATES, GateDeclaration
 
 
@@ -27,6 +28,7 @@ class GateSettings(NamedTuple):
         window: full width w of the straight-through window (JumpReLU).
         layered: z is [..., L, F]; a mask has the dimensions before L.
         k_of_token: k counts the features of all layers of a token; only where its layers compete.
+        kernels: what looks for the chosen entries; None: those of the device.
     """
 
     k: int = 0
@@ -35,6 +37,11 @@ class GateSettings(NamedTuple):
     window: float = 2.0
     layered: bool = False
     k_of_token: bool = False
+    kernels: EntryKernels | None = None
+
+    def kernels_of(self, z: Tensor) -> EntryKernels:
+        """What looks for the chosen entries of z."""
+        return self.kernels or entry_kernels(z.device.type)
 
     def joint(self, n_layers: int) -> GateSettings:
         """For the layers of a token as one row of features: a k of each layer becomes k L."""
@@ -105,7 +112,7 @@ class ActivationFunction(abc.ABC):
         """
 
     def selection(self, z: Tensor, settings: GateSettings) -> Selection | None:
-        """The same as `support`, as a list of entries; None where that is no faster."""
+        """The same as `support`, as a list of entries; None where the function has no such form."""
         return None
 
 
@@ -143,19 +150,19 @@ def activation_function_names() -> tuple[str, ...]:
     return GATES.names()
 
 
-def selection_above(z: Tensor, bounds: Tensor, mask: Tensor | None) -> Selection | None:
-    """What exceeds a bound for each feature, as a list; None off the CPU, where its length would have to be waited for.
+def selection_above(z: Tensor, bounds: Tensor, settings: GateSettings) -> Selection:
+    """What exceeds a bound for each feature, as a list, whose length is waited for.
 
     Args:
         z: [..., *features].
         bounds: of the shape of a token's features.
-        mask: bool [...], True for a kept token; None: all.
+        settings: whose mask counts.
     """
-    if z.device.type != "cpu":
-        return None
-    rows = z.reshape(-1, bounds.numel())
-    flat = places_above(rows, bounds.detach().reshape(-1), None if mask is None else mask.reshape(-1))
-    return Selection(flat, rows.reshape(-1).index_select(0, flat), torch.ones(len(flat), dtype=torch.bool))
+    rows, mask = z.reshape(-1, bounds.numel()), settings.mask
+    kept = None if mask is None else mask.reshape(-1)
+    flat = settings.kernels_of(z).above(rows, bounds.detach().reshape(-1), kept)
+    active = torch.ones(len(flat), dtype=torch.bool, device=z.device)
+    return Selection(flat, rows.reshape(-1).index_select(0, flat), active)
 
 
 def mask_features(support: Tensor, mask: Tensor | None) -> Tensor:

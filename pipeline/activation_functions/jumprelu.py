@@ -68,9 +68,9 @@ class JumpReLU(ActivationFunction):
         theta = _log_threshold(settings).exp()
         return mask_features(~(z.to(theta.dtype) <= theta), settings.mask)
 
-    def selection(self, z: Tensor, settings: GateSettings) -> Selection | None:
+    def selection(self, z: Tensor, settings: GateSettings) -> Selection:
         theta = _log_threshold(settings).detach().exp()
-        return selection_above(z.to(theta.dtype), theta, settings.mask)
+        return selection_above(z.to(theta.dtype), theta, settings)
 
     def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
         return _log_threshold(settings).exp()

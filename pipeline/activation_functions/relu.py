@@ -20,9 +20,9 @@ class ReLU(ActivationFunction):
     def support(self, z: Tensor, settings: GateSettings) -> Tensor:
         return mask_features(~(z <= 0), settings.mask)
 
-    def selection(self, z: Tensor, settings: GateSettings) -> Selection | None:
+    def selection(self, z: Tensor, settings: GateSettings) -> Selection:
         n_features = z.shape[-2:].numel() if settings.layered else z.shape[-1]
-        return selection_above(z, torch.zeros(n_features, dtype=z.dtype), settings.mask)
+        return selection_above(z, torch.zeros(n_features, dtype=z.dtype, device=z.device), settings)
 
     def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
         return torch.zeros((), dtype=z.dtype, device=z.device)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pipeline.activation_functions.interface import BudgetedActivation, GateSettings, Selection
-from pipeline.kernels.largest import largest_places
 
 
 class TopK(BudgetedActivation):
@@ -15,11 +13,7 @@ class TopK(BudgetedActivation):
     def selection(self, z: Tensor, settings: GateSettings) -> Selection:
         n_features = z.shape[-1]
         k, rows = min(settings.k, n_features), z.reshape(-1, n_features)
-        if z.device.type == "cpu":
-            flat = largest_places(rows, k)
-        else:
-            index = torch.topk(rows, k, dim=-1, sorted=False).indices.sort(-1).values
-            flat = (index + torch.arange(len(rows), device=z.device)[:, None] * n_features).reshape(-1)
+        flat = settings.kernels_of(z).largest(rows, k)
         values = z.reshape(-1).index_select(0, flat)
         active = ~(values <= 0)
         if settings.mask is not None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +26,8 @@ from torch import Tensor, nn
 
 from pipeline.activation_functions.calibration import Calibration
 from pipeline.activation_functions.interface import ActivationFunction, GateSettings, activation_function
-from pipeline.dictionaries.codes import Codes, Entries, ThresholdSettings
+from pipeline.dictionaries.by_entries import decoded, step_codes
+from pipeline.dictionaries.codes import Codes
 from pipeline.dictionaries.fold import EPS_NORM, folded
 from pipeline.dictionaries.inference_thresholds import inference_thresholds, threshold_factors
 from pipeline.dictionaries.initial import DEFAULT_LOG_THRESHOLD, BaseInitialization
@@ -35,9 +35,8 @@ from pipeline.dictionaries.masks import kept_tokens
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.errors import ParamsError
-from pipeline.kernels.dispatch import CPU_CROSSOVER, entries_pay
-from pipeline.kernels.selected import Places, selected_linear
-from pipeline.kernels.threshold_gradient import with_threshold_gradient
+from pipeline.kernels.dispatch import entry_kernels
+from pipeline.kernels.entries import EntryKernels, Places
 from pipeline.memory import Need, require_memory
 from pipeline.params.dictionary_config import DictionaryConfig
 
@@ -49,11 +48,13 @@ class Gate(NamedTuple):
         top_k: k of the topk family.
         window: width of JumpReLU's straight-through window.
         activation: another activation function.
+        share: measured share of active features of a gate without budget, for the choice of the way; None: not known.
     """
 
     top_k: int | None = None
     window: float | None = None
     activation: ActivationFunction | None = None
+    share: float | None = None
 
 
 class LinearBranch(NamedTuple):
@@ -216,35 +217,10 @@ class Dictionary(nn.Module, abc.ABC):
         found: list[Tensor] = []
         x_hat: Tensor | None = None
         for first, end in itertools.pairwise((0, *(widths or self.feature_shape[-1:]))):
-            part = self._decoded(codes, first, end)
+            part = decoded(self, codes, first, end)
             x_hat = part if x_hat is None else x_hat + part
             found.append(self.finished(x_hat, x))
         return found
-
-    def _decoded(self, codes: Codes, first: int, end: int) -> Tensor:
-        """What the features first to end - 1 (of each layer) add up to, [..., d_out]."""
-        n_features = self.feature_shape[-1]
-        every = (first, end) == (0, n_features)
-        if codes.entries is None:
-            return self.decode_linear(codes.f) if every else self.decode_between(codes.f, first, end)
-        values, places = codes.entries.values, codes.entries.places
-        if not every:
-            feature = places.columns % n_features
-            kept, places = places.only((feature >= first) & (feature < end))
-            values = values[kept]
-        x_hat = self.decode_chosen(values, places)
-        if codes.thresholds is not None:
-            x_hat = self._with_threshold_gradient(x_hat, codes, codes.thresholds)
-        return x_hat.unflatten(0, codes.shape[: len(codes.shape) - len(self.feature_shape)])
-
-    def _with_threshold_gradient(self, x_hat: Tensor, codes: Codes, settings: ThresholdSettings) -> Tensor:
-        log_threshold, scale, window, mask = settings
-        matrix = self.decoder_matrix()
-        assert matrix is not None
-        gating = codes.gating.reshape(len(x_hat), -1)
-        if mask is not None:  # below every window
-            gating = gating.masked_fill(~mask.reshape(-1, 1), -torch.inf)
-        return with_threshold_gradient(x_hat, log_threshold, matrix, gating, scale, window)
 
     def linear_branches(self, x: Tensor) -> list[LinearBranch] | None:
         """The linear maps that h is made of, one after the other (GLU: two); None: h is no function of the token alone."""
@@ -345,13 +321,23 @@ class Dictionary(nn.Module, abc.ABC):
         """Whether a token's features depend on the rest of its batch (BatchTopK): not an inference form."""
         return self.activation.batch_dependent
 
-    def gate_settings(self, mask: Tensor | None = None, gate: Gate = CONFIGURED) -> GateSettings:
-        """What the activation function needs beside z."""
+    def gate_settings(
+        self, mask: Tensor | None = None, gate: Gate = CONFIGURED, device: torch.device | None = None
+    ) -> GateSettings:
+        """What the activation function needs beside z, which is on this device (None: that of the weights)."""
         k = self.config.top_k if gate.top_k is None else gate.top_k
         window = self.config.jumprelu_threshold_window if gate.window is None else gate.window
         log_threshold = self.log_jumprelu_threshold if self.activation.has_threshold else None
         layered, of_token = len(self.feature_shape) > 1, self.config.k_layers > 1
-        return GateSettings(k, mask, log_threshold, window, layered=layered, k_of_token=of_token)
+        kernels = self.kernels(device or next(self.parameters()).device)
+        return GateSettings(k, mask, log_threshold, window, layered=layered, k_of_token=of_token, kernels=kernels)
+
+    def kernels(self, device: torch.device) -> EntryKernels:
+        """What works on entries there, in the dtype that autocast computes in, or that of the weights."""
+        kind, config = device.type, self.config
+        autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else next(self.parameters()).dtype
+        return entry_kernels(kind, config.use_triton_kernel, config.sparsity_threshold_for_triton_spmm_kernel, dtype)
 
     def gating_scale(self, norms: Tensor) -> Tensor | None:
         """The s of z = h * s, at least 1e-12: n, gate_scale, or None for 1."""
@@ -395,78 +381,7 @@ class Dictionary(nn.Module, abc.ABC):
             decoded_only: nothing is differentiated but the reconstruction of all features. Then a gate without budget works
                 on its entries too, and thresholds get their gradient by way of `reconstructions`.
         """
-        activation, settings = gate.activation or self.activation, self.gate_settings(kept_tokens(mask, padding), gate)
-        share = settings.k / self.config.k_layers / self.config.d_sae if activation.budgeted else 0.0
-        possible = activation.budgeted or (decoded_only and self._finds_entries(activation))
-        possible = possible and self._agree("decode_linear", "decode_chosen")
-        if not (possible and entries_pay(x.device.type, next(self.parameters()).dtype, share)):
-            return self.codes(x, mask, gate, padding)
-        agree = self._agree("pre_activations", "linear_branches") and self._agree("pre_activations", "combined")
-        branches = self.linear_branches(x) if agree else None
-        if branches is None:
-            if not activation.budgeted:
-                return self.codes(x, mask, gate, padding)
-            return self._chosen_of_dense(x, activation, settings, padding)
-        return self._chosen(x, branches, activation, settings, padding) or self.codes(x, mask, gate, padding)
-
-    def _chosen_of_dense(
-        self, x: Tensor, activation: ActivationFunction, settings: GateSettings, padding: Tensor | None
-    ) -> Codes:
-        """Chosen entries of an encoder that is not linear: it is differentiated as a whole."""
-        h, norms, n_columns = self.pre_activations(x, padding), self.decoder_norms(), math.prod(self.feature_shape)
-        scale = self.gating_scale(norms)
-        z = h if scale is None else h * scale
-        chosen = activation.selection(z.detach(), settings)
-        assert chosen is not None  # budgeted
-        flat = chosen.flat
-        places = Places(flat // n_columns, flat % n_columns, z.numel() // n_columns, n_columns)
-        values = torch.where(chosen.active, h.reshape(-1).gather(0, flat), 0.0)
-        return Codes(h, z, Entries(values, flat, places), norms)
-
-    def _chosen(
-        self,
-        x: Tensor,
-        branches: Sequence[LinearBranch],
-        activation: ActivationFunction,
-        settings: GateSettings,
-        padding: Tensor | None,
-    ) -> Codes | None:
-        """Chosen entries of a linear encoder; None where they are too many to pay."""
-        norms, n_columns = self.decoder_norms(), math.prod(self.feature_shape)
-        scale = self.gating_scale(norms)
-        with torch.no_grad():  # the scale goes into the weights, which are fewer than the gating values
-            products = [self.branch_product(b, scale if b is branches[0] else None) for b in branches]
-            gating = self.combined(products).reshape(*x.shape[: x.ndim - self.input_dims], *self.feature_shape)
-        chosen = activation.selection(gating, settings)
-        if chosen is None or (not activation.budgeted and len(chosen.flat) > CPU_CROSSOVER * gating.numel()):
-            return None
-        flat, values, active = chosen
-        places = Places(flat // n_columns, flat % n_columns, gating.numel() // n_columns, n_columns)
-        own = places.with_rows(flat // self.config.d_sae, gating.numel() // self.config.d_sae)
-        outputs = [values] if len(products) == 1 else [product.reshape(-1).index_select(0, flat) for product in products]
-        if scale is not None:
-            outputs[0] = outputs[0] / scale.detach().clamp_min(EPS_NORM).reshape(-1).index_select(0, places.columns)
-        values = self.combined(
-            [selected_linear(b.x, b.W, b.b, out, own, b.centre) for b, out in zip(branches, outputs, strict=True)]
-        )
-        entries = Entries(torch.where(active, values, 0.0), flat, places)
-        codes = Codes(
-            lambda: self.pre_activations(x, padding), lambda h: h if scale is None else h * scale, entries, norms, gating
-        )
-        if settings.log_threshold is not None and activation.has_threshold:
-            codes.thresholds = ThresholdSettings(settings.log_threshold, scale, settings.window, settings.mask)
-        return codes
-
-    def _finds_entries(self, activation: ActivationFunction) -> bool:
-        """Whether a gate without budget can work on its entries: thresholds need the decoder as a matrix for their gradient."""
-        return not activation.has_threshold or self.decoder_matrix() is not None
-
-    @classmethod
-    @functools.cache
-    def _agree(cls, dense: str, sparse: str) -> bool:
-        """Whether a way by entries belongs to the dense one: not where a subclass has overridden the dense one alone."""
-        owner, other = (next(c for c in cls.__mro__ if name in c.__dict__) for name in (dense, sparse))
-        return other is Dictionary or issubclass(other, owner)
+        return step_codes(self, x, mask, gate, padding, decoded_only=decoded_only)
 
     def encode(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED, padding: Tensor | None = None) -> Tensor:
         """Feature activations f [..., F] of x [..., d_in]; arguments as in `codes`."""
@@ -509,8 +424,7 @@ class Dictionary(nn.Module, abc.ABC):
         """
         with torch.no_grad():
             chosen = dead_mask
-            # Where it is all of them there is nothing to rank. Off the CPU asking would wait for the device.
-            if dead_mask.device.type != "cpu" or int(dead_mask.sum()) > k_aux:
+            if int(dead_mask.sum()) > k_aux:  # else there is nothing to rank
                 ranked = z.detach().masked_fill(~dead_mask, -torch.inf)
                 index = ranked.topk(min(k_aux, z.shape[-1]), dim=-1, sorted=False).indices
                 chosen = torch.zeros(z.shape, dtype=torch.bool, device=z.device).scatter_(-1, index, True) & dead_mask

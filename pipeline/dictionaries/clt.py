@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from pipeline.dictionaries.base import Dictionary, LinearBranch
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
 from pipeline.dictionaries.parts import LinearPart
+from pipeline.kernels.entries import Places
 from pipeline.kernels.grouped import grouped_decode
-from pipeline.kernels.selected import Places, selected_decode
+from pipeline.kernels.selected import selected_decode
 from pipeline.params.dictionary_config import DictionaryConfig
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.kernels.selected import Places
+from pipeline.kernels.entries import Places
 
 
 class Entries(NamedTuple):

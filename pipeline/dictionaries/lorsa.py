@@ -20,7 +20,8 @@ from pipeline.dictionaries.initial import BaseInitialization, normal_, uniform_
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.rotary import Rotary
 from pipeline.errors import DataError, ParamsError
-from pipeline.kernels.selected import Places, selected_decode
+from pipeline.kernels.entries import Places
+from pipeline.kernels.selected import selected_decode
 from pipeline.params.dictionary_config import DictionaryConfig
 
 ALL = slice(None)

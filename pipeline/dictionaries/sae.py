@@ -22,7 +22,8 @@ from pipeline.dictionaries.base import Dictionary, LinearBranch
 from pipeline.dictionaries.fold import divisible
 from pipeline.dictionaries.initial import BaseInitialization, uniform_
 from pipeline.dictionaries.parts import LinearPart
-from pipeline.kernels.selected import Places, selected_decode
+from pipeline.kernels.entries import Places
+from pipeline.kernels.selected import selected_decode
 
 
 class SparseAutoencoder(Dictionary):

@@ -1,69 +1,13 @@
-"""Decode, and the encoder's gradient, from the chosen entries only (CPU).
-
-With N chosen entries of [B, F], f W costs N * D multiplications instead of B * F * D, and so do the gradients of W_D
-and of the encoder. All sums are bags of rows (torch.nn.functional.embedding_bag), each bag added up in order by one thread,
-so results are the same from run to run.
-"""
+"""Decode, and the encoder's gradient, from the chosen entries only; each entry's sums are those of its places' kernels."""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
-
-class Places:
-    """Where the entries of a sparse matrix [n_rows, n_columns] are, ordered by row.
-
-    Args:
-        rows: int64 [N], ascending.
-        columns: int64 [N].
-        n_rows, n_columns: of the matrix.
-    """
-
-    def __init__(self, rows: Tensor, columns: Tensor, n_rows: int, n_columns: int) -> None:
-        self.rows, self.columns, self.n_rows, self.n_columns = rows, columns, n_rows, n_columns
-
-    @functools.cached_property
-    def row_starts(self) -> Tensor:
-        """int64 [n_rows], where each row's entries begin."""
-        return torch.searchsorted(self.rows, torch.arange(self.n_rows, device=self.rows.device))
-
-    @functools.cached_property
-    def by_column(self) -> tuple[Tensor, Tensor]:
-        """The order of the entries by column, and by row within it; and where each column's begin in that order."""
-        n = len(self.columns)
-        shift = max(n - 1, 1).bit_length()
-        # Column and number in one key, as keys without equals need no stable sort; numpy's takes a fifth of torch's.
-        keys = (self.columns << shift | torch.arange(n, device=self.columns.device)).numpy()
-        kind = np.int32 if self.n_columns << shift < 2**31 else np.int64
-        ordered = torch.from_numpy(np.sort(keys.astype(kind)))
-        starts = torch.searchsorted(ordered, torch.arange(self.n_columns, dtype=ordered.dtype) << shift)
-        return (ordered & ((1 << shift) - 1)).long(), starts
-
-    def with_rows(self, rows: Tensor, n_rows: int) -> Places:
-        """The same entries in other rows, in the same order by row."""
-        if n_rows == self.n_rows:
-            return self
-        other = Places(rows, self.columns, n_rows, self.n_columns)
-        other.by_column = self.by_column
-        return other
-
-    def only(self, wanted: Tensor, n_columns: int | None = None) -> tuple[Tensor, Places]:
-        """Some of the entries: their numbers, and their places.
-
-        Args:
-            wanted: bool [N].
-            n_columns: of the first columns only, if they are of no other; None: as before.
-        """
-        kept = wanted.nonzero().squeeze(1)
-        return kept, Places(
-            self.rows.index_select(0, kept), self.columns.index_select(0, kept), self.n_rows, n_columns or self.n_columns
-        )
+from pipeline.kernels.entries import Places
 
 
 class _SelectedLinear(torch.autograd.Function):
@@ -81,16 +25,15 @@ class _SelectedLinear(torch.autograd.Function):
         (grad,) = grads
         x_BD, W_DF = ctx.saved_tensors
         places: Places = ctx.places
+        kernels = places.kernels
         grad_x = grad_W = grad_b = grad_centre = None
         grad = grad.to(W_DF.dtype)
         if ctx.needs_input_grad[0]:
-            grad_x = bags(W_DF.T, places.columns, places.row_starts, grad).to(x_BD.dtype)
+            grad_x = kernels.row_sums(grad, places, kernels.operand(W_DF.T)).to(x_BD.dtype)
         if ctx.needs_input_grad[1]:
-            order, starts = places.by_column
-            rows = places.rows.index_select(0, order)
-            grad_W = bags(x_BD.to(W_DF.dtype), rows, starts, grad.index_select(0, order)).T
+            grad_W = kernels.column_sums(grad, places, kernels.operand(x_BD.to(W_DF.dtype))).T
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-            grad_b = grad.new_zeros(places.n_columns).index_add_(0, places.columns, grad)
+            grad_b = kernels.column_totals(grad, places)
         if ctx.needs_input_grad[3]:
             assert grad_b is not None
             grad_centre = -(W_DF @ grad_b)
@@ -100,38 +43,25 @@ class _SelectedLinear(torch.autograd.Function):
 class _SelectedDecode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, W_FD: Tensor, places: Places) -> Tensor:
-        ctx.save_for_backward(values, W_FD)
+        operand = places.kernels.operand(W_FD)
+        ctx.save_for_backward(values, operand)
         ctx.places = places
-        return bags(W_FD, places.columns, places.row_starts, values.to(W_FD.dtype))
+        return places.kernels.row_sums(values, places, operand)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        values, W_FD = ctx.saved_tensors
+        values, operand = ctx.saved_tensors
         places: Places = ctx.places
+        kernels = places.kernels
         grad_values = grad_W = None
+        grad = kernels.operand(grad)
         if ctx.needs_input_grad[0]:
-            grad_values = products(grad, W_FD, places).to(values.dtype)
+            grad_values = kernels.products(grad, operand, places).to(values.dtype)
         if ctx.needs_input_grad[1]:
-            order, starts = places.by_column
-            rows = places.rows.index_select(0, order)
-            grad_W = bags(grad, rows, starts, values.to(W_FD.dtype).index_select(0, order))
+            grad_W = kernels.column_sums(values, places, grad)
         return grad_values, grad_W, None
-
-
-def bags(rows_ND: Tensor, index: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    """Row g of the result [len(offsets), D] is sum_j weights[j] * rows[index[j]] over the j of bag g."""
-    return embedding_bag(index, rows_ND.contiguous(), offsets, mode="sum", per_sample_weights=weights)
-
-
-def products(left_RD: Tensor, right_CD: Tensor, places: Places) -> Tensor:
-    """<left[row], right[column]> at the places, [N]: what autograd calls for the gradient of a bag's weights."""
-    left, right = left_RD.contiguous(), right_CD.contiguous()
-    found: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        left, right, places.columns, places.row_starts, places.rows, 0
-    )
-    return found
 
 
 def selected_linear(
@@ -153,6 +83,6 @@ def selected_linear(
 
 
 def selected_decode(values: Tensor, W_FD: Tensor, places: Places) -> Tensor:
-    """f W [B, D] from the entries of f [B, F], `values` [N] at the places. Differentiable."""
+    """f W [B, D] from the entries of f [B, F], `values` [N] at the places, in the dtype of W. Differentiable."""
     found: Tensor = _SelectedDecode.apply(values, W_FD, places)
     return found

@@ -48,8 +48,6 @@ class DictionaryConfig(_Fields):
     folded: bool = False
     norms: dict | None = dataclasses.field(default=None, hash=False)
     provenance: dict = dataclasses.field(default_factory=dict, hash=False)
-    use_triton_kernel: bool = param(False, choices=(False,))
-    sparsity_threshold_for_triton_spmm_kernel: float = 0.996
 
     if TYPE_CHECKING:
 

@@ -20,10 +20,11 @@ from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.errors import CheckpointError, Interrupted, NumericsError
 from pipeline.interrupts import StopRequest, stop_on_signals
-from pipeline.memory import Need, require_memory
 from pipeline.params.sections.trainer import TrainerParams
 from pipeline.progress import Progress
 from pipeline.training.checkpoints import Checkpoints, History, snapshot_steps
+from pipeline.training.held import check_memory, told_of_memory
+from pipeline.training.kernels import check_device, way_in_words
 from pipeline.training.processes import ONE_PROCESS, Reductions
 from pipeline.training.revival import out_of_reach
 from pipeline.training.source import Source, on_device
@@ -78,12 +79,15 @@ def train(
     Returns: the run, at its end.
 
     Raises:
+        ParamsError: this device cannot do it, or has no memory for it.
         NumericsError: the loss was not finite, or the run has diverged.
         CheckpointError: every resume point is damaged.
         Interrupted: a signal asked to stop; the state is saved.
     """
+    check_device(dictionary, params.amp_dtype)
     check_memory(dictionary, source, params)
     run = TrainingRun(dictionary, source, params, norms, total_steps, checkpoints, on_metrics, label, reductions)
+    _say(label, way_in_words(dictionary, params.amp_dtype, run.trainer.gate(total_steps - 1).top_k or 0))
     if (why := out_of_reach(dictionary, params, total_steps * source.batch_tokens)) is not None:
         _say(label, why)
     run.resume()
@@ -93,22 +97,9 @@ def train(
             done = run.trainer.step_number * source.batch_tokens
             run.progress = Progress(label, total_steps * source.batch_tokens, done=done)
             stack.callback(run.progress.close)
-        run.steps(stop)
+        with told_of_memory(dictionary, source, params, lambda: run.trainer.step_number):
+            run.steps(stop)
     return run
-
-
-def check_memory(dictionary: Dictionary, source: Source, params: TrainerParams) -> None:
-    """Refuse a training that cannot be held: gradients, the optimiser's moments, and the pre-activations of a part of a batch.
-
-    Raises:
-        ParamsError: which key to lower.
-    """
-    first = next(dictionary.parameters())
-    itemsize = min(getattr(torch, params.amp_dtype).itemsize, first.dtype.itemsize)
-    tokens = source.batch_tokens // params.gradient_accumulation_steps
-    batch = dictionary.need(tokens, source.batch_size, encoded=False, itemsize=itemsize)
-    weights = sum(parameter.nbytes for parameter in dictionary.parameters())
-    require_memory(Need("gradients and moments of the weights", 3 * weights, batch.keys), batch, device=first.device)
 
 
 class TrainingRun:

@@ -114,8 +114,7 @@ def compute_loss(
     if params.auxk_coefficient is not None:
         value = torch.zeros_like(unweighted[RECONSTRUCTION])
         dead = dead(codes) if callable(dead) else dead
-        # On the CPU looking is free and saves the work; elsewhere it would wait for the device, and the term is 0 anyhow.
-        if dead is not None and (x.device.type != "cpu" or bool(dead.any())):
+        if dead is not None and bool(dead.any()):
             with autocast(x.device, params.amp_dtype):
                 e_hat = dictionary.decode_dead(codes.z, codes.h, dead, params.k_aux)
             value, dropped = auxk_loss(r, y, e_hat, dead, mask)

@@ -71,10 +71,7 @@ def revive_(
     z = widened(codes.gating).reshape(-1, *shape)
     threshold = threshold.detach().to(z.dtype).expand(codes.shape).reshape(z.shape)
     kept = None if mask is None else mask.reshape(-1)
-    if z.device.type == "cpu":  # only the columns that matter; elsewhere their number would have to be waited for
-        columns = dead.reshape(-1).nonzero().squeeze(1)
-    else:
-        columns = torch.arange(dead.numel(), device=z.device)
+    columns = dead.reshape(-1).nonzero().squeeze(1)
     z, threshold = z.flatten(1)[:, columns], threshold.flatten(1)[:, columns]
     if encoder_gate is not None:  # what follows is of the linear branch
         sigma = widened(encoder_gate.detach()).reshape(-1, *shape).flatten(1)[:, columns].clamp_min(SMALLEST)

@@ -5,12 +5,13 @@
     count dead features; revive them; steer L0
 
 Weights stay in their own precision; autocast covers encoding and decoding only. A mean over a step of several
-micro-batches is the mean over all its kept tokens: each part weighs as many as it keeps. Nothing waits for a GPU but
-:meth:`Trainer.figures`, which the loop asks for at log steps.
+micro-batches is the mean over all its kept tokens: each part weighs as many as it keeps. A GPU is waited for where a look
+saves much work: once for dead features (AuxK) and once for silent ones (revival).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from pipeline.losses.reductions import aligned
 from pipeline.norms.normalizer import Normalizer
 from pipeline.params.sections.trainer import TrainerParams
 from pipeline.shares import resolve_share, resolve_steps
+from pipeline.training.active_share import ActiveShare
 from pipeline.training.checkpoints import check_fit
 from pipeline.training.constraints import normalize_rows_, remove_parallel_gradient_
 from pipeline.training.dead_features import DeadFeatures
@@ -130,6 +132,9 @@ class Trainer:
         dead_threshold = resolve_share(params.dead_threshold, params.total_training_tokens)
         self.dead = DeadFeatures(dictionary.feature_shape, dead_threshold, self.device)
         self._silence = silence(dictionary, params)
+        kernels = dictionary.gate_settings().kernels
+        measured = not (dictionary.activation.budgeted or kernels is None or kernels.counts_freely)
+        self.share = ActiveShare(measured, math.prod(dictionary.feature_shape))
         self.guard = LossGuard(self.device, position)
         n_hooks, d_out = len(dictionary.hooks_out), dictionary.config.d_out
         width = (d_out,) if n_hooks == 1 else (n_hooks, d_out)
@@ -182,7 +187,7 @@ class Trainer:
         """The gate of step s: the scheduled k, and TopK before topk_start_steps (k = target_l0 where that is steered to)."""
         k = self._k(s) if self.dictionary.activation.budgeted else None
         if s >= self.topk_start_steps:
-            return Gate(top_k=k)
+            return Gate(top_k=k, share=self.share.known)
         target = self.params.steered_l0
         return Gate(top_k=k if target is None else max(1, round(target)), activation=activation_function("topk"))
 
@@ -210,7 +215,7 @@ class Trainer:
         self.optimizer.zero_grad()
         for part in parts:
             report = self._accumulate(part, s, dead, sums, statistic)
-            tally.add(report, part, self.l0.steers)
+            tally.add(report, part, self.l0.steers or self.share.due(s))
             if observation is not None:
                 observation.add(report, part.y, part.mask)
         self._reduce_(sums, tally)
@@ -251,7 +256,7 @@ class Trainer:
             return lambda codes: self.dead.after(self.reductions.any(codes.fired(self.dead.feature_shape)), n_tokens)
         never = torch.zeros_like(self.dead.tokens_since, dtype=torch.bool)
         dead = self.dead.after(never, n_tokens)
-        if dead.device.type == "cpu" and not bool(dead.any()):
+        if not bool(dead.any()):
             return dead
         fired = never
         for part in parts:
@@ -273,10 +278,11 @@ class Trainer:
         assert tally.fired is not None
         self.dead.update(tally.fired, n_tokens)
         dead = self.dead.mask()
-        # On the CPU looking is free and saves the work; elsewhere it would wait for the device.
         lost = self.dead.tokens_since >= self._silence
-        if self.params.revive_dead_features and (lost.device.type != "cpu" or bool(lost.any())):
+        if self.params.revive_dead_features and bool(lost.any()):
             self._revive(s, tally, lost)
+        if self.share.due(s):
+            self.share.measure_(torch.as_tensor(tally.n_active), tally.n_ordinary)
         if self.l0.steers and s >= self.topk_start_steps:
             self.l0.update_(torch.as_tensor(tally.n_active), tally.n_ordinary, dead)
 
@@ -398,6 +404,7 @@ class Trainer:
         state |= {f"scaler/{name}": tensor for name, tensor in self.scaler.state().items()}
         state |= {f"target_l0/{name}": tensor for name, tensor in self.l0.state().items()}
         state |= {f"divergence/{name}": tensor for name, tensor in self.divergence.state().items()}
+        state |= {f"active/{name}": tensor for name, tensor in self.share.state().items()}
         state["dead/tokens_since"] = self.dead.tokens_since
         state["tokens"], state["n_auxk_dropped"] = self.tokens, self.n_auxk_dropped
         return state

@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.dictionaries.base import Dictionary, Gate
 from pipeline.dictionaries.build import build_dictionary
 from pipeline.dictionaries.sae import SparseAutoencoder
+from pipeline.kernels.cpu import CpuEntries
 from pipeline.params.gates import GATES
 from pipeline.seeding import generator
 
@@ -37,7 +38,7 @@ CASES = [(kind, gate) for kind in KINDS for gate in BUDGETED if kind == "clt" or
 
 @contextmanager
 def by_entries(wanted: bool) -> Iterator[None]:
-    with mock.patch("pipeline.dictionaries.base.entries_pay", return_value=wanted):
+    with mock.patch.object(CpuEntries, "entries_pay", return_value=wanted):
         yield
 
 
@@ -182,7 +183,7 @@ def test_thresholds_get_the_gradient_of_the_dense_gate(kind: str, window: float,
             dictionary.log_jumprelu_threshold.copy_(torch.rand(F, generator=generator(3, "t"), dtype=torch.float64))
         x, mask = inputs(dictionary)
         given = mask if masked else None
-        with mock.patch("pipeline.dictionaries.base.CPU_CROSSOVER", 1.0 if entries else 0.0):
+        with mock.patch("pipeline.kernels.cpu.CROSSOVER", 1.0 if entries else 0.0):
             codes = dictionary.step_codes(x, given, Gate(window=window), decoded_only=True)
             x_hat = dictionary.reconstructions(codes, x)[-1]
         assert (codes.entries is not None) == entries
@@ -219,7 +220,7 @@ def test_relu_by_its_entries(kind: str) -> None:
     for crossover in (1.0, 0.0):
         dictionary = filled(kind, "relu", 2)
         x, mask = inputs(dictionary)
-        with mock.patch("pipeline.dictionaries.base.CPU_CROSSOVER", crossover):
+        with mock.patch("pipeline.kernels.cpu.CROSSOVER", crossover):
             codes = dictionary.step_codes(x, mask, decoded_only=True)
             x_hat = dictionary.reconstructions(codes, x)[-1]
         assert (codes.entries is not None) == (crossover > 0)

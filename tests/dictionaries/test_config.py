@@ -38,7 +38,7 @@ def faults(**config: Any) -> list[str]:
         ({"norm_activation": "inference"}, "dictionary.norm_activation", ("folded", "False")),
         ({"dtype": "float31"}, "dictionary.dtype", ("'float32'",)),
         ({"jumprelu_threshold_window": 0.0}, "dictionary.jumprelu_threshold_window", ("greater than 0", "got 0.0")),
-        ({"use_triton_kernel": True}, "dictionary.use_triton_kernel", ("choices: false",)),
+        ({"use_triton_kernel": "on"}, "dictionary.use_triton_kernel", ("auto", "'on'")),
         ({"apply_b_dec_to_input": True, "use_decoder_bias": False}, "dictionary.apply_b_dec_to_input", ("use_decoder_bias",)),
         ({"apply_b_dec_to_input": True, "hook_point_out": "b"}, "dictionary.apply_b_dec_to_input", ("SAE only",)),
         ({"kind": "transcoder", "hook_point_in": "a"}, "dictionary.hook_point_out", ("transcoder", "'a'")),

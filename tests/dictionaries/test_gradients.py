@@ -16,7 +16,7 @@ from torch.autograd import gradcheck
 from torch.func import functional_call
 
 from pipeline.dictionaries.base import Dictionary, Gate
-from pipeline.kernels.dispatch import entries_pay
+from pipeline.kernels.cpu import CpuEntries
 from pipeline.seeding import generator
 from tests.dictionaries.make import ACT_FNS, filled, inputs
 
@@ -85,7 +85,7 @@ def away_from_the_jumps(
 @both_gatings
 def test_run_equals_finite_differences(variant: str, act_fn: str, k: int, include_norm: bool) -> None:
     dictionary, x, mask = away_from_the_jumps(variant, act_fn, k, include_norm, tokens=4)
-    assert entries_pay("cpu", torch.float64, k / F) == (k == 1)
+    assert CpuEntries().entries_pay(torch.float64, k / F) == (k == 1)
     running = Running(dictionary)
     names = [name for name, _ in running.named_parameters()]
     leaves = [x, *(p.detach().clone() for p in running.parameters())]

@@ -46,6 +46,11 @@ for dtype in checks.DTYPES:
 for shape in ((1, 1, 1), (25, 5, 100)):
     checks._products(device, torch.float32, *shape)
 """,
+    "dictionaries": """
+for kind, act_fn in (("clt", "batchlayertopk"), ("crosscoder", "relu"), ("sae", "jumprelu"), ("transcoder", "topk")):
+    assert (kind, act_fn) in checks.entry_cases()
+    checks._entries(device, kind, act_fn, 12)
+""",
     "adam": "checks._adam(device)",
     "step": """
 for gate in ("topk", "batchtopk"):

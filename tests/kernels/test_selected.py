@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.kernels import reference
-from pipeline.kernels.dispatch import entries_pay
-from pipeline.kernels.selected import Places, selected_decode, selected_linear
+from pipeline.kernels.cpu import CpuEntries
+from pipeline.kernels.entries import Places
+from pipeline.kernels.selected import selected_decode, selected_linear
 from pipeline.seeding import generator
 
 
@@ -20,7 +21,7 @@ def places(n: int, f: int, share: float, seed: int) -> tuple[Tensor, Places]:
     """Random places by token (some tokens may have none), flat and by row and column."""
     chosen = torch.rand(n, f, generator=generator(seed, "places")) < share
     flat = chosen.reshape(-1).nonzero().squeeze(1)
-    return flat, Places(flat // f, flat % f, n, f)
+    return flat, Places(flat // f, flat % f, n, f, CpuEntries())
 
 
 def linear(x: Tensor, W: Tensor, b: Tensor, flat: Tensor, at: Places) -> Tensor:
@@ -170,13 +171,6 @@ def test_the_same_bits_at_every_run(threads: int) -> None:
         torch.set_num_threads(before)
 
 
-def test_dispatch_goes_by_the_measured_crossover() -> None:
-    assert entries_pay("cpu", torch.float32, 24 / 2048)
-    assert not entries_pay("cpu", torch.float32, 1024 / 2048)
-    assert not entries_pay("cpu", torch.bfloat16, 24 / 2048)
-    assert not entries_pay("cuda", torch.float32, 24 / 2048)
-
-
 @property_
 @given(n=st.integers(1, 9), f=st.integers(1, 40), share=st.sampled_from([0.0, 0.1, 0.5, 1.0]), seed=st.integers(0, 1000))
 def test_the_order_by_column(n: int, f: int, share: float, seed: int) -> None:
@@ -185,12 +179,12 @@ def test_the_order_by_column(n: int, f: int, share: float, seed: int) -> None:
     columns = at.columns.tolist()
     assert order.tolist() == sorted(range(len(columns)), key=columns.__getitem__)  # stable: by row within a column
     assert starts.tolist() == [sum(c < column for c in columns) for column in range(f)]
-    assert at.row_starts.tolist() == [sum(r < row for r in at.rows.tolist()) for row in range(n)]
+    assert at.row_starts.tolist() == [sum(r < row for r in at.rows.tolist()) for row in range(n + 1)]
 
 
 def test_many_columns_need_wider_keys() -> None:
     columns = torch.randint(2**28, (1000,), generator=generator(0, "columns"))
-    at = Places(torch.arange(1000), columns, 1000, 2**28)
+    at = Places(torch.arange(1000), columns, 1000, 2**28, CpuEntries())
     with mock.patch.object(torch, "searchsorted", return_value=torch.zeros(1)):  # starts of 2^28 columns are not asked for
         order, _ = at.by_column
     assert torch.equal(order, columns.sort(stable=True).indices)

@@ -82,7 +82,12 @@ ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
     ({"dictionary.kind": 3}, "dictionary.kind", ("string", "3")),
     ({"dictionary.act_fn": "batch_topk"}, "dictionary.act_fn", ("batch_topk", "'batchtopk'", "relu")),
     ({"dictionary.act_fn": "layertopk"}, "dictionary.act_fn", ("layertopk", "sae", "topk")),
-    ({"dictionary.use_triton_kernel": True}, "dictionary.use_triton_kernel", ("false", "true")),
+    ({"dictionary.use_triton_kernel": "yes"}, "dictionary.use_triton_kernel", ("true", "auto", "yes")),
+    (
+        {"dictionary.sparsity_threshold_for_triton_spmm_kernel": 2},
+        "dictionary.sparsity_threshold_for_triton_spmm_kernel",
+        ("1", "2.0"),
+    ),
     ({LOSS: "tanhquad"}, LOSS, ("tanhquad", "'tanh-quad'", "power")),
     ({LOSS: "x"}, LOSS, ("'x'", "l0", "power", "tanh", "tanh-quad", "null")),
     ({"trainer.tanh_stretch_coefficient": 0}, "trainer.tanh_stretch_coefficient", ("0", "0.0")),

@@ -233,10 +233,9 @@ def test_a_file_uses_its_models(tmp_path: Path) -> None:
 def test_keys_of_older_files_that_do_nothing_are_read_at_their_only_value() -> None:
     old = changed({})
     old["activations"] |= {"source": "store", "buffer_shuffle": {"perm_seed": 42, "generator_device": None}}
-    old["dictionary"] |= {"use_triton_kernel": False, "sparsity_threshold_for_triton_spmm_kernel": 0.996}
     assert params_from_dict(old) == params_from_dict(changed({}))
-    old["dictionary"]["use_triton_kernel"] = True
-    with pytest.raises(ParamsError, match=saying("dictionary.use_triton_kernel:", "false", "got true")):
+    old["activations"]["source"] = "live"
+    with pytest.raises(ParamsError, match=saying("activations.source:", "store", "live")):
         params_from_dict(old)
 
 

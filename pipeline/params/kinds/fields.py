@@ -62,6 +62,17 @@ class DictionaryFields(Section, abc.ABC):
         2.0, more_than=0, about="full width of the window in which a JumpReLU threshold gets a gradient"
     )
     dtype: str = param("float32", choices=WEIGHT_DTYPES, about="dtype of the weights")
+    use_triton_kernel: bool | str = param(
+        "auto",
+        words=("auto",),
+        about="sums over chosen entries by Triton kernels: true | false | auto: on CUDA",
+    )
+    sparsity_threshold_for_triton_spmm_kernel: float = param(
+        0.996,
+        at_least=0,
+        at_most=1,
+        about="share of inactive features from which these kernels take the place of dense products",
+    )
     sae_name: str | None = param(None, form=MLFLOW_NAME, about="name recorded in config.json and as a tag; null: none")
     sae_series: str | None = param(None, form=MLFLOW_NAME, about="series recorded in config.json and as a tag; null: none")
 

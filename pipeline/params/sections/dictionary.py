@@ -30,10 +30,6 @@ class DictionaryParams(_Fields):
     """
 
     NAME: ClassVar[str] = "dictionary"
-    RETIRED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "use_triton_kernel": (False,),
-        "sparsity_threshold_for_triton_spmm_kernel": (0.996,),
-    }
 
     kind: str = param("sae", choices=KINDS, about="kind of dictionary")
     d_model: int | None = param(
