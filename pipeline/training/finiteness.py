@@ -32,11 +32,11 @@ class LossGuard:
         self._values: Tensor | None = None
 
     @torch.no_grad()
-    def check(self, step: int, figures: dict[str, Tensor]) -> Tensor | None:
+    def check(self, step: int | Tensor, figures: dict[str, Tensor]) -> Tensor | None:
         """Look at a step's figures before its update.
 
         Args:
-            step: number of the step.
+            step: number of the step; on the device where a graph of the step is to read it.
             figures: {name: scalar on the device}: total, each term, the gradient's norm.
 
         Returns: None on the CPU; elsewhere float32 scalar, 1 if the update must change nothing.
@@ -48,15 +48,16 @@ class LossGuard:
         self._names = list(figures)
         if self.immediate:
             if not bool(torch.isfinite(values).all()):
-                self._raise(step, values.tolist())
+                self._raise(int(step), values.tolist())
             return None
         bad = ~torch.isfinite(values).all()
         first = bad & ~self._tripped
         if self._values is None:
             self._values = values.clone()
-        self._values = torch.where(first, values, self._values)
-        self._step = torch.where(first, step, self._step)
-        self._tripped = self._tripped | bad
+        # In place: a graph of the step goes on from what the last one has left there.
+        self._values.copy_(torch.where(first, values, self._values))
+        self._step.copy_(torch.where(first, step, self._step))
+        self._tripped.logical_or_(bad)
         return self._tripped.float()
 
     def read(self) -> None:

@@ -49,11 +49,11 @@ class StepOptimizer(abc.ABC):
         }
 
     @abc.abstractmethod
-    def step(self, lr: float, skip: Tensor | None = None) -> None:
+    def step(self, lr: float | Tensor, skip: Tensor | None = None) -> None:
         """Update every parameter that has a gradient.
 
         Args:
-            lr: learning rate, times the parameter's factor.
+            lr: learning rate, times the parameter's factor; a float32 scalar on the device where a graph is to read it.
             skip: float32 scalar on the device, 1 to change nothing at all, 0 to update; None: update.
         """
 
@@ -88,7 +88,7 @@ class Adam(StepOptimizer):
     """
 
     @torch.no_grad()
-    def step(self, lr: float, skip: Tensor | None = None) -> None:
+    def step(self, lr: float | Tensor, skip: Tensor | None = None) -> None:
         for factor in sorted(set(self.lr_factors.values())):
             chosen = {name: p for name, p in self.parameters.items() if self.lr_factors[name] == factor}
             grads = {name: p.grad for name, p in chosen.items() if p.grad is not None}
@@ -131,7 +131,7 @@ class SparseAdam(StepOptimizer):
     """
 
     @torch.no_grad()
-    def step(self, lr: float, skip: Tensor | None = None) -> None:
+    def step(self, lr: float | Tensor, skip: Tensor | None = None) -> None:
         b1, b2 = self.betas
         for name, parameter in self.parameters.items():
             if parameter.grad is None:

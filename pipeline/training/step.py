@@ -11,6 +11,7 @@ saves much work: once for dead features (AuxK) and once for silent ones (revival
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ from pipeline.training.processes import ONE_PROCESS, Reductions
 from pipeline.training.revival import revive_, silence
 from pipeline.training.schedules import CoefficientSchedule, KSchedule, LearningRateSchedule, resolve_learning_rate
 from pipeline.training.source import TrainingBatch
+from pipeline.training.step_graph import Capture, StepGraph, cuda_capture
 from pipeline.training.target_l0 import L0Control
 
 WEIGHTED = "_weighted"  # end of the name of a term that its coefficient has multiplied
@@ -54,6 +56,26 @@ class _Part(NamedTuple):
     mask: Tensor | None
     weight: float | Tensor
     ordinary: Tensor | None  # the mask without massive tokens, which may be trained on
+
+
+class _Scalars(NamedTuple):
+    """What changes from step to step: numbers, or on a GPU scalars that keep their place, so that a graph reads them."""
+
+    step: int | Tensor
+    lr: float | Tensor
+    l1: float | Tensor
+
+
+class _Done(NamedTuple):
+    """What a step's work has left: the terms of its loss, its counts, gradient norms, kept tokens, labels and their mask."""
+
+    sums: dict[str, Tensor]
+    tally: _Tally
+    norm: Tensor
+    norms: dict[str, Tensor]
+    n_tokens: int | Tensor
+    label: Tensor
+    mask: Tensor | None
 
 
 class _Tally:
@@ -84,6 +106,12 @@ class _Tally:
             self.n_active = self.n_active + active.reshape(-1, self._n_layers).sum(0)
             n_tokens = active.numel() // self._n_layers if part.ordinary is None else part.ordinary.sum()
             self.n_ordinary = self.n_ordinary + n_tokens
+
+    def fresh(self) -> _Tally:
+        """The same, its codes without what has been made of them later: before a graph fills its tensors anew."""
+        other = copy.copy(self)
+        other.codes = copy.copy(self.codes)
+        return other
 
 
 class Trainer:
@@ -140,6 +168,10 @@ class Trainer:
         width = (d_out,) if n_hooks == 1 else (n_hooks, d_out)
         self.divergence = DivergenceGuard(total_steps, width, self.device, same_l0=self._same_l0, reductions=reductions)
         self.step_number = 0
+        self._scalars = _Scalars(0, 0.0, 0.0)
+        self.graph: StepGraph[Gate, _Done] | None = None
+        if self.device.type == "cuda" and reductions.size == 1:
+            self.capture(cuda_capture)
         self.tokens = torch.zeros((), dtype=torch.int64, device=self.device)
         self.n_auxk_dropped = torch.zeros((), dtype=torch.int64, device=self.device)
 
@@ -166,6 +198,12 @@ class Trainer:
             exponential_factor=params.k_exponential_factor,
         )
         self.topk_start_steps = resolve_steps(params.topk_start_steps, total)
+
+    def capture(self, capture: Capture[_Done]) -> None:
+        """From now on do the work of a step by its graph, where that can be and nothing is observed."""
+        kinds = (torch.int64, torch.float32, torch.float32)
+        self._scalars = _Scalars(*(torch.zeros((), dtype=kind, device=self.device) for kind in kinds))
+        self.graph = StepGraph(lambda batch, gate: self._work(batch, self.step_number, gate), capture)
 
     @property
     def _same_l0(self) -> bool:
@@ -202,36 +240,68 @@ class Trainer:
             NumericsError: the loss is not finite (on a GPU: raised later, by `guard.read`).
         """
         s = self.step_number
-        parts, n_tokens = self._parts(batch)
-        if s == self.topk_start_steps and s > 0:
-            any(self.l0.start_(part.x, part.ordinary) for part in parts)  # the first that has an ordinary token
-        dead = self._dead(parts, n_tokens, s) if self.params.auxk_coefficient is not None else None
         observation = None
         if observe:
             observation = Observation(s, self.scheduled(s), self._token_dims(batch.inputs), self.reductions)
+        self._set_scalars_(s)
+        gate = self.gate(s)
+        done = self._by_graph(batch, s, gate) if observation is None else None
+        if done is None:
+            done = self._work(batch, s, gate, observation)
+        self.n_auxk_dropped.add_(done.tally.n_auxk_dropped)
+        self.divergence.add(s, done.sums[names.L_REC], done.label, done.mask)
+        self._count(s, done.tally, done.n_tokens)
+        self.tokens.add_(done.n_tokens)
+        self.step_number = s + 1
+        if observation is not None:
+            if self.params.auxk_coefficient is not None:
+                done.sums[names.AUXK_DROPPED] = self.n_auxk_dropped
+            observation.finish(done.sums, done.norm, done.norms, self.dead.mask().sum(), self.tokens)
+        return observation
+
+    def _set_scalars_(self, s: int) -> None:
+        lr, l1 = self.lr * self._lr_factor(s), self._l1(s)
+        if self.graph is None:
+            self._scalars = _Scalars(s, lr, l1)
+            return
+        for scalar, value in zip(self._scalars, (s, lr, l1), strict=True):
+            torch.as_tensor(scalar).fill_(value)
+
+    def _by_graph(self, batch: TrainingBatch, s: int, gate: Gate) -> _Done | None:
+        """The step's work by a CUDA graph; None: it is not done, since there is none for it."""
+        if self.graph is None or s == self.topk_start_steps or self.share.due(s) or self.params.auxk_coefficient is not None:
+            return None
+        if self._waits(gate):
+            return None
+        done = self.graph.run(batch, gate._replace(share=None))
+        return None if done is None else done._replace(sums=dict(done.sums), tally=done.tally.fresh())
+
+    def _waits(self, gate: Gate) -> bool:
+        """Whether a step by entries would have to ask how many there are."""
+        kernels = self.dictionary.kernels(self.device)
+        activation = gate.activation or self.dictionary.activation
+        return not activation.budgeted and gate.share is not None and kernels.entries_pay(self.dtype, gate.share)
+
+    def _work(self, batch: TrainingBatch, s: int, gate: Gate, observation: Observation | None = None) -> _Done:
+        """Loss, gradient and update."""
+        parts, n_tokens = self._parts(batch)
+        if s == self.topk_start_steps and s > 0:
+            any(self.l0.start_(part.x, part.ordinary) for part in parts)  # the first that has an ordinary token
+        dead = self._dead(parts, n_tokens, gate) if self.params.auxk_coefficient is not None else None
         sums: dict[str, Tensor] = {}
         tally = _Tally(self.dead, n_layers_of(self.dictionary))
-        statistic = self._statistic(parts, s)
+        statistic = self._statistic(parts, gate)
         self.optimizer.zero_grad()
         for part in parts:
-            report = self._accumulate(part, s, dead, sums, statistic)
+            report = self._accumulate(part, gate, dead, sums, statistic)
             tally.add(report, part, self.l0.steers or self.share.due(s))
             if observation is not None:
                 observation.add(report, part.y, part.mask)
         self._reduce_(sums, tally)
-        self.n_auxk_dropped.add_(tally.n_auxk_dropped)
         if self.l0.coefficient and self.params.sparsity_loss_type is not None:
-            sums[names.L1_COEFFICIENT] = torch.as_tensor(self._l1(s) * self.l0.coefficient_factor())
-        self._watch(s, sums[names.L_REC], parts)
-        norm, norms = self._update(s, sums)
-        self._count(s, tally, n_tokens)
-        self.tokens.add_(n_tokens)
-        self.step_number = s + 1
-        if observation is not None:
-            if self.params.auxk_coefficient is not None:
-                sums[names.AUXK_DROPPED] = self.n_auxk_dropped
-            observation.finish(sums, norm, norms, self.dead.mask().sum(), self.tokens)
-        return observation
+            sums[names.L1_COEFFICIENT] = torch.as_tensor(self._scalars.l1 * self.l0.coefficient_factor())
+        norm, norms = self._update(sums)
+        return _Done(sums, tally, norm, norms, n_tokens, parts[0].y, parts[0].mask)
 
     @torch.no_grad()
     def _reduce_(self, sums: dict[str, Tensor], tally: _Tally) -> None:
@@ -246,7 +316,7 @@ class Trainer:
         tally.fired = self.reductions.any(tally.fired)
 
     @torch.no_grad()
-    def _dead(self, parts: list[_Part], n_tokens: int | Tensor, s: int) -> Tensor | DeadOf:
+    def _dead(self, parts: list[_Part], n_tokens: int | Tensor, gate: Gate) -> Tensor | DeadOf:
         """The features that AuxK trains: those still dead after this step's own activations are counted, as Gao et al. count.
 
         Of a step in several parts the features are computed once more first, where a feature could be dead: each part must
@@ -261,15 +331,15 @@ class Trainer:
         fired = never
         for part in parts:
             with autocast(part.x.device, self.params.amp_dtype):
-                codes = self.dictionary.step_codes(part.x, part.mask, self.gate(s))
+                codes = self.dictionary.step_codes(part.x, part.mask, gate)
                 fired = fired | codes.fired(self.dead.feature_shape)
         return dead & ~self.reductions.any(fired)
 
-    def _statistic(self, parts: list[_Part], s: int) -> Tensor | None:
+    def _statistic(self, parts: list[_Part], gate: Gate) -> Tensor | None:
         """For a step in several parts: the whole step's value of what the sparsity loss is not linear in."""
         if len(parts) == 1 and self.reductions.size == 1:
             return None
-        found = [step_statistic(self.dictionary, part.x, part.mask, self.params, self.gate(s)) for part in parts]
+        found = [step_statistic(self.dictionary, part.x, part.mask, self.params, gate) for part in parts]
         weighted = [value * part.weight for value, part in zip(found, parts, strict=True) if value is not None]
         return self.reductions.sum([torch.stack(weighted).sum(0)])[0] if weighted else None
 
@@ -285,10 +355,6 @@ class Trainer:
             self.share.measure_(torch.as_tensor(tally.n_active), tally.n_ordinary)
         if self.l0.steers and s >= self.topk_start_steps:
             self.l0.update_(torch.as_tensor(tally.n_active), tally.n_ordinary, dead)
-
-    def _watch(self, s: int, l_rec: Tensor, parts: list[_Part]) -> None:
-        """Show the step to the divergence guard; labels of several micro-batches are its first one's."""
-        self.divergence.add(s, l_rec, parts[0].y, parts[0].mask)
 
     def diverged(self) -> str | None:
         """What is wrong with the run as it stands, its likely cause and the keys to change; None: nothing."""
@@ -352,7 +418,7 @@ class Trainer:
         revive_(self.dictionary, tally.codes, threshold, dead, tally.ordinary, encoder_gate=encoder_gate)
 
     def _accumulate(
-        self, part: _Part, s: int, dead: Tensor | DeadOf | None, sums: dict[str, Tensor], statistic: Tensor | None
+        self, part: _Part, gate: Gate, dead: Tensor | DeadOf | None, sums: dict[str, Tensor], statistic: Tensor | None
     ) -> LossReport:
         """Loss and gradient of a micro-batch; its terms are added to `sums`."""
         report = compute_loss(
@@ -361,8 +427,8 @@ class Trainer:
             part.y,
             part.mask,
             self.params,
-            l1_coefficient=self._l1(s) * self.l0.coefficient_factor(),
-            gate=self.gate(s),
+            l1_coefficient=self._scalars.l1 * self.l0.coefficient_factor(),
+            gate=gate,
             dead=dead,
             step_statistic=statistic,
         )
@@ -376,7 +442,7 @@ class Trainer:
             sums[name] = sums[name] + value if name in sums else value
         return report
 
-    def _update(self, s: int, sums: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _update(self, sums: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Guard, clip and update; the gradient's norm before clipping (thresholds excluded), and that of each parameter."""
         overflow = self.scaler.unscale_(self.parameters)
         norms = gradient_norms(self.parameters)
@@ -384,14 +450,14 @@ class Trainer:
         watched = {name: value for name, value in sums.items() if not name.endswith(WEIGHTED)}
         if overflow is None:
             watched[names.GRAD_NORM] = norm
-        skip = self.guard.check(s, watched)
+        skip = self.guard.check(self._scalars.step, watched)
         if self.params.clip_grad_norm > 0:
             clip_gradients_(self.parameters, norm, self.params.clip_grad_norm, self._thresholds)
         if self._rows is not None:
             remove_parallel_gradient_(self._rows)
         if overflow is not None:
             skip = overflow if skip is None else torch.maximum(skip, overflow)
-        self.optimizer.step(self.lr * self._lr_factor(s), skip)
+        self.optimizer.step(self._scalars.lr, skip)
         self.scaler.update(overflow)
         if self._rows is not None:
             normalize_rows_(self._rows)
