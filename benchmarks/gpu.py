@@ -5,9 +5,11 @@
 
 Runs with torch, triton, numpy, safetensors, click, pyyaml alone. First correctness (gpu_checks.py); any fault ends it with
 exit status 1 and no timings. Then the card's own limits (a large copy, a large bfloat16 product), every kernel beside the
-dense product or torch function that does the same, the sparse step made of these kernels as one CUDA graph (gpu_step.py), and
-training as it is (`fit`). A floor is the larger of the bytes that must move over the copy's rate and the operations over the
-product's; the share is floor / measured. Sizes: S1 = 768 x 6,144, k 64, batch 4,096; S3 = 4,096 x 131,072, k 64, batch 8,192.
+dense product or torch function that does the same, the sparse step made of these kernels as one CUDA graph (gpu_step.py), the
+trainer's own steps (gpu_training.py: by its graph and without, from a store where zarr is installed, eai-sparsify's beside them
+where that is), and the crossover between entries and dense products. A floor is the larger of the bytes that must move over the
+copy's rate and the operations over the product's; the share is floor / measured.
+Sizes: S1 = 768 x 6,144, k 64, batch 4,096; S3 = 4,096 x 131,072, k 64, batch 8,192.
 """
 
 from __future__ import annotations
@@ -29,15 +31,18 @@ import torch
 import triton
 from torch import Tensor
 
-from benchmarks.gpu_checks import check_dictionaries, check_kernels
+from benchmarks.gpu_checks import check_dictionaries, check_entries, check_graph, check_kernels
 from benchmarks.gpu_step import SparseStep, dense_products
+from benchmarks.gpu_training import from_store, refusing, resident, sparsify_ms, step_ms, trainer
+from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import DataError
 from pipeline.kernels.gpu.accumulate import accumulate_rows, feature_runs
 from pipeline.kernels.gpu.adam import adam_, bias_corrections
 from pipeline.kernels.gpu.decode import sparse_decode, values_gradient
 from pipeline.kernels.gpu.select_batch import select_batch
 from pipeline.kernels.gpu.select_rows import select_rows
-from pipeline.training.fit import fit
+from pipeline.training.objective import autocast
 
 RESULTS = Path("benchmarks/results/gpu")
 
@@ -197,25 +202,66 @@ def measure_steps(bench: Bench, size: Size) -> None:
         del step
 
 
-def measure_training(bench: Bench, size: Size, gates: tuple[str, ...], steps: int) -> None:
-    """`fit` as it is: the time of its steps, from runs of two lengths."""
-    rows = torch.randn(16 * size.tokens, size.d, device=bench.device) + 1.0
-    for gate in gates:
-        for dtype in ("float32", "bfloat16"):
-            extra: dict[str, Any] = {"target_l0": float(size.k)} if gate == "jumprelu" else {}
-            dictionary = {"d_sae": size.f, "act_fn": gate} | ({} if gate == "jumprelu" else {"top_k": size.k})
+def measure_crossover(bench: Bench, small: bool) -> None:
+    """Forward and backward of a TopK dictionary of S1's width and k by entries and by dense products, over its features."""
+    d, k, tokens = (24, 4, 16) if small else (S1.d, S1.k, S1.tokens)
+    for f in (48, 96) if small else (6144, 12288, 16384, 24576, 32768, 65536):
+        rows = torch.randn(tokens, d, device=bench.device)
+        for way, triton_fields in (("entries", (True, 0.0)), ("dense", (False, 1.0))):
+            fields = dict(zip(("use_triton_kernel", "sparsity_threshold_for_triton_spmm_kernel"), triton_fields, strict=True))
+            made = build_dictionary({"kind": "sae", "d_in": d, "d_sae": f, "act_fn": "topk", "top_k": k, **fields}, seed=0)
+            made = made.to(bench.device)
 
-            more = {**extra, "amp_dtype": dtype, "lr": 1e-4}
-            seconds = [_fit_seconds(rows, size, dictionary, more, n) for n in (steps, steps, 3 * steps)]
-            ms = (seconds[2] - seconds[1]) / (2 * steps) * 1e3
-            bench.add(size.name, f"fit, {gate}, {dtype}", ms, tokens_per_s=round(size.tokens / ms * 1e3))
+            def run(made: Dictionary = made, rows: Tensor = rows) -> None:
+                made.zero_grad()
+                with autocast(bench.device, "bfloat16"):
+                    x_hat = made.run(rows)[1]
+                (x_hat - rows).square().sum().backward()
+
+            ms = bench.time(run, graph=False)
+            bench.add(f"{d} x {f:,}", f"forward and backward, {way}", ms, inactive=round(1 - k / f, 5))
 
 
-def _fit_seconds(rows: Tensor, size: Size, dictionary: dict[str, Any], trainer: dict[str, Any], steps: int) -> float:
-    start = time.perf_counter()
-    trainer = {"total_training_tokens": steps * size.tokens, **trainer}
-    fit(rows, dictionary=dictionary, trainer=trainer, batch_size=size.tokens, device=rows.device)
-    return time.perf_counter() - start
+def measure_training(bench: Bench, size: Size, gates: tuple[str, ...], dtypes: tuple[str, ...], steps: int) -> None:
+    """The trainer's own steps from resident batches, by the graph and without; of S1's TopK from a store too."""
+    rows = torch.randn(8 * size.tokens, size.d, device=bench.device) + 1.0
+    for gate, dtype, graph in itertools.product(gates, dtypes, (True, False)):
+        dictionary: dict[str, Any] = {"d_in": size.d, "d_sae": size.f, "act_fn": gate}
+        fields: dict[str, Any] = {"amp_dtype": dtype}
+        if gate == "jumprelu":
+            fields["target_l0"] = float(size.k)
+        else:
+            dictionary["top_k"] = size.k
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        run = trainer(bench.device, dictionary, fields, 10**6, size.tokens)
+        if not graph:
+            run.capture(refusing)
+        ms = step_ms(run, resident(rows, size.tokens), steps)
+        memory = torch.cuda.max_memory_allocated() / 1e9 if bench.device.type == "cuda" else 0.0
+        more = {"tokens_per_s": round(size.tokens / ms * 1e3), "peak_gb": round(memory, 2)}
+        bench.add(size.name, f"step, {gate}, {dtype}, {'graph' if graph else 'no graph'}", ms, **more)
+        if graph and size.name != "S3" and (gate, dtype) == ("topk", "bfloat16"):
+            try:
+                ms, waited = from_store(run, rows, size.tokens, steps)
+            except ImportError as error:
+                click.echo(f"no store: {error}")
+            else:
+                more = {"tokens_per_s": round(size.tokens / ms * 1e3), "waiting": round(waited, 4)}
+                bench.add(size.name, "step, topk, bfloat16, from a store", ms, **more)
+        del run
+
+
+def measure_sparsify(bench: Bench, size: Size, steps: int) -> None:
+    """A step of eai-sparsify on the same card, where it is installed."""
+    rows = torch.randn(8 * size.tokens, size.d, device=bench.device) + 1.0
+    try:
+        ms = sparsify_ms(rows, size.f, size.k, size.tokens, steps)
+    except ImportError as error:
+        click.echo(f"no sparsify: {error}")
+        return
+    bench.add(size.name, "step, sparsify", ms, tokens_per_s=round(size.tokens / ms * 1e3))
 
 
 def measure_generation(bench: Bench, small: bool) -> None:
@@ -278,7 +324,7 @@ def main(small: bool, rounds: int, output: Path, seconds: float) -> None:
         raise click.UsageError("there is no GPU; --small with TRITON_INTERPRET=1 runs everything at small sizes")
     bench = Bench(device, rounds)
     checks, faults = [], []
-    for name, fault in (*check_kernels(device), *check_dictionaries(device)):
+    for name, fault in (*check_kernels(device), *check_dictionaries(device), *check_entries(device), *check_graph(device)):
         checks.append(name)
         if fault is not None:
             faults.append(f"{name}: {fault}")
@@ -291,7 +337,12 @@ def main(small: bool, rounds: int, output: Path, seconds: float) -> None:
     parts += [lambda size=size: measure_steps(bench, size) for size in sizes]  # type: ignore[misc]
     parts += [lambda size=size: measure_kernels(bench, size) for size in sizes]  # type: ignore[misc]
     parts.append(lambda: measure_generation(bench, small))
-    parts.append(lambda: measure_training(bench, sizes[0], gates, 2 if small else 100))
+    steps, dtypes = (2, 100)[not small], ("bfloat16", "float32")
+    parts.append(lambda: measure_training(bench, sizes[0], gates, dtypes, steps))
+    parts.append(lambda: measure_crossover(bench, small))
+    parts.append(lambda: measure_sparsify(bench, sizes[0], steps))
+    if not small:
+        parts.append(lambda: measure_training(bench, S3, ("topk", "batchtopk"), ("bfloat16",), 20))
     for part in parts if not faults else []:
         if time.monotonic() - start < seconds:
             try:

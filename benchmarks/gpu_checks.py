@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_step import SparseStep
+from benchmarks.gpu_training import refusing, resident, trainer
 from pipeline.activation_functions.interface import activation_function, activation_function_names
 from pipeline.dictionaries.base import Dictionary, Gate
 from pipeline.dictionaries.build import build_dictionary, kind_names
@@ -171,6 +172,32 @@ def check_entries(device: torch.device) -> Iterator[Check]:
     """Every kind with every activation function by the Triton kernels against dense products in float64, gradients included."""
     for kind, act_fn in entry_cases():
         yield _checked(f"{kind}, {act_fn}: by entries", lambda a=(device, kind, act_fn, 96): _entries(*a))  # type: ignore[misc]
+
+
+def check_graph(device: torch.device) -> Iterator[Check]:
+    """Steps by the trainer's CUDA graph against the same steps without; nothing where there is no CUDA."""
+    if device.type == "cuda":
+        for act_fn in ("topk", "batchtopk", "jumprelu"):
+            for threshold in (0.0, 1.0):
+                name = f"graph of a step, {act_fn}, {'entries' if threshold == 0 else 'dense'}"
+                yield _checked(name, lambda a=(device, act_fn, threshold): _graph(*a))  # type: ignore[misc]
+
+
+def _graph(device: torch.device, act_fn: str, threshold: float) -> None:
+    rows = torch.randn(2048, 24, generator=torch.Generator().manual_seed(4)).to(device)
+    fields = {"d_in": 24, "d_sae": 96, "act_fn": act_fn, "sparsity_threshold_for_triton_spmm_kernel": threshold}
+    trained = {"amp_dtype": "bfloat16", "lr": 1e-3, **({"target_l0": 4.0} if act_fn == "jumprelu" else {})}
+    found = []
+    for graph in (True, False):
+        run = trainer(device, fields | ({} if act_fn == "jumprelu" else {"top_k": 4}), trained, 60, 256)
+        if not graph:
+            run.capture(refusing)
+        batches = resident(rows, 256)
+        for _ in range(60):
+            run.step(next(batches))
+        found.append({name: tensor.clone() for name, tensor in run.state().items()})
+    different = [name for name in found[0] if not torch.equal(found[0][name], found[1][name])]
+    assert not different, f"other bits with a graph: {', '.join(different)}"
 
 
 def entry_cases() -> list[tuple[str, str]]:

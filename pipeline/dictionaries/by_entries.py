@@ -150,6 +150,8 @@ def _with_threshold_gradient(dictionary: Dictionary, x_hat: Tensor, codes: Codes
     log_threshold, scale, window, mask = settings
     matrix = dictionary.decoder_matrix()
     assert matrix is not None
+    assert codes.entries is not None
+    matrix = codes.entries.places.kernels.operand(matrix.detach())
     gating = codes.gating.reshape(len(x_hat), -1)
     if mask is not None:  # below every window
         gating = gating.masked_fill(~mask.reshape(-1, 1), -torch.inf)

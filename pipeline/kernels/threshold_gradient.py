@@ -1,4 +1,4 @@
-"""The straight-through gradient of JumpReLU's thresholds, of a reconstruction made of entries (CPU).
+"""The straight-through gradient of JumpReLU's thresholds, of a reconstruction made of entries.
 
     dt_i = -theta_i^2 / (w s_i) sum_b <g_b, W_D[i]> 1[ |z_bi - theta_i| < w / 2 and z_bi > 0 ]
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROWS = 128
+ROWS, DEVICE_ROWS = 128, 2048
 
 
 class _ThresholdGradient(torch.autograd.Function):
@@ -35,10 +35,11 @@ class _ThresholdGradient(torch.autograd.Function):
         theta = log_threshold.exp()
         least, most = (theta - ctx.window / 2).clamp_min(0.0), theta + ctx.window / 2
         total = torch.zeros_like(theta)
-        product = W_FD.new_empty(ROWS, len(W_FD))
-        for z, g in zip(z_BF.split(ROWS), grad.to(W_FD.dtype).split(ROWS), strict=True):
+        rows = ROWS if z_BF.device.type == "cpu" else DEVICE_ROWS
+        product = W_FD.new_empty(rows, len(W_FD))
+        for z, g in zip(z_BF.split(rows), grad.to(W_FD.dtype).split(rows), strict=True):
             by_feature = torch.mm(g, W_FD.T, out=product[: len(g)])
-            total += by_feature.mul_((z > least) & (z < most)).sum(0)
+            total += by_feature.mul_((z > least) & (z < most)).sum(0, dtype=total.dtype)
         total *= -theta.square() / ctx.window
         if ctx.scale is not None:
             total /= ctx.scale
@@ -53,7 +54,7 @@ def with_threshold_gradient(
     Args:
         x_hat: f W_D, of the features whose z exceeds its threshold.
         log_threshold: t = log theta [F], differentiable.
-        W_FD: [F, D].
+        W_FD: [F, D], in the dtype of the products.
         z_BF: gating values [B, F], without gradient.
         scale_F: s [F]; None: 1.
         window: w, in the units of z.
