@@ -1,185 +1,73 @@
-"""Train another package's TopK autoencoder on rows from a file: the part of short_runs.py that runs in that package's Python.
+"""Other packages' TopK trainers beside this one: each installed into an environment of its own, all on the same rows in turn.
 
-    python benchmarks/peers.py sparsify FOLDER '{"batch": 1024, "k": 32, "runs": [[2048, 5], [2048, 10]]}'
+    python -m benchmarks.peers --environments DIR                  # installs what is missing there, then times S0 and S1
+    python -m benchmarks.peers --environments DIR --only-install   # prints the --peer options of benchmarks.step and short_runs
+    python -m benchmarks.peers --environments DIR --small          # seconds; nothing is written
 
-FOLDER holds training.npy [N, D] and held_out.npy [M, D], float32. A run is (features, steps): steps * batch rows in the file's
-order, from the start again where they end. One line of JSON on standard output as a run ends: features, steps, FVU of the
-held-out rows as the file has them, the seconds that training took and the package's version; where `threads` is given, also the
-median seconds between two batches. Everything else goes to standard error.
-
-Imports nothing of this project. Each package trains with its own trainer and its own defaults:
-
-- sparsify: SparseCoder with Trainer on a language model that looks its residual stream up among the rows; TrainConfig's
-  defaults: signum with a schedule-free average, lr 5e-3 / sqrt(features / 16384), no warm-up, loss FVU, no AuxK; b_dec at the
-  first batch's mean, unit decoder rows. What is measured is what it saves: the average.
-- saelens: TopKTrainingSAE with SAETrainer; the language-model runner's defaults: Adam, lr 3e-4 constant, no warm-up,
-  activations as they are, b_dec 0 and decoder rows of norm 0.1 at the start, auxiliary loss for features that are not active
-  in 1000 steps.
-- dictionary_learning: TopKTrainer with trainSAE, normalize_activations as its README advises; Adam, lr
-  2e-4 / sqrt(features / 16384), warm-up of 1000 steps, no decay, AuxK. The trainer refuses runs that are not longer than the
-  warm-up, so shorter ones are stated as a step longer than that: without decay the length changes nothing else.
+The packages' own defaults, as peer_trainers.py states them; shapes, rows and ways of timing as in step.py. torch is that of
+this environment, where a package takes it. Writes benchmarks/results/peers.md.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
-import json
-import statistics
+import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+import venv
 from pathlib import Path
 
-import numpy as np
+import click
 import torch
-from torch import Tensor
 
-Reconstruct = Callable[[Tensor], Tensor]
-ROWS_AT_A_TIME = 2048
-SEED = 0
-SEQUENCES = 32  # sparsify's default batch, in sequences
+from benchmarks import step
+
+RESULTS = Path(__file__).parent / "results" / "peers.md"
+VERSIONS = {
+    "sparsify": "eai-sparsify==1.3.3",
+    "saelens": "sae-lens==6.54.12",
+    "dictionary_learning": "dictionary-learning==0.1.0",
+}
 
 
-class Batches:
-    """The batches [batch, D] of a run, as often as they are iterated over.
+def installed(environments: Path, name: str) -> str:
+    """The Python of a peer's environment, which is made if there is none, or not the whole of it.
 
-    Args:
-        rows: [N, D].
-        batch: rows of a batch.
-        steps: batches. Rows that fill no batch at the end of `rows` are left out.
+    Raises:
+        click.ClickException: pip cannot install the package; the message has the end of what pip says.
     """
-
-    def __init__(self, rows: Tensor, batch: int, steps: int) -> None:
-        self.rows, self.batch, self.steps = rows, batch, steps
-        self.stamps: list[float] = []  # when each batch was asked for
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Copies: a trainer may write to them."""
-        for step in range(self.steps):
-            yield self.rows[self.numbers(step)].clone()
-
-    def numbers(self, step: int) -> Tensor:
-        """Which rows the batch of a step has, int64 [batch]."""
-        if step >= len(self.stamps):
-            self.stamps.append(time.perf_counter())
-        first = step % (len(self.rows) // self.batch) * self.batch
-        return torch.arange(first, first + self.batch)
+    place = environments / name
+    python, done = place / "bin" / "python", place / f"{VERSIONS[name]}.installed"
+    if not done.exists():
+        click.echo(f"installing {VERSIONS[name]} into {place}", err=True)
+        venv.create(place, with_pip=True, clear=True)
+        wanted = [VERSIONS[name], f"torch=={torch.__version__.partition('+')[0]}"]
+        pip = subprocess.run([python, "-m", "pip", "install", "-q", *wanted], capture_output=True, text=True, check=False)
+        if pip.returncode:
+            raise click.ClickException(f"pip cannot install {' and '.join(wanted)} into {place}: {pip.stderr[-1000:].strip()}")
+        done.touch()
+    return str(python)
 
 
-def sparsify(batches: Batches, features: int, k: int) -> Reconstruct:
-    """eai-sparsify."""
-    from sparsify import SparseCoder, SparseCoderConfig, TrainConfig, Trainer
-
-    class Lookup(torch.nn.Module):
-        """A language model whose hook point `rows` writes the rows that the token numbers name."""
-
-        device, dummy_inputs = torch.device("cpu"), {"input_ids": torch.zeros(1, 1, dtype=torch.long)}
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.rows = torch.nn.Embedding.from_pretrained(batches.rows)
-
-        @property
-        def base_model(self) -> torch.nn.Module:
-            return self
-
-        def forward(self, input_ids: Tensor) -> Tensor:
-            return self.rows(input_ids)
-
-    class Sequences:
-        """The batches' row numbers, a batch in SEQUENCES sequences."""
-
-        def __len__(self) -> int:
-            return batches.steps * SEQUENCES
-
-        def __getitem__(self, number: int) -> dict[str, Tensor]:
-            step, part = divmod(number, SEQUENCES)
-            return {"input_ids": batches.numbers(step).view(SEQUENCES, -1)[part]}
-
-    with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(
-            SparseCoderConfig(num_latents=features, k=k), hookpoints=["rows"], log_to_wandb=False, save_dir=folder
-        )
-        Trainer(config, Sequences(), Lookup()).fit()
-        coder = SparseCoder.load_from_disk(Path(folder) / "unnamed" / "rows")
-    return lambda rows: coder(rows).sae_out
-
-
-def saelens(batches: Batches, features: int, k: int) -> Reconstruct:
-    """sae-lens."""
-    from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.training.sae_trainer import SAETrainer
-
-    torch.manual_seed(SEED)
-    config = LanguageModelSAERunnerConfig(
-        sae=TopKTrainingSAEConfig(d_in=batches.rows.shape[1], d_sae=features, k=k),
-        training_tokens=batches.steps * batches.batch,
-        train_batch_size_tokens=batches.batch,
-        logger=LoggingConfig(log_to_wandb=False),
-        checkpoint_path=None,
-        verbose=False,
-    )
-    return SAETrainer(config.to_sae_trainer_config(), TopKTrainingSAE(config.sae), iter(batches)).fit()
-
-
-def dictionary_learning(batches: Batches, features: int, k: int) -> Reconstruct:
-    """dictionary-learning."""
-    from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
-    from dictionary_learning.training import trainSAE
-
-    warm_up = 1000  # TopKTrainer's default
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = {
-            "trainer": TopKTrainer,
-            "steps": max(batches.steps, warm_up + 1),
-            "activation_dim": batches.rows.shape[1],
-            "dict_size": features,
-            "k": k,
-            "layer": 0,
-            "lm_name": "rows",
-            "seed": SEED,
-            "device": "cpu",
-        }
-        trainSAE(batches, [trainer], steps=batches.steps, save_dir=folder, normalize_activations=True, device="cpu")
-        return AutoEncoderTopK.from_pretrained(Path(folder) / "trainer_0" / "ae.pt")
-
-
-PEERS = {"sparsify": sparsify, "saelens": saelens, "dictionary_learning": dictionary_learning}
-PACKAGES = {"sparsify": "eai-sparsify", "saelens": "sae-lens", "dictionary_learning": "dictionary-learning"}
-
-
-@torch.no_grad()
-def fvu(reconstruct: Reconstruct, rows: Tensor) -> float:
-    """Squared error over squared distance from the mean, both summed over rows [M, D] in float64."""
-    missed = sum(float((part - reconstruct(part)).double().square().sum()) for part in rows.split(ROWS_AT_A_TIME))
-    return missed / float((rows.double() - rows.double().mean(0)).square().sum())
-
-
-def main(peer: str, folder: str, jobs: str) -> None:
-    """Run all of `jobs`."""
-    asked, output = json.loads(jobs), sys.stdout
-    torch.set_num_threads(asked.get("threads", 1))
-    training, held_out = (torch.from_numpy(np.load(Path(folder) / f"{name}.npy")) for name in ("training", "held_out"))
-    version = f"{PACKAGES[peer]} {importlib.metadata.version(PACKAGES[peer])}"
-    with contextlib.redirect_stdout(sys.stderr):
-        for features, steps in asked["runs"]:
-            began = time.monotonic()
-            batches = Batches(training, asked["batch"], steps)
-            trained = PEERS[peer](batches, features, asked["k"])
-            seconds = time.monotonic() - began
-            between = [after - before for before, after in zip(batches.stamps[3:], batches.stamps[4:], strict=False)]
-            run = {"features": features, "steps": steps}
-            found = {"fvu": fvu(trained, held_out), "seconds": round(seconds, 2), "version": version}
-            if asked.get("threads"):
-                found["step"] = statistics.median(between)
-            output.write(json.dumps({**run, **found}) + "\n")
-            output.flush()
+@click.command()
+@click.option("--environments", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where they are, or go.")
+@click.option("--peer", "names", multiple=True, type=click.Choice(list(VERSIONS)), help="Repeatable; all without it.")
+@click.option("--only-install", is_flag=True, help="Time nothing.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+@click.option("--small", is_flag=True, help="A case of seconds; nothing is written.")
+def main(environments: Path, names: tuple[str, ...], only_install: bool, rounds: int, threads: int, small: bool) -> None:
+    """Install, time, write."""
+    peers = {name: installed(environments.resolve(), name) for name in names or VERSIONS}
+    if only_install:
+        click.echo(" ".join(f"--peer {name}={python}" for name, python in peers.items()))
+        sys.exit()
+    cases = step.SMALL if small else [case for case in step.CASES if case.act_fn == "topk"]
+    lines = [line for case in cases for line in step.table(case, *step.measure(case, None, peers, rounds, threads))]
+    packages = f"Peers: {', '.join(VERSIONS[name] for name in peers)}."
+    text = step.report([*lines, "", packages], "python -m benchmarks.peers --environments DIR", rounds, threads)
+    click.echo(text)
+    if not small and not names:
+        RESULTS.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -2,8 +2,8 @@
 
 fit() with nothing stated but width, k and length, TopK, over 5 to 1,000 steps, on two planted sets (planted.py) and on the
 embedded default's residual stream, at three widths each; beside it the TopK trainers of sparsify, SAELens and
-dictionary_learning with their own defaults (peers.py says what these are), each in a Python of its own. All get the same rows:
-a run of n steps the first n batches of a set (or all 200 batches, as often as needed). One seed, one thread.
+dictionary_learning with their own defaults (peer_trainers.py says what these are), each in a Python of its own. All get the
+same rows: a run of n steps the first n batches of a set (or all 200 batches, as often as needed). One seed, one thread.
 
     dvc repro tokenize
     python -m benchmarks.short_runs --peer sparsify=/envs/sparsify/bin/python --peer saelens=/envs/saelens/bin/python \\
@@ -122,7 +122,7 @@ def peer_runs(rows: Rows, runs: Sequence[Run], python: str) -> Iterator[tuple[Ru
         click.ClickException: it cannot be started, or fails.
     """
     name, _, _, peer = runs[0]
-    script = Path(__file__).with_name("peers.py")
+    script = Path(__file__).with_name("peer_trainers.py")
     jobs = {"batch": BATCH, "k": SETTINGS[name].k, "runs": [[run.features, run.steps] for run in runs]}
     with tempfile.TemporaryDirectory() as folder:
         for part, array in rows._asdict().items():
@@ -207,7 +207,7 @@ def report(results: Mapping[Run, Found], command: str) -> str:
             "",
             f"`{command}` on {machine()}, one thread.",
             f"TopK, batch {BATCH:,}, the same rows for all (at most {TRAINING_BATCHES * BATCH:,}); FVU on {HELD_OUT_ROWS:,} "
-            f"held-out rows; seconds of the longest run. Peers with their own defaults, as benchmarks/peers.py states "
+            f"held-out rows; seconds of the longest run. Peers with their own defaults, as benchmarks/peer_trainers.py states "
             f"them: {', '.join(versions) or 'none'}.",
             f"Goals: FVU at most {MOST_RISE:.0%} above that of any shorter run, and at most {MOST_BEHIND:.0%} above the best "
             f"peer's.",

@@ -5,10 +5,10 @@
     python -m benchmarks.step --small      # seconds; what the tests run
 
 All train on the same rows. A step is the time between two batches, by the clock, the median of a run; of our own runs also in
-CPU seconds, which tell more on a machine that others use too. Peers run with their own defaults, as benchmarks/peers.py states
-them. Beside it the parts that no step of this kind can do without, each timed by itself in the same run: encoder product,
-selection, decoding, the gradient of the chosen values, those of both weights, and the optimiser. Writes
-benchmarks/results/step.md.
+CPU seconds, which tell more on a machine that others use too. Peers run with their own defaults, as peer_trainers.py states
+them (benchmarks.peers installs them). Beside it the parts that no step of this kind can do without, each timed by itself in
+the same run: encoder product, selection, decoding, the gradient of the chosen values, those of both weights, and the
+optimiser. Writes benchmarks/results/step.md.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def run_own(case: Case, checkout: Path, folder: Path, threads: int) -> Timed:
 def run_peer(case: Case, peer: str, python: str, folder: Path, threads: int) -> Timed:
     """A peer's own trainer, in its Python."""
     job = {"batch": case.batch, "k": case.k, "runs": [[case.f, case.steps]], "threads": threads}
-    command = [python, str(Path(__file__).with_name("peers.py")), peer, str(folder), json.dumps(job)]
+    command = [python, str(Path(__file__).with_name("peer_trainers.py")), peer, str(folder), json.dumps(job)]
     return _timed(command, os.environ)
 
 

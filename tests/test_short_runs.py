@@ -10,8 +10,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from benchmarks import peers, short_runs
-from benchmarks.peers import Batches, fvu
+from benchmarks import peer_trainers, short_runs
+from benchmarks.peer_trainers import Batches, fvu
 from benchmarks.planted import PlantedSet
 from benchmarks.short_runs import OURS, PEERS, Found, Rows, Run, Setting, kept_runs, main, missed, table
 from tests.closure import imports
@@ -175,5 +175,5 @@ def test_fvu_of_a_peer_is_error_over_variance() -> None:
 
 def test_the_peers_script_needs_nothing_of_this_project() -> None:
     assert imports("benchmarks/short_runs.py")
-    assert not imports("benchmarks/peers.py")
-    assert set(peers.PEERS) == set(peers.PACKAGES) == set(PEERS)
+    assert not imports("benchmarks/peer_trainers.py")
+    assert set(peer_trainers.PEERS) == set(peer_trainers.PACKAGES) == set(PEERS)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from unittest import mock
+
+from click.testing import CliRunner
+
+from benchmarks import peers
 from benchmarks.step import OURS, ROOT, SMALL, Timed, measure, table
 
 
@@ -21,3 +27,26 @@ def test_the_table_has_ratios_to_this_commit() -> None:
     assert ours == f"| small, topk | {OURS} | 43 (32 to 64) | 1.00 | 1.00 | 0.2500 |"
     assert before == "| small, topk | before | 18 (16 to 21) | 2.50 | 2.50 | 0.5000 |"
     assert parts == "| small, topk | its parts alone | 85 | 0.50 of the step | | selection 300.0, decoding 450.0 ms |"
+
+
+def test_peers_are_installed_once_and_their_pythons_are_named(tmp_path: Path) -> None:
+    with (
+        mock.patch("benchmarks.peers.venv.create", side_effect=lambda place, **_: place.mkdir(parents=True)) as made,
+        mock.patch("benchmarks.peers.subprocess.run", return_value=mock.Mock(returncode=0)) as pip,
+    ):
+        for _ in range(2):
+            found = CliRunner().invoke(peers.main, ["--environments", str(tmp_path), "--peer", "saelens", "--only-install"])
+            assert found.stdout.strip().splitlines()[-1] == f"--peer saelens={tmp_path / 'saelens' / 'bin' / 'python'}"
+    assert made.call_count == pip.call_count == 1
+    assert peers.VERSIONS["saelens"] in pip.call_args.args[0]
+
+
+def test_a_peer_that_cannot_be_installed_is_said_and_tried_again(tmp_path: Path) -> None:
+    with (
+        mock.patch("benchmarks.peers.venv.create", side_effect=lambda place, **_: place.mkdir(parents=True, exist_ok=True)),
+        mock.patch("benchmarks.peers.subprocess.run", return_value=mock.Mock(returncode=1, stderr="No matching distribution")),
+    ):
+        for _ in range(2):
+            found = CliRunner().invoke(peers.main, ["--environments", str(tmp_path), "--peer", "sparsify"])
+            assert found.exit_code == 1
+            assert "No matching distribution" in found.stderr
