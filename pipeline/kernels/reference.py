@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -45,7 +47,7 @@ class TorchEntries(EntryKernels):
     def operand(self, matrix: Tensor) -> Tensor:
         return matrix
 
-    def ordered(self, places: Places) -> None:
+    def ordered(self, places: Places) -> Any:
         return None
 
     def row_sums(self, values: Tensor, places: Places, matrix: Tensor) -> Tensor:

@@ -50,6 +50,10 @@ for shape in ((1, 1, 1), (25, 5, 100)):
 for kind, act_fn in (("clt", "batchlayertopk"), ("crosscoder", "relu"), ("sae", "jumprelu"), ("transcoder", "topk")):
     assert (kind, act_fn) in checks.entry_cases()
     checks._entries(device, kind, act_fn, 12)
+from pipeline.kernels.gpu import entries  # what the selections do not take is torch's
+entries.MOST_K = entries.MOST_ENTRIES = 1
+kernels, rows = entries.TritonEntries(torch.float32, 0.0), torch.tensor([[3.0, 1.0, 2.0]], device=device)
+assert kernels.largest(rows, 2).tolist() == kernels.largest_of_all(rows, 2).tolist() == [0, 2]
 """,
     "adam": "checks._adam(device)",
     "step": """

@@ -1,24 +1,29 @@
-"""Entries on a CUDA device: the Triton kernels of this folder as EntryKernels.
+"""Entries on a CUDA device: the Triton kernels of this folder as EntryKernels; what they do not take is torch's.
 
 Rows are gathered in the dtype of the products, everything is added up in float32.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
+
 import torch
 from torch import Tensor
 
-from pipeline.kernels.entries import EntryKernels, Places
+from pipeline.kernels.entries import Places
 from pipeline.kernels.gpu.accumulate import FeatureRuns, accumulate_rows, feature_runs
 from pipeline.kernels.gpu.decode import sparse_decode, values_gradient
 from pipeline.kernels.gpu.keys import KEY_BITS
 from pipeline.kernels.gpu.select_batch import select_batch
 from pipeline.kernels.gpu.select_rows import select_rows
+from pipeline.kernels.reference import TorchEntries
 
 MOST_ENTRIES = 2**31  # of a matrix whose k largest are looked for: places are int32
+MOST_K = 2**16  # of a row: one program holds twice as many candidates
 
 
-class TritonEntries(EntryKernels):
+class TritonEntries(TorchEntries):
     """Triton kernels.
 
     Args:
@@ -26,27 +31,23 @@ class TritonEntries(EntryKernels):
         sparsity_threshold: share of inactive features from which sums over entries are used in place of dense products.
     """
 
-    counts_freely = False
-
     def __init__(self, dtype: torch.dtype, sparsity_threshold: float) -> None:
         self.dtype, self.sparsity_threshold = dtype, sparsity_threshold
         share = 1 - sparsity_threshold
         self.rule = f"by Triton kernels on chosen entries up to {share:.3g} of the features (benchmarks/results/gpu.md)"
 
     def largest(self, rows: Tensor, k: int) -> Tensor:
+        if k > MOST_K:
+            _say_once(f"top_k {k:,} is above the {MOST_K:,} of the selection by Triton: torch.topk selects")
+            return super().largest(rows, k)
         columns = select_rows(_ranked(rows), k).columns
         return (columns + torch.arange(len(rows), device=rows.device)[:, None] * rows.shape[1]).reshape(-1)
 
     def largest_of_all(self, rows: Tensor, k: int) -> Tensor:
         if rows.numel() >= MOST_ENTRIES:
-            return rows.reshape(-1).topk(k, sorted=False).indices.sort().values
+            _say_once(f"{rows.numel():,} values are above the {MOST_ENTRIES:,} of the selection by Triton: torch.topk selects")
+            return super().largest_of_all(rows, k)
         return select_batch(_ranked(rows), k).flat
-
-    def above(self, rows: Tensor, bounds: Tensor, kept: Tensor | None) -> Tensor:
-        above = ~(rows <= bounds)
-        if kept is not None:
-            above &= kept[:, None]
-        return above.reshape(-1).nonzero().squeeze(1)
 
     def entries_pay(self, dtype: torch.dtype, share: float) -> bool:
         return dtype == torch.float32 and 1 - share >= self.sparsity_threshold
@@ -74,6 +75,11 @@ class TritonEntries(EntryKernels):
     def _runs(places: Places) -> FeatureRuns:
         runs: FeatureRuns = places.by_column
         return runs._replace(tokens=places.rows.int().index_select(0, runs.order))
+
+
+@functools.cache
+def _say_once(what: str) -> None:
+    logging.getLogger(__name__).warning("%s", what)
 
 
 def _ranked(rows: Tensor) -> Tensor:
