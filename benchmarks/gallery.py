@@ -3,7 +3,8 @@
 Each is `dvc exp run $(python -m stages.preset NAME)` in this working tree, so run it in a clean clone after `dvc repro`: the
 store is there already, and each preset adds the hook points that it needs. Afterwards params.yaml, dvc.lock and metrics/
 are as before (whatever they were: another processor's `dvc repro` leaves another dvc.lock). The table is written for whole runs
-of all only. `--tokens` is a check that they work: short runs, evaluated and analysed on little text, all stages in one process.
+of all only. `--tokens` is a check that they work: short runs on a small store of their own, evaluated and analysed on little
+text, all stages in one process.
 
     python -m benchmarks.gallery
     python -m benchmarks.gallery --tokens 200000 demo-gemma-scope
@@ -30,6 +31,7 @@ from pipeline.params.reading import read_mapping
 RESULTS = Path("benchmarks/results/gallery.md")
 RESTORED = ("params.yaml", "dvc.lock", "metrics")
 SHORT = 20_000  # tokens of text in a check
+STORE = 131_072  # tokens in its store, at least
 COLUMNS = {
     "L0": ("l0_mean", "{:.1f}"),
     "FVU": ("fvu", "{:.3f}"),
@@ -69,6 +71,8 @@ def shortened(name: str, tokens: int, folder: Path) -> Path:
     """A file with the parameters of a preset for a short run."""
     values = overlay(read_mapping("params.yaml"), read_preset(name))
     values["trainer"]["total_training_tokens"] = tokens
+    values["activations"]["total_tokens"] = min(values["activations"]["total_tokens"], max(tokens, STORE))
+    values["norm"]["tokens"] = None
     values["analysis"]["tokens"] = values["evaluation"]["tokens"] = min(tokens, SHORT)
     values["tracking"]["enabled"] = False
     path = folder / f"{name}.json"

@@ -23,6 +23,7 @@ from pipeline.training.fit import fit
 
 Check = tuple[str, str | None]  # what was checked, and what is wrong or None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TIMES = 2  # that a kernel runs, for the same bits each time
 LAYERS = ("blocks.0.ln2.hook_out", "blocks.1.ln2.hook_out"), ("blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out")
 KINDS: dict[str, dict[str, Any]] = {
     "sae": {"use_glu_encoder": True},
@@ -73,7 +74,7 @@ def _rows(device: torch.device, dtype: torch.dtype, n_rows: int, n_columns: int,
         h[0, n_columns // 2] = torch.nan
         gating = (h.float() if scale is None else h.float() * scale).double().nan_to_num(nan=torch.inf)
         want = gating.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(1).values
-        for _ in range(2):
+        for _ in range(TIMES):
             index, values = select_rows.select_rows(h, k, scale)
             assert torch.equal(index.long(), want), "other places"
             assert torch.equal(values.nan_to_num(9.0), h.gather(1, want).nan_to_num(9.0)), "other values"
@@ -107,7 +108,7 @@ def _products(device: torch.device, dtype: torch.dtype, n_tokens: int, n_feature
     f = torch.zeros(n_tokens, n_features, dtype=torch.float64, device=device)
     f[tokens.long(), index.long()] = values.double()
     close = {"rtol": 1e-5, "atol": 1e-5}
-    for _ in range(2):
+    for _ in range(TIMES):
         runs = accumulate.feature_runs(index, tokens, n_features)
         sums, bias_sums = accumulate.accumulate_rows(values, x, runs, with_bias=True)
         assert bias_sums is not None
@@ -146,11 +147,11 @@ def _adam(device: torch.device) -> None:
     torch.testing.assert_close(copy.float(), weight, rtol=2**-7, atol=0.0)  # cut off or rounded
 
 
-def _step(device: torch.device, gate: str) -> None:
+def _step(device: torch.device, gate: str, d: int = 48, f: int = 100, k: int = 3, n_tokens: int = 16) -> None:
     found = []
     for dense in (False, True):
         torch.manual_seed(0)
-        found.append(SparseStep(48, 100, 3, 16, gate, device, dense).gradients())
+        found.append(SparseStep(d, f, k, n_tokens, gate, device, dense).gradients())
     for name, ours in found[0].items():
         theirs = found[1][name]
         error = torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs)

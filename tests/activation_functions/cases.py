@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.activation_functions.interface import GateSettings
 from pipeline.seeding import generator
 
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=120)
+PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 ACT_FNS = ("relu", "jumprelu", "topk", "batchtopk")
 KINDS = ("gaussian", "ties", "all-equal", "all-negative", "zeros", "few-positive", "one-token-has-all", "one-feature-has-all")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)

@@ -47,7 +47,8 @@ def make_store(
     seventh is never active.
 
     Args:
-        contexts: strongest ones of each feature; outside `whole`, if that is given, one and no others.
+        contexts: strongest ones of each feature; outside `whole`, if that is given, what the table shows alone: one context of
+            one token, and no neighbours.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shape = shape or (n,)
@@ -71,12 +72,16 @@ def make_store(
     rng = np.random.default_rng(0)
     for start in range(0, n, BLOCK):
         some = range(start, min(start + BLOCK, n))
+        bare = whole is not None and start not in whole
         columns = _feature_columns(some, n, shape, hooks, rng)
+        if bare:
+            columns |= dict.fromkeys(("decoder_neighbours", "coactive_neighbours"), [[]] * len(some))
         if not logits:
             columns |= dict.fromkeys(("logit_kurtosis", "promoted", "suppressed"), [None] * len(some))
         features.write(columns)
-        many = whole is None or some.start in whole
-        shown.write(_context_columns([i for i in some if i % 7], contexts if many else 1, sources, rng))
+        alive = [i for i in some if i % 7]
+        rows = [_peak(i) for i in alive] if bare else _context_rows(alive, contexts, sources, rng)
+        shown.write({name: [row[name] for row in rows] for name in contexts_schema().names})
     features.close()
     shown.close()
     return folder
@@ -121,7 +126,7 @@ def _feature_columns(some: range, n: int, shape: tuple[int, ...], hooks: int, rn
     }
 
 
-def _context_columns(some: list[int], contexts: int, sources: bool, rng: np.random.Generator) -> dict[str, Any]:
+def _context_rows(some: list[int], contexts: int, sources: bool, rng: np.random.Generator) -> list[dict[str, Any]]:
     rows = []
     for i in some:
         bands = [(TOP, k) for k in range(contexts)] + [
@@ -135,14 +140,22 @@ def _context_columns(some: list[int], contexts: int, sources: bool, rng: np.rand
             if band == INACTIVE:
                 values[:] = 0.0
             rows.append(
-                {
-                    "feature": i, "band": band, "place": place, "activation": float(values[20]), "context": place, "position": 40,
-                    "document_id": 0, "document": "text/a & b.txt", "token_start": 100, "token_end": 105, "char_start": 7,
-                    "char_end": 160, "peak": 20, "tokens": tokens, "texts": texts, "activations": values.tolist(),
+                _peak(i) | {
+                    "band": band, "place": place, "activation": float(values[20]), "context": place, "peak": 20, "tokens": tokens,
+                    "texts": texts, "activations": values.tolist(),
                     "sources": [{"position": 35, "text": " reads", "value": 0.25}] if sources else [],
                 }
             )  # fmt: skip
-    return {name: [row[name] for row in rows] for name in contexts_schema().names}
+    return rows
+
+
+def _peak(i: int) -> dict[str, Any]:
+    """The strongest context of a feature, its token alone."""
+    return {
+        "feature": i, "band": TOP, "place": 0, "activation": 2.0, "context": 0, "position": 40, "document_id": 0,
+        "document": "text/a & b.txt", "token_start": 100, "token_end": 105, "char_start": 7, "char_end": 160, "peak": 0,
+        "tokens": [1000 + i], "texts": [f" word-{i}"], "activations": [2.0], "sources": [],
+    }  # fmt: skip
 
 
 def overview(shape: list[int] | None = None, hooks: list[str] | None = None) -> dict[str, Any]:

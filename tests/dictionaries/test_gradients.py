@@ -94,13 +94,17 @@ def test_run_equals_finite_differences(variant: str, act_fn: str, k: int, includ
     if variant in ("sae", "skip and glu"):
         cases.append((None, (4,)))
     for given_mask, shape in cases:
+        with torch.no_grad():
+            shapes = [out.shape for out in running(x.reshape(*shape, D), given_mask)]
+        weigh = generator(0, "weights of the outputs")
+        drawn = torch.cat([torch.randn(out, generator=weigh, dtype=torch.float64).flatten() for out in shapes])
 
-        def value(x: Tensor, *weights: Tensor, given: Any = given_mask, shape: tuple[int, ...] = shape) -> Tensor:
+        def value(
+            x: Tensor, *weights: Tensor, given: Any = given_mask, shape: tuple[int, ...] = shape, drawn: Tensor = drawn
+        ) -> Tensor:
             arguments = (x.reshape(*shape, D), given)
             outputs = functional_call(running, dict(zip(names, weights, strict=True)), arguments)
-            weigh = generator(0, "weights of the outputs")
-            drawn = [torch.randn(out.shape, generator=weigh, dtype=torch.float64) for out in outputs]
-            return torch.stack([(w * out).sum() for w, out in zip(drawn, outputs, strict=True)]).sum()
+            return torch.cat([out.flatten() for out in outputs]) @ drawn
 
         assert gradcheck(value, tuple(leaves), eps=1e-6, atol=1e-6, rtol=1e-5)
 

@@ -1,18 +1,23 @@
-"""A run in a process of its own, to be killed: `python -m tests.training.killed DIRECTORY HOW AT`.
+"""Runs to be killed: `python -m tests.training.killed` takes lines `DIRECTORY HOW AT`, each in a fork of its own.
 
-HOW: `end` (not at all), `step` (kill -9 at step AT), `save` (kill -9 in the middle of the AT-th checkpoint), `replace` (kill -9
-between the removal of AT old checkpoints), `interrupt` (SIGINT at step AT), `wait` (a kill from outside, steps take 20 ms). At
-the end it prints the digest of the weights and of the history.
+So a kill costs no start of torch. HOW: `end` (not at all), `step` (kill -9 at step AT), `save` (kill -9 in the middle of the
+AT-th checkpoint), `replace` (kill -9 between the removal of AT old checkpoints), `interrupt` (SIGINT at step AT), `outside`
+(killed from outside after AT steps, which take 20 ms). At its end a run prints the digest of the weights and of the history.
+Of each a line of JSON is printed: {"code", "out", "err"}.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import sys
+import tempfile
 import time
+import traceback
 from pathlib import Path
+from typing import Any
 
 import pipeline.training.checkpoints as checkpoints_module
 from pipeline.errors import PipelineError
@@ -25,7 +30,35 @@ from tests.training.cases import NORMS, dictionary, params, rows
 STEPS = 30
 
 
-def main(directory: str, how: str, at: int) -> int:
+def attempt(directory: str, how: str, at: int) -> dict[str, Any]:
+    """A run in a fork, and what became of it."""
+    with tempfile.TemporaryFile("w+") as err:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.close(reading)
+                os.dup2(writing, sys.stdout.fileno())
+                os.dup2(err.fileno(), sys.stderr.fileno())
+                code = run(directory, how, at)
+                sys.stdout.flush()
+            except BaseException:
+                traceback.print_exc()
+            os._exit(code)
+        os.close(writing)
+        with os.fdopen(reading) as lines:
+            if how == "outside":
+                for _ in range(at):
+                    lines.readline()
+                os.kill(child, signal.SIGKILL)
+            out = lines.read()
+        _, status = os.waitpid(child, 0)
+        err.seek(0)
+        return {"code": os.waitstatus_to_exitcode(status), "out": out.strip(), "err": err.read()}
+
+
+def run(directory: str, how: str, at: int) -> int:
     """Run; see the module."""
     calls = 0
 
@@ -47,7 +80,7 @@ def main(directory: str, how: str, at: int) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "interrupt" and step == at:
             os.kill(os.getpid(), signal.SIGINT)
-        if how == "wait":
+        if how == "outside":
             print(step, flush=True)  # noqa: T201
             time.sleep(0.02)
 
@@ -70,4 +103,6 @@ def main(directory: str, how: str, at: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    for line in sys.stdin:
+        directory, how, at = line.split()
+        print(json.dumps(attempt(directory, how, int(at))), flush=True)  # noqa: T201
