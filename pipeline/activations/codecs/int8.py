@@ -10,7 +10,7 @@ norm of a massive token, whatever it is (measured, benchmarks/results/store.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -22,7 +22,15 @@ SCALE, DIMENSIONS = "scale", "dimensions"
 MOST = 127
 MASSIVE_FACTOR = 10.0  # times the median norm, as in pipeline/norms
 LEAST_SPREAD = 1 / 16  # of the median one: a dimension that hardly varied in the measured rows may vary later
-BLOCK_NUMBERS = 2**17  # decoded at once on the CPU, so that the steps meet them in the cache
+BLOCK_NUMBERS = 2**17  # taken at once on the CPU, so that the steps meet them in the cache
+
+
+def _blocks(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors [..., width] of the same rows, a block of rows at a time; on a GPU all at once."""
+    flat = [x.flatten(0, -2) for x in rows]
+    n, width = flat[0].shape
+    step = max(BLOCK_NUMBERS // width, 1) if flat[0].device.type == "cpu" else max(n, 1)
+    return zip(*(x.split(step) for x in flat), strict=True)
 
 
 class Int8Codec(StorageCodec):
@@ -51,18 +59,19 @@ class Int8Codec(StorageCodec):
 
     def encode(self, rows: Tensor, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         centre, spread = shared[DIMENSIONS].to(rows.device)
-        x = (rows.float() - centre) / spread
-        scale = x.abs().amax(-1, keepdim=True) / MOST
-        x /= scale.clamp_min(torch.finfo(torch.float32).tiny)
-        return {ROWS: x.round_().to(torch.int8), SCALE: scale}
+        found = torch.empty(rows.shape, dtype=torch.int8, device=rows.device)
+        scale = torch.empty((*rows.shape[:-1], 1), device=rows.device)
+        for some, into, by in _blocks(rows, found, scale):
+            x = (some - centre).div_(spread)
+            torch.div(x.abs().amax(-1, keepdim=True), MOST, out=by)
+            into.copy_(x.div_(by.clamp_min(torch.finfo(torch.float32).tiny)).round_())
+        return {ROWS: found, SCALE: scale}
 
     def decode(self, parts: Mapping[str, Tensor], dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-        rows, scale = parts[ROWS].flatten(0, -2), parts[SCALE].flatten(0, -2)
         centre, spread = parts[DIMENSIONS]
-        found = torch.empty(parts[ROWS].shape, dtype=dtype, device=rows.device) if out is None else out
-        step = max(BLOCK_NUMBERS // rows.shape[-1], 1) if rows.device.type == "cpu" else max(len(rows), 1)
-        for some, by, into in zip(rows.split(step), scale.split(step), found.flatten(0, -2).split(step), strict=True):
-            x = into if dtype == torch.float32 else torch.empty(some.shape, device=rows.device)
+        found = torch.empty(parts[ROWS].shape, dtype=dtype, device=centre.device) if out is None else out
+        for some, by, into in _blocks(parts[ROWS], parts[SCALE], found):
+            x = into if dtype == torch.float32 else torch.empty(some.shape, device=centre.device)
             torch.addcmul(centre, x.copy_(some).mul_(by), spread, out=x)
             if x is not into:
                 into.copy_(x)
