@@ -29,7 +29,7 @@ import torch
 import triton
 from torch import Tensor
 
-from benchmarks.gpu_checks import check_dictionaries, check_kernels
+from benchmarks.gpu_checks import check_dictionaries, check_kernels, check_reading
 from benchmarks.gpu_step import SparseStep, dense_products
 from pipeline.errors import DataError
 from pipeline.kernels.gpu.accumulate import accumulate_rows, feature_runs
@@ -278,7 +278,7 @@ def main(small: bool, rounds: int, output: Path, seconds: float) -> None:
         raise click.UsageError("there is no GPU; --small with TRITON_INTERPRET=1 runs everything at small sizes")
     bench = Bench(device, rounds)
     checks, faults = [], []
-    for name, fault in (*check_kernels(device), *check_dictionaries(device)):
+    for name, fault in (*check_kernels(device), *check_dictionaries(device), *check_reading(device)):
         checks.append(name)
         if fault is not None:
             faults.append(f"{name}: {fault}")

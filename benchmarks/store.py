@@ -74,7 +74,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(262_144, 768, 4096, 7, (RESIDUAL, MAIN.name), 204_800, 2048, 300, 3)
-SMALL = Size(20_000, 64, 256, 2, (MAIN.name,), 4096, 128, 3, 1)
+SMALL = Size(32_768, 128, 256, 2, (MAIN.name,), 4096, 128, 3, 1)
 
 
 class Rate(NamedTuple):
@@ -303,8 +303,8 @@ def errors(residual: Tensor) -> list[str]:
     return lines
 
 
-def missed(rates: dict[str, Case], trained: dict[str, dict[str, Trained]]) -> list[str]:
-    """A line for each goal that int8 misses."""
+def missed(rates: dict[str, Case], trained: dict[str, dict[str, Trained]], size: Size) -> list[str]:
+    """A line for each goal that int8 misses; rates of a small run are not judged."""
     lines = []
     cases = {"the random rows": rates, **trained}
     for name, by_dtype in cases.items():
@@ -316,14 +316,14 @@ def missed(rates: dict[str, Case], trained: dict[str, dict[str, Trained]]) -> li
         if not worse <= MOST_FVU:
             lines.append(f"{name}: FVU {worse:.2%} above bfloat16's, wanted <= {MOST_FVU:.1%}")
     for delivery, ratio in rates["int8"].ratios.items():
-        if ratio.clock < LEAST_READING:
+        if ratio.clock < LEAST_READING and size is not SMALL:
             lines.append(f"reading, {delivery}: {ratio.clock:.2f} of a gather, wanted >= {LEAST_READING}")
     return lines
 
 
 def report(rates: dict[str, Case], trained: dict[str, dict[str, Trained]], size: Size, about: list[str]) -> str:
     """The text of the results file."""
-    faults = missed(rates, trained)
+    faults = missed(rates, trained, size)
     base = rates["float16"].bytes
     lines = [
         "| store | bytes | of float16's | writing, rows/s | float32 batches, rows/s | of the gather | CPU | "
@@ -386,8 +386,8 @@ def main(small: bool, tokens: Path, directory: str | None) -> None:
     click.echo("\n" + text)
     if not small:
         RESULTS.write_text(text, encoding="utf-8")
-        if missed(rates, trained):
-            sys.exit(1)
+    if missed(rates, trained, size):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
