@@ -31,7 +31,7 @@ import torch
 import triton
 from torch import Tensor
 
-from benchmarks.gpu_checks import check_dictionaries, check_entries, check_graph, check_kernels
+from benchmarks.gpu_checks import check_dictionaries, check_entries, check_graph, check_kernels, check_reading
 from benchmarks.gpu_step import SparseStep, dense_products
 from benchmarks.gpu_training import from_store, refusing, resident, sparsify_ms, step_ms, trainer
 from pipeline.dictionaries.base import Dictionary
@@ -324,7 +324,8 @@ def main(small: bool, rounds: int, output: Path, seconds: float) -> None:
         raise click.UsageError("there is no GPU; --small with TRITON_INTERPRET=1 runs everything at small sizes")
     bench = Bench(device, rounds)
     checks, faults = [], []
-    for name, fault in (*check_kernels(device), *check_dictionaries(device), *check_entries(device), *check_graph(device)):
+    wanted = (check_kernels, check_dictionaries, check_entries, check_graph, check_reading)
+    for name, fault in itertools.chain.from_iterable(check(device) for check in wanted):
         checks.append(name)
         if fault is not None:
             faults.append(f"{name}: {fault}")

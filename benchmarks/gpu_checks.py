@@ -1,4 +1,5 @@
-"""Correctness on a device: every kernel against plain torch in float64, dictionaries and fit against the CPU and themselves."""
+"""Correctness on a device: every kernel against plain torch in float64, dictionaries and fit against the CPU and themselves,
+batches of the store that are decoded on the device."""
 
 from __future__ import annotations
 
@@ -12,14 +13,18 @@ from torch import Tensor
 from benchmarks.gpu_step import SparseStep
 from benchmarks.gpu_training import refusing, resident, trainer
 from pipeline.activation_functions.interface import activation_function, activation_function_names
+from pipeline.activations.batches import Encoded
+from pipeline.activations.codecs.interface import ROWS, storage_codec
 from pipeline.dictionaries.base import Dictionary, Gate
 from pipeline.dictionaries.build import build_dictionary, kind_names
 from pipeline.kernels.gpu import accumulate, select_batch, select_rows
 from pipeline.kernels.gpu.adam import adam_, bias_corrections
 from pipeline.kernels.gpu.decode import decoding_error, sparse_decode, values_gradient
 from pipeline.losses.reconstruction import reconstruction_loss
+from pipeline.params.codecs import STORAGE_CODECS
 from pipeline.params.dictionary_kinds import kind_fields
 from pipeline.training.fit import fit
+from pipeline.training.source import TensorSource, TrainingBatch, on_device
 
 Check = tuple[str, str | None]  # what was checked, and what is wrong or None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -291,3 +296,57 @@ def _fit(device: torch.device, act_fn: str) -> None:
             error = (result.inference(x) - x).square().sum()
         fvu.append(float(error / (x - x.mean(0)).square().sum()))
     assert abs(fvu[0] - fvu[2]) < 0.1 * fvu[2] + 0.005, f"FVU {fvu[0]:.4f}, on the CPU {fvu[2]:.4f}"
+
+
+def check_reading(device: torch.device) -> Iterator[Check]:
+    """Every storage codec on the device against the CPU, and the batches that a training is given."""
+    for name in STORAGE_CODECS:
+        yield _checked(f"{name}: encoded and decoded on the device", lambda a=(device, name): _codec(*a))  # type: ignore[misc]
+    yield _checked("batches moved and decoded while others are used", lambda: _ahead(device))
+
+
+def _rows_and_parts(name: str, n: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Rows [n, 96] on the CPU, and as a codec stores them."""
+    codec = storage_codec(name)
+    x = torch.randn(n, 96, generator=torch.Generator().manual_seed(4)) * torch.linspace(0.1, 5, 96) + 3
+    shared = codec.measure(x)
+    return x, {**codec.encode(x, shared), **shared}
+
+
+def _codec(device: torch.device, name: str) -> None:
+    codec, (x, parts) = storage_codec(name), _rows_and_parts(name, 5000)
+    shared = codec.measure(x.to(device))
+    for part, values in {**codec.encode(x.to(device), shared), **shared}.items():
+        torch.testing.assert_close(values.cpu(), parts[part], rtol=1e-3, atol=1 if values.dtype == torch.int8 else 1e-6)
+    pinned = {part: values.pin_memory() if device.type == "cuda" else values for part, values in parts.items()}
+    for dtype in (torch.float32, torch.bfloat16):
+        found = Encoded(pinned, codec, dtype).on(device)
+        assert found.device.type == device.type
+        torch.testing.assert_close(
+            found.cpu(), codec.decode(parts, dtype), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5
+        )
+
+
+def _ahead(device: torch.device) -> None:
+    """Batches are right while the device is busy with others, from memory of the device and decoded on it."""
+    codec, (_, parts) = storage_codec("int8"), _rows_and_parts("int8", 64 * 1000)
+    whole = codec.decode(parts, torch.float32).to(device)
+    busy = torch.randn(2000, 2000, device=device)
+
+    def decoded() -> Iterator[TrainingBatch]:
+        for i in range(64):
+            some = {part: x[i * 1000 : (i + 1) * 1000] if len(x) == 64_000 else x for part, x in parts.items()}
+            if device.type == "cuda":
+                some[ROWS] = some[ROWS].pin_memory()
+            rows = Encoded(some, codec, torch.float32).on(device)
+            yield TrainingBatch(i, rows, rows)
+
+    for batch in on_device(decoded(), device, torch.float32):
+        (busy @ busy).sum()
+        wanted = whole[batch.index * 1000 : (batch.index + 1) * 1000]
+        torch.testing.assert_close(batch.inputs, wanted, rtol=1e-5, atol=1e-5)
+    source, here = (TensorSource(x, batch_size=1000, seed=5) for x in (whole * 2, whole.cpu() * 2))
+    for batch, wanted_batch in zip(on_device(source.batches(0), device, torch.float32), here.batches(0), strict=False):
+        torch.testing.assert_close(batch.inputs.cpu(), wanted_batch.inputs)
+        if batch.index == 20:
+            break

@@ -86,7 +86,7 @@ class _Bytes(StorageCodec):
         "scale": Part(ElementType(torch.float32, "float32", "<f4", float("nan")), width=1),
     }
 
-    def encode(self, rows):
+    def encode(self, rows, shared):
         scale = rows.float().abs().amax(-1, keepdim=True) / 127
         return {ROWS: (rows / scale).round().to(torch.int8), "scale": scale}
 

@@ -146,6 +146,12 @@ class ArrayReader:
             raise self._fault(f"chunk {chunk} is altered: its digest is not the one recorded when it was written")
         self._verified[chunk] = 1
 
+    def whole(self) -> Tensor:
+        """All rows."""
+        out = self.empty(self.layout.shape[0])
+        self.read_into(out, 0, len(out))
+        return out
+
     def read_into(self, out: Tensor, start: int, stop: int) -> None:
         """Read rows start..stop into `out` [stop - start, ...]."""
         rows = self.layout.chunk_rows

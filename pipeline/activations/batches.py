@@ -14,7 +14,7 @@ import mmap
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.activations.codecs.interface import StorageCodec
+from pipeline.activations.codecs.interface import ROWS, StorageCodec
 from pipeline.activations.order import BatchPlan, Piece
 from pipeline.activations.schema import ArrayLayout, array_name
 
@@ -49,6 +49,26 @@ class RowsMeta(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """A batch of a hook point as it is stored.
+
+    Attributes:
+        parts: {part: its rows}, the shared ones too.
+        codec: which decodes them.
+        dtype: that is asked for.
+    """
+
+    parts: Mapping[str, Tensor]
+    codec: StorageCodec
+    dtype: torch.dtype
+
+    def on(self, device: torch.device) -> Tensor:
+        """The rows on a device: what is stored is moved, then decoded there."""
+        parts = {name: part.to(device, non_blocking=True) for name, part in self.parts.items()}
+        return self.codec.decode(parts, self.dtype)
+
+
+@dataclass(frozen=True)
 class ActivationBatch:
     """One batch. Its tensors stay valid and are shared with no other batch, but holding them may hold a window's memory.
 
@@ -58,6 +78,7 @@ class ActivationBatch:
         rows: int64 [B], store rows.
         activations: {hook point: [B, d] (1-D) or [B, T, d] (2-D)}.
         mask: bool [B] or [B, T], True where the token is kept (all True in 1-D).
+        encoded: what is to be decoded where it is used, in place of `activations`.
     """
 
     index: int
@@ -66,6 +87,12 @@ class ActivationBatch:
     activations: dict[str, Tensor]
     mask: Tensor
     read_meta: Callable[[Tensor], RowsMeta] = field(repr=False)
+    encoded: Mapping[str, Encoded] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> dict[str, Tensor]:
+        """The activations on a device; asynchronous from page-locked memory."""
+        moved = {name: x.to(device, non_blocking=True) for name, x in self.activations.items()}
+        return moved | {name: x.on(device) for name, x in self.encoded.items()}
 
     @cached_property
     def meta(self) -> RowsMeta:
@@ -184,17 +211,19 @@ class Delivery:
     """What a batch carries.
 
     Attributes:
-        hook_points: their activations.
+        hook_points: {hook point: its shared parts} of those whose activations it carries.
         read_meta: where rows come from, for batches that are asked.
         codec: which decodes them.
         dtype: of the activations; None: the codec's.
+        encoded: as they are stored.
         pinned: in page-locked memory.
     """
 
-    hook_points: Sequence[str]
+    hook_points: Mapping[str, Mapping[str, Tensor]]
     read_meta: Callable[[Tensor], RowsMeta]
     codec: StorageCodec
     dtype: torch.dtype | None = None
+    encoded: bool = False
     pinned: bool = False
 
 
@@ -231,16 +260,24 @@ class _BatchMaker:
                 out = _empty(self.memory, array, len(rows))
                 found[name] = torch.cat([part.tensors[name] for part in parts], out=out)
         mask = found["mask"].clone() if "mask" in found else torch.ones(len(rows), dtype=torch.bool)
-        activations = {name: self._decoded(name, found, len(rows)) for name in delivery.hook_points}
-        return ActivationBatch(index, index // plan.batches_per_epoch, rows, activations, mask, delivery.read_meta)
+        encoded = {name: self._encoded(name, found) for name in delivery.hook_points}
+        activations = {} if delivery.encoded else {name: self._decoded(name, x) for name, x in encoded.items()}
+        left = encoded if delivery.encoded else {}
+        return ActivationBatch(index, index // plan.batches_per_epoch, rows, activations, mask, delivery.read_meta, left)
 
-    def _decoded(self, hook_point: str, found: Mapping[str, Tensor], n: int) -> Tensor:
-        delivery, out = self.delivery, None
-        parts = {part: found[array_name(hook_point, part)] for part in delivery.codec.parts}
-        dtype = delivery.dtype or delivery.codec.dtype
-        if delivery.dtype is not None or delivery.pinned:
-            out = _empty(self.memory, self.windows.arrays[hook_point], n, dtype, delivery.pinned)
-        return delivery.codec.decode(parts, dtype, out)
+    def _encoded(self, hook_point: str, found: Mapping[str, Tensor]) -> Encoded:
+        delivery = self.delivery
+        parts = {part: found[array_name(hook_point, part)] for part in delivery.codec.token_parts}
+        if delivery.encoded and delivery.pinned:
+            parts = {part: x.pin_memory() for part, x in parts.items()}
+        shared = delivery.hook_points[hook_point]
+        return Encoded({**parts, **shared}, delivery.codec, delivery.dtype or delivery.codec.dtype)
+
+    def _decoded(self, hook_point: str, encoded: Encoded) -> Tensor:
+        delivery, rows, out = self.delivery, encoded.parts[ROWS], None
+        if delivery.dtype is not None or delivery.pinned or rows.dtype != encoded.dtype:
+            out = _empty(self.memory, self.windows.arrays[hook_point], len(rows), encoded.dtype, delivery.pinned)
+        return delivery.codec.decode(encoded.parts, encoded.dtype, out)
 
     def made(self, start: int, stop: int | None) -> Iterator[ActivationBatch]:
         try:

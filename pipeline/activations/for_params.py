@@ -109,7 +109,7 @@ def _existing(stated: str, hook_points: tuple[str, ...], settings: GenerationSet
         raise DataError(f"activations.path: {path}: no such activation store; give the directory of one, or null to generate")
     store = open_store(path, hook_points)
     check_made_for(path, store.config, settings, only=("target", "context_size"))
-    progress = Progress("verify", store.n_rows * len(store.digests), unit="rows")
+    progress = Progress("verify", sum(store.array(name).layout.shape[0] for name in store.digests), unit="rows")
     store.verify(progress.update)
     progress.close()
     return store

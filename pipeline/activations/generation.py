@@ -3,8 +3,9 @@
 1. Plan the rows from the tokens (pipeline.activations.plan).
 2. Open the store of this fingerprint; every chunk that is not whole is pending (pipeline.activations.writer).
 3. For each block with a pending chunk, in order: run the model batches that its rows come from, all pending hook points in
-   one pass; keep the rows that the mask keeps; check that they are finite; permute; write the pending chunks. Writing one
-   block overlaps with the model's work on the next.
+   one pass; keep the rows that the mask keeps; encode them; check that they are finite; permute; write the pending chunks.
+   Writing one block overlaps with the model's work on the next. What a codec measures (the parts that all rows share) it
+   measures in the first model batch: while it is pending, so is the first block.
 4. Mark the arrays complete and return the manifest.
 """
 
@@ -162,17 +163,23 @@ class _Generation:
         self.writer, self.plan, self.contexts, self.settings = writer, plan, contexts, settings
         self.codec = storage_codec(settings.storage_dtype)
         self.hook_points = [name for name in hook_points if self._pending(name)]
+        self.shared = {name: self._shared(name) for name in self.hook_points}
         self._held: tuple[int, dict[str, Tensor]] = (-1, {})
 
     def _pending(self, hook_point: str) -> bool:
         return any(self.writer.arrays[array_name(hook_point, part)].pending.any() for part in self.codec.parts)
 
+    def _shared(self, hook_point: str) -> dict[str, Tensor]:
+        """What is stored of a hook point's shared parts; the others are measured in the first model batch."""
+        arrays = {part: self.writer.arrays[array_name(hook_point, part)] for part in self.codec.shared_parts}
+        return {part: array.read_chunk(0) for part, array in arrays.items() if not array.pending[0]}
+
     def pending_blocks(self) -> list[int]:
         """Blocks with a chunk that is not whole."""
         found: set[int] = set()
         for array in self.writer.arrays.values():
-            chunks_per_block = self.plan.block_rows // array.layout.chunk_rows
-            found.update((np.flatnonzero(array.pending) // chunks_per_block).tolist())
+            rows = np.flatnonzero(array.pending) * array.layout.chunk_rows
+            found.update((rows // self.plan.block_rows).tolist())
         return sorted(found)
 
     def run(self, load_model: Callable[[], Model]) -> None:
@@ -200,7 +207,7 @@ class _Generation:
         """Refuse batches whose rows cannot be held."""
         n_contexts = min(self.settings.model_batch_size, len(self.plan.contexts))
         rows = min(int(self.plan.offsets[n_contexts]), self.plan.n_rows)
-        names = [array_name(hook, part) for hook in self.hook_points for part in self.codec.parts]
+        names = [array_name(hook, part) for hook in self.hook_points for part in self.codec.token_parts]
         n_bytes = rows * sum(self.writer.arrays[name].layout.row_bytes for name in names)
         key = {"activations.model_batch_size": self.settings.model_batch_size}
         require_memory(Need(f"the activations of {n_contexts:,} contexts", n_bytes, key))
@@ -246,11 +253,20 @@ class _Generation:
         for name, acts in found.items():
             if kept is not None:
                 acts = acts.flatten(0, 1).index_select(0, kept.to(acts.device))
-            for part, stored in self.codec.encode(acts).items():
+            if batch == 0:
+                self._measure(name, acts)
+            for part, stored in self.codec.encode(acts, self.shared[name]).items():
                 if not bool(torch.isfinite(stored).all()):
                     self._check_finite(name, batch, acts, stored, arrays)
                 arrays[array_name(name, part)] = stored.cpu()
         return arrays
+
+    def _measure(self, hook_point: str, acts: Tensor) -> None:
+        """Write the shared parts that are not stored; those that are stay as they are."""
+        for part, values in self.codec.measure(acts).items():
+            if part not in self.shared[hook_point]:
+                self.shared[hook_point][part] = values
+                self.writer.write_rows(array_name(hook_point, part), 0, values, None)
 
     def _check_finite(self, hook_point: str, batch: int, acts: Tensor, stored: Tensor, about: Mapping[str, Tensor]) -> None:
         """Raise for the first non-finite value of a row that is stored."""

@@ -85,6 +85,7 @@ class Activations(ABC):
         drop_last: bool = True,
         prefetch: bool = True,
         dtype: torch.dtype | None = None,
+        encoded: bool = False,
         pin_memory: bool = False,
     ) -> Iterator[ActivationBatch]:
         """Shuffled batches in an order that the arguments fix: batch `start` is the same whichever one was the first.
@@ -100,6 +101,7 @@ class Activations(ABC):
             drop_last: leave out an epoch's last, smaller batch.
             prefetch: work ahead in background threads.
             dtype: of the delivered activations; None: that of storage.
+            encoded: deliver them as they are stored, for :meth:`ActivationBatch.on` to decode where they are used.
             pin_memory: deliver page-locked tensors (for asynchronous copies to a GPU).
 
         Raises:

@@ -123,8 +123,18 @@ class ActivationStore(Activations):
     def read(self, hook_point: str, start: int, stop: int) -> Tensor:
         if hook_point in ROW_ARRAYS:
             return self._stored(self.array(hook_point), start, stop)
-        found = {part: self._stored(array, start, stop) for part, array in self.parts(hook_point).items()}
-        return self._codec.decode(found, self._codec.dtype)
+        parts = self.parts(hook_point)
+        found = {part: self._stored(parts[part], start, stop) for part in self._codec.token_parts}
+        return self._codec.decode(found | self.shared(hook_point), self._codec.dtype)
+
+    def shared(self, hook_point: str) -> dict[str, Tensor]:
+        """The parts of a hook point that all rows share, by the names that its codec gives them.
+
+        Raises:
+            DataError: no such hook point, or a part is missing or altered.
+        """
+        parts = self.parts(hook_point)
+        return {part: parts[part].whole() for part in self._codec.shared_parts}
 
     def _stored(self, array: ArrayReader, start: int, stop: int) -> Tensor:
         start, stop = max(start, 0), min(stop, self.n_rows)
@@ -143,8 +153,8 @@ class ActivationStore(Activations):
             DataError: names the first chunk that is missing, truncated or altered.
         """
         for array in self._arrays.values():
-            for start in range(0, self.n_rows, self.chunk_rows):
-                stop = min(start + self.chunk_rows, self.n_rows)
+            for chunk in range(array.layout.n_chunks):
+                start, stop = array.layout.rows_of(chunk)
                 array.read_into(array.empty(stop - start), start, stop)
                 done(stop - start)
 
@@ -177,6 +187,7 @@ class ActivationStore(Activations):
         drop_last: bool = True,
         prefetch: bool = True,
         dtype: torch.dtype | None = None,
+        encoded: bool = False,
         pin_memory: bool = False,
     ) -> Iterator[ActivationBatch]:
         """Shuffled batches: chunks in random order, rows mixed in windows of `buffer_rows`, another order every epoch.
@@ -199,14 +210,16 @@ class ActivationStore(Activations):
                 "lower activations.batch_size or raise activations.total_tokens"
             )
         names = list(hook_points) if hook_points is not None else self.hook_points
-        arrays = {array_name(name, part): array for name in names for part, array in self.parts(name).items()}
+        parts = {array_name(name, part): array for name in names for part, array in self.parts(name).items()}
+        arrays = {name: array for name, array in parts.items() if not array.layout.shared}
         if self.target == "activations-2d":
             arrays["mask"] = self.array("mask")
         n_bytes = plan.window_rows * sum(array.layout.row_bytes for array in arrays.values())
         mixed = {"activations.buffer_size": buffer_rows or 2**20}
         require_memory(Need(f"a window of {plan.window_rows:,} rows", n_bytes, mixed))
         stop = None if epochs is None else epochs * plan.batches_per_epoch
-        delivery = Delivery(names, self.rows_meta, self._codec, dtype, pin_memory)
+        shared = {name: self.shared(name) for name in names}
+        delivery = Delivery(shared, self.rows_meta, self._codec, dtype, encoded, pin_memory)
         return iterate_batches(arrays, plan, delivery, start=start, stop=stop, prefetch=prefetch)
 
 

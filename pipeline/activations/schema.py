@@ -4,7 +4,8 @@ A Zarr v3 group `<store root>/<fingerprint>/` with one array per hook point, [n_
 rows shuffled) or [n_contexts, T, d] (activations-2d: contexts kept whole) - or several, `hook@part`, where its codec
 makes several - and `tokens`, `positions`, `context_ids`, `mask`
 beside them in the same row order. A "row" is a token in 1-D and a context in 2-D. Each chunk holds whole rows and is one
-uncompressed file `c.<chunk>.0[.0]`; `digests` beside them has a line `<chunk> <xxh3_128>` for each chunk that is whole.
+uncompressed file `c.<chunk>.0[.0]`; `digests` beside them has a line `<chunk> <xxh3_128>` for each chunk that is whole. A part
+that all rows share is one chunk.
 """
 
 from __future__ import annotations
@@ -42,12 +43,13 @@ _BOOLEAN = ElementType(torch.bool, "bool", "|b1", False)
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """One array: name, shape (rows first), rows per chunk and element type."""
+    """One array: name, shape (rows first), rows per chunk and element type; whether it is a part that all rows share."""
 
     name: str
     shape: tuple[int, ...]
     chunk_rows: int
     element: ElementType
+    shared: bool = False
 
     @cached_property
     def row_bytes(self) -> int:
@@ -81,7 +83,8 @@ def chunk_rows(d_model: int, storage_dtype: str, context_size: int | None = None
         storage_dtype: names the codec.
         context_size: T for the 2-D target, None for 1-D.
     """
-    row_bytes = sum(layout.row_bytes for layout in hook_layouts("", 0, d_model, context_size, 1, storage_dtype))
+    layouts = hook_layouts("", 1, d_model, context_size, 1, storage_dtype)
+    row_bytes = sum(layout.row_bytes for layout in layouts if not layout.shared)
     fitting = max(CHUNK_BYTES // row_bytes, 1)
     return min(1 << (fitting.bit_length() - 1), BLOCK_ROWS)
 
@@ -96,10 +99,14 @@ def hook_layouts(
 ) -> list[ArrayLayout]:
     """Layouts of a hook point's arrays: [n_rows, width], or [n_rows, T, width] where `context_size` is given."""
     inner = () if context_size is None else (context_size,)
-    return [
-        ArrayLayout(array_name(hook_point, name), (n_rows, *inner, part.width or width), rows, part.element)
-        for name, part in storage_codec(dtype).parts.items()
-    ]
+    layouts = []
+    for part, (element, numbers, shared) in storage_codec(dtype).parts.items():
+        name, last = array_name(hook_point, part), numbers or width
+        if shared is None:
+            layouts.append(ArrayLayout(name, (n_rows, *inner, last), rows, element))
+        else:
+            layouts.append(ArrayLayout(name, (shared, last), shared, element, shared=True))
+    return layouts
 
 
 def row_layouts(n_rows: int, context_size: int | None, rows: int) -> list[ArrayLayout]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from xxhash import xxh3_128_hexdigest
 
@@ -106,6 +107,11 @@ class ArrayWriter:
         with open(self.directory / DIGESTS_FILE, "ab", buffering=0) as stream:
             stream.write(f"{chunk} {digest}\n".encode())
         self.digests[chunk] = digest
+
+    def read_chunk(self, chunk: int) -> Tensor:
+        """The rows of a chunk that is whole."""
+        content = bytearray((self.directory / self.layout.chunk_file(chunk)).read_bytes())
+        return torch.frombuffer(content, dtype=self.layout.element.torch_dtype).view(-1, *self.layout.shape[1:])
 
     def finish(self) -> None:
         """Record the digests in order, then the content digest and complete=true, unless that is so already."""

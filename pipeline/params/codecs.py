@@ -29,5 +29,6 @@ STORAGE_CODECS: Registry[StorageCodecDeclaration] = Registry(
         StorageCodecDeclaration("bfloat16", f"{_CODE}.plain:BFLOAT16"),
         StorageCodecDeclaration("float16", f"{_CODE}.plain:FLOAT16"),
         StorageCodecDeclaration("float32", f"{_CODE}.plain:FLOAT32"),
+        StorageCodecDeclaration("int8", f"{_CODE}.int8:INT8"),
     ),
 )

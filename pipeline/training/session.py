@@ -149,9 +149,9 @@ def make_source(
         limits=limits,
         buffer_rows=params.activations.buffer_size,
         seed=params.seed,
-        # The CPU converts in the reader's thread; to a GPU go the stored bytes, which are half as many.
+        # The CPU decodes in the reader's thread; to a GPU go the stored bytes, which are fewer.
         dtype=stated or (torch.float32 if device.type == "cpu" else None),
-        pin_memory=device.type == "cuda",
+        device=device if device.type == "cuda" else None,
     )
 
 

@@ -74,7 +74,7 @@ class StoreSource:
         buffer_rows: rows mixed at a time.
         seed: of the order.
         dtype: in which the store's reader delivers; None: storage dtype.
-        pin_memory: page-locked batches, for a GPU.
+        device: a GPU, to which the stored bytes go to be decoded there; None: the reader's thread decodes them.
     """
 
     store: Activations
@@ -86,7 +86,7 @@ class StoreSource:
     buffer_rows: int
     seed: int
     dtype: torch.dtype | None = torch.float32
-    pin_memory: bool = False
+    device: torch.device | None = None
 
     @property
     def batch_tokens(self) -> int:
@@ -106,11 +106,13 @@ class StoreSource:
             rows=self.rows,
             buffer_rows=self.buffer_rows,
             dtype=self.dtype,
-            pin_memory=self.pin_memory,
+            encoded=self.device is not None,
+            pin_memory=self.device is not None,
         )
         whole = self.store.target == "activations-1d"
         for batch in made:
-            found, mask = batch.activations, self.limits.kept(batch.activations, None if whole else batch.mask)
+            found = batch.activations if self.device is None else batch.on(self.device)
+            mask = self.limits.kept(found, None if whole else batch.mask)
             if whole and mask is not None and bool(mask.any()):
                 rows = mask.nonzero().squeeze(1)
                 found, mask = {hook: x.index_select(0, rows) for hook, x in found.items()}, None
@@ -191,22 +193,23 @@ def _position(index: int, per_epoch: int, batch_tokens: int) -> str:
 
 
 def on_device(batches: Iterator[TrainingBatch], device: torch.device, dtype: torch.dtype) -> Generator[TrainingBatch]:
-    """`batches` on `device` in `dtype`; on a GPU the next one is copied on its own stream while this one is used."""
+    """`batches` on `device` in `dtype`; on a GPU the next one is moved and decoded on its own stream while this one is used."""
     if device.type != "cuda":
-        for batch in batches:
-            yield batch.to(device, dtype)
+        yield from (batch.to(device, dtype) for batch in batches)
         return
     stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))  # tensors in memory may still be under way
     ahead: TrainingBatch | None = None
-    for batch in batches:
+    while True:
         with torch.cuda.stream(stream):
-            copied = batch.to(device, dtype)
+            batch = next(batches, None)
+            copied = None if batch is None else batch.to(device, dtype)
         if ahead is not None:
             yield ahead
+        if copied is None:
+            return
         torch.cuda.current_stream(device).wait_stream(stream)
         for tensor in (copied.inputs, copied.labels, copied.mask):
             if tensor is not None:
                 tensor.record_stream(torch.cuda.current_stream(device))
         ahead = copied
-    if ahead is not None:
-        yield ahead

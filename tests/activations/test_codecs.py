@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.activations.codecs.interface import ROWS, storage_codec
+from pipeline.activations.codecs.interface import ROWS, StorageCodec, storage_codec
 from pipeline.errors import DataError
 from pipeline.params.codecs import STORAGE_CODECS
 from pipeline.seeding import generator
@@ -18,18 +18,24 @@ def rows(*shape: int) -> torch.Tensor:
     return 10 * torch.randn(*shape, generator=generator(0, "tests", "codecs"))
 
 
+def stored(codec: StorageCodec, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """All parts of rows that are measured by themselves."""
+    shared = codec.measure(x)
+    return {**codec.encode(x, shared), **shared}
+
+
 @pytest.mark.parametrize("shape", [(6, 8), (3, 4, 8), (0, 8)], ids=["tokens", "contexts", "none"])
 @pytest.mark.parametrize("name", NAMES)
 def test_parts_are_as_declared_and_decode_to_the_rows(name: str, shape: tuple[int, ...]) -> None:
     codec, x = storage_codec(name), rows(*shape)
-    parts = codec.encode(x)
-    assert list(parts) == list(codec.parts)
-    assert ROWS in parts
-    for part, stored in parts.items():
-        element, width = codec.parts[part]
-        assert stored.dtype == element.torch_dtype
-        assert stored.shape == (*shape[:-1], width or shape[-1])
-        assert stored.element_size() == np.dtype(element.numpy_dtype).itemsize
+    parts = stored(codec, x)
+    assert list(parts) == list(codec.parts) == [*codec.token_parts, *codec.shared_parts]
+    assert ROWS in codec.token_parts
+    for part, found in parts.items():
+        element, width, shared = codec.parts[part]
+        assert found.dtype == element.torch_dtype
+        assert found.shape == (*(shape[:-1] if shared is None else (shared,)), width or shape[-1])
+        assert found.element_size() == np.dtype(element.numpy_dtype).itemsize
     for dtype in (codec.dtype, torch.float32, torch.float64):
         decoded = codec.decode(parts, dtype)
         assert decoded.dtype == dtype
@@ -42,8 +48,9 @@ def test_parts_are_as_declared_and_decode_to_the_rows(name: str, shape: tuple[in
 @pytest.mark.parametrize("name", NAMES)
 def test_a_token_is_stored_by_itself(name: str) -> None:
     codec, x = storage_codec(name), rows(6, 8)
-    whole, some = codec.encode(x), codec.encode(x[2:4])
-    assert all(torch.equal(whole[part][2:4], some[part]) for part in codec.parts)
+    shared = codec.measure(x)
+    whole, some = codec.encode(x, shared), codec.encode(x[2:4], shared)
+    assert all(torch.equal(whole[part][2:4], some[part]) for part in codec.token_parts)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -51,7 +58,7 @@ def test_a_token_is_stored_by_itself(name: str) -> None:
 def test_what_is_not_finite_can_be_seen_in_the_parts(name: str, value: float) -> None:
     codec, x = storage_codec(name), rows(6, 8)
     x[3, 2] = value
-    finite = torch.stack([torch.isfinite(part).all(-1) for part in codec.encode(x).values()]).all(0)
+    finite = torch.stack([torch.isfinite(part).all(-1) for part in codec.encode(x, codec.measure(x)).values()]).all(0)
     assert finite.tolist() == [True, True, True, False, True, True]
 
 

@@ -178,10 +178,11 @@ def test_rows_of_two_models_join_on_the_same_tokens(tokens, place):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("target", ["activations-1d", "activations-2d"])
-def test_a_non_finite_activation_is_named(tokens, place, target):
+def test_a_non_finite_activation_is_named(tokens, place, target, dtype):
     with pytest.raises(NumericsError) as caught:
-        make_store(place, tokens, FakeModel(bad_token=7), target=target)
+        make_store(place, tokens, FakeModel(bad_token=7), target=target, storage_dtype=dtype)
     message = str(caught.value)
     assert message.startswith(f"hook point {HOOK}: context ")
     assert "token id 7 (store row " in message

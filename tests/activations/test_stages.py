@@ -1,4 +1,4 @@
-"""The generate and norm stages, and the reading benchmark."""
+"""The generate and norm stages, and the benchmark of the store."""
 
 from __future__ import annotations
 
@@ -117,14 +117,15 @@ def test_stores_of_several_models_join_on_the_same_tokens(tokens, generate, tmp_
     assert (tmp_path / "activations.json").read_bytes() == manifest
 
 
-def test_contexts_of_several_models_join_too(tokens, generate, tmp_path):
+@pytest.mark.parametrize(("dtype", "off"), [("float32", 0.0), ("int8", 0.2)])
+def test_contexts_of_several_models_join_too(tokens, generate, tmp_path, dtype, off):
     keys = (HOOK, f"tuned:{HOOK}")
-    params = _params(tokens, hook_points=keys, target="activations-2d", storage_dtype="float32")
+    params = _params(tokens, hook_points=keys, target="activations-2d", storage_dtype=dtype)
     generate(params)
     batch = next(open_for(params, tmp_path / "activations.json").batches(32, seed=3))
     for key, alias in zip(keys, ("", "tuned"), strict=True):
         wanted = _load(params.language_model(alias)).value(batch.tokens, batch.positions, HOOK)
-        assert torch.equal(batch.activations[key], wanted), key
+        torch.testing.assert_close(batch.activations[key], wanted, rtol=0, atol=off)
 
 
 def test_stores_with_other_rows_are_not_joined(tokens, generate, tmp_path):
@@ -165,8 +166,9 @@ def test_a_store_is_opened_for_the_params_it_was_made_for(tokens, generate, tmp_
         open_for(_params(tokens, hook_points=(OTHER,)), manifest)
 
 
-def test_a_named_store_is_verified_and_not_generated(tokens, generate, tmp_path):
-    store = make_store(tmp_path / "mine", tokens)
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_named_store_is_verified_and_not_generated(tokens, generate, tmp_path, dtype):
+    store = make_store(tmp_path / "mine", tokens, storage_dtype=dtype)
     stated = f"mine/{store.path.name}"
     generate(_params(tokens, path=stated, total_tokens=7))
     assert read_json(tmp_path / "activations.json", "manifest")["path"] == stated
@@ -184,10 +186,11 @@ def test_a_named_store_is_verified_and_not_generated(tokens, generate, tmp_path)
         generate(_params(tokens, path=stated))
 
 
-def test_the_norm_stage_measures_the_store(tokens, generate, tmp_path):
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_the_norm_stage_measures_the_store(tokens, generate, tmp_path, dtype):
     from stages.compute_norm import main
 
-    generate(_params(tokens))
+    generate(_params(tokens, storage_dtype=dtype))
     outcome = CliRunner().invoke(main, ["--params", PARAMS, "--activations", "activations.json"])
     assert outcome.exit_code == 0, outcome.output
     norm = load_norms("data/norms.json")[HOOK]
@@ -207,9 +210,9 @@ def test_a_missing_store_is_one_line_and_exit_code_2(tmp_path, monkeypatch):
     assert outcome.stderr.count("\n") == 1
 
 
-def test_the_reading_benchmark_runs():
-    from benchmarks.reading import main
+def test_the_store_benchmark_runs():
+    from benchmarks.store import main
 
     outcome = CliRunner().invoke(main, ["--small"])
     assert outcome.exit_code == 0, outcome.output
-    assert "ratio: " in outcome.output
+    assert all(f"| {dtype} |" in outcome.output for dtype in ("float16", "bfloat16", "int8"))

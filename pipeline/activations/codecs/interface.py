@@ -32,14 +32,16 @@ class Part(NamedTuple):
     Attributes:
         element: its element type.
         width: numbers for each token; None: as many as the hook point is wide.
+        rows: of an array that all tokens share; None: one for each token.
     """
 
     element: ElementType
     width: int | None = None
+    rows: int | None = None
 
 
 class StorageCodec(ABC):
-    """Activations as one array or several with the same rows; each token's row by itself, so that any rows can be read alone.
+    """Activations as one array or several; each token's row by itself, so that any rows can be read alone.
 
     Attributes:
         dtype: of decoded rows where no other is asked for.
@@ -49,16 +51,35 @@ class StorageCodec(ABC):
     dtype: torch.dtype
     parts: Mapping[str, Part]
 
+    @property
+    def token_parts(self) -> list[str]:
+        """The parts that have a row for each token."""
+        return [name for name, part in self.parts.items() if part.rows is None]
+
+    @property
+    def shared_parts(self) -> list[str]:
+        """The parts that all tokens share."""
+        return [name for name, part in self.parts.items() if part.rows is not None]
+
+    def measure(self, rows: Tensor) -> dict[str, Tensor]:
+        """The shared parts, [rows of the part, width of the part] on the CPU, from some rows [..., d] of the hook point."""
+        return {}
+
     @abstractmethod
-    def encode(self, rows: Tensor) -> dict[str, Tensor]:
-        """{part: [..., width of the part]} of rows [..., d]; a number that cannot be stored becomes one that is not finite."""
+    def encode(self, rows: Tensor, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{part: [..., width of the part]} of rows [..., d]; a number that cannot be stored becomes one that is not finite.
+
+        Args:
+            rows: any float dtype, on any device.
+            shared: as `measure` gives it.
+        """
 
     @abstractmethod
     def decode(self, parts: Mapping[str, Tensor], dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
         """The rows [..., d] in `dtype`.
 
         Args:
-            parts: as `encode` gives them.
+            parts: as `encode` and `measure` give them, on one device.
             dtype: of the result.
             out: [..., d] in this dtype, to be filled and returned; None: the result may share a part's memory.
         """

@@ -16,7 +16,7 @@ class PlainCodec(StorageCodec):
     def __init__(self, element: ElementType) -> None:
         self.dtype, self.parts = element.torch_dtype, {ROWS: Part(element)}
 
-    def encode(self, rows: Tensor) -> dict[str, Tensor]:
+    def encode(self, rows: Tensor, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {ROWS: rows.to(self.dtype)}
 
     def decode(self, parts: Mapping[str, Tensor], dtype: torch.dtype, out: Tensor | None = None) -> Tensor:

@@ -72,7 +72,7 @@ class ActivationsParams(Section):
     storage_dtype: str = param(
         "bfloat16",
         choices=STORAGE_CODECS,
-        about="bfloat16 (2 bytes) | float16 (2 bytes, overflows above 65504) | float32 (4 bytes)",
+        about="bfloat16 (2 bytes) | float16 (2 bytes, overflows above 65504) | float32 (4 bytes) | int8 (1 byte, scaled)",
     )
     device: str | None = param(None, form=DEVICE, about="device that batches are delivered on; null: that of training")
     dtype: str | None = param(None, choices=MODEL_DTYPES, about="dtype that batches are delivered in (null: float32)")
