@@ -282,7 +282,7 @@ FAULTS = [
     ),
     Fault(
         "flash attention without a GPU",
-        "generate",
+        "generate_activations",
         ("model.attention", "flash_attention_2", "CUDA", "cpu", "auto"),
         {"model__attention": "flash_attention_2", "model__dtype": "bfloat16", "model__device": "cpu"},
     ),
