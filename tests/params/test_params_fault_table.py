@@ -96,7 +96,7 @@ ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
     ({"trainer.decoder_constraint": None}, "trainer.decoder_constraint", ("string", "null")),
     ({"activations.source": "live"}, "activations.source", ("store", "live")),
     ({"model.device": "gpu"}, "model.device", ("cpu", "mps", "cuda:N", "gpu")),
-    ({"model.attention": "flash"}, "model.attention", ("flash", "'flash_attention_2'", "eager")),
+    ({"model.attention": "flash"}, "model.attention", ("flash", "flash_attention_2", "eager")),
     ({"model.attention": "flash_attention_2"}, "model.attention", ("bfloat16", "float16", "float32", "auto")),
     ({"model.backend": "transformer_lens", "model.attention": "sdpa"}, "model.attention", ("sdpa", "auto", "huggingface")),
     ({"trainer.p": 0.5}, "trainer.p", ("1", "0.5")),
