@@ -27,7 +27,7 @@ def main(params: str, tokens: str, out: str, metrics: str) -> None:
     """Generate the activation store."""
     from pipeline.activations.for_params import generate_for
     from pipeline.files import write_json
-    from pipeline.lm.loading import load_language_model, model_widths
+    from pipeline.lm.loading import load_stated, model_widths
     from pipeline.models_fit import check_models_fit
     from pipeline.params.loader import load_params
 
@@ -37,9 +37,7 @@ def main(params: str, tokens: str, out: str, metrics: str) -> None:
     figures = generate_for(
         loaded,
         lambda model: model_widths(model.model_name, model.revision),
-        lambda model: load_language_model(
-            model.model_name, revision=model.revision, backend=model.backend, dtype=model.dtype, device=model.device
-        ),
+        load_stated,
         Path(tokens),
         Path(out),
         tokenizer_digest,

@@ -280,6 +280,12 @@ FAULTS = [
         {},
         non_finite_model,
     ),
+    Fault(
+        "flash attention without a GPU",
+        "generate_activations",
+        ("model.attention", "flash_attention_2", "CUDA", "cpu", "auto"),
+        {"model__attention": "flash_attention_2", "model__dtype": "bfloat16", "model__device": "cpu"},
+    ),
     Fault("non-finite loss", "train", ("finite", "step", "tokens", "loss", "l_rec"), {"trainer__lr": 1e36}),
     Fault(
         "a run that diverges",

@@ -26,7 +26,7 @@ class GenerationSettings:
         perm_seed: seed of the order of contexts and rows.
         ignore_token_ids: ids that are masked; None: the token store's.
         ignore_positions: first positions of each context that are masked.
-        backend, model_dtype: how the model is run.
+        backend, model_dtype, attention: how the model is run.
     """
 
     context_size: int
@@ -39,6 +39,7 @@ class GenerationSettings:
     ignore_positions: int = 0
     backend: str = "huggingface"
     model_dtype: str = "float32"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
@@ -60,6 +61,7 @@ class GenerationSettings:
             ignore_positions=acts.ignore_positions,
             backend=model.backend,
             model_dtype=model.dtype or "float32",
+            attention=model.attention,
         )
 
 
@@ -84,8 +86,9 @@ def fingerprint_config(
         "target": settings.target,
         "storage_dtype": settings.storage_dtype,
         "perm_seed": settings.perm_seed,
-        # Left out where there are none: a store of an earlier version keeps its name.
+        # Left out where they are the default: a store of an earlier version keeps its name.
         **({"ignore_positions": settings.ignore_positions} if settings.ignore_positions else {}),
+        **({"attention": settings.attention} if settings.attention != "auto" else {}),
     }
 
 
@@ -118,6 +121,7 @@ def check_made_for(
         pairs.append(("activations.ignore_token_ids", config.get("ignore_token_ids"), sorted(settings.ignore_token_ids)))
     if only is None:
         pairs.append(("activations.ignore_positions", config.get("ignore_positions", 0), settings.ignore_positions))
+        pairs.append(("model.attention", config.get("attention", "auto"), settings.attention))
     differing = [f"{name} {was!r}, not {wanted!r}" for name, was, wanted in pairs if was != wanted]
     if differing:
         raise DataError(f"{path}: the activation store was made for other parameters ({'; '.join(differing)}); {REGENERATE}")

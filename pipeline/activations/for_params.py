@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,7 +43,7 @@ class ModelConfiguration(Protocol):
 def generate_for(
     params: Params,
     find_model: Callable[[Any], ModelConfiguration],
-    load_model: Callable[[Any], Model],
+    load_model: Callable[[Any, Sequence[str]], Model],
     tokens_path: Path,
     manifest_path: Path,
     tokenizer_digest: Callable[[Any], str | None] | None = None,
@@ -55,7 +56,7 @@ def generate_for(
     Args:
         params: loaded params.
         find_model: parameters of a model -> its configuration; called unless an existing store is named.
-        load_model: parameters of a model -> the model itself; called if there is something to compute.
+        load_model: parameters of a model, hook points to compute -> the model itself; called if there are any.
         tokens_path: data/tokens.zarr.
         manifest_path: data/activations.json.
         tokenizer_digest: parameters of a model -> digest of its tokenizer, None where it has none; None: not compared.
@@ -91,7 +92,8 @@ def generate_for(
             raise DataError(_OTHER_TOKENIZER.format(alias, model.name, params.model.model_name, tokens_path))
         if has is not None:
             tokens.check_tokenizer(has, model.name)
-        return open_store(generate_store(tokens, facts, lambda: load_model(stated_model), settings, store_root()), wanted)
+        load = functools.partial(load_model, stated_model)
+        return open_store(generate_store(tokens, facts, load, settings, store_root()), wanted)
 
     store = generated(MAIN)
     others = {alias: generated(alias) for alias in hook_points if alias != MAIN}

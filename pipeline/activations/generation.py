@@ -76,7 +76,7 @@ class ModelFacts:
 def generate_store(
     tokens: Tokens,
     model: ModelFacts,
-    load_model: Callable[[], Model],
+    load_model: Callable[[Sequence[str]], Model],
     settings: GenerationSettings,
     root: Path,
 ) -> Path:
@@ -85,7 +85,7 @@ def generate_store(
     Args:
         tokens: the token store; its train split is used.
         model: facts that the fingerprint and the layout depend on.
-        load_model: called if there is something to compute.
+        load_model: hook points to compute -> the model, called if there are any.
         settings: the generation parameters.
         root: the store root.
 
@@ -182,13 +182,13 @@ class _Generation:
             found.update((rows // self.plan.block_rows).tolist())
         return sorted(found)
 
-    def run(self, load_model: Callable[[], Model]) -> None:
+    def run(self, load_model: Callable[[Sequence[str]], Model]) -> None:
         blocks = self.pending_blocks()
         if not blocks:
             return
         ensure_free_space(self.writer.path, self.writer.pending_bytes() + MARGIN_BYTES, "activations")
         self._check_memory()
-        model = load_model() if self.hook_points else None
+        model = load_model(self.hook_points) if self.hook_points else None
         per_row = 1 if self.plan.flat else self.settings.context_size
         rows = sum(stop - start for start, stop in map(self.plan.block, blocks))
         progress = Progress("generate", self.plan.n_rows * per_row, done=(self.plan.n_rows - rows) * per_row)

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 # Code of the stage that comes after the pass: what draws, and the command line.
 NOT_THE_PASS = ("pipeline/dashboard", "pipeline/plots", "stages")
+RUN_KEYS = ("backend", "dtype", "attention", "device")  # of the section model: how a model is run
 SAVE_SECONDS = 60.0
 
 
@@ -228,7 +229,7 @@ def _depends_on(params: Params, inputs: Inputs, store: TokenStore, found: Loaded
         "dictionary": hashlib.sha256((inputs.dictionary / CONFIG_FILE).read_bytes()).hexdigest(),
         "tokens": store.digest,
         "models": {alias: model.digest for alias, model in found.models.items()},
-        "run": {key: value for key, value in params.to_dict()["model"].items() if key in ("backend", "dtype", "device")},
+        "run": {key: value for key, value in params.to_dict()["model"].items() if key in RUN_KEYS},
         "norms": {hook: [n.mean_norm, n.mean_square, n.d] for hook, n in (found.norms or {}).items()},
         "analysis": params.to_dict()["analysis"],
     }

@@ -10,7 +10,7 @@ from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import DataError, unknown_name
 from pipeline.evaluation.saved import check_origin
 from pipeline.hook_keys import MAIN, by_model
-from pipeline.lm.loading import load_language_model
+from pipeline.lm.loading import load_stated
 from pipeline.norms.hook_norm import load_norms
 
 if TYPE_CHECKING:
@@ -65,10 +65,7 @@ def load_for_analysis(params: Params, dictionary: str | Path, *, norms: str | Pa
     loaded = load_dictionary(dictionary)
     models = {}
     for alias in by_model((*loaded.hooks_in, *loaded.hooks_out)):
-        model = params.language_model(alias)
-        models[alias] = load_language_model(
-            model.model_name, revision=model.revision, backend=model.backend, dtype=model.dtype, device=model.device
-        )
+        models[alias] = load_stated(params.language_model(alias))
     check_origin(loaded, Path(dictionary), params, models, **digests)
     device = next(iter(models.values())).device
     return Loaded(loaded.to(device), models, None if loaded.config.folded else load_norms(norms))

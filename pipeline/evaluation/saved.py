@@ -14,14 +14,14 @@ from pipeline.evaluation.evaluator import Evaluation, Evaluator, runs
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.evaluation.split_tokens import SplitTokens
 from pipeline.hook_keys import by_model
-from pipeline.lm.loading import load_language_model
+from pipeline.lm.loading import load_stated
 from pipeline.norms.hook_norm import read_norms
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
     from pipeline.lm.language_model import LanguageModel
-    from pipeline.params.schema import ModelParams, Params
+    from pipeline.params.schema import Params
 
 
 def evaluate_saved(
@@ -45,7 +45,7 @@ def evaluate_saved(
     loaded = load_dictionary(dictionary)
     hook_norms, origin = read_norms(norms, statistics)
     principal = load_principal_directions(statistics, loaded.hooks_out)
-    models = {alias: _load(params.language_model(alias)) for alias in by_model((*loaded.hooks_in, *loaded.hooks_out))}
+    models = {alias: load_stated(params.language_model(alias)) for alias in by_model((*loaded.hooks_in, *loaded.hooks_out))}
     check_origin(loaded, Path(dictionary), params, models, tokens=store.digest, norms=origin.digest)
     raw = RawDictionary(loaded.to(next(iter(models.values())).device), hook_norms)
     n_runs = runs(loaded.hooks_out)
@@ -71,9 +71,3 @@ def check_origin(
     """
     inputs = digests | {f"model {alias}".strip(): model.digest for alias, model in models.items()}
     Origin.of(dictionary.config.provenance).check(path, "fold", inputs if params.activations.path is None else {})
-
-
-def _load(model: ModelParams) -> LanguageModel:
-    return load_language_model(
-        model.model_name, revision=model.revision, backend=model.backend, dtype=model.dtype, device=model.device
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,18 +126,23 @@ def read_sample(store: Activations, dictionary: Dictionary, normalizer: Normaliz
 
 def _load_mlps(params: Params, dictionary: Dictionary) -> list[Callable[[Tensor], Tensor]]:
     layers = mlp_layers(dictionary, params.initializer.model_layer)
-    model = _load_model(params)
+    model = _load_model(params, layers)
     return [model.layer_mlp(layer, hook) for layer, hook in zip(layers, dictionary.hooks_in, strict=True)]
 
 
 def _load_attention(params: Params, dictionary: Dictionary) -> AttentionWeights:
     layer = attention_layer(dictionary, params.initializer.model_layer)
-    return _load_model(params).layer_attention(layer, dictionary.hooks_in[0])
+    return _load_model(params, [layer]).layer_attention(layer, dictionary.hooks_in[0])
 
 
-def _load_model(params: Params) -> LanguageModel:
+def _load_model(params: Params, layers: Sequence[int]) -> LanguageModel:
+    """The model with these layers, for its weights: in float32 on the CPU, whatever it runs in."""
     from pipeline.lm.loading import load_language_model
 
     return load_language_model(
-        params.model.model_name, revision=params.model.revision, backend=params.model.backend, device="cpu"
+        params.model.model_name,
+        revision=params.model.revision,
+        backend=params.model.backend,
+        device="cpu",
+        hook_points=[f"blocks.{layer}.hook_resid_post" for layer in layers],
     )

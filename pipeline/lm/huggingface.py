@@ -59,17 +59,18 @@ class HuggingFaceModel(LanguageModel):
     Args:
         source: where it came from.
         model: the loaded model, on its device, in evaluation mode.
+        whole: whether it has all blocks and the unembedding.
     """
 
     backend = "huggingface"
     starts_midway = True
 
-    def __init__(self, source: ModelSource, model: nn.Module) -> None:
+    def __init__(self, source: ModelSource, model: nn.Module, whole: bool = True) -> None:
         parameter = next(model.parameters())
-        super().__init__(source, parameter.device, parameter.dtype)
         self._model = model
         self._architecture = architecture_of(source.model_type, source.name)
         self._blocks = self._architecture.block_list(model)
+        super().__init__(source, parameter.device, parameter.dtype, len(self._blocks), whole)
 
     def _forward(self, token_ids: Tensor, run: Run, start: Start | None = None) -> Tensor:
         with self._skipped(start), self._hooks(run):
@@ -80,7 +81,7 @@ class HuggingFaceModel(LanguageModel):
         """In the block, the model's blocks before the start pass on what they are given, the last of them the residual."""
         skipped = [] if start is None else list(self._blocks)[: start.layer]
         try:
-            for block, n_outputs in zip(skipped, self._n_outputs, strict=False):
+            for block, n_outputs in zip(skipped, self._n_outputs if skipped else (), strict=False):
                 assert start is not None
                 value = start.residual if block is skipped[-1] else None
                 block.forward = _passing_on(value, n_outputs)
@@ -115,6 +116,7 @@ class HuggingFaceModel(LanguageModel):
         return affine(self._blocks[layer].get_submodule(getattr(self._architecture, norm)), self._architecture)
 
     def unembedding(self) -> Unembedding:
+        self._check_whole()
         norm = self._model.get_submodule(self._architecture.final_norm)
         return read_unembedding(self._model, self._architecture, self.name, affine(norm, self._architecture)[0])
 

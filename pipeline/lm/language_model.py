@@ -93,15 +93,21 @@ class LanguageModel(abc.ABC):
     Attributes:
         backend: "huggingface" or "transformer_lens".
         device, dtype: where and in what its weights are.
+        n_loaded: blocks that it has: all, or those that the wanted hook points need.
+        whole: whether it has all blocks and the unembedding, so that there are logits.
     """
 
     backend: str
     starts_midway = False  # whether _forward can begin at a block
 
-    def __init__(self, source: ModelSource, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, source: ModelSource, device: torch.device, dtype: torch.dtype, n_loaded: int, whole: bool = True
+    ) -> None:
         self._source = source
         self.device = device
         self.dtype = dtype
+        self.n_loaded = n_loaded
+        self.whole = whole
 
     # What it is.
 
@@ -127,7 +133,7 @@ class LanguageModel(abc.ABC):
 
     @property
     def n_layers(self) -> int:
-        """Number of blocks."""
+        """Number of the model's blocks, loaded or not."""
         return self._source.n_layers
 
     @property
@@ -251,9 +257,10 @@ class LanguageModel(abc.ABC):
             [b, T, V] in the model's dtype.
 
         Raises:
-            DataError: no such hook point, or token ids that the model does not have.
+            DataError: no such hook point, token ids that the model does not have, or the model is not whole.
             ValueError: a replacement of another shape.
         """
+        self._check_whole()
         ids, run = self._check_tokens(token_ids), self._splicing_run(replace or {}, capture)
         if start is None or not self.starts_midway or any(layer_of(name) < start.layer for name in run.wanted):
             return self._forward(ids, run)
@@ -287,8 +294,9 @@ class LanguageModel(abc.ABC):
             token_ids: integer [b, T].
 
         Raises:
-            DataError: token ids that the model does not have.
+            DataError: token ids that the model does not have, or the model is not whole.
         """
+        self._check_whole()
         ids = self._check_tokens(token_ids)
         run = Run(capture=frozenset(self.hook_points()))
         logits = self._forward(ids, run)
@@ -306,8 +314,7 @@ class LanguageModel(abc.ABC):
         Raises:
             DataError: no such layer, or a hook point that the MLP is no function of.
         """
-        if not 0 <= layer < self.n_layers:
-            raise DataError(f"layer {layer} does not exist: {self.name} has layers 0 to {self.n_layers - 1}")
+        self._check_layer(layer)
         accepted = [f"blocks.{layer}.ln2.hook_out", f"blocks.{layer}.ln2.hook_normalized"]
         if hook_point_in is None or hook_point_in == accepted[0]:
             return LayerMLP(self._mlp(layer))
@@ -324,8 +331,7 @@ class LanguageModel(abc.ABC):
         Raises:
             DataError: no such layer, a hook point that it is no function of, or a form that cannot be read.
         """
-        if not 0 <= layer < self.n_layers:
-            raise DataError(f"layer {layer} does not exist: {self.name} has layers 0 to {self.n_layers - 1}")
+        self._check_layer(layer)
         weights = attention_weights(*self._attention(layer), self.name)
         if hook_point_in == f"blocks.{layer}.ln1.hook_out":
             return weights
@@ -334,7 +340,21 @@ class LanguageModel(abc.ABC):
         return weights.from_normalized(*self._affine(layer, "ln1"))
 
     def _check_hook_points(self, names: Iterable[str]) -> None:
-        parse_hook_points(names, self.n_layers, self.name)
+        for point in parse_hook_points(names, self.n_layers, self.name).values():
+            self._check_layer(point.layer)
+
+    def _check_layer(self, layer: int) -> None:
+        if not 0 <= layer < self.n_layers:
+            raise DataError(f"layer {layer} does not exist: {self.name} has layers 0 to {self.n_layers - 1}")
+        if layer >= self.n_loaded:
+            raise DataError(
+                f"layer {layer} of {self.name} was not loaded, only layers 0 to {self.n_loaded - 1}; name its hook points when "
+                "you load the model, or none for all of it"
+            )
+
+    def _check_whole(self) -> None:
+        if not self.whole:
+            raise DataError(f"{self.name} was loaded for hook points alone and has no logits; load it without naming them")
 
     def _splicing_run(self, replace: Mapping[str, Replacement], capture: Iterable[str] | None) -> Run:
         self._check_hook_points(replace)

@@ -8,20 +8,21 @@ Every import of transformers is inside the functions that need it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError, unknown_name
-from pipeline.foreign import reading
-from pipeline.lm.source import ModelSource, from_hub_or_directory, resolve_model
-from pipeline.params.choices import BACKENDS, MODEL_DTYPES
+from pipeline.lm.hook_points import parse_hook_points
+from pipeline.lm.source import ModelSource, resolve_model
+from pipeline.params.choices import BACKENDS, attention_fault
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from pipeline.lm.attention import AttentionWeights
     from pipeline.lm.language_model import LanguageModel
+    from pipeline.params.schema import ModelParams
 
 
 def load_language_model(
@@ -31,6 +32,8 @@ def load_language_model(
     backend: str = "huggingface",
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    attention: str = "auto",
+    hook_points: Sequence[str] | None = None,
 ) -> LanguageModel:
     """Load a causal language model for reading and splicing activations.
 
@@ -40,20 +43,53 @@ def load_language_model(
         backend: "huggingface" or "transformer_lens"; they agree to 2e-6 relative in float32.
         dtype: "float32", "bfloat16" or "float16" (or the torch dtype); None: float32.
         device: None: cuda if there is one, else cpu.
+        attention: how transformers computes attention: "auto" (sdpa where the family has it), "eager", "sdpa" or
+            "flash_attention_2"; they agree to rounding.
+        hook_points: those that will be read; blocks above the deepest of them and the unembedding are not loaded, so that
+            the model has no logits. None: the whole model.
 
     Raises:
-        DataError: no such model, back end, dtype or device, an unsupported architecture, or damaged or missing weights.
+        DataError: no such model, back end, dtype, device, attention or hook point, an unsupported architecture, or damaged
+            or missing weights.
     """
     if backend not in BACKENDS:
         raise DataError(unknown_name("back end", backend, BACKENDS))
+    fault = attention_fault(backend, attention)
+    if fault is not None:
+        raise DataError(f"model.attention: {fault}")
     source = resolve_model(name_or_path, revision)
+    n_blocks = None
+    if hook_points is not None:
+        parsed = parse_hook_points(hook_points, source.n_layers, source.name)
+        n_blocks = 1 + max((point.layer for point in parsed.values()), default=-1)
+    whole = n_blocks is None
+    from pipeline.lm.weights import load_weights
+
     if backend == "transformer_lens":
         from pipeline.lm.transformer_lens import TransformerLensModel
 
-        return TransformerLensModel(source, _load_weights(source, dtype, device))
+        return TransformerLensModel(source, load_weights(source, dtype, device, attention, n_blocks), whole)
     from pipeline.lm.huggingface import HuggingFaceModel
 
-    return HuggingFaceModel(source, _load_weights(source, dtype, device))
+    return HuggingFaceModel(source, load_weights(source, dtype, device, attention, n_blocks), whole)
+
+
+def load_stated(model: ModelParams, hook_points: Sequence[str] | None = None) -> LanguageModel:
+    """:func:`load_language_model` of what a parameter file states.
+
+    Args:
+        model: the section, or that of a further model (`Params.language_model`).
+        hook_points: those that will be read, if nothing else is wanted of the model.
+    """
+    return load_language_model(
+        model.model_name,
+        revision=model.revision,
+        backend=model.backend,
+        dtype=model.dtype,
+        device=model.device,
+        attention=model.attention,
+        hook_points=hook_points,
+    )
 
 
 def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> Any:
@@ -85,68 +121,7 @@ def load_attention_form(name_or_path: str | Path, revision: str | None, layer: i
         DataError: no such model or layer, or an attention of a form that cannot be read.
     """
     source = resolve_model(name_or_path, revision)
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     from pipeline.lm.huggingface import HuggingFaceModel
-    from pipeline.lm.quiet import quiet
+    from pipeline.lm.weights import empty_model
 
-    fault = f"{source.directory}: no model can be made of the configuration of '{source.name}'"
-    with quiet(), torch.device("meta"), reading(fault, "restore it or give another model"):
-        model = AutoModelForCausalLM.from_config(from_hub_or_directory(source, AutoConfig.from_pretrained))
-    return HuggingFaceModel(source, model).layer_attention(layer, f"blocks.{layer}.ln1.hook_out")
-
-
-def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    import torch
-
-    if isinstance(dtype, torch.dtype):
-        dtype = str(dtype).removeprefix("torch.")
-    name = dtype or "float32"
-    if name not in MODEL_DTYPES:
-        raise DataError(unknown_name("model dtype", name, MODEL_DTYPES))
-    return getattr(torch, name)
-
-
-def _torch_device(device: str | torch.device | None) -> torch.device:
-    import torch
-
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with reading(f"model.device: unknown device '{device}'", "write cpu, cuda or null"):
-        found = torch.device(device)
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise DataError(f"model.device: '{device}' was asked for, but this machine has no usable GPU; set it to cpu or null")
-    return found
-
-
-def _load_weights(source: ModelSource, dtype: str | torch.dtype | None, device: str | torch.device | None) -> nn.Module:
-    """The transformers model, on its device, frozen, in evaluation mode.
-
-    Raises:
-        DataError: weights are missing, damaged, or do not fit the configuration.
-    """
-    torch_dtype, torch_device = _torch_dtype(dtype), _torch_device(device)
-    if source.is_local:
-        source.weight_files()
-    from transformers import AutoModelForCausalLM
-
-    from pipeline.lm.quiet import quiet
-
-    fault = f"{source.directory}: the weights of model '{source.name}' cannot be loaded"
-    with quiet(), reading(fault, "restore the files or give another model"):
-        model, info = from_hub_or_directory(
-            source,
-            AutoModelForCausalLM.from_pretrained,
-            dtype=torch_dtype,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    missing = sorted(info.get("missing_keys", ()))
-    if missing:
-        raise DataError(
-            f"{source.directory}: the weights of model '{source.name}' lack {len(missing)} tensors that its "
-            f"configuration asks for, among them {', '.join(missing[:3])}; restore the files or give another model"
-        )
-    return model.to(torch_device).eval().requires_grad_(False)
+    return HuggingFaceModel(source, empty_model(source)).layer_attention(layer, f"blocks.{layer}.ln1.hook_out")

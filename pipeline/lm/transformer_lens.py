@@ -30,6 +30,7 @@ class TransformerLensModel(LanguageModel):
     Args:
         source: where it came from.
         model: the loaded transformers model, on its device, in evaluation mode; the bridge takes it over.
+        whole: whether it has all blocks and the unembedding.
 
     Raises:
         DataError: the bridge would run another model than this one.
@@ -37,16 +38,16 @@ class TransformerLensModel(LanguageModel):
 
     backend = "transformer_lens"
 
-    def __init__(self, source: ModelSource, model: nn.Module) -> None:
+    def __init__(self, source: ModelSource, model: nn.Module, whole: bool = True) -> None:
         parameter = next(model.parameters())
-        super().__init__(source, parameter.device, parameter.dtype)
+        architecture = architecture_of(source.model_type, source.name)
+        blocks = architecture.block_list(model)
+        super().__init__(source, parameter.device, parameter.dtype, len(blocks), whole)
         if not getattr(model.config, "scale_attn_weights", True):
             raise DataError(
                 f"model '{source.name}': its scale_attn_weights is false, which TransformerLens ignores; "
                 "set model.backend to huggingface"
             )
-        architecture = architecture_of(source.model_type, source.name)
-        blocks = architecture.block_list(model)
         # The bridge puts its own modules in the place of these; the originals are kept.
         self._mlps = [block.get_submodule(architecture.mlp) for block in blocks]
         self._attentions = [block.get_submodule(architecture.attention) for block in blocks]
@@ -59,7 +60,7 @@ class TransformerLensModel(LanguageModel):
             for block in blocks
         ]
         gain, _ = affine(model.get_submodule(architecture.final_norm), architecture)
-        self._unembedding = read_unembedding(model, architecture, source.name, gain)
+        self._unembedding = read_unembedding(model, architecture, source.name, gain) if whole else None
         with quiet():
             from transformer_lens.model_bridge import TransformerBridge
 
@@ -74,7 +75,7 @@ class TransformerLensModel(LanguageModel):
 
     def _forward(self, token_ids: Tensor, run: Run, start: Start | None = None) -> Tensor:
         hooks: list[tuple[str, Callable[..., Tensor | None]]] = []
-        for layer in range(self.n_layers):
+        for layer in range(self.n_loaded):
             prefix = f"blocks.{layer}."
             wanted = [name for name in run.wanted if name.startswith(prefix)]
             for norm in _NORMS:
@@ -108,6 +109,8 @@ class TransformerLensModel(LanguageModel):
         return self._affines[layer][norm]
 
     def unembedding(self) -> Unembedding:
+        self._check_whole()
+        assert self._unembedding is not None
         return self._unembedding
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 BACKENDS = ("huggingface", "transformer_lens")
 MODEL_DTYPES = ("float32", "bfloat16", "float16")
+ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2")
 TARGETS = ("activations-1d", "activations-2d")
 
 CONSTANT_NORMS, NORMS_OF_THE_DATA = ("dataset-wise", "dataset-rms"), ("token-wise", "batch-wise")
@@ -17,3 +18,10 @@ CROSS_LAYER_DECODERS = ("drawn", "by_sources", "zero")
 K_SCHEDULES = ("linear", "exponential")
 FOLD_MODES = ("fold", "keep")
 FEATURE_UNITS = ("raw", "normalized")
+
+
+def attention_fault(backend: str, attention: str) -> str | None:
+    """What is wrong with an attention of a back end: TransformerLens computes it eagerly, whatever it is told."""
+    if backend != "transformer_lens" or attention in ("auto", "eager"):
+        return None
+    return f"TransformerLens computes attention eagerly, got {attention}; write auto, or model.backend: huggingface"

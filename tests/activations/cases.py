@@ -83,7 +83,7 @@ def make_store(
 ) -> ActivationStore:
     """Generate under `place` and open."""
     model = model or FakeModel()
-    path = generate_store(tokens, facts(model.width, hook_points), lambda: model, settings(**changes), place)
+    path = generate_store(tokens, facts(model.width, hook_points), lambda hook_points: model, settings(**changes), place)
     return open_store(path, list(hook_points))
 
 

@@ -82,7 +82,7 @@ def main(place: Path, seed: int) -> None:
     facts = ModelFacts("tiny", None, model.digest, D_MODEL, {HOOK: D_MODEL, OTHER: D_MODEL})
 
     def generate(root: Path) -> None:
-        generate_store(open_tokens(tokens), facts, lambda: model, settings(context_size=CONTEXT), root)
+        generate_store(open_tokens(tokens), facts, lambda hook_points: model, settings(context_size=CONTEXT), root)
 
     started = time.perf_counter()
     _fork(lambda: generate(place / "unbroken"))

@@ -81,7 +81,7 @@ def test_nothing_is_computed_for_a_whole_store(tokens, place):
     store = make_store(place, tokens)
     before = contents(store.path)
 
-    def never():
+    def never(hook_points):
         raise AssertionError("the model was loaded")
 
     generate_store(tokens, facts(), never, settings(), place)
@@ -162,12 +162,13 @@ def test_settings_tokens_and_model_make_the_fingerprint_and_hook_points_do_not(t
             {"ignore_token_ids": (0, 1)},
             {"backend": "transformer_lens"},
             {"model_dtype": "bfloat16"},
+            {"attention": "eager"},
         )
     ]
     other = make_tokens(tmp_path / "tokens.zarr", n_contexts=401)
     changed.append(make_store(place, other).fingerprint)
-    changed.append(generate_store(tokens, facts(digest="another"), FakeModel, settings(), place).name)
-    assert len({base, *changed}) == 11
+    changed.append(generate_store(tokens, facts(digest="another"), lambda hook_points: FakeModel(), settings(), place).name)
+    assert len({base, *changed}) == 12
 
 
 def test_rows_of_two_models_join_on_the_same_tokens(tokens, place):

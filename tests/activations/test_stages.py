@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,7 +38,7 @@ class Configuration:
         return f"{self.name} {self.d_model}"
 
 
-def _load(model: SimpleNamespace) -> FakeModel:
+def _load(model: SimpleNamespace, hook_points: Sequence[str] = ()) -> FakeModel:
     return FakeModel(model.width, shift=float(len(model.model_name)))
 
 
@@ -49,7 +50,7 @@ def _params(
     **changes: object,
 ):
     models = {
-        alias: SimpleNamespace(model_name=name, width=width, backend="huggingface", dtype="float32")
+        alias: SimpleNamespace(model_name=name, width=width, backend="huggingface", dtype="float32", attention="auto")
         for alias, name, width in (("", "fake", 8), ("tuned", "fake, tuned", other_width))
     }
     activations = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.params.choices import BACKENDS, MODEL_DTYPES
+from pipeline.params.choices import ATTENTIONS, BACKENDS, MODEL_DTYPES, attention_fault
 from pipeline.params.fields import param
-from pipeline.params.section import Section
+from pipeline.params.section import Section, rule
 
 DEVICE = (r"cpu|(cuda|xpu|npu)(:\d+)?|mps", "a device (cpu, mps, cuda or cuda:N)")
 
@@ -48,9 +48,25 @@ class ModelParams(Section):
         about="huggingface (forward hooks, stops early) | transformer_lens (TransformerBridge)",
     )
     dtype: str = param("float32", choices=MODEL_DTYPES, about="compute dtype of the model")
+    attention: str = param(
+        "auto",
+        choices=ATTENTIONS,
+        about="how attention is computed: auto (sdpa where the family has it, else eager) | eager | sdpa | "
+        "flash_attention_2 (CUDA, half precision, package flash-attn)",
+    )
     device: str | None = param(None, form=DEVICE, about="cpu, cuda, cuda:N, mps; null: cuda if there is one, else cpu")
     prepend_bos: bool | str = param(
         "auto",
         words=("auto",),
         about="true: every context starts with the BOS token | false | auto: if the tokenizer puts it before a text by itself",
     )
+
+    @rule("attention")
+    def _the_bridge_has_one_attention(self) -> str | None:
+        return attention_fault(self.backend, self.attention)
+
+    @rule("attention")
+    def _flash_attention_computes_in_half_precision(self) -> str | None:
+        if self.attention == "flash_attention_2" and self.dtype == "float32":
+            return "flash_attention_2 computes in bfloat16 or float16, and model.dtype is float32; write auto, or change that"
+        return None

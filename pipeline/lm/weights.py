@@ -1,0 +1,149 @@
+"""Read a model's weights: all of them, or only the blocks up to the deepest hook point that is read.
+
+A block that is not needed is taken out of the model after transformers has made it, without values, from its whole
+configuration, and before any weight is read. So what depends on the number of blocks (kinds of layers listed one by one,
+scales of the residual stream) is what it is in the whole model, and the weights of the rest are never read. An unembedding
+goes too, unless it is the embedding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.errors import DataError, unknown_name
+from pipeline.foreign import reading
+from pipeline.lm.architectures import Architecture, architecture_of
+from pipeline.lm.quiet import quiet
+from pipeline.lm.source import ModelSource, from_hub_or_directory
+from pipeline.params.choices import ATTENTIONS, MODEL_DTYPES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_FLASH = "model.attention: flash_attention_2 {}; write auto"
+
+
+def load_weights(
+    source: ModelSource,
+    dtype: str | torch.dtype | None,
+    device: str | torch.device | None,
+    attention: str = "auto",
+    n_blocks: int | None = None,
+) -> nn.Module:
+    """The transformers model, on its device, frozen, in evaluation mode.
+
+    Args:
+        source: where it is.
+        dtype: of its weights; None: float32.
+        device: None: cuda if there is one, else cpu.
+        attention: how transformers computes attention; "auto": sdpa, or eager in a family that has no sdpa.
+        n_blocks: so many blocks and no unembedding; None: all of it.
+
+    Raises:
+        DataError: weights are missing, damaged, or do not fit the configuration; or this attention cannot be had here.
+    """
+    torch_dtype, torch_device = _torch_dtype(dtype), _torch_device(device)
+    if attention not in ATTENTIONS:
+        raise DataError(unknown_name("model.attention", attention, ATTENTIONS))
+    if source.is_local:
+        source.weight_files()
+    if attention == "flash_attention_2":
+        _check_flash(torch_dtype, torch_device)
+    cls: Any = type(empty_model(source))
+    implementation = _implementation(cls, source, attention)
+    if n_blocks is not None:
+        cls = _first_blocks(cls, architecture_of(source.model_type, source.name), n_blocks)
+    fault = f"{source.directory}: the weights of model '{source.name}' cannot be loaded"
+    with quiet(), reading(fault, "restore the files or give another model"):
+        model, info = from_hub_or_directory(
+            source,
+            cls.from_pretrained,
+            dtype=torch_dtype,
+            attn_implementation=implementation,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    missing = sorted(info.get("missing_keys", ()))
+    if missing:
+        raise DataError(
+            f"{source.directory}: the weights of model '{source.name}' lack {len(missing)} tensors that its "
+            f"configuration asks for, among them {', '.join(missing[:3])}; restore the files or give another model"
+        )
+    return model.to(torch_device).eval().requires_grad_(False)
+
+
+def empty_model(source: ModelSource) -> nn.Module:
+    """The transformers model of a configuration; its parameters have shapes and no values.
+
+    Raises:
+        DataError: there is none.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fault = f"{source.directory}: no model can be made of the configuration of '{source.name}'"
+    with quiet(), torch.device("meta"), reading(fault, "restore it or give another model"):
+        return AutoModelForCausalLM.from_config(from_hub_or_directory(source, AutoConfig.from_pretrained))
+
+
+def _first_blocks(cls: Any, architecture: Architecture, n_blocks: int) -> type:
+    """The class of a model that keeps its first blocks alone, and no unembedding but one that is the embedding."""
+
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        cls.__init__(self, config, *args, **kwargs)
+        blocks = self.get_submodule(architecture.blocks)
+        for name in [name for name, _ in blocks.named_children()][n_blocks:]:
+            delattr(blocks, name)
+        if not config.tie_word_embeddings:
+            self.set_output_embeddings(None)
+
+    return type(cls.__name__, (cls,), {"__init__": __init__, "__module__": cls.__module__})
+
+
+def _implementation(cls: Any, source: ModelSource, attention: str) -> str:
+    """What transformers calls the way to compute attention."""
+    has = {"eager": True, "sdpa": cls._supports_sdpa, "flash_attention_2": cls._supports_flash_attn}
+    if attention == "auto":
+        return "sdpa" if has["sdpa"] else "eager"
+    if not has[attention]:
+        raise DataError(
+            f"model.attention: model '{source.name}' is of family {source.model_type}, for which transformers has no "
+            f"{attention}; write auto, or {' or '.join(name for name, there in has.items() if there)}"
+        )
+    return attention
+
+
+def _check_flash(dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse flash attention where it cannot run.
+
+    Raises:
+        DataError: another device than CUDA, float32, or the package flash-attn is not installed.
+    """
+    if device.type != "cuda":
+        raise DataError(_FLASH.format(f"runs on CUDA only, and the model is on {device.type}"))
+    if dtype == torch.float32:
+        raise DataError(_FLASH.format("computes in bfloat16 or float16, and the model is in float32"))
+    from transformers.utils import is_flash_attn_2_available
+
+    if not is_flash_attn_2_available():
+        raise DataError(_FLASH.format("needs flash-attn 2.3.3 or later, which is not installed") + ", or install it")
+
+
+def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).removeprefix("torch.")
+    name = dtype or "float32"
+    if name not in MODEL_DTYPES:
+        raise DataError(unknown_name("model dtype", name, MODEL_DTYPES))
+    return getattr(torch, name)
+
+
+def _torch_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with reading(f"model.device: unknown device '{device}'", "write cpu, cuda or null"):
+        found = torch.device(device)
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise DataError(f"model.device: '{device}' was asked for, but this machine has no usable GPU; set it to cpu or null")
+    return found
