@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.analysis.hashing import BITS, hashed
 
 if TYPE_CHECKING:
+    from pipeline.analysis.active import ActiveFeatures
     from pipeline.progress import Progress
 
 MAX_PAIRS = 8_000_000  # (token, feature) pairs held: 128 MB
@@ -38,15 +39,13 @@ class CoactivationSample:
         self.limit = round(min(share, 1.0) * 2**BITS)
         self._token_hash, self._feature = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
 
-    def update(self, f_bTF: Tensor, contexts: Tensor) -> None:
-        """Add contexts: activations [b, T, F], zero at masked tokens, and context numbers int64 [b]."""
-        positions = torch.arange(f_bTF.shape[1], device=f_bTF.device)
-        keys = hashed(contexts.to(f_bTF.device)[:, None], positions, _SEED)
-        chosen = (keys < self.limit).nonzero(as_tuple=True)
-        rows = f_bTF[chosen] > 0
-        token, feature = rows.nonzero(as_tuple=True)
-        self._token_hash = torch.cat([self._token_hash, keys[chosen][token].cpu()])
-        self._feature = torch.cat([self._feature, feature.int().cpu()])
+    def update(self, active: ActiveFeatures, contexts: Tensor) -> None:
+        """Add the active features of contexts, whose numbers are int64 [b]."""
+        positions = torch.arange(active.shape[1], device=contexts.device)
+        keys = hashed(contexts[:, None], positions, _SEED).flatten()[active.token]
+        chosen = keys < self.limit
+        self._token_hash = torch.cat([self._token_hash, keys[chosen].cpu()])
+        self._feature = torch.cat([self._feature, active.feature[chosen].int().cpu()])
         while len(self._feature) > self.max_pairs:
             self.limit //= 2
             keep = self._token_hash < self.limit
