@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from pipeline.allocation import keep_freed_memory
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import ensure_writable
 from pipeline.foreign import full_disk, full_memory, shortened, told
@@ -85,6 +86,7 @@ def stage_command(function: Callable[..., Any]) -> click.Command:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
+        keep_freed_memory()
         try:
             for name, output in outputs.items():
                 output.check(kwargs[name])

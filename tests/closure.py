@@ -44,6 +44,7 @@ NO_RESULT = {
     "pipeline/foreign.py": "what a stage says where another library cannot read a file",
     "pipeline/command.py": "the command line: options, one-line errors, exit codes",
     "pipeline/progress.py": "a line on the terminal",
+    "pipeline/allocation.py": "where tensors lie in memory",
     "pipeline/memory.py": "refuses what cannot be held",
     "pipeline/interrupts.py": "when a run stops; it goes on to the same bytes",
     "pipeline/tracking": "writes down figures that are there already",

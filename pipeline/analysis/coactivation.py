@@ -6,6 +6,7 @@ limit is halved and the tokens above it go. So the sample depends on the tokens 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from pipeline.analysis.hashing import BITS, hashed
 
 if TYPE_CHECKING:
+    from pipeline.analysis.active import ActiveFeatures
     from pipeline.progress import Progress
 
 MAX_PAIRS = 8_000_000  # (token, feature) pairs held: 128 MB
@@ -38,15 +40,13 @@ class CoactivationSample:
         self.limit = round(min(share, 1.0) * 2**BITS)
         self._token_hash, self._feature = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
 
-    def update(self, f_bTF: Tensor, contexts: Tensor) -> None:
-        """Add contexts: activations [b, T, F], zero at masked tokens, and context numbers int64 [b]."""
-        positions = torch.arange(f_bTF.shape[1], device=f_bTF.device)
-        keys = hashed(contexts.to(f_bTF.device)[:, None], positions, _SEED)
-        chosen = (keys < self.limit).nonzero(as_tuple=True)
-        rows = f_bTF[chosen] > 0
-        token, feature = rows.nonzero(as_tuple=True)
-        self._token_hash = torch.cat([self._token_hash, keys[chosen][token].cpu()])
-        self._feature = torch.cat([self._feature, feature.int().cpu()])
+    def update(self, active: ActiveFeatures, contexts: Tensor) -> None:
+        """Add the active features of contexts, whose numbers are int64 [b]."""
+        positions = torch.arange(active.shape[1], device=contexts.device)
+        keys = hashed(contexts[:, None], positions, _SEED).flatten()[active.token]
+        chosen = keys < self.limit
+        self._token_hash = torch.cat([self._token_hash, keys[chosen].cpu()])
+        self._feature = torch.cat([self._feature, active.feature[chosen].int().cpu()])
         while len(self._feature) > self.max_pairs:
             self.limit //= 2
             keep = self._token_hash < self.limit
@@ -72,12 +72,13 @@ class CoactivationSample:
             return found, jaccard
         order = self._token_hash.argsort()
         feature = self._feature.long()[order]
-        _, token, sizes = self._token_hash[order].unique_consecutive(return_inverse=True, return_counts=True)
+        _, sizes = self._token_hash[order].unique_consecutive(return_counts=True)
+        tokens = _by_size(feature, sizes)
         active = torch.bincount(feature, minlength=self.n_features).float()
         block = max(1, min(block, MAX_COUNTS // self.n_features))
         for start in range(0, self.n_features, block):
             some = torch.arange(start, min(start + block, self.n_features))
-            both = self._both(feature, token, sizes, start, len(some)).float()
+            both = self._both(tokens, start, len(some)).float()
             both[some - start, some] = 0.0
             index = both / (active[some, None] + active - both).clamp_min(1.0)
             values, which = index.topk(min(n, self.n_features), dim=1)
@@ -88,22 +89,24 @@ class CoactivationSample:
                 progress.update(len(some))
         return found, jaccard
 
-    def _both(self, feature: Tensor, token: Tensor, sizes: Tensor, start: int, n: int) -> Tensor:
+    def _both(self, tokens: Sequence[Tensor], start: int, n: int) -> Tensor:
         """int64 [n, F]: tokens on which feature start + i and feature j are both active.
 
         Args:
-            feature, token: of each pair held, in order of the tokens; sizes: pairs of each token.
+            tokens: features int64 [n_tokens, size] of the tokens with so many active ones, for each size.
         """
-        begin = sizes.cumsum(0) - sizes
-        own = ((feature >= start) & (feature < start + n)).nonzero()[:, 0]
         both = torch.zeros(n * self.n_features, dtype=torch.int64)
-        work = sizes[token[own]].cumsum(0) // MAX_PAIRS
-        for part in own.split(torch.bincount(work).tolist()) if len(own) else ():
-            each = sizes[token[part]]  # every entry of these features meets every feature of its token
-            within = torch.arange(int(each.sum())) - (each.cumsum(0) - each).repeat_interleave(each)
-            other = feature[begin[token[part]].repeat_interleave(each) + within]
-            place = (feature[part] - start).repeat_interleave(each) * self.n_features + other
-            both += torch.bincount(place, minlength=len(both))
+        waiting: list[Tensor] = []
+        for features in tokens:
+            token, own = ((features >= start) & (features < start + n)).nonzero(as_tuple=True)
+            for some in torch.arange(len(token)).split(max(1, MAX_PAIRS // features.shape[1])):
+                row = (features[token[some], own[some]] - start) * self.n_features
+                waiting.append((features[token[some]] + row[:, None]).flatten())
+                if sum(map(len, waiting)) >= MAX_PAIRS:
+                    both += torch.bincount(torch.cat(waiting), minlength=len(both))
+                    waiting.clear()
+        if waiting:
+            both += torch.bincount(torch.cat(waiting), minlength=len(both))
         return both.view(n, -1)
 
     def state(self) -> dict[str, Tensor]:
@@ -113,3 +116,13 @@ class CoactivationSample:
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from a state."""
         self._token_hash, self._feature, self.limit = state["token_hash"], state["feature"], int(state["limit"])
+
+
+def _by_size(feature: Tensor, sizes: Tensor) -> list[Tensor]:
+    """The features of the tokens with equally many of them as int64 [n_tokens, size], for each size.
+
+    Args:
+        feature: of each pair held, token after token; sizes: pairs of each token.
+    """
+    own = sizes.repeat_interleave(sizes)
+    return [feature[own == size].view(-1, size) for size in sizes.unique().tolist()]

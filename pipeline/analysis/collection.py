@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.analysis.active import ActiveFeatures
 from pipeline.analysis.coactivation import CoactivationSample
 from pipeline.analysis.context_slots import N_SOURCES, ContextSlots, Offer
 from pipeline.analysis.feature_counts import FeatureCounts
@@ -88,40 +89,38 @@ class Collection:
             some = slice(start, start + size)
             inputs = {hook: captured[hook][some] for hook in raw.hooks_in}
             x, flat_mask = raw.encoder_input(inputs, mask[some], None if massive is None else massive[some])
-            f = raw.dictionary.encode(x, flat_mask).reshape(*mask[some].shape, self._n)
-            sources = raw.dictionary.token_sources(x)
+            codes = raw.dictionary.step_codes(x, flat_mask, decoded_only=True)
             place = (batch.contexts[some].to(raw.device), batch.tokens[some].to(raw.device))
-            self.add(f, mask[some], *place, sources)
+            self.add(ActiveFeatures.of_codes(codes, mask[some]), mask[some], *place, raw.dictionary.token_sources(x))
         self.batches += 1
 
-    def add(self, f: Tensor, mask: Tensor, contexts: Tensor, tokens: Tensor, sources: TokenSources | None = None) -> None:
-        """Add contexts: f [b, T, all features], mask bool [b, T], numbers int64 [b], tokens int64 [b, T].
+    def add(
+        self, active: ActiveFeatures, mask: Tensor, contexts: Tensor, tokens: Tensor, sources: TokenSources | None = None
+    ) -> None:
+        """Add contexts: what is active at kept tokens, mask bool [b, T], numbers int64 [b], tokens int64 [b, T].
 
         The top contexts are distinct ones: the same activation of the same token after the same tokens, as at the start of
         many contexts, counts once.
         """
-        f = f.masked_fill(~mask[..., None], 0.0)
-        self.counts.update(f.flatten(0, 1), int(mask.sum()))
-        self.coactivation.update(f, contexts)
-        largest, position = f.max(1)
-        active, features = largest > 0, torch.arange(self._n, device=f.device)
+        self.counts.update(active, int(mask.sum()))
+        self.coactivation.update(active, contexts)
+        largest, position = active.strongest()
+        awake, features = largest > 0, torch.arange(self._n, device=mask.device)
         strongest = None if sources is None else lambda *at: _strongest(sources(*at), at[1])
-        number = contexts[:, None]
-        history = hashed(tokens, torch.arange(f.shape[1], device=f.device), _HISTORY_SEED).cumsum(
-            1
-        )  # of a token and all before
+        number, places = contexts[:, None], torch.arange(mask.shape[1], device=mask.device)
+        history = hashed(tokens, places, _HISTORY_SEED).cumsum(1)  # of a token and all before
 
         def offer(chosen: Tensor, rank: Tensor, where: Tensor) -> Offer:
             wide = torch.where(chosen, rank.double(), -torch.inf)
-            return Offer(f, contexts, wide, where, history.gather(1, where), strongest)
+            return Offer(active, contexts, wide, where, history.gather(1, where), strongest)
 
-        self.top.update(offer(active, largest, position))
+        self.top.update(offer(awake, largest, position))
         if self.drawn.n_slots:
-            self.drawn.update(offer(active, hashed(number, features, _ACTIVE_SEED), position))
+            self.drawn.update(offer(awake, hashed(number, features, _ACTIVE_SEED), position))
         if self.inactive.n_slots:
-            order = hashed(number, torch.arange(f.shape[1], device=f.device), _POSITION_SEED)
+            order = hashed(number, places, _POSITION_SEED)
             anywhere = torch.where(mask, order, -1).argmax(1, keepdim=True).expand_as(position)
-            asleep = ~active & mask.any(1, keepdim=True)
+            asleep = ~awake & mask.any(1, keepdim=True)
             self.inactive.update(offer(asleep, hashed(number, features, _INACTIVE_SEED), anywhere))
 
     def state(self) -> dict[str, Tensor]:

@@ -8,10 +8,13 @@ are compared, of contexts with equal rank and key only the earliest is kept.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pipeline.analysis.active import ActiveFeatures
 
 N_SOURCES = 4
 
@@ -25,7 +28,7 @@ class Offer(NamedTuple):
     """A batch of contexts.
 
     Attributes:
-        f: [b, T, F] feature activations, zero at masked tokens.
+        active: the active features of kept tokens.
         contexts: int64 [b], their numbers, ascending over all batches.
         rank: float64 [b, F], -inf: not offered.
         position: int64 [b, F], the token that the window is around.
@@ -34,7 +37,7 @@ class Offer(NamedTuple):
             values, what the activation comes from; None: not asked.
     """
 
-    f: Tensor
+    active: ActiveFeatures
     contexts: Tensor
     rank: Tensor
     position: Tensor
@@ -69,13 +72,12 @@ class ContextSlots:
         distinct: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape, self.n_slots = (n_features, n_slots), n_slots
-        self.offsets = torch.arange(-before, after + 1, device=device)
+        shape, self.n_slots, self._before = (n_features, n_slots), n_slots, before
         self.rank = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
         self.context, self.position = (torch.full(shape, -1, dtype=torch.int32, device=device) for _ in range(2))
         self.value = torch.zeros(shape, device=device)
         self.key = torch.zeros(n_features, n_slots if distinct else 0, dtype=torch.int64, device=device)
-        self.window = torch.zeros(*shape, len(self.offsets), device=device)
+        self.window = torch.zeros(*shape, before + 1 + after, device=device)
         kept = N_SOURCES if sources else 0
         self.source_position = torch.full((*shape, kept), -1, dtype=torch.int32, device=device)
         self.source_value = torch.zeros(*shape, kept, device=device)
@@ -84,42 +86,52 @@ class ContextSlots:
         """Take over the contexts whose rank is above that of a kept one; of equal ranks the earlier context stays."""
         if self.n_slots == 0:
             return
-        features = (offer.rank > self.rank.amin(1)).any(0).nonzero()[:, 0]
-        for some in features.split(max(1, 2**22 // (self.n_slots + len(offer.contexts)))):
-            self._update(offer, some)
+        feature, chosen = (self.rank.amin(1)[:, None] < offer.rank.T).nonzero(as_tuple=True)
+        if len(feature) == 0:
+            return
+        # The first context of every feature, then the second, ...: no feature is there twice.
+        number = torch.bincount(feature, minlength=len(self.rank))
+        turn = torch.arange(len(feature), device=feature.device) - (number.cumsum(0) - number)[feature]
+        for some in turn.argsort(stable=True).split(torch.bincount(turn).tolist()):
+            self._take(offer, feature[some], chosen[some])
+        self._fill(offer)
 
-    def _update(self, offer: Offer, features: Tensor) -> None:
-        oldest = self.context[features].argsort(dim=1)  # so that of equal ranks the earlier context is before the later
-        ranks = torch.cat([self.rank[features].gather(1, oldest), offer.rank[:, features].T], 1)
-        if self.key.shape[1] and offer.key is not None:
-            ranks = _first_of_equals(ranks, torch.cat([self.key[features].gather(1, oldest), offer.key[:, features].T], 1))
-        kept = ranks.sort(dim=1, descending=True, stable=True).indices[:, : self.n_slots]
-        is_new = kept >= self.n_slots
-        chosen = torch.zeros_like(ranks, dtype=torch.bool).scatter_(1, kept, True)[:, : self.n_slots]
-        stays = torch.zeros_like(chosen).scatter_(1, oldest, chosen)
-        free = stays.to(torch.int8).argsort(dim=1, stable=True)  # the slots that are given up come first
-        row, place = is_new.nonzero(as_tuple=True)
-        slot = free[row, (is_new.cumsum(1) - 1)[row, place]]
-        for part in torch.arange(len(row), device=row.device).split(2**16):
-            context = kept[row[part], place[part]] - self.n_slots
-            self._place(offer, features[row[part]], slot[part], context)
+    def _take(self, offer: Offer, feature: Tensor, chosen: Tensor) -> None:
+        """Offer each of n features one context of the batch, later than all that it has."""
+        rank, ranks = offer.rank[chosen, feature], self.rank[feature]
+        lowest = ranks.amin(1)
+        taken = rank > lowest
+        key = offer.key[chosen, feature] if self.key.shape[1] and offer.key is not None else None
+        if key is not None:
+            taken &= ~((ranks == rank[:, None]) & (self.key[feature] == key[:, None])).any(1)
+        latest = torch.where(ranks == lowest[:, None], self.context[feature], -2).argmax(1)
+        place = (feature[taken], latest[taken])
+        self.rank[place] = rank[taken]
+        self.context[place] = offer.contexts[chosen[taken]].int()
+        self.position[place] = offer.position[chosen[taken], place[0]].int()
+        if key is not None:
+            self.key[place] = key[taken]
 
-    def _place(self, offer: Offer, feature: Tensor, slot: Tensor, chosen: Tensor) -> None:
-        """Write context `chosen` of the batch into a slot, for n features."""
-        position = offer.position[chosen, feature]
-        self.rank[feature, slot] = offer.rank[chosen, feature]
-        self.context[feature, slot] = offer.contexts[chosen].int()
-        self.position[feature, slot] = position.int()
-        if self.key.shape[1] and offer.key is not None:
-            self.key[feature, slot] = offer.key[chosen, feature]
-        self.value[feature, slot] = offer.f[chosen, position, feature].float()
-        where = position[:, None] + self.offsets
-        inside = (where >= 0) & (where < offer.f.shape[1])
-        values = offer.f[chosen[:, None], where.clamp(0, offer.f.shape[1] - 1), feature[:, None]].float()
-        self.window[feature, slot] = torch.where(inside, values, 0.0)
+    def _fill(self, offer: Offer) -> None:
+        """Write windows, values and sources of the slots that hold contexts of this batch."""
+        active, width = offer.active, self.window.shape[-1]
+        feature, slot = (self.context >= offer.contexts[0]).nonzero(as_tuple=True)
+        chosen = torch.searchsorted(offer.contexts, self.context[feature, slot].long())
+        slot_of = torch.full_like(offer.rank, -1, dtype=torch.int64)
+        slot_of[chosen, feature] = feature * self.n_slots + slot
+        self.window[feature, slot] = 0.0
+        place = slot_of.view(-1)[active.pair]
+        entry = (place >= 0).nonzero()[:, 0]
+        place = place[entry]
+        offset = active.position[entry] - self.position.view(-1)[place] + self._before
+        inside = (offset >= 0) & (offset < width)
+        self.window.view(-1)[(place * width + offset)[inside]] = active.values[entry][inside].float()
+        self.value[feature, slot] = self.window[feature, slot, self._before]
         if self.source_position.shape[-1] and offer.sources is not None:
-            positions, contributions = offer.sources(chosen, position, feature)
-            self.source_position[feature, slot], self.source_value[feature, slot] = positions.int(), contributions.float()
+            for some in torch.arange(len(feature), device=feature.device).split(2**16):
+                at = (feature[some], slot[some])
+                positions, contributions = offer.sources(chosen[some], self.position[at].long(), at[0])
+                self.source_position[at], self.source_value[at] = positions.int(), contributions.float()
 
     def ordered(self, features: slice) -> dict[str, Tensor]:
         """The slots of some features on the CPU, highest rank first (equal ranks: earlier context first)."""
@@ -141,13 +153,3 @@ class ContextSlots:
         """Go on from a state."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
-
-
-def _first_of_equals(ranks: Tensor, keys: Tensor) -> Tensor:
-    """Ranks [n, contexts], -inf where an earlier context has the same rank and key."""
-    by_key = keys.argsort(dim=1, stable=True)
-    order = by_key.gather(1, ranks.gather(1, by_key).argsort(dim=1, descending=True, stable=True))
-    sorted_ranks, sorted_keys = ranks.gather(1, order), keys.gather(1, order)
-    again = torch.zeros_like(ranks, dtype=torch.bool)
-    again[:, 1:] = (sorted_ranks[:, 1:] == sorted_ranks[:, :-1]) & (sorted_keys[:, 1:] == sorted_keys[:, :-1])
-    return ranks.masked_fill(torch.zeros_like(again).scatter_(1, order, again), -torch.inf)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pipeline.analysis.active import ActiveFeatures
 
 LOW, HIGH, PER_OCTAVE = -24, 24, 4  # log2 of the smallest and the largest edge; bins of a factor 2^(1/4) between them
 BINS = (HIGH - LOW) * PER_OCTAVE
@@ -32,20 +37,18 @@ class FeatureCounts:
         self.sums, self.squares = (torch.zeros(n_features, dtype=torch.float64, device=device) for _ in range(2))
         self.histogram = torch.zeros(n_features, BINS, dtype=torch.int32, device=device)
 
-    def update(self, f_NF: Tensor, tokens: int) -> None:
-        """Add rows of features; `tokens` is how many of the rows are kept tokens (the others are zero)."""
+    def update(self, active: ActiveFeatures, tokens: int) -> None:
+        """Add the active features of contexts; `tokens` is how many of their tokens are kept."""
         self.tokens += tokens
-        index = (f_NF > 0).nonzero()
-        feature, values = index[:, 1], f_NF[index[:, 0], index[:, 1]].float()
-        n = len(self.active)
+        feature, values, n = active.feature, active.values.float(), len(self.active)
         self.active += torch.bincount(feature, minlength=n)
-        self.largest = torch.maximum(self.largest, f_NF.amax(0).float())
+        self.largest.scatter_reduce_(0, feature, values, "amax")
         wide = values.double()
         self.sums += torch.bincount(feature, wide, minlength=n)
         self.squares += torch.bincount(feature, wide.square(), minlength=n)
         place = ((values.log2() - LOW) * PER_OCTAVE).floor().long().clamp(0, BINS - 1)
-        where, counts = (feature * BINS + place).unique(return_counts=True)
-        self.histogram.view(-1)[where] += counts.int()
+        one = torch.ones_like(feature, dtype=torch.int32)
+        self.histogram.view(-1).index_add_(0, feature * BINS + place, one)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that `load` takes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 
 from pipeline.analysis.attribution import LogitEffects, logit_effects, writes_residual_stream, written_directions
-from pipeline.analysis.collection import BANDS, Collection
 from pipeline.analysis.decoder_neighbours import decoder_neighbours, decoder_rows, written_cosines
-from pipeline.analysis.feature_columns import CONTEXTS, FEATURES, INACTIVE, TOP
+from pipeline.analysis.feature_columns import CONTEXTS, FEATURES
 from pipeline.analysis.feature_counts import histogram_edges
 from pipeline.analysis.feature_tables import (
     FORMAT_VERSION,
     TableWriter,
-    band_name,
     contexts_schema,
     features_schema,
 )
+from pipeline.analysis.shown_contexts import context_columns
 from pipeline.analysis.texts import feature_name
 from pipeline.dictionaries.fold import EPS_NORM
 from pipeline.plots.training_report import describe
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
+    from pipeline.analysis.collection import Collection
     from pipeline.analysis.loading import Loaded
     from pipeline.analysis.tracing import AnalysedContexts
     from pipeline.dictionaries.base import Dictionary
@@ -125,7 +125,7 @@ def write_store(
         if every.directions is not None:
             effects = logit_effects(every.directions[some], found.models[found.alias], params.analysis.logit_tokens)
         features.write(feature_columns(some, collection, every, energies, effects, found, contexts))
-        shown.write(_columns(list(context_rows(some, collection, contexts, params)), contexts_schema().names))
+        shown.write(context_columns(some, collection, contexts, params.analysis))
         progress.update(some.stop - start)
     features.close()
     shown.close()
@@ -179,65 +179,5 @@ def feature_columns(
     }
 
 
-def context_rows(some: slice, collection: Collection, contexts: AnalysedContexts, params: Params) -> Iterator[dict[str, Any]]:
-    """The rows of contexts.parquet for a block: top contexts, quantile bands from the highest, inactive ones."""
-    top, drawn, inactive = (part.ordered(some) for part in (collection.top, collection.drawn, collection.inactive))
-    before, after = params.analysis.window_before, params.analysis.window_after
-    for row, feature in enumerate(range(some.start, some.stop)):
-        chosen = [(TOP, top, slot) for slot in _filled(top, row)]
-        chosen += [(band_name(band, BANDS), drawn, slot) for band, slot in banded(drawn, row, params.analysis.band_contexts)]
-        chosen += [(INACTIVE, inactive, slot) for slot in _filled(inactive, row)]
-        places: dict[str, int] = {}
-        for band, part, slot in chosen:
-            place = places[band] = places.get(band, -1) + 1
-            context, position = int(part["context"][row, slot]), int(part["position"][row, slot])
-            window = contexts.window(context, position, before, after)
-            first, n = window.pop("first"), len(window["tokens"])
-            values = [0.0] * n
-            if band != INACTIVE:
-                skipped = first - (position - before)
-                values = part["window"][row, slot][skipped : skipped + n].tolist()
-            yield {
-                "feature": feature,
-                "band": band,
-                "place": place,
-                "activation": float(part["value"][row, slot]) if band != INACTIVE else 0.0,
-                "context": context,
-                "position": position,
-                **window,
-                "activations": values,
-                "sources": _sources(part, row, slot, contexts),
-            }
-
-
-def banded(drawn: Mapping[str, Tensor], row: int, each: int) -> list[tuple[int, int]]:
-    """(band, slot) of contexts spread over the quantile bands of a feature's sample, highest band and largest value first.
-
-    The sample is sorted by activation and cut into BANDS equal parts; `each` of a part are taken, evenly spread.
-    """
-    slots = _filled(drawn, row)
-    ordered = sorted(slots, key=lambda slot: float(drawn["value"][row, slot]))
-    found = []
-    for band in reversed(range(BANDS)):
-        part = ordered[band * len(ordered) // BANDS : (band + 1) * len(ordered) // BANDS]
-        n = min(each, len(part))
-        found += [(band, part[i * len(part) // n]) for i in reversed(range(n))]
-    return found
-
-
 def _without_nan(rows: list[list[float]]) -> list[list[float | None]]:
     return [[value if math.isfinite(value) else None for value in row] for row in rows]
-
-
-def _filled(part: Mapping[str, Tensor], row: int) -> list[int]:
-    return (part["rank"][row] > -torch.inf).nonzero()[:, 0].tolist()
-
-
-def _sources(part: Mapping[str, Tensor], row: int, slot: int, contexts: AnalysedContexts) -> list[dict[str, Any]]:
-    context = int(part["context"][row, slot])
-    pairs = zip(part["source_position"][row, slot].tolist(), part["source_value"][row, slot].tolist(), strict=True)
-    return [{"position": p, "text": contexts.token_at(context, p), "value": v} for p, v in pairs if p >= 0]
-
-
-def _columns(rows: list[dict[str, Any]], names: list[str]) -> dict[str, list[Any]]:
-    return {name: [row[name] for row in rows] for name in names}

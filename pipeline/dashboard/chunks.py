@@ -11,7 +11,7 @@ import base64
 import gzip
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.analysis.feature_columns import INACTIVE, TOP
@@ -46,6 +46,11 @@ class _Strings:
     def __call__(self, text: str, token: int | None = None) -> int:
         return self._place.setdefault((text, token), len(self._place))
 
+    def of(self, texts: Iterable[str], tokens: Iterable[int]) -> list[int]:
+        """The numbers of several."""
+        place = self._place
+        return [place.setdefault(pair, len(place)) for pair in zip(texts, tokens, strict=True)]
+
     def packed(self) -> dict[str, Any]:
         """As in the file."""
         return {"t": [text for text, _ in self._place], "ids": [token for _, token in self._place]}
@@ -58,6 +63,30 @@ def chunk(rows: Sequence[Mapping[str, Any]], contexts: Mapping[int, Sequence[Map
         "features": {row["feature"]: _page(row, contexts.get(row["feature"], ()), strings) for row in rows},
         **strings.packed(),
     }
+
+
+def part(whole: Mapping[str, Any], features: Container[int]) -> dict[str, Any]:
+    """Of a chunk the pages of some of its features, as `chunk` makes it of these."""
+    place: dict[int, int] = {}
+
+    def number(old: int) -> int:
+        return place.setdefault(old, len(place))
+
+    pages = {feature: _renumbered(page, number) for feature, page in whole["features"].items() if feature in features}
+    return {"features": pages, **{key: [whole[key][old] for old in place] for key in ("t", "ids")}}
+
+
+def _renumbered(page: Mapping[str, Any], number: Callable[[int], int]) -> dict[str, Any]:
+    """A page whose texts have other numbers; they are given in the order in which `_page` gives them."""
+    bands = {}
+    for band, contexts in page["bands"].items():
+        bands[band] = []
+        for *before, tokens, activations, document, start, end, context, position, sources in contexts:
+            numbers = list(map(number, tokens))
+            place = [number(document), start, end, context, position]
+            bands[band].append([*before, numbers, activations, *place, [[at, number(t), v] for at, t, v in sources]])
+    named = {key: [[number(text), logit] for text, logit in page[key]] for key in ("promoted", "suppressed")}
+    return {**page, "bands": bands, **named}
 
 
 def _page(row: Mapping[str, Any], contexts: Sequence[Mapping[str, Any]], strings: _Strings) -> dict[str, Any]:
@@ -86,8 +115,8 @@ def _context(context: Mapping[str, Any], strings: _Strings) -> list[Any]:
     return [
         short(context["activation"]),
         context["peak"],
-        [strings(text, token) for text, token in zip(context["texts"], context["tokens"], strict=True)],
-        [short(value, 3) for value in context["activations"]],
+        strings.of(context["texts"], context["tokens"]),
+        [short(value, 3) if value else 0 for value in context["activations"]],
         strings(context["document"]),
         context["char_start"],
         context["char_end"],

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.analysis.feature_tables import FeatureStore
-from pipeline.dashboard.chunks import CHUNK, Table, chunk, packed, short
+from pipeline.dashboard.chunks import CHUNK, Table, chunk, packed, part, short
 from pipeline.files import atomic_directory, write_json
 from pipeline.plots.page import STYLE
 from pipeline.progress import Progress
@@ -53,13 +53,14 @@ def write_dashboard(
     with atomic_directory(folder) as place:
         (place / "data").mkdir()
         for number, (rows, contexts) in enumerate(blocks(store)):
-            name, text = f"chunk-{number}", packed(chunk(rows, contexts))
+            whole = chunk(rows, contexts)
+            name, text = f"chunk-{number}", packed(whole)
             _write(place / "data" / f"{name}.js", f'scopeline.put("{name}","{text}")')
             for row in rows:
                 table.add(row, contexts[row["feature"]])
             some = [row for row in rows if row["feature"] in chosen]
             if some:
-                singles[name] = packed(chunk(some, contexts))
+                singles[name] = text if len(some) == len(rows) else packed(part(whole, chosen))
                 for row in some:
                     single_table.add(row, contexts[row["feature"]])
             progress.update(len(rows))

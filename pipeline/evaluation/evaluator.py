@@ -2,9 +2,11 @@
 
 Three passes over the held-out contexts:
  1. the mean of the labels, and which tokens are massive (the model stops after the last hook point);
- 2. the model as it is, which gives activations and logits in one run: reconstruction and sparsity metrics, then the runs
-    with the reconstruction, with zeros and with the mean activation in its place: cross entropies and KL;
+ 2. reconstruction and sparsity metrics, then the rest of the model's run as it is, and its runs with the reconstruction, with
+    zeros and with the mean activation in its place: cross entropies and KL;
  3. with PCA in its place, whose rank, the rounded mean L0 (or all directions that are kept), is known only now.
+What the first pass finds at the hook points, and before the first block that has one, is kept while it fits in KEPT_BYTES: no
+later run begins below it.
 Of several hook points of one model all are replaced at once, and each alone. An excluded token keeps its activation in every
 run, and its prediction counts; a massive one that no rule excludes is replaced.
 Every figure is a sum over tokens in float64, divided once at the end.
@@ -13,7 +15,7 @@ Every figure is a sum over tokens in float64, divided once at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -45,6 +47,9 @@ if TYPE_CHECKING:
     from pipeline.evaluation.split_tokens import SplitBatch, SplitTokens
     from pipeline.lm.language_model import LanguageModel, Start
     from pipeline.progress import Progress
+
+
+KEPT_BYTES = 2**30
 
 
 def runs(hooks_out: Sequence[str]) -> int:
@@ -135,6 +140,8 @@ class Evaluator:
                 stated rank that is above what the norm pass keeps.
         """
         checked_rank(pca_rank, self.principal)
+        self._kept: dict[int, dict[str, Tensor]] = {}
+        self._room = KEPT_BYTES
         self._check_memory()
         self.massive = MassiveTokens(self.raw, self.models.device)
         means = self._label_means()
@@ -151,7 +158,8 @@ class Evaluator:
             tokens = self.massive.masks(batch)
             for alias, keys in self.written.items():
                 own = {hook: self.principal[hook] for hook in keys}
-                self._run(alias, "pca", pca_replacements(own, rank, tokens.replaced), batch, tokens, self._start(batch, keys))
+                start = self.models.start(self.hooks[alias], self._found(batch))
+                self._run(alias, "pca", pca_replacements(own, rank, tokens.replaced), batch, tokens, start)
         parts, n_tokens = self.reconstruction.parts, self.reconstruction.tokens
         variances = {hook: part.sums["variance"] for hook, part in parts.items()}
         ordinary = {hook: part.ordinary_variance for hook, part in parts.items()}
@@ -198,9 +206,8 @@ class Evaluator:
 
     def _label_means(self) -> dict[str, LabelMean]:
         means = {hook: LabelMean() for hook in self.raw.hooks_out}
-        looked_at = tuple(dict.fromkeys((*self.raw.hooks_out, *self.raw.massive.limits)))
         for batch in self.held_out:
-            found = self.models.activations(batch.tokens, looked_at)
+            found = self._found(batch)
             tokens = self.massive.find(batch, found)
             for hook, mean in means.items():
                 mean.update(found[hook], tokens.kept, where=f"{hook}, {batch.label}", massive=tokens.massive)
@@ -210,33 +217,30 @@ class Evaluator:
     @torch.no_grad()
     def _evaluate_batch(self, batch: SplitBatch) -> None:
         tokens = self.massive.masks(batch)
-        originals: dict[str, Tensor] = {}
-        logits = {}
-        for alias, keys in self.hooks.items():
-            recorded = dict.fromkeys((*keys, self.models.block_input(keys)))
-            logits[alias] = self.models.logits(alias, batch.tokens, self._recorders(recorded, originals))
-            self._count(batch)
+        originals = self._found(batch)
         labels = {hook: originals[hook] for hook in self.raw.hooks_out}
         known = self.raw(originals, labels, tokens.kept, tokens.massive)
         self.reconstruction.update(known.x_hats, labels, tokens.kept, batch.label, batch.documents, tokens.massive)
         self.sparsity.update(known.features, tokens.kept, tokens.massive)
         self.pca.update(labels, tokens.kept, tokens.massive)
         for alias in self.written:
-            self._intervene(alias, logits.pop(alias), originals, known, batch, tokens)
+            self._intervene(alias, originals, known, batch, tokens)
 
     def _intervene(
         self,
         alias: str,
-        logits: Tensor,
         originals: Mapping[str, Tensor],
         known: RawReconstruction,
         batch: SplitBatch,
         tokens: TokenMasks,
     ) -> None:
-        """The runs of one model with its hook points replaced; `logits` are those of its run as it is."""
+        """The run of one model as it is, and its runs with its hook points replaced."""
         keys, predictions, mask = self.written[alias], self.predictions[alias], tokens.kept
         documents = batch.documents[:, 1:][batch.mask[:, 1:]]
         start = self.models.start(self.hooks[alias], originals)
+        unchanged: dict[str, Replacement] = dict.fromkeys(keys, lambda captured, original: original)
+        logits = self.models.logits(alias, batch.tokens, unchanged, start=start)
+        self._count(batch)
         means = {hook: self.principal[hook].mean for hook in keys}
         zeros = constant_replacements({hook: torch.zeros_like(mean) for hook, mean in means.items()}, tokens.replaced)
         for end, hooks in _together_and_alone(keys):
@@ -257,20 +261,17 @@ class Evaluator:
         del logits
         self._run(alias, "mean", constant_replacements(means, tokens.replaced), batch, tokens, start)
 
-    def _start(self, batch: SplitBatch, keys: Sequence[str]) -> Start:
-        """Where runs that replace these hook points of a model may begin, of a run up to the last of them."""
-        recorded = dict.fromkeys((*keys, self.models.block_input(keys)))
-        return self.models.start(keys, self.models.activations(batch.tokens, recorded))
-
-    def _recorders(self, keys: Iterable[str], originals: dict[str, Tensor]) -> dict[str, Replacement]:
-        def recorder(hook: str) -> Replacement:
-            def record(captured: Mapping[str, Tensor], original: Tensor) -> Tensor:
-                originals[hook] = original
-                return original
-
-            return record
-
-        return {hook: recorder(hook) for hook in keys}
+    def _found(self, batch: SplitBatch) -> dict[str, Tensor]:
+        """{key: [b, T, D]} of the models as they are: hook points, and the input of each model's first block that has one."""
+        number = int(batch.contexts[0])
+        found = self._kept.get(number)
+        if found is None:
+            keys = [key for hooks in self.hooks.values() for key in (*hooks, self.models.block_input(hooks))]
+            found = self.models.activations(batch.tokens, dict.fromkeys(keys))
+            self._room -= sum(x.nbytes for x in found.values())
+            if self._room >= 0:
+                self._kept[number] = found
+        return found
 
     def _run(
         self,

@@ -21,8 +21,8 @@ from pipeline.analysis import analyze as analysis_run
 from pipeline.analysis.analyze import Inputs, analyze
 from pipeline.analysis.feature_columns import CONTEXTS, FEATURES, INACTIVE, TOP
 from pipeline.analysis.feature_tables import FeatureStore, TableWriter
+from pipeline.analysis.shown_contexts import banded
 from pipeline.analysis.tracing import AnalysedContexts
-from pipeline.analysis.writing import banded
 from pipeline.corpus.tokens import open_tokens
 from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import DataError, Interrupted
@@ -158,13 +158,11 @@ def test_windows_stay_in_their_document_and_have_its_characters(finished_project
 
 
 def test_bands_are_quarters_from_the_top() -> None:
-    value = torch.tensor([[5.0, 1.0, 8.0, 2.0, 7.0, 3.0, 6.0, 4.0, 0.0]])
-    drawn = {"value": value, "rank": torch.tensor([[0.0] * 8 + [-torch.inf]])}
-    found = [(band, float(value[0, slot])) for band, slot in banded(drawn, 0, 2)]
+    value = [5.0, 1.0, 8.0, 2.0, 7.0, 3.0, 6.0, 4.0]
+    found = [(band, value[place]) for band, place in banded(value, 2)]
     assert found == [(3, 8.0), (3, 7.0), (2, 6.0), (2, 5.0), (1, 4.0), (1, 3.0), (0, 2.0), (0, 1.0)]
-    assert [float(value[0, slot]) for _, slot in banded(drawn, 0, 1)] == [7.0, 5.0, 3.0, 1.0]
-    few = {"value": value, "rank": torch.tensor([[0.0] + [-torch.inf] * 8])}
-    assert [slot for _, slot in banded(few, 0, 3)] == [0]
+    assert [value[place] for _, place in banded(value, 1)] == [7.0, 5.0, 3.0, 1.0]
+    assert [place for _, place in banded(value[:1], 3)] == [0]
 
 
 def digests(folder: Path) -> list[str]:
@@ -206,7 +204,7 @@ def harmless_signals() -> Iterator[None]:
 
 @pytest.mark.usefixtures("harmless_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("phase", ["pipeline.analysis.writing.context_rows", "pipeline.dashboard.folder.chunk"])
+@pytest.mark.parametrize("phase", ["pipeline.analysis.writing.context_columns", "pipeline.dashboard.folder.chunk"])
 def test_a_stop_after_the_pass_keeps_it(
     project: Project, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, phase: str
 ) -> None:
@@ -275,7 +273,7 @@ def test_reading_the_texts_spans_no_more_than_a_few_chunks() -> None:
     contexts = np.arange(0, 400_000, 997)
     found = AnalysedContexts(Split(), contexts, lambda i: str(i))  # type: ignore[arg-type]
     assert max(spans) <= 4096
-    assert found.token_at(997 * 5, 1) == str(997 * 5)
+    assert found.texts_at(np.array([997 * 5]), np.array([1])).to_pylist() == [str(997 * 5)]
 
 
 def test_both_files_have_the_same_blocks_however_many_contexts(tmp_path: Path) -> None:

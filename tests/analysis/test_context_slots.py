@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.analysis.active import ActiveFeatures
 from pipeline.analysis.context_slots import N_SOURCES, ContextSlots, Offer
 from pipeline.seeding import generator
 
@@ -35,7 +36,7 @@ def offer(slots: ContextSlots, f: Tensor, numbers: Tensor, sources: bool = False
         places = torch.arange(N_SOURCES).expand(len(context), -1)
         return places, (numbers[context] * 100 + token * 10 + feature)[:, None] + 0.1 * places
 
-    slots.update(Offer(f, numbers, rank, position, keys(numbers, position), reads if sources else None))
+    slots.update(Offer(ActiveFeatures.of(f), numbers, rank, position, keys(numbers, position), reads if sources else None))
 
 
 def keys(numbers: Tensor, position: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.analysis.active import ActiveFeatures
 from pipeline.analysis.coactivation import CoactivationSample
 from pipeline.analysis.decoder_neighbours import decoder_neighbours, decoder_rows, written_cosines
 from pipeline.analysis.feature_counts import BINS, FeatureCounts, histogram_edges
@@ -32,7 +33,7 @@ def activations() -> Tensor:
 def test_counts_are_those_of_loops(cuts: int) -> None:
     f, counts = activations(), FeatureCounts(F)
     for part in f.tensor_split(cuts):
-        counts.update(part.flatten(0, 1), part.shape[0] * part.shape[1])
+        counts.update(ActiveFeatures.of(part), part.shape[0] * part.shape[1])
     edges = histogram_edges()
     assert counts.tokens == N * T
     for feature in range(F):
@@ -58,8 +59,8 @@ def test_coactivation_is_that_of_loops() -> None:
     f = activations()
     f[:, :, 7] = f[:, :, 8]
     sample = CoactivationSample(F, share=1.0)
-    sample.update(f[:5], torch.arange(5))
-    sample.update(f[5:], torch.arange(5, N))
+    sample.update(ActiveFeatures.of(f[:5]), torch.arange(5))
+    sample.update(ActiveFeatures.of(f[5:]), torch.arange(5, N))
     found, index = sample.neighbours(4, block=6)
     for i in range(F):
         expected = sorted((jaccard(f, i, j) for j in range(F) if j != i), reverse=True)[:4]
@@ -73,7 +74,7 @@ def test_coactivation_is_that_of_loops() -> None:
 
 def test_large_work_is_done_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = CoactivationSample(F, share=1.0)
-    sample.update(activations(), torch.arange(N))
+    sample.update(ActiveFeatures.of(activations()), torch.arange(N))
     whole = sample.neighbours(5)
     monkeypatch.setattr("pipeline.analysis.coactivation.MAX_PAIRS", 37)
     for one, other in zip(whole, sample.neighbours(5, block=3), strict=True):
@@ -83,9 +84,9 @@ def test_large_work_is_done_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_sample_is_bounded_and_does_not_depend_on_the_order() -> None:
     f = activations()
     one, other = CoactivationSample(F, 0.9, max_pairs=200), CoactivationSample(F, 0.9, max_pairs=200)
-    one.update(f, torch.arange(N))
+    one.update(ActiveFeatures.of(f), torch.arange(N))
     for i in reversed(range(N)):
-        other.update(f[i : i + 1], torch.tensor([i]))
+        other.update(ActiveFeatures.of(f[i : i + 1]), torch.tensor([i]))
     assert one.limit == other.limit < round(0.9 * 2**BITS)
     assert 0 < len(one.state()["feature"]) <= 200
     for x, y in zip(one.neighbours(3), other.neighbours(3), strict=True):
