@@ -32,7 +32,7 @@ def cuda_capture(work: Callable[[], T]) -> tuple[T, Callable[[], object]]:
     """
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # readers may page-lock memory meanwhile
         done = work()
     return done, graph.replay
 
