@@ -20,6 +20,7 @@ from tests.project import REPOSITORY
 
 D, DIRECTIONS, ACTIVE = 32, 64, 4
 SHORT = {"total_training_tokens": 20_000, "log_frequency": 5}
+SHORTER = SHORT | {"total_training_tokens": 6_000}  # four epochs of `short`
 
 
 def planted(n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -59,7 +60,7 @@ def test_a_planted_dictionary_is_recovered() -> None:
     ("dictionary", "trainer"),
     [
         ({}, {}),
-        ({"act_fn": "batchtopk"}, {"gradient_accumulation_steps": 2}),
+        ({"act_fn": "batchtopk"}, {"gradient_accumulation_steps": 2, **SHORT}),
         ({"act_fn": "jumprelu"}, {"sparsity_loss_type": "power", "l1_coefficient": 0.1}),
         ({"act_fn": "relu", "use_glu_encoder": True}, {"sparsity_loss_type": "power", "clip_grad_norm": 1.0}),
         ({"norm_activation": "dataset-rms", "apply_b_dec_to_input": True}, {"auxk_coefficient": 0.03, "dead_threshold": 500}),
@@ -68,7 +69,7 @@ def test_a_planted_dictionary_is_recovered() -> None:
 def test_inference_form_is_the_trained_dictionary(dictionary: dict[str, object], trainer: dict[str, object]) -> None:
     activations = short()
     result = api.fit(
-        activations, dictionary={"top_k": 3, "d_sae": 48, **dictionary}, trainer=SHORT | trainer, batch_size=100, device="cpu"
+        activations, dictionary={"top_k": 3, "d_sae": 48, **dictionary}, trainer=SHORTER | trainer, batch_size=100, device="cpu"
     )
     norm = result.norms["input"]
     assert norm["mean_norm"] == pytest.approx(float(activations.norm(dim=-1).mean()), rel=1e-5)
@@ -88,7 +89,7 @@ def test_inference_form_is_the_trained_dictionary(dictionary: dict[str, object],
 
 def test_the_same_seed_gives_the_same_bits() -> None:
     first, again, other = (
-        api.fit(short(), dictionary={"d_sae": 48, "top_k": 3}, trainer=SHORT, batch_size=100, seed=seed, device="cpu")
+        api.fit(short(), dictionary={"d_sae": 48, "top_k": 3}, trainer=SHORTER, batch_size=100, seed=seed, device="cpu")
         for seed in (0, 0, 1)
     )
     assert first.history == again.history
@@ -144,7 +145,7 @@ def test_tensors_by_name_make_a_crosscoder() -> None:
     assert 0.5 < metrics["explained_variance.late"] < 1
     contexts = {name: rows[:1480].view(37, 40, D) for name, rows in given.items()}
     short_of = {name: rows[:, :7] for name, rows in contexts.items()}
-    assert len(api.fit(short_of, dictionary={"d_sae": 64}, trainer=SHORT, batch_size=10, device="cpu").norms) == 2
+    assert len(api.fit(short_of, dictionary={"d_sae": 64}, trainer=SHORTER, batch_size=10, device="cpu").norms) == 2
 
 
 @pytest.mark.parametrize("act_fn", ["topk", "batchtopk"])
@@ -187,7 +188,7 @@ def test_norms_that_cannot_be_folded_are_kept() -> None:
     result = api.fit(
         short(),
         dictionary={"d_sae": 48, "top_k": 3, "norm_activation": "token-wise"},
-        trainer=SHORT,
+        trainer=SHORTER,
         batch_size=100,
         device="cpu",
     )
@@ -309,7 +310,7 @@ def test_fit_warns_of_what_it_trains_all_the_same(
     dictionary: dict[str, object], trainer: dict[str, object], message: str
 ) -> None:
     with pytest.warns(UserWarning, match=message) as caught:
-        result = api.fit(short(600), dictionary={"d_sae": 64, **dictionary}, trainer=SHORT | trainer, batch_size=200)
+        result = api.fit(short(600), dictionary={"d_sae": 64, **dictionary}, trainer=SHORTER | trainer, batch_size=200)
     assert (len(caught), caught[0].filename) == (1, __file__)
     assert result.history
 

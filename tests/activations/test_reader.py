@@ -62,24 +62,29 @@ def written(tmp_path_factory) -> Path:
     return place
 
 
+@pytest.fixture(scope="module")
+def by_zarr(written) -> dict[str, np.ndarray]:
+    """Every array of it as zarr reads it, whole."""
+    return {name: np.ascontiguousarray(array[:]) for name, array in zarr.open_group(str(written), mode="r").arrays()}
+
+
 @given(ends=st.tuples(st.integers(0, 1000), st.integers(0, 1000)), fresh=st.booleans(), data=st.data())
-def test_reading_equals_zarrs_reading(written, ends, fresh, data):
+def test_reading_equals_zarrs_reading(written, by_zarr, ends, fresh, data):
     """Any rows of any array, verified on this read or before, bit for bit."""
     dtype = data.draw(st.sampled_from(["bfloat16", "float16", "float32"]))
     store = _opened(written, dtype)
     if not fresh:
         store.verify()
     start, stop = min(ends), max(ends)
-    group = zarr.open_group(str(written), mode="r")
     for name in (dtype, "tokens", "positions", "context_ids", "mask"):
         ours = store.read(name, start, stop).contiguous()
-        theirs = np.ascontiguousarray(group[name][start:stop])
+        theirs = by_zarr[name][start:stop]
         assert tuple(ours.shape) == theirs.shape
         assert ours.view(torch.uint8).numpy().tobytes() == theirs.tobytes()
 
 
 @given(data=st.data(), dtype=st.sampled_from(["bfloat16", "float16", "float32"]), verified=st.booleans())
-def test_scattered_rows_equal_zarrs_reading(written, data, dtype, verified):
+def test_scattered_rows_equal_zarrs_reading(written, by_zarr, data, dtype, verified):
     """Any rows of a chunk put to any places, and no other place touched."""
     store = _opened(written, dtype)
     if verified:
@@ -93,7 +98,7 @@ def test_scattered_rows_equal_zarrs_reading(written, data, dtype, verified):
         out = array.empty(70).zero_()
         array.scatter_chunk(out, places, chunk, start, stop)
         wanted = np.zeros((70, array.layout.row_bytes), dtype=np.uint8)
-        rows = np.ascontiguousarray(zarr.open_group(str(written), mode="r")[name][start:stop])
+        rows = by_zarr[name][start:stop]
         wanted[places] = rows.view(np.uint8).reshape(len(places), array.layout.row_bytes)
         assert out.contiguous().view(torch.uint8).numpy().tobytes() == wanted.tobytes()
 
