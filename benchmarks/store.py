@@ -1,10 +1,10 @@
 """The activation store in 16 and in 8 bits: bytes, rates of writing and reading, and what a dictionary loses.
 
     dvc repro tokenize
-    python -m benchmarks.store            # some 20 minutes on two cores; writes benchmarks/results/store.md
+    python -m benchmarks.store            # some ten minutes on two cores; writes benchmarks/results/store.md
     python -m benchmarks.store --small    # seconds; what the tests run: correctness alone, its figures mean little
 
-Rates: random rows of width 768, page cache warm, batches of 4,096 in windows of 32 chunks, so that every epoch reads every
+Rates: random rows of width 768, page cache warm, batches of 4,096 in windows of 16 chunks, so that every epoch reads every
 chunk from its file again. First every batch of an epoch is compared with the rows, and each row counted. Then, after a warm-up,
 all ways are timed in turn; ratios are medians over the rounds, of the clock and of CPU seconds, against torch.index_select of
 random rows from one memory-mapped bfloat16 file into one preallocated batch. A batch arrives in float32, as a training on the
@@ -53,9 +53,9 @@ from pipeline.training.fit import fit
 RESULTS = Path("benchmarks/results/store.md")
 HOOK_POINT = "blocks.6.hook_resid_post"
 DTYPES = ("float16", "bfloat16", "int8")
-WINDOW_CHUNKS, EPOCHS = 32, 2
+WINDOW_CHUNKS = 16
 MEASURED = 8192  # rows that a codec measures: the default's first model batch
-BATCH = 2048
+BATCH = 1024
 MOST_BYTES, MOST_FVU, LEAST_READING = 0.55, 0.005, 0.7
 
 
@@ -73,7 +73,7 @@ class Size(NamedTuple):
     seeds: int
 
 
-FULL = Size(262_144, 768, 4096, 7, (RESIDUAL, MAIN.name), 204_800, 2048, 300, 3)
+FULL = Size(131_072, 768, 4096, 7, (RESIDUAL, MAIN.name), 204_800, 2048, 300, 2)
 SMALL = Size(32_768, 128, 256, 2, (MAIN.name,), 4096, 128, 3, 1)
 
 
@@ -198,7 +198,7 @@ def measure_rates(place: Path, size: Size) -> dict[str, Case]:
     rows = random_rows(place / "rows.bin", size.rows, size.width)
     written = {dtype: write_store(place / dtype, rows, dtype) for dtype in DTYPES}
     ways: dict[tuple[str, str], Callable[[], None]] = {}
-    n = EPOCHS * (size.rows // size.batch)
+    n = size.rows // size.batch
     for dtype, (store, _) in written.items():
         check(store, rows, size.batch)
         window = WINDOW_CHUNKS * store.chunk_rows
