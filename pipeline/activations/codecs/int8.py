@@ -1,11 +1,11 @@
 """Activations in one byte a number: eight bits of (x - centre) / (spread x scale of the token), rounded to the nearest.
 
 Centre and spread are of a dimension, mean and standard deviation in the rows that are measured; massive tokens do not count.
-A hook point's dimensions differ by factors of a hundred, and some lie far from zero all the time: with a scale of the token
-alone, or of a block of dimensions, those few would take the bits of all others.
+Dimensions differ by factors of a hundred, and some lie far from zero all the time: with a scale of the token alone, or of a
+block of dimensions, those few would take the bits of all others (benchmarks/results/store.md).
 
-The error of a number is at most spread x scale / 2: about 6e-5 of the variance in every dimension, and at most 2.5 % of the
-norm of a massive token, whatever it is (measured, benchmarks/results/store.md).
+A number is off by at most spread x scale / 2: about 6e-5 of the variance in every dimension of a residual stream, and a few
+hundredths of the norm of a massive token.
 """
 
 from __future__ import annotations
