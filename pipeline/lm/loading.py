@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError, unknown_name
 from pipeline.foreign import reading
+from pipeline.garbage import uncollected
 from pipeline.lm.source import ModelSource, from_hub_or_directory, resolve_model
 from pipeline.params.choices import BACKENDS, MODEL_DTYPES
 
@@ -129,12 +130,13 @@ def _load_weights(source: ModelSource, dtype: str | torch.dtype | None, device: 
     torch_dtype, torch_device = _torch_dtype(dtype), _torch_device(device)
     if source.is_local:
         source.weight_files()
-    from transformers import AutoModelForCausalLM
+    with uncollected():
+        from transformers import AutoModelForCausalLM
 
     from pipeline.lm.quiet import quiet
 
     fault = f"{source.directory}: the weights of model '{source.name}' cannot be loaded"
-    with quiet(), reading(fault, "restore the files or give another model"):
+    with uncollected(), quiet(), reading(fault, "restore the files or give another model"):
         model, info = from_hub_or_directory(
             source,
             AutoModelForCausalLM.from_pretrained,
