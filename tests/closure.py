@@ -45,6 +45,7 @@ NO_RESULT = {
     "pipeline/command.py": "the command line: options, one-line errors, exit codes",
     "pipeline/progress.py": "a line on the terminal",
     "pipeline/allocation.py": "where tensors lie in memory",
+    "pipeline/garbage.py": "when unused memory is looked for",
     "pipeline/memory.py": "refuses what cannot be held",
     "pipeline/interrupts.py": "when a run stops; it goes on to the same bytes",
     "pipeline/tracking": "writes down figures that are there already",

@@ -36,15 +36,15 @@ def context_columns(
             rows.append((row, band_name(band, BANDS), places[band], slots.first[1] + slot))
             places[band] += 1
         rows += [(row, INACTIVE, place, slots.first[2] + place) for place in range(n_inactive)]
-    row, band, place, slot = zip(*rows, strict=True) if rows else ((), (), (), ())
-    at = (np.array(row, dtype=np.int64), np.array(slot, dtype=np.int64))
+    of_rows, bands, in_band, of_slots = zip(*rows, strict=True) if rows else ((), (), (), ())
+    at = (np.array(of_rows, dtype=np.int64), np.array(of_slots, dtype=np.int64))
     context, position = slots("context", at), slots("position", at)
     windows = contexts.windows(context, position, analysis.window_before, analysis.window_after)
     values = slots.padded("window", at, windows.kept.shape[1], 0.0)
     return {
         "feature": (at[0] + some.start).astype(np.int32),
-        "band": band,
-        "place": place,
+        "band": bands,
+        "place": in_band,
         "activation": slots("value", at),
         "context": context,
         "position": position,

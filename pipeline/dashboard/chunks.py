@@ -78,7 +78,7 @@ def part(whole: Mapping[str, Any], features: Container[int]) -> dict[str, Any]:
 
 def _renumbered(page: Mapping[str, Any], number: Callable[[int], int]) -> dict[str, Any]:
     """A page whose texts have other numbers; they are given in the order in which `_page` gives them."""
-    bands = {}
+    bands: dict[str, list[Any]] = {}
     for band, contexts in page["bands"].items():
         bands[band] = []
         for *before, tokens, activations, document, start, end, context, position, sources in contexts:

@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dashboard.chunks import CHUNK, Table, chunk, packed, part, short
 from pipeline.files import atomic_directory, write_json
+from pipeline.garbage import uncollected
 from pipeline.plots.page import STYLE
 from pipeline.progress import Progress
 
@@ -50,7 +51,7 @@ def write_dashboard(
     table, single_table = Table(explanations), Table(explanations)
     singles: dict[str, str] = {}
     progress = Progress("dashboard", store.n_features, unit="features")
-    with atomic_directory(folder) as place:
+    with atomic_directory(folder) as place, uncollected():
         (place / "data").mkdir()
         for number, (rows, contexts) in enumerate(blocks(store)):
             whole = chunk(rows, contexts)

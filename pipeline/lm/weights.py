@@ -14,6 +14,7 @@ import torch
 
 from pipeline.errors import DataError, unknown_name
 from pipeline.foreign import reading
+from pipeline.garbage import uncollected
 from pipeline.lm.architectures import Architecture, architecture_of
 from pipeline.lm.quiet import quiet
 from pipeline.lm.source import ModelSource, from_hub_or_directory
@@ -56,7 +57,7 @@ def load_weights(
     if n_blocks is not None:
         cls = _first_blocks(cls, architecture_of(source.model_type, source.name), n_blocks)
     fault = f"{source.directory}: the weights of model '{source.name}' cannot be loaded"
-    with quiet(), reading(fault, "restore the files or give another model"):
+    with uncollected(), quiet(), reading(fault, "restore the files or give another model"):
         model, info = from_hub_or_directory(
             source,
             cls.from_pretrained,
@@ -80,7 +81,8 @@ def empty_model(source: ModelSource) -> nn.Module:
     Raises:
         DataError: there is none.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    with uncollected():
+        from transformers import AutoConfig, AutoModelForCausalLM
 
     fault = f"{source.directory}: no model can be made of the configuration of '{source.name}'"
     with quiet(), torch.device("meta"), reading(fault, "restore it or give another model"):

@@ -23,6 +23,7 @@ from typing import Any
 
 from pipeline.files import root
 from pipeline.foreign import told
+from pipeline.garbage import uncollected
 from pipeline.metric_names import flatten, grouped
 from pipeline.provenance import provenance_tags
 from pipeline.tracking.moved import artifacts_of, follow
@@ -296,7 +297,8 @@ def _client(uri: str) -> Any:
         os.environ.setdefault(key, value)
     # MLflow writes the place of its default experiment into SQL as it is; as a URI it has no quotes and no colon.
     os.environ.setdefault("_MLFLOW_SERVER_ARTIFACT_ROOT", (root().resolve() / "mlruns").as_uri())
-    from mlflow.tracking import MlflowClient
+    with uncollected():
+        from mlflow.tracking import MlflowClient
 
     return MlflowClient
 

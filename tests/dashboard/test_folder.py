@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.analysis.feature_columns import INACTIVE
 from pipeline.analysis.feature_tables import FeatureStore
-from pipeline.dashboard.chunks import CHUNK, chunk, fires_on, packed, short
+from pipeline.dashboard.chunks import CHUNK, chunk, fires_on, packed, part, short
 from pipeline.dashboard.folder import SINGLE_PAGE, largest_energy, write_dashboard
 from pipeline.dashboard.overview import OverviewFiles, check_files, feature_charts, hook_table, log_bins, overview, seen
 from pipeline.dashboard.training_rows import initialization_words, training_rows
@@ -72,6 +72,19 @@ def test_chunks_hold_the_store(store: FeatureStore, folder: Path) -> None:
                 assert (activation, peak, found["t"][document]) == (2.0, 20, "text/a & b.txt")
             assert [near for near, _ in page["decoder"]] == [near["feature"] for near in row["decoder_neighbours"]]
             assert [found["t"][i] for i, _ in page["promoted"]] == [token["text"] for token in row["promoted"]]
+
+
+def test_part_of_a_chunk_is_the_chunk_of_these_features(tmp_path: Path) -> None:
+    made = FeatureStore(synthetic.make_store(tmp_path / "store", 40, contexts=2, sources=True))
+    ((rows, contexts),) = made.blocks()
+    some = [row for row in rows if row["feature"] % 3]
+    assert packed(part(chunk(rows, contexts), {row["feature"] for row in some})) == packed(chunk(some, contexts))
+
+
+def test_rows_are_those_of_arrow(store: FeatureStore) -> None:
+    for tables, (rows, contexts) in zip(store.tables(), store.blocks(), strict=True):
+        assert rows == tables[0].to_pylist()
+        assert [row for some in contexts.values() for row in some] == tables[1].to_pylist()
 
 
 def test_the_table_has_what_is_searched(folder: Path) -> None:

@@ -128,6 +128,17 @@ def test_results_do_not_depend_on_the_batches(exact):
     _assert_equal(case.evaluate(batch_contexts=2).metrics, case.evaluate(batch_contexts=9).metrics)
 
 
+def test_what_the_first_pass_finds_is_found_once_while_there_is_room(model, monkeypatch):
+    case, calls = Case(model, SAE), []
+    found = model.activations
+    monkeypatch.setattr(model, "activations", lambda *arguments: calls.append(1) or found(*arguments))
+    kept = case.evaluate(batch_contexts=4).metrics
+    assert len(calls) == 3  # batches of 9 contexts
+    monkeypatch.setattr("pipeline.evaluation.evaluator.KEPT_BYTES", 0)
+    assert case.evaluate(batch_contexts=4).metrics == kept
+    assert len(calls) == 3 + 3 * 3
+
+
 class _TrueActivation(nn.Module):
     """Gives back the label that it is shown, whatever it reads: a perfect dictionary."""
 
