@@ -93,14 +93,11 @@ class _Slots:
 
     def padded(self, name: str, at: tuple[np.ndarray, np.ndarray], width: int, value: float) -> np.ndarray:
         """The same of what is a vector, [n, width]; a part whose vectors are shorter has `value` everywhere."""
-        found = None
+        found = np.full((len(at[0]), width), value, dtype=self._parts[0][name].dtype)
         for part, first in zip(self._parts, self.first, strict=True):
             own = (at[1] >= first) & (at[1] < first + part[name].shape[1])
-            if found is None:
-                found = np.full((len(at[0]), width), value, dtype=part[name].dtype)
             if part[name].shape[2] == width:
                 found[own] = part[name][at[0][own], at[1][own] - first]
-        assert found is not None
         return found
 
 
