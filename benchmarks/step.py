@@ -210,7 +210,11 @@ def report(lines: Iterable[str], command: str, rounds: int, threads: int) -> str
 
 
 @click.command()
-@click.option("--before", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A checkout of another commit.")
+@click.option(
+    "--before",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    help="A checkout of another commit.",
+)
 @click.option("--peer", "given", multiple=True, help=f"NAME=PYTHON, NAME of {', '.join(PEER_NAMES)}.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--threads", default=2, show_default=True)
