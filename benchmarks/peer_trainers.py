@@ -65,6 +65,8 @@ class Batches:
 
     def numbers(self, step: int) -> Tensor:
         """Which rows the batch of a step has, int64 [batch]."""
+        if step == 0 and len(self.stamps) > 1:  # gone through again: what counts is the last time, which trains
+            self.stamps = []
         if step >= len(self.stamps):
             self.stamps.append(time.perf_counter())
         first = step % (len(self.rows) // self.batch) * self.batch
