@@ -19,6 +19,6 @@ class BatchLayerTopK(BudgetedActivation):
     def selection(self, z: Tensor, settings: GateSettings) -> Selection:
         return BatchTopK().selection(z.flatten(-2), settings.joint(z.shape[-2]))
 
-    def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
+    def threshold(self, smallest: Tensor, settings: GateSettings) -> Tensor:
         """The smallest active z of the batch."""
-        return BatchTopK().threshold(z, support, settings._replace(layered=False))
+        return BatchTopK().threshold(smallest, settings._replace(layered=False))

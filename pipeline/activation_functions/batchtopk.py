@@ -35,10 +35,9 @@ class BatchTopK(BudgetedActivation):
         flat, order = flat.sort()
         return Selection(flat, values[order], active[order])
 
-    def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
+    def threshold(self, smallest: Tensor, settings: GateSettings) -> Tensor:
         """The smallest active z of the batch (of each layer: [L, 1])."""
-        open_ = torch.where(support, z, torch.inf)
-        return open_.flatten(0, -3).amin((0, 2))[:, None] if settings.layered else open_.amin()
+        return smallest.flatten(0, -3).amin((0, 2))[:, None] if settings.layered else smallest.amin()
 
     def _of_each_layer(self, z: Tensor, settings: GateSettings) -> Selection:
         n_layers, n_features = z.shape[-2:]

@@ -105,8 +105,12 @@ class ActivationFunction(abc.ABC):
         return torch.where(self.support(z.detach(), settings), h, 0.0)
 
     @abc.abstractmethod
-    def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
-        """What z had to exceed to be active, given the support [..., F] that z [..., F] has.
+    def threshold(self, smallest: Tensor, settings: GateSettings) -> Tensor:
+        """What z had to exceed to be active.
+
+        Args:
+            smallest: the smallest active z of each token (and layer), [..., 1]; infinite where none is active.
+            settings: of the gate.
 
         Returns: broadcastable to z; infinite where nothing can be (a masked token of a gate with a threshold per token).
         """
@@ -123,9 +127,9 @@ class BudgetedActivation(ActivationFunction):
     def selection(self, z: Tensor, settings: GateSettings) -> Selection:
         """The entries that fill the budget. z: [..., F] gating values."""
 
-    def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
+    def threshold(self, smallest: Tensor, settings: GateSettings) -> Tensor:
         """The smallest active z of each token (and layer)."""
-        return torch.where(support, z, torch.inf).amin(-1, keepdim=True)
+        return smallest
 
     def support(self, z: Tensor, settings: GateSettings) -> Tensor:
         chosen = self.selection(z, settings)

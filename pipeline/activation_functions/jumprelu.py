@@ -72,7 +72,7 @@ class JumpReLU(ActivationFunction):
         theta = _log_threshold(settings).detach().exp()
         return selection_above(z.to(theta.dtype), theta, settings)
 
-    def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
+    def threshold(self, smallest: Tensor, settings: GateSettings) -> Tensor:
         return _log_threshold(settings).exp()
 
     def features(self, h: Tensor, z: Tensor, scale: Tensor | None, settings: GateSettings) -> Tensor:

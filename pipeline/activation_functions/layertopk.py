@@ -7,7 +7,6 @@ Source: the per-layer TopK of Gao et al. 2024 with one budget for a token, as cr
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pipeline.activation_functions.interface import BudgetedActivation, GateSettings, Selection
@@ -20,6 +19,6 @@ class LayerTopK(BudgetedActivation):
     def selection(self, z: Tensor, settings: GateSettings) -> Selection:
         return TopK().selection(z.flatten(-2), settings.joint(z.shape[-2]))
 
-    def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
+    def threshold(self, smallest: Tensor, settings: GateSettings) -> Tensor:
         """The smallest active z of each token."""
-        return torch.where(support, z, torch.inf).amin((-2, -1), keepdim=True)
+        return smallest.amin(-2, keepdim=True)

@@ -24,5 +24,5 @@ class ReLU(ActivationFunction):
         n_features = z.shape[-2:].numel() if settings.layered else z.shape[-1]
         return selection_above(z, torch.zeros(n_features, dtype=z.dtype, device=z.device), settings)
 
-    def threshold(self, z: Tensor, support: Tensor, settings: GateSettings) -> Tensor:
-        return torch.zeros((), dtype=z.dtype, device=z.device)
+    def threshold(self, smallest: Tensor, settings: GateSettings) -> Tensor:
+        return torch.zeros((), dtype=smallest.dtype, device=smallest.device)

@@ -101,14 +101,31 @@ class Codes:
         return self._f
 
     @torch.no_grad()
+    def uses(self, feature_shape: tuple[int, ...]) -> Tensor:
+        """On how many tokens each feature is active: int64 of `feature_shape`."""
+        if self.entries is None:
+            return (self.f.detach() > 0).reshape(-1, *feature_shape).sum(0)
+        n = torch.Size(feature_shape).numel()
+        counts = torch.zeros(n, dtype=torch.int64, device=self.gating.device)
+        active = (self.entries.values.detach() > 0).long()
+        return counts.index_add_(0, self.entries.flat % n, active).reshape(feature_shape)
+
+    @torch.no_grad()
     def fired(self, feature_shape: tuple[int, ...]) -> Tensor:
         """Which features are active on any token: bool of `feature_shape`."""
         if self.entries is None:
             return self.f.detach().reshape(-1, *feature_shape).amax(0) > 0
-        n = torch.Size(feature_shape).numel()
-        counts = torch.zeros(n, dtype=torch.int32, device=self.gating.device)
-        active = (self.entries.values.detach() > 0).int()
-        return (counts.index_add_(0, self.entries.flat % n, active) > 0).reshape(feature_shape)
+        return self.uses(feature_shape) > 0
+
+    @torch.no_grad()
+    def smallest_active(self) -> Tensor:
+        """The smallest gating value that is active of each token (and layer): [..., 1]; infinite where none is."""
+        if self.entries is None:
+            return torch.where(self.f.detach() > 0, self.gating, torch.inf).amin(-1, keepdim=True)
+        shape, flat = self.shape, self.entries.flat
+        active = torch.where(self.entries.values.detach() > 0, self.gating.reshape(-1).index_select(0, flat), torch.inf)
+        smallest = torch.full((shape[:-1].numel(),), torch.inf, dtype=active.dtype, device=active.device)
+        return smallest.scatter_reduce_(0, flat // shape[-1], active, "amin").reshape(*shape[:-1], 1)
 
     @torch.no_grad()
     def n_active(self) -> Tensor:

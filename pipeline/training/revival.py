@@ -89,7 +89,7 @@ def revive_(
     every = torch.ones(shape, dtype=z.dtype, device=z.device) if gain is None else gain.to(z.dtype).expand(shape)
     gain = every.reshape(-1)[columns].clamp_min(EPS_NORM)
     length = dictionary.encoder_norms().to(z.dtype) * every
-    use = (codes.f.detach() > 0).reshape(-1, *shape).sum(0).to(z.dtype)
+    use = codes.uses(tuple(shape)).to(z.dtype)
     usual = (length * use).sum() / use.sum().clamp_min(1)
     within = scale * length.reshape(-1)[columns] <= LONGEST * usual
     usable = dead.reshape(-1)[columns] & wanted.isfinite() & (ratio > SMALLEST) & within

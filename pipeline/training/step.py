@@ -413,7 +413,7 @@ class Trainer:
         gate = self.gate(s)
         activation = gate.activation or self.dictionary.activation
         settings = self.dictionary.gate_settings(tally.mask, gate)
-        threshold = activation.threshold(tally.codes.gating, tally.codes.f.detach() > 0, settings)
+        threshold = activation.threshold(tally.codes.smallest_active(), settings)
         encoder_gate = self.dictionary.encoder_gate(tally.x)
         revive_(self.dictionary, tally.codes, threshold, dead, tally.ordinary, encoder_gate=encoder_gate)
 

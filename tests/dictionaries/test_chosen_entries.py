@@ -83,6 +83,7 @@ def test_values_and_gradients_agree(kind: str, act_fn: str, masked: bool, k: int
         loss = (x_hat * weights).sum() + x_hat.square().sum()
         loss.backward()
         made = [x_hat, codes.f, codes.h, codes.z, codes.gating, codes.norms, codes.n_active(), codes.fired(codes.f.shape[2:])]
+        made += [codes.uses(codes.f.shape[2:]), codes.smallest_active()]
         found.append([*made, x.grad, *(parameter.grad for parameter in dictionary.parameters())])
     compare(*found)
 

@@ -42,6 +42,11 @@ def by_hand(z: Tensor, threshold: Tensor, dead: Tensor) -> dict[int, tuple[float
     return found
 
 
+def smallest(z: Tensor, support: Tensor) -> Tensor:
+    """The smallest active z of each token, [..., 1]."""
+    return torch.where(support, z, torch.inf).amin(-1, keepdim=True)
+
+
 @pytest.mark.parametrize("include_norm", [True, False])
 @pytest.mark.parametrize("act_fn", ["topk", "batchtopk", "jumprelu"])
 def test_a_dead_feature_opens_at_its_best_token_and_only_there(act_fn: str, include_norm: bool) -> None:
@@ -49,7 +54,7 @@ def test_a_dead_feature_opens_at_its_best_token_and_only_there(act_fn: str, incl
     x = rows(BATCH).double()
     codes = made.codes(x)
     assert not bool((codes.f[:, DEAD] > 0).any())
-    threshold = activation_function(act_fn).threshold(codes.z.detach(), codes.f.detach() > 0, made.gate_settings()).detach()
+    threshold = activation_function(act_fn).threshold(codes.smallest_active(), made.gate_settings()).detach()
     z, full = codes.z.detach(), threshold.expand(codes.z.shape)
     hand = by_hand(z, full, DEAD)
     before = weights(made)
@@ -81,10 +86,10 @@ def test_masked_tokens_are_not_looked_at() -> None:
     x = rows(BATCH).double()
     mask = torch.arange(BATCH) % 3 > 0
     codes = made.codes(x, mask)
-    threshold = activation_function("topk").threshold(codes.z.detach(), codes.f.detach() > 0, made.gate_settings(mask))
+    threshold = activation_function("topk").threshold(codes.smallest_active(), made.gate_settings(mask))
     revive_(made, codes, threshold, DEAD, mask)
     kept = other.codes(x[mask])
-    threshold = activation_function("topk").threshold(kept.z.detach(), kept.f.detach() > 0, other.gate_settings())
+    threshold = activation_function("topk").threshold(kept.smallest_active(), other.gate_settings())
     revive_(other, kept, threshold, DEAD, None)
     assert weights(made)["b_E"].numpy() == pytest.approx(weights(other)["b_E"].numpy(), abs=1e-6)
 
@@ -95,7 +100,7 @@ def test_a_relu_feature_opens_too() -> None:
         made.get_parameter("b_E")[3] = -60.0
     x = rows(BATCH)
     codes = made.codes(x)
-    threshold = activation_function("relu").threshold(codes.z.detach(), codes.f.detach() > 0, made.gate_settings())
+    threshold = activation_function("relu").threshold(codes.smallest_active(), made.gate_settings())
     revive_(made, codes, threshold, torch.arange(F) == 3, None)
     assert int((made.encode(x)[:, 3] > 0).sum()) == 1
 
@@ -105,7 +110,7 @@ def test_a_feature_that_does_not_vary_is_left_alone() -> None:
     with torch.no_grad():
         made.get_parameter("W_E")[:, 3] = 0.0
     codes = made.codes(rows(BATCH))
-    threshold = activation_function("topk").threshold(codes.z.detach(), codes.f.detach() > 0, made.gate_settings())
+    threshold = activation_function("topk").threshold(codes.smallest_active(), made.gate_settings())
     before = weights(made)
     revive_(made, codes, threshold, torch.arange(F) == 3, None)
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(made).items())
@@ -139,11 +144,11 @@ def test_the_threshold_is_what_z_has_to_exceed() -> None:
     for name, wanted in (("topk", [[2.0], [0.4]]), ("batchtopk", 0.5)):
         activation = activation_function(name)
         settings = dictionary(act_fn=name, top_k=2).gate_settings()
-        threshold = activation.threshold(z, activation.support(z, settings), settings)
+        threshold = activation.threshold(smallest(z, activation.support(z, settings)), settings)
         assert threshold.numpy() == pytest.approx(torch.tensor(wanted).numpy())
     mask = torch.tensor([True, False])
     settings = dictionary(act_fn="topk", top_k=2).gate_settings(mask)
-    threshold = activation_function("topk").threshold(z, activation_function("topk").support(z, settings), settings)
+    threshold = activation_function("topk").threshold(smallest(z, activation_function("topk").support(z, settings)), settings)
     assert threshold[1].isinf().all()
 
 
@@ -152,7 +157,7 @@ def test_a_glu_feature_opens_at_its_best_token_too() -> None:
     made = lost("topk", use_glu_encoder=True)
     x = rows(BATCH).double()
     codes = made.codes(x)
-    threshold = activation_function("topk").threshold(codes.z.detach(), codes.f.detach() > 0, made.gate_settings()).detach()
+    threshold = activation_function("topk").threshold(codes.smallest_active(), made.gate_settings()).detach()
     sigma = torch.sigmoid(x @ made.get_parameter("W_G") + made.get_parameter("b_G")).detach()
     torch.testing.assert_close(made.encoder_gate(x), sigma)
     linear, full = codes.z.detach() / sigma, threshold.expand(codes.z.shape) / sigma
@@ -188,7 +193,7 @@ def test_a_batch_without_kept_tokens_revives_nothing() -> None:
     made = lost("topk")
     x, mask = rows(BATCH).double(), torch.zeros(BATCH, dtype=torch.bool)
     codes = made.codes(x, mask)
-    threshold = activation_function("topk").threshold(codes.z.detach(), codes.f.detach() > 0, made.gate_settings(mask))
+    threshold = activation_function("topk").threshold(codes.smallest_active(), made.gate_settings(mask))
     before = weights(made)
     revive_(made, codes, threshold, DEAD, mask)
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(made).items())
