@@ -151,7 +151,8 @@ def test_batchtopk_counts_kept_tokens_only(case: Case) -> None:
 def test_the_threshold_parts_active_from_inactive(act_fn: str, case: Case) -> None:
     """Where something is active, an active z is at or above the threshold and an inactive positive one at or below it."""
     is_open = support(act_fn, case)
-    threshold = activation_function(act_fn).threshold(case.z, is_open, case.settings).to(case.t.dtype)
+    smallest = torch.where(is_open, case.z, torch.inf).amin(-1, keepdim=True)
+    threshold = activation_function(act_fn).threshold(smallest, case.settings).to(case.t.dtype)
     z, threshold, is_open = (
         tensor.reshape(-1, case.z.shape[-1])[case.kept]
         for tensor in (case.z.to(case.t.dtype), threshold.expand(case.z.shape), is_open)

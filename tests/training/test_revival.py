@@ -179,7 +179,7 @@ def test_a_feature_is_not_scaled_beyond_the_usual_length() -> None:
     flat = codes.z.detach().clone()
     flat[:, 3] = 1.0 + 1e-4 * torch.arange(BATCH) / BATCH  # hardly varies: it would have to be scaled by thousands
     codes = Codes(codes.h, flat, codes.f, codes.norms)
-    threshold = activation_function("topk").threshold(flat, codes.f.detach() > 0, made.gate_settings())
+    threshold = activation_function("topk").threshold(smallest(flat, codes.f.detach() > 0), made.gate_settings())
     before = weights(made)
     revive_(made, codes, threshold, torch.arange(F) == 3, None)
     lengths = (before["W_E"].norm(dim=0) * before["W_D"].norm(dim=-1)).double()
