@@ -126,7 +126,7 @@ def test_a_dead_feature_is_revived_on_an_ordinary_token(act_fn: str, factor: flo
     assert not torch.equal(made.get_parameter("b_E")[DEAD], before["b_E"][DEAD])
     codes = made.codes(scaled(x[ordinary]))
     z = codes.z.detach()
-    threshold = activation_function(act_fn).threshold(z, codes.f > 0, made.gate_settings()).detach().expand(z.shape)
+    threshold = activation_function(act_fn).threshold(codes.smallest_active(), made.gate_settings()).detach().expand(z.shape)
     for i in (3, 7):
         opened = [row for row in range(len(z)) if float(z[row, i]) >= 0.999 * float(threshold[row, i])]
         assert 1 <= len(opened) <= 4
