@@ -8,7 +8,7 @@ from __future__ import annotations
 import click
 import torch
 
-from pipeline.activations.reader import open_activations
+from pipeline.activations.opening import open_activations
 from pipeline.activations.schema import training_rows
 from pipeline.params.loader import load_params
 

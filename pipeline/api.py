@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.activations.reader import ActivationStore, open_activations
+from pipeline.activations.opening import open_activations
+from pipeline.activations.reader import ActivationStore
 from pipeline.analysis.inspection import Inspection, inspect_text
 from pipeline.analysis.steering import Steering, steer
 from pipeline.dictionaries.base import Dictionary

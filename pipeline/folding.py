@@ -74,7 +74,7 @@ class StoredBatches:
     def __iter__(self) -> Iterator[Batch]:
         for start in range(self.rows[0], self.rows[1], self.batch_size):
             stop = min(start + self.batch_size, self.rows[1])
-            found = {hook: self.store.read(hook, start, stop) for hook in dict.fromkeys((*self.hooks, *self.limits.limits))}
+            found = self.store.read_together((*self.hooks, *self.limits.limits), start, stop)
             yield stacked(found, self.hooks), self.limits.kept(found, self.store.read_rows_meta(start, stop).mask)
 
 

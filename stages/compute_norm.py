@@ -23,7 +23,7 @@ from pipeline.command import Output, stage_command
 @click.option("--plots", type=Output(directory=True), default="metrics/plots/norm", help="Directory of plots to write.")
 def main(params: str, activations: str, out: str, statistics: str, metrics: str, plots: str) -> None:
     """Measure the activation norms."""
-    from pipeline.activations.reader import open_activations
+    from pipeline.activations.opening import open_activations
     from pipeline.files import write_json
     from pipeline.norms.hook_norm import load_norms, write_norms
     from pipeline.norms.massive import MassiveTokens, ModelTexts
@@ -34,7 +34,7 @@ def main(params: str, activations: str, out: str, statistics: str, metrics: str,
 
     loaded = load_params(params)
     tokens, factor = loaded.norm.tokens, loaded.activations.max_norm_factor
-    store = open_activations(activations)
+    store = open_activations(activations, device=loaded.model.device)
     total = store.n_tokens if tokens is None else min(tokens, store.n_tokens)
     progress = Progress("norm", total * len(store.hook_points))
     massive = MassiveTokens(store)

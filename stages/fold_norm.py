@@ -22,7 +22,7 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     """Fold the activation norm and the decoder norms into the weights."""
     from pathlib import Path
 
-    from pipeline.activations.reader import open_activations
+    from pipeline.activations.opening import open_activations
     from pipeline.activations.schema import calibration_rows
     from pipeline.contracts.sealing import Origin
     from pipeline.dictionaries.saving import save_dictionary
@@ -36,7 +36,7 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     loaded = load_params(params)
     place = directory_of(trained, loaded.dictionary.name)
     dictionary = load_dictionary(place)
-    store, (measured, origin) = open_activations(activations), read_norms(norms)
+    store, (measured, origin) = open_activations(activations, device=loaded.model.device), read_norms(norms)
     inputs = {**store.made_from(), "norms": origin.digest}
     made = Origin.of(dictionary.config.provenance).check(place, "train", inputs)
     rows = calibration_rows(store, loaded.fold.calibration_tokens)

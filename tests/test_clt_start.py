@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import GPTNeoXForCausalLM
 
-from pipeline.activations.reader import open_activations
+from pipeline.activations.opening import open_activations
 from pipeline.activations.schema import training_rows
 from pipeline.dictionaries.store import load_dictionary
 from tests.project import N_LAYERS, make_project

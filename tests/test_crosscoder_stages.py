@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.activations.reader import open_activations
+from pipeline.activations.opening import open_activations
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.lm.loading import load_language_model

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.activations.reader import open_activations
+from pipeline.activations.opening import open_activations
 from pipeline.corpus.tokens import open_tokens
 from pipeline.lm.loading import load_tokenizer
 from pipeline.metric_names import NORM

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline import api
-from pipeline.activations.reader import open_activations
+from pipeline.activations.opening import open_activations
 from pipeline.corpus.tokens import open_tokens
 from pipeline.dictionaries.build import build_dictionary
 from pipeline.dictionaries.store import load_dictionary

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -27,6 +28,8 @@ from torch import Tensor
 from pipeline.activations.codecs.interface import ROWS, StorageCodec
 from pipeline.activations.order import BatchPlan, Piece
 from pipeline.activations.schema import ArrayLayout, array_name
+from pipeline.errors import DataError
+from pipeline.memory import Need, require_memory
 
 BATCHES_AHEAD = 3
 
@@ -34,8 +37,8 @@ BATCHES_AHEAD = 3
 class ChunkSource(Protocol):
     """An array that gives rows of one chunk."""
 
-    layout: ArrayLayout
-
+    @property
+    def layout(self) -> ArrayLayout: ...
     def scatter_chunk(self, out: Tensor, places: np.ndarray, chunk: int, start: int, stop: int) -> None: ...
 
 
@@ -149,17 +152,24 @@ class _Window(NamedTuple):
 
 
 class _Windows:
-    """Windows in order; with `ahead`, the next one is read in a thread while batches are taken from this one."""
+    """Windows in order; with `ahead`, the next one is read in a thread while batches are taken from this one.
 
-    def __init__(self, arrays: Mapping[str, ChunkSource], plan: BatchPlan, ahead: bool, last: tuple[int, int] | None) -> None:
-        self.arrays, self.plan, self.last = arrays, plan, last
+    With `dear`, the one window of all rows is read once, and mixed anew in memory for the next epoch.
+    """
+
+    def __init__(
+        self, arrays: Mapping[str, ChunkSource], plan: BatchPlan, ahead: bool, last: tuple[int, int] | None, dear: bool
+    ) -> None:
+        self.arrays, self.plan, self.last, self.dear = arrays, plan, last, dear
         self.memory = _Recycler()
         self.pool = ThreadPoolExecutor(1, "activation windows") if ahead else None
         self.key: tuple[int, int] | None = None
         self.window: _Window | None = None
         self.future: tuple[tuple[int, int], Future[_Window]] | None = None
 
-    def _load(self, epoch: int, number: int) -> _Window:
+    def _load(self, epoch: int, number: int, before: _Window | None) -> _Window:
+        if self.dear and before is not None and self.plan.n_windows == 1:
+            return self._mixed(before, self.plan.permutation(epoch, number, len(before.rows)))
         segments = [(chunk, *self.plan.segment(chunk)) for chunk in self.plan.windows(epoch)[number].tolist()]
         rows = np.concatenate([np.arange(start, stop) for _, start, stop in segments])
         order = self.plan.permutation(epoch, number, len(rows)).numpy()
@@ -176,15 +186,28 @@ class _Windows:
             done += stop - start
         return _Window(tensors, torch.from_numpy(rows[order]))
 
+    def _mixed(self, window: _Window, order: Tensor) -> _Window:
+        """The same rows in another order, that of their numbers permuted."""
+        places = torch.empty_like(order)
+        places[window.rows - self.plan.rows[0]] = torch.arange(len(order))
+        taken = places[order]
+        tensors = {}
+        for name, array in self.arrays.items():
+            out = _empty(self.memory, array, self.plan.window_rows)[: len(order)]
+            tensors[name] = torch.index_select(window.tensors[name], 0, taken, out=out)
+        return _Window(tensors, window.rows[taken])
+
     def get(self, piece: Piece) -> _Window:
         """The window of a piece; pieces are asked for in order."""
         key = (piece.epoch, piece.window)
         if key != self.key:
+            before = self.window if self.dear else None
             ahead, self.future, self.window = self.future, None, None
             window = ahead[1].result() if ahead is not None else None
             # An epoch's left-out last rows may be a window of their own, read ahead and not asked for.
-            self.window = window if ahead is not None and ahead[0] == key and window is not None else self._load(*key)
-            self.key = key
+            if ahead is None or ahead[0] != key or window is None:
+                window = self._load(*key, before)
+            self.window, self.key = window, key
         assert self.window is not None
         # Not at once: until the consumer has dropped the last batches of the window before, its memory is in use.
         if piece.stop >= min((BATCHES_AHEAD + 2) * self.plan.batch_size, len(self.window.rows) // 4):
@@ -194,7 +217,7 @@ class _Windows:
     def _read_ahead(self, epoch: int, window: int) -> None:
         key = (epoch, window + 1) if window + 1 < self.plan.n_windows else (epoch + 1, 0)
         if self.pool is not None and self.future is None and (self.last is None or key <= self.last):
-            self.future = key, self.pool.submit(self._load, *key)
+            self.future = key, self.pool.submit(self._load, *key, self.window if self.dear else None)
 
     def close(self) -> None:
         if self.pool is not None:
@@ -227,15 +250,55 @@ class Delivery:
     pinned: bool = False
 
 
+def require_window(path: Path, plan: BatchPlan, arrays: Mapping[str, ChunkSource], buffer_rows: int) -> None:
+    """Refuse a plan without a batch, and windows that cannot be held.
+
+    Args:
+        path: of the activations, for messages.
+        plan: the order.
+        arrays: what windows hold.
+        buffer_rows: that were asked for.
+
+    Raises:
+        DataError: fewer rows than a batch.
+        ParamsError: a window is larger than the memory that is free.
+    """
+    if plan.batches_per_epoch < 1:
+        raise DataError(
+            f"{path}: activations: a batch of {plan.batch_size:,} rows is more than the {plan.n_rows:,} rows to read; "
+            "lower activations.batch_size or raise activations.total_tokens"
+        )
+    n_bytes = plan.window_rows * sum(array.layout.row_bytes for array in arrays.values())
+    mixed = {"activations.buffer_size": buffer_rows}
+    require_memory(Need(f"a window of {plan.window_rows:,} rows", n_bytes, mixed))
+
+
 def iterate_batches(
-    arrays: Mapping[str, ChunkSource], plan: BatchPlan, delivery: Delivery, *, start: int, stop: int | None, prefetch: bool
+    arrays: Mapping[str, ChunkSource],
+    plan: BatchPlan,
+    delivery: Delivery,
+    *,
+    start: int,
+    stop: int | None,
+    prefetch: bool,
+    dear: bool = False,
 ) -> Iterator[ActivationBatch]:
-    """Batches start..stop (None: for ever) of a plan; `arrays` has the hook points' and, in 2-D, the mask."""
+    """Batches start..stop (None: for ever) of a plan; `arrays` has the hook points' and, in 2-D, the mask.
+
+    Args:
+        arrays: the sources.
+        plan: the order.
+        delivery: what a batch carries.
+        start: index of the first batch.
+        stop: index after the last; None: for ever.
+        prefetch: work ahead in background threads.
+        dear: reading costs more than memory: where one window holds all rows, it is read once.
+    """
     last = None
     if stop is not None and stop > start:
         piece = plan.pieces(stop - 1)[-1]
         last = (piece.epoch, piece.window)
-    made = _BatchMaker(_Windows(arrays, plan, prefetch, last), delivery).made(start, stop)
+    made = _BatchMaker(_Windows(arrays, plan, prefetch, last, dear), delivery).made(start, stop)
     return _ahead(made) if prefetch else made
 
 

@@ -64,6 +64,12 @@ class GenerationSettings:
             attention=model.attention,
         )
 
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> GenerationSettings:
+        """From what :func:`fingerprint_config` made."""
+        found = {key: value for key, value in config.items() if key in cls.__dataclass_fields__}
+        return cls(**found | {"ignore_token_ids": tuple(config["ignore_token_ids"])})
+
 
 def fingerprint_config(
     settings: GenerationSettings, *, tokens_digest: str, ignore_token_ids: tuple[int, ...], model_digest: str

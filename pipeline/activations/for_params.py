@@ -1,4 +1,4 @@
-"""From loaded params to a store: generate it, or only verify an existing one."""
+"""From loaded params to activations: generate a store, only verify an existing one, or plan live ones."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.activations.computing import Model
 from pipeline.activations.fingerprint import GenerationSettings, check_made_for
-from pipeline.activations.generation import Model, ModelFacts, generate_store, store_manifest
+from pipeline.activations.generation import ModelFacts, generate_store, store_manifest
 from pipeline.activations.joining import join_
+from pipeline.activations.live_plan import plan_and_check
 from pipeline.activations.reader import ActivationStore, open_store
 from pipeline.activations.schema import ROW_ARRAYS, store_root
 from pipeline.contracts.sealing import Origin, sealed
-from pipeline.corpus.tokens import open_tokens
+from pipeline.corpus.tokens import TokenStore, open_tokens
 from pipeline.errors import DataError
 from pipeline.files import root, write_json
 from pipeline.hook_keys import MAIN, by_model
+from pipeline.params.choices import LIVE
 from pipeline.params.schema import Params
 from pipeline.progress import Progress
 
@@ -48,10 +51,10 @@ def generate_for(
     manifest_path: Path,
     tokenizer_digest: Callable[[Any], str | None] | None = None,
 ) -> dict[str, Any]:
-    """Make the activation stores that `params` ask for, one for each model, and write their manifest.
+    """Make the activations that `params` ask for, a store for each model, and write their manifest.
 
     Where `activations.path` names an existing store, it is verified to the last byte instead, and the manifest says where
-    it is.
+    it is. Live activations are planned and tried instead.
 
     Args:
         params: loaded params.
@@ -75,34 +78,50 @@ def generate_for(
         write_json(manifest_path, sealed(store_manifest(store, stated), Origin("generate", store.made_from())))
         return _figures(store)
     hook_points = by_model(params.hook_points)
+    wanted = {alias: hook_points.get(alias, []) for alias in dict.fromkeys((MAIN, *hook_points))}
+    tokens = open_tokens(tokens_path)
+    facts = {alias: _facts(params, alias, hooks, find_model, tokens, tokenizer_digest) for alias, hooks in wanted.items()}
+    load = {alias: functools.partial(load_model, params.language_model(alias)) for alias in wanted}
+    if params.activations.source == LIVE:
+        return plan_and_check(tokens, tokens_path, facts, load, settings, manifest_path)
 
     def generated(alias: str) -> ActivationStore:
-        stated_model, wanted = params.language_model(alias), hook_points.get(alias, [])
-        model = find_model(stated_model)
-        facts = ModelFacts(
-            name=model.name,
-            revision=model.revision,
-            digest=model.digest(),
-            d_model=model.d_model,
-            widths={name: model.hook_width(name) for name in wanted},
-        )
-        tokens = open_tokens(tokens_path)
-        has = tokenizer_digest(stated_model) if tokenizer_digest is not None else None
-        if alias and tokenizer_digest is not None and has != tokens.tokenizer_digest:
-            raise DataError(_OTHER_TOKENIZER.format(alias, model.name, params.model.model_name, tokens_path))
-        if has is not None:
-            tokens.check_tokenizer(has, model.name)
-        load = functools.partial(load_model, stated_model)
-        return open_store(generate_store(tokens, facts, load, settings, store_root()), wanted)
+        return open_store(generate_store(tokens, facts[alias], load[alias], settings, store_root()), wanted[alias])
 
     store = generated(MAIN)
-    others = {alias: generated(alias) for alias in hook_points if alias != MAIN}
+    others = {alias: generated(alias) for alias in wanted if alias != MAIN}
     manifest = store_manifest(store)
     if others:
         manifest["models"] = {alias: store_manifest(other) for alias, other in others.items()}
     join_(store, others)
     write_json(manifest_path, sealed(manifest, Origin("generate", store.made_from())))
     return _figures(store)
+
+
+def _facts(
+    params: Params,
+    alias: str,
+    hook_points: Sequence[str],
+    find_model: Callable[[Any], ModelConfiguration],
+    tokens: TokenStore,
+    tokenizer_digest: Callable[[Any], str | None] | None,
+) -> ModelFacts:
+    """What must be known of a model whose tokenizer is that of the tokens."""
+    stated = params.language_model(alias)
+    model = find_model(stated)
+    facts = ModelFacts(
+        name=model.name,
+        revision=model.revision,
+        digest=model.digest(),
+        d_model=model.d_model,
+        widths={name: model.hook_width(name) for name in hook_points},
+    )
+    has = tokenizer_digest(stated) if tokenizer_digest is not None else None
+    if alias and tokenizer_digest is not None and has != tokens.tokenizer_digest:
+        raise DataError(_OTHER_TOKENIZER.format(alias, model.name, params.model.model_name, tokens.path))
+    if has is not None:
+        tokens.check_tokenizer(has, model.name)
+    return facts
 
 
 def _existing(stated: str, hook_points: tuple[str, ...], settings: GenerationSettings) -> ActivationStore:

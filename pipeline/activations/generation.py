@@ -2,10 +2,9 @@
 
 1. Plan the rows from the tokens (pipeline.activations.plan).
 2. Open the store of this fingerprint; every chunk that is not whole is pending (pipeline.activations.writer).
-3. For each block with a pending chunk, in order: run the model batches that its rows come from, all pending hook points in
-   one pass; keep the rows that the mask keeps; encode them; check that they are finite; permute; write the pending chunks.
-   Writing one block overlaps with the model's work on the next. What a codec measures (the parts that all rows share) it
-   measures in the first model batch: while it is pending, so is the first block.
+3. For each block with a pending chunk, in order: compute its rows (pipeline.activations.computing), all pending hook points
+   in one pass; permute; write the pending chunks. Writing one block overlaps with the model's work on the next. What a codec
+   measures, it measures in the first model batch: while it is pending, so is the first block.
 4. Mark the arrays complete and return the manifest.
 """
 
@@ -15,44 +14,23 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pipeline.activations.codecs.interface import storage_codec
+from pipeline.activations.computing import BlockRows, Model, require_batch
 from pipeline.activations.fingerprint import GenerationSettings, fingerprint_config
-from pipeline.activations.plan import ContextTokens, RowPlan, Split, plan_rows
+from pipeline.activations.plan import ContextTokens, RowPlan, Tokens, plan_rows
 from pipeline.activations.reader import ActivationStore, open_store
 from pipeline.activations.schema import FORMAT_VERSION, STORE_ROOT, array_name, chunk_rows, hook_layouts, row_layouts
 from pipeline.activations.writer import StoreWriter
-from pipeline.errors import DataError, NumericsError
+from pipeline.errors import DataError
 from pipeline.files import ensure_free_space, fingerprint, locked, unwritable
-from pipeline.memory import Need, require_memory
 from pipeline.progress import Progress
 
 MARGIN_BYTES = 16 * 2**20
-
-
-class Tokens(Protocol):
-    """What is asked of a token store."""
-
-    digest: str
-    context_size: int
-    ignore_token_ids: tuple[int, ...]
-    ignore_positions: int
-
-    @property
-    def train(self) -> Split: ...
-
-
-class Model(Protocol):
-    """What is asked of a language model."""
-
-    @property
-    def device(self) -> torch.device: ...
-    def activations(self, token_ids: Tensor, hook_points: Sequence[str]) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -97,12 +75,7 @@ def generate_store(
             is not whole and cannot be written to.
         NumericsError: a non-finite activation, with hook point, context, position, token and store row.
     """
-    for name, what in (("context_size", "contexts of {} tokens"), ("ignore_positions", "{} positions ignored")):
-        if (found := getattr(tokens, name)) != (wanted := getattr(settings, name)):
-            raise DataError(
-                f"data/tokens.zarr: made for other parameters: {what.format(found)}, activations.{name} = {wanted}; "
-                "run `dvc repro tokenize`"
-            )
+    check_tokens(tokens, settings)
     ignored = tokens.ignore_token_ids if settings.ignore_token_ids is None else settings.ignore_token_ids
     config = fingerprint_config(
         settings, tokens_digest=tokens.digest, ignore_token_ids=tuple(ignored), model_digest=model.digest
@@ -135,6 +108,20 @@ def generate_store(
     return path
 
 
+def check_tokens(tokens: Tokens, settings: GenerationSettings) -> None:
+    """Refuse tokens of other parameters.
+
+    Raises:
+        DataError: contexts of another size, or with other positions ignored.
+    """
+    for name, what in (("context_size", "contexts of {} tokens"), ("ignore_positions", "{} positions ignored")):
+        if (found := getattr(tokens, name)) != (wanted := getattr(settings, name)):
+            raise DataError(
+                f"data/tokens.zarr: made for other parameters: {what.format(found)}, activations.{name} = {wanted}; "
+                "run `dvc repro tokenize`"
+            )
+
+
 def _check_whole(path: Path, hook_points: Sequence[str], reason: str) -> None:
     """Verify a store that cannot be written to its last byte.
 
@@ -160,11 +147,11 @@ class _Generation:
         hook_points: Sequence[str],
         settings: GenerationSettings,
     ) -> None:
-        self.writer, self.plan, self.contexts, self.settings = writer, plan, contexts, settings
+        self.writer, self.plan, self.settings = writer, plan, settings
         self.codec = storage_codec(settings.storage_dtype)
         self.hook_points = [name for name in hook_points if self._pending(name)]
-        self.shared = {name: self._shared(name) for name in self.hook_points}
-        self._held: tuple[int, dict[str, Tensor]] = (-1, {})
+        shared = {name: self._shared(name) for name in self.hook_points}
+        self.rows = BlockRows(plan, contexts, self.hook_points, settings.storage_dtype, shared, self._write_shared)
 
     def _pending(self, hook_point: str) -> bool:
         return any(self.writer.arrays[array_name(hook_point, part)].pending.any() for part in self.codec.parts)
@@ -187,7 +174,8 @@ class _Generation:
         if not blocks:
             return
         ensure_free_space(self.writer.path, self.writer.pending_bytes() + MARGIN_BYTES, "activations")
-        self._check_memory()
+        names = [array_name(hook, part) for hook in self.hook_points for part in self.codec.token_parts]
+        require_batch(self.plan, [self.writer.arrays[name].layout for name in names])
         model = load_model(self.hook_points) if self.hook_points else None
         per_row = 1 if self.plan.flat else self.settings.context_size
         rows = sum(stop - start for start, stop in map(self.plan.block, blocks))
@@ -195,7 +183,7 @@ class _Generation:
         with ThreadPoolExecutor(1, "activation writer") as pool:
             writing: Future[None] | None = None
             for block in blocks:
-                arrays = self._collect(model, block, lambda n: progress.update(n * per_row))
+                arrays = self.rows.block(model, block, lambda n: progress.update(n * per_row))
                 if writing is not None:
                     writing.result()
                 writing = pool.submit(self._write, block, arrays)
@@ -203,91 +191,13 @@ class _Generation:
                 writing.result()
         progress.close()
 
-    def _check_memory(self) -> None:
-        """Refuse batches whose rows cannot be held."""
-        n_contexts = min(self.settings.model_batch_size, len(self.plan.contexts))
-        rows = min(int(self.plan.offsets[n_contexts]), self.plan.n_rows)
-        names = [array_name(hook, part) for hook in self.hook_points for part in self.codec.token_parts]
-        n_bytes = rows * sum(self.writer.arrays[name].layout.row_bytes for name in names)
-        key = {"activations.model_batch_size": self.settings.model_batch_size}
-        require_memory(Need(f"the activations of {n_contexts:,} contexts", n_bytes, key))
+    def _write_shared(self, hook_point: str, part: str, values: Tensor) -> None:
+        self.writer.write_rows(array_name(hook_point, part), 0, values, None)
 
     def _write(self, block: int, arrays: Mapping[str, Tensor]) -> None:
         order = self.plan.permutation(block)
         for name, rows in arrays.items():
             self.writer.write_rows(name, self.plan.block(block)[0], rows, order)
-
-    def _collect(self, model: Model | None, block: int, done: Callable[[int], None]) -> dict[str, Tensor]:
-        """The rows of a block in sequence order."""
-        start, stop = self.plan.block(block)
-        arrays: dict[str, Tensor] = {}
-        for batch in self.plan.batches(block):
-            if self._held[0] != batch:  # a batch on a boundary serves both blocks
-                self._held = (batch, self._batch(model, batch))
-            base = int(self.plan.offsets[self.plan.batch(batch).start])
-            for name, rows in self._held[1].items():
-                if name not in arrays:
-                    arrays[name] = torch.empty((stop - start, *rows.shape[1:]), dtype=rows.dtype)
-                first, last = max(start, base), min(stop, base + len(rows))
-                arrays[name][first - start : last - start] = rows[first - base : last - base]
-            done(last - first)
-        return arrays
-
-    def _batch(self, model: Model | None, batch: int) -> dict[str, Tensor]:
-        """Every array's rows of one model batch: all kept tokens (1-D) or all contexts (2-D)."""
-        context_ids = self.plan.contexts[self.plan.batch(batch)]
-        tokens = self.contexts.take(context_ids)
-        mask = self.contexts.mask(tokens)
-        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-        ids = context_ids.astype(np.int32)
-        if self.plan.flat:
-            owners = np.broadcast_to(ids[:, None], tokens.shape)
-            about = {"tokens": tokens[mask], "positions": positions[mask], "context_ids": owners[mask], "mask": mask[mask]}
-        else:
-            about = {"tokens": tokens, "positions": positions.copy(), "context_ids": ids, "mask": mask}
-        arrays = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in about.items()}
-        if model is None:
-            return arrays
-        found = model.activations(torch.from_numpy(tokens.astype(np.int64)), self.hook_points)
-        kept = torch.from_numpy(np.flatnonzero(mask)) if self.plan.flat else None
-        for name, acts in found.items():
-            if kept is not None:
-                acts = acts.flatten(0, 1).index_select(0, kept.to(acts.device))
-            if batch == 0:
-                self._measure(name, acts)
-            for part, stored in self.codec.encode(acts, self.shared[name]).items():
-                if not bool(torch.isfinite(stored).all()):
-                    self._check_finite(name, batch, acts, stored, arrays)
-                arrays[array_name(name, part)] = stored.cpu()
-        return arrays
-
-    def _measure(self, hook_point: str, acts: Tensor) -> None:
-        """Write the shared parts that are not stored; those that are stay as they are."""
-        for part, values in self.codec.measure(acts).items():
-            if part not in self.shared[hook_point]:
-                self.shared[hook_point][part] = values
-                self.writer.write_rows(array_name(hook_point, part), 0, values, None)
-
-    def _check_finite(self, hook_point: str, batch: int, acts: Tensor, stored: Tensor, about: Mapping[str, Tensor]) -> None:
-        """Raise for the first non-finite value of a row that is stored."""
-        base = int(self.plan.offsets[self.plan.batch(batch).start])
-        bad = ~torch.isfinite(stored[: self.plan.n_rows - base]).all(dim=-1).cpu()
-        if not bool(bad.any()):
-            return
-        index = tuple(int(i) for i in bad.nonzero()[0])
-        value = acts[index].float().cpu()
-        overflow = bool(torch.isfinite(value).all())
-        what = (
-            f"activation {float(value.abs().max()):g} overflows activations.storage_dtype {self.settings.storage_dtype}; "
-            "store bfloat16 or float32"
-            if overflow
-            else f"non-finite activation ({float(value[~torch.isfinite(value)][0])}); try model.dtype float32, or another model"
-        )
-        raise NumericsError(
-            f"hook point {hook_point}: context {int(about['context_ids'][index[0]])}, "
-            f"position {int(about['positions'][index])}, token id {int(about['tokens'][index])} "
-            f"(store row {self.plan.store_row(base + index[0])}): {what}"
-        )
 
 
 def store_manifest(store: ActivationStore, path: str | None = None) -> dict[str, Any]:

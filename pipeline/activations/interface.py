@@ -1,12 +1,13 @@
 """What reads activations asks for: rows of hook points in a fixed order, wherever they come from.
 
-A row is a token (target activations-1d) or a context (activations-2d). The store of reader.py is one source.
+A row is a token (target activations-1d) or a context (activations-2d). The store of reader.py is one source, live.py computes
+rows when they are asked for.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,10 @@ class Activations(ABC):
         n_rows: tokens (activations-1d) or contexts (activations-2d).
         chunk_rows: rows that lie together: who reads many rows reads so many at a time.
         target, context_size, storage_dtype: as in `activations`.
+        source: store, or live.
     """
 
+    source: str
     path: Path
     fingerprint: str
     model: dict[str, Any]
@@ -66,6 +69,10 @@ class Activations(ABC):
     @abstractmethod
     def read(self, hook_point: str, start: int, stop: int) -> Tensor:
         """Rows start..stop of a hook point, [n, d] or [n, T, d]; also of tokens, positions, context_ids and mask."""
+
+    def read_together(self, hook_points: Iterable[str], start: int, stop: int) -> dict[str, Tensor]:
+        """Rows start..stop of several hook points, as :meth:`read` gives them; live ones in one pass of the model."""
+        return {name: self.read(name, start, stop) for name in dict.fromkeys(hook_points)}
 
     @abstractmethod
     def read_rows_meta(self, start: int, stop: int) -> RowsMeta:

@@ -1,7 +1,8 @@
 """The order in which a store's rows are read, as a function of the seed.
 
 1. The chunks of the rows to read are put in an order drawn from (seed, epoch) and cut into windows of at least 16 chunks, as
-   equal as can be; where one window holds all of them their order does not matter and stays.
+   equal as can be; where one window holds all of them their order does not matter and stays. In runs: the chunks stay in
+   order (they are cheaper one after another), and the windows are put in an order drawn from (seed, epoch).
 2. A window's rows are permuted by (seed, epoch, window). The epoch's row sequence is its windows' sequences end to end.
 3. Batch i of an epoch is rows i B .. (i + 1) B of that sequence.
 """
@@ -32,7 +33,18 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The order of rows, as a function of the seed."""
+    """The order of rows, as a function of the seed.
+
+    Attributes:
+        seed: of the order.
+        rows: (first, last + 1) of the rows to read.
+        chunk_rows: rows that lie together.
+        batch_size: rows in a batch.
+        buffer_rows: rows mixed at a time.
+        drop_last: leave out an epoch's last, smaller batch.
+        least_chunks: in a window.
+        runs: windows are runs of neighbouring chunks.
+    """
 
     seed: int
     rows: tuple[int, int]
@@ -40,6 +52,8 @@ class BatchPlan:
     batch_size: int
     buffer_rows: int
     drop_last: bool = True
+    least_chunks: int = MIN_CHUNKS
+    runs: bool = False
 
     @property
     def n_rows(self) -> int:
@@ -58,9 +72,9 @@ class BatchPlan:
 
     @property
     def n_windows(self) -> int:
-        """Windows in an epoch: of at most `buffer_rows` rows, unless that is less than MIN_CHUNKS chunks."""
+        """Windows in an epoch: of at most `buffer_rows` rows, unless that is less than `least_chunks` chunks."""
         wanted = -(-self.n_chunks // max(self.buffer_rows // self.chunk_rows, 1))
-        return min(wanted, max(self.n_chunks // MIN_CHUNKS, 1))
+        return min(wanted, max(self.n_chunks // self.least_chunks, 1))
 
     @property
     def window_rows(self) -> int:
@@ -113,9 +127,12 @@ class BatchPlan:
 @lru_cache(maxsize=8)
 def _windows(plan: BatchPlan, epoch: int) -> list[np.ndarray]:
     chunks = np.arange(plan.first_chunk, plan.first_chunk + plan.n_chunks)
-    if plan.n_windows > 1:
-        chunks = chunks[torch.randperm(plan.n_chunks, generator=generator(plan.seed, "batch chunks", epoch)).numpy()]
-    return np.array_split(chunks, plan.n_windows)
+    n = plan.n_windows if plan.runs else plan.n_chunks
+    order = torch.randperm(n, generator=generator(plan.seed, "batch chunks", epoch)).numpy()
+    if plan.runs:
+        windows = np.array_split(chunks, plan.n_windows)
+        return [windows[i] for i in order]
+    return np.array_split(chunks[order] if plan.n_windows > 1 else chunks, plan.n_windows)
 
 
 @lru_cache(maxsize=8)

@@ -42,6 +42,18 @@ class Split(Protocol):
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray: ...
 
 
+class Tokens(Protocol):
+    """What is asked of a token store."""
+
+    digest: str
+    context_size: int
+    ignore_token_ids: tuple[int, ...]
+    ignore_positions: int
+
+    @property
+    def train(self) -> Split: ...
+
+
 class ContextTokens:
     """Every token of a split for random access: in memory, or in a file without a name where it is larger than 1 GiB."""
 

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from pipeline.activations.arrays import ArrayReader, describes_group, read_node
-from pipeline.activations.batches import ActivationBatch, Delivery, RowsMeta, iterate_batches
+from pipeline.activations.batches import ActivationBatch, Delivery, RowsMeta, iterate_batches, require_window
 from pipeline.activations.codecs.interface import storage_codec
 from pipeline.activations.interface import Activations
-from pipeline.activations.joining import join_
 from pipeline.activations.order import BatchPlan
 from pipeline.activations.schema import (
     FORMAT_VERSION,
@@ -25,17 +24,14 @@ from pipeline.activations.schema import (
     array_name,
     hook_layouts,
     row_layouts,
-    store_root,
 )
-from pipeline.contracts.sealing import unsealed
 from pipeline.errors import DataError, unknown_name
-from pipeline.files import fingerprint, read_json, root
+from pipeline.files import fingerprint
 from pipeline.hook_keys import join_key
-from pipeline.memory import Need, require_memory
 
 
 class ActivationStore(Activations):
-    """A complete activation store; :func:`open_activations` makes it.
+    """A complete activation store; :func:`open_store` makes it.
 
     Attributes:
         path: its directory.
@@ -44,6 +40,8 @@ class ActivationStore(Activations):
         joined: {alias: store} of other models, whose hook points are here as `alias:<hook point>`.
         chunk_rows: rows per chunk, the same for every array.
     """
+
+    source = "store"
 
     def __init__(self, path: Path, attributes: Mapping[str, Any], hook_points: Sequence[str] | None) -> None:
         self.path = path
@@ -204,19 +202,12 @@ class ActivationStore(Activations):
         """
         window = (buffer_rows or 2**20) * self.n_rows // self.n_tokens
         plan = BatchPlan(seed, rows or (0, self.n_rows), self.chunk_rows, batch_size, window, drop_last)
-        if plan.batches_per_epoch < 1:
-            raise DataError(
-                f"{self.path}: activation store: a batch of {batch_size:,} rows is more than the {plan.n_rows:,} rows to read; "
-                "lower activations.batch_size or raise activations.total_tokens"
-            )
         names = list(hook_points) if hook_points is not None else self.hook_points
         parts = {array_name(name, part): array for name in names for part, array in self.parts(name).items()}
         arrays = {name: array for name, array in parts.items() if not array.layout.shared}
         if self.target == "activations-2d":
             arrays["mask"] = self.array("mask")
-        n_bytes = plan.window_rows * sum(array.layout.row_bytes for array in arrays.values())
-        mixed = {"activations.buffer_size": buffer_rows or 2**20}
-        require_memory(Need(f"a window of {plan.window_rows:,} rows", n_bytes, mixed))
+        require_window(self.path, plan, arrays, buffer_rows or 2**20)
         stop = None if epochs is None else epochs * plan.batches_per_epoch
         shared = {name: self.shared(name) for name in names}
         delivery = Delivery(shared, self.rows_meta, self._codec, dtype, encoded, pin_memory)
@@ -258,51 +249,3 @@ def open_store(path: Path, hook_points: Sequence[str] | None = None) -> Activati
         return ActivationStore(path, attributes, hook_points)
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: the activation store's description is damaged ({error!r}); {REGENERATE}") from None
-
-
-def open_activations(manifest_or_store: str | Path) -> Activations:
-    """Open activations by their manifest (data/activations.json), or a store by its directory.
-
-    Args:
-        manifest_or_store: a manifest, whose store is looked up under the store root ($SCOPELINE_STORE, else data/store
-            under the checkout), or a store's directory.
-
-    Raises:
-        DataError: the manifest or the store is missing, incomplete or damaged, or the store is not the manifest's.
-    """
-    path = Path(manifest_or_store)
-    if os.path.isdir(path):
-        return open_store(path)
-    what = "the manifest of the activation store"
-    manifest, _ = unsealed(read_json(path, what, REGENERATE), path, what, next_action=REGENERATE)
-    store = _open_manifest(manifest, path)
-    others = manifest.get("models", {})
-    return join_(store, {alias: _open_manifest(other, path) for alias, other in others.items()})
-
-
-def _open_manifest(manifest: Any, path: Path) -> ActivationStore:
-    """The store of one model that the manifest at `path` describes."""
-    try:
-        place = root() / manifest["path"] if manifest["path"] else store_root() / manifest["store"]
-        hooks = {str(name): about["digest"] for name, about in manifest["hook_points"].items()}
-        wanted, digests = str(manifest["fingerprint"]), {**manifest["digests"], **hooks}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: the manifest of the activation store is damaged ({error!r}); {REGENERATE}") from None
-    store = open_store(place, list(hooks))
-    if store.fingerprint != wanted:
-        raise DataError(
-            f"{store.path}: the activation store was made for other parameters: its fingerprint is {store.fingerprint}, "
-            f"the manifest {path} wants {wanted}; {REGENERATE}"
-        )
-    if store.model != manifest.get("model", store.model):  # a manifest of an earlier version has none
-        raise DataError(
-            f"{store.path}: activation store: altered: its model is {store.model}, the manifest {path} has "
-            f"{manifest['model']}; {REGENERATE}"
-        )
-    for name, digest in digests.items():
-        if store.array(name).digest != digest:
-            raise DataError(
-                f"{store.path}: activation store, array '{name}': altered: its content digest is {store.array(name).digest}, "
-                f"the manifest {path} has {digest}; {REGENERATE}"
-            )
-    return store

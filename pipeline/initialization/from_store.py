@@ -110,16 +110,14 @@ def read_sample(store: Activations, dictionary: Dictionary, normalizer: Normaliz
     n_bytes = 2 * tokens * width * dtype.itemsize  # raw and normalised
     require_memory(Need("the sample", n_bytes, {"initializer.tokens": params.initializer.tokens}))
 
-    def read(hook: str) -> Tensor:
-        values = store.read(hook, start, stop).to(dtype)
-        if not bool(torch.isfinite(values).all()):
+    raw = store.read_together((*dictionary.hooks_in, *dictionary.hooks_out), start, stop)
+    found = {}
+    for hook in list(raw):
+        found[hook] = raw.pop(hook).to(dtype)
+        if not bool(torch.isfinite(found[hook]).all()):
             raise DataError(f"{store.path}: activations at {hook} are not all finite; run `dvc repro -s -f generate`")
-        return values
-
-    inputs = stacked({hook: read(hook) for hook in dictionary.hooks_in}, dictionary.hooks_in)
-    labels = inputs
-    if dictionary.hooks_out != dictionary.hooks_in:
-        labels = stacked({hook: read(hook) for hook in dictionary.hooks_out}, dictionary.hooks_out)
+    inputs = stacked(found, dictionary.hooks_in)
+    labels = inputs if dictionary.hooks_out == dictionary.hooks_in else stacked(found, dictionary.hooks_out)
     mask = None if flat else store.read("mask", start, stop)
     return make_sample(dictionary, normalizer, inputs, labels, mask)
 

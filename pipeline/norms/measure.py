@@ -51,27 +51,28 @@ def compute_norms(
     flat = store.target == "activations-1d"
     per_row = 1 if flat else store.context_size
     rows = store.n_rows if tokens is None else min(-(-tokens // per_row), store.n_rows)
-    found = {}
-    for name in hook_points if hook_points is not None else store.hook_points:
-        statistics = ActivationStatistics(store.width(name), device, first_median(store, name), max_norm_factor)
-        for start in range(0, rows, store.chunk_rows):
-            stop = min(start + store.chunk_rows, rows)
-            values = store.read(name, start, stop)
-            mask = None if flat else store.read("mask", start, stop)
-            above = statistics.update(values, mask)
+    names = list(hook_points if hook_points is not None else store.hook_points)
+    found = {
+        name: ActivationStatistics(store.width(name), device, first_median(store, name), max_norm_factor) for name in names
+    }
+    for start in range(0, rows, store.chunk_rows):
+        stop = min(start + store.chunk_rows, rows)
+        mask = None if flat else store.read("mask", start, stop)
+        for name, values in store.read_together(names, start, stop).items():
+            above = found[name].update(values, mask)
             if above is not None:
                 massive(name, start, above)
-            if statistics.nonfinite:
+            if found[name].nonfinite:
                 bad = ~torch.isfinite(values).all(dim=-1) & (mask if mask is not None else torch.tensor(True))
                 index = tuple(int(i) for i in bad.nonzero()[0])
                 where = f"row {start + index[0]}" + ("" if flat else f", position {index[1]}")
                 raise NumericsError(
-                    f"{store.path}: hook point {name}: {statistics.nonfinite} of {stop:,} rows hold non-finite "
+                    f"{store.path}: hook point {name}: {found[name].nonfinite} of {stop:,} rows hold non-finite "
                     f"activations, the first at {where}; generate with another model.dtype or storage_dtype"
                 )
             done((stop - start) * per_row)
+    for name, statistics in found.items():
         if statistics.n == 0 or statistics.sum_norm == 0.0:
             what = "no token is kept by the mask" if statistics.n == 0 else "every activation is zero"
             raise NumericsError(f"{store.path}: hook point {name}: {what}; there is no norm to normalise by")
-        found[name] = statistics
     return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 BACKENDS = ("huggingface", "transformer_lens")
 MODEL_DTYPES = ("float32", "bfloat16", "float16")
 ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2")
+LIVE, STORE = "live", "store"
+SOURCES = (STORE, LIVE)  # of activations
 TARGETS = ("activations-1d", "activations-2d")
 
 CONSTANT_NORMS, NORMS_OF_THE_DATA = ("dataset-wise", "dataset-rms"), ("token-wise", "batch-wise")

@@ -50,6 +50,12 @@ class Timing:
         total = max(self.total, 1e-9)
         return {"data_wait_share": self.wait / total, "tokens_per_second": self.tokens / total}
 
+    def limit(self) -> str:
+        """What limits a run on live activations, in words."""
+        share = self.wait / max(self.total, 1e-9)
+        limit = "the language model" if share > 0.5 else "the dictionary"
+        return f"{share:.0%} of the time went into waiting for activations; {limit} limits this run"
+
 
 def train(
     dictionary: Dictionary,

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from pipeline import metric_names as names
@@ -34,6 +35,7 @@ from pipeline.metric_files import read_history, read_metrics
 from pipeline.norms.exclusion import NormLimits
 from pipeline.norms.hook_norm import read_norms
 from pipeline.norms.normalizer import Normalizer
+from pipeline.params.choices import LIVE
 from pipeline.params.schema import Params
 from pipeline.plots.training_report import describe, write_training_report
 from pipeline.tracking.opening import open_tracker, read_run_id
@@ -93,6 +95,9 @@ def train_dictionary(params: Params, places: Places) -> dict[str, Any]:
         device=device,
     )
     directory = checkpoint_root / fingerprint(about)
+    if store.source == LIVE:
+        for line in _live_lines(params, source):
+            click.echo(f"train: {line}", err=True)
     with (
         Checkpoints(directory, about).opened() as checkpoints,
         deterministic(params.determinism, device),
@@ -106,6 +111,20 @@ def train_dictionary(params: Params, places: Places) -> dict[str, Any]:
             tracker.log_artifact(path, "metrics")
         tracker.log_artifact(places.plots, "plots/training")
     return figures
+
+
+def _live_lines(params: Params, source: StoreSource) -> list[str]:
+    """What a training on live activations costs: how often the language model runs over the text."""
+    per_epoch = source.store.batches_per_epoch(source.batch_size, source.rows)
+    n_rows = source.rows[1] - source.rows[0]
+    epochs = params.total_steps / max(per_epoch, 1)
+    tokens = n_rows * source.store.n_tokens // source.store.n_rows
+    lines = [f"live activations of {tokens:,} tokens; the first batch comes when a window of activations.buffer_size is filled"]
+    if epochs > 1:
+        kept = params.activations.buffer_size >= tokens
+        once = "they are kept in one window, and the language model runs once" if kept else "the language model runs in each"
+        lines.append(f"trainer.total_training_tokens is {epochs:.2f} epochs of them; {once}")
+    return lines
 
 
 def check_matches(dictionary: Dictionary, params: Params, place: Path) -> None:
@@ -217,6 +236,8 @@ def _train(
         on_metrics=lambda step, figures: tracker.log_metrics(figures, step),
         label="train",
     )
+    if source.store.source == LIVE:
+        click.echo(f"train: {run.timing.limit()}", err=True)
     checkpoints.finish(params.total_steps, dictionary.state_dict(), {"last": run.last})
     return run.last
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from pipeline.activations.fingerprint import check_made_for
 from pipeline.activations.generation import store_manifest
-from pipeline.activations.reader import ActivationStore, open_activations, open_store
+from pipeline.activations.opening import open_activations
+from pipeline.activations.reader import ActivationStore, open_store
 from pipeline.activations.schema import calibration_rows, chunk_rows, hook_layouts, row_layouts, training_rows
 from pipeline.activations.vectored import read_rows_to
 from pipeline.activations.writer import StoreWriter

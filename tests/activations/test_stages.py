@@ -11,8 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from pipeline.activations.for_params import generate_for
-from pipeline.activations.opening import open_for
-from pipeline.activations.reader import open_activations
+from pipeline.activations.opening import open_activations, open_for
 from pipeline.corpus.tokens import TokenStore
 from pipeline.errors import DataError
 from pipeline.files import read_json, write_json

@@ -1,4 +1,4 @@
-"""The activation store: what is captured, how much of it, and how it is read back."""
+"""The activations: what is captured, how much of it, and how it is read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from pipeline.params.choices import MODEL_DTYPES, TARGETS
+from pipeline.params.choices import LIVE, MODEL_DTYPES, SOURCES, STORE, TARGETS
 from pipeline.params.codecs import STORAGE_CODECS
 from pipeline.params.fields import param
 from pipeline.params.section import Section, rule
@@ -35,8 +35,12 @@ class ActivationsParams(Section):
     """The activation store."""
 
     NAME: ClassVar[str] = "activations"
-    RETIRED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"source": ("store",)}
 
+    source: str = param(
+        STORE,
+        choices=SOURCES,
+        about="store: written once, for any number of trainings | live: computed while they are read, nothing is written",
+    )
     path: str | None = param(
         None,
         form=(r"[\s\S]*\S[\s\S]*", "the path of a store"),
@@ -86,6 +90,12 @@ class ActivationsParams(Section):
     def tokens_per_batch(self) -> int:
         """Tokens in one batch: batch_size counts tokens for 1-D targets, contexts for 2-D ones."""
         return self.batch_size * self.tokens_per_row
+
+    @rule("path")
+    def _a_store_is_not_live(self) -> str | None:
+        if self.source != LIVE or self.path is None:
+            return None
+        return f"{self.path} is a store, and activations.source live reads none; write null, or source store"
 
     @rule("hook_points")
     def _some_hook_points(self) -> str | None:
