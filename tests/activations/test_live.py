@@ -25,7 +25,7 @@ from pipeline.errors import DataError, NumericsError
 from pipeline.files import read_json, write_json
 from pipeline.hook_keys import MAIN
 from tests.activations.cases import HOOK, OTHER, FakeModel, facts, make_store, make_tokens, settings
-from tests.messages import names
+from tests.messages import saying, says
 from tests.project import Project, make_project
 
 
@@ -175,20 +175,20 @@ def test_runs_of_chunks_are_windows_in_an_order_of_the_epoch() -> None:
 
 
 def test_refusals(tokens: TokenStore, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=names("activations.total_tokens", "too little text")):
+    with pytest.raises(DataError, match=saying("activations.total_tokens", "too little text")):
         make_live(tokens, tmp_path, total_tokens=10**6)
-    with pytest.raises(DataError, match=names("context_size")):
+    with pytest.raises(DataError, match=saying("activations.context_size")):
         make_live(tokens, tmp_path, context_size=8)
-    with pytest.raises(NumericsError, match=names(HOOK, "token id 5", "non-finite")):
+    with pytest.raises(NumericsError, match=saying(HOOK, "token id 5", "non-finite")):
         make_live(tokens, tmp_path, {MAIN: FakeModel(bad_token=5)})
     live = make_live(tokens, tmp_path)
-    with pytest.raises(DataError, match=names(OTHER)):
+    with pytest.raises(DataError, match=saying(OTHER)):
         live.width(OTHER)
-    with pytest.raises(DataError, match=names("batch_size", "total_tokens")):
+    with pytest.raises(DataError, match=saying("activations.batch_size", "activations.total_tokens")):
         live.batches(10**6)
     other = make_tokens(tmp_path / "other.zarr", n_contexts=401)
     live._open_tokens = lambda: other
-    with pytest.raises(DataError, match=names("other tokens", tokens.digest[:12])):
+    with pytest.raises(DataError, match=saying("other tokens", tokens.digest[:12])):
         live.read(HOOK, 0, 1)
 
 
@@ -196,7 +196,7 @@ def test_a_bad_batch_later_on_names_the_row(tokens: TokenStore, tmp_path: Path) 
     model = FakeModel()
     live = make_live(tokens, tmp_path, {MAIN: model})
     model.bad_token = 7
-    with pytest.raises(NumericsError, match=names("token id 7", "row")):
+    with pytest.raises(NumericsError, match=saying("token id 7", "row")):
         next(live.batches(64))
 
 
@@ -252,7 +252,7 @@ def test_another_model_under_the_name_is_refused(pair: tuple[Project, Project], 
     config = copy.path / "model" / "config.json"
     about = json.loads(config.read_text())
     config.write_text(json.dumps(about | {"layer_norm_eps": 1e-3}))
-    outcome = copy.run("train")
+    outcome = copy.run("compute_norm")
     assert outcome.exit_code == 2
     assert "another one" in outcome.stderr
 
@@ -261,7 +261,7 @@ def test_live_reads_no_store_and_a_store_is_not_live(pair: tuple[Project, Projec
     store, live = (project.copy(tmp_path / name) for project, name in zip(pair, ("store", "live"), strict=True))
     outcome = live.set(activations__path="data/store/x").run("generate_activations")
     assert outcome.exit_code == 2
-    assert "activations.path" in outcome.stderr and "live" in outcome.stderr
+    says(outcome.stderr, "activations.path", "live")
     outcome = store.set(activations__source="live").run("train")
     assert outcome.exit_code == 2
-    assert "activations.source" in outcome.stderr and "generate" in outcome.stderr
+    says(outcome.stderr, "activations.source", "generate`")
