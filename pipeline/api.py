@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.activations.opening import open_activations
 from pipeline.activations.reader import ActivationStore
+from pipeline.activations.streaming import ActivationStream, stream_activations, write_activations
 from pipeline.analysis.inspection import Inspection, inspect_text
 from pipeline.analysis.steering import Steering, steer
 from pipeline.dictionaries.base import Dictionary
@@ -30,9 +31,11 @@ from pipeline.params.choices import NORMS_OF_THE_DATA
 from pipeline.params.schema import LossParams, section_from_dict
 from pipeline.training.fit import FitResult, fit
 from pipeline.training.objective import LossReport, compute_loss
+from pipeline.training.on_activations import train_dictionary, train_on_text
 
 __all__ = [
     "ActivationStore",
+    "ActivationStream",
     "Dictionary",
     "FitResult",
     "Inspection",
@@ -47,6 +50,10 @@ __all__ = [
     "loss",
     "open_activations",
     "steer",
+    "stream_activations",
+    "train_dictionary",
+    "train_on_text",
+    "write_activations",
 ]
 
 

@@ -27,8 +27,9 @@ from pipeline.activations.computing import BlockRows, Model
 from pipeline.activations.fingerprint import GenerationSettings
 from pipeline.activations.interface import Activations
 from pipeline.activations.order import BatchPlan
-from pipeline.activations.plan import ContextTokens, RowPlan, Tokens, plan_rows
+from pipeline.activations.plan import ContextTokens, RowPlan, plan_rows
 from pipeline.activations.schema import BLOCK_ROWS, REGENERATE, ROW_ARRAYS, ArrayLayout, array_name, hook_layouts, row_layouts
+from pipeline.corpus.tokens import open_tokens
 from pipeline.errors import DataError, unknown_name
 from pipeline.hook_keys import MAIN, join_key, split_key
 
@@ -134,15 +135,13 @@ class LiveActivations(Activations):
         path: of the manifest; for messages.
         about: what the manifest says: model, n_rows, chunk_rows.
         models: {alias: model}; the main model's alias is the empty string.
-        open_tokens: the token store of `config`'s digest.
+        tokens_path: the token store of which they are planned.
     """
 
     source = "live"
 
-    def __init__(
-        self, path: Path, about: Mapping[str, Any], models: Mapping[str, LiveModel], open_tokens: Callable[[], Tokens]
-    ) -> None:
-        self.path, self.models, self._open_tokens = path, dict(models), open_tokens
+    def __init__(self, path: Path, about: Mapping[str, Any], models: Mapping[str, LiveModel], tokens_path: Path) -> None:
+        self.path, self.models, self.tokens_path = path, dict(models), tokens_path
         main = self.models[MAIN]
         self.config = main.config
         self.fingerprint = main.fingerprint
@@ -185,7 +184,7 @@ class LiveActivations(Activations):
 
     @cached_property
     def _contexts(self) -> ContextTokens:
-        tokens = self._open_tokens()
+        tokens = open_tokens(self.tokens_path)
         if tokens.digest != self.config["tokens_digest"]:
             raise DataError(
                 f"{self.path}: live activations were planned from other tokens (digest {self.config['tokens_digest'][:12]}, "

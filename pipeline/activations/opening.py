@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.activations.computing import Model
 from pipeline.activations.fingerprint import GenerationSettings, check_made_for
 from pipeline.activations.interface import Activations
 from pipeline.activations.joining import join_
@@ -55,42 +56,50 @@ def open_activations(manifest_or_store: str | Path, *, device: str | None = None
     path = Path(manifest_or_store)
     if os.path.isdir(path):
         return open_store(path)
-    what = "the manifest of the activations"
-    manifest, _ = unsealed(read_json(path, what, REGENERATE), path, what, next_action=REGENERATE)
+    manifest = _read_manifest(path)
     if manifest.get("source", STORE) == LIVE:
-        return _open_live(manifest, path, device)
+        return _open_live(manifest, path, functools.partial(_load_model, device))
     store = _open_manifest(manifest, path)
     others = manifest.get("models", {})
     return join_(store, {alias: _open_manifest(other, path) for alias, other in others.items()})
 
 
-def _open_live(manifest: Mapping[str, Any], path: Path, device: str | None) -> LiveActivations:
-    from pipeline.corpus.tokens import open_tokens
+def open_live(manifest: Path, model: Model) -> LiveActivations:
+    """Open the live activations of a manifest with a model that is loaded.
 
+    Raises:
+        DataError: as :func:`open_activations`.
+    """
+    return _open_live(_read_manifest(manifest), manifest, lambda *_: model)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    what = "the manifest of the activations"
+    return unsealed(read_json(path, what, REGENERATE), path, what, next_action=REGENERATE)[0]
+
+
+def _open_live(manifest: Mapping[str, Any], path: Path, load: Callable[..., Model]) -> LiveActivations:
+    """`load` is called with what the manifest says of a model, its settings, and the hook points to compute."""
     try:
         others = manifest.get("models", {})
-        models = {alias: _live_model(about, device) for alias, about in {MAIN: manifest, **others}.items()}
-        about: dict[str, Any] = {
-            "n_rows": int(manifest["n_rows"]),
-            "chunk_rows": int(manifest["chunk_rows"]),
-            "model": dict(manifest["model"]),
-        }
+        models = {alias: _live_model(about, load) for alias, about in {MAIN: manifest, **others}.items()}
+        about: dict[str, Any] = {name: int(manifest[name]) for name in ("n_rows", "chunk_rows")}
+        about["model"] = dict(manifest["model"])
         if others:
             about["model"]["models"] = {alias: dict(other["model"]) for alias, other in others.items()}
-        place = root() / str(manifest["tokens"])
-        return LiveActivations(path, about, models, functools.partial(open_tokens, place))
+        return LiveActivations(path, about, models, root() / str(manifest["tokens"]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{path}: the manifest of live activations is damaged ({error!r}); {REGENERATE}") from None
 
 
-def _live_model(about: Mapping[str, Any], device: str | None) -> LiveModel:
+def _live_model(about: Mapping[str, Any], load: Callable[..., Model]) -> LiveModel:
     config, widths = about["config"], {str(name): int(hook["shape"][-1]) for name, hook in about["hook_points"].items()}
     if about["fingerprint"] != fingerprint(config):
         raise ValueError("its fingerprint is not that of its settings")
-    return LiveModel(widths, config, about["fingerprint"], functools.partial(_load_model, about["model"], config, device))
+    return LiveModel(widths, config, about["fingerprint"], functools.partial(load, about["model"], config))
 
 
-def _load_model(model: Mapping[str, Any], config: Mapping[str, Any], device: str | None, hook_points: Sequence[str]) -> Any:
+def _load_model(device: str | None, model: Mapping[str, Any], config: Mapping[str, Any], hook_points: Sequence[str]) -> Model:
     """The language model of live activations.
 
     Raises:

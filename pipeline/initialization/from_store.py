@@ -60,7 +60,8 @@ def initialize_dictionary(params: Params, places: Places) -> dict[str, float]:
     measured, origin = read_norms(places.norms)
     origin.check(places.norms, "norm", store.made_from())
     normalizer = Normalizer(dictionary.config, measured)
-    sample = read_sample(store, dictionary, normalizer, params)
+    rows = training_rows(store, params.fold.calibration_tokens)
+    sample = read_sample(store, dictionary, normalizer, rows, params.initializer.tokens)
     found = initialize_(
         dictionary,
         sample,
@@ -92,15 +93,24 @@ def dictionary_config(params: Params, store: Activations) -> dict[str, Any]:
     return params.with_widths(widths).dictionary.of_widths(widths[hooks_in[0]], widths[hooks_out[0]])
 
 
-def read_sample(store: Activations, dictionary: Dictionary, normalizer: Normalizer, params: Params) -> Sample:
-    """The first initializer.tokens tokens of the training rows (rows are shuffled, so they are a fair sample).
+def read_sample(
+    store: Activations, dictionary: Dictionary, normalizer: Normalizer, rows: tuple[int, int], wanted: int
+) -> Sample:
+    """The first tokens of the training rows (rows are shuffled, so they are a fair sample).
+
+    Args:
+        store: open activations.
+        dictionary: whose hook points are read.
+        normalizer: of its norms.
+        rows: (first, last + 1) of the training rows.
+        wanted: initializer.tokens.
 
     Raises:
         DataError: an activation is not finite, or none is kept.
     """
     flat = store.target == "activations-1d"
-    start, stop = training_rows(store, params.fold.calibration_tokens)
-    stop = min(stop, start + -(-params.initializer.tokens // (1 if flat else store.context_size)))
+    start, stop = rows
+    stop = min(stop, start + -(-wanted // (1 if flat else store.context_size)))
     dtype = next(dictionary.parameters()).dtype
     tokens = (stop - start) * (1 if flat else store.context_size)
     n_hooks = [len(hooks) for hooks in (dictionary.hooks_in, dictionary.hooks_out)]
@@ -108,7 +118,7 @@ def read_sample(store: Activations, dictionary: Dictionary, normalizer: Normaliz
     if dictionary.hooks_out != dictionary.hooks_in:
         width += n_hooks[1] * dictionary.config.d_out
     n_bytes = 2 * tokens * width * dtype.itemsize  # raw and normalised
-    require_memory(Need("the sample", n_bytes, {"initializer.tokens": params.initializer.tokens}))
+    require_memory(Need("the sample", n_bytes, {"initializer.tokens": wanted}))
 
     raw = store.read_together((*dictionary.hooks_in, *dictionary.hooks_out), start, stop)
     found = {}
@@ -119,7 +129,9 @@ def read_sample(store: Activations, dictionary: Dictionary, normalizer: Normaliz
     inputs = stacked(found, dictionary.hooks_in)
     labels = inputs if dictionary.hooks_out == dictionary.hooks_in else stacked(found, dictionary.hooks_out)
     mask = None if flat else store.read("mask", start, stop)
-    return make_sample(dictionary, normalizer, inputs, labels, mask)
+    device = next(dictionary.parameters()).device
+    inputs, labels = inputs.to(device), inputs.to(device) if labels is inputs else labels.to(device)
+    return make_sample(dictionary, normalizer, inputs, labels, mask if mask is None else mask.to(device))
 
 
 def _load_mlps(params: Params, dictionary: Dictionary) -> list[Callable[[Tensor], Tensor]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,11 +17,11 @@ from pipeline.initialization.sample import make_sample
 from pipeline.norms.exclusion import MASSIVE_FACTOR
 from pipeline.norms.normalizer import Normalizer
 from pipeline.params.choices import NORMS_OF_THE_DATA
-from pipeline.params.rules.said import not_sparse, without_effect_here
-from pipeline.params.schema import ActivationsParams, FitParams, section_from_dict
+from pipeline.params.schema import FitParams
 from pipeline.seeding import generator
 from pipeline.training import recipe
 from pipeline.training.device import training_device
+from pipeline.training.fit_params import fit_params, held_back, holds_back
 from pipeline.training.loop import train
 from pipeline.training.source import TensorSource
 from pipeline.training.tensors import Activations, TensorData, read_tensors
@@ -91,23 +90,22 @@ def fit(
     given = dict(dictionary)
     data = read_tensors(activations, targets, given.pop("kind", None))
     config = _config(given, data)
-    params = _params(config, dict(trainer), dict(initializer or {}), data, batch_size, max_norm_factor)
-    _warn(params, trainer)
+    params = fit_params(config, trainer, initializer or {}, data.shape, batch_size, max_norm_factor)
     made = build_base(config, params.initializer, seed, unit_rows=params.trainer.decoder_constraint == "unit_norm")
     made = made.to(training_device(device))
     check(made, params.initializer, has_model=False)
     norms = data.norms(made.hooks_in, made.hooks_out, max_norm_factor)
     normalizer = Normalizer(made.config, norms)
     data = data.without(normalizer.excluded.above(normalizer.by_hook(data.inputs, data.labels)))
-    held = _held_back(data, batch_size) if _holds_back(params) else 0
+    held = held_back(data.shape, batch_size) if holds_back(params) else 0
     kept, rest = data.rows(0, len(data) - held), data.rows(len(data) - held, len(data))
     _initialize_(made, kept, normalizer, params, seed)
     source = TensorSource.of(kept, batch_size=batch_size, seed=seed)
     label = "fit" if progress else None
     run = train(made, source, params=params.trainer, norms=norms, total_steps=params.total_steps, label=label)
     mode = "keep" if made.config.norm_activation in NORMS_OF_THE_DATA else "fold"
-    held_back = list(_batches(rest, normalizer, batch_size))
-    report = fold_dictionary(made, norms, mode=mode, calibration_batches=held_back, target_l0=params.trainer.steered_l0)
+    batches = list(_batches(rest, normalizer, batch_size))
+    report = fold_dictionary(made, norms, mode=mode, calibration_batches=batches, target_l0=params.trainer.steered_l0)
     made.config = dataclasses.replace(made.config, norms=norms)
     return FitResult(made, report.dictionary, run.history.rows, norms)
 
@@ -151,58 +149,6 @@ def _config(given: Mapping[str, Any], data: TensorData) -> dict[str, Any]:
     if faults:
         raise ParamsError(faults)
     return {**config, "d_in": d_in, "d_out": d_out}
-
-
-def _params(
-    config: Mapping[str, Any],
-    trainer: dict[str, Any],
-    initializer: dict[str, Any],
-    data: TensorData,
-    batch_size: int,
-    max_norm_factor: float | None,
-) -> FitParams:
-    """All parameters, checked as those of a parameter file are."""
-    complete = recipe.trainer_fields(trainer, config)
-    params = section_from_dict(
-        FitParams,
-        {
-            "dictionary": config,
-            "trainer": complete,
-            "initializer": recipe.initializer_fields(initializer, config, complete),
-            "activations": ActivationsParams(
-                context_size=128 if data.token_dims == 1 else max(data.tokens_per_row, 2),
-                total_tokens=len(data) * data.tokens_per_row,
-                batch_size=batch_size,
-                max_norm_factor=max_norm_factor,
-                target="activations-1d" if data.token_dims == 1 else "activations-2d",
-            ),
-        },
-    )
-    if _holds_back(params) and len(data) < 2 * batch_size:
-        raise ParamsError(
-            f"batch_size: {batch_size} leaves nothing to train on of {len(data)} rows, since one batch sets the "
-            f"inference threshold of act_fn '{params.dictionary.act_fn}'"
-        )
-    return params
-
-
-def _warn(params: FitParams, stated: Mapping[str, Any]) -> None:
-    """What the train stage says of its parameters, of the fields that the caller of `fit` has given."""
-    idle = [line for key, line in without_effect_here(params).items() if key.removeprefix("trainer.") in stated]
-    for line in (not_sparse(params.dictionary, params.trainer), f"no effect: {', '.join(idle)}" if idle else None):
-        if line is not None:
-            warnings.warn(line, stacklevel=3)
-
-
-def _holds_back(params: FitParams) -> bool:
-    """Whether rows are kept from training to set inference thresholds."""
-    return params.dictionary.is_batch_dependent or bool(params.trainer.steered_l0)
-
-
-def _held_back(data: TensorData, batch_size: int) -> int:
-    """Rows kept from training for the inference thresholds: whole batches."""
-    rows = min(-(-recipe.CALIBRATION_TOKENS // data.tokens_per_row), len(data) // 10)
-    return max(rows // batch_size, 1) * batch_size
 
 
 def _batches(data: TensorData, normalizer: Normalizer, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:

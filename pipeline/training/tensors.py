@@ -17,6 +17,7 @@ from pipeline.norms.statistics import ActivationStatistics
 from pipeline.params.dictionary_kinds import KINDS, kind_fields
 from pipeline.params.kinds.fields import DictionaryFields
 from pipeline.params.kinds.several_hook_points import SeveralHookPointsFields
+from pipeline.training.fit_params import Rows
 
 Activations = Tensor | Mapping[str, Tensor]
 
@@ -57,6 +58,11 @@ class TensorData:
     def tokens_per_row(self) -> int:
         """1, or the length of a context."""
         return 1 if self.token_dims == 1 else self.inputs.shape[1]
+
+    @property
+    def shape(self) -> Rows:
+        """Number and kind of the rows."""
+        return Rows(len(self), self.tokens_per_row, self.token_dims == 2)
 
     def rows(self, first: int, last: int) -> TensorData:
         """Rows from `first` to before `last`."""

@@ -187,7 +187,7 @@ def test_refusals(tokens: TokenStore, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=saying("activations.batch_size", "activations.total_tokens")):
         live.batches(10**6)
     other = make_tokens(tmp_path / "other.zarr", n_contexts=401)
-    live._open_tokens = lambda: other
+    live.tokens_path = other.path
     with pytest.raises(DataError, match=saying("other tokens", tokens.digest[:12])):
         live.read(HOOK, 0, 1)
 

@@ -1,0 +1,180 @@
+"""Activations from a language model and text in Python: streamed, or written to a store.
+
+stream = stream_activations("demo", "demo", ["blocks.2.hook_resid_post"], total_tokens=100_000)
+for batch in stream: batch.activations["blocks.2.hook_resid_post"]
+store = write_activations(stream, "stores")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.activations.batches import ActivationBatch
+from pipeline.activations.fingerprint import GenerationSettings
+from pipeline.activations.generation import ModelFacts, generate_store
+from pipeline.activations.live import LiveActivations
+from pipeline.activations.live_plan import plan_and_check
+from pipeline.activations.opening import open_live
+from pipeline.activations.reader import ActivationStore, open_store
+from pipeline.corpus.document import Document
+from pipeline.corpus.sources import documents
+from pipeline.corpus.tokenization import TokenizeSettings, tokenize_corpus, tokenizer_info
+from pipeline.corpus.tokens import open_tokens
+from pipeline.errors import DataError
+from pipeline.hook_keys import MAIN
+from pipeline.params.schema import DatasetParams, DemoParams, section_from_dict
+
+if TYPE_CHECKING:
+    from pipeline.lm.language_model import LanguageModel
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationStream:
+    """Live activations and how they are batched. Iterating gives batches for ever, the same ones each time.
+
+    Attributes:
+        activations: any rows of them, in any order.
+        batch_size: rows in a batch: tokens (1-D) or contexts (2-D).
+        buffer_size: tokens that are mixed at a time.
+        model: that computes them.
+        folder: where the tokens are; a temporary one goes with the stream.
+    """
+
+    activations: LiveActivations
+    batch_size: int
+    buffer_size: int
+    model: LanguageModel
+    folder: Path
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        return self.activations.batches(self.batch_size, buffer_rows=self.buffer_size)
+
+
+def stream_activations(
+    model: LanguageModel | str,
+    dataset: str | Iterable[str],
+    hook_points: Sequence[str],
+    *,
+    target: str = "activations-1d",
+    batch_size: int = 4096,
+    buffer_size: int = 2**20,
+    perm_seed: int = 42,
+    total_tokens: int = 1_000_000,
+    context_size: int = 128,
+    model_batch_size: int = 64,
+    storage_dtype: str = "float32",
+    prepend_bos: bool | str = "auto",
+    ignore_token_ids: Sequence[int] | None = None,
+    ignore_positions: int = 0,
+    folder: str | Path | None = None,
+    **text: Any,
+) -> ActivationStream:
+    """Activations of text, computed while they are read; the same code as a pipeline with `activations.source: live`.
+
+    Args:
+        model: loaded, or its name.
+        dataset: `demo`, a file, a directory or a hub id, as dataset.dataset_name_or_path; or texts.
+        hook_points: of which activations are wanted, all in one pass.
+        target: activations-1d (rows are tokens, shuffled) or activations-2d (rows are contexts).
+        batch_size: tokens (1-D) or contexts (2-D) in a batch.
+        buffer_size: tokens mixed at a time.
+        perm_seed: of the order of contexts and tokens.
+        total_tokens: in an epoch.
+        context_size: tokens in a context.
+        model_batch_size: contexts in one pass of the model.
+        storage_dtype: in which rows are held.
+        prepend_bos, ignore_token_ids, ignore_positions: as in params.yaml.
+        folder: where the tokens are written; None: a temporary directory.
+        text: further fields of dataset.
+
+    Raises:
+        DataError: no such model, hook point or text, or too little of it.
+        NumericsError: the first batch has a non-finite activation.
+        ParamsError: unknown or mistyped fields.
+    """
+    loaded = _loaded(model, hook_points)
+    named = dataset if isinstance(dataset, str) else "demo"
+    about = section_from_dict(DatasetParams, {"dataset_name_or_path": named, **text})
+    asked = TokenizeSettings(
+        context_size=context_size,
+        total_tokens=total_tokens,
+        prepend_bos=prepend_bos,
+        ignore_token_ids=None if ignore_token_ids is None else tuple(ignore_token_ids),
+        ignore_positions=ignore_positions,
+        eval_fraction=about.eval_fraction,
+        split_seed=about.split_seed,
+        near_duplicate_similarity=about.near_duplicate_similarity,
+    )
+    found = documents(about, DemoParams().text_packages) if isinstance(dataset, str) else _texts(dataset)
+    with contextlib.ExitStack() as stack:
+        if folder is None:
+            root = Path(tempfile.mkdtemp(prefix="activations-"))
+            stack.callback(shutil.rmtree, root, ignore_errors=True)
+        else:
+            (root := Path(folder)).mkdir(parents=True, exist_ok=True)
+        tokenize_corpus(found, tokenizer_info(loaded.tokenizer, loaded.name), asked, root / "tokens.zarr")
+        settings = GenerationSettings(
+            context_size=context_size,
+            model_batch_size=model_batch_size,
+            total_tokens=total_tokens,
+            target=target,
+            storage_dtype=storage_dtype,
+            perm_seed=perm_seed,
+            ignore_token_ids=asked.ignore_token_ids,
+            ignore_positions=ignore_positions,
+            model_dtype=str(loaded.dtype).removeprefix("torch."),
+        )
+        tokens = open_tokens(root / "tokens.zarr")
+        manifest = root / "activations.json"
+        plan_and_check(tokens, tokens.path, {MAIN: _facts(loaded, hook_points)}, {MAIN: lambda _: loaded}, settings, manifest)
+        stream = ActivationStream(open_live(manifest, loaded), batch_size, buffer_size, loaded, root)
+        weakref.finalize(stream, stack.pop_all().close)
+    return stream
+
+
+def write_activations(stream: ActivationStream, path: str | Path, total_tokens: int | None = None) -> ActivationStore:
+    """Write the activations of a stream to a store, or go on with one that was begun; row i is row i of the stream.
+
+    Args:
+        stream: as :func:`stream_activations` gives it.
+        path: directory under which the store goes, `<path>/<fingerprint>`.
+        total_tokens: fewer than the stream's, another order of rows; None: as many.
+
+    Returns: the open store; its `path` may be named by activations.path.
+
+    Raises:
+        DataError, NumericsError: see :func:`pipeline.activations.generation.generate_store`.
+    """
+    live = stream.activations
+    settings = GenerationSettings.of_config(live.config)
+    if total_tokens is not None:
+        if total_tokens > live.n_tokens:
+            raise DataError(f"total_tokens: {total_tokens:,} are more than the {live.n_tokens:,} of the stream; stream more")
+        settings = dataclasses.replace(settings, total_tokens=total_tokens)
+    tokens = open_tokens(live.tokens_path)
+    facts = _facts(stream.model, live.hook_points)
+    return open_store(generate_store(tokens, facts, lambda _: stream.model, settings, Path(path)), live.hook_points)
+
+
+def _loaded(model: LanguageModel | str, hook_points: Sequence[str]) -> LanguageModel:
+    from pipeline.lm.loading import load_language_model
+
+    return load_language_model(model, hook_points=hook_points) if isinstance(model, str) else model
+
+
+def _facts(model: LanguageModel, hook_points: Sequence[str]) -> ModelFacts:
+    widths = {hook: model.hook_width(hook) for hook in hook_points}
+    return ModelFacts(model.name, model.revision, model.digest, model.d_model, widths)
+
+
+def _texts(texts: Iterable[str]) -> Iterator[Document]:
+    """A document of each text."""
+    for number, text in enumerate(texts):
+        yield Document(str(number), text)

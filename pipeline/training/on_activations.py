@@ -1,0 +1,165 @@
+"""Train on open activations (a store, or live) or a stream of them, without the pipeline's files: the same code as its stages.
+
+stream = stream_activations("demo", "demo", ["blocks.2.hook_resid_post"])
+result = train_dictionary(stream, dictionary={"top_k": 24}, trainer={"total_training_tokens": 1_000_000})
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.activations.interface import Activations
+from pipeline.activations.schema import calibration_rows, training_rows
+from pipeline.activations.streaming import ActivationStream, stream_activations
+from pipeline.errors import ParamsError
+from pipeline.folding import StoredBatches, fold_dictionary
+from pipeline.initialization.compose import build_base, check, initialize_
+from pipeline.initialization.from_store import read_sample
+from pipeline.norms.exclusion import MASSIVE_FACTOR
+from pipeline.norms.hook_norm import hook_norm
+from pipeline.norms.measure import compute_norms
+from pipeline.norms.normalizer import Normalizer
+from pipeline.params.choices import NORMS_OF_THE_DATA
+from pipeline.params.dictionary_kinds import kind_fields
+from pipeline.params.kinds.several_hook_points import SeveralHookPointsFields
+from pipeline.training import recipe
+from pipeline.training.device import training_device
+from pipeline.training.fit import FitResult
+from pipeline.training.fit_params import Rows, fit_params, held_back, holds_back
+from pipeline.training.loop import train
+from pipeline.training.source import StoreSource
+
+if TYPE_CHECKING:
+    from pipeline.lm.language_model import LanguageModel
+
+NORM_TOKENS = 1_000_000
+
+
+def train_dictionary(
+    activations: Activations | ActivationStream,
+    *,
+    dictionary: Mapping[str, Any],
+    trainer: Mapping[str, Any],
+    initializer: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    buffer_size: int | None = None,
+    max_norm_factor: float | None = MASSIVE_FACTOR,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> FitResult:
+    """Train a dictionary on activations that are read as they are needed, and fold it.
+
+    Fields that are not given take the embedded default's recipe (`recipe.py`).
+
+    Args:
+        activations: an open store, live activations, or a stream (whose batch_size and buffer_size are the defaults).
+        dictionary: fields as for `build_dictionary`; widths are those of the hook points. Of activations of one hook point
+            that one is read; else hook_point_in (hook_points_in) names them.
+        trainer: fields of trainer (params.yaml).
+        initializer: fields of initializer; needs no language model.
+        batch_size: tokens, or contexts for activations-2d; None: the stream's, else 4,096.
+        buffer_size: tokens mixed at a time; None: the stream's, else 1,048,576.
+        max_norm_factor: as activations.max_norm_factor.
+        seed: of the draw of the weights and the order of the rows; the same seed gives the same bits on the CPU.
+        device: of the training; None: cuda if there is one, else cpu.
+        progress: show a progress line on standard error.
+
+    Returns: as :func:`pipeline.training.fit.fit`, on the device of the training. Norms are of the first million tokens. For
+        BatchTopK, and JumpReLU with a target L0, the last rows are not trained on but set the inference threshold.
+
+    Raises:
+        ParamsError: unknown, mistyped or contradictory fields, all at once.
+        DataError, NumericsError: no such hook point; non-finite activations; a non-finite loss, or a run that diverges.
+    """
+    stream = activations if isinstance(activations, ActivationStream) else None
+    store = activations if not isinstance(activations, ActivationStream) else activations.activations
+    batch_size = batch_size or (stream.batch_size if stream else 4096)
+    buffer_size = buffer_size or (stream.buffer_size if stream else 2**20)
+    config = _config(dict(dictionary), store)
+    flat = store.target == "activations-1d"
+    shape = Rows(store.n_rows, 1 if flat else store.context_size, not flat)
+    params = fit_params(config, trainer, initializer or {}, shape, batch_size, max_norm_factor)
+    made = build_base(config, params.initializer, seed, unit_rows=params.trainer.decoder_constraint == "unit_norm")
+    made = made.to(where := training_device(device))
+    check(made, params.initializer, has_model=False)
+    hooks = list(dict.fromkeys((*made.hooks_in, *made.hooks_out)))
+    measured = compute_norms(store, NORM_TOKENS, max_norm_factor=max_norm_factor, hook_points=hooks)
+    norms = {hook: hook_norm(statistics).to_dict() for hook, statistics in measured.items()}
+    normalizer = Normalizer(made.config, norms)
+    kept_back = held_back(shape, batch_size) * shape.tokens_per_row if holds_back(params) else 0
+    rows = training_rows(store, kept_back)
+    sample = read_sample(store, made, normalizer, rows, params.initializer.tokens)
+    initialize_(
+        made,
+        sample,
+        params.initializer,
+        batch_rows=params.activations.tokens_per_batch,
+        seed=seed,
+        unit_rows=params.trainer.decoder_constraint == "unit_norm",
+        target_l0=params.trainer.steered_l0,
+    )
+    source = StoreSource(
+        store=store,
+        hooks_in=made.hooks_in,
+        hooks_out=made.hooks_out,
+        batch_size=batch_size,
+        rows=rows,
+        limits=normalizer.excluded,
+        buffer_rows=buffer_size,
+        seed=seed,
+        device=where if where.type == "cuda" else None,
+    )
+    label = "train" if progress else None
+    run = train(made, source, params=params.trainer, norms=norms, total_steps=params.total_steps, label=label)
+    mode = "keep" if made.config.norm_activation in NORMS_OF_THE_DATA else "fold"
+    held = calibration_rows(store, kept_back)
+    batches = StoredBatches.of(store, made, normalizer.norms, held, batch_size)
+    report = fold_dictionary(made, norms, mode=mode, calibration_batches=batches, target_l0=params.trainer.steered_l0)
+    made.config = dataclasses.replace(made.config, norms=norms)
+    return FitResult(made, report.dictionary, run.history.rows, norms)
+
+
+def train_on_text(
+    model: LanguageModel | str,
+    dataset: str | Iterable[str],
+    hook_points: Sequence[str],
+    *,
+    dictionary: Mapping[str, Any],
+    trainer: Mapping[str, Any],
+    initializer: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+    **stream: Any,
+) -> FitResult:
+    """From a language model and text to a folded dictionary, in one call: a stream, and :func:`train_dictionary` on it.
+
+    Args:
+        model, dataset, hook_points, stream: as :func:`pipeline.activations.streaming.stream_activations`.
+        dictionary, trainer, initializer, seed, device, progress: as :func:`train_dictionary`.
+    """
+    made = stream_activations(model, dataset, hook_points, **stream)
+    return train_dictionary(
+        made, dictionary=dictionary, trainer=trainer, initializer=initializer, seed=seed, device=device, progress=progress
+    )
+
+
+def _config(given: dict[str, Any], store: Activations) -> dict[str, Any]:
+    """The dictionary's configuration, widths read from the activations."""
+    kind = given.setdefault("kind", "sae")
+    several = issubclass(kind_fields(kind), SeveralHookPointsFields)
+    key = "hook_points_in" if several else "hook_point_in"
+    if key not in given:
+        if not several and len(store.hook_points) != 1:
+            raise ParamsError(f"dictionary.{key}: missing; the activations have {', '.join(store.hook_points)}: name one")
+        given[key] = tuple(store.hook_points) if several else store.hook_points[0]
+    config = recipe.dictionary_fields(given)
+    config.pop("d_model", None)
+    read = config[key][0] if several else config[key]
+    written = config.get(key.replace("_in", "_out")) or config[key]
+    return {**config, "d_in": store.width(read), "d_out": store.width(written[0] if several else written)}
