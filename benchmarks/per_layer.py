@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality import machine
-from pipeline.activations.opening import open_for
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.evaluation.saved import evaluate_saved
 from pipeline.folding import fold_dictionary
 from pipeline.norms.hook_norm import load_norms
+from pipeline.opening import open_for
 from pipeline.params.loader import load_params
 from pipeline.training.loop import train
 from pipeline.training.session import make_source

@@ -8,8 +8,8 @@ from __future__ import annotations
 import click
 import torch
 
-from pipeline.activations.opening import open_activations
 from pipeline.activations.schema import training_rows
+from pipeline.opening import open_activations
 from pipeline.params.loader import load_params
 
 

@@ -15,9 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.activations.opening import open_activations
 from pipeline.activations.reader import ActivationStore
-from pipeline.activations.streaming import ActivationStream, stream_activations, write_activations
 from pipeline.analysis.inspection import Inspection, inspect_text
 from pipeline.analysis.steering import Steering, steer
 from pipeline.dictionaries.base import Dictionary
@@ -27,8 +25,10 @@ from pipeline.dictionaries.store import load_dictionary as _load_dictionary
 from pipeline.errors import DataError, ParamsError
 from pipeline.evaluation.in_memory import evaluate_reconstruction
 from pipeline.lm.loading import load_language_model
+from pipeline.opening import open_activations
 from pipeline.params.choices import NORMS_OF_THE_DATA
 from pipeline.params.schema import LossParams, section_from_dict
+from pipeline.streaming import ActivationStream, stream_activations, write_activations
 from pipeline.training.fit import FitResult, fit
 from pipeline.training.objective import LossReport, compute_loss
 from pipeline.training.on_activations import train_dictionary, train_on_text

@@ -23,12 +23,12 @@ from pipeline.command import Output, stage_command
 @click.option("--plots", type=Output(directory=True), default="metrics/plots/norm", help="Directory of plots to write.")
 def main(params: str, activations: str, out: str, statistics: str, metrics: str, plots: str) -> None:
     """Measure the activation norms."""
-    from pipeline.activations.opening import open_activations
     from pipeline.files import write_json
     from pipeline.norms.hook_norm import load_norms, write_norms
     from pipeline.norms.massive import MassiveTokens, ModelTexts
     from pipeline.norms.measure import compute_norms
     from pipeline.norms.report import NormReport
+    from pipeline.opening import open_activations
     from pipeline.params.loader import load_params
     from pipeline.progress import Progress
 

@@ -22,7 +22,6 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     """Fold the activation norm and the decoder norms into the weights."""
     from pathlib import Path
 
-    from pipeline.activations.opening import open_activations
     from pipeline.activations.schema import calibration_rows
     from pipeline.contracts.sealing import Origin
     from pipeline.dictionaries.saving import save_dictionary
@@ -30,6 +29,7 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     from pipeline.files import write_json
     from pipeline.folding import StoredBatches, fold_dictionary
     from pipeline.norms.hook_norm import read_norms
+    from pipeline.opening import open_activations
     from pipeline.params.loader import load_params
     from pipeline.tracking.opening import open_tracker
 

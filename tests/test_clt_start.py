@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import GPTNeoXForCausalLM
 
-from pipeline.activations.opening import open_activations
 from pipeline.activations.schema import training_rows
 from pipeline.dictionaries.store import load_dictionary
+from pipeline.opening import open_activations
 from tests.project import N_LAYERS, make_project
 
 READS = [f"blocks.{layer}.ln2.hook_out" for layer in range(N_LAYERS)]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.activations.opening import open_activations
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.lm.loading import load_language_model
 from pipeline.norms.hook_norm import load_norms
+from pipeline.opening import open_activations
 from pipeline.seeding import generator
 from tests.messages import says
 from tests.project import Project, make_project

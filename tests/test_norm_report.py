@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.activations.opening import open_activations
 from pipeline.corpus.tokens import open_tokens
 from pipeline.lm.loading import load_tokenizer
 from pipeline.metric_names import NORM
@@ -23,6 +22,7 @@ from pipeline.norms.charts import norm_histograms
 from pipeline.norms.hook_norm import HookNorm, load_norms
 from pipeline.norms.massive import MassiveTokens, ModelTexts, commonest
 from pipeline.norms.report import NormReport
+from pipeline.opening import open_activations
 from pipeline.training.session import _log_earlier
 from tests.messages import says
 from tests.project import CONTEXT, Project

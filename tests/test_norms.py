@@ -56,6 +56,9 @@ class MemoryStore:
     def width(self, hook_point: str) -> int:
         return self.values.shape[-1]
 
+    def read_together(self, hook_points: list[str], start: int, stop: int) -> dict[str, torch.Tensor]:
+        return {name: self.read(name, start, stop) for name in hook_points}
+
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         source = self.mask if name == "mask" else self.values
         assert source is not None

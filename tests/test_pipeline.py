@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from pipeline import api
-from pipeline.activations.opening import open_activations
 from pipeline.corpus.tokens import open_tokens
 from pipeline.dictionaries.build import build_dictionary
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import DataError
 from pipeline.lm.loading import load_language_model
+from pipeline.opening import open_activations
 from tests.project import CONTEXT, Project, make_project
 
 OUTS = ("data/initial/main", "data/trained/main", "data/inference/main")

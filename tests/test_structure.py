@@ -41,6 +41,7 @@ LAYOUT = (
     ("pipeline/norms/report.py",),
     ("pipeline/norms/charts.py", "pipeline/norms/massive.py"),
     ("pipeline/norms", "pipeline/models_fit.py"),
+    ("pipeline/opening.py", "pipeline/streaming.py"),
     ("pipeline/lm",),
     ("pipeline/activations",),
     ("pipeline/corpus",),

@@ -4,7 +4,7 @@ Row i is row i of the store of the same parameters, storage_dtype included: the 
 CPU with the same number of threads. Batches mix windows of buffer_size rows, as those of a store, but a window is a run of
 neighbouring blocks (contexts are in random order already), so that each model batch of an epoch is run once. Where one window
 holds all rows, the model runs once for all epochs. The next window is computed in a thread while batches are taken from the
-present one. A row may be asked for from several threads.
+present one. A window has at least 16 blocks, since the contexts of one are few. A row may be asked for from several threads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from pipeline.activations.interface import Activations
 from pipeline.activations.order import BatchPlan
 from pipeline.activations.plan import ContextTokens, RowPlan, plan_rows
 from pipeline.activations.schema import BLOCK_ROWS, REGENERATE, ROW_ARRAYS, ArrayLayout, array_name, hook_layouts, row_layouts
-from pipeline.corpus.tokens import open_tokens
 from pipeline.errors import DataError, unknown_name
 from pipeline.hook_keys import MAIN, join_key, split_key
 
@@ -184,6 +183,8 @@ class LiveActivations(Activations):
 
     @cached_property
     def _contexts(self) -> ContextTokens:
+        from pipeline.corpus.tokens import open_tokens
+
         tokens = open_tokens(self.tokens_path)
         if tokens.digest != self.config["tokens_digest"]:
             raise DataError(
@@ -291,7 +292,7 @@ class LiveActivations(Activations):
         """
         size = self.plan.block_rows
         window = (buffer_rows or DEFAULT_BUFFER) * self.n_rows // self.n_tokens
-        plan = BatchPlan(seed, rows or (0, self.n_rows), size, batch_size, window, drop_last, least_chunks=1, runs=True)
+        plan = BatchPlan(seed, rows or (0, self.n_rows), size, batch_size, window, drop_last, runs=True)
         names = list(hook_points) if hook_points is not None else self.hook_points
         arrays: dict[str, ChunkSource] = {}
         for key in names:

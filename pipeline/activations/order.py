@@ -42,7 +42,6 @@ class BatchPlan:
         batch_size: rows in a batch.
         buffer_rows: rows mixed at a time.
         drop_last: leave out an epoch's last, smaller batch.
-        least_chunks: in a window.
         runs: windows are runs of neighbouring chunks.
     """
 
@@ -52,7 +51,6 @@ class BatchPlan:
     batch_size: int
     buffer_rows: int
     drop_last: bool = True
-    least_chunks: int = MIN_CHUNKS
     runs: bool = False
 
     @property
@@ -72,9 +70,9 @@ class BatchPlan:
 
     @property
     def n_windows(self) -> int:
-        """Windows in an epoch: of at most `buffer_rows` rows, unless that is less than `least_chunks` chunks."""
+        """Windows in an epoch: of at most `buffer_rows` rows, unless that is less than MIN_CHUNKS chunks."""
         wanted = -(-self.n_chunks // max(self.buffer_rows // self.chunk_rows, 1))
-        return min(wanted, max(self.n_chunks // self.least_chunks, 1))
+        return min(wanted, max(self.n_chunks // MIN_CHUNKS, 1))
 
     @property
     def window_rows(self) -> int:

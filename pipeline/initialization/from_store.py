@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pipeline.activations.interface import Activations
-from pipeline.activations.opening import open_for
 from pipeline.activations.schema import training_rows
 from pipeline.contracts.sealing import Origin
 from pipeline.dictionaries.base import Dictionary
@@ -26,6 +25,7 @@ from pipeline.lm.attention import AttentionWeights
 from pipeline.memory import Need, require_memory
 from pipeline.norms.hook_norm import read_norms
 from pipeline.norms.normalizer import Normalizer
+from pipeline.opening import open_for
 from pipeline.params.schema import Params
 
 if TYPE_CHECKING:

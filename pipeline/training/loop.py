@@ -93,9 +93,9 @@ def train(
     check_device(dictionary, params.amp_dtype)
     check_memory(dictionary, source, params)
     run = TrainingRun(dictionary, source, params, norms, total_steps, checkpoints, on_metrics, label, reductions)
-    _say(label, way_in_words(dictionary, params.amp_dtype, run.trainer.gate(total_steps - 1).top_k or 0))
+    say(label, way_in_words(dictionary, params.amp_dtype, run.trainer.gate(total_steps - 1).top_k or 0))
     if (why := out_of_reach(dictionary, params, total_steps * source.batch_tokens)) is not None:
-        _say(label, why)
+        say(label, why)
     run.resume()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals()) if checkpoints is not None else StopRequest()
@@ -139,11 +139,11 @@ class TrainingRun:
             return
         point, faults = self.checkpoints.latest()
         for fault in faults:
-            _say(self.label, f"passing over a damaged checkpoint: {fault}")
+            say(self.label, f"passing over a damaged checkpoint: {fault}")
         if point is None:
             self.history.resume(0)
             if (other := self.checkpoints.of_other_code()) is not None:
-                _say(self.label, f"starting anew: the checkpoint of this run in {other} was made by other code")
+                say(self.label, f"starting anew: the checkpoint of this run in {other} was made by other code")
             return
         try:
             self.trainer.load(point.tensors, point.step)
@@ -154,7 +154,7 @@ class TrainingRun:
             ) from None
         self.history.resume(point.history_bytes)
         self.last = dict(point.extra.get("last", {}))
-        _say(self.label, f"going on after step {point.step:,} of {self.trainer.total_steps:,}")
+        say(self.label, f"going on after step {point.step:,} of {self.trainer.total_steps:,}")
 
     def steps(self, stop: StopRequest) -> None:
         """All steps that are left."""
@@ -192,7 +192,7 @@ class TrainingRun:
         trainer.guard.read()
         batches.close()
         if (lack := trainer.too_short()) is not None:
-            _say(self.label, lack)
+            say(self.label, lack)
 
     def _check_progress(self) -> None:
         """Stop a run that has diverged; its state is kept to be looked at.
@@ -236,7 +236,8 @@ class TrainingRun:
         save_dictionary(self.trainer.dictionary, self.checkpoints.snapshot_path(step), about)
 
 
-def _say(label: str | None, message: str) -> None:
+def say(label: str | None, message: str) -> None:
+    """Write a line to standard error; nothing without a label."""
     if label is not None:
         import sys
 

@@ -14,7 +14,6 @@ import torch
 
 from pipeline.activations.interface import Activations
 from pipeline.activations.schema import calibration_rows, training_rows
-from pipeline.activations.streaming import ActivationStream, stream_activations
 from pipeline.errors import ParamsError
 from pipeline.folding import StoredBatches, fold_dictionary
 from pipeline.initialization.compose import build_base, check, initialize_
@@ -26,6 +25,7 @@ from pipeline.norms.normalizer import Normalizer
 from pipeline.params.choices import NORMS_OF_THE_DATA
 from pipeline.params.dictionary_kinds import kind_fields
 from pipeline.params.kinds.several_hook_points import SeveralHookPointsFields
+from pipeline.streaming import ActivationStream, stream_activations
 from pipeline.training import recipe
 from pipeline.training.device import training_device
 from pipeline.training.fit import FitResult
@@ -140,7 +140,7 @@ def train_on_text(
     """From a language model and text to a folded dictionary, in one call: a stream, and :func:`train_dictionary` on it.
 
     Args:
-        model, dataset, hook_points, stream: as :func:`pipeline.activations.streaming.stream_activations`.
+        model, dataset, hook_points, stream: as :func:`pipeline.streaming.stream_activations`.
         dictionary, trainer, initializer, seed, device, progress: as :func:`train_dictionary`.
     """
     made = stream_activations(model, dataset, hook_points, **stream)

@@ -17,12 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 
 from pipeline import metric_names as names
 from pipeline.activations.interface import Activations
-from pipeline.activations.opening import open_for
 from pipeline.activations.schema import training_rows
 from pipeline.contracts.sealing import Origin, remake
 from pipeline.dictionaries.base import Dictionary
@@ -35,6 +33,7 @@ from pipeline.metric_files import read_history, read_metrics
 from pipeline.norms.exclusion import NormLimits
 from pipeline.norms.hook_norm import read_norms
 from pipeline.norms.normalizer import Normalizer
+from pipeline.opening import open_for
 from pipeline.params.choices import LIVE
 from pipeline.params.schema import Params
 from pipeline.plots.training_report import describe, write_training_report
@@ -43,7 +42,7 @@ from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.device import training_device
 from pipeline.training.fingerprint import describe_run
-from pipeline.training.loop import deterministic, train
+from pipeline.training.loop import deterministic, say, train
 from pipeline.training.schedules import resolve_learning_rate
 from pipeline.training.source import StoreSource
 
@@ -97,7 +96,7 @@ def train_dictionary(params: Params, places: Places) -> dict[str, Any]:
     directory = checkpoint_root / fingerprint(about)
     if store.source == LIVE:
         for line in _live_lines(params, source):
-            click.echo(f"train: {line}", err=True)
+            say("train", line)
     with (
         Checkpoints(directory, about).opened() as checkpoints,
         deterministic(params.determinism, device),
@@ -237,7 +236,7 @@ def _train(
         label="train",
     )
     if source.store.source == LIVE:
-        click.echo(f"train: {run.timing.limit()}", err=True)
+        say("train", run.timing.limit())
     checkpoints.finish(params.total_steps, dictionary.state_dict(), {"last": run.last})
     return run.last
 

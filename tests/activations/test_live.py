@@ -16,7 +16,6 @@ from pipeline.activations.interface import Activations
 from pipeline.activations.joining import join_
 from pipeline.activations.live import LiveActivations
 from pipeline.activations.live_plan import plan_and_check
-from pipeline.activations.opening import open_activations
 from pipeline.activations.order import BatchPlan
 from pipeline.activations.schema import ROW_ARRAYS
 from pipeline.contracts.sealing import sealed, unsealed
@@ -24,6 +23,7 @@ from pipeline.corpus.tokens import TokenStore
 from pipeline.errors import DataError, NumericsError
 from pipeline.files import read_json, write_json
 from pipeline.hook_keys import MAIN
+from pipeline.opening import open_activations
 from tests.activations.cases import HOOK, OTHER, FakeModel, facts, make_store, make_tokens, settings
 from tests.messages import saying, says
 from tests.project import Project, make_project
@@ -110,6 +110,7 @@ def test_batches_from_any_start_are_the_same(
     tokens: TokenStore, tmp_path: Path, buffer_rows: int | None, prefetch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.activations.plan.BLOCK_ROWS", 512)
+    monkeypatch.setattr("pipeline.activations.order.MIN_CHUNKS", 2)
     live = make_live(tokens, tmp_path)
     every = list(live.batches(64, seed=3, epochs=3, buffer_rows=buffer_rows, prefetch=prefetch))
     per_epoch = live.batches_per_epoch(64)
@@ -147,6 +148,7 @@ def test_in_windows_each_model_batch_of_an_epoch_runs_once(
     tokens: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.activations.plan.BLOCK_ROWS", 512)
+    monkeypatch.setattr("pipeline.activations.order.MIN_CHUNKS", 2)
     model = FakeModel()
     live = make_live(tokens, tmp_path, {MAIN: model})
     model.calls.clear()
@@ -166,8 +168,9 @@ def test_two_dimensional_batches(tokens: TokenStore, tmp_path: Path) -> None:
     assert int(batch.rows.max()) < 100
 
 
-def test_runs_of_chunks_are_windows_in_an_order_of_the_epoch() -> None:
-    plan = BatchPlan(0, (0, 1000), 10, 8, 250, least_chunks=1, runs=True)
+def test_runs_of_chunks_are_windows_in_an_order_of_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.activations.order.MIN_CHUNKS", 1)
+    plan = BatchPlan(0, (0, 1000), 10, 8, 250, runs=True)
     first, second = plan.windows(0), plan.windows(1)
     assert sorted(w[0] for w in first) == sorted(w[0] for w in second) == [0, 25, 50, 75]
     assert [w[0] for w in first] != [w[0] for w in second]
@@ -187,6 +190,7 @@ def test_refusals(tokens: TokenStore, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=saying("activations.batch_size", "activations.total_tokens")):
         live.batches(10**6)
     other = make_tokens(tmp_path / "other.zarr", n_contexts=401)
+    live = make_live(tokens, tmp_path)
     live.tokens_path = other.path
     with pytest.raises(DataError, match=saying("other tokens", tokens.digest[:12])):
         live.read(HOOK, 0, 1)

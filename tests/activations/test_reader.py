@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from pipeline.activations.fingerprint import check_made_for
 from pipeline.activations.generation import store_manifest
-from pipeline.activations.opening import open_activations
 from pipeline.activations.reader import ActivationStore, open_store
 from pipeline.activations.schema import calibration_rows, chunk_rows, hook_layouts, row_layouts, training_rows
 from pipeline.activations.vectored import read_rows_to
@@ -24,6 +23,7 @@ from pipeline.activations.writer import StoreWriter
 from pipeline.contracts.sealing import sealed
 from pipeline.errors import DataError
 from pipeline.files import read_json, write_json
+from pipeline.opening import open_activations
 from tests.activations.cases import HOOK, OTHER, make_store, settings
 from tests.sealing import rewritten
 

@@ -11,11 +11,11 @@ import torch
 from click.testing import CliRunner
 
 from pipeline.activations.for_params import generate_for
-from pipeline.activations.opening import open_activations, open_for
 from pipeline.corpus.tokens import TokenStore
 from pipeline.errors import DataError
 from pipeline.files import read_json, write_json
 from pipeline.norms.hook_norm import load_norm_arrays, load_norms
+from pipeline.opening import open_activations, open_for
 from tests.activations.cases import HOOK, OTHER, FakeModel, make_store
 from tests.sealing import rewritten
 

@@ -100,10 +100,13 @@ def test_figures_of_the_large_follow_from_their_keys(name: str) -> None:
     beside = tokens * (16 + 13)
     text = "\n".join(header(name))
     assert f"tokens: {tokens // 10**6}M, " in text
-    assert f"{store / 1e12:.2f} TB activations" in text
-    assert f"disk: {(store + beside) / 1e12:.2f} TB" in text
     assert f"({params.total_steps:,} steps of 4,096)" in text
     assert f"{params.dictionary.d_sae:,} features (8x)" in header(name)[0]
+    if params.activations.source == "live":
+        assert f"disk: {tokens * 16 / 1e9:.0f} GB" in text
+        return
+    assert f"{store / 1e12:.2f} TB activations" in text
+    assert f"disk: {(store + beside) / 1e12:.2f} TB" in text
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -115,6 +118,7 @@ def test_the_small_run_on_the_embedded_defaults_store(name: str) -> None:
         assert stored.tokens_per_batch == default.activations.tokens_per_batch
         plain = ("target", "batch_size", "buffer_size")
         stored = dataclasses.replace(stored, **{key: getattr(default.activations, key) for key in plain})
+    stored = dataclasses.replace(stored, source=default.activations.source)
     assert (small.model, small.dataset, stored) == (default.model, default.dataset, default.activations)
     assert (small.norm, small.evaluation) == (default.norm, default.evaluation)
     n_layers = len({hook.split(".")[1] for hook in small.hook_points})
@@ -122,7 +126,8 @@ def test_the_small_run_on_the_embedded_defaults_store(name: str) -> None:
     assert 1_000_000 <= small.trainer.total_training_tokens <= 2_000_000
 
 
-@pytest.mark.parametrize("name", SMALL)
+# demo-live is the embedded default, as pythia-160m-live is pythia-160m.
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "demo-live"])
 def test_the_small_are_the_large_at_another_size(name: str) -> None:
     """What makes a preset what it is (gate, losses, constraint, start, hook points but for the layer) is in both."""
     small = dict(flatten(apply_preset(name, ROOT / "params.yaml").to_dict()))
@@ -138,6 +143,15 @@ def test_the_small_are_the_large_at_another_size(name: str) -> None:
         if key not in small:
             continue
         assert (small[key] or "").replace("blocks.2.", "blocks.6.") == (large[key] or "")
+
+
+@pytest.mark.parametrize(("name", "of"), [("demo-live", None), ("pythia-160m-live", "pythia-160m")])
+def test_live_presets_are_live_and_nothing_else(name: str, of: str | None) -> None:
+    live = apply_preset(name, ROOT / "params.yaml")
+    stored = load_params(ROOT / "params.yaml") if of is None else apply_preset(of, ROOT / "params.yaml")
+    assert live.activations.source == "live"
+    other = {"source": stored.activations.source, "buffer_size": stored.activations.buffer_size}
+    assert dataclasses.replace(live, activations=dataclasses.replace(live.activations, **other)) == stored
 
 
 def test_presets_are_what_their_names_say() -> None:

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.activations.opening import open_activations
 from pipeline.activations.schema import calibration_rows
 from pipeline.dictionaries.store import load_dictionary, read_config
 from pipeline.evaluation.in_memory import evaluate_reconstruction
+from pipeline.opening import open_activations
 from tests.project import Project
 
 HOOK = "blocks.0.hook_resid_post"

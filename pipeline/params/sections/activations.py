@@ -44,7 +44,7 @@ class ActivationsParams(Section):
     path: str | None = param(
         None,
         form=(r"[\s\S]*\S[\s\S]*", "the path of a store"),
-        about="an existing store to read instead of generating one; null: generate",
+        about="an existing store to read instead of generating one; null: generate (live reads none)",
     )
     hook_points: tuple[str, ...] | None = param(
         None, form=HOOK_KEY, about="list of hook points to store; null: those of the dictionary"
@@ -60,7 +60,11 @@ class ActivationsParams(Section):
         about="activations-1d: rows are tokens, shuffled | activations-2d: rows are contexts",
     )
     batch_size: int = param(2048, at_least=1, about="rows in a training batch: tokens (1-D) or contexts (2-D)")
-    buffer_size: int = param(1_048_576, at_least=1, about="rows that the reader mixes at once; it takes at least 16 chunks")
+    buffer_size: int = param(
+        1_048_576,
+        at_least=1,
+        about="rows that are mixed at once; at least 16 chunks of a store, 524,288 live tokens",
+    )
     buffer_shuffle: BufferShuffleParams = field(default_factory=BufferShuffleParams)
     ignore_token_ids: tuple[int, ...] | None = param(
         None, at_least=0, about="list of token ids left out of training; null: bos, eos and pad of the tokenizer"

@@ -18,20 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.activations.batches import ActivationBatch
 from pipeline.activations.fingerprint import GenerationSettings
-from pipeline.activations.generation import ModelFacts, generate_store
 from pipeline.activations.live import LiveActivations
-from pipeline.activations.live_plan import plan_and_check
-from pipeline.activations.opening import open_live
 from pipeline.activations.reader import ActivationStore, open_store
 from pipeline.corpus.document import Document
-from pipeline.corpus.sources import documents
-from pipeline.corpus.tokenization import TokenizeSettings, tokenize_corpus, tokenizer_info
-from pipeline.corpus.tokens import open_tokens
 from pipeline.errors import DataError
 from pipeline.hook_keys import MAIN
+from pipeline.opening import open_live
 from pipeline.params.schema import DatasetParams, DemoParams, section_from_dict
 
 if TYPE_CHECKING:
+    from pipeline.activations.generation import ModelFacts
     from pipeline.lm.language_model import LanguageModel
 
 
@@ -99,6 +95,11 @@ def stream_activations(
         NumericsError: the first batch has a non-finite activation.
         ParamsError: unknown or mistyped fields.
     """
+    from pipeline.activations.live_plan import plan_and_check
+    from pipeline.corpus.sources import documents
+    from pipeline.corpus.tokenization import TokenizeSettings, tokenize_corpus, tokenizer_info
+    from pipeline.corpus.tokens import open_tokens
+
     loaded = _loaded(model, hook_points)
     named = dataset if isinstance(dataset, str) else "demo"
     about = section_from_dict(DatasetParams, {"dataset_name_or_path": named, **text})
@@ -152,6 +153,9 @@ def write_activations(stream: ActivationStream, path: str | Path, total_tokens: 
     Raises:
         DataError, NumericsError: see :func:`pipeline.activations.generation.generate_store`.
     """
+    from pipeline.activations.generation import generate_store
+    from pipeline.corpus.tokens import open_tokens
+
     live = stream.activations
     settings = GenerationSettings.of_config(live.config)
     if total_tokens is not None:
@@ -170,6 +174,8 @@ def _loaded(model: LanguageModel | str, hook_points: Sequence[str]) -> LanguageM
 
 
 def _facts(model: LanguageModel, hook_points: Sequence[str]) -> ModelFacts:
+    from pipeline.activations.generation import ModelFacts
+
     widths = {hook: model.hook_width(hook) for hook in hook_points}
     return ModelFacts(model.name, model.revision, model.digest, model.d_model, widths)
 
