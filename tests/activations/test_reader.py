@@ -258,11 +258,11 @@ def test_a_manifest_of_another_store_is_refused(store, manifest):
 
 
 def test_damaged_and_missing_manifests_are_named(tmp_path):
-    with pytest.raises(DataError, match=rf"the manifest of the activation store is missing{AGAIN}"):
+    with pytest.raises(DataError, match=rf"the manifest of the activations is missing{AGAIN}"):
         open_activations(tmp_path / "activations.json")
     for content in ("", "[]", "{}", json.dumps(sealed({"store": "s"}))):
         (tmp_path / "activations.json").write_text(content)
-        with pytest.raises(DataError, match=r"activations.json: (not )?the manifest of the activation store.*damaged"):
+        with pytest.raises(DataError, match=r"activations.json: (not )?the manifest of the activation(s| store).*damaged"):
             open_activations(tmp_path / "activations.json")
 
 
