@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,6 +157,9 @@ class Store:
 
     def read(self, hook_point: str, start: int, stop: int) -> Tensor:
         return self.values[hook_point][start:stop].to(torch.bfloat16)
+
+    def read_together(self, hook_points: Iterable[str], start: int, stop: int) -> dict[str, Tensor]:
+        return {hook: self.read(hook, start, stop) for hook in hook_points}
 
     def read_rows_meta(self, start: int, stop: int) -> Any:
         return SimpleNamespace(mask=self.mask[start:stop])

@@ -49,10 +49,13 @@ def _params(
     **changes: object,
 ):
     models = {
-        alias: SimpleNamespace(model_name=name, width=width, backend="huggingface", dtype="float32", attention="auto")
+        alias: SimpleNamespace(
+            model_name=name, width=width, backend="huggingface", dtype="float32", attention="auto", device="cpu"
+        )
         for alias, name, width in (("", "fake", 8), ("tuned", "fake, tuned", other_width))
     }
     activations = {
+        "source": "store",
         "path": path,
         "context_size": 16,
         "model_batch_size": 8,
