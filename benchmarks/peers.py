@@ -26,6 +26,8 @@ VERSIONS = {
     "saelens": "sae-lens==6.54.12",
     "dictionary_learning": "dictionary-learning==0.1.0",
 }
+# Comes with a package as a requirement of its requirements, is built for another torch and then breaks the import of transformers.
+UNUSED = ("torchvision",)
 
 
 def installed(environments: Path, name: str) -> str:
@@ -43,6 +45,7 @@ def installed(environments: Path, name: str) -> str:
         pip = subprocess.run([python, "-m", "pip", "install", "-q", *wanted], capture_output=True, text=True, check=False)
         if pip.returncode:
             raise click.ClickException(f"pip cannot install {' and '.join(wanted)} into {place}: {pip.stderr[-1000:].strip()}")
+        subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", *UNUSED], capture_output=True, check=True)
         done.touch()
     return str(python)
 
