@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.build import dictionary_class
 from pipeline.errors import ParamsError
 from pipeline.folding import fold_dictionary
 from pipeline.initialization.compose import build_base, check, initialize_
+from pipeline.initialization.from_dictionary import check_start, full_precision, read_start, started
 from pipeline.initialization.sample import make_sample
 from pipeline.norms.exclusion import MASSIVE_FACTOR
 from pipeline.norms.normalizer import Normalizer
@@ -26,6 +29,8 @@ from pipeline.training.device import training_device
 from pipeline.training.loop import train
 from pipeline.training.source import TensorSource
 from pipeline.training.tensors import Activations, TensorData, read_tensors
+
+FROM, IN_MEMORY = "from_dictionary", "a dictionary in memory"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +76,8 @@ def fit(
         dictionary: fields as for `build_dictionary`; d_in, d_out and the hook points' names are read from the tensors. Without
             kind: sae, with targets transcoder; of tensors by name crosscoder, with targets clt.
         trainer: fields of trainer (params.yaml).
-        initializer: fields of initializer; needs no language model.
+        initializer: fields of initializer; needs no language model. from_dictionary, of which the run starts, may be a
+            dictionary in memory too, with its norms in config.norms unless it is folded.
         batch_size: tokens, or contexts for [n, T, D].
         max_norm_factor: tokens longer than this times the median norm of any hook point are excluded, as by
             activations.max_norm_factor; None: all are trained on.
@@ -91,17 +97,22 @@ def fit(
     given = dict(dictionary)
     data = read_tensors(activations, targets, given.pop("kind", None))
     config = _config(given, data)
-    params = _params(config, dict(trainer), dict(initializer or {}), data, batch_size, max_norm_factor)
-    _warn(params, trainer)
-    made = build_base(config, params.initializer, seed, unit_rows=params.trainer.decoder_constraint == "unit_norm")
+    stated, start = _start(initializer or {})
+    params = _params(config, dict(trainer), stated, data, batch_size, max_norm_factor)
+    _warn(params, trainer, stated)
+    if start is None:
+        made = build_base(config, params.initializer, seed, unit_rows=params.trainer.decoder_constraint == "unit_norm")
+        check(made, params.initializer, has_model=False)
+    else:
+        check_start(start, params.dictionary, stated[FROM])
+        made = dictionary_class(params.dictionary.kind)(params.dictionary)
     made = made.to(training_device(device))
-    check(made, params.initializer, has_model=False)
     norms = data.norms(made.hooks_in, made.hooks_out, max_norm_factor)
     normalizer = Normalizer(made.config, norms)
     data = data.without(normalizer.excluded.above(normalizer.by_hook(data.inputs, data.labels)))
     held = _held_back(data, batch_size) if _holds_back(params) else 0
     kept, rest = data.rows(0, len(data) - held), data.rows(len(data) - held, len(data))
-    _initialize_(made, kept, normalizer, params, seed)
+    made = _initialized(made, kept, normalizer, params, seed, start)
     source = TensorSource.of(kept, batch_size=batch_size, seed=seed)
     label = "fit" if progress else None
     run = train(made, source, params=params.trainer, norms=norms, total_steps=params.total_steps, label=label)
@@ -112,8 +123,20 @@ def fit(
     return FitResult(made, report.dictionary, run.history.rows, norms)
 
 
-def _initialize_(made: Dictionary, data: TensorData, normalizer: Normalizer, params: FitParams, seed: int) -> None:
-    """The initialisation's strategies, on the first initializer.tokens tokens of a random order of the rows."""
+def _start(initializer: Mapping[str, Any]) -> tuple[dict[str, Any], Dictionary | None]:
+    """The fields of initializer as a parameter file has them, and the dictionary to start from, read where a path is given."""
+    stated, given = dict(initializer), initializer.get(FROM)
+    if isinstance(given, Dictionary):
+        return {**stated, FROM: IN_MEMORY}, full_precision(given)
+    if isinstance(given, Path):
+        stated[FROM] = str(given)
+    return stated, read_start(given) if isinstance(given, (str, Path)) else None
+
+
+def _initialized(
+    made: Dictionary, data: TensorData, normalizer: Normalizer, params: FitParams, seed: int, start: Dictionary | None
+) -> Dictionary:
+    """The first weights, from the first initializer.tokens tokens of a random order of the rows."""
     n_rows = min(len(data), -(-params.initializer.tokens // data.tokens_per_row))
     order = torch.randperm(len(data), generator=generator(seed, "initialize", "sample"))
     rows, device = order[:n_rows].to(data.inputs.device), next(made.parameters()).device
@@ -121,15 +144,23 @@ def _initialize_(made: Dictionary, data: TensorData, normalizer: Normalizer, par
     labels = inputs if data.labels is data.inputs else data.labels[rows].to(device)
     mask = None if data.mask is None else data.mask[rows].to(device)
     sample = make_sample(made, normalizer, inputs, labels, mask)
+    batch_rows, unit_rows = params.activations.tokens_per_batch, params.trainer.decoder_constraint == "unit_norm"
+    if start is not None:
+        source, place = start.rebuilt(start.state_dict()).to(device), str(params.initializer.from_dictionary)
+        found = started(
+            source, made.config, normalizer.norms, sample, place=place, batch_rows=batch_rows, unit_rows=unit_rows
+        )
+        return found.dictionary
     initialize_(
         made,
         sample,
         params.initializer,
-        batch_rows=params.activations.tokens_per_batch,
+        batch_rows=batch_rows,
         seed=seed,
-        unit_rows=params.trainer.decoder_constraint == "unit_norm",
+        unit_rows=unit_rows,
         target_l0=params.trainer.steered_l0,
     )
+    return made
 
 
 def _config(given: Mapping[str, Any], data: TensorData) -> dict[str, Any]:
@@ -186,9 +217,10 @@ def _params(
     return params
 
 
-def _warn(params: FitParams, stated: Mapping[str, Any]) -> None:
+def _warn(params: FitParams, trainer: Mapping[str, Any], initializer: Mapping[str, Any]) -> None:
     """What the train stage says of its parameters, of the fields that the caller of `fit` has given."""
-    idle = [line for key, line in without_effect_here(params).items() if key.removeprefix("trainer.") in stated]
+    given = {*(f"trainer.{key}" for key in trainer), *(f"initializer.{key}" for key in initializer)}
+    idle = [line for key, line in without_effect_here(params).items() if key in given]
     for line in (not_sparse(params.dictionary, params.trainer), f"no effect: {', '.join(idle)}" if idle else None):
         if line is not None:
             warnings.warn(line, stacklevel=3)
