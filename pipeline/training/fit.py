@@ -27,6 +27,7 @@ from pipeline.seeding import generator
 from pipeline.training import recipe
 from pipeline.training.device import training_device
 from pipeline.training.loop import train
+from pipeline.training.schedules import with_rate
 from pipeline.training.source import TensorSource
 from pipeline.training.tensors import Activations, TensorData, read_tensors
 
@@ -115,7 +116,8 @@ def fit(
     made = _initialized(made, kept, normalizer, params, seed, start)
     source = TensorSource.of(kept, batch_size=batch_size, seed=seed)
     label = "fit" if progress else None
-    run = train(made, source, params=params.trainer, norms=norms, total_steps=params.total_steps, label=label)
+    rated = with_rate(params.trainer, made.config, params.total_steps, fine_tuning=start is not None)
+    run = train(made, source, params=rated, norms=norms, total_steps=params.total_steps, label=label)
     mode = "keep" if made.config.norm_activation in NORMS_OF_THE_DATA else "fold"
     held_back = list(_batches(rest, normalizer, batch_size))
     report = fold_dictionary(made, norms, mode=mode, calibration_batches=held_back, target_l0=params.trainer.steered_l0)
