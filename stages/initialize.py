@@ -1,7 +1,8 @@
 """initialize: a sample of the store -> data/initial/<name>/, the dictionary's first weights.
 
-Reads the activation store, data/norms.json and, for initialize_tc_with_mlp or initialize_lorsa_with_mhsa, the language model, for
-from_dictionary the dictionary that it starts from. Writes data/initial/<name>/. Cost: seconds; grid_search_init_norm runs 70 batches.
+Reads the activation store, data/norms.json and, for initialize_tc_with_mlp or initialize_lorsa_with_mhsa, the language model,
+for from_dictionary the dictionary that it starts from. Writes data/initial/<name>/. Cost: seconds; grid_search_init_norm runs
+70 batches.
 """
 
 from __future__ import annotations

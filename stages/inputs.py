@@ -1,9 +1,9 @@
 """inputs: which text, models and dictionary lie under the names of the parameters now, for DVC to compare.
 
-Runs at every `dvc repro`, since DVC cannot depend on a path that may be a hub id as well, nor on one that may be null. Reads the
-local text and models, and what initializer.from_dictionary names; their digests are remembered in data/input_digests.json, so
-that only what has changed is read. Writes data/inputs/text.json, data/inputs/models.json and data/inputs/dictionary.json, on
-which the stages that read them depend. Cost: a second.
+Runs at every `dvc repro`, since DVC cannot depend on a path that may be a hub id as well, nor on one that may be null. Reads
+the local text and models, and what initializer.from_dictionary names; their digests are remembered in data/input_digests.json,
+so that only what has changed is read. Writes data/inputs/text.json, models.json and dictionary.json, on which the stages that
+read them depend. Cost: a second.
 """
 
 from __future__ import annotations

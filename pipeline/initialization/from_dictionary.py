@@ -1,4 +1,4 @@
-"""from_dictionary: a run starts from the weights of a dictionary that exists (fine-tuning), with its function on raw activations.
+"""from_dictionary: a run starts from the weights of a dictionary that exists, and computes what that did (fine-tuning).
 
 The dictionary may be a trained one or one of mode keep (it takes normalised activations, its norms are in its configuration),
 or a folded one (it takes raw ones). With a, b the factors of this run's norm and a', b' those of the dictionary (1 if folded),
@@ -46,16 +46,15 @@ KEY = "initializer.from_dictionary"
 EXACT = 1e-9  # relative error in float64 above which a start with the dictionary's own gate is refused
 COPIES = 5  # of the weights in float64, held at once
 # What fine-tuning may change: where activations come from and how the features are gated. All else is the dictionary's shape.
-MAY_CHANGE = frozenset(
-    ["hook_point_in", "hook_point_out", "hook_points_in", "hook_points_out", "n_ctx", "folded", "norms", "provenance"]
-    + ["apply_b_dec_to_input", "crosscoder_norm", "top_k_of"]
-) | (frozenset(field.name for field in dataclasses.fields(DictionaryFields)) - {"kind", "use_decoder_bias"})
-# Of these a change says nothing of what is computed.
-NAMES = frozenset(
-    ["name", "sae_name", "sae_series", "folded", "norms", "provenance", "dtype", "use_triton_kernel"]
-    + ["sparsity_threshold_for_triton_spmm_kernel", "jumprelu_threshold_window"]
-)
-OF_FOLDED = frozenset(["norm_activation", "sparsity_include_decoder_norm", "apply_b_dec_to_input", "crosscoder_norm"])
+HOOKS = {"hook_point_in", "hook_point_out", "hook_points_in", "hook_points_out"}
+OPTIONS = {"apply_b_dec_to_input", "crosscoder_norm", "top_k_of", "n_ctx"}
+BESIDE = {"folded", "norms", "provenance"}
+SHARED = {field.name for field in dataclasses.fields(DictionaryFields)} - {"kind", "use_decoder_bias"}
+MAY_CHANGE = HOOKS | OPTIONS | BESIDE | SHARED
+# A change of these says nothing of what is computed.
+NAMES = {"name", "sae_name", "sae_series", "dtype", "use_triton_kernel", "sparsity_threshold_for_triton_spmm_kernel"}
+UNSAID = BESIDE | NAMES | {"jumprelu_threshold_window"}
+OF_FOLDED = {"norm_activation", "sparsity_include_decoder_norm", "apply_b_dec_to_input", "crosscoder_norm"}
 
 
 class Start(NamedTuple):
@@ -175,10 +174,10 @@ def _taken_over(source: Dictionary, config: DictionaryConfig, norms: Any, unit_r
     ratio = 1.0 if made.config.folded else float(made.encoder_norms().mean() / divisible(made.decoder_norms()).mean())
     made.scale_activations_(*_factors(source.config, config, norms))
     wide = dictionary_class(config.kind)(dataclasses.replace(config, dtype="float64")).to(old_scale.device)
-    weights = {name: tensor for name, tensor in made.state_dict().items() if name not in ("gate_scale", "log_jumprelu_threshold")}
-    if wide.activation.has_threshold:
-        theta = made.thresholds()
-        weights["log_jumprelu_threshold"] = torch.zeros_like(old_scale) if theta is None else theta.log()
+    weights = dict(made.state_dict())
+    weights.pop("gate_scale", None)
+    if not wide.activation.has_threshold:
+        weights.pop("log_jumprelu_threshold", None)
     wide.load_weights_(weights)
     into_weights = None
     if wide.activation.budgeted and not config.sparsity_include_decoder_norm and not unit_rows:
@@ -191,7 +190,8 @@ def _taken_over(source: Dictionary, config: DictionaryConfig, norms: Any, unit_r
     beside = old_scale / units / (1.0 if scale is None else divisible(scale))
     if wide.activation.has_threshold:
         wide.log_jumprelu_threshold.sub_(beside.log())
-    if made.activation.budgeted and wide.activation.budgeted and float(beside.max() - beside.min()) > CONSTANT_GATE * float(beside.max()):
+    varies = float(beside.max() - beside.min()) > CONSTANT_GATE * float(beside.max())
+    if made.activation.budgeted and wide.activation.budgeted and varies:
         wide.gate_scale = beside
     if not keeps:
         wide.release_()
@@ -212,7 +212,9 @@ def _with_thresholds(source: Dictionary, sample: Sample, batch_rows: int) -> tup
         n_active += int(active.sum())
         n_tokens += active.shape[: active.ndim - len(source.feature_shape)].numel() if mask is None else int(mask.sum())
     if smallest == torch.inf:
-        raise NumericsError(f"{KEY}: no feature is active on {n_tokens:,} sampled tokens; is it a dictionary of these activations?")
+        raise NumericsError(
+            f"{KEY}: no feature is active on {n_tokens:,} sampled tokens; is it a dictionary of these activations?"
+        )
     log_threshold = torch.full_like(source.decoder_norms(), smallest / 2).log()
     weights = {**source.state_dict(), "log_jumprelu_threshold": log_threshold}
     return source.rebuilt(weights, act_fn="jumprelu"), {"l0": n_active / n_tokens, "tokens": n_tokens}
@@ -307,21 +309,24 @@ def _differences(old: DictionaryConfig, new: DictionaryConfig) -> list[str]:
 
 
 def _words(old: DictionaryConfig, new: DictionaryConfig, place: str | Path, found: dict[str, float]) -> str:
-    form = "folded" if old.folded else "inference" if "fold" in old.provenance else "trained"
-    passed = NAMES | (OF_FOLDED if old.folded else set()) | ({"top_k"} if not (old.is_topk_family and new.is_topk_family) else set())
+    form = "folded" if old.folded else "kept" if "fold" in old.provenance else "trained"
+    both_choose = old.is_topk_family and new.is_topk_family
+    unsaid = UNSAID | (OF_FOLDED if old.folded else set()) | (set() if both_choose else {"top_k"})
     before, after = old.to_dict(), new.to_dict()
     changed = [
         f"{key} {_plain(before.get(key))} -> {_plain(after[key])}"
         for key in after
-        if key in MAY_CHANGE and key not in passed and before.get(key) != after[key]
+        if key in MAY_CHANGE - unsaid and before.get(key) != after[key]
     ]
     if "l0" in found:
         changed.append(f"thresholds for its L0 of {found['l0']:.4g}, set on {found['tokens']:,.0f} tokens")
-    if not old.is_topk_family and new.is_topk_family:
-        changed.append(f"the {new.top_k} largest in place of those {'above thresholds' if old.gate.has_threshold else 'above 0'}")
+    if new.is_topk_family and not old.is_topk_family:
+        above = "above thresholds" if old.gate.has_threshold else "above 0"
+        changed.append(f"the {new.top_k} largest in place of those {above}")
     change = found["change"]
     computes = "computes the same" if change <= EXACT else f"its reconstructions change by {change:.3g} (relative)"
-    return f"weights of {place} ({form}, {old.kind}, {old.act_fn}, {old.d_sae:,} features); {', '.join(changed) or 'nothing changed'}; {computes}"
+    what = f"{form}, {old.kind}, {old.act_fn}, {old.d_sae:,} features"
+    return f"weights of {place} ({what}); {', '.join(changed) or 'nothing changed'}; {computes}"
 
 
 def _plain(value: Any) -> str:

@@ -149,9 +149,7 @@ def _initialized(
     batch_rows, unit_rows = params.activations.tokens_per_batch, params.trainer.decoder_constraint == "unit_norm"
     if start is not None:
         source, place = start.rebuilt(start.state_dict()).to(device), str(params.initializer.from_dictionary)
-        found = started(
-            source, made.config, normalizer.norms, sample, place=place, batch_rows=batch_rows, unit_rows=unit_rows
-        )
+        found = started(source, made.config, normalizer.norms, sample, place=place, batch_rows=batch_rows, unit_rows=unit_rows)
         return found.dictionary
     initialize_(
         made,

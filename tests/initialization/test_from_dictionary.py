@@ -17,6 +17,9 @@ from pipeline.errors import DataError, NumericsError, ParamsError
 from pipeline.folding import fold_dictionary
 from pipeline.initialization.from_dictionary import check_start, needs_sample, read_start, started
 from pipeline.initialization.sample import Sample
+from pipeline.params.schema import TrainerParams
+from pipeline.training.source import TrainingBatch
+from pipeline.training.step import Trainer
 from tests.dictionaries.make import ACT_FNS, LAYERS_IN, LAYERS_OUT, filled, read_by
 from tests.messages import saying
 
@@ -53,7 +56,9 @@ def factors(config: Any, known: Numbers) -> tuple[Tensor, Tensor]:
 
     def of(hooks: tuple[str, ...]) -> Tensor:
         rms = config.norm_activation == "dataset-rms"
-        found = [1 / math.sqrt(known[h]["mean_square"]) if rms else math.sqrt(known[h]["d"]) / known[h]["mean_norm"] for h in hooks]
+        found = [
+            1 / math.sqrt(known[h]["mean_square"]) if rms else math.sqrt(known[h]["d"]) / known[h]["mean_norm"] for h in hooks
+        ]
         made = torch.tensor(found, dtype=torch.float64)
         return made[:, None] if len(hooks) > 1 else made
 
@@ -81,7 +86,15 @@ def wanted(source: Dictionary, **changes: Any) -> Any:
 def start(source: Dictionary, config: Any, known: Numbers, raw: Tensor, **options: Any) -> Any:
     check_start(source, config, "base")
     sample = Sample(raw, raw, raw, raw, torch.ones(raw.shape[:2], dtype=torch.bool) if source.reads_sequences else None)
-    return started(source, config, known, sample, place="base", batch_rows=len(raw) * (raw.shape[1] if source.reads_sequences else 1), **options)
+    return started(
+        source,
+        config,
+        known,
+        sample,
+        place="base",
+        batch_rows=len(raw) * (raw.shape[1] if source.reads_sequences else 1),
+        **options,
+    )
 
 
 def trained(act_fn: str, kind: str, include_norm: bool, **fields: Any) -> tuple[Dictionary, Numbers]:
@@ -174,7 +187,9 @@ def test_a_norm_of_the_data_stays(norm: str) -> None:
     with pytest.raises(ParamsError, match=saying("initializer.from_dictionary", norm, "depend on the data", "write " + norm)):
         check_start(kept, wanted(kept, norm_activation="dataset-wise"), "base")
     folded = trained("topk", "transcoder-skip-glu", True)[0].fold(known)
-    with pytest.raises(ParamsError, match=saying("initializer.from_dictionary", "takes raw activations", norm, "write dataset-wise")):
+    with pytest.raises(
+        ParamsError, match=saying("initializer.from_dictionary", "takes raw activations", norm, "write dataset-wise")
+    ):
         check_start(folded, wanted(folded, norm_activation=norm), "base")
 
 
@@ -232,9 +247,35 @@ def test_jumprelu_after_relu_is_it_on_the_sample() -> None:
     other = norms(config, 5.0)
     made = start(source, config, other, raw)
     assert torch.equal(on_raw(made.dictionary, raw, other)[0], on_raw(source, raw, known)[0])
+    source.get_parameter("b_E").fill_(-1e6)
     with pytest.raises(NumericsError, match="no feature is active"):
-        source.b_E.fill_(-1e6)
         start(source, config, other, raw)
+
+
+@torch.no_grad()
+def test_a_selection_by_the_old_lengths_stays_through_a_step() -> None:
+    """Hook points whose norms have changed by different factors: z has the ratio beside n, in every way that codes are made."""
+    source, known = trained("topk", "crosscoder", True)
+    raw = read_by(source, 40) / factors(source.config, known)[0]
+    other = norms(source.config, 5.0)
+    made = start(source, wanted(source, sparsity_include_decoder_norm=True), other, raw).dictionary
+    scale = made.gate_scale
+    assert scale is not None
+    x = raw * factors(made.config, other)[0]
+    codes, x_hat = made.run(x)
+    h = torch.einsum("bpd,pdf->bf", x, made.get_parameter("W_E")) + made.get_parameter("b_E")
+    n = made.get_parameter("W_D").square().sum((0, 2)).sqrt()
+    torch.testing.assert_close(codes.z, h * n * scale)
+    chosen = torch.zeros_like(h, dtype=torch.bool).scatter(1, (h * n * scale).topk(4).indices, True)
+    torch.testing.assert_close(codes.f, torch.where(chosen, h.clamp_min(0), 0.0))
+    torch.testing.assert_close(x_hat, made(x))
+    with torch.enable_grad():
+        trainer = Trainer(made, TrainerParams(lr=1e-3, lr_warm_up_steps=0), total_steps=2, norms=other)
+        trainer.step(TrainingBatch(0, raw, raw))
+    assert torch.equal(made.gate_scale, scale)
+    assert "dictionary/gate_scale" in trainer.state()
+    again = start(made.rebuilt(made.state_dict(), norms=other), made.config, known, raw)
+    assert torch.equal(on_raw(again.dictionary, raw, known)[0], on_raw(made, raw, other)[0])
 
 
 @torch.no_grad()
@@ -269,11 +310,17 @@ def test_every_difference_of_shape_is_named() -> None:
     with pytest.raises(ParamsError, match=saying("initializer.from_dictionary", *said, *flags)):
         check_start(source, config, "base")
     crosscoder, _ = trained("topk", "crosscoder", True)
-    with pytest.raises(ParamsError, match=saying("initializer.from_dictionary", "kind is crosscoder, wanted transcoder", "hook points read is 3, wanted 1")):
+    with pytest.raises(
+        ParamsError,
+        match=saying("initializer.from_dictionary", "kind is crosscoder, wanted transcoder", "hook points read is 3, wanted 1"),
+    ):
         check_start(crosscoder, config, "base")
     lorsa, _ = trained("topk", "lorsa", True)
     heads = wanted(lorsa, n_qk_heads=2, rotary_base=500.0, n_ctx=32)
-    with pytest.raises(ParamsError, match=saying("initializer.from_dictionary", "n_qk_heads is 4, wanted 2", "rotary_base is 10000.0, wanted 500.0")):
+    with pytest.raises(
+        ParamsError,
+        match=saying("initializer.from_dictionary", "n_qk_heads is 4, wanted 2", "rotary_base is 10000.0, wanted 500.0"),
+    ):
         check_start(lorsa, heads, "base")
     check_start(lorsa, wanted(lorsa, n_ctx=32), "base")
 
@@ -290,7 +337,9 @@ def test_other_hook_points_are_said() -> None:
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=saying("initializer.from_dictionary", str(tmp_path / "gone"), "no dictionary directory here")):
+    with pytest.raises(
+        DataError, match=saying("initializer.from_dictionary", str(tmp_path / "gone"), "no dictionary directory here")
+    ):
         read_start(tmp_path / "gone")
     with pytest.raises(DataError, match=saying("initializer.from_dictionary", "no dictionary of a known format")):
         read_start(tmp_path)

@@ -23,4 +23,6 @@ def start_is_no_output_of_the_run(dictionary: DictionaryFields, initializer: Ini
     own = {os.path.realpath(os.path.join("data", folder, dictionary.name)) for folder in WRITTEN}
     if os.path.realpath(start) not in own:
         return None
-    return f"{start} is written by this run itself (dictionary.name {dictionary.name}); state another name, or copy it elsewhere"
+    return (
+        f"{start} is written by this run itself (dictionary.name {dictionary.name}); state another name, or copy it elsewhere"
+    )
