@@ -295,7 +295,7 @@ def _same_gate(old: DictionaryConfig, new: DictionaryConfig) -> bool:
 
 def _differences(old: DictionaryConfig, new: DictionaryConfig) -> list[str]:
     """`field is old, wanted new` of what must be equal."""
-    pairs = {
+    pairs: dict[str, tuple[Any, Any]] = {
         "hook points read": (len(old.hooks_in), len(new.hooks_in)),
         "hook points written": (len(old.hooks_out), len(new.hooks_out)),
         "writes what it reads": (old.hooks_in == old.hooks_out, new.hooks_in == new.hooks_out),
