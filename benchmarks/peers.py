@@ -26,7 +26,7 @@ VERSIONS = {
     "saelens": "sae-lens==6.54.12",
     "dictionary_learning": "dictionary-learning==0.1.0",
 }
-# Comes with a package as a requirement of its requirements, is built for another torch and then breaks the import of transformers.
+# Comes with a package's requirements, built for another torch, and then breaks the import of transformers.
 UNUSED = ("torchvision",)
 
 

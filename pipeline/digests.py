@@ -59,6 +59,13 @@ class FileDigests:
             digest.update(f"{self.of(base / name)} {name}\n".encode(errors="surrogateescape"))
         return {"files": len(sorted_names), "sha256": digest.hexdigest()}
 
+    def of_place(self, place: Path) -> dict[str, int | str | None]:
+        """`of_all` of a file, or of the files that lie directly in a directory, hidden ones left out."""
+        if place.is_file():
+            return self.of_all(place.parent, [place.name])
+        names = [file.name for file in place.iterdir() if file.is_file() and not file.name.startswith(".")]
+        return self.of_all(place, names)
+
     def remember(self) -> None:
         """Write the memory; where it cannot be written, every file is read again the next time."""
         with contextlib.suppress(OSError):

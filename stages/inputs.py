@@ -1,8 +1,9 @@
-"""inputs: which text and which models lie under the names of the parameters now, for DVC to compare.
+"""inputs: which text, models and dictionary lie under the names of the parameters now, for DVC to compare.
 
-Runs at every `dvc repro`, since DVC cannot depend on a path that may be a hub id as well. Reads the local text and models;
-their digests are remembered in data/input_digests.json, so that only what has changed is read. Writes data/inputs/text.json and
-data/inputs/models.json, on which the stages that read them depend. Cost: a second.
+Runs at every `dvc repro`, since DVC cannot depend on a path that may be a hub id as well, nor on one that may be null. Reads
+the local text and models, and what initializer.from_dictionary names; their digests are remembered in data/input_digests.json,
+so that only what has changed is read. Writes data/inputs/text.json, models.json and dictionary.json, on which the stages that
+read them depend. Cost: a second.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from pipeline.command import Output, stage_command
 
 
 @stage_command
-@click.option("--out", type=Output(directory=True), default="data/inputs", help="Directory of the two files to write.")
+@click.option("--out", type=Output(directory=True), default="data/inputs", help="Directory of the files to write.")
 def main(params: str, out: str) -> None:
-    """Write what the text and the models are told by: digests of local files, commits of hub models."""
+    """Write what text, models and dictionary are told by: digests of local files, commits of hub models."""
     from pipeline.corpus.contents import text_contents
     from pipeline.digests import FileDigests
+    from pipeline.errors import DataError
     from pipeline.files import root, write_json
     from pipeline.lm.contents import model_contents
     from pipeline.params.loader import load_params
@@ -37,6 +39,13 @@ def main(params: str, out: str) -> None:
     models = {"model": model_contents(loaded.model.model_name, loaded.model.revision, digests)}
     for alias, model in (loaded.models or {}).items():
         models[f"models.{alias}"] = model_contents(model.model_name, model.revision, digests)
+    start = loaded.initializer.from_dictionary
+    if start is not None and not Path(start).exists():
+        raise DataError(
+            f"initializer.from_dictionary: {start}: no such directory; give one with config.json and weights.safetensors, as "
+            "data/inference/<name> of another run, or write null"
+        )
+    write_json(Path(out) / "dictionary.json", {"from": None if start is None else digests.of_place(Path(start))})
     write_json(Path(out) / "text.json", text_contents(loaded.dataset, digests))
     write_json(Path(out) / "models.json", models)
     digests.remember()

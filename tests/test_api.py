@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +55,35 @@ def test_a_planted_dictionary_is_recovered() -> None:
     assert metrics["fvu"] < 0.13
     assert metrics["l0_mean"] <= ACTIVE
     assert result.history[-1]["tokens"] == 390 * 1024
+
+
+def test_a_run_starts_from_a_dictionary(tmp_path: Path) -> None:
+    """In memory or by its path, trained or folded, on rows of other lengths; what was given stays as it was."""
+    rows, other = short(), 7 * planted(1500, seed=3)[0]
+    fields = {"top_k": ACTIVE, "d_sae": 64}
+    first = api.fit(rows, dictionary=fields, trainer=SHORT, batch_size=100, device="cpu")
+    first.inference.save(tmp_path / "base")
+    before = {name: tensor.clone() for name, tensor in first.inference.state_dict().items()}
+    unmoved = SHORTER | {"lr": 1e-12, "revive_dead_features": False}
+    for start in (first.inference, first.dictionary, tmp_path / "base", str(tmp_path / "base")):
+        again = api.fit(
+            other, dictionary=fields, trainer=unmoved, initializer={"from_dictionary": start}, batch_size=100, device="cpu"
+        )
+        assert again.norms["input"]["mean_norm"] > 5 * first.norms["input"]["mean_norm"]
+        for name, tensor in before.items():
+            assert float((again.inference.state_dict()[name] - tensor).norm() / tensor.norm()) < 1e-6, name
+    assert all(torch.equal(first.inference.state_dict()[name], tensor) for name, tensor in before.items())
+    with pytest.raises(ParamsError, match=saying("a dictionary in memory", "d_sae is 64, wanted 128")):
+        api.fit(
+            rows, dictionary={"d_sae": 128}, trainer=SHORT, initializer={"from_dictionary": first.inference}, batch_size=100
+        )
+
+
+def test_what_has_no_effect_beside_a_start_is_said(tmp_path: Path) -> None:
+    first = api.fit(short(), dictionary={"top_k": 4, "d_sae": 64}, trainer=SHORTER, batch_size=100, device="cpu")
+    given = {"from_dictionary": first.inference, "bias_init_method": "mean"}
+    with pytest.warns(UserWarning, match="initializer.bias_init_method mean .from_dictionary gives the weights."):
+        api.fit(short(), dictionary={"top_k": 4, "d_sae": 64}, trainer=SHORTER, initializer=given, batch_size=100, device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,31 @@ FAULTS = [
     Fault("d_model does not fit", "initialize", ("dictionary.d_model", 17, 16), {"dictionary__d_model": 17}),
     Fault("width does not fit", "initialize", ("dictionary.top_k:", 100, 64), {"dictionary__top_k": 100}),
     Fault(
+        "no dictionary to start from",
+        "initialize",
+        ("initializer.from_dictionary:", "gone:", "no dictionary directory"),
+        {"initializer__from_dictionary": "gone"},
+    ),
+    Fault(
+        "a start of a foreign format",
+        "initialize",
+        ("initializer.from_dictionary:", "model:", "no dictionary of a known format"),
+        {"initializer__from_dictionary": "model"},
+    ),
+    Fault(
+        "a damaged start",
+        "initialize",
+        ("initializer.from_dictionary:", "weights.safetensors:", "altered"),
+        {"initializer__from_dictionary": "data/inference/main", "dictionary__name": "tuned"},
+        altered_dictionary,
+    ),
+    Fault(
+        "a start of another shape",
+        "initialize",
+        ("initializer.from_dictionary:", "d_sae is 64, wanted 128"),
+        {"initializer__from_dictionary": "data/inference/main", "dictionary__name": "tuned", "dictionary__expansion_factor": 8},
+    ),
+    Fault(
         "too little text",
         "tokenize_corpus",
         ("too little text", "activations.total_tokens", "9,000,000"),

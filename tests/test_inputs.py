@@ -128,6 +128,33 @@ def test_what_is_on_the_hub_is_told_by_its_revision(project: Project, monkeypatc
     assert json.loads(contents(project)[0]) == {"name": "someone/text", "revision": "v2"}
 
 
+def test_the_dictionary_to_start_from_is_told_by_its_files(project: Project) -> None:
+    def told() -> str:
+        contents(project)
+        return (project.path / "data" / "inputs" / "dictionary.json").read_text()
+
+    assert json.loads(told()) == {"from": None}
+    (project.path / "base").mkdir()
+    for name in ("config.json", "weights.safetensors"):
+        (project.path / "base" / name).write_text("cat")
+    project.set(initializer__from_dictionary="base")
+    before, others = told(), contents(project)
+    assert json.loads(before)["from"]["files"] == 2
+    (project.path / "base" / "config.json").touch()
+    assert told() == before
+    for name in ("config.json", "weights.safetensors"):
+        same_size(project.path / "base" / name)
+        changed, before = told() != before, told()
+        assert changed, name
+    project.set(initializer__from_dictionary="base/weights.safetensors")
+    assert json.loads(told())["from"]["files"] == 1
+    assert contents(project) == others
+    project.set(initializer__from_dictionary="gone")
+    outcome = project.run("inputs")
+    assert outcome.exit_code == 2
+    assert "error: initializer.from_dictionary: gone: no such directory; give one with config.json" in outcome.stderr
+
+
 def test_a_text_that_is_not_there(project: Project) -> None:
     project.set(dataset__dataset_name_or_path="./gone")
     outcome = project.run("inputs")
@@ -177,6 +204,7 @@ def test_every_stage_that_reads_text_or_models_depends_on_them() -> None:
     assert models == {"tokenize", "generate", "norm", "initialize", "evaluate", "analyze"}
     assert {name for name, stage in stages.items() if "data/inputs/models.json" in stage["deps"]} == models
     assert [name for name, stage in stages.items() if "data/inputs/text.json" in stage["deps"]] == ["tokenize"]
+    assert [name for name, stage in stages.items() if "data/inputs/dictionary.json" in stage["deps"]] == ["initialize"]
 
 
 def test_dvc_notices(project: Project) -> None:

@@ -2,7 +2,7 @@
 
     h = pre_activations(x)                       the kind's own encoder
     n = decoder_norms()                          recomputed at every call, differentiable
-    z = h * n   if sparsity_include_decoder_norm (h * gate_scale in some folded dictionaries, else h)
+    z = h * n   if sparsity_include_decoder_norm (else h), times gate_scale in some folded and fine-tuned dictionaries
     f = act(z) / n  (or act(z))                  magnitudes stay those of h
     x_hat = decode(f)  (+ what passes by the features, for example a skip connection)
 
@@ -340,10 +340,10 @@ class Dictionary(nn.Module, abc.ABC):
         return entry_kernels(kind, config.use_triton_kernel, config.sparsity_threshold_for_triton_spmm_kernel, dtype)
 
     def gating_scale(self, norms: Tensor) -> Tensor | None:
-        """The s of z = h * s, at least 1e-12: n, gate_scale, or None for 1."""
-        if self.config.sparsity_include_decoder_norm:
-            return norms
-        return self.gate_scale
+        """The s of z = h * s, at least 1e-12: n, gate_scale, their product, or None for 1."""
+        if not self.config.sparsity_include_decoder_norm:
+            return self.gate_scale
+        return norms if self.gate_scale is None else norms * self.gate_scale
 
     def codes(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED, padding: Tensor | None = None) -> Codes:
         """Encode a batch and keep every stage of it.
@@ -521,6 +521,9 @@ class Dictionary(nn.Module, abc.ABC):
     def absorbed(self) -> Self:
         """The same function, options of the kind that are no scale written into the weights: what is folded first."""
         return self
+
+    def release_(self) -> None:
+        """Take weights of an `absorbed` dictionary, as they stand here, to this one's options: the same function again."""
 
     @torch.no_grad()
     def fold(self, norms: Any, *, feature_units: str = "raw") -> Self:

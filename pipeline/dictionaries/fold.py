@@ -69,7 +69,7 @@ def fold_(dictionary: Dictionary, a: tuple[float, ...], b: tuple[float, ...], *,
     theta = dictionary.log_jumprelu_threshold if dictionary.activation.has_threshold else None
     if not include_norm:
         # h has grown by n: so does theta, and the topk family selects on h / n.
-        dictionary.gate_scale = 1.0 / divisible(norms)
+        dictionary.gate_scale = (1.0 if dictionary.gate_scale is None else dictionary.gate_scale) / divisible(norms)
         if theta is not None:
             theta.add_(divisible(norms).log())
     dictionary.scale_activations_(a, b)

@@ -131,6 +131,15 @@ class SparseAutoencoder(Dictionary):
             weights["b_G"] = weights["b_G"] - weights["b_D"] @ weights["W_G"]
         return self.rebuilt(weights, apply_b_dec_to_input=False)
 
+    @torch.no_grad()
+    def release_(self) -> None:
+        """The encoder's biases become those of x - b_D."""
+        if not self.config.apply_b_dec_to_input:
+            return
+        self.b_E.add_(self.b_D @ self.W_E)
+        if self.config.use_glu_encoder:
+            self.b_G.add_(self.b_D @ self.W_G)
+
     def scale_activations_(self, a: Sequence[float], b: Sequence[float]) -> None:
         for name in {"W_E", "W_G"} & set(self._parameters):
             self.get_parameter(name).mul_(a[0])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,16 +14,19 @@ from pipeline.activations.interface import Activations
 from pipeline.activations.schema import training_rows
 from pipeline.contracts.sealing import Origin
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.build import config_from_dict, dictionary_class
 from pipeline.dictionaries.saving import save_dictionary
+from pipeline.dictionaries.weights import weights_digest
 from pipeline.errors import DataError
 from pipeline.hooks import stacked
 from pipeline.initialization.attention import attention_layer
 from pipeline.initialization.compose import build_base, check, initialize_
+from pipeline.initialization.from_dictionary import check_start, read_start, started
 from pipeline.initialization.mlp_responses import mlp_layers
 from pipeline.initialization.sample import Sample, make_sample
 from pipeline.lm.attention import AttentionWeights
 from pipeline.memory import Need, require_memory
-from pipeline.norms.hook_norm import read_norms
+from pipeline.norms.hook_norm import HookNorm, read_norms
 from pipeline.norms.normalizer import Normalizer
 from pipeline.opening import open_for
 from pipeline.params.schema import Params
@@ -41,30 +44,51 @@ class Places:
     initial: Path
 
 
-def initialize_dictionary(params: Params, places: Places) -> dict[str, float]:
+class Initial(NamedTuple):
+    """What the stage has made.
+
+    Attributes:
+        dictionary: with its first weights.
+        found: what was found on the way (see `compose.initialize_`, `from_dictionary.Start`).
+        said: in a line, of one that starts from another dictionary; None: it was drawn.
+        made_from: digest of that dictionary.
+    """
+
+    dictionary: Dictionary
+    found: dict[str, float]
+    said: str | None = None
+    made_from: Mapping[str, str] = {}
+
+
+def initialize_dictionary(params: Params, places: Places) -> Initial:
     """Make and write the initial dictionary.
 
-    Returns: what the strategies found (see `compose.initialize_`).
-
     Raises:
-        ParamsError: an option makes no sense for this dictionary, or a width is not the one stated.
-        DataError: the store, the norms or the model are missing or do not fit.
+        ParamsError: an option makes no sense for this dictionary, a width is not the one stated, or the dictionary to start
+            from is of another shape.
+        DataError: the store, the norms, the model or the dictionary to start from are missing or do not fit.
     """
     store = open_for(params, places.activations)
-    unit_rows = params.trainer.decoder_constraint == "unit_norm"
-    dictionary = build_base(dictionary_config(params, store), params.initializer, params.seed, unit_rows=unit_rows)
-    content = 2 * sum(parameter.nbytes for parameter in dictionary.parameters())  # as bytes, and as a file of them
-    width = {"dictionary.expansion_factor": params.dictionary.expansion_factor}
-    require_memory(Need("the file of the weights", content, width))
-    check(dictionary, params.initializer, has_model=True)
+    make = _drawn if params.initializer.from_dictionary is None else _started
     measured, origin = read_norms(places.norms)
     origin.check(places.norms, "norm", store.made_from())
-    normalizer = Normalizer(dictionary.config, measured)
-    rows = training_rows(store, params.fold.calibration_tokens)
-    sample = read_sample(store, dictionary, normalizer, rows, params.initializer.tokens)
+    initial = make(params, store, measured)
+    norms = {hook: norm.to_dict() for hook, norm in Normalizer(initial.dictionary.config, measured).norms.items()}
+    initialization = {**params.initializer.to_dict(), "seed": params.seed, "found": initial.found}
+    made = Origin("initialize", {**store.made_from(), "norms": origin.digest or "", **initial.made_from})
+    about = {"norms": norms, "model": store.model, "initialization": initialization, **made.to_dict()}
+    save_dictionary(initial.dictionary, places.initial, about)
+    return initial
+
+
+def _drawn(params: Params, store: Activations, measured: Mapping[str, HookNorm]) -> Initial:
+    unit_rows = params.trainer.decoder_constraint == "unit_norm"
+    dictionary = build_base(dictionary_config(params, store), params.initializer, params.seed, unit_rows=unit_rows)
+    _require_file_memory(params, dictionary)
+    check(dictionary, params.initializer, has_model=True)
     found = initialize_(
         dictionary,
-        sample,
+        read_sample(store, dictionary, Normalizer(dictionary.config, measured), *_sample_rows(params, store)),
         params.initializer,
         batch_rows=params.activations.tokens_per_batch,
         seed=params.seed,
@@ -73,12 +97,37 @@ def initialize_dictionary(params: Params, places: Places) -> dict[str, float]:
         unit_rows=unit_rows,
         target_l0=params.trainer.steered_l0,
     )
-    norms = {hook: norm.to_dict() for hook, norm in normalizer.norms.items()}
-    initialization = {**params.initializer.to_dict(), "seed": params.seed, "found": found}
-    made = Origin("initialize", {**store.made_from(), "norms": origin.digest or ""})
-    about = {"norms": norms, "model": store.model, "initialization": initialization, **made.to_dict()}
-    save_dictionary(dictionary, places.initial, about)
-    return found
+    return Initial(dictionary, found)
+
+
+def _started(params: Params, store: Activations, measured: Mapping[str, HookNorm]) -> Initial:
+    place = params.initializer.from_dictionary
+    assert place is not None
+    source, config = read_start(place), config_from_dict(dictionary_config(params, store))
+    check_start(source, config, place)
+    empty = dictionary_class(config.kind)(config)
+    _require_file_memory(params, empty)
+    start = started(
+        source,
+        config,
+        measured,
+        read_sample(store, empty, Normalizer(config, measured), *_sample_rows(params, store)),
+        place=place,
+        batch_rows=params.activations.tokens_per_batch,
+        unit_rows=params.trainer.decoder_constraint == "unit_norm",
+    )
+    return Initial(start.dictionary, start.found, start.words, {"dictionary": weights_digest(source)})
+
+
+def _sample_rows(params: Params, store: Activations) -> tuple[tuple[int, int], int]:
+    """The training rows, and how many tokens of them are read."""
+    return training_rows(store, params.fold.calibration_tokens), params.initializer.tokens
+
+
+def _require_file_memory(params: Params, dictionary: Dictionary) -> None:
+    content = 2 * sum(parameter.nbytes for parameter in dictionary.parameters())  # as bytes, and as a file of them
+    width = {"dictionary.expansion_factor": params.dictionary.expansion_factor}
+    require_memory(Need("the file of the weights", content, width))
 
 
 def dictionary_config(params: Params, store: Activations) -> dict[str, Any]:

@@ -6,12 +6,12 @@ take over its end. The code counts too: after an edit of the trainer, an old end
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
 
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.weights import weights_digest
 from pipeline.norms.normalizer import Normalizer
 from pipeline.stage_code import code_digest
 from pipeline.training.checkpoints import CODE
@@ -64,12 +64,3 @@ def describe_run(
             "dtype": str(source.dtype),
         },
     }
-
-
-def weights_digest(dictionary: Dictionary) -> str:
-    """sha256 over the names, shapes and bytes of the weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(dictionary.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -12,8 +12,7 @@ from torch import Tensor
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import ParamsError
 from pipeline.folding import fold_dictionary
-from pipeline.initialization.compose import build_base, check, initialize_
-from pipeline.initialization.sample import make_sample
+from pipeline.initialization.sample import Sample, make_sample
 from pipeline.norms.exclusion import MASSIVE_FACTOR
 from pipeline.norms.normalizer import Normalizer
 from pipeline.params.choices import NORMS_OF_THE_DATA
@@ -21,8 +20,10 @@ from pipeline.params.schema import FitParams
 from pipeline.seeding import generator
 from pipeline.training import recipe
 from pipeline.training.device import training_device
+from pipeline.training.first_weights import first_weights, read_stated, untrained
 from pipeline.training.fit_params import fit_params, held_back, holds_back
 from pipeline.training.loop import train
+from pipeline.training.schedules import with_rate
 from pipeline.training.source import TensorSource
 from pipeline.training.tensors import Activations, TensorData, read_tensors
 
@@ -70,7 +71,8 @@ def fit(
         dictionary: fields as for `build_dictionary`; d_in, d_out and the hook points' names are read from the tensors. Without
             kind: sae, with targets transcoder; of tensors by name crosscoder, with targets clt.
         trainer: fields of trainer (params.yaml).
-        initializer: fields of initializer; needs no language model.
+        initializer: fields of initializer; needs no language model. from_dictionary, of which the run starts, may be a
+            dictionary in memory too, with its norms in config.norms unless it is folded.
         batch_size: tokens, or contexts for [n, T, D].
         max_norm_factor: tokens longer than this times the median norm of any hook point are excluded, as by
             activations.max_norm_factor; None: all are trained on.
@@ -90,19 +92,19 @@ def fit(
     given = dict(dictionary)
     data = read_tensors(activations, targets, given.pop("kind", None))
     config = _config(given, data)
-    params = fit_params(config, trainer, initializer or {}, data.shape, batch_size, max_norm_factor)
-    made = build_base(config, params.initializer, seed, unit_rows=params.trainer.decoder_constraint == "unit_norm")
-    made = made.to(training_device(device))
-    check(made, params.initializer, has_model=False)
+    stated, start = read_stated(initializer or {})
+    params = fit_params(config, trainer, stated, data.shape, batch_size, max_norm_factor)
+    made = untrained(config, params, start, seed).to(training_device(device))
     norms = data.norms(made.hooks_in, made.hooks_out, max_norm_factor)
     normalizer = Normalizer(made.config, norms)
     data = data.without(normalizer.excluded.above(normalizer.by_hook(data.inputs, data.labels)))
     held = held_back(data.shape, batch_size) if holds_back(params) else 0
     kept, rest = data.rows(0, len(data) - held), data.rows(len(data) - held, len(data))
-    _initialize_(made, kept, normalizer, params, seed)
+    made = first_weights(made, _sample(made, kept, normalizer, params, seed), normalizer, params, start, seed)
     source = TensorSource.of(kept, batch_size=batch_size, seed=seed)
     label = "fit" if progress else None
-    run = train(made, source, params=params.trainer, norms=norms, total_steps=params.total_steps, label=label)
+    rated = with_rate(params.trainer, made.config, params.total_steps, fine_tuning=start is not None)
+    run = train(made, source, params=rated, norms=norms, total_steps=params.total_steps, label=label)
     mode = "keep" if made.config.norm_activation in NORMS_OF_THE_DATA else "fold"
     batches = list(_batches(rest, normalizer, batch_size))
     report = fold_dictionary(made, norms, mode=mode, calibration_batches=batches, target_l0=params.trainer.steered_l0)
@@ -110,24 +112,15 @@ def fit(
     return FitResult(made, report.dictionary, run.history.rows, norms)
 
 
-def _initialize_(made: Dictionary, data: TensorData, normalizer: Normalizer, params: FitParams, seed: int) -> None:
-    """The initialisation's strategies, on the first initializer.tokens tokens of a random order of the rows."""
+def _sample(made: Dictionary, data: TensorData, normalizer: Normalizer, params: FitParams, seed: int) -> Sample:
+    """The first initializer.tokens tokens of a random order of the rows."""
     n_rows = min(len(data), -(-params.initializer.tokens // data.tokens_per_row))
     order = torch.randperm(len(data), generator=generator(seed, "initialize", "sample"))
     rows, device = order[:n_rows].to(data.inputs.device), next(made.parameters()).device
     inputs = data.inputs[rows].to(device)
     labels = inputs if data.labels is data.inputs else data.labels[rows].to(device)
     mask = None if data.mask is None else data.mask[rows].to(device)
-    sample = make_sample(made, normalizer, inputs, labels, mask)
-    initialize_(
-        made,
-        sample,
-        params.initializer,
-        batch_rows=params.activations.tokens_per_batch,
-        seed=seed,
-        unit_rows=params.trainer.decoder_constraint == "unit_norm",
-        target_l0=params.trainer.steered_l0,
-    )
+    return make_sample(made, normalizer, inputs, labels, mask)
 
 
 def _config(given: Mapping[str, Any], data: TensorData) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def fit_params(
             f"batch_size: {batch_size} leaves nothing to train on of {rows.n} rows, since one batch sets the "
             f"inference threshold of act_fn '{params.dictionary.act_fn}'"
         )
-    _warn(params, trainer)
+    _warn(params, trainer, initializer)
     return params
 
 
@@ -84,9 +84,10 @@ def held_back(rows: Rows, batch_size: int) -> int:
     return max(n // batch_size, 1) * batch_size
 
 
-def _warn(params: FitParams, stated: Mapping[str, Any]) -> None:
+def _warn(params: FitParams, trainer: Mapping[str, Any], initializer: Mapping[str, Any]) -> None:
     """What the train stage says of its parameters, of the fields that the caller has given."""
-    idle = [line for key, line in without_effect_here(params).items() if key.removeprefix("trainer.") in stated]
+    given = {*(f"trainer.{key}" for key in trainer), *(f"initializer.{key}" for key in initializer)}
+    idle = [line for key, line in without_effect_here(params).items() if key in given]
     for line in (not_sparse(params.dictionary, params.trainer), f"no effect: {', '.join(idle)}" if idle else None):
         if line is not None:
             warnings.warn(line, stacklevel=4)

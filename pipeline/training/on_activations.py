@@ -16,7 +16,6 @@ from pipeline.activations.interface import Activations
 from pipeline.activations.schema import calibration_rows, training_rows
 from pipeline.errors import ParamsError
 from pipeline.folding import StoredBatches, fold_dictionary
-from pipeline.initialization.compose import build_base, check, initialize_
 from pipeline.initialization.from_store import read_sample
 from pipeline.norms.exclusion import MASSIVE_FACTOR
 from pipeline.norms.hook_norm import hook_norm
@@ -28,9 +27,11 @@ from pipeline.params.kinds.several_hook_points import SeveralHookPointsFields
 from pipeline.streaming import ActivationStream, stream_activations
 from pipeline.training import recipe
 from pipeline.training.device import training_device
+from pipeline.training.first_weights import first_weights, read_stated, untrained
 from pipeline.training.fit import FitResult
 from pipeline.training.fit_params import Rows, fit_params, held_back, holds_back
 from pipeline.training.loop import train
+from pipeline.training.schedules import with_rate
 from pipeline.training.source import StoreSource
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def train_dictionary(
         dictionary: fields as for `build_dictionary`; widths are those of the hook points. Of activations of one hook point
             that one is read; else hook_point_in (hook_points_in) names them.
         trainer: fields of trainer (params.yaml).
-        initializer: fields of initializer; needs no language model.
+        initializer: fields of initializer, as of `fit`; needs no language model.
         batch_size: tokens, or contexts for activations-2d; None: the stream's, else 4,096.
         buffer_size: tokens mixed at a time; None: the stream's, else 1,048,576.
         max_norm_factor: as activations.max_norm_factor.
@@ -83,10 +84,9 @@ def train_dictionary(
     config = _config(dict(dictionary), store)
     flat = store.target == "activations-1d"
     shape = Rows(store.n_rows, 1 if flat else store.context_size, not flat)
-    params = fit_params(config, trainer, initializer or {}, shape, batch_size, max_norm_factor)
-    made = build_base(config, params.initializer, seed, unit_rows=params.trainer.decoder_constraint == "unit_norm")
-    made = made.to(where := training_device(device))
-    check(made, params.initializer, has_model=False)
+    stated, start = read_stated(initializer or {})
+    params = fit_params(config, trainer, stated, shape, batch_size, max_norm_factor)
+    made = untrained(config, params, start, seed).to(where := training_device(device))
     hooks = list(dict.fromkeys((*made.hooks_in, *made.hooks_out)))
     measured = compute_norms(store, NORM_TOKENS, max_norm_factor=max_norm_factor, hook_points=hooks)
     norms = {hook: hook_norm(statistics).to_dict() for hook, statistics in measured.items()}
@@ -94,15 +94,7 @@ def train_dictionary(
     kept_back = held_back(shape, batch_size) * shape.tokens_per_row if holds_back(params) else 0
     rows = training_rows(store, kept_back)
     sample = read_sample(store, made, normalizer, rows, params.initializer.tokens)
-    initialize_(
-        made,
-        sample,
-        params.initializer,
-        batch_rows=params.activations.tokens_per_batch,
-        seed=seed,
-        unit_rows=params.trainer.decoder_constraint == "unit_norm",
-        target_l0=params.trainer.steered_l0,
-    )
+    made = first_weights(made, sample, normalizer, params, start, seed)
     source = StoreSource(
         store=store,
         hooks_in=made.hooks_in,
@@ -115,7 +107,8 @@ def train_dictionary(
         device=where if where.type == "cuda" else None,
     )
     label = "train" if progress else None
-    run = train(made, source, params=params.trainer, norms=norms, total_steps=params.total_steps, label=label)
+    rated = with_rate(params.trainer, made.config, params.total_steps, fine_tuning=start is not None)
+    run = train(made, source, params=rated, norms=norms, total_steps=params.total_steps, label=label)
     mode = "keep" if made.config.norm_activation in NORMS_OF_THE_DATA else "fold"
     held = calibration_rows(store, kept_back)
     batches = StoredBatches.of(store, made, normalizer.norms, held, batch_size)

@@ -51,8 +51,10 @@ def initializer_fields(given: Mapping[str, Any], dictionary: Mapping[str, Any], 
     """`given` completed, for completed `dictionary` and `trainer`; another choice of decoder rows takes the recipe's place.
 
     JumpReLU starts at log 0.1 where its thresholds are not set by target_l0. An input that b_D is not subtracted from is
-    centred by the encoder's bias. Without decoder bias there is none to start.
+    centred by the encoder's bias. Without decoder bias there is none to start. What starts from a dictionary draws nothing.
     """
+    if given.get("from_dictionary") is not None:
+        return dict(given)
     recipe = dict(INITIALIZER)
     if any(given.get(name) for name in _DECODER_ROWS):
         recipe = {key: value for key, value in recipe.items() if key not in _DECODER_ROWS}

@@ -97,9 +97,9 @@ def revive_(
     flat = bias.reshape(-1)
     longer = torch.ones_like(mean)
     if dictionary.config.sparsity_include_decoder_norm:
-        longer = torch.where(
-            usable, (SHORTEST * _mean_length(codes.norms.detach().to(z.dtype), dead) / gain).clamp_min(1.0), 1.0
-        )
+        norms = codes.norms.detach().to(z.dtype)
+        own = norms.reshape(-1)[columns].clamp_min(EPS_NORM)
+        longer = torch.where(usable, (SHORTEST * _mean_length(norms, dead) / own).clamp_min(1.0), 1.0)
     new = (scale * (flat[columns] - mean / gain) + shift / gain) / longer
     flat[columns] = torch.where(usable, new, flat[columns]).to(bias.dtype)
     bias.copy_(flat.reshape(bias.shape))

@@ -6,6 +6,7 @@ zero means "none".
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -16,9 +17,11 @@ from pipeline.shares import resolve_steps
 
 if TYPE_CHECKING:
     from pipeline.params.dictionary_config import DictionaryConfig
+    from pipeline.params.sections.trainer import TrainerParams
 
 AUTO_LR_NUMERATOR = 3.6
 AUTO_LR_SHORT = 0.055
+FINE_TUNING = 0.2
 
 
 def resolve_learning_rate(lr: float | str, config: DictionaryConfig, total_steps: int) -> float:
@@ -38,6 +41,15 @@ def resolve_learning_rate(lr: float | str, config: DictionaryConfig, total_steps
         d_sae, width = config.d_sae, config.d_in * (len(config.hooks_in) + bool(getattr(config, "skip", False)))
         return min(AUTO_LR_NUMERATOR / math.sqrt(d_sae * total_steps), AUTO_LR_SHORT * total_steps**0.25 / math.sqrt(width))
     return float(lr)
+
+
+def with_rate(trainer: TrainerParams, config: DictionaryConfig, total_steps: int, *, fine_tuning: bool) -> TrainerParams:
+    """The trainer's parameters with the learning rate as a number; `auto` is FINE_TUNING of it for weights that are trained.
+
+    At the full rate the first steps undo such weights (docs/fine-tuning.md has what was measured).
+    """
+    rate = resolve_learning_rate(trainer.lr, config, total_steps)
+    return dataclasses.replace(trainer, lr=rate * FINE_TUNING if fine_tuning and trainer.lr == "auto" else rate)
 
 
 def _constant(s: int, T: int, W: int, C: int, w: float, e: float) -> float:

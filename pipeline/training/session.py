@@ -35,7 +35,7 @@ from pipeline.norms.hook_norm import read_norms
 from pipeline.norms.normalizer import Normalizer
 from pipeline.opening import open_for
 from pipeline.params.choices import LIVE
-from pipeline.params.schema import Params
+from pipeline.params.schema import Params, TrainerParams
 from pipeline.plots.training_report import describe, write_training_report
 from pipeline.tracking.opening import open_tracker, read_run_id
 from pipeline.tracking.tracker import Tracker
@@ -43,7 +43,7 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.device import training_device
 from pipeline.training.fingerprint import describe_run
 from pipeline.training.loop import deterministic, say, train
-from pipeline.training.schedules import resolve_learning_rate
+from pipeline.training.schedules import with_rate
 from pipeline.training.source import StoreSource
 
 EARLIER = ("generate", "norm", "pretrain", "tokenize")  # stages whose figures are there before a run is
@@ -84,11 +84,13 @@ def train_dictionary(params: Params, places: Places) -> dict[str, Any]:
     Origin.of(dictionary.config.provenance).check(places.initial, "initialize", inputs)
     normalizer = Normalizer(dictionary.config, norms)
     source = make_source(params, dictionary, normalizer.excluded, store, device)
+    fine_tuning = params.initializer.from_dictionary is not None
+    trainer = with_rate(params.trainer, dictionary.config, params.total_steps, fine_tuning=fine_tuning)
     about = describe_run(
         dictionary,
         normalizer,
         source,
-        params.trainer.to_dict(),
+        trainer.to_dict(),
         total_steps=params.total_steps,
         determinism=params.determinism,
         device=device,
@@ -102,8 +104,8 @@ def train_dictionary(params: Params, places: Places) -> dict[str, Any]:
         deterministic(params.determinism, device),
         _tracked(params, places, checkpoints, store) as tracker,
     ):
-        last = _train(params, dictionary, source, norms, checkpoints, tracker)
-        figures = _figures(params, dictionary, source, last)
+        last = _train(params, trainer, dictionary, source, norms, checkpoints, tracker)
+        figures = _figures(params, trainer, dictionary, source, last)
         _write(dictionary, normalizer, figures, checkpoints, store, params, places)
         tracker.log_metrics({key: value for key, value in figures.items() if isinstance(value, (int, float))})
         for path in (places.metrics, places.history):
@@ -212,6 +214,7 @@ def _log_earlier(tracker: Tracker, metrics: Path) -> None:
 
 def _train(
     params: Params,
+    trainer: TrainerParams,
     dictionary: Dictionary,
     source: StoreSource,
     norms: Mapping[str, Any],
@@ -228,7 +231,7 @@ def _train(
     run = train(
         dictionary,
         source,
-        params=params.trainer,
+        params=trainer,
         norms=norms,
         total_steps=params.total_steps,
         checkpoints=checkpoints,
@@ -241,7 +244,9 @@ def _train(
     return run.last
 
 
-def _figures(params: Params, dictionary: Dictionary, source: StoreSource, last: Mapping[str, Any]) -> dict[str, Any]:
+def _figures(
+    params: Params, trainer: TrainerParams, dictionary: Dictionary, source: StoreSource, last: Mapping[str, Any]
+) -> dict[str, Any]:
     """metrics/train.json: nothing in it depends on time."""
     config = dictionary.config
     final = {f"final_{key}": value for key, value in sorted(last.items()) if key not in (names.STEP, names.TOKENS)}
@@ -252,7 +257,7 @@ def _figures(params: Params, dictionary: Dictionary, source: StoreSource, last: 
         # Tokens of the batches that were not trained on: excluded ones, in contexts also ignored ids and positions.
         "left_out_tokens": params.total_steps * source.batch_tokens - int(last[names.TOKENS]),
         "epochs": params.total_steps / source.store.batches_per_epoch(source.batch_size, source.rows),
-        "learning_rate": resolve_learning_rate(params.trainer.lr, config, params.total_steps),
+        "learning_rate": trainer.lr,
         "d_sae": config.d_sae,
     }
 

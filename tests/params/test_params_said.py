@@ -77,6 +77,20 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"trainer.sparsity_loss_type": "tanh"}, {"trainer.frequency_scale": 0.1}, "the tanh loss has none"),
     ({"trainer.sparsity_loss_type": "tanh"}, {"trainer.l0_bandwidth": 0.1}, "the tanh loss has none"),
     (TOPK, {"initializer.tokens": 4096}, "the start looks at no activation"),
+    *(
+        ({**TOPK, "initializer.from_dictionary": "base"}, {f"initializer.{key}": value}, "from_dictionary gives the weights")
+        for key, value in (
+            ("bias_init_method", "mean"),
+            ("decoder_uniform_bound", 0.5),
+            ("init_encoder_with_decoder_transpose_factor", 0.5),
+            ("tokens", 4096),
+        )
+    ),
+    (
+        {"dictionary.act_fn": "jumprelu", "initializer.from_dictionary": "base"},
+        {"initializer.init_log_jumprelu_threshold_value": -2.5},
+        "from_dictionary gives the weights",
+    ),
 ]  # fmt: skip
 
 
@@ -102,6 +116,7 @@ def test_a_key_that_changes_nothing_is_said(changes: dict[str, Any], key: dict[s
         {**POWER, "trainer.p": 2.0, "trainer.l1_coefficient": 0.1, "trainer.l1_coefficient_warmup_steps": 0.2},
         {**TOPK, "trainer.lr_warm_up_steps": 0.1, "trainer.lr_start_ratio": 0.1, "trainer.lr_end_ratio": 0.1},
         {**TOPK, "trainer.auxk_coefficient": 0.03, "trainer.k_aux": 64},
+        {**JUMP, "initializer.from_dictionary": "base", "initializer.tokens": 4096},
         {**TOPK, "trainer.initial_k": 90, "trainer.k_schedule_type": "exponential", "trainer.k_exponential_factor": 2.0},
     ],
 )

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import ParamsError
+from pipeline.params.schema import TrainerParams
 from pipeline.training.schedules import (
     LR_SCHEDULERS,
     CoefficientSchedule,
     KSchedule,
     LearningRateSchedule,
     resolve_learning_rate,
+    with_rate,
 )
 
 
@@ -90,6 +92,15 @@ def test_auto_learning_rate() -> None:
     with_skip = build_dictionary({"kind": "transcoder", "d_in": 128, "d_sae": 2048, "act_fn": "topk", "top_k": 4, "skip": True})
     assert resolve_learning_rate("auto", with_skip.config, 16) == pytest.approx(0.055 * 2 / 16)
     assert rate("auto", 256, 81) == pytest.approx(3.6 / math.sqrt(2048 * 81))  # the other bound would be 0.0103
+
+
+def test_fine_tuning_takes_a_fifth_of_the_auto_rate() -> None:
+    config = build_dictionary({"kind": "sae", "d_in": 128, "d_sae": 2048, "act_fn": "topk", "top_k": 4}).config
+    auto = 3.6 / math.sqrt(2048 * 976)
+    for lr, fine_tuning, wanted in (("auto", True, auto / 5), ("auto", False, auto), (1e-3, True, 1e-3), (1e-3, False, 1e-3)):
+        made = with_rate(TrainerParams(lr=lr), config, 976, fine_tuning=fine_tuning)
+        assert made.lr == pytest.approx(wanted)
+        assert made == TrainerParams(lr=made.lr)
 
 
 def test_coefficient_warms_up_linearly() -> None:

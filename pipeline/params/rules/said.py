@@ -110,6 +110,11 @@ def _of_losses(trainer: TrainerParams) -> Iterator[Idle]:
 
 
 def _of_start(initializer: InitializerParams, dictionary: DictionaryFields, trainer: TrainerParams) -> Iterator[Idle]:
+    if initializer.from_dictionary is not None:
+        calibrated = dictionary.gate.has_threshold
+        others = [key for key in type(initializer).__dataclass_fields__ if key != "from_dictionary"]
+        yield "initializer", "from_dictionary gives the weights", tuple(k for k in others if k != "tokens" or not calibrated)
+        return
     looks = (*DECODER_SWITCHES, "grid_search_init_norm", "init_encoder_bias_with_mean_hidden_pre")
     drawn = initializer.bias_init_method == "all_zero" and not any(getattr(initializer, name) for name in looks)
     if drawn and not steers_thresholds(dictionary, trainer):

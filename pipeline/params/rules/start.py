@@ -83,7 +83,8 @@ def bias_is_there(dictionary: DictionaryFields, initializer: InitializerParams) 
 def jumprelu_has_a_first_threshold(
     dictionary: DictionaryFields, trainer: TrainerParams, initializer: InitializerParams
 ) -> str | None:
-    """JumpReLU has no default threshold, but with a target L0 in mode threshold the data give it; other gates have none."""
+    """JumpReLU has no default threshold, but a target L0 in mode threshold or a dictionary to start from gives it; other gates
+    have none."""
     stated = initializer.init_log_jumprelu_threshold_value
     if not dictionary.gate.has_threshold:
         if stated is not None:
@@ -96,7 +97,7 @@ def jumprelu_has_a_first_threshold(
                 "on the data (target_l0_mode threshold); write null"
             )
         return None
-    if stated is None:
+    if stated is None and initializer.from_dictionary is None:
         return (
             "is required by dictionary.act_fn jumprelu; usual: -2.302585 (log 0.1). With trainer.target_l0 (target_l0_mode "
             "threshold) the data set it: then leave null"

@@ -43,6 +43,11 @@ class DrawParams(Section):
 class InitializerParams(DrawParams):
     """How the weights start."""
 
+    from_dictionary: str | None = param(
+        None,
+        also_called=("pretrained", "from_pretrained", "finetune_from", "checkpoint"),
+        about="fine-tuning: directory of a trained or folded dictionary of the same shapes that gives the weights; null: none",
+    )
     bias_init_method: str = param(
         "all_zero",
         choices=BIAS_STARTS,

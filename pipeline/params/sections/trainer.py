@@ -32,7 +32,7 @@ class TrainerParams(Section):
         more_than=0,
         words=("auto",),
         also_called=("learning_rate",),
-        about="learning rate, or auto: 3.6 / sqrt(d_sae * steps), less in runs of under 100 steps; logged and stored",
+        about="learning rate, or auto: 3.6 / sqrt(d_sae * steps), less under 100 steps and in fine-tuning; logged and stored",
     )
     optimizer: str = param(
         "adam", choices=("adam", "sparseadam"), about="adam | sparseadam (entries whose gradient is 0 are not updated)"
