@@ -18,6 +18,8 @@ from pipeline.command import Output, stage_command
 @click.option("--metrics", type=Output(), default="metrics/tokenize.json", help="Figures to write.")
 def main(params: str, out: str, metrics: str) -> None:
     """Tokenize, split by document and pack the data set."""
+    from pipeline.corpus.chat import ChatTemplate
+    from pipeline.corpus.mixture import Mixture, Source
     from pipeline.corpus.sources import documents
     from pipeline.corpus.tokenization import TokenizeSettings, bos_choice, tokenize_corpus, tokenizer_info
     from pipeline.files import write_json
@@ -25,6 +27,7 @@ def main(params: str, out: str, metrics: str) -> None:
     from pipeline.params.loader import load_params
 
     loaded = load_params(params)
+    parts = loaded.dataset.each()
     settings = TokenizeSettings(
         context_size=loaded.activations.context_size,
         total_tokens=loaded.activations.total_tokens,
@@ -34,22 +37,31 @@ def main(params: str, out: str, metrics: str) -> None:
         eval_fraction=loaded.dataset.eval_fraction,
         split_seed=loaded.dataset.split_seed,
         near_duplicate_similarity=loaded.dataset.near_duplicate_similarity,
+        counted=any(part.assistant_tokens_only for part in parts.values()),
     )
     model = model_widths(loaded.model.model_name, loaded.model.revision)
-    tokenizer = tokenizer_info(model.load_tokenizer(), model.name, model.vocab_size)
+    loaded_tokenizer = model.load_tokenizer()
+    tokenizer = tokenizer_info(loaded_tokenizer, model.name, model.vocab_size)
     if settings.prepend_bos == "auto":
         click.echo(f"tokenize: model.prepend_bos auto: {bos_choice(tokenizer, model.name)}", err=True)
     if not model.states_tokenizer:
         click.echo(f"tokenize: {model.directory} has no tokenizer_config.json; the tokenizer is the family's", err=True)
-    if tokenizer.eos is None:
+    chats = [name for name, part in parts.items() if part.messages_field is not None]
+    if tokenizer.eos is None and len(chats) < len(parts):
         click.echo(f"tokenize: nothing marks the end of a document; the tokenizer of {model.name} has no eos token", err=True)
-    corpus = documents(loaded.dataset, loaded.demo.text_packages)
-    for line in corpus.lines:
+    chat = ChatTemplate(loaded_tokenizer, model.name) if chats else None
+    corpora = {name: documents(part, loaded.demo.text_packages, chat) for name, part in parts.items()}
+    for line in (line for corpus in corpora.values() for line in corpus.lines):
         click.echo(f"tokenize: {line}", err=True)
-    figures = tokenize_corpus(corpus, tokenizer, settings, Path(out))
-    nulls = corpus.skipped.null_rows
+    sources = loaded.dataset.sources
+    mixture = Mixture({name: Source(corpora[name], source.weight) for name, source in (sources or {}).items()})
+    figures = tokenize_corpus(mixture if sources else corpora[""], tokenizer, settings, Path(out))
+    for line in mixture.lines():
+        click.echo(f"tokenize: {line}", err=True)
+    nulls = sum(corpus.skipped.null_rows for corpus in corpora.values())
     if nulls:
-        click.echo(f"tokenize: {nulls:,} rows skipped that hold null instead of text (dataset.text_field)", err=True)
+        keys = "dataset.text_field" if not chats else "dataset.text_field, dataset.messages_field"
+        click.echo(f"tokenize: {nulls:,} rows skipped that hold null instead of text ({keys})", err=True)
     write_json(metrics, {**figures, "null_rows": nulls})
 
 
