@@ -20,7 +20,7 @@ def main(params: str, out: str, metrics: str) -> None:
     """Tokenize, split by document and pack the data set."""
     from pipeline.corpus.chat import ChatTemplate
     from pipeline.corpus.mixture import Mixture, Source
-    from pipeline.corpus.sources import documents
+    from pipeline.corpus.sources import corpora
     from pipeline.corpus.tokenization import TokenizeSettings, bos_choice, tokenize_corpus, tokenizer_info
     from pipeline.files import write_json
     from pipeline.lm.loading import model_widths
@@ -50,15 +50,16 @@ def main(params: str, out: str, metrics: str) -> None:
     if tokenizer.eos is None and len(chats) < len(parts):
         click.echo(f"tokenize: nothing marks the end of a document; the tokenizer of {model.name} has no eos token", err=True)
     chat = ChatTemplate(loaded_tokenizer, model.name) if chats else None
-    corpora = {name: documents(part, loaded.demo.text_packages, chat) for name, part in parts.items()}
-    for line in (line for corpus in corpora.values() for line in corpus.lines):
+    found = corpora(loaded.dataset, loaded.demo.text_packages, chat)
+    for line in (line for corpus in found.values() for line in corpus.lines):
         click.echo(f"tokenize: {line}", err=True)
-    sources = loaded.dataset.sources
-    mixture = Mixture({name: Source(corpora[name], source.weight) for name, source in (sources or {}).items()})
-    figures = tokenize_corpus(mixture if sources else corpora[""], tokenizer, settings, Path(out))
+    sources = loaded.dataset.sources or {}
+    # By name: to DVC the same sources in another order are the same parameters.
+    mixture = Mixture({name: Source(found[name], sources[name].weight) for name in sorted(sources)})
+    figures = tokenize_corpus(mixture if sources else found[""], tokenizer, settings, Path(out))
     for line in mixture.lines():
         click.echo(f"tokenize: {line}", err=True)
-    nulls = sum(corpus.skipped.null_rows for corpus in corpora.values())
+    nulls = sum(corpus.skipped.null_rows for corpus in found.values())
     if nulls:
         keys = "dataset.text_field" if not chats else "dataset.text_field, dataset.messages_field"
         click.echo(f"tokenize: {nulls:,} rows skipped that hold null instead of text ({keys})", err=True)

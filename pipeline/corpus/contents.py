@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.corpus.folder import text_files
 from pipeline.corpus.hub import saved_on_disk
+from pipeline.corpus.mixture import of_source
 from pipeline.corpus.sources import DEMO, looks_local, no_such_text
 from pipeline.digests import FileDigests
 from pipeline.files import local_path
@@ -29,7 +30,11 @@ def text_contents(dataset: DatasetParams, digests: FileDigests) -> Contents | di
     """
     if dataset.sources is None:
         return _contents(dataset, digests)
-    return {name: _contents(part, digests) for name, part in dataset.each().items()}
+    found = {}
+    for name, part in dataset.each().items():
+        with of_source(name):
+            found[name] = _contents(part, digests)
+    return found
 
 
 def _contents(dataset: DatasetParams, digests: FileDigests) -> Contents:

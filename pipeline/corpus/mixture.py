@@ -7,6 +7,7 @@ has ended is left out from there on, never read again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,17 @@ from pipeline.errors import DataError
 
 T = TypeVar("T")
 READ_AHEAD = 64  # documents of a source that are tokenized at once
+
+
+@contextlib.contextmanager
+def of_source(name: str) -> Iterator[None]:
+    """Within the block an error of the data begins with the key of the source; of the one data set (no name) it stays."""
+    try:
+        yield
+    except DataError as error:
+        if not name:
+            raise
+        raise DataError(f"dataset.sources.{name}: {error}") from None
 
 
 class Source(NamedTuple):
@@ -67,12 +79,14 @@ class Mixture:
                 yield found
 
     def _of(self, name: str, tokenized: Callable[[list[Document]], list[T]]) -> Iterator[T]:
-        try:
-            documents = iter(self.sources[name].documents)
-            while ahead := [dataclasses.replace(each, source=name) for each in islice(documents, READ_AHEAD)]:
-                yield from tokenized(ahead)
-        except DataError as error:
-            raise DataError(f"dataset.sources.{name}: {error}") from None
+        documents = iter(self.sources[name].documents)
+        while True:
+            with of_source(name):
+                ahead = [dataclasses.replace(each, source=name) for each in islice(documents, READ_AHEAD)]
+                found = tokenized(ahead)
+            if not found:
+                return
+            yield from found
 
     def share(self, name: str) -> float:
         """What of the training tokens is asked of a source."""

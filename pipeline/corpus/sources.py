@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.corpus.document import Document, held_out
+from pipeline.corpus.mixture import of_source
 from pipeline.corpus.pieces import Column, Skipped
 from pipeline.errors import DataError
 from pipeline.files import local_path, looked_in
@@ -86,6 +87,23 @@ def documents(dataset: DatasetParams, demo_packages: Sequence[str], chat: ChatTe
 
     rows = hub_rows(name, dataset.config_name, dataset.revision, dataset.split, dataset.streaming)
     return Corpus(partial(documents_of_rows, rows, name, dataset.split, column, dataset.shuffle_seed))
+
+
+def corpora(dataset: DatasetParams, demo_packages: Sequence[str], chat: ChatTemplate | None = None) -> dict[str, Corpus]:
+    """The documents of each source by its name; {"": those of the one data set}.
+
+    Args:
+        dataset: the dataset section.
+        demo_packages, chat: as of :func:`documents`.
+
+    Raises:
+        DataError: a data set does not exist or cannot be read; of several the message begins with the source's key.
+    """
+    found = {}
+    for name, part in dataset.each().items():
+        with of_source(name):
+            found[name] = documents(part, demo_packages, chat)
+    return found
 
 
 def _local(path: Path, dataset: DatasetParams, column: Column) -> Corpus:

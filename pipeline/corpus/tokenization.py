@@ -202,7 +202,7 @@ def counted_tokens(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.
         offsets: int [n, 2], characters of each token.
         spans: (start, end), ascending, none over another.
     """
-    starts, ends = np.asarray(spans, dtype=np.int64).reshape(-1, 2).T
+    starts, ends = np.asarray([span for span in spans if span[0] < span[1]], dtype=np.int64).reshape(-1, 2).T
     # Of the spans that end behind the token's start the first one is the one that the token may reach into.
     at = np.searchsorted(ends, offsets[:, 0], side="right")
     begins = np.append(starts, np.iinfo(np.int64).max)[at]

@@ -156,8 +156,9 @@ def test_the_stage_mixes_text_and_chat(tmp_path: Path) -> None:
     counted, ids = store.train.counted(), store.train.source_ids
     assert counted is not None
     assert ids is not None
-    assert counted[ids == 0].all()
-    assert 0 < counted[ids == 1].mean() < 0.8
+    assert store.sources == ("chat", "web")  # in the order of names
+    assert counted[ids == 1].all()
+    assert 0 < counted[ids == 0].mean() < 0.8
     listed = [{"name": name, **source} for name, source in sources.items()]
     project.set(dataset__sources=listed)
     assert project.run("tokenize_corpus").exit_code == 0
