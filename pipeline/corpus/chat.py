@@ -162,7 +162,7 @@ class ChatTemplate:
 
 
 def _checked(value: Any, place: str) -> list[Mapping[str, Any]]:
-    wanted = "wanted a list of messages, each {role, content} with text in both (dataset.messages_field)"
+    wanted = "wanted a list of messages, each {role, content} with text in both"
     if not isinstance(value, (list, tuple)):
         raise DataError(f"{place}: holds {kind_of(value)}; {wanted}")
     for number, message in enumerate(value):

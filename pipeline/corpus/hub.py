@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.corpus.document import Document
-from pipeline.corpus.pieces import Column, Piece, Row, Skipped, contents
+from pipeline.corpus.pieces import Column, Piece, Row, Skipped, read_rows
 from pipeline.errors import DataError, unknown_name
 from pipeline.files import looked_in
 from pipeline.foreign import full_disk, reading, shortened, told
@@ -97,7 +97,7 @@ def documents_of_rows(
         pieces = [_piece(own, column.name, source, name, first) for first in range(0, len(rows), _PIECE_ROWS)]
     else:
         seed = None
-    for _, number, content in contents(pieces, column, seed, skipped):
+    for _, number, content in read_rows(pieces, column, seed, skipped):
         origin: dict[str, str | int] = {"dataset": name, "split": split, "row": number, "field": column.name}
         yield Document.of(content, f"{name}/{split}#{number}", origin, keep_text=False)
 

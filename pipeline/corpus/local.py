@@ -10,7 +10,7 @@ from pipeline.corpus.document import Document
 from pipeline.corpus.folder import TextFiles, text_files
 from pipeline.corpus.json_form import json_pieces
 from pipeline.corpus.parquet_form import parquet_pieces
-from pipeline.corpus.pieces import Column, Piece, Skipped, contents
+from pipeline.corpus.pieces import Column, Piece, Skipped, read_rows
 from pipeline.corpus.text_form import text_pieces
 from pipeline.errors import DataError
 
@@ -37,7 +37,7 @@ def documents_of_files(files: TextFiles, column: Column, seed: int | None, skipp
         "parquet": partial(parquet_pieces, column=column),
     }
     pieces: list[Piece] = [piece for name in files.names for piece in forms[files.form](files.base / name, name)]
-    for piece, number, content in contents(pieces, column, seed, skipped):
+    for piece, number, content in read_rows(pieces, column, seed, skipped):
         yield Document.of(content, f"{piece.name}#{number}", {"file": piece.name, "row": number})
 
 

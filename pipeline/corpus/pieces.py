@@ -91,7 +91,7 @@ class Skipped:
     null_rows: int = 0
 
 
-def contents(
+def read_rows(
     pieces: Sequence[Piece], column: Column, seed: int | None, skipped: Skipped
 ) -> Iterator[tuple[Piece, int, Content]]:
     """(piece, number of the row, what it holds) of every row that holds any text; in order without a seed.

@@ -68,9 +68,9 @@ FAULTS: list[tuple[dict[str, Any], str, tuple[object, ...]]] = [
     ({"dataset.sources": {"1st": {"dataset_name_or_path": "a"}}}, "dataset.sources", ("'1st'", "letters")),
     ({"dataset.sources": {"a": {"weight": 1}}}, "dataset.sources.a.dataset_name_or_path", ("missing",)),
     (
-        {"dataset.sources": {"a": {"path": "b", "dataset_name_or_path": "a"}}},
-        "dataset.sources.a.path",
-        ("dataset_name_or_path",),
+        {"dataset.sources": {"a": {"dataset_name_or_path": "a", "wieght": 1}}},
+        "dataset.sources.a.wieght",
+        ("weight",),
     ),
     ({"dataset.sources": {"a": {"dataset_name_or_path": "a", "weight": 0}}}, "dataset.sources.a.weight", (0,)),
     (
