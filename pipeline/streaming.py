@@ -12,9 +12,9 @@ import dataclasses
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.activations.batches import ActivationBatch
 from pipeline.activations.fingerprint import GenerationSettings
@@ -24,11 +24,20 @@ from pipeline.corpus.document import Document
 from pipeline.errors import DataError
 from pipeline.hook_keys import MAIN
 from pipeline.opening import open_live
-from pipeline.params.schema import DatasetParams, DemoParams, section_from_dict
+from pipeline.params.schema import ActivationsParams, DatasetParams, DemoParams, ModelParams, section_from_dict
 
 if TYPE_CHECKING:
     from pipeline.activations.generation import ModelFacts
     from pipeline.lm.language_model import LanguageModel
+
+
+class _Text(NamedTuple):
+    """Parameters by which text is tokenized."""
+
+    activations: ActivationsParams
+    dataset: DatasetParams
+    demo: DemoParams
+    model: ModelParams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,31 +105,24 @@ def stream_activations(
         ParamsError: unknown or mistyped fields.
     """
     from pipeline.activations.live_plan import plan_and_check
-    from pipeline.corpus.sources import documents
-    from pipeline.corpus.tokenization import TokenizeSettings, tokenize_corpus, tokenizer_info
     from pipeline.corpus.tokens import open_tokens
 
     loaded = _loaded(model, hook_points)
-    named = dataset if isinstance(dataset, str) else "demo"
-    about = section_from_dict(DatasetParams, {"dataset_name_or_path": named, **text})
-    asked = TokenizeSettings(
+    ignored = None if ignore_token_ids is None else tuple(ignore_token_ids)
+    activations = ActivationsParams(
         context_size=context_size,
         total_tokens=total_tokens,
-        prepend_bos=prepend_bos,
-        ignore_token_ids=None if ignore_token_ids is None else tuple(ignore_token_ids),
+        ignore_token_ids=ignored,
         ignore_positions=ignore_positions,
-        eval_fraction=about.eval_fraction,
-        split_seed=about.split_seed,
-        near_duplicate_similarity=about.near_duplicate_similarity,
+        batch_size=min(batch_size, total_tokens),
     )
-    found = documents(about, DemoParams().text_packages) if isinstance(dataset, str) else _texts(dataset)
     with contextlib.ExitStack() as stack:
         if folder is None:
             root = Path(tempfile.mkdtemp(prefix="activations-"))
             stack.callback(shutil.rmtree, root, ignore_errors=True)
         else:
             (root := Path(folder)).mkdir(parents=True, exist_ok=True)
-        tokenize_corpus(found, tokenizer_info(loaded.tokenizer, loaded.name), asked, root / "tokens.zarr")
+        _tokenize(loaded, dataset, text, activations, prepend_bos, root / "tokens.zarr")
         settings = GenerationSettings(
             context_size=context_size,
             model_batch_size=model_batch_size,
@@ -128,7 +130,7 @@ def stream_activations(
             target=target,
             storage_dtype=storage_dtype,
             perm_seed=perm_seed,
-            ignore_token_ids=asked.ignore_token_ids,
+            ignore_token_ids=ignored,
             ignore_positions=ignore_positions,
             model_dtype=str(loaded.dtype).removeprefix("torch."),
         )
@@ -171,6 +173,28 @@ def _loaded(model: LanguageModel | str, hook_points: Sequence[str]) -> LanguageM
     from pipeline.lm.loading import load_language_model
 
     return load_language_model(model, hook_points=hook_points) if isinstance(model, str) else model
+
+
+def _tokenize(
+    model: LanguageModel,
+    dataset: str | Iterable[str],
+    text: Mapping[str, Any],
+    activations: ActivationsParams,
+    prepend_bos: bool | str,
+    out: Path,
+) -> None:
+    """The token store of a data set, as the stage makes it; or of texts."""
+    from pipeline.corpus.for_params import settings_of, tokenize_for
+    from pipeline.corpus.tokenization import tokenize_corpus, tokenizer_info
+    from pipeline.lm.loading import model_widths
+
+    named = {"dataset_name_or_path": dataset} if isinstance(dataset, str) else {}
+    about = section_from_dict(DatasetParams, {**named, **text})
+    params = _Text(activations, about, DemoParams(), dataclasses.replace(ModelParams(), prepend_bos=prepend_bos))
+    if isinstance(dataset, str):
+        tokenize_for(params, model_widths(model.name, model.revision), out, lambda line: None)
+    else:
+        tokenize_corpus(_texts(dataset), tokenizer_info(model.tokenizer, model.name), settings_of(params), out)
 
 
 def _facts(model: LanguageModel, hook_points: Sequence[str]) -> ModelFacts:

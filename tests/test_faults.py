@@ -47,6 +47,12 @@ def one_document_a_line(project: Project, monkeypatch: pytest.MonkeyPatch) -> No
     (project.path / "text.txt").write_text("the cat sat\n" * 9000)
 
 
+def chat_template(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project.path / "model" / "chat_template.jinja").write_text(
+        "{% for message in messages %}{{ message.content }}{% endfor %}"
+    )
+
+
 def further_token(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that the tokenizer knows and the model has no embedding of."""
     from transformers import AutoTokenizer
@@ -277,6 +283,19 @@ FAULTS = [
         ("'model'", "text.jsonl", "further 299", "0 to 299", "resize_token_embeddings"),
         {},
         further_token,
+    ),
+    Fault(
+        "chat messages without a chat template",
+        "tokenize_corpus",
+        ("'model'", "dataset.messages_field", "chat template", "dataset.text_field"),
+        {"dataset__messages_field": "text"},
+    ),
+    Fault(
+        "a row that holds no chat messages",
+        "tokenize_corpus",
+        ("text.jsonl:", "line 1", "dataset.messages_field 'text'", "text", "{role, content}"),
+        {"dataset__messages_field": "text", "dataset__shuffle_seed": None},
+        chat_template,
     ),
     Fault("tokens missing", "generate_activations", ("tokens.zarr:", "missing", "`dvc repro tokenize`"), {}, missing_tokens),
     Fault("store missing", "train", ("store", "missing", "`dvc repro -s -f generate`"), {"seed": 1}, remove_store),

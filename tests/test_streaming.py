@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pipeline.api import (
     train_on_text,
     write_activations,
 )
+from pipeline.corpus.tokens import open_tokens
 from pipeline.errors import DataError, ParamsError
 from tests.messages import saying
 from tests.project import CONTEXT, D_MODEL, make_model
@@ -104,6 +106,26 @@ def test_contexts_and_several_hook_points(model_path: Path) -> None:
     )
     assert result.dictionary.hooks_in == (HOOK, OTHER)
     assert set(result.norms) == {HOOK, OTHER}
+
+
+def test_a_data_set_is_tokenized_as_the_stage_does(model_path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"words": text}) + "\n" for text in TEXTS))
+    stream = stream_activations(
+        str(model_path),
+        str(file),
+        [HOOK],
+        text_field="words",
+        total_tokens=1000,
+        context_size=CONTEXT,
+        folder=tmp_path / "kept",
+    )
+    tokens = open_tokens(tmp_path / "kept" / "tokens.zarr")
+    batch = next(stream.activations.batches(8))
+    for context, position, token in zip(batch.context_ids, batch.positions, batch.tokens, strict=True):
+        assert int(tokens.train.read(int(context), int(context) + 1)[0, int(position)]) == int(token)
+    with pytest.raises(ParamsError, match=saying("dataset.texts_field", "text_field")):
+        stream_activations(str(model_path), str(file), [HOOK], texts_field="words", context_size=CONTEXT)
 
 
 def test_one_call(model_path: Path) -> None:

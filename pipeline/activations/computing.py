@@ -109,7 +109,7 @@ class BlockRows:
         """Every array's rows of one model batch: all kept tokens (1-D) or all contexts (2-D)."""
         context_ids = self.plan.contexts[self.plan.batch(batch)]
         tokens = self.contexts.take(context_ids)
-        mask = self.contexts.mask(tokens)
+        mask = self.contexts.mask(context_ids)
         positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
         ids = context_ids.astype(np.int32)
         if self.plan.flat:

@@ -40,6 +40,7 @@ class Split(Protocol):
     context_size: int
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray: ...
+    def counted(self, start: int = 0, stop: int | None = None) -> np.ndarray | None: ...
 
 
 class Tokens(Protocol):
@@ -61,25 +62,35 @@ class ContextTokens:
         self, split: Split, ignore_token_ids: Sequence[int], ignore_positions: int = 0, scratch: str | None = None
     ) -> None:
         shape = (split.n_contexts, split.context_size)
-        if 4 * shape[0] * shape[1] <= IN_MEMORY_BYTES:
-            self.tokens = np.empty(shape, dtype=np.int32)
-        else:
-            with tempfile.TemporaryFile(dir=scratch) as file:
-                self.tokens = np.memmap(file, dtype=np.int32, mode="w+", shape=shape)
+        self.tokens = _room(shape, np.int32, scratch)
+        self._counted: np.ndarray | None = None
         self._ignored, self._positions = tuple(ignore_token_ids), ignore_positions
         self.kept_counts = np.empty(split.n_contexts, dtype=np.int64)
         for start in range(0, split.n_contexts, _READ_CONTEXTS):
             part = split.read(start, start + _READ_CONTEXTS)
             self.tokens[start : start + len(part)] = part
-            self.kept_counts[start : start + len(part)] = self.mask(part).sum(axis=1)
+            counted = split.counted(start, start + len(part))
+            if counted is not None:
+                if self._counted is None:
+                    self._counted = _room(shape, np.bool_, scratch)
+                self._counted[start : start + len(part)] = counted
+            self.kept_counts[start : start + len(part)] = self.mask(np.arange(start, start + len(part))).sum(axis=1)
 
-    def mask(self, tokens: np.ndarray) -> np.ndarray:
-        """bool, shape of whole contexts `tokens`: True where a token is kept."""
-        return kept_tokens(tokens, self._ignored, self._positions)
+    def mask(self, context_ids: np.ndarray) -> np.ndarray:
+        """bool [n, T] of some contexts: True where a token is kept."""
+        kept = kept_tokens(self.take(context_ids), self._ignored, self._positions)
+        return kept if self._counted is None else kept & self._counted[context_ids]
 
     def take(self, context_ids: np.ndarray) -> np.ndarray:
         """int32 [n, T]."""
         return np.asarray(self.tokens[context_ids])
+
+
+def _room(shape: tuple[int, int], dtype: type[np.generic], scratch: str | None) -> np.ndarray:
+    if np.dtype(dtype).itemsize * shape[0] * shape[1] <= IN_MEMORY_BYTES:
+        return np.empty(shape, dtype=dtype)
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
 
 
 @dataclass(frozen=True)

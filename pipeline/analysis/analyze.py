@@ -162,7 +162,7 @@ def analyzed(
         most = split.n_contexts * split.context_size
         tokens = SplitTokens(
             split,
-            store.mask,
+            split.mask,
             most if wanted is None else min(wanted, most),
             params.analysis.batch_contexts,
             params.analysis.split,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.evaluation.split_tokens import read_contexts
+from pipeline.corpus.contexts import read_contexts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

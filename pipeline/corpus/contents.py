@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.corpus.folder import text_files
 from pipeline.corpus.hub import saved_on_disk
+from pipeline.corpus.mixture import of_source
 from pipeline.corpus.sources import DEMO, looks_local, no_such_text
 from pipeline.digests import FileDigests
 from pipeline.files import local_path
@@ -16,12 +17,27 @@ if TYPE_CHECKING:
     from pipeline.params.schema import DatasetParams
 
 
-def text_contents(dataset: DatasetParams, digests: FileDigests) -> dict[str, int | str | None]:
+Contents = dict[str, int | str | None]
+
+
+def text_contents(dataset: DatasetParams, digests: FileDigests) -> Contents | dict[str, Contents]:
     """What tells the texts of a data set from others under the same name; the embedded corpus is told by its packages.
+
+    Returns: of several sources that of each by name.
 
     Raises:
         DataError: there is no such file or directory, or nothing in it is read.
     """
+    if dataset.sources is None:
+        return _contents(dataset, digests)
+    found = {}
+    for name, part in dataset.each().items():
+        with of_source(name):
+            found[name] = _contents(part, digests)
+    return found
+
+
+def _contents(dataset: DatasetParams, digests: FileDigests) -> Contents:
     name = dataset.dataset_name_or_path
     path = None if name == DEMO else local_path(name)
     if path is None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Self
+
+from pipeline.corpus.chat import Content, Message
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,9 @@ class Document:
         keep_text: whether the token store keeps the text.
         split_by_key: whether its side of the split is drawn from its key; else from its text, so that equal texts
             are on one side.
+        messages: of a chat, the text being what the chat template makes of them.
+        counted: (start, end) of the characters whose tokens count; None: all.
+        source: name of the source that it is of, where several are mixed; else empty.
     """
 
     key: str
@@ -25,6 +31,19 @@ class Document:
     origin: dict[str, str | int] = field(default_factory=dict)
     keep_text: bool = True
     split_by_key: bool = False
+    messages: tuple[Message, ...] = ()
+    counted: tuple[tuple[int, int], ...] | None = None
+    source: str = ""
+
+    @classmethod
+    def of(cls, content: Content, key: str, origin: dict[str, str | int], keep_text: bool = True) -> Self:
+        """The document of what a row holds."""
+        return cls(key, content.text, origin, keep_text, messages=content.messages, counted=content.counted)
+
+    @property
+    def name(self) -> str:
+        """What it is called among the documents of all sources."""
+        return f"{self.source}:{self.key}" if self.source else self.key
 
     @property
     def split_name(self) -> str:

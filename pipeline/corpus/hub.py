@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.corpus.document import Document
-from pipeline.corpus.pieces import Piece, Row, Skipped, texts
+from pipeline.corpus.pieces import Column, Piece, Row, Skipped, read_rows
 from pipeline.errors import DataError, unknown_name
 from pipeline.files import looked_in
 from pipeline.foreign import full_disk, reading, shortened, told
@@ -73,14 +73,14 @@ def saved_rows(path: Path, split: str) -> Any:
 
 
 def documents_of_rows(
-    rows: Any, name: str, split: str, text_field: str, seed: int | None, skipped: Skipped
+    rows: Any, name: str, split: str, column: Column, seed: int | None, skipped: Skipped
 ) -> Iterator[Document]:
     """The documents of a data set's rows; the token store keeps row and field instead of the text.
 
     Args:
         rows: of `datasets`.
         name, split: where they come from.
-        text_field: the column that holds the text.
+        column: the one that holds the text or the messages.
         seed: of the order; None, or rows that are streamed: as they come.
         skipped: counts the rows that hold null.
 
@@ -89,17 +89,17 @@ def documents_of_rows(
     """
     source = f"data set '{name}'"
     columns: list[str] | None = getattr(rows, "column_names", None)
-    if columns is not None and text_field not in columns:
-        raise DataError(f"{source}: dataset.text_field: {unknown_name('column', text_field, columns)}")
-    pieces = [Piece(source, name, 0, 1, lambda: _streamed(rows, text_field, source))]
+    if columns is not None and column.name not in columns:
+        raise DataError(f"{source}: {column.parameter}: {unknown_name('column', column.name, columns)}")
+    pieces = [Piece(source, name, 0, 1, lambda: _streamed(rows, column, source))]
     if hasattr(rows, "__len__"):
-        column = rows.select_columns([text_field])
-        pieces = [_piece(column, text_field, source, name, first) for first in range(0, len(rows), _PIECE_ROWS)]
+        own = rows.select_columns([column.name])
+        pieces = [_piece(own, column.name, source, name, first) for first in range(0, len(rows), _PIECE_ROWS)]
     else:
         seed = None
-    for _, number, text in texts(pieces, text_field, seed, skipped):
-        origin: dict[str, str | int] = {"dataset": name, "split": split, "row": number, "field": text_field}
-        yield Document(f"{name}/{split}#{number}", text, origin, keep_text=False)
+    for _, number, content in read_rows(pieces, column, seed, skipped):
+        origin: dict[str, str | int] = {"dataset": name, "split": split, "row": number, "field": column.name}
+        yield Document.of(content, f"{name}/{split}#{number}", origin, keep_text=False)
 
 
 def _piece(rows: Any, field: str, source: str, name: str, first: int) -> Piece:
@@ -122,7 +122,7 @@ def _one(rows: Any, number: int, field: str, source: str) -> object:
         return rows[number][field]
 
 
-def _streamed(rows: Any, field: str, source: str) -> Iterator[Row]:
+def _streamed(rows: Any, column: Column, source: str) -> Iterator[Row]:
     advice = "run again, or set dataset.streaming=false to download the data set whole"
     with reading(f"{source}: row 0 cannot be read", advice):
         each = iter(rows)
@@ -131,6 +131,6 @@ def _streamed(rows: Any, field: str, source: str) -> Iterator[Row]:
             row = next(each, None)
         if row is None:
             return
-        if field not in row:
-            raise DataError(f"{source}: dataset.text_field: {unknown_name('column', field, row)}")
-        yield Row(number, f"row {number}", row[field])
+        if column.name not in row:
+            raise DataError(f"{source}: {column.parameter}: {unknown_name('column', column.name, row)}")
+        yield Row(number, f"row {number}", row[column.name])

@@ -10,32 +10,37 @@ from pipeline.corpus.document import Document
 from pipeline.corpus.folder import TextFiles, text_files
 from pipeline.corpus.json_form import json_pieces
 from pipeline.corpus.parquet_form import parquet_pieces
-from pipeline.corpus.pieces import Piece, Skipped, texts
+from pipeline.corpus.pieces import Column, Piece, Skipped, read_rows
 from pipeline.corpus.text_form import text_pieces
+from pipeline.errors import DataError
 
 
-def documents_of_files(files: TextFiles, field: str, seed: int | None, skipped: Skipped) -> Iterator[Document]:
+def documents_of_files(files: TextFiles, column: Column, seed: int | None, skipped: Skipped) -> Iterator[Document]:
     """The documents of local files.
 
     Args:
         files: which.
-        field: key (JSON) or column (Parquet) with the text.
+        column: key (JSON) or column (Parquet) with the text or the messages.
         seed: of the order; None: as the files have it, sorted by name.
         skipped: counts the rows that hold null.
 
     Raises:
-        DataError: missing, empty, binary or malformed files, by name and place.
+        DataError: messages are asked of plain text; missing, empty, binary or malformed files, by name and place.
     """
+    if files.form == "text" and column.chat is not None:
+        raise DataError(
+            f"{files.path}: {column.parameter} '{column.name}': .txt files hold no messages; give .jsonl or .parquet"
+        )
     forms: dict[str, Callable[[Path, str], list[Piece]]] = {
         "text": text_pieces,
-        "json": partial(json_pieces, field=field, cut=seed is not None),
-        "parquet": partial(parquet_pieces, field=field),
+        "json": partial(json_pieces, column=column, cut=seed is not None),
+        "parquet": partial(parquet_pieces, column=column),
     }
     pieces: list[Piece] = [piece for name in files.names for piece in forms[files.form](files.base / name, name)]
-    for piece, number, text in texts(pieces, field, seed, skipped):
-        yield Document(f"{piece.name}#{number}", text, {"file": piece.name, "row": number})
+    for piece, number, content in read_rows(pieces, column, seed, skipped):
+        yield Document.of(content, f"{piece.name}#{number}", {"file": piece.name, "row": number})
 
 
 def local_documents(path: Path, text_field: str) -> Iterator[Document]:
     """The documents of a local file, or of the split train of a folder, in the order of the files."""
-    yield from documents_of_files(text_files(path, "train", None), text_field, None, Skipped())
+    yield from documents_of_files(text_files(path, "train", None), Column(text_field), None, Skipped())

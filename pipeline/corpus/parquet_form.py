@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpus.pieces import Piece, Row
+from pipeline.corpus.pieces import Column, Piece, Row
 from pipeline.errors import DataError, unknown_name
 from pipeline.foreign import reading
 
@@ -15,11 +15,11 @@ _BATCH_ROWS = 1024
 _ANEW = "write the file anew"
 
 
-def parquet_pieces(path: Path, name: str, field: str) -> list[Piece]:
+def parquet_pieces(path: Path, name: str, column: Column) -> list[Piece]:
     """A piece for each row group of a Parquet file.
 
     Raises:
-        DataError: not a Parquet file, or not one column of text of this name.
+        DataError: not a Parquet file, or not one column of this name that holds what is wanted.
     """
     import pyarrow.parquet
 
@@ -27,13 +27,15 @@ def parquet_pieces(path: Path, name: str, field: str) -> list[Piece]:
         columns, schema = file.schema_arrow.names, file.schema_arrow
         groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
         sizes = [(group.num_rows, group.total_byte_size) for group in groups]
+    field, parameter = column.name, column.parameter
     if field not in columns:
-        raise DataError(f"{path}: dataset.text_field: {unknown_name('column', field, columns)}")
+        raise DataError(f"{path}: {parameter}: {unknown_name('column', field, columns)}")
     if columns.count(field) > 1:
-        raise DataError(f"{path}: dataset.text_field: {columns.count(field)} columns are named '{field}'; rename all but one")
+        raise DataError(f"{path}: {parameter}: {columns.count(field)} columns are named '{field}'; rename all but one")
     kind = schema.field(field).type
-    if not _is_text(kind):
-        raise DataError(f"{path}: dataset.text_field: column '{field}' holds {kind}, wanted text")
+    if not (_is_text(kind) if column.chat is None else _is_list(kind)):
+        wanted = "text" if column.chat is None else "lists of messages {role, content}"
+        raise DataError(f"{path}: {parameter}: column '{field}' holds {kind}, wanted {wanted}")
     firsts = list(itertools.accumulate((n_rows for n_rows, _ in sizes), initial=0))
 
     def piece(group: int) -> Piece:
@@ -48,6 +50,12 @@ def _is_text(kind: Any) -> bool:
 
     plain = kind.value_type if types.is_dictionary(kind) else kind
     return types.is_string(plain) or types.is_large_string(plain) or types.is_string_view(plain)
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_null(kind)
 
 
 def _rows(path: Path, field: str, group: int, first: int) -> Iterator[Row]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from pipeline.corpus.chat import ChatTemplate, Content, check_unicode, kind_of
 from pipeline.errors import DataError
 from pipeline.seeding import numpy_generator
 
@@ -15,6 +16,39 @@ if TYPE_CHECKING:
 PIECE_BYTES = 2**21
 OPEN_PIECES = 16
 HELD_CHARACTERS = 2**21
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is read of a row.
+
+    Attributes:
+        name: of the column or key.
+        chat: makes a text of the messages that it holds; None: it holds text.
+        assistant_only: of messages only the assistant's tokens count.
+    """
+
+    name: str
+    chat: ChatTemplate | None = None
+    assistant_only: bool = False
+
+    @property
+    def parameter(self) -> str:
+        """The parameter that names it."""
+        return "dataset.text_field" if self.chat is None else "dataset.messages_field"
+
+    def content(self, value: object, place: str) -> Content:
+        """What a row that is not null holds.
+
+        Raises:
+            DataError: something else than is wanted, or no Unicode text.
+        """
+        if self.chat is not None:
+            return self.chat.content(value, f"{place}: {self.parameter} '{self.name}'", self.assistant_only)
+        if not isinstance(value, str):
+            raise DataError(f"{place}: {self.parameter} '{self.name}' holds {kind_of(value)}, wanted text (or null)")
+        check_unicode(value, place)
+        return Content(value)
 
 
 class Row(NamedTuple):
@@ -57,39 +91,22 @@ class Skipped:
     null_rows: int = 0
 
 
-def texts(pieces: Sequence[Piece], field: str, seed: int | None, skipped: Skipped) -> Iterator[tuple[Piece, int, str]]:
-    """(piece, number of the row, text) of every row that holds any; in order without a seed.
+def read_rows(
+    pieces: Sequence[Piece], column: Column, seed: int | None, skipped: Skipped
+) -> Iterator[tuple[Piece, int, Content]]:
+    """(piece, number of the row, what it holds) of every row that holds any text; in order without a seed.
 
     Raises:
-        DataError: a row holds something else than text, or what is no Unicode text.
+        DataError: a row holds something else than is wanted, or what is no Unicode text.
     """
     read = ((piece, row) for piece in pieces for row in piece.rows()) if seed is None else _mixed(pieces, seed)
     for piece, row in read:
         if row.value is None:
             skipped.null_rows += 1
             continue
-        if not isinstance(row.value, str):
-            raise DataError(
-                f"{piece.source}: {row.place}: dataset.text_field '{field}' holds {_kind(row.value)}, wanted text (or null)"
-            )
-        if row.value.strip():
-            yield piece, row.number, _unicode(row.value, piece.source, row.place)
-
-
-def _kind(value: object) -> str:
-    kinds = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object", bytes: "bytes"}
-    return kinds.get(type(value), type(value).__name__)
-
-
-def _unicode(text: str, source: str, place: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{source}: {place}: character {error.start} of the text is half a surrogate pair "
-            f"(\\u{ord(text[error.start]):04x}), which is no Unicode text; remove it or write the text anew"
-        ) from None
-    return text
+        content = column.content(row.value, f"{piece.source}: {row.place}")
+        if content.text.strip():
+            yield piece, row.number, content
 
 
 def _mixed(pieces: Sequence[Piece], seed: int) -> Iterator[tuple[Piece, Row]]:
@@ -127,8 +144,18 @@ def _held(rows: Iterable[Row], draw: Generator) -> Iterator[Row]:
     characters = 0
     for row in rows:
         held.append(row)
-        characters += len(row.value) if isinstance(row.value, str) else 1
+        characters += _characters(row.value)
         if characters >= HELD_CHARACTERS:
             yield from (held[at] for at in draw.permutation(len(held)))
             held, characters = [], 0
     yield from (held[at] for at in draw.permutation(len(held)))
+
+
+def _characters(value: object) -> int:
+    """How much a row holds: of messages, what is in them."""
+    if isinstance(value, str):
+        return len(value)
+    messages = value if isinstance(value, list) else []
+    return 1 + sum(
+        len(text) for message in messages if isinstance(message, dict) for text in message.values() if isinstance(text, str)
+    )

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.corpus.document import Document, held_out
-from pipeline.corpus.pieces import Skipped
+from pipeline.corpus.mixture import of_source
+from pipeline.corpus.pieces import Column, Skipped
 from pipeline.errors import DataError
 from pipeline.files import local_path, looked_in
 
 if TYPE_CHECKING:
+    from pipeline.corpus.chat import ChatTemplate
     from pipeline.params.schema import DatasetParams
 
 DEMO = "demo"
@@ -50,18 +52,24 @@ def no_such_text(name: str) -> DataError:
     )
 
 
-def documents(dataset: DatasetParams, demo_packages: Sequence[str]) -> Corpus:
-    """The documents of the data set.
+def documents(dataset: DatasetParams, demo_packages: Sequence[str], chat: ChatTemplate | None = None) -> Corpus:
+    """The documents of the one data set that the section names.
 
     Args:
-        dataset: the dataset section.
+        dataset: the dataset section; of several sources one of `dataset.each()`.
         demo_packages: `demo.text_packages`, read for the data set `demo`.
+        chat: makes texts of the messages of `dataset.messages_field`.
 
     Raises:
         DataError: the data set does not exist or cannot be read.
     """
     name = dataset.dataset_name_or_path
+    column = Column(dataset.text_field)
+    if dataset.messages_field is not None:
+        column = Column(dataset.messages_field, chat, dataset.assistant_tokens_only)
     if name == DEMO:
+        if column.chat is not None:
+            raise DataError("dataset.messages_field: the data set 'demo' holds no messages; set it to null, or name another")
         from pipeline.corpus.demo import demo_documents
 
         is_held_out = partial(held_out, fraction=dataset.eval_fraction, seed=dataset.split_seed)
@@ -72,27 +80,42 @@ def documents(dataset: DatasetParams, demo_packages: Sequence[str]) -> Corpus:
             raise DataError(
                 f"dataset.revision '{dataset.revision}' was given for {path}, which has no revisions; set it to null"
             )
-        return _local(path, dataset)
+        return _local(path, dataset, column)
     if looks_local(name):
         raise no_such_text(name)
     from pipeline.corpus.hub import documents_of_rows, hub_rows
 
     rows = hub_rows(name, dataset.config_name, dataset.revision, dataset.split, dataset.streaming)
-    return Corpus(partial(documents_of_rows, rows, name, dataset.split, dataset.text_field, dataset.shuffle_seed))
+    return Corpus(partial(documents_of_rows, rows, name, dataset.split, column, dataset.shuffle_seed))
 
 
-def _local(path: Path, dataset: DatasetParams) -> Corpus:
+def corpora(dataset: DatasetParams, demo_packages: Sequence[str], chat: ChatTemplate | None = None) -> dict[str, Corpus]:
+    """The documents of each source by its name; {"": those of the one data set}.
+
+    Args:
+        dataset: the dataset section.
+        demo_packages, chat: as of :func:`documents`.
+
+    Raises:
+        DataError: a data set does not exist or cannot be read; of several the message begins with the source's key.
+    """
+    found = {}
+    for name, part in dataset.each().items():
+        with of_source(name):
+            found[name] = documents(part, demo_packages, chat)
+    return found
+
+
+def _local(path: Path, dataset: DatasetParams, column: Column) -> Corpus:
     from pipeline.corpus.hub import documents_of_rows, saved_on_disk, saved_rows
 
     if saved_on_disk(path):
         rows = saved_rows(path, dataset.split)
         return Corpus(
-            partial(
-                documents_of_rows, rows, dataset.dataset_name_or_path, dataset.split, dataset.text_field, dataset.shuffle_seed
-            )
+            partial(documents_of_rows, rows, dataset.dataset_name_or_path, dataset.split, column, dataset.shuffle_seed)
         )
     from pipeline.corpus.folder import text_files
     from pipeline.corpus.local import documents_of_files
 
     files = text_files(path, dataset.split, dataset.config_name)
-    return Corpus(partial(documents_of_files, files, dataset.text_field, dataset.shuffle_seed), files.lines())
+    return Corpus(partial(documents_of_files, files, column, dataset.shuffle_seed), files.lines())

@@ -3,14 +3,15 @@
 1. Each document goes to a split by a hash of its text (training and held-out contexts never share a document, nor equal
    ones); of the embedded corpus by a hash of its key. Near duplicates stay together where that is asked for.
 2. A batch of documents is tokenized with character offsets, without special tokens.
-3. Each split's packer cuts contexts; the training split stops at the first whole context with which the kept tokens reach the
-   number asked for; the held-out split takes the documents read until then.
+3. Each split's packer cuts contexts, of several sources one for each source, so that a context is of one source; the training
+   split stops at the first whole context with which the kept tokens reach the number asked for; the held-out split takes the
+   documents read until then.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,10 @@ import numpy as np
 
 from pipeline.corpus.bos import adds_bos
 from pipeline.corpus.document import Document, held_out
+from pipeline.corpus.mixture import Mixture
 from pipeline.corpus.near_duplicates import NearDuplicates
 from pipeline.corpus.packing import PackedSplit, Packer, kept_tokens
-from pipeline.corpus.tokens import TokenWriter
+from pipeline.corpus.tokens import SPLITS, TokenWriter
 from pipeline.errors import DataError
 from pipeline.files import atomic_directory
 from pipeline.progress import Progress
@@ -144,6 +146,7 @@ class TokenizeSettings:
         ignore_positions: first positions of each context that do not count as kept.
         eval_fraction, split_seed: of the split by document.
         near_duplicate_similarity: from which on documents stay on one side, or None: only equal ones.
+        counted: whether documents may say which of their characters count (`Document.counted`), so that the store has it.
     """
 
     context_size: int
@@ -154,6 +157,7 @@ class TokenizeSettings:
     eval_fraction: float
     split_seed: int
     near_duplicate_similarity: float | None = None
+    counted: bool = False
 
 
 class _Sides:
@@ -181,78 +185,151 @@ class _Sides:
         return split
 
 
+@dataclass(frozen=True)
+class _Tokenized:
+    """A document with its tokens: ids [n], characters [n, 2], and which tokens count, bool [n] (None: all)."""
+
+    document: Document
+    ids: np.ndarray
+    offsets: np.ndarray
+    counted: np.ndarray | None
+
+
+def counted_tokens(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """bool [n]: the tokens that have a character in one of the spans.
+
+    Args:
+        offsets: int [n, 2], characters of each token.
+        spans: (start, end), ascending, none over another.
+    """
+    starts, ends = np.asarray([span for span in spans if span[0] < span[1]], dtype=np.int64).reshape(-1, 2).T
+    # Of the spans that end behind the token's start the first one is the one that the token may reach into.
+    at = np.searchsorted(ends, offsets[:, 0], side="right")
+    begins = np.append(starts, np.iinfo(np.int64).max)[at]
+    return (begins < offsets[:, 1]) & (offsets[:, 0] < offsets[:, 1])
+
+
+@dataclass
+class _Counts:
+    """What a split has of a source."""
+
+    kept: int = 0
+    contexts: int = 0
+    documents: int = 0  # that a context holds
+    last: int = -1  # number of the last of them
+
+
 class _Run:
-    def __init__(self, writer: TokenWriter, info: TokenizerInfo, settings: TokenizeSettings) -> None:
-        self.writer, self.info, self.settings = writer, info, settings
-        bos = info.bos if prepends_bos(settings.prepend_bos, info) else None
-        self.packers = {name: Packer(settings.context_size, bos, info.eos) for name in ("train", "eval")}
-        info.check(np.asarray([token for token in (bos, info.eos) if token is not None]), "the end or the beginning of a text")
+    def __init__(self, writer: TokenWriter, info: TokenizerInfo, settings: TokenizeSettings, mixture: Mixture | None) -> None:
+        self.writer, self.info, self.settings, self.mixture = writer, info, settings, mixture
+        self.bos = info.bos if prepends_bos(settings.prepend_bos, info) else None
+        ends = [token for token in (self.bos, info.eos) if token is not None]
+        info.check(np.asarray(ends), "the end or the beginning of a text")
         self.ignored = settings.ignore_token_ids if settings.ignore_token_ids is not None else info.special_ids
-        self.kept = {"train": 0, "eval": 0}
+        self.packers: dict[tuple[str, str], Packer] = {}
+        sources = [""] if mixture is None else list(mixture.sources)
+        self.counts = {(split, source): _Counts() for split in SPLITS for source in sources}
+        self.source_ids = {"": None} if mixture is None else {name: at for at, name in enumerate(sources)}
         self.documents = {"train": 0, "eval": 0}
-        self.used = {"train": 0, "eval": 0}  # documents that a context holds
+        self.characters = 0
+        self.text_digest = hashlib.sha256()
         self.sides = _Sides(settings)
         self.progress = Progress("tokenize", settings.total_tokens)
 
+    def kept(self, split: str) -> int:
+        """Kept tokens of a split so far."""
+        return sum(counts.kept for (own, _), counts in self.counts.items() if own == split)
+
     @property
     def enough(self) -> bool:
-        return self.kept["train"] >= self.settings.total_tokens
+        return self.kept("train") >= self.settings.total_tokens
 
-    def add(self, batch: list[Document]) -> None:
-        encodings = self.info.tokenizer.encode_batch([d.text for d in batch], add_special_tokens=False)
-        for document, encoding in zip(batch, encodings, strict=True):
-            if not encoding.ids:
-                continue
+    def tokenized(self, documents: list[Document]) -> list[_Tokenized]:
+        """Documents with their tokens."""
+        encodings = self.info.tokenizer.encode_batch([d.text for d in documents], add_special_tokens=False)
+        found = []
+        for document, encoding in zip(documents, encodings, strict=True):
             ids = np.asarray(encoding.ids, dtype=np.int32)
-            self.info.check(ids, f"document {document.key}")
-            split = self.sides.of(document)
-            if split is None:
-                continue
-            number = self.writer.splits[split].add_document(document)
-            self.documents[split] += 1
+            self.info.check(ids, f"document {document.name}")
             offsets = np.asarray(encoding.offsets, dtype=np.int32).reshape(-1, 2)
-            self.packers[split].add(number, ids, offsets[:, 0], offsets[:, 1])
-        for split, packer in self.packers.items():
-            for packed in packer.contexts():
-                self._write(split, packed)
+            counted = None if document.counted is None else counted_tokens(offsets, document.counted)
+            found.append(_Tokenized(document, ids, offsets, counted))
+        return found
 
-    def _write(self, split: str, packed: PackedSplit) -> None:
-        kept = np.cumsum(kept_tokens(packed.tokens, self.ignored, self.settings.ignore_positions).sum(1))
+    def add(self, each: _Tokenized) -> None:
+        """Lay one document behind the stream of its split and source."""
+        document, ids = each.document, each.ids
+        self.characters += len(document.text)
+        self.text_digest.update(f"{document.name}\0{document.text}\0".encode())
+        if not len(ids):
+            return
+        split = self.sides.of(document)
+        if split is None:
+            return
+        number = self.writer.splits[split].add_document(document)
+        self.documents[split] += 1
+        counted = each.counted
+        if self.settings.counted and counted is None:
+            counted = np.ones(len(ids), dtype=bool)
+        if self.mixture is not None and split == "train":
+            kept = kept_tokens(ids, self.ignored)
+            self.mixture.tokens[document.source] += int((kept if counted is None else kept & counted).sum())
+        self._packer(split, document).add(number, ids, each.offsets[:, 0], each.offsets[:, 1], counted)
+
+    def _packer(self, split: str, document: Document) -> Packer:
+        key = split, document.source
+        if key not in self.packers:
+            chat = bool(document.messages)
+            self.packers[key] = Packer(self.settings.context_size, self.bos, None if chat else self.info.eos, own_bos=chat)
+        return self.packers[key]
+
+    def write(self) -> None:
+        """Write the whole contexts that there are."""
+        for (split, source), packer in self.packers.items():
+            for packed in packer.contexts():
+                self._write(split, source, packed)
+
+    def _write(self, split: str, source: str, packed: PackedSplit) -> None:
+        mask = kept_tokens(packed.tokens, self.ignored, self.settings.ignore_positions)
+        kept = np.cumsum((mask if packed.counted is None else mask & (packed.counted == 1)).sum(1))
         if split == "train":
             if self.enough:
                 return
-            wanted = self.settings.total_tokens - self.kept["train"]
+            wanted = self.settings.total_tokens - self.kept("train")
             n = int(np.searchsorted(kept, wanted)) + 1
             packed = PackedSplit(*packed.rows()[:, :n])
             kept = kept[:n]
             self.progress.update(min(int(kept[-1]), wanted))
-        self.kept[split] += int(kept[-1])
-        self.used[split] = int(packed.document_ids[-1, -1]) + 1
-        self.writer.splits[split].add_contexts(packed)
+        counts = self.counts[split, source]
+        counts.kept += int(kept[-1])
+        counts.contexts += len(kept)
+        documents = np.unique(packed.document_ids)
+        counts.documents += len(documents) - int(documents[0] == counts.last)
+        counts.last = int(documents[-1])
+        self.writer.splits[split].add_contexts(packed, self.source_ids[source])
 
 
 def tokenize_corpus(
-    documents: Iterable[Document], info: TokenizerInfo, settings: TokenizeSettings, out: Path
+    documents: Iterable[Document] | Mixture, info: TokenizerInfo, settings: TokenizeSettings, out: Path
 ) -> dict[str, int | float | str]:
-    """Tokenize and pack `documents` into the token store `out`; returns its figures.
+    """Tokenize and pack `documents` into the token store `out`; returns its figures, of several sources also those of each.
 
     Raises:
         DataError: too little text for the tokens asked, or no held-out context.
     """
     prepend_bos = prepends_bos(settings.prepend_bos, info)
-    characters = 0
-    text_digest = hashlib.sha256()
-    with atomic_directory(out) as place, TokenWriter(place, settings.context_size) as writer:
-        run = _Run(writer, info, settings)
-        for batch in _batches(documents):
-            run.add(batch)
-            for document in batch:
-                characters += len(document.text)
-                text_digest.update(f"{document.key}\0{document.text}\0".encode())
+    mixture = documents if isinstance(documents, Mixture) else None
+    names = () if mixture is None else tuple(mixture.sources)
+    with atomic_directory(out) as place, TokenWriter(place, settings.context_size, names, settings.counted) as writer:
+        run = _Run(writer, info, settings, mixture)
+        for batch in _tokenized(documents, run):
+            for each in batch:
+                run.add(each)
+            run.write()
             if run.enough:
                 break
         run.progress.close()
-        _check(run, characters)
+        _check(run, run.characters)
         digest = run.writer.close(
             tokenizer_digest=info.digest,
             prepend_bos=prepend_bos,
@@ -262,18 +339,31 @@ def tokenize_corpus(
         )
     return {
         "digest": digest,
-        "text_digest": text_digest.hexdigest(),
-        "train_tokens": run.kept["train"],
-        "eval_tokens": run.kept["eval"],
-        "train_contexts": run.writer.splits["train"].n_contexts,
-        "eval_contexts": run.writer.splits["eval"].n_contexts,
-        "train_documents": run.used["train"],
-        "eval_documents": run.used["eval"],
+        "text_digest": run.text_digest.hexdigest(),
+        **{f"{split}_tokens": run.kept(split) for split in SPLITS},
+        **{f"{split}_contexts": run.writer.splits[split].n_contexts for split in SPLITS},
+        **{
+            f"{split}_documents": sum(counts.documents for (own, _), counts in run.counts.items() if own == split)
+            for split in SPLITS
+        },
         "duplicate_documents": run.sides.equal,
         "near_duplicate_documents": run.sides.alike,
         "left_out_documents": run.sides.left_out,
-        "characters": characters,
+        "characters": run.characters,
+        **{
+            f"{split}_{what}.{source}": figure
+            for (split, source), counts in run.counts.items()
+            if source
+            for what, figure in (("tokens", counts.kept), ("contexts", counts.contexts), ("documents", counts.documents))
+        },
     }
+
+
+def _tokenized(documents: Iterable[Document] | Mixture, run: _Run) -> Iterator[list[_Tokenized]]:
+    """The documents in batches; of several sources one by one, as which is next depends on what has been added."""
+    if isinstance(documents, Mixture):
+        return ([each] for each in documents.documents(run.tokenized))
+    return (run.tokenized(batch) for batch in _batches(documents))
 
 
 def _check(run: _Run, characters: int) -> None:
@@ -281,10 +371,10 @@ def _check(run: _Run, characters: int) -> None:
     if not run.enough:
         raise DataError(
             f"too little text: activations.total_tokens is {settings.total_tokens:,}, the data set's training split gave "
-            f"{run.kept['train']:,} ({characters:,} characters of {sum(run.documents.values()):,} documents read, "
+            f"{run.kept('train'):,} ({characters:,} characters of {sum(run.documents.values()):,} documents read, "
             f"{run.documents['eval']:,} of them held out); lower activations.total_tokens or give more text"
         )
-    if run.kept["eval"] == 0:
+    if run.kept("eval") == 0:
         raise DataError(
             f"no held-out context of {settings.context_size} tokens: {run.documents['eval']} of "
             f"{sum(run.documents.values())} documents were held out; raise dataset.eval_fraction "

@@ -2,9 +2,11 @@
 
 Zarr v3 group. For each split ("train", "eval") a group with int32 arrays [n_contexts, context_size]: tokens, document_ids,
 char_starts, char_ends; and `document_offsets` int64 [n_documents + 1] into documents/<split>.jsonl beside it, whose lines are
-{"key", "origin", "text"} (no text where the origin is a row of a data set of the hub). Group attributes: format_version,
-context_size, prepend_bos, packing, ignore_token_ids, ignore_positions (0 where absent), tokenizer_digest, split_seed, digest
-(of the content), complete. manifest.json has the digest of every file, which is checked when it is first read.
+{"key", "origin", "text"} (no text where the origin is a row of a data set of the hub; of a chat also "messages"). Only where
+only the assistant's tokens count: `counted`, bool as the contexts. Only where several sources are mixed: `source_ids`, int32
+[n_contexts]. Group attributes: format_version, context_size, prepend_bos, packing, ignore_token_ids, ignore_positions (0 where
+absent), sources (of several), tokenizer_digest, split_seed, digest (of the content), complete. manifest.json has the digest of
+every file, which is checked when it is first read.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,15 +25,15 @@ import numpy as np
 
 from pipeline.contracts.manifests import CheckedFiles, write_manifest
 from pipeline.contracts.sealing import Origin, remake
+from pipeline.corpus.contexts import CHUNK_CONTEXTS, read_contexts
 from pipeline.corpus.document import Document
-from pipeline.corpus.packing import FIELDS, NO_CHARACTERS, PackedSplit, kept_tokens
+from pipeline.corpus.packing import COUNTED, FIELDS, NO_CHARACTERS, PackedSplit, kept_tokens
 from pipeline.errors import DataError
 from pipeline.files import atomic_directory, json_object, parse_json
 from pipeline.foreign import reading
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "eval")
-CHUNK_CONTEXTS = 4096
 OFFSETS_CHUNK = 65536
 STAGE = "tokenize"
 _NEXT = remake("tokenize")
@@ -38,26 +41,42 @@ _NEXT = remake("tokenize")
 
 @dataclass(frozen=True)
 class TracedToken:
-    """Where a token comes from: document key and origin, character range there, and the characters (None if not kept)."""
+    """Where a token comes from.
+
+    Attributes:
+        document, origin: key and origin of the document.
+        start, end: the token's characters there; -1 where it has none.
+        text: the characters; None if the store does not keep them.
+        source: name of the document's source, where several are mixed.
+        message, role: of a chat, the message that the token is of, from 0, and who says it; None for a token that the packing
+            has put there, or where the chat template does not tell.
+    """
 
     document: str
     origin: dict[str, str | int]
     start: int
     end: int
     text: str | None
+    source: str | None = None
+    message: int | None = None
+    role: str | None = None
 
 
 class TokenSplit:
     """One split of a token store; arrays are read lazily."""
 
-    def __init__(self, group: Any, files: CheckedFiles, name: str) -> None:
+    def __init__(
+        self, group: Any, files: CheckedFiles, name: str, ignore_token_ids: tuple[int, ...] = (), ignore_positions: int = 0
+    ) -> None:
         self.name = name
         self._files = files
         self._group = group
+        self._ignored = (ignore_token_ids, ignore_positions)
+        self._has_counted = COUNTED in group
         self.n_contexts, self.context_size = group["tokens"].shape
 
     def read(self, start: int = 0, stop: int | None = None, field: str = "tokens") -> np.ndarray:
-        """int32 [n, context_size] of contexts start..stop of one of tokens, document_ids, char_starts, char_ends.
+        """[n, context_size] of contexts start..stop: tokens, document_ids, char_starts or char_ends (int32), or counted (bool).
 
         Raises:
             DataError: a chunk of them is altered.
@@ -67,6 +86,40 @@ class TokenSplit:
             self._files.check(f"{self.name}/{field}/c/{chunk}/0")
         with reading(f"{self._files.directory / self.name / field}: the array is damaged", _NEXT):
             return np.asarray(self._group[field][start:stop])
+
+    def counted(self, start: int = 0, stop: int | None = None) -> np.ndarray | None:
+        """bool [n, context_size] of contexts start..stop: False where the document does not count the token; None: all count.
+
+        Raises:
+            DataError: a chunk of them is altered.
+        """
+        return self.read(start, stop, COUNTED) if self._has_counted else None
+
+    def mask(self, contexts: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Which tokens are kept, whatever their activations are.
+
+        Args:
+            contexts: int64 [n], numbers of contexts, ascending.
+            tokens: int [n, context_size], their tokens.
+
+        Returns: bool [n, context_size], False where the id or the position is ignored, or the document does not count it.
+        """
+        kept = kept_tokens(tokens, *self._ignored)
+        return kept & read_contexts(self, contexts, COUNTED) if self._has_counted else kept
+
+    @cached_property
+    def source_ids(self) -> np.ndarray | None:
+        """int32 [n_contexts], each context's place in the store's `sources`; None where they are not several.
+
+        Raises:
+            DataError: the array is altered.
+        """
+        if "source_ids" not in self._group:
+            return None
+        for chunk in range(-(-self.n_contexts // OFFSETS_CHUNK)):
+            self._files.check(f"{self.name}/source_ids/c/{chunk}")
+        with reading(f"{self._files.directory / self.name / 'source_ids'}: the array is damaged", _NEXT):
+            return np.asarray(self._group["source_ids"][:])
 
     @cached_property
     def n_documents(self) -> int:
@@ -94,6 +147,10 @@ class TokenSplit:
             raise DataError(f"{what} should have a key (text) and an origin (an object); {_NEXT}")
         if not isinstance(record.get("text"), str | None):
             raise DataError(f"{what}: its text should be a string, or be left out; {_NEXT}")
+        if not isinstance(record.get("source"), str | None) or not all(map(_is_message, record.get("messages", ()))):
+            raise DataError(
+                f"{what}: its source should be text, and its messages {{role, start, end}}, or be left out; {_NEXT}"
+            )
         return record
 
     def trace(self, context: int, position: int) -> TracedToken:
@@ -104,7 +161,25 @@ class TokenSplit:
         record = self.document(document_id)
         text = record.get("text")
         characters = None if text is None else "" if start == NO_CHARACTERS else text[start:end]
-        return TracedToken(record["key"], record["origin"], start, end, characters)
+        message, role = _message_at(record.get("messages", ()), start)
+        return TracedToken(record["key"], record["origin"], start, end, characters, record.get("source"), message, role)
+
+
+def _is_message(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("role"), str)
+        and isinstance(value.get("start"), int)
+        and isinstance(value.get("end"), int)
+    )
+
+
+def _message_at(messages: Sequence[dict[str, Any]], start: int) -> tuple[int | None, str | None]:
+    """(number, role) of the message that has the character `start`."""
+    for number, message in enumerate(messages):
+        if message["start"] <= start < message["end"]:
+            return number, message["role"]
+    return None, None
 
 
 class TokenStore:
@@ -120,11 +195,16 @@ class TokenStore:
         self.prepend_bos: bool = attributes["prepend_bos"]
         self.ignore_token_ids: tuple[int, ...] = tuple(attributes["ignore_token_ids"])
         self.ignore_positions: int = attributes.get("ignore_positions", 0)
-        self.train = TokenSplit(group["train"], files, "train")
-        self.eval = TokenSplit(group["eval"], files, "eval")
+        self.sources: tuple[str, ...] = tuple(source["name"] for source in attributes.get("sources", ()))
+        self.train, self.eval = (
+            TokenSplit(group[name], files, name, self.ignore_token_ids, self.ignore_positions) for name in SPLITS
+        )
 
     def mask(self, tokens: np.ndarray) -> np.ndarray:
-        """bool, shape of contexts `tokens` [..., context_size]: False where the id or the position is ignored."""
+        """bool, shape of contexts `tokens` [..., context_size]: False where the id or the position is ignored.
+
+        What the documents do not count is in `TokenSplit.mask` alone, which knows the contexts.
+        """
         return kept_tokens(tokens, self.ignore_token_ids, self.ignore_positions)
 
     def check_tokenizer(self, digest: str, model: str) -> None:
@@ -167,18 +247,22 @@ def open_tokens(path: str | Path) -> TokenStore:
 
 
 class _SplitWriter:
-    def __init__(self, group: Any, place: Path, name: str, context_size: int) -> None:
+    def __init__(self, group: Any, place: Path, name: str, context_size: int, counted: bool) -> None:
         self.group = group.create_group(name)
+        kinds: dict[str, tuple[str, int]] = dict.fromkeys(FIELDS, ("int32", NO_CHARACTERS))
+        if counted:
+            kinds[COUNTED] = ("bool", 1)
         self.arrays = {
             field: self.group.create_array(
                 field,
                 shape=(0, context_size),
                 chunks=(CHUNK_CONTEXTS, context_size),
-                dtype="int32",
-                fill_value=NO_CHARACTERS,
+                dtype=dtype,
+                fill_value=fill,
             )
-            for field in FIELDS
+            for field, (dtype, fill) in kinds.items()
         }
+        self.source_ids = array("i")
         self.n_contexts = 0
         self.offsets = [0]
         self.digest = hashlib.sha256(name.encode())
@@ -187,7 +271,11 @@ class _SplitWriter:
         self._n_held = 0
 
     def add_document(self, document: Document) -> int:
-        record: dict[str, Any] = {"key": document.key, "origin": document.origin}
+        record: dict[str, Any] = {"key": document.name, "origin": document.origin}
+        if document.source:
+            record["source"] = document.source
+        if document.messages:
+            record["messages"] = [message._asdict() for message in document.messages]
         if document.keep_text:
             record["text"] = document.text
         line = json.dumps(record, ensure_ascii=False, sort_keys=True).encode() + b"\n"
@@ -196,7 +284,9 @@ class _SplitWriter:
         self.offsets.append(self.offsets[-1] + len(line))
         return len(self.offsets) - 2
 
-    def add_contexts(self, packed: PackedSplit) -> None:
+    def add_contexts(self, packed: PackedSplit, source_id: int | None = None) -> None:
+        if source_id is not None:
+            self.source_ids.extend([source_id] * len(packed.tokens))
         self._held.append(packed.rows())
         self._n_held += len(packed.tokens)
         self.n_contexts += len(packed.tokens)
@@ -207,8 +297,8 @@ class _SplitWriter:
         if n == 0:
             return
         rows = np.concatenate(self._held, axis=1)
-        for field, values in zip(FIELDS, rows, strict=True):
-            self.arrays[field].append(values[:n])
+        for written, values in zip(self.arrays.values(), rows, strict=True):
+            written.append(values[:n].astype(written.dtype, copy=False))
         self.digest.update(np.ascontiguousarray(rows[:, :n].transpose(1, 0, 2)).tobytes())
         self._held, self._n_held = [rows[:, n:]], rows.shape[1] - n
 
@@ -216,19 +306,31 @@ class _SplitWriter:
         self._flush(self._n_held)
         self.texts.close()
         self.group.create_array("document_offsets", data=np.asarray(self.offsets, dtype=np.int64), chunks=(OFFSETS_CHUNK,))
+        if self.source_ids:
+            ids = np.asarray(self.source_ids, dtype=np.int32)
+            self.group.create_array("source_ids", data=ids, chunks=(OFFSETS_CHUNK,))
+            self.digest.update(ids.tobytes())
         return self.digest.hexdigest()
 
 
 class TokenWriter:
-    """Writes a token store in a temporary directory; :func:`write_tokens` and the tokenize stage use it."""
+    """Writes a token store in a temporary directory; :func:`write_tokens` and the tokenize stage use it.
 
-    def __init__(self, place: Path, context_size: int) -> None:
+    Args:
+        place: the directory.
+        context_size: tokens in a context.
+        sources: names of the sources, where several are mixed.
+        counted: whether the packed contexts say which of their tokens count.
+    """
+
+    def __init__(self, place: Path, context_size: int, sources: Sequence[str] = (), counted: bool = False) -> None:
         import zarr
 
         (place / "documents").mkdir()
         self.place = place
         self.group = zarr.create_group(str(place), zarr_format=3)
-        self.splits = {name: _SplitWriter(self.group, place, name, context_size) for name in SPLITS}
+        self.splits = {name: _SplitWriter(self.group, place, name, context_size, counted) for name in SPLITS}
+        self.sources = tuple(sources)
         self.context_size = context_size
 
     def __enter__(self) -> Self:
@@ -257,6 +359,12 @@ class TokenWriter:
             "tokenizer_digest": tokenizer_digest,
             "split_seed": split_seed,
         }
+        if self.sources:
+            about["packing"] += ", each of one source"
+            about["sources"] = [
+                {"name": name, **{f"{split}_contexts": each.source_ids.count(at) for split, each in self.splits.items()}}
+                for at, name in enumerate(self.sources)
+            ]
         if ignore_positions:  # left out where there are none, as earlier versions' stores do: one content, one digest
             about["ignore_positions"] = ignore_positions
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
@@ -283,7 +391,7 @@ def write_tokens(
     """Write a token store from arrays in memory (both splits get `documents`); returns its content digest."""
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(atomic_directory(path))
-        writer = stack.enter_context(TokenWriter(place, train.tokens.shape[1]))
+        writer = stack.enter_context(TokenWriter(place, train.tokens.shape[1], counted=train.counted is not None))
         kept = list(documents)
         for name, packed in (("train", train), ("eval", eval)):
             for document in kept:

@@ -9,7 +9,7 @@ from pipeline.files import is_number
 from pipeline.provenance import section
 
 if TYPE_CHECKING:
-    from pipeline.params.schema import Params
+    from pipeline.params.schema import DatasetParams, Params
 
 _DECODERS = {
     "initialize_lorsa_with_mhsa": "the model's own attention heads",
@@ -46,11 +46,20 @@ def training_rows(config: Mapping[str, Any], params: Params | None = None) -> li
     ]
     if params is not None:
         rows.append(["norm of activations", params.dictionary.norm_activation])
-        rows.append(["data set", params.dataset.dataset_name_or_path])
+        rows.append(["data set", _text(params.dataset)])
     started = section(provenance, "initialization")
     if started:
         rows.append(["initialisation", initialization_words(started, config)])
     return [row for row in rows if row[1] is not None]
+
+
+def _text(dataset: DatasetParams) -> str:
+    """Where the text lies; of several sources each with its weight."""
+    if dataset.sources is None:
+        return dataset.dataset_name_or_path
+    return ", ".join(
+        f"{name}: {source.dataset_name_or_path} (weight {source.weight:g})" for name, source in dataset.sources.items()
+    )
 
 
 def initialization_words(started: Mapping[str, Any], config: Mapping[str, Any]) -> str:

@@ -41,7 +41,7 @@ def evaluate_saved(
         NumericsError: a non-finite value, or a metric that is undefined on this data.
     """
     store = open_tokens(tokens)
-    held_out = SplitTokens(store.eval, store.mask, params.evaluation.tokens, params.evaluation.batch_contexts)
+    held_out = SplitTokens(store.eval, store.eval.mask, params.evaluation.tokens, params.evaluation.batch_contexts)
     loaded = load_dictionary(dictionary)
     hook_norms, origin = read_norms(norms, statistics)
     principal = load_principal_directions(statistics, loaded.hooks_out)

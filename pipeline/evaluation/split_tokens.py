@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.corpus.contexts import read_contexts
 from pipeline.errors import DataError
-
-READ = 4096  # contexts, as many as a chunk of the token store has
 
 
 class Contexts(Protocol):
@@ -25,21 +24,6 @@ class Contexts(Protocol):
     def read(self, start: int = 0, stop: int | None = None, field: str = "tokens") -> np.ndarray:
         """int32 [n, T] of contexts start..stop: tokens, or document_ids."""
         ...
-
-
-def read_contexts(split: Contexts, chosen: np.ndarray, field: str) -> np.ndarray:
-    """int32 [n, T] of some contexts. What is read at once spans at most READ contexts, however far apart the chosen ones are.
-
-    Args:
-        split: where they are.
-        chosen: int64 [n], their numbers, ascending.
-        field: as of Contexts.read.
-    """
-    parts = []
-    for some in np.split(chosen, np.flatnonzero(np.diff(chosen // READ)) + 1):
-        first, last = int(some[0]), int(some[-1])
-        parts.append(split.read(first, last + 1, field)[some - first])
-    return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
@@ -66,7 +50,7 @@ class SplitTokens:
 
     Args:
         split: where the contexts are.
-        mask_of: tokens -> bool, True where a token is kept (not a special token).
+        mask_of: numbers of contexts, their tokens -> bool, True where a token is kept (not a special token).
         tokens: how many tokens to evaluate, masked ones included, rounded up to whole contexts; None: all.
         batch_contexts: contexts per batch.
         name: of the split, for messages.
@@ -78,7 +62,7 @@ class SplitTokens:
     def __init__(
         self,
         split: Contexts,
-        mask_of: Callable[[np.ndarray], np.ndarray],
+        mask_of: Callable[[np.ndarray, np.ndarray], np.ndarray],
         tokens: int | None,
         batch_contexts: int,
         name: str = "held-out",
@@ -109,7 +93,7 @@ class SplitTokens:
             yield SplitBatch(
                 torch.from_numpy(chosen),
                 torch.from_numpy(tokens.astype(np.int64)),
-                torch.from_numpy(np.ascontiguousarray(self._mask_of(tokens))),
+                torch.from_numpy(np.ascontiguousarray(self._mask_of(chosen, tokens))),
                 torch.from_numpy(read_contexts(self._split, chosen, "document_ids").astype(np.int64)),
                 f"{self._name} contexts {chosen[0]} to {chosen[-1]}",
             )

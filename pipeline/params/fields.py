@@ -40,6 +40,7 @@ class Limits:
     share: tuple[str, str] | None = None  # (things, whole): an int counts things, a float is a share of it
     form: tuple[str, str] | None = None  # regular expression of the whole string, and what it means
     also_called: tuple[str, ...] = ()  # names that people try instead, for the hint
+    listed: bool = False  # names and their sections may be a list of sections too, each with its `name`
 
 
 def param(default: Any = dataclasses.MISSING, *, about: str = "", **limits: Any) -> Any:

@@ -6,7 +6,7 @@ The flags survive the shell's word splitting: no spaces, quotes or wildcards but
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,9 @@ def flags(preset: Mapping[str, Any]) -> list[str]:
     """
     words: list[str] = []
     faults: list[str] = []
-    named = {key: preset[key] for key in NAMED if preset.get(key) is not None}
+    named = {key: value for key in NAMED if (value := _at(preset, key)) is not None}
     # Names that are there already would stay beside those of the preset.
-    for key, value in (*flatten({**preset, **dict.fromkeys(named)}), *named.items()):
+    for key, value in (*flatten(_nulled(preset, named)), *named.items()):
         try:
             words += ["-S", f"{key}={_format(value)}"]
         except ValueError as error:
@@ -61,6 +61,26 @@ def flags(preset: Mapping[str, Any]) -> list[str]:
     if faults:
         raise ParamsError(faults)
     return words
+
+
+def _at(values: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key, or None."""
+    place: Any = values
+    for part in key.split("."):
+        place = place.get(part) if isinstance(place, Mapping) else None
+    return place
+
+
+def _nulled(values: Mapping[str, Any], keys: Collection[str], where: str = "") -> dict[str, Any]:
+    """The values, those of some dotted keys being null."""
+    return {
+        key: None
+        if f"{where}{key}" in keys
+        else _nulled(value, keys, f"{where}{key}.")
+        if isinstance(value, Mapping)
+        else value
+        for key, value in values.items()
+    }
 
 
 def _format(value: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,17 @@ LEFT_ALONE = (
     "demo.*",
 )
 
-# Keys that hold names with sections of their own: those laid over take the place of all that are there.
-NAMED = tuple(key for key, hint in hints(Params).items() if named_sections(hint) is not None)
+
+def _named(cls: type[Section], where: str = "") -> Iterator[str]:
+    for key, hint in hints(cls).items():
+        if named_sections(hint) is not None:
+            yield f"{where}{key}"
+        elif isinstance(hint, type) and issubclass(hint, Section):
+            yield from _named(hint, f"{where}{key}.")
+
+
+# Dotted keys that hold names with sections of their own: those laid over take the place of all that are there.
+NAMED = tuple(_named(Params))
 
 
 def preset_names(directory: Path = DIRECTORY) -> list[str]:
@@ -69,15 +78,15 @@ def is_left_alone(key: str) -> bool:
 
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the keys of `over` in place of its own, section by section; named sections (NAMED) all at once."""
-    return _merged(base, over) | {key: over[key] for key in NAMED if key in over}
+    return _merged(base, over)
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         under = merged.get(key)
-        nested = isinstance(value, Mapping) and isinstance(under, Mapping)
-        merged[key] = _merged(under, value) if nested else value  # type: ignore[arg-type]
+        nested = isinstance(value, Mapping) and isinstance(under, Mapping) and f"{where}{key}" not in NAMED
+        merged[key] = _merged(under, value, f"{where}{key}.") if nested else value  # type: ignore[arg-type]
     return merged
 
 

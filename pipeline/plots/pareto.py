@@ -9,6 +9,7 @@ from pipeline.metric_names import ordinary
 from pipeline.plots.charts import Group, Point, ScatterChart
 
 MOST_SITES = 6
+_TEXT = ("dataset_name_or_path", "config_name", "split", "messages_field")
 PCA_NOTE = "PCA stands at its rank, its directions at each hook point written"
 FIGURES = {
     "fvu": ("FVU", "fraction of variance unexplained, held out"),
@@ -70,12 +71,22 @@ def read_experiment(row: Mapping[str, Any]) -> Experiment | None:
         pca_delta_ce=_number(row.get("pca_delta_ce")),
         pca_rank=_number(row.get("pca_rank")),
         revision=str(field("model.revision") or "default revision"),
-        data=_data([field(f"dataset.{name}") for name in ("dataset_name_or_path", "config_name", "split")]),
+        data=_data(_sources(row) or [field(f"dataset.{name}") for name in _TEXT]),
     )
 
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
+
+
+def _sources(row: Mapping[str, Any]) -> list[str]:
+    """`web.weight 3.0` of several sources, in the order of their names; nothing of one."""
+    stated = {key: value for key, value in row.items() if key.startswith("dataset.sources")}
+    return [
+        f"{key.removeprefix('dataset.sources').lstrip('.')} {value}".strip()
+        for key, value in sorted(stated.items())
+        if value not in (None, "None", "-", "")
+    ]
 
 
 def _data(parts: Sequence[Any]) -> str:

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from pipeline.corpus.hub import documents_of_rows, hub_rows
-from pipeline.corpus.pieces import Skipped
+from pipeline.corpus.pieces import Column, Skipped
 from pipeline.errors import DataError
 from tests.corpus.test_sources import corpus, texts
 
@@ -145,7 +145,7 @@ def test_rows_of_datasets(tmp_path: Path, streaming: bool, message: str, monkeyp
     invalid_text(tmp_path / "set" / "a.parquet")
     rows = hub_rows(str(tmp_path / "set"), None, None, "train", streaming)
     with pytest.raises(DataError, match=rf"data set 'it': {message} \(.*0xe9"):
-        list(documents_of_rows(rows, "it", "train", "text", None, Skipped()))
+        list(documents_of_rows(rows, "it", "train", Column("text"), None, Skipped()))
 
 
 def test_a_data_set_whose_files_are_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

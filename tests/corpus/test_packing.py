@@ -48,6 +48,35 @@ def test_packer_is_the_naive_loop(lengths: list[int], context: int, bos: int | N
     assert got == naive(lengths, context, bos, eos)
 
 
+def naive_with_own_bos(lengths: list[int], context: int, bos: int, counted: bool) -> list[list[tuple[int, ...]]]:
+    """Documents that begin with `bos` themselves: token by token, a context that would begin with another gets one."""
+    contexts: list[list[tuple[int, ...]]] = [[]]
+    for number, length in enumerate(lengths):
+        for i in range(length):
+            token = (bos if i == 0 else 100 * number + i, number, 2 * i, 2 * i + 1, *([i % 2] if counted else []))
+            if not contexts[-1] and token[0] != bos:
+                contexts[-1].append((bos, number, -1, -1, *([1] if counted else [])))
+            contexts[-1].append(token)
+            if len(contexts[-1]) == context:
+                contexts.append([])
+    return contexts[:-1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=st.lists(st.integers(1, 12), min_size=0, max_size=8), context=st.integers(2, 7), counted=st.booleans())
+def test_a_context_gets_no_second_bos(lengths: list[int], context: int, counted: bool) -> None:
+    packer = Packer(context, 7, None, own_bos=True)
+    got: list[list[tuple[int, ...]]] = []
+    for number, length in enumerate(lengths):
+        i = np.arange(length, dtype=np.int32)
+        ids = np.where(i == 0, 7, 100 * number + i).astype(np.int32)
+        packer.add(number, ids, 2 * i, 2 * i + 1, i % 2 if counted else None)
+        for packed in packer.contexts():
+            assert (packed.counted is not None) == counted
+            got += [[tuple(int(v) for v in row[:, p]) for p in range(context)] for row in packed.rows().transpose(1, 0, 2)]
+    assert got == naive_with_own_bos(lengths, context, 7, counted)
+
+
 def split(tokens: np.ndarray) -> PackedSplit:
     starts = np.tile(np.arange(tokens.shape[1], dtype=np.int32), (len(tokens), 1))
     return PackedSplit(tokens.astype(np.int32), np.zeros_like(tokens, dtype=np.int32), starts, starts + 1)

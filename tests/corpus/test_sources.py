@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from pipeline.corpus.document import Document
 from pipeline.corpus.hub import documents_of_rows, hub_rows
 from pipeline.corpus.local import local_documents
-from pipeline.corpus.pieces import PIECE_BYTES, Skipped
+from pipeline.corpus.pieces import PIECE_BYTES, Column, Skipped
 from pipeline.corpus.sources import Corpus, documents
 from pipeline.corpus.text_form import GATHERED_CHARACTERS, SEPARATOR
 from pipeline.errors import DataError
@@ -112,7 +112,9 @@ def test_hub_form(tmp_path: Path, streaming: bool, monkeypatch: pytest.MonkeyPat
     name = str(tmp_path / "set")
 
     def rows(split: str = "train", field: str = "text", seed: int | None = None) -> list[Document]:
-        return list(documents_of_rows(hub_rows(name, None, None, split, streaming), name, split, field, seed, Skipped()))
+        return list(
+            documents_of_rows(hub_rows(name, None, None, split, streaming), name, split, Column(field), seed, Skipped())
+        )
 
     found = rows()
     assert [d.text for d in found] == ["a b", "c d"]

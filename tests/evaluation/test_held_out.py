@@ -46,7 +46,7 @@ def test_it_goes_on_after_some_batches_and_numbers_its_contexts():
 
 
 def test_contexts_far_apart_are_not_read_with_all_that_lies_between(monkeypatch):
-    monkeypatch.setattr("pipeline.evaluation.split_tokens.READ", 4)
+    monkeypatch.setattr("pipeline.corpus.contexts.CHUNK_CONTEXTS", 4)
     tokens = tiny_tokens(40)
     chosen = held_out(tokens, batch_contexts=9, n_tokens=9 * CONTEXT)
     spans, read = [], chosen._split.read

@@ -70,7 +70,7 @@ class ArraySplit:
 
 
 def held_out(tokens: np.ndarray, batch_contexts: int = 4, n_tokens: int | None = None) -> SplitTokens:
-    return SplitTokens(ArraySplit(tokens), lambda ids: ids != 0, n_tokens, batch_contexts)
+    return SplitTokens(ArraySplit(tokens), lambda _, ids: ids != 0, n_tokens, batch_contexts)
 
 
 def hooked_run(module: nn.Module, ids: Tensor, where: nn.Module, change: Callable[[Tensor], Tensor]) -> Tensor:

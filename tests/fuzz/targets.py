@@ -20,7 +20,10 @@ import yaml
 from pipeline.analysis.feature_columns import CONTEXTS, FEATURES
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.contracts.sealing import DIGEST, sealed
-from pipeline.corpus.local import local_documents
+from pipeline.corpus.chat import ChatTemplate
+from pipeline.corpus.folder import text_files
+from pipeline.corpus.local import documents_of_files, local_documents
+from pipeline.corpus.pieces import Column, Skipped
 from pipeline.dashboard.chunks import Table, chunk, packed
 from pipeline.dashboard.overview import WANTED
 from pipeline.dashboard.training_rows import training_rows
@@ -37,6 +40,7 @@ from pipeline.params.reading import read_mapping
 from pipeline.plots.training import training_charts
 from pipeline.plots.training_report import describe
 from pipeline.tracking.opening import history_rows, read_run_id
+from tests.corpus.chats import HEADERS, chat_tokenizer, conversations
 from tests.dashboard import synthetic
 from tests.fuzz.hunting import Target
 from tests.fuzz.mutations import changed, corrupted, written
@@ -213,6 +217,25 @@ def corpus() -> Target:
     return Target("corpus", case, put_files, read, tuple(whole))
 
 
+def chats() -> Target:
+    records = [{"turns": chat} for chat in conversations(12, system=True)]
+    template = ChatTemplate(chat_tokenizer(HEADERS), "tiny")
+    column = Column("turns", template, assistant_only=True)
+
+    def lines(rows: Any) -> str:
+        return "\n".join(map(json.dumps, rows))
+
+    def case(draw: Random) -> Files:
+        return one_file("a.jsonl", written(draw, records, lines))
+
+    def read(folder: Path) -> None:
+        for path in folder.iterdir():
+            for document in documents_of_files(text_files(path, "train", None), column, 0, Skipped()):
+                assert all(0 <= start <= end <= len(document.text) for start, end in document.counted or ())
+
+    return Target("chats", case, put_files, read, (one_file("a.jsonl", lines(records).encode()),))
+
+
 def metrics() -> Target:
     figures = {name: 0.5 + number for number, name in enumerate(WANTED)} | {
         "massive_tokens": 1.0,
@@ -258,4 +281,4 @@ def metrics() -> Target:
 
 def targets(seeds: Path) -> tuple[Target, ...]:
     """Every target; whole documents that are directories are made in `seeds`."""
-    return params(), dictionary(seeds), features(seeds), corpus(), metrics()
+    return params(), dictionary(seeds), features(seeds), corpus(), chats(), metrics()

@@ -148,7 +148,8 @@ def test_what_a_key_takes_in_words() -> None:
 def test_the_page_has_every_key_and_says_whose_it_is() -> None:
     page = (ROOT / "docs" / "params.md").read_text()
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
-    assert len(rows) == len({key for key, _ in flatten(read_mapping(PARAMS))}) + len(["models.NAME"] * 2)
+    of_names = len(["models.NAME"] * 2) + len(["dataset.sources.NAME"] * 9)
+    assert len(rows) == len({key for key, _ in flatten(read_mapping(PARAMS))}) + of_names
     row = next(row for row in rows if row[0] == "| `hook_point_out`")
     assert row[1] == "lorsa, sae, transcoder"
     assert row[3] == "lorsa, sae: `null`; transcoder: `blocks.2.hook_mlp_out`"

@@ -15,7 +15,7 @@ from pipeline.params.dictionary_kinds import KINDS
 from pipeline.params.loader import params_from_dict
 from pipeline.params.presets import DIRECTORY, NAMED, apply_preset, is_left_alone, layers, overlay, preset_names, read_preset
 from pipeline.params.reading import read_mapping
-from pipeline.params.schema import Params, TrainerParams, flatten
+from pipeline.params.schema import Params, TrainerParams
 from pipeline.params.sections.dictionary import params_class
 from tests.messages import saying
 
@@ -25,8 +25,17 @@ FILES = sorted(path.relative_to(DIRECTORY).with_suffix("").as_posix() for path i
 
 def flat(values: dict[str, Any]) -> dict[str, Any]:
     """Dotted keys and values; names with sections of their own are one value."""
-    named = {key: values[key] for key in NAMED if key in values}
-    return dict(flatten({key: value for key, value in values.items() if key not in NAMED})) | named
+    found: dict[str, Any] = {}
+
+    def walk(inner: dict[str, Any], where: str) -> None:
+        for key, value in inner.items():
+            if isinstance(value, dict) and where + key not in NAMED:
+                walk(value, f"{where}{key}.")
+            else:
+                found[where + key] = value
+
+    walk(values, "")
+    return found
 
 
 def order(name: str) -> list[str]:

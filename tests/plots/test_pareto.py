@@ -103,6 +103,25 @@ def test_other_text_and_another_revision_of_the_model_are_other_sites() -> None:
     assert [e.site for e in same] == ["demo, ?"]
 
 
+def test_other_weights_of_sources_are_other_sites() -> None:
+    chat = {"dataset.sources.chat.dataset_name_or_path": "chats", "dataset.sources.chat.messages_field": "turns"}
+    rows = [
+        {
+            **ROW,
+            **PARAMS,
+            "Experiment": name,
+            "dataset.dataset_name_or_path": "demo",
+            **chat,
+            "dataset.sources.chat.weight": weight,
+        }
+        for name, weight in (("a", 1.0), ("b", 3.0))
+    ]
+    found = told_apart([e for row in rows if (e := read_experiment(row)) is not None])
+    for experiment, weight in zip(found, (1.0, 3.0), strict=True):
+        says(experiment.site, "chat.dataset_name_or_path chats", "chat.messages_field turns", f"chat.weight {weight}")
+    assert len({e.site for e in found}) == 2
+
+
 def test_pca_is_in_the_charts_and_in_the_table() -> None:
     a, b, c = made("a", 72, 0.1), made("b", 72, 0.2), made("c", 8, 0.9)  # 72: three layers of 24
     experiments = [e._replace(pca_fvu=0.4, pca_delta_ce=1.4, pca_rank=24.0) for e in (a, b)] + [c]

@@ -112,12 +112,13 @@ def _accepted(form: Form) -> dict[str, Any]:
     if section is None:
         return _value(form.annotation, form.limits)
     names = {"propertyNames": {"pattern": _pattern(form.limits)}} if form.limits.form else {}
-    return {
-        "type": ["object", "null"],
-        "minProperties": 1,
-        **names,
-        "additionalProperties": section_schema(section, complete=False),
-    }
+    each = section_schema(section, complete=False)
+    named = {"type": ["object", "null"], "minProperties": 1, **names, "additionalProperties": each}
+    if not form.limits.listed:
+        return named
+    name = {"name": {"type": "string", **({"pattern": _pattern(form.limits)} if form.limits.form else {})}}
+    item = {**each, "properties": {**name, **each["properties"]}}
+    return {"anyOf": [named, {"type": "array", "minItems": 1, "items": item}]}
 
 
 def _value(annotation: Any, limits: Limits) -> dict[str, Any]:
