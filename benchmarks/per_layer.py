@@ -23,6 +23,7 @@ from pipeline.dictionaries.store import load_dictionary
 from pipeline.evaluation.saved import evaluate_saved
 from pipeline.folding import fold_dictionary
 from pipeline.norms.hook_norm import load_norms
+from pipeline.norms.normalizer import Normalizer
 from pipeline.opening import open_for
 from pipeline.params.loader import load_params
 from pipeline.training.loop import train
@@ -58,7 +59,8 @@ def main(output: Path) -> None:
     dictionary = load_dictionary("data/initial/main")
     hold_cross_layer_blocks(dictionary)
     norms = load_norms("data/norms.json")
-    source = make_source(params, dictionary, store, torch.device("cpu"))
+    limits = Normalizer(dictionary.config, norms).excluded
+    source = make_source(params, dictionary, limits, store, torch.device("cpu"))
     began = time.monotonic()
     train(dictionary, source, params=params.trainer, norms=norms, total_steps=params.total_steps, label="per-layer")
     seconds = time.monotonic() - began
