@@ -37,8 +37,12 @@ def test_peers_are_installed_once_and_their_pythons_are_named(tmp_path: Path) ->
         for _ in range(2):
             found = CliRunner().invoke(peers.main, ["--environments", str(tmp_path), "--peer", "saelens", "--only-install"])
             assert found.stdout.strip().splitlines()[-1] == f"--peer saelens={tmp_path / 'saelens' / 'bin' / 'python'}"
-    assert made.call_count == pip.call_count == 1
-    assert peers.VERSIONS["saelens"] in pip.call_args.args[0]
+    assert made.call_count == 1
+    install, uninstall = (call.args[0] for call in pip.call_args_list)
+    assert "install" in install
+    assert peers.VERSIONS["saelens"] in install
+    assert "uninstall" in uninstall
+    assert set(peers.UNUSED) <= set(uninstall)
 
 
 def test_a_peer_that_cannot_be_installed_is_said_and_tried_again(tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ def limited(exact, config: dict, hooks: dict[str, float], *, rule: bool = True) 
     norms = {hook: {**plain(norm), "median_norm": 1e6} for hook, norm in case.norms.items()}
     for hook, share in hooks.items():
         length = case.activations[hook].norm(dim=-1)
-        limit = float(length[case.mask].quantile(share))
+        ordered = length[case.mask].sort().values
+        below = int(share * (len(ordered) - 1))
+        limit = float(ordered[below : below + 2].mean())  # between two tokens, so that no rounding decides about one
         massive |= length > limit
         norms[hook] = {**norms[hook], "median_norm": limit / (FACTOR if rule else 10.0)}
         if rule:

@@ -232,10 +232,10 @@ def test_a_file_uses_its_models(tmp_path: Path) -> None:
 
 def test_keys_of_older_files_that_do_nothing_are_read_at_their_only_value() -> None:
     old = changed({})
-    old["activations"] |= {"source": "store", "buffer_shuffle": {"perm_seed": 42, "generator_device": None}}
+    old["activations"]["buffer_shuffle"] = {"perm_seed": 42, "generator_device": None}
     assert params_from_dict(old) == params_from_dict(changed({}))
-    old["activations"]["source"] = "live"
-    with pytest.raises(ParamsError, match=saying("activations.source:", "store", "live")):
+    old["activations"]["buffer_shuffle"]["generator_device"] = "cuda"
+    with pytest.raises(ParamsError, match=saying("activations.buffer_shuffle.generator_device:", "cpu")):
         params_from_dict(old)
 
 
