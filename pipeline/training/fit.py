@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from pipeline.training.first_weights import first_weights, read_stated, untraine
 from pipeline.training.fit_params import fit_params, held_back, holds_back
 from pipeline.training.loop import train
 from pipeline.training.schedules import with_rate
-from pipeline.training.source import TensorSource
+from pipeline.training.source import Source, TensorSource
 from pipeline.training.tensors import Activations, TensorData, read_tensors
 
 
@@ -91,19 +91,52 @@ def fit(
     """
     given = dict(dictionary)
     data = read_tensors(activations, targets, given.pop("kind", None))
-    config = _config(given, data)
+    config = config_of(given, data)
     stated, start = read_stated(initializer or {})
     params = fit_params(config, trainer, stated, data.shape, batch_size, max_norm_factor)
     made = untrained(config, params, start, seed).to(training_device(device))
-    norms = data.norms(made.hooks_in, made.hooks_out, max_norm_factor)
+    return fitted(
+        made,
+        data,
+        params,
+        lambda rows, normalizer: TensorSource.of(rows, batch_size=batch_size, seed=seed),
+        start=start,
+        seed=seed,
+        label="fit" if progress else None,
+    )
+
+
+def fitted(
+    made: Dictionary,
+    data: TensorData,
+    params: FitParams,
+    source_of: Callable[[TensorData, Normalizer], Source],
+    *,
+    start: Dictionary | None,
+    seed: int,
+    label: str | None,
+) -> FitResult:
+    """Train and fold a dictionary.
+
+    Args:
+        made: as :func:`untrained` gives it, on its device.
+        data: of which norms and first weights are made; of BatchTopK, and JumpReLU with a target L0, the last rows set the
+            inference threshold.
+        params: all parameters.
+        source_of: batches to train on, of the rows of `data` that are neither excluded nor held back, and of the normalizer.
+        start: the dictionary to start from; None: weights are drawn.
+        seed: of the draw.
+        label: of what is said on standard error; None: nothing is.
+    """
+    batch_size = params.activations.batch_size
+    norms = data.norms(made.hooks_in, made.hooks_out, params.activations.max_norm_factor)
     normalizer = Normalizer(made.config, norms)
     data = data.without(normalizer.excluded.above(normalizer.by_hook(data.inputs, data.labels)))
     held = held_back(data.shape, batch_size) if holds_back(params) else 0
     kept, rest = data.rows(0, len(data) - held), data.rows(len(data) - held, len(data))
     made = first_weights(made, _sample(made, kept, normalizer, params, seed), normalizer, params, start, seed)
-    source = TensorSource.of(kept, batch_size=batch_size, seed=seed)
-    label = "fit" if progress else None
     rated = with_rate(params.trainer, made.config, params.total_steps, fine_tuning=start is not None)
+    source = source_of(kept, normalizer)
     run = train(made, source, params=rated, norms=norms, total_steps=params.total_steps, label=label)
     mode = "keep" if made.config.norm_activation in NORMS_OF_THE_DATA else "fold"
     batches = list(_batches(rest, normalizer, batch_size))
@@ -123,7 +156,7 @@ def _sample(made: Dictionary, data: TensorData, normalizer: Normalizer, params: 
     return make_sample(made, normalizer, inputs, labels, mask)
 
 
-def _config(given: Mapping[str, Any], data: TensorData) -> dict[str, Any]:
+def config_of(given: Mapping[str, Any], data: TensorData) -> dict[str, Any]:
     """The dictionary's configuration, widths checked against the tensors."""
     stated = {**data.config_fields(), **given}
     if not data.names_in and data.labels is not data.inputs:

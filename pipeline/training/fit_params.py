@@ -33,6 +33,7 @@ def fit_params(
     rows: Rows,
     batch_size: int,
     max_norm_factor: float | None,
+    stacklevel: int = 4,
 ) -> FitParams:
     """All parameters.
 
@@ -42,6 +43,7 @@ def fit_params(
         rows: of the activations.
         batch_size: rows in a batch.
         max_norm_factor: activations.max_norm_factor.
+        stacklevel: of the warnings: how far above `warnings.warn` the caller is that they are for.
 
     Raises:
         ParamsError: unknown, mistyped or contradictory fields, all at once; or nothing is left to train on.
@@ -69,7 +71,7 @@ def fit_params(
             f"batch_size: {batch_size} leaves nothing to train on of {rows.n} rows, since one batch sets the "
             f"inference threshold of act_fn '{params.dictionary.act_fn}'"
         )
-    _warn(params, trainer, initializer)
+    _warn(params, trainer, initializer, stacklevel)
     return params
 
 
@@ -84,10 +86,10 @@ def held_back(rows: Rows, batch_size: int) -> int:
     return max(n // batch_size, 1) * batch_size
 
 
-def _warn(params: FitParams, trainer: Mapping[str, Any], initializer: Mapping[str, Any]) -> None:
+def _warn(params: FitParams, trainer: Mapping[str, Any], initializer: Mapping[str, Any], stacklevel: int) -> None:
     """What the train stage says of its parameters, of the fields that the caller has given."""
     given = {*(f"trainer.{key}" for key in trainer), *(f"initializer.{key}" for key in initializer)}
     idle = [line for key, line in without_effect_here(params).items() if key in given]
     for line in (not_sparse(params.dictionary, params.trainer), f"no effect: {', '.join(idle)}" if idle else None):
         if line is not None:
-            warnings.warn(line, stacklevel=4)
+            warnings.warn(line, stacklevel=stacklevel)

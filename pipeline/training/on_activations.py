@@ -31,6 +31,7 @@ from pipeline.training.first_weights import first_weights, read_stated, untraine
 from pipeline.training.fit import FitResult
 from pipeline.training.fit_params import Rows, fit_params, held_back, holds_back
 from pipeline.training.loop import train
+from pipeline.training.on_batches import Given, train_on_batches
 from pipeline.training.schedules import with_rate
 from pipeline.training.source import StoreSource
 
@@ -41,7 +42,7 @@ NORM_TOKENS = 1_000_000
 
 
 def train_dictionary(
-    activations: Activations | ActivationStream,
+    activations: Activations | ActivationStream | Iterable[Given],
     *,
     dictionary: Mapping[str, Any],
     trainer: Mapping[str, Any],
@@ -58,13 +59,14 @@ def train_dictionary(
     Fields that are not given take the embedded default's recipe (`recipe.py`).
 
     Args:
-        activations: an open store, live activations, or a stream (whose batch_size and buffer_size are the defaults).
+        activations: an open store, live activations, or a stream (whose batch_size and buffer_size are the defaults); or an
+            iterator of batches of one's own, see :func:`pipeline.training.on_batches.train_on_batches`.
         dictionary: fields as for `build_dictionary`; widths are those of the hook points. Of activations of one hook point
             that one is read; else hook_point_in (hook_points_in) names them.
         trainer: fields of trainer (params.yaml).
         initializer: fields of initializer, as of `fit`; needs no language model.
         batch_size: tokens, or contexts for activations-2d; None: the stream's, else 4,096.
-        buffer_size: tokens mixed at a time; None: the stream's, else 1,048,576.
+        buffer_size: tokens mixed at a time; None: the stream's, else 1,048,576. What an iterator gives is not mixed.
         max_norm_factor: as activations.max_norm_factor.
         seed: of the draw of the weights and the order of the rows; the same seed gives the same bits on the CPU.
         device: of the training; None: cuda if there is one, else cpu.
@@ -77,8 +79,20 @@ def train_dictionary(
         ParamsError: unknown, mistyped or contradictory fields, all at once.
         DataError, NumericsError: no such hook point; non-finite activations; a non-finite loss, or a run that diverges.
     """
+    if not isinstance(activations, (Activations, ActivationStream)):
+        return train_on_batches(
+            activations,
+            dictionary=dictionary,
+            trainer=trainer,
+            initializer=initializer,
+            batch_size=batch_size,
+            max_norm_factor=max_norm_factor,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
     stream = activations if isinstance(activations, ActivationStream) else None
-    store = activations if not isinstance(activations, ActivationStream) else activations.activations
+    store = activations.activations if isinstance(activations, ActivationStream) else activations
     batch_size = batch_size or (stream.batch_size if stream else 4096)
     buffer_size = buffer_size or (stream.buffer_size if stream else 2**20)
     config = _config(dict(dictionary), store)

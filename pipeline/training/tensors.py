@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -107,6 +107,19 @@ class TensorData:
                 raise DataError(f"fit: {statistics.nonfinite} of the tokens at '{hook}' hold non-finite values")
             found[hook] = hook_norm(statistics).to_dict()
         return found
+
+
+def joined(parts: Sequence[TensorData]) -> TensorData:
+    """The rows of all parts, which are of one form; masks are completed where only some have one."""
+    if len(parts) == 1:
+        return parts[0]
+    inputs = torch.cat([part.inputs for part in parts])
+    labels = inputs if parts[0].labels is parts[0].inputs else torch.cat([part.labels for part in parts])
+    mask = None
+    if any(part.mask is not None for part in parts):
+        kept = [torch.ones(part.inputs.shape[: part.token_dims], dtype=torch.bool, device=inputs.device) for part in parts]
+        mask = torch.cat([one if part.mask is None else part.mask for one, part in zip(kept, parts, strict=True)])
+    return dataclasses.replace(parts[0], inputs=inputs, labels=labels, mask=mask)
 
 
 def read_tensors(activations: Activations, targets: Activations | None, kind: str | None) -> TensorData:
