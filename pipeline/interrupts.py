@@ -11,14 +11,44 @@ from types import FrameType
 from pipeline.errors import Interrupted
 
 
+class StopWaiting(Exception):
+    """The user asked to stop while the run was waiting for something."""
+
+
 class StopRequest:
     """Whether the user asked to stop."""
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self._waiting = False
 
     def __bool__(self) -> bool:
         return self.received is not None
+
+    def receive(self, name: str) -> None:
+        """Set the request; what waits at this moment is left.
+
+        Raises:
+            StopWaiting: within :meth:`waiting`.
+        """
+        self.received = name
+        if self._waiting:
+            raise StopWaiting
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around waiting that may be long and changes no state: a request does not wait for its end.
+
+        Raises:
+            StopWaiting: the request is there, or comes.
+        """
+        self._waiting = True
+        try:
+            if self:
+                raise StopWaiting
+            yield
+        finally:
+            self._waiting = False
 
 
 @contextlib.contextmanager
@@ -48,8 +78,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     def receive(number: int, frame: FrameType | None) -> None:
-        request.received = signal.Signals(number).name
         restore()
+        request.receive(signal.Signals(number).name)
 
     for number in before:
         signal.signal(number, receive)

@@ -144,6 +144,10 @@ class _Recycler:
         return torch.from_numpy(owner).view(dtype).view(shape)
 
 
+class _Closed(Exception):
+    """Nobody waits for the window any more."""
+
+
 class _Window(NamedTuple):
     """A window's rows in their shuffled order."""
 
@@ -154,13 +158,20 @@ class _Window(NamedTuple):
 class _Windows:
     """Windows in order; with `ahead`, the next one is read in a thread while batches are taken from this one.
 
-    With `dear`, the one window of all rows is read once, and mixed anew in memory for the next epoch.
+    With `dear`, the one window of all rows is read once, and mixed anew in memory for the next epoch. Once `closing` is set, a
+    window that is being read is given up after its present chunk.
     """
 
     def __init__(
-        self, arrays: Mapping[str, ChunkSource], plan: BatchPlan, ahead: bool, last: tuple[int, int] | None, dear: bool
+        self,
+        arrays: Mapping[str, ChunkSource],
+        plan: BatchPlan,
+        ahead: bool,
+        last: tuple[int, int] | None,
+        dear: bool,
+        closing: threading.Event,
     ) -> None:
-        self.arrays, self.plan, self.last, self.dear = arrays, plan, last, dear
+        self.arrays, self.plan, self.last, self.dear, self.closing = arrays, plan, last, dear, closing
         self.memory = _Recycler()
         self.pool = ThreadPoolExecutor(1, "activation windows") if ahead else None
         self.key: tuple[int, int] | None = None
@@ -184,6 +195,8 @@ class _Windows:
             for name, array in self.arrays.items():
                 array.scatter_chunk(tensors[name], part, chunk, start, stop)
             done += stop - start
+            if self.closing.is_set():
+                raise _Closed
         return _Window(tensors, torch.from_numpy(rows[order]))
 
     def _mixed(self, window: _Window, order: Tensor) -> _Window:
@@ -298,8 +311,9 @@ def iterate_batches(
     if stop is not None and stop > start:
         piece = plan.pieces(stop - 1)[-1]
         last = (piece.epoch, piece.window)
-    made = _BatchMaker(_Windows(arrays, plan, prefetch, last, dear), delivery).made(start, stop)
-    return _ahead(made) if prefetch else made
+    closing = threading.Event()
+    made = _BatchMaker(_Windows(arrays, plan, prefetch, last, dear, closing), delivery).made(start, stop)
+    return _ahead(made, closing) if prefetch else made
 
 
 class _BatchMaker:
@@ -356,10 +370,9 @@ class _End(NamedTuple):
     error: BaseException | None
 
 
-def _ahead(batches: Iterator[ActivationBatch]) -> Iterator[ActivationBatch]:
-    """`batches` made in a background thread, a few ahead; an error there is raised here, closing ends the thread."""
+def _ahead(batches: Iterator[ActivationBatch], stopped: threading.Event) -> Iterator[ActivationBatch]:
+    """`batches` made in a background thread, a few ahead; an error there is raised here, closing sets `stopped` and ends it."""
     made: queue.Queue[Any] = queue.Queue(BATCHES_AHEAD)
-    stopped = threading.Event()
 
     def put(item: Any) -> bool:
         while not stopped.is_set():

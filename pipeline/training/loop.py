@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -19,7 +19,7 @@ from pipeline.contracts.sealing import MADE_BY
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.errors import CheckpointError, Interrupted, NumericsError
-from pipeline.interrupts import StopRequest, stop_on_signals
+from pipeline.interrupts import StopRequest, StopWaiting, stop_on_signals
 from pipeline.params.sections.trainer import TrainerParams
 from pipeline.progress import Progress
 from pipeline.training.checkpoints import Checkpoints, History, snapshot_steps
@@ -165,7 +165,11 @@ class TrainingRun:
         self._check_progress()
         for s in range(trainer.step_number, trainer.total_steps):
             started = time.perf_counter()
-            batch = next(batches)
+            try:
+                with stop.waiting():
+                    batch = next(batches)
+            except StopWaiting:
+                self._interrupt(stop)
             self.timing.wait += time.perf_counter() - started
             last = s == trainer.total_steps - 1
             observation = trainer.step(batch, observe=last or s % self.params.log_frequency == 0)
@@ -180,19 +184,27 @@ class TrainingRun:
             if s + 1 in snapshots:
                 self._snapshot(s + 1)
             if self.checkpoints is not None and not last:
-                due = time.monotonic() - saved >= 60 * self.params.checkpoint_minutes
-                if stop or due:
+                if stop:
+                    self._interrupt(stop)
+                if time.monotonic() - saved >= 60 * self.params.checkpoint_minutes:
                     self._save()
                     saved = time.monotonic()
-                if stop:
-                    raise Interrupted(
-                        f"training: stopped by {stop.received} after step {s + 1:,} of {trainer.total_steps:,}; "
-                        "the state is saved, run the same command again to go on"
-                    )
         trainer.guard.read()
         batches.close()
         if (lack := trainer.too_short()) is not None:
             say(self.label, lack)
+
+    def _interrupt(self, stop: StopRequest) -> NoReturn:
+        """Save the state, and stop.
+
+        Raises:
+            Interrupted: after which step.
+        """
+        self._save()
+        raise Interrupted(
+            f"training: stopped by {stop.received} after step {self.trainer.step_number:,} of {self.trainer.total_steps:,}; "
+            "the state is saved, run the same command again to go on"
+        ) from None
 
     def _check_progress(self) -> None:
         """Stop a run that has diverged; its state is kept to be looked at.

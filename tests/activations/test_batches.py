@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -191,3 +194,35 @@ def test_rows_of_a_context_meet_about_as_rarely_as_in_a_uniform_shuffle(store, b
     # The row order of the store itself is mixed, but only within blocks: reading in order would not do.
     in_order = _same_context_share(contexts.split(512))
     assert in_order > ours
+
+
+def test_an_exception_while_waiting_gives_up_a_window_after_its_present_chunk(store, monkeypatch):
+    """A live window may take minutes; Ctrl-C does not wait for it."""
+    array, handled, chunks = type(store.array(HOOK)), threading.Event(), []
+    read = array.scatter_chunk
+
+    class Asked(Exception):
+        pass
+
+    def handler(number, frame):
+        handled.set()
+        raise Asked
+
+    def slow(self, out, places, chunk, start, stop):
+        read(self, out, places, chunk, start, stop)
+        chunks.append(chunk)
+        if not handled.is_set():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert handled.wait(30)
+        time.sleep(0.5)  # the main thread closes the batches
+
+    monkeypatch.setattr(array, "scatter_chunk", slow)
+    threads = set(threading.enumerate())
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with pytest.raises(Asked):
+            next(store.batches(BATCH, hook_points=[HOOK]))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(chunks) == 1
+    assert set(threading.enumerate()) <= threads

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from pipeline.errors import CheckpointError, Interrupted, NumericsError
 from pipeline.interrupts import stop_on_signals
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.loop import TrainingRun, train
-from pipeline.training.source import TensorSource
+from pipeline.training.source import TensorSource, TrainingBatch
+from pipeline.training.step import Trainer
 from tests.training.cases import NORMS, dictionary, params, rows, same, weights
 
 STEPS = 11
@@ -115,13 +117,26 @@ def usual_interrupts():
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_signal_saves_and_stops(usual_interrupts, tmp_path: Path) -> None:
+@pytest.mark.parametrize("waiting", [False, True])
+def test_a_signal_saves_and_stops(usual_interrupts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waiting: bool) -> None:
+    """During a step, which ends; or while the next batch is waited for, which is not."""
+
     class Signal(TensorSource):
         def batches(self, start: int):  # type: ignore[no-untyped-def]
             for batch in super().batches(start):
-                if batch.index == 5:
+                if batch.index == 6 and waiting:
                     signal.raise_signal(signal.SIGTERM)
+                    pytest.fail("the batch was waited for")
                 yield batch
+
+    step = Trainer.step
+
+    def signalled(self: Trainer, batch: TrainingBatch, **more: Any) -> Any:
+        if batch.index == 5 and not waiting:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batch, **more)
+
+    monkeypatch.setattr(Trainer, "step", signalled)
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match=r"SIGTERM after step 6 of 11") as caught:
@@ -129,6 +144,11 @@ def test_a_signal_saves_and_stops(usual_interrupts, tmp_path: Path) -> None:
     assert caught.value.exit_code == 130
     assert signal.getsignal(signal.SIGTERM) == before
     assert Checkpoints(tmp_path, {}).points() == [6]
+    monkeypatch.undo()
+    going_on, unbroken = dictionary(), dictionary()
+    run(going_on, tmp_path)
+    run(unbroken)
+    assert same(weights(going_on), weights(unbroken))
     with stop_on_signals() as request:
         signal.raise_signal(signal.SIGINT)
         assert request
