@@ -2,7 +2,8 @@
 
     dvc repro && git worktree add ../before COMMIT
     python -m benchmarks.evaluation --before ../before             # both stages on what the run has left; minutes a round
-    python -m benchmarks.evaluation --before ../before --whole     # and the whole default, each time in a fresh clone
+    python -m benchmarks.evaluation --before ../before --whole     # first the whole default, each time in a fresh clone; both
+                                                                   # stages then on what that of the other commit has left
     python -m benchmarks.evaluation --small                        # a tiny project, this commit alone
 
 CPU seconds are user and system seconds of the stage's process, its start and imports among them: the clock tells little on a
@@ -81,12 +82,12 @@ def stages(checkout: Path, folder: Path, params: Path) -> dict[str, float]:
     return found | {TOGETHER: sum(found.values())}
 
 
-def whole(checkout: Path) -> float:
-    """CPU seconds of `dvc repro` in a fresh clone of what a checkout has committed."""
-    with tempfile.TemporaryDirectory() as place:
-        subprocess.run(["git", "clone", "-q", str(checkout), place], check=True)
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return seconds([sys.executable, "-m", "dvc", "repro"], Path(place), PATH=path, PYTHONPATH="")
+def whole(checkout: Path, place: Path) -> float:
+    """CPU seconds of `dvc repro` in a fresh clone, made at `place`, of what a checkout has committed."""
+    shutil.rmtree(place, ignore_errors=True)
+    subprocess.run(["git", "clone", "-q", str(checkout), str(place)], check=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return seconds([sys.executable, "-m", "dvc", "repro"], place, PATH=path, PYTHONPATH="")
 
 
 def check_equal(one: Path, other: Path) -> None:
@@ -194,11 +195,17 @@ def main(before: Path | None, finished: Path, rounds: int, repro: bool, whole_ro
     if before is None:
         raise click.UsageError("--before CHECKOUT: name a checkout of the commit to compare with")
     sides = {BEFORE: before.resolve(), OURS: ROOT}
-    found = measure(sides, finished, {side: checkout / "params.yaml" for side, checkout in sides.items()}, rounds)
-    for number in range(whole_rounds if repro else 0):
-        for side, checkout in sides.items():
-            found[side].setdefault(WHOLE, []).append(value := whole(checkout))
-            click.echo(f"round {number + 1}: {side}, {WHOLE}: {value:.1f} CPU s", err=True)
+    params = {side: checkout / "params.yaml" for side, checkout in sides.items()}
+    repros: dict[str, list[float]] = {side: [] for side in sides}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(whole_rounds if repro else 0):
+            for side, checkout in sides.items():
+                repros[side].append(value := whole(checkout, Path(folder) / side))
+                click.echo(f"round {number + 1}: {side}, {WHOLE}: {value:.1f} CPU s", err=True)
+        # An older version cannot read what a newer one has written.
+        found = measure(sides, Path(folder) / BEFORE if repro else finished, params, rounds)
+    for side in sides if repro else ():
+        found[side][WHOLE] = repros[side]
     command = "python -m benchmarks.evaluation --before CHECKOUT" + " --whole" * repro
     counted = f"{rounds} rounds" + f" (of {WHOLE} {whole_rounds})" * repro
     text = report(table(found), command, _commit(before), counted)

@@ -26,7 +26,8 @@ from pipeline.analysis.analyze import Inputs, analyze
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.corpus.document import Document
 from pipeline.corpus.packing import PackedSplit
-from pipeline.corpus.tokens import open_tokens, write_tokens
+from pipeline.corpus.tokens import open_tokens
+from pipeline.corpus.tokens_writer import write_tokens
 from pipeline.dashboard.folder import write_dashboard
 from pipeline.dictionaries.build import build_dictionary
 from pipeline.norms.hook_norm import load_norms

@@ -37,7 +37,8 @@ from pipeline.activations.plan import ContextTokens, plan_rows
 from pipeline.activations.reader import open_store
 from pipeline.activations.writer import ArrayWriter, StoreWriter
 from pipeline.corpus.packing import PackedSplit
-from pipeline.corpus.tokens import TokenStore, open_tokens, write_tokens
+from pipeline.corpus.tokens import TokenStore, open_tokens
+from pipeline.corpus.tokens_writer import write_tokens
 from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.loading import load_language_model
 from pipeline.lm.quiet import quiet

@@ -23,7 +23,8 @@ from pipeline.corpus.document import Document, held_out
 from pipeline.corpus.mixture import Mixture
 from pipeline.corpus.near_duplicates import NearDuplicates
 from pipeline.corpus.packing import PackedSplit, Packer, kept_tokens
-from pipeline.corpus.tokens import SPLITS, TokenWriter
+from pipeline.corpus.tokens import SPLITS
+from pipeline.corpus.tokens_writer import TokenWriter
 from pipeline.errors import DataError
 from pipeline.files import atomic_directory
 from pipeline.progress import Progress

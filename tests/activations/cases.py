@@ -14,7 +14,8 @@ from pipeline.activations.fingerprint import GenerationSettings
 from pipeline.activations.generation import ModelFacts, generate_store
 from pipeline.activations.reader import ActivationStore, open_store
 from pipeline.corpus.packing import PackedSplit
-from pipeline.corpus.tokens import TokenStore, open_tokens, write_tokens
+from pipeline.corpus.tokens import TokenStore, open_tokens
+from pipeline.corpus.tokens_writer import write_tokens
 
 HOOK, OTHER = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
 VOCABULARY = 40

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pipeline.activations.plan import ContextTokens
-from pipeline.corpus.tokens import TokenStore, open_tokens, write_tokens
+from pipeline.corpus.tokens import TokenStore, open_tokens
+from pipeline.corpus.tokens_writer import write_tokens
 from pipeline.evaluation.split_tokens import SplitTokens
 from tests.activations.cases import HOOK, FakeModel, make_store, packed
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pipeline.activations.fingerprint import check_made_for
-from pipeline.corpus.tokens import TokenStore, open_tokens, write_tokens
+from pipeline.corpus.tokens import TokenStore, open_tokens
+from pipeline.corpus.tokens_writer import write_tokens
 from pipeline.errors import DataError
 from tests.activations.cases import HOOK, FakeModel, make_store, packed, settings
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline.corpus.document import Document, held_out
 from pipeline.corpus.packing import PackedSplit, Packer
-from pipeline.corpus.tokens import open_tokens, write_tokens
+from pipeline.corpus.tokens import open_tokens
+from pipeline.corpus.tokens_writer import write_tokens
 from pipeline.errors import DataError
 from tests.messages import saying
 
