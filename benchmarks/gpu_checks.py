@@ -219,29 +219,41 @@ def entry_cases() -> list[tuple[str, str]]:
 
 
 def _entries(device: torch.device, kind: str, act_fn: str, d_sae: int) -> None:
+    """The same bits twice, and as near to dense products in float64 as those in float32 are, or to 1e-5.
+
+    Gradients of attention in float32 are 2e-5 off, whatever computes the rest.
+    """
+    ours, again = (_by_entries(device, kind, act_fn, d_sae, torch.float32, by_triton=True) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(ours, again, strict=True)), "other bits the second time"
+    cpu = torch.device("cpu")
+    dense, wanted = (_by_entries(cpu, kind, act_fn, d_sae, dtype, by_triton=False) for dtype in (torch.float32, torch.float64))
+    for one, rounded, right in zip(ours, dense, wanted, strict=True):
+        error, rounding = (
+            float(torch.linalg.vector_norm(each.double() - right) / torch.linalg.vector_norm(right).clamp_min(1e-12))
+            for each in (one, rounded)
+        )
+        assert error < max(1e-5, 2 * rounding), f"relative difference {error:.2e}, of dense products in float32 {rounding:.2e}"
+
+
+def _by_entries(
+    device: torch.device, kind: str, act_fn: str, d_sae: int, dtype: torch.dtype, by_triton: bool
+) -> list[torch.Tensor]:
+    """Reconstruction, features and gradients of the reconstruction loss."""
     rng = torch.Generator().manual_seed(2)
     tokens = (2, d_sae // 6)
     x = torch.randn(*tokens, *((2, 24) if kind in ("clt", "crosscoder") else (24,)), generator=rng) * 3
-    mask = torch.rand(tokens, generator=rng) < 0.8
-    found = []
-    for by_triton in (True, True, False):
-        where, dtype = (device, torch.float32) if by_triton else (torch.device("cpu"), torch.float64)
-        fields = {"use_triton_kernel": by_triton, "sparsity_threshold_for_triton_spmm_kernel": 0.0, "d_sae": d_sae}
-        made = _made(kind, act_fn, dtype=str(dtype).removeprefix("torch."), **fields).to(where)
-        given, kept = x.to(where, dtype), mask.to(where)
-        if by_triton:
-            codes = made.step_codes(given, kept, Gate(share=0.0), decoded_only=True)
-            assert codes.entries is not None, "nothing was done by entries"
-        else:
-            codes = made.codes(given, kept)
-        x_hat = made.reconstructions(codes, given)[-1]
-        reconstruction_loss(x_hat, given, kept).backward()
-        gradients = [p.grad for p in made.parameters() if p.grad is not None]
-        found.append([t.detach().cpu() for t in (x_hat, codes.f, *gradients)])
-    assert all(torch.equal(ours, again) for ours, again in zip(*found[:2], strict=True)), "other bits the second time"
-    for ours, wanted in zip(found[0], found[2], strict=True):
-        error = torch.linalg.vector_norm(ours.double() - wanted) / torch.linalg.vector_norm(wanted).clamp_min(1e-12)
-        assert float(error) < 1e-5, f"relative difference {float(error):.2e}"
+    given, kept = x.to(device, dtype), (torch.rand(tokens, generator=rng) < 0.8).to(device)
+    fields = {"use_triton_kernel": by_triton, "sparsity_threshold_for_triton_spmm_kernel": 0.0, "d_sae": d_sae}
+    made = _made(kind, act_fn, dtype=str(dtype).removeprefix("torch."), **fields).to(device)
+    if by_triton:
+        codes = made.step_codes(given, kept, Gate(share=0.0), decoded_only=True)
+        assert codes.entries is not None, "nothing was done by entries"
+    else:
+        codes = made.codes(given, kept)
+    x_hat = made.reconstructions(codes, given)[-1]
+    reconstruction_loss(x_hat, given, kept).backward()
+    gradients = [p.grad for p in made.parameters() if p.grad is not None]
+    return [t.detach().cpu() for t in (x_hat, codes.f, *gradients)]
 
 
 def _made(kind: str, act_fn: str, **fields: Any) -> Dictionary:
