@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.hook_keys import split_key
 from pipeline.params.choices import LIVE
 from pipeline.params.rules.schedule import total_steps
 from pipeline.params.section import across
@@ -37,16 +36,6 @@ def model_loss_replaces_one_hook_point(dictionary: DictionaryFields, trainer: Tr
         f"{trainer.model_loss} replaces one hook point, and this {dictionary.kind} writes {len(written)} "
         f"({', '.join(written)}); take kind sae, transcoder or lorsa, or write null"
     )
-
-
-@across("trainer.model_loss")
-def model_loss_is_of_the_main_model(dictionary: DictionaryFields, trainer: TrainerParams) -> str | None:
-    """Contexts are run through the model of the section `model`."""
-    hooks = dict.fromkeys((*dictionary.hooks_in, *dictionary.hooks_out))
-    others = [hook for hook in hooks if split_key(hook)[0]]
-    if trainer.model_loss is None or len(dictionary.hooks_out) > 1 or not others:  # the latter is a fault of its own
-        return None
-    return f"{trainer.model_loss} runs the model of model.model_name, and {', '.join(others)} is of another; write null"
 
 
 @across("trainer.model_loss_steps")
