@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.losses.reductions import full_precision, widened
 
-CHUNK_ENTRIES = 2**22  # logits turned to probabilities at once
+CHUNK_ENTRIES = 2**19  # logits turned to probabilities at once, few enough to stay in a cache
 
 
 def divergence(clean_BTV: Tensor, spliced_BTV: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -293,6 +294,16 @@ def test_excluded_tokens_are_masked_and_their_predictions_count(stream: Activati
     assert batch.mask.equal(plain.mask & (plain.inputs.norm(dim=-1) <= limit))
     assert batch.contexts is not None
     assert batch.contexts.kept.equal(plain.mask)
+
+
+def test_nothing_reads_rows_ahead_beside_the_contexts(stream: ActivationStream) -> None:
+    """Two threads would run the one model, whose blocks are replaced for a start midway."""
+    before = set(threading.enumerate())
+    batches = source_of(stream.activations, (0, stream.activations.n_rows)).batches(29)
+    assert next(batches).contexts is None
+    assert set(threading.enumerate()) > before
+    assert next(batches).contexts is not None
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_run_that_is_resumed_inside_has_the_same_bits(stream: ActivationStream) -> None:
