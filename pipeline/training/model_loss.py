@@ -1,7 +1,8 @@
 """The loss through the language model, trainer.model_loss: whole contexts with the reconstruction in the activation's place.
 
 The last model_loss_steps steps of a run on live activations take whole contexts of its training text in the place of shuffled
-rows, as many tokens, in an order of (seed, pass): the contexts of a step follow from its number. On each the language model is
+rows, model_loss_batches times as many tokens (the gradient of one batch is mostly noise, docs/fine-tuning.md), in an order of
+(seed, pass): the contexts of a step follow from its number. On each the language model is
 run as it is, and again from the block of the written hook point on with the reconstruction there, in raw activations; masked
 and excluded tokens keep their own. Its loss has a gradient in the reconstruction, which goes the way of that of the
 reconstruction error (Karvonen 2025, arXiv 2503.17272).
@@ -105,30 +106,31 @@ class ContextSource:
     Args:
         source: of the other steps; its store is live.
         kind: of the loss.
+        n_batches: tokens of a step of whole contexts, in batches.
         first: number of the first step of whole contexts.
         total_steps: T.
 
     Attributes:
         batch_size, batch_tokens: of the source.
-        n_contexts: in a step: as many tokens as a batch has, at least one context.
+        n_contexts: in a step: as many tokens as so many batches have, at least one context.
 
     Raises:
         DataError: the model has no logits, or there are fewer contexts than a step takes.
         ParamsError: the logits cannot be held.
     """
 
-    def __init__(self, source: StoreSource, kind: str, first: int, total_steps: int) -> None:
+    def __init__(self, source: StoreSource, kind: str, n_batches: int, first: int, total_steps: int) -> None:
         assert isinstance(source.store, LiveActivations)  # a rule of parameters (pipeline/params/rules/model_loss.py)
         self.source, self.live, self.kind, self.first, self.total_steps = source, source.store, kind, first, total_steps
         self.batch_size, self.batch_tokens = source.batch_size, source.batch_tokens
-        self.n_contexts = max(1, source.batch_tokens // self.live.context_size)
+        self.n_contexts = _contexts_in_step(source, n_batches)
         self.at_once = int(self.live.config["model_batch_size"])
         self.contexts = self.live.contexts_within(source.rows)
         if len(self.contexts) < self.n_contexts:
             raise DataError(
                 f"{self.live.path}: trainer.model_loss {kind}: a step takes {self.n_contexts:,} whole contexts, and "
                 f"{len(self.contexts):,} have no row kept back by fold.calibration_tokens; raise activations.total_tokens, or "
-                "lower activations.batch_size"
+                "lower trainer.model_loss_batches or activations.batch_size"
             )
         model = self.live.whole_model()
         assert isinstance(model, LanguageModel)
@@ -188,6 +190,17 @@ class ContextSource:
         )
 
 
+def _contexts_in_step(source: StoreSource, n_batches: int) -> int:
+    return max(1, n_batches * source.batch_tokens // source.store.context_size)
+
+
+def run_tokens(source: StoreSource, params: TrainerParams, total_steps: int) -> int:
+    """Tokens of all T steps of a run, masked ones too."""
+    last = resolve_steps(params.model_loss_steps, total_steps) if params.model_loss is not None else 0
+    whole = _contexts_in_step(source, params.model_loss_batches) * source.store.context_size
+    return (total_steps - last) * source.batch_tokens + last * whole
+
+
 def with_model_loss(source: StoreSource, params: TrainerParams, total_steps: int) -> Source:
     """The source of a run of T steps, with whole contexts in its last model_loss_steps; itself where model_loss is null.
 
@@ -196,6 +209,5 @@ def with_model_loss(source: StoreSource, params: TrainerParams, total_steps: int
     """
     if params.model_loss is None:
         return source
-    return ContextSource(
-        source, params.model_loss, total_steps - resolve_steps(params.model_loss_steps, total_steps), total_steps
-    )
+    first = total_steps - resolve_steps(params.model_loss_steps, total_steps)
+    return ContextSource(source, params.model_loss, params.model_loss_batches, first, total_steps)

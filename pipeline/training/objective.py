@@ -1,6 +1,6 @@
 """The loss of a batch: the plain sum of weighted terms (SPEC 5).
 
-    total = l_rec + lambda * sparsity + lambda_p * lp + alpha * auxk + rho * model_loss,  rho = l_rec / model_loss
+    total = l_rec + lambda * sparsity + lambda_p * lp + alpha * auxk + rho * model_loss,  rho = l_rec / (4 model_loss)
 
 With matryoshka_widths l_rec is the mean over the nested prefixes (Bussmann et al. 2025). Terms that are off are absent. Every
 term is a mean over kept tokens, in float32, outside autocast.
@@ -33,6 +33,7 @@ from pipeline.shares import resolve_share
 RECONSTRUCTION = "l_rec"
 PRE_ACT = "lp"
 AUXK = "auxk"
+MODEL_LOSS_SHARE = 0.25  # what the loss through the language model counts, of l_rec (measured: docs/fine-tuning.md)
 ModelLoss = Callable[[Tensor], tuple[Tensor, Tensor]]  # a reconstruction -> the language model's loss, and its gradient
 AMP_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -96,7 +97,7 @@ def compute_loss(
         dead: bool of `feature_shape`, the dead features, or what gives it for the batch's codes; None: AuxK is 0.
         step_statistic: for a micro-batch, the whole step's value of what the sparsity loss is not linear in.
         padding: bool [...], True for a position that holds no token: masked, and read by none; None: there are none.
-        model_loss: of the whole reconstruction, to be weighed so that it counts as much as l_rec; None: there is none.
+        model_loss: of the whole reconstruction, to be weighed so that it counts a quarter of l_rec; None: there is none.
     """
     mask = mask if padding is None else kept_tokens(mask, padding)
     codes, reconstructions = _forward(dictionary, x, mask, params, gate, padding)
@@ -129,7 +130,8 @@ def compute_loss(
         value = with_gradient(r, *model_loss(r.detach()))
         l_rec = unweighted[RECONSTRUCTION].detach()
         unweighted[names.MODEL_LOSS] = value
-        terms[names.MODEL_LOSS] = value * (l_rec / value.detach().clamp_min(torch.finfo(value.dtype).tiny))
+        weight = MODEL_LOSS_SHARE * l_rec / value.detach().clamp_min(torch.finfo(value.dtype).tiny)
+        terms[names.MODEL_LOSS] = value * weight
     total = sum(terms.values(), start=torch.zeros((), dtype=terms[RECONSTRUCTION].dtype, device=x.device))
     return LossReport(total, terms, unweighted, codes, r, dropped)
 

@@ -44,7 +44,7 @@ ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
     (
         {**SPLICED, "trainer.gradient_accumulation_steps": 2},
         "trainer.gradient_accumulation_steps",
-        ("2", "1", "model_loss kl", "activations.batch_size"),
+        ("2", "1", "model_loss kl", "model_loss_batches"),
     ),
     (
         {"activations.hook_points": ["blocks.1.hook_resid_post"]},

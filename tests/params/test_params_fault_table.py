@@ -183,6 +183,7 @@ ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
         ("exponential", "k_cold_booting_steps: 0", "k_schedule_type: linear", "k_exponential_factor: 3.0"),
     ),
     ({"trainer.model_loss_steps": 0.2}, "trainer.model_loss", ("null", "0.2", "model_loss_steps: 0.1", "kl", "ce")),
+    ({"trainer.model_loss_batches": 2}, "trainer.model_loss", ("null", "2", "model_loss_batches: 4", "kl", "ce")),
     ({"trainer.model_loss": "mse"}, "trainer.model_loss", ("mse", "kl", "ce")),
     ({"trainer.model_loss_steps": 1.5}, "trainer.model_loss_steps", ("1.5", "1.0")),
     ({WIDTHS: []}, WIDTHS, ("empty", "null")),

@@ -25,7 +25,7 @@ from pipeline.lm.loading import load_language_model
 from pipeline.norms.exclusion import NormLimits
 from pipeline.params.schema import TrainerParams
 from pipeline.streaming import ActivationStream, stream_activations
-from pipeline.training.model_loss import ContextSource, SplicedContexts, with_model_loss
+from pipeline.training.model_loss import ContextSource, SplicedContexts, run_tokens, with_model_loss
 from pipeline.training.on_activations import train_dictionary, train_on_text
 from pipeline.training.source import StoreSource, TrainingBatch
 from pipeline.training.step import Trainer
@@ -142,7 +142,7 @@ def by_autograd(
     else:
         log_p = put_in(model, written, tokens, None)[:, :-1].log_softmax(-1)[counted]
         loss = nn.functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-    (l_rec + loss * (l_rec / loss).detach()).backward()
+    (l_rec + loss * (l_rec / (4 * loss)).detach()).backward()
     gradients = {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
     made.zero_grad()
     return {"l_rec": float(l_rec.detach()), "model_loss": float(loss.detach())}, gradients
@@ -153,7 +153,7 @@ def by_autograd(
 def test_a_step_has_the_gradients_of_plain_autograd(
     model: LanguageModel, kind: str, act_fn: str, norm: str, loss: str, entries: bool
 ) -> None:
-    """By chosen entries and densely; both terms weigh alike."""
+    """By chosen entries and densely; the model's loss counts a quarter of the reconstruction's."""
     made = dictionary(kind, act_fn, norm)
     batch = batch_of(model, made, loss, at_once=4)
     terms, wanted = by_autograd(model, made, batch, norm, loss)
@@ -167,8 +167,8 @@ def test_a_step_has_the_gradients_of_plain_autograd(
     figures = observation.figures()
     for name, value in terms.items():
         assert figures[name] == pytest.approx(value, rel=1e-6)
-    assert figures["model_loss_weighted"] == pytest.approx(terms["l_rec"], rel=1e-6)
-    assert figures["loss"] == pytest.approx(2 * terms["l_rec"], rel=1e-6)
+    assert figures["model_loss_weighted"] == pytest.approx(terms["l_rec"] / 4, rel=1e-6)
+    assert figures["loss"] == pytest.approx(1.25 * terms["l_rec"], rel=1e-6)
     found = {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
     assert {"W_E", "W_D"} <= wanted.keys() or kind == "lorsa"
     for name, gradient in wanted.items():
@@ -239,8 +239,11 @@ def source_of(live: LiveActivations, rows: tuple[int, int], limit: float | None 
     whole = live.target == "activations-2d"
     batch_size = B // PROJECT_CONTEXT if whole else B
     source = StoreSource(live, (HOOK,), (HOOK,), batch_size, rows, limits, 4000, seed=3)
-    made = with_model_loss(source, TrainerParams(model_loss="kl", model_loss_steps=0.25), TOTAL)
+    params = TrainerParams(model_loss="kl", model_loss_steps=0.25, model_loss_batches=2)
+    made = with_model_loss(source, params, TOTAL)
     assert isinstance(made, ContextSource)
+    assert run_tokens(source, params, TOTAL) == 30 * B + 10 * 2 * B
+    assert run_tokens(source, TrainerParams(), TOTAL) == TOTAL * B
     return made
 
 
@@ -254,7 +257,7 @@ def test_the_last_steps_take_whole_contexts_of_the_training_rows(
     live = stream.activations
     stop = live.n_rows * 3 // 4
     source = source_of(live, (0, stop))
-    assert (source.first, source.n_contexts) == (30, B // PROJECT_CONTEXT)
+    assert (source.first, source.n_contexts) == (30, 2 * B // PROJECT_CONTEXT)
     own = source.source.batches(28)
     batches = source.batches(28)
     for _ in range(2):
@@ -330,7 +333,7 @@ def test_a_run_that_is_resumed_inside_has_the_same_bits(stream: ActivationStream
 
 
 def test_a_training_in_python(stream: ActivationStream, model_path: Path) -> None:
-    trainer = {**RUN, "log_frequency": 1, "model_loss_steps": 0.25, "lr_cool_down_steps": 0.25}
+    trainer = {**RUN, "log_frequency": 1, "model_loss_steps": 0.25, "model_loss_batches": 2, "lr_cool_down_steps": 0.25}
     tuned, plain = (
         train_dictionary(stream, dictionary=SHAPE, trainer=trainer | {"model_loss": loss} if loss else RUN)
         for loss in ("kl", None)
@@ -347,7 +350,7 @@ def test_refusals(stream: ActivationStream, model_path: Path, tmp_path: Path) ->
     from pipeline.streaming import write_activations
     from pipeline.training.fit import fit
 
-    trainer = {**RUN, "model_loss": "kl"}
+    trainer = {**RUN, "model_loss": "kl", "model_loss_steps": 4}
     part = streamed(str(model_path))
     with pytest.raises(DataError, match=saying("hook points alone", "no logits")):
         train_dictionary(part, dictionary=SHAPE, trainer=trainer)

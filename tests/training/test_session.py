@@ -115,12 +115,15 @@ def test_a_run_that_is_interrupted_in_its_model_loss_goes_on_to_the_same_bytes(
     outcome = project.run("train")
     assert outcome.exit_code == 0, outcome.stderr
     (line,) = [line for line in outcome.stderr.splitlines() if "model_loss" in line]
-    assert line.startswith("train: trainer.model_loss kl: the last 16 of 64 steps, from 48 on, take 8 whole contexts each")
-    assert "2,048 tokens" in line
+    assert line.startswith("train: trainer.model_loss kl: the last 16 of 64 steps, from 48 on, take 32 whole contexts each")
+    assert "8,192 tokens" in line
     wanted = outputs(project)
     history = [json.loads(row) for row in wanted["metrics/train_history.jsonl"].splitlines()]
     assert [row["step"] for row in history if "model_loss" in row] == list(range(48, 64))
-    assert json.loads(wanted["metrics/train.json"])["final_model_loss"] > 0
+    metrics = json.loads(wanted["metrics/train.json"])
+    assert metrics["final_model_loss"] > 0
+    assert metrics["tokens"] + metrics["left_out_tokens"] == 48 * 128 + 16 * 4 * 128
+    assert metrics["left_out_tokens"] > 0  # special tokens of whole contexts
     newest = max(checkpoints(project), key=lambda place: place.stat().st_mtime)
     (newest / "finished" / "state.json").unlink()
     step = Trainer.step

@@ -62,6 +62,6 @@ def model_loss_sees_the_whole_step(trainer: TrainerParams) -> str | None:
     if trainer.model_loss is None or parts == 1:
         return None
     return (
-        f"a step with model_loss {trainer.model_loss} is computed in one part, got {parts}; write 1 (and a smaller "
-        "activations.batch_size), or model_loss null"
+        f"a step with model_loss {trainer.model_loss} is computed in one part, got {parts}; write 1 (and fewer "
+        "model_loss_batches), or model_loss null"
     )

@@ -17,6 +17,7 @@ from pipeline.params.section import Section, rule, without_effect
 
 WARMS_UP = ("constantwithwarmup", "linearwarmupdecay", "cosineannealingwarmup", "exponentialwarmup")
 SCHEDULERS = ("constant", "cosineannealing", *WARMS_UP)
+MODEL_LOSS = ("model_loss_steps", "model_loss_batches")
 K_SCHEDULE = ("k_warmup_steps", "k_cold_booting_steps", "k_schedule_type", "k_exponential_factor")
 
 
@@ -124,6 +125,7 @@ class TrainerParams(Section):
         about="loss through the language model at the end of the run: kl (its KL divergence) | ce (cross entropy); null: none",
     )
     model_loss_steps: int | float = param(0.1, steps=True, about="last steps of the run that train on model_loss too")
+    model_loss_batches: int = param(4, at_least=1, about="batches of tokens, as whole contexts, in each of these steps")
     clip_grad_norm: float = param(
         0.0, at_least=0, about="largest global L2 norm of the gradient, thresholds not counted; 0: off"
     )
@@ -182,7 +184,7 @@ class TrainerParams(Section):
 
     @rule("model_loss")
     def _model_loss_is_used(self) -> str | None:
-        changed = "" if self.model_loss is not None else without_effect(TrainerParams, self, ("model_loss_steps",))
+        changed = "" if self.model_loss is not None else without_effect(TrainerParams, self, MODEL_LOSS)
         return f"is null, so that {changed}, or state the loss ({' or '.join(MODEL_LOSSES)})" if changed else None
 
     @rule("matryoshka_widths")
