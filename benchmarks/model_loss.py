@@ -35,6 +35,7 @@ from pipeline.evaluation.baselines import PrincipalDirections
 from pipeline.evaluation.evaluator import Evaluator
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.evaluation.split_tokens import SplitTokens
+from pipeline.folding import fold_dictionary
 from pipeline.hook_keys import MAIN
 from pipeline.initialization.from_store import read_sample
 from pipeline.lm.language_model import LanguageModel
@@ -110,7 +111,7 @@ class Training:
     def measure(self, dictionary: Dictionary) -> dict[str, float]:
         """On the held-out split."""
         split = SplitTokens(self.tokens.eval, self.tokens.eval.mask, None, 32)
-        raw = RawDictionary(dictionary.fold(self.norms))
+        raw = RawDictionary(fold_dictionary(dictionary, self.norms).dictionary)
         return Evaluator(self.model, raw, self.principal, split).evaluate(K).metrics
 
 
