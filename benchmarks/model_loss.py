@@ -188,8 +188,8 @@ def main(total: int, rows: str, store: Path) -> None:
     about = (
         f"`python -m benchmarks.model_loss --tokens {total} --rows {rows}` on {machine()}; {torch.get_num_threads()} threads.\n"
         f"The embedded default on live activations, {training.steps:,} steps of {BATCH:,} tokens. Behind the colon is "
-        "model_loss_steps (and model_loss_batches where it is stated), in brackets the 95 % interval over held-out documents; the "
-        "changes are against the run without the loss, whose last steps the others replace."
+        "model_loss_steps (and model_loss_batches where it is stated), in brackets the 95 % interval over held-out documents; "
+        "the changes are against the run without the loss, whose last steps the others replace."
     )
     RESULTS.write_text("\n".join(["# trainer.model_loss", "", about, "", *lines, "", *(missed or ["The goal is met."]), ""]))
     for fault in missed:
