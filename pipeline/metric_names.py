@@ -23,6 +23,7 @@ EXPLAINED_VARIANCE = "explained_variance"  # 1 - FVU
 LR = "lr"
 TOP_K = "top_k"
 L1_COEFFICIENT = "l1_coefficient"
+MODEL_LOSS = "model_loss"  # of the steps that trainer.model_loss acts in: nats a prediction, mean over the batch
 L2_NORM_ERROR = "l2_norm_error"  # length of the error, mean over tokens (and written hook points)
 L2_NORM_ERROR_RATIO = "l2_norm_error_ratio"  # its mean / mean length of the labels
 GRAD_NORM = "grad_norm"  # of all gradients but the thresholds', before clipping; with a parameter's name appended of its own

@@ -79,7 +79,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _open_live(manifest: Mapping[str, Any], path: Path, load: Callable[..., Model]) -> LiveActivations:
-    """`load` is called with what the manifest says of a model, its settings, and the hook points to compute."""
+    """`load` is called with what the manifest says of a model, its settings, and the hook points to compute (None: all)."""
     try:
         others = manifest.get("models", {})
         models = {alias: _live_model(about, load) for alias, about in {MAIN: manifest, **others}.items()}
@@ -99,7 +99,9 @@ def _live_model(about: Mapping[str, Any], load: Callable[..., Model]) -> LiveMod
     return LiveModel(widths, config, about["fingerprint"], functools.partial(load, about["model"], config))
 
 
-def _load_model(device: str | None, model: Mapping[str, Any], config: Mapping[str, Any], hook_points: Sequence[str]) -> Model:
+def _load_model(
+    device: str | None, model: Mapping[str, Any], config: Mapping[str, Any], hook_points: Sequence[str] | None
+) -> Model:
     """The language model of live activations.
 
     Raises:

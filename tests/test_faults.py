@@ -186,6 +186,11 @@ def missing_tokens(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(project.path / "data" / "tokens.zarr")
 
 
+def planned(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stage in ("generate_activations", "compute_norm", "initialize"):
+        assert project.run(stage).exit_code == 0
+
+
 @dataclass(frozen=True)
 class Fault:
     """One row: what is wrong, the parameters changed, the preparation, the stage, and the useful parts of the message."""
@@ -298,6 +303,13 @@ FAULTS = [
         chat_template,
     ),
     Fault("tokens missing", "generate_activations", ("tokens.zarr:", "missing", "`dvc repro tokenize`"), {}, missing_tokens),
+    Fault(  # 4,096 rows are one block, whose kept-back ones are of most contexts
+        "too few whole contexts",
+        "train",
+        ("trainer.model_loss", "160", "activations.total_tokens", "trainer.model_loss_batches", "activations.batch_size"),
+        {"activations__source": "live", "trainer__model_loss": "kl", "trainer__model_loss_batches": 20},
+        planned,
+    ),
     Fault("store missing", "train", ("store", "missing", "`dvc repro -s -f generate`"), {"seed": 1}, remove_store),
     Fault("chunk missing", "train", (f"array '{HOOK}':", "chunk 0", "missing"), {"seed": 1}, remove_chunk),
     Fault("chunk truncated", "train", (f"array '{HOOK}':", "chunk 0", "truncated"), {"seed": 1}, truncate_chunk),

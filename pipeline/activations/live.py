@@ -43,13 +43,13 @@ class LiveModel:
         widths: {hook point: width} of those that are computed, in one pass.
         config: the settings that its rows depend on (:func:`pipeline.activations.fingerprint.fingerprint_config`).
         fingerprint: their digest.
-        load: hook points -> the model; called once, when the first row of it is asked for.
+        load: hook points -> the model, when the first row of it is asked for; None -> the whole model, with its logits.
     """
 
     widths: Mapping[str, int]
     config: Mapping[str, Any]
     fingerprint: str
-    load: Callable[[Sequence[str]], Model]
+    load: Callable[[Sequence[str] | None], Model]
 
 
 def plan_live(contexts: ContextTokens, settings: GenerationSettings, chunk_rows: int) -> RowPlan:
@@ -68,7 +68,7 @@ def plan_live(contexts: ContextTokens, settings: GenerationSettings, chunk_rows:
 class _Blocks:
     """Blocks of one model in the order of their rows; the last one is kept."""
 
-    def __init__(self, rows: BlockRows, load: Callable[[Sequence[str]], Model] | None) -> None:
+    def __init__(self, rows: BlockRows, load: Callable[[Sequence[str] | None], Model] | None) -> None:
         self.rows, self.load = rows, load
         self.model: Model | None = None
         self.last: tuple[int, dict[str, Tensor]] = (-1, {})
@@ -217,6 +217,19 @@ class LiveActivations(Activations):
             return _Blocks(rows, None if model is None else model.load)
 
         return {None: of(None), **{alias: of(model) for alias, model in self.models.items()}}
+
+    def whole_model(self) -> Model:
+        """The main model with all its blocks and logits, beside the one that computes the rows."""
+        return self.models[MAIN].load(None)
+
+    def contexts_within(self, rows: tuple[int, int]) -> np.ndarray:
+        """int64: ids of the contexts all of whose rows are among rows (first, last + 1), in the order of the rows."""
+        return self.plan.contexts_within(rows)
+
+    def context_tokens(self, context_ids: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Tokens of some contexts, int64 [n, T], and which of them are kept, bool [n, T]."""
+        tokens, mask = self._contexts.take(context_ids), self._contexts.mask(context_ids)
+        return torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(mask)
 
     def read(self, hook_point: str, start: int, stop: int) -> Tensor:
         return self.read_together([hook_point], start, stop)[hook_point]

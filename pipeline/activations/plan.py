@@ -138,6 +138,21 @@ class RowPlan:
         within = position - block * self.block_rows
         return position if order is None else block * self.block_rows + int((order == within).nonzero())
 
+    def contexts_within(self, rows: tuple[int, int]) -> np.ndarray:
+        """int64: ids of the contexts all of whose rows are among rows (first, last + 1), in order."""
+        first, last = rows
+        outside = []  # sequence positions of other rows, in the blocks at both ends
+        for block in {first // self.block_rows, (last - 1) // self.block_rows}:
+            start, stop = self.block(block)
+            order, here = self.permutation(block), np.arange(start, stop)
+            positions = here if order is None else start + order.numpy()
+            outside.append(positions[(here < first) | (here >= last)])
+        low, high = first // self.block_rows * self.block_rows, self.block((last - 1) // self.block_rows)[1]
+        starts, stops = self.offsets[:-1], self.offsets[1:]
+        within = (starts >= low) & (stops <= high) & (starts < stops)
+        within[np.searchsorted(self.offsets, np.concatenate(outside), side="right") - 1] = False
+        return self.contexts[within]
+
     def batches(self, block: int) -> range:
         """The model batches that a block's rows come from."""
         start, stop = self.block(block)

@@ -116,7 +116,7 @@ class HuggingFaceModel(LanguageModel):
         return affine(self._blocks[layer].get_submodule(getattr(self._architecture, norm)), self._architecture)
 
     def unembedding(self) -> Unembedding:
-        self._check_whole()
+        self.check_whole()
         norm = self._model.get_submodule(self._architecture.final_norm)
         return read_unembedding(self._model, self._architecture, self.name, affine(norm, self._architecture)[0])
 

@@ -5,7 +5,7 @@
     loss = model.loss(token_ids, replace={"blocks.2.hook_mlp_out": lambda captured, original: reconstruct(captured)})
 
 Two back ends implement it, :mod:`pipeline.lm.huggingface` and :mod:`pipeline.lm.transformer_lens`; they agree to 2e-6
-relative in float32. Nothing here knows dictionaries. Runs have no gradients.
+relative in float32. Nothing here knows dictionaries. Runs have no gradients, unless `logits` is asked for them.
 """
 
 from __future__ import annotations
@@ -234,7 +234,6 @@ class LanguageModel(abc.ABC):
             self._forward(ids, run)
         return {name: run.captured[name] for name in hook_points}
 
-    @torch.no_grad()
     def logits(
         self,
         token_ids: Tensor,
@@ -242,6 +241,7 @@ class LanguageModel(abc.ABC):
         *,
         capture: Iterable[str] | None = None,
         start: Start | None = None,
+        gradient: bool = False,
     ) -> Tensor:
         """Logits of the run, with activations replaced.
 
@@ -252,6 +252,7 @@ class LanguageModel(abc.ABC):
             capture: which hook points `captured` keeps; None: all up to the last replaced one. Naming those that the
                 functions read saves memory with large models.
             start: what is known of the run before the first replacement, which is then not computed again; None: nothing.
+            gradient: the logits are differentiable in what the functions return; the model's own weights are frozen.
 
         Returns:
             [b, T, V] in the model's dtype.
@@ -260,11 +261,12 @@ class LanguageModel(abc.ABC):
             DataError: no such hook point, token ids that the model does not have, or the model is not whole.
             ValueError: a replacement of another shape.
         """
-        self._check_whole()
+        self.check_whole()
         ids, run = self._check_tokens(token_ids), self._splicing_run(replace or {}, capture)
-        if start is None or not self.starts_midway or any(layer_of(name) < start.layer for name in run.wanted):
-            return self._forward(ids, run)
-        return self._forward(ids, run, self._after_replaced_block(run, start))
+        with torch.set_grad_enabled(gradient):
+            if start is None or not self.starts_midway or any(layer_of(name) < start.layer for name in run.wanted):
+                return self._forward(ids, run)
+            return self._forward(ids, run, self._after_replaced_block(run, start))
 
     def _after_replaced_block(self, run: Run, start: Start) -> Start:
         """A later start where the one thing replaced is the known output of a block: that block is not needed."""
@@ -296,7 +298,7 @@ class LanguageModel(abc.ABC):
         Raises:
             DataError: token ids that the model does not have, or the model is not whole.
         """
-        self._check_whole()
+        self.check_whole()
         ids = self._check_tokens(token_ids)
         run = Run(capture=frozenset(self.hook_points()))
         logits = self._forward(ids, run)
@@ -352,7 +354,12 @@ class LanguageModel(abc.ABC):
                 "you load the model, or none for all of it"
             )
 
-    def _check_whole(self) -> None:
+    def check_whole(self) -> None:
+        """Refuse a model that has no logits.
+
+        Raises:
+            DataError: it was loaded for hook points alone.
+        """
         if not self.whole:
             raise DataError(f"{self.name} was loaded for hook points alone and has no logits; load it without naming them")
 

@@ -109,7 +109,7 @@ class TransformerLensModel(LanguageModel):
         return self._affines[layer][norm]
 
     def unembedding(self) -> Unembedding:
-        self._check_whole()
+        self.check_whole()
         assert self._unembedding is not None
         return self._unembedding
 

@@ -18,6 +18,7 @@ STORED_DTYPES = (*WEIGHT_DTYPES, "float16", "bfloat16")  # of a dictionary that 
 BIAS_STARTS = ("all_zero", "geometric_median", "mean")
 CROSS_LAYER_DECODERS = ("drawn", "by_sources", "zero")
 K_SCHEDULES = ("linear", "exponential")
+MODEL_LOSSES = ("kl", "ce")
 FOLD_MODES = ("fold", "keep")
 FEATURE_UNITS = ("raw", "normalized")
 

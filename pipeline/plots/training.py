@@ -18,6 +18,7 @@ MINOR = (
     (names.LR, "Learning rate", "learning rate"),
     (names.TOP_K, "Features kept (k)", "features a token"),
     (names.L1_COEFFICIENT, "Sparsity coefficient", "coefficient"),
+    (names.MODEL_LOSS, "Loss through the language model", "nats a prediction"),
 )
 
 

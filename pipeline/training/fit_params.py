@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pipeline.errors import ParamsError
+from pipeline.params.choices import STORE
 from pipeline.params.rules.said import not_sparse, without_effect_here
 from pipeline.params.schema import ActivationsParams, FitParams, section_from_dict
 from pipeline.training import recipe
@@ -19,11 +20,13 @@ class Rows(NamedTuple):
         n: number of rows.
         tokens_per_row: 1, or the length of a context.
         contexts: whether a row is a context.
+        source: activations.source.
     """
 
     n: int
     tokens_per_row: int
     contexts: bool
+    source: str = STORE
 
 
 def fit_params(
@@ -58,6 +61,7 @@ def fit_params(
             "trainer": complete,
             "initializer": recipe.initializer_fields(initializer, config, complete),
             "activations": ActivationsParams(
+                source=rows.source,
                 context_size=max(rows.tokens_per_row, 2) if rows.contexts else 128,
                 total_tokens=rows.n * rows.tokens_per_row,
                 batch_size=batch_size,

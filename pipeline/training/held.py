@@ -20,7 +20,8 @@ def needs(dictionary: Dictionary, source: Source, params: TrainerParams) -> tupl
     first = next(dictionary.parameters())
     n_bytes = sum(parameter.nbytes for parameter in dictionary.parameters())
     itemsize = min(getattr(torch, params.amp_dtype).itemsize, first.dtype.itemsize)
-    tokens = source.batch_tokens // params.gradient_accumulation_steps
+    n_batches = params.model_loss_batches if params.model_loss is not None else 1
+    tokens = n_batches * source.batch_tokens // params.gradient_accumulation_steps
     batch = dictionary.need(tokens, source.batch_size, encoded=False, itemsize=itemsize)
     return (
         Need("the weights", n_bytes, batch.keys),

@@ -1,6 +1,6 @@
 """The loss of a batch: the plain sum of weighted terms (SPEC 5).
 
-    total = l_rec + lambda * sparsity + lambda_p * lp + alpha * auxk
+    total = l_rec + lambda * sparsity + lambda_p * lp + alpha * auxk + rho * model_loss,  rho = l_rec / (4 model_loss)
 
 With matryoshka_widths l_rec is the mean over the nested prefixes (Bussmann et al. 2025). Terms that are off are absent. Every
 term is a mean over kept tokens, in float32, outside autocast.
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline import metric_names as names
 from pipeline.dictionaries.base import CONFIGURED, Dictionary, Gate
 from pipeline.dictionaries.codes import Codes
 from pipeline.dictionaries.masks import kept_tokens
@@ -24,6 +25,7 @@ from pipeline.losses.auxk import auxk_loss
 from pipeline.losses.pre_act import pre_act_loss
 from pipeline.losses.reconstruction import reconstruction_loss
 from pipeline.losses.sparsity_losses import SparsityInputs, sparsity_loss
+from pipeline.losses.through_model import with_gradient
 from pipeline.params.losses import SPARSITY_LOSSES
 from pipeline.params.sections.trainer import TrainerParams
 from pipeline.shares import resolve_share
@@ -31,6 +33,8 @@ from pipeline.shares import resolve_share
 RECONSTRUCTION = "l_rec"
 PRE_ACT = "lp"
 AUXK = "auxk"
+MODEL_LOSS_SHARE = 0.25  # what the loss through the language model counts, of l_rec (measured: docs/fine-tuning.md)
+ModelLoss = Callable[[Tensor], tuple[Tensor, Tensor]]  # a reconstruction -> the language model's loss, and its gradient
 AMP_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -40,7 +44,7 @@ class LossReport:
 
     Attributes:
         total: scalar, differentiable; the sum of `terms`.
-        terms: {name: weighted term}: l_rec, the sparsity loss by its name (l0: l0_loss), lp, auxk.
+        terms: {name: weighted term}: l_rec, the sparsity loss by its name (l0: l0_loss), lp, auxk, model_loss.
         unweighted: {name: the same before its coefficient}.
         codes, reconstruction: all stages of the encoding, and r [..., d_out].
         n_auxk_dropped: tokens that AuxK left out because their error was not finite.
@@ -78,6 +82,7 @@ def compute_loss(
     dead: Tensor | Callable[[Codes], Tensor] | None = None,
     step_statistic: Tensor | None = None,
     padding: Tensor | None = None,
+    model_loss: ModelLoss | None = None,
 ) -> LossReport:
     """The loss of a batch of normalised activations.
 
@@ -92,6 +97,7 @@ def compute_loss(
         dead: bool of `feature_shape`, the dead features, or what gives it for the batch's codes; None: AuxK is 0.
         step_statistic: for a micro-batch, the whole step's value of what the sparsity loss is not linear in.
         padding: bool [...], True for a position that holds no token: masked, and read by none; None: there are none.
+        model_loss: of the whole reconstruction, to be weighed so that it counts a quarter of l_rec; None: there is none.
     """
     mask = mask if padding is None else kept_tokens(mask, padding)
     codes, reconstructions = _forward(dictionary, x, mask, params, gate, padding)
@@ -120,6 +126,12 @@ def compute_loss(
             value, dropped = auxk_loss(r, y, e_hat, dead, mask)
         unweighted[AUXK] = value
         terms[AUXK] = value * params.auxk_coefficient
+    if model_loss is not None:
+        value = with_gradient(r, *model_loss(r.detach()))
+        l_rec = unweighted[RECONSTRUCTION].detach()
+        unweighted[names.MODEL_LOSS] = value
+        weight = MODEL_LOSS_SHARE * l_rec / value.detach().clamp_min(torch.finfo(value.dtype).tiny)
+        terms[names.MODEL_LOSS] = value * weight
     total = sum(terms.values(), start=torch.zeros((), dtype=terms[RECONSTRUCTION].dtype, device=x.device))
     return LossReport(total, terms, unweighted, codes, r, dropped)
 

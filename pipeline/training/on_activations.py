@@ -31,6 +31,7 @@ from pipeline.training.first_weights import first_weights, read_stated, untraine
 from pipeline.training.fit import FitResult
 from pipeline.training.fit_params import Rows, fit_params, held_back, holds_back
 from pipeline.training.loop import train
+from pipeline.training.model_loss import with_model_loss
 from pipeline.training.on_batches import Given, train_on_batches
 from pipeline.training.schedules import with_rate
 from pipeline.training.source import StoreSource
@@ -63,7 +64,7 @@ def train_dictionary(
             iterator of batches of one's own, see :func:`pipeline.training.on_batches.train_on_batches`.
         dictionary: fields as for `build_dictionary`; widths are those of the hook points. Of activations of one hook point
             that one is read; else hook_point_in (hook_points_in) names them.
-        trainer: fields of trainer (params.yaml).
+        trainer: fields of trainer (params.yaml); model_loss needs a stream, of a model that is loaded whole.
         initializer: fields of initializer, as of `fit`; needs no language model.
         batch_size: tokens, or contexts for activations-2d; None: the stream's, else 4,096.
         buffer_size: tokens mixed at a time; None: the stream's, else 1,048,576. What an iterator gives is not mixed.
@@ -97,7 +98,7 @@ def train_dictionary(
     buffer_size = buffer_size or (stream.buffer_size if stream else 2**20)
     config = _config(dict(dictionary), store)
     flat = store.target == "activations-1d"
-    shape = Rows(store.n_rows, 1 if flat else store.context_size, not flat)
+    shape = Rows(store.n_rows, 1 if flat else store.context_size, not flat, store.source)
     stated, start = read_stated(initializer or {})
     params = fit_params(config, trainer, stated, shape, batch_size, max_norm_factor)
     made = untrained(config, params, start, seed).to(where := training_device(device))
@@ -122,11 +123,12 @@ def train_dictionary(
     )
     label = "train" if progress else None
     rated = with_rate(params.trainer, made.config, params.total_steps, fine_tuning=start is not None)
-    run = train(made, source, params=rated, norms=norms, total_steps=params.total_steps, label=label)
+    batches = with_model_loss(source, rated, params.total_steps)
+    run = train(made, batches, params=rated, norms=norms, total_steps=params.total_steps, label=label)
     mode = "keep" if made.config.norm_activation in NORMS_OF_THE_DATA else "fold"
     held = calibration_rows(store, kept_back)
-    batches = StoredBatches.of(store, made, normalizer.norms, held, batch_size)
-    report = fold_dictionary(made, norms, mode=mode, calibration_batches=batches, target_l0=params.trainer.steered_l0)
+    calibration = StoredBatches.of(store, made, normalizer.norms, held, batch_size)
+    report = fold_dictionary(made, norms, mode=mode, calibration_batches=calibration, target_l0=params.trainer.steered_l0)
     made.config = dataclasses.replace(made.config, norms=norms)
     return FitResult(made, report.dictionary, run.history.rows, norms)
 
@@ -150,6 +152,10 @@ def train_on_text(
         model, dataset, hook_points, stream: as :func:`pipeline.streaming.stream_activations`.
         dictionary, trainer, initializer, seed, device, progress: as :func:`train_dictionary`.
     """
+    if isinstance(model, str) and trainer.get("model_loss") is not None:
+        from pipeline.lm.loading import load_language_model
+
+        model = load_language_model(model)  # whole, with its logits
     made = stream_activations(model, dataset, hook_points, **stream)
     return train_dictionary(
         made, dictionary=dictionary, trainer=trainer, initializer=initializer, seed=seed, device=device, progress=progress

@@ -43,6 +43,7 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.device import training_device
 from pipeline.training.fingerprint import describe_run
 from pipeline.training.loop import deterministic, say, train
+from pipeline.training.model_loss import ContextSource, run_tokens, with_model_loss
 from pipeline.training.schedules import with_rate
 from pipeline.training.source import StoreSource
 
@@ -228,9 +229,12 @@ def _train(
             {name: tensor.to(next(dictionary.parameters()).device) for name, tensor in done.tensors.items()}
         )
         return done.extra["last"]
+    batches = with_model_loss(source, trainer, params.total_steps)
+    if isinstance(batches, ContextSource):
+        say("train", batches.cost())
     run = train(
         dictionary,
-        source,
+        batches,
         params=trainer,
         norms=norms,
         total_steps=params.total_steps,
@@ -255,7 +259,7 @@ def _figures(
         "steps": params.total_steps,
         "tokens": int(last[names.TOKENS]),
         # Tokens of the batches that were not trained on: excluded ones, in contexts also ignored ids and positions.
-        "left_out_tokens": params.total_steps * source.batch_tokens - int(last[names.TOKENS]),
+        "left_out_tokens": run_tokens(source, trainer, params.total_steps) - int(last[names.TOKENS]),
         "epochs": params.total_steps / source.store.batches_per_epoch(source.batch_size, source.rows),
         "learning_rate": trainer.lr,
         "d_sae": config.d_sae,

@@ -16,6 +16,7 @@ from pipeline.seeding import generator
 
 if TYPE_CHECKING:
     from pipeline.activations.interface import Activations
+    from pipeline.training.model_loss import SplicedContexts
     from pipeline.training.tensors import TensorData
 
 
@@ -28,19 +29,21 @@ class TrainingBatch:
         inputs: [B, d_in] or [B, T, d_in] ([..., L, d_in] for kinds that read several hook points).
         labels: the same with d_out; the very tensor `inputs` where input and label are one activation.
         mask: bool [B] or [B, T], True for a kept token; None: all kept.
+        contexts: what the loss through the language model is computed on, of whole contexts; None: there is none.
     """
 
     index: int
     inputs: Tensor
     labels: Tensor
     mask: Tensor | None = None
+    contexts: SplicedContexts | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TrainingBatch:
         """On `device` in `dtype`; asynchronous from page-locked memory."""
         inputs = self.inputs.to(device, non_blocking=True).to(dtype)
         labels = inputs if self.labels is self.inputs else self.labels.to(device, non_blocking=True).to(dtype)
         mask = None if self.mask is None else self.mask.to(device, non_blocking=True)
-        return TrainingBatch(self.index, inputs, labels, mask)
+        return TrainingBatch(self.index, inputs, labels, mask, self.contexts)
 
 
 class Source(Protocol):
@@ -209,7 +212,8 @@ def on_device(batches: Iterator[TrainingBatch], device: torch.device, dtype: tor
         if copied is None:
             return
         torch.cuda.current_stream(device).wait_stream(stream)
-        for tensor in (copied.inputs, copied.labels, copied.mask):
-            if tensor is not None:
+        held = () if copied.contexts is None else copied.contexts.tensors
+        for tensor in (copied.inputs, copied.labels, copied.mask, *held):
+            if tensor is not None and tensor.device.type == "cuda":
                 tensor.record_stream(torch.cuda.current_stream(device))
         ahead = copied

@@ -12,6 +12,7 @@ saves much work: once for dead features (AuxK) and once for silent ones (revival
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ from pipeline.training.constraints import normalize_rows_, remove_parallel_gradi
 from pipeline.training.dead_features import DeadFeatures
 from pipeline.training.divergence import DivergenceGuard
 from pipeline.training.finiteness import LossGuard
-from pipeline.training.objective import LossReport, autocast, compute_loss, step_statistic
+from pipeline.training.objective import LossReport, ModelLoss, autocast, compute_loss, step_statistic
 from pipeline.training.observation import Observation
 from pipeline.training.optimizers import GradientScaler, build_optimizer, clip_gradients_, global_norm, gradient_norms
 from pipeline.training.processes import ONE_PROCESS, Reductions
@@ -56,6 +57,7 @@ class _Part(NamedTuple):
     mask: Tensor | None
     weight: float | Tensor
     ordinary: Tensor | None  # the mask without massive tokens, which may be trained on
+    model_loss: ModelLoss | None = None
 
 
 class _Scalars(NamedTuple):
@@ -271,7 +273,7 @@ class Trainer:
         """The step's work by a CUDA graph; None: it is not done, since there is none for it."""
         if self.graph is None or s == self.topk_start_steps or self.share.due(s) or self.params.auxk_coefficient is not None:
             return None
-        if self._waits(gate):
+        if batch.contexts is not None or self._waits(gate):
             return None
         done = self.graph.run(batch, gate._replace(share=None))
         return None if done is None else done._replace(sums=dict(done.sums), tally=done.tally.fresh())
@@ -395,7 +397,7 @@ class Trainer:
         (n_tokens,) = self.reductions.sum([n_tokens])
         n_parts = min(self.params.gradient_accumulation_steps, len(x))
         if n_parts == 1 and self.reductions.size == 1:
-            return [_Part(x, y, batch.mask, 1.0, ordinary)], n_tokens
+            return [_Part(x, y, batch.mask, 1.0, ordinary, self._model_loss(batch, labels, ordinary))], n_tokens
         masks, ordinary_masks = (
             [None] * n_parts if mask is None else mask.tensor_split(n_parts) for mask in (batch.mask, ordinary)
         )
@@ -405,6 +407,13 @@ class Trainer:
             weight = (x_i.shape[: self._token_dims(x)].numel() if mask is None else mask.sum()) / total
             parts.append(_Part(x_i, y_i, mask, weight, plain))
         return parts, n_tokens
+
+    def _model_loss(self, batch: TrainingBatch, labels: Tensor, ordinary: Tensor | None) -> ModelLoss | None:
+        """The loss through the language model of a step that has it; massive tokens keep their own activation."""
+        if batch.contexts is None:
+            return None
+        factor = self.normalizer.factor(self.dictionary.hooks_out[0], labels, batch.mask)
+        return functools.partial(batch.contexts.loss, factor=factor, replaced=ordinary)
 
     def _revive(self, s: int, tally: _Tally, dead: Tensor) -> None:
         """Move dead features to the threshold of the gate, as the step's last micro-batch has it."""
@@ -431,6 +440,7 @@ class Trainer:
             gate=gate,
             dead=dead,
             step_statistic=statistic,
+            model_loss=part.model_loss,
         )
         total = report.total * part.weight
         self.scaler.scaled(total).backward()

@@ -62,3 +62,20 @@ def test_a_large_split_is_held_in_a_file_without_a_name(tokens, tmp_path, monkey
     contexts = ContextTokens(tokens.train, (0,), scratch=str(tmp_path))
     np.testing.assert_array_equal(contexts.take(np.array([7, 3])), tokens.train.read()[[7, 3]])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["activations-1d", "activations-2d"])
+@pytest.mark.parametrize("rows", [(0, 5000), (0, 3072), (0, 3000), (0, 90), (1500, 2300)])
+def test_contexts_within_rows_have_no_row_outside(tokens, small_blocks, target, rows):
+    plan = plan_rows(_tokens(tokens), settings(target=target), chunk_rows=16)
+    rows = (min(rows[0], plan.n_rows - 1), min(rows[1], plan.n_rows))
+    inside = set()
+    for block in range(plan.n_blocks):
+        start, stop = plan.block(block)
+        order = plan.permutation(block)
+        inside |= {start + (row - start if order is None else int(order[row - start])) for row in range(start, stop)
+                   if rows[0] <= row < rows[1]}  # fmt: skip
+    pairs = zip(plan.contexts, plan.offsets[:-1], plan.offsets[1:], strict=True)
+    wanted = [int(context) for context, first, last in pairs if first < last and set(range(first, last)) <= inside]
+    assert plan.contexts_within(rows).tolist() == wanted
+    assert wanted or rows[1] - rows[0] < 1000

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.params.changes import TRANSCODER, one_fault
+from tests.params.changes import CLT, TRANSCODER, one_fault
+from tests.params.test_params_crosscoder import CHECKPOINTS
 from tests.params.test_params_fault_table import (
     BATCHTOPK,
     COOL_DOWN,
@@ -29,7 +30,22 @@ from tests.params.test_params_fault_table import (
     WIDTHS,
 )
 
+MODEL_LOSS, MODEL_STEPS = "trainer.model_loss", "trainer.model_loss_steps"
+SPLICED = {"activations.source": "live", MODEL_LOSS: "kl"}
 ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
+    ({MODEL_LOSS: "kl"}, MODEL_LOSS, ("kl", "activations.source", "store", "live", "null")),
+    ({MODEL_LOSS: "ce", "activations.path": "stores/a"}, MODEL_LOSS, ("ce", "activations.source", "store", "live", "null")),
+    ({**SPLICED, "activations.path": "stores/a"}, "activations.path", ("stores/a", "live", "null")),
+    ({**SPLICED, **CLT, "dictionary.act_fn": "topk"}, MODEL_LOSS, ("clt", "2", "blocks.1.hook_mlp_out", "transcoder", "null")),
+    ({**SPLICED, **CHECKPOINTS}, MODEL_LOSS, ("crosscoder", "2", "tuned:blocks.1.hook_resid_post", "sae", "null")),
+    ({**SPLICED, MODEL_STEPS: 0}, MODEL_STEPS, ("0", "146484", "kl", "null")),
+    ({**SPLICED, MODEL_STEPS: 1e-9}, MODEL_STEPS, ("1e-09", "146484", "kl")),
+    ({**SPLICED, MODEL_STEPS: 200_000}, MODEL_STEPS, ("200000", "146484", "kl")),
+    (
+        {**SPLICED, "trainer.gradient_accumulation_steps": 2},
+        "trainer.gradient_accumulation_steps",
+        ("2", "1", "model_loss kl", "model_loss_batches"),
+    ),
     (
         {"activations.hook_points": ["blocks.1.hook_resid_post"]},
         "activations.hook_points",

@@ -101,6 +101,49 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(project: Project, monkeypa
     assert outputs(project) == wanted
 
 
+def test_a_run_that_is_interrupted_in_its_model_loss_goes_on_to_the_same_bytes(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import signal
+
+    from pipeline.training.step import Trainer
+
+    project.set(activations__source="live", trainer__model_loss="kl", trainer__model_loss_steps=0.25, trainer__log_frequency=1)
+    project.set(fold__calibration_tokens=0)
+    for stage in ("generate_activations", "compute_norm", "initialize"):
+        assert project.run(stage).exit_code == 0
+    outcome = project.run("train")
+    assert outcome.exit_code == 0, outcome.stderr
+    (line,) = [line for line in outcome.stderr.splitlines() if "model_loss" in line]
+    assert line.startswith("train: trainer.model_loss kl: the last 16 of 64 steps, from 48 on, take 32 whole contexts each")
+    assert "8,192 tokens" in line
+    wanted = outputs(project)
+    history = [json.loads(row) for row in wanted["metrics/train_history.jsonl"].splitlines()]
+    assert [row["step"] for row in history if "model_loss" in row] == list(range(48, 64))
+    metrics = json.loads(wanted["metrics/train.json"])
+    assert metrics["final_model_loss"] > 0
+    assert metrics["tokens"] + metrics["left_out_tokens"] == 48 * 128 + 16 * 4 * 128
+    assert metrics["left_out_tokens"] > 0  # special tokens of whole contexts
+    newest = max(checkpoints(project), key=lambda place: place.stat().st_mtime)
+    (newest / "finished" / "state.json").unlink()
+    step = Trainer.step
+
+    def stopping(trainer: Trainer, batch: object, observe: bool = False) -> object:
+        if trainer.step_number in (47, 53):
+            signal.raise_signal(signal.SIGINT)
+        return step(trainer, batch, observe)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+    for done in (48, 54):
+        outcome = project.run("train")
+        assert outcome.exit_code == 130
+        assert f"stopped by SIGINT after step {done} of 64" in outcome.stderr
+    assert project.run("train").exit_code == 0
+    assert outputs(project) == wanted
+    assert project.run("fold_norm").exit_code == 0
+    assert project.run("evaluate").exit_code == 0
+
+
 def test_what_nothing_makes_sparse_is_trained_with_a_line_that_says_so(project: Project) -> None:
     """The seed's own basic run: relu, no sparsity loss. Stages that train nothing say nothing of it."""
     project.set(dictionary__act_fn="relu", trainer__auxk_coefficient=None, trainer__k_aux=64)

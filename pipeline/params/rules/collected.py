@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from types import ModuleType
 
-from pipeline.params.rules import batches, hook_points, inference, language_model, losses, places, schedule, start
+from pipeline.params.rules import batches, hook_points, inference, language_model, losses, model_loss, places, schedule, start
 from pipeline.params.section import Across
 
 
@@ -14,7 +14,7 @@ def _of(*modules: ModuleType) -> tuple[Across, ...]:
 
 
 OF_FILES = _of(hook_points, language_model, inference, places)
-OF_TRAINING = _of(schedule, batches, start, losses)
+OF_TRAINING = _of(schedule, batches, start, losses, model_loss)
 
 
 def about(rules: Collection[Across], sections: Collection[str]) -> list[Across]:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline.errors import ParamsError
-from pipeline.params.choices import K_SCHEDULES, MODEL_DTYPES
+from pipeline.params.choices import K_SCHEDULES, MODEL_DTYPES, MODEL_LOSSES
 from pipeline.params.fields import param
 from pipeline.params.losses import SPARSITY_LOSSES
 from pipeline.params.section import Section, rule, without_effect
 
 WARMS_UP = ("constantwithwarmup", "linearwarmupdecay", "cosineannealingwarmup", "exponentialwarmup")
 SCHEDULERS = ("constant", "cosineannealing", *WARMS_UP)
+MODEL_LOSS = ("model_loss_steps", "model_loss_batches")
 K_SCHEDULE = ("k_warmup_steps", "k_cold_booting_steps", "k_schedule_type", "k_exponential_factor")
 
 
@@ -118,6 +119,13 @@ class TrainerParams(Section):
     matryoshka_widths: tuple[int | float, ...] | None = param(
         None, share=("features", "the dictionary"), about="nested prefixes trained too, as [0.0625, 0.25, 1.0] (null: off)"
     )
+    model_loss: str | None = param(
+        None,
+        choices=MODEL_LOSSES,
+        about="loss through the language model at the end of the run: kl (its KL divergence) | ce (cross entropy); null: none",
+    )
+    model_loss_steps: int | float = param(0.1, steps=True, about="last steps of the run that train on model_loss too")
+    model_loss_batches: int = param(4, at_least=1, about="batches of tokens, as whole contexts, in each of these steps")
     clip_grad_norm: float = param(
         0.0, at_least=0, about="largest global L2 norm of the gradient, thresholds not counted; 0: off"
     )
@@ -173,6 +181,11 @@ class TrainerParams(Section):
         if self.target_l0_mode == "coefficient" and self.sparsity_loss_type is None:
             return "coefficient steers the weight of the sparsity loss, and trainer.sparsity_loss_type is null; set one"
         return None
+
+    @rule("model_loss")
+    def _model_loss_is_used(self) -> str | None:
+        changed = "" if self.model_loss is not None else without_effect(TrainerParams, self, MODEL_LOSS)
+        return f"is null, so that {changed}, or state the loss ({' or '.join(MODEL_LOSSES)})" if changed else None
 
     @rule("matryoshka_widths")
     def _widths_ascend(self) -> str | None:

@@ -1,0 +1,213 @@
+"""The loss through the language model, trainer.model_loss: whole contexts with the reconstruction in the activation's place.
+
+The last model_loss_steps steps of a run on live activations take whole contexts of its training text in the place of shuffled
+rows, model_loss_batches times as many tokens (the gradient of one batch is mostly noise, docs/fine-tuning.md), in an order of
+(seed, pass): the contexts of a step follow from its number. On each the language model is
+run as it is, and again from the block of the written hook point on with the reconstruction there, in raw activations; masked
+and excluded tokens keep their own. Its loss has a gradient in the reconstruction, which goes the way of that of the
+reconstruction error (Karvonen 2025, arXiv 2503.17272).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pipeline.activations.live import LiveActivations
+from pipeline.errors import DataError
+from pipeline.hooks import stacked
+from pipeline.lm.hook_points import layer_of
+from pipeline.lm.language_model import LanguageModel, Start
+from pipeline.losses.through_model import cross_entropy, divergence
+from pipeline.memory import Need, require_memory
+from pipeline.norms.exclusion import NormLimits
+from pipeline.params.sections.trainer import TrainerParams
+from pipeline.seeding import generator
+from pipeline.shares import resolve_steps
+from pipeline.training.source import Source, StoreSource, TrainingBatch
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class SplicedContexts:
+    """Whole contexts of the language model, to be run with a reconstruction in the place of an activation.
+
+    Attributes:
+        model: the language model.
+        kind: of the loss: kl or ce.
+        hook: the written hook point.
+        tokens: int64 [n, T]; kept: bool [n, T], True for a token that counts.
+        residual: [n, T, d], the input of the hook point's block, and original: [n, T, d_out], what is replaced; on the model's
+            device, as the other tensors are.
+        at_once: contexts in one run.
+    """
+
+    model: LanguageModel
+    kind: str
+    hook: str
+    tokens: Tensor
+    kept: Tensor
+    residual: Tensor
+    original: Tensor
+    at_once: int
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that it holds."""
+        return self.tokens, self.kept, self.residual, self.original
+
+    def loss(self, r: Tensor, factor: float | Tensor, replaced: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The loss of a reconstruction, mean over the counted predictions, and its gradient.
+
+        Args:
+            r: normalised, [n, T, d_out], without gradient.
+            factor: that the hook point's activations were multiplied by; broadcasts over r.
+            replaced: bool [n, T], the tokens whose activation is replaced; None: all.
+
+        Returns: scalar and [n, T, d_out], on the device of r, float32 (float64 for float64).
+        """
+        wide = r if r.dtype == torch.float64 else r.float()
+        x_hat = (wide / factor).to(self.original.device, self.original.dtype)
+        where = torch.ones_like(self.kept) if replaced is None else replaced.to(self.kept.device)
+        total, gradients = torch.zeros((), dtype=torch.float64, device=x_hat.device), []
+        for start in range(0, len(x_hat), self.at_once):
+            part = slice(start, start + self.at_once)
+            value, gradient = self._part(part, x_hat[part], where[part])
+            total += value
+            gradients.append(gradient)
+        n = self.kept[:, 1:].sum().clamp_min(1)
+        gradient = torch.cat(gradients).to(wide.device, wide.dtype) / n.to(wide.device) / factor
+        return (total / n).to(wide.device, wide.dtype), gradient
+
+    def _part(self, part: slice, x_hat: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum over a part's predictions, and its gradient in x_hat."""
+        tokens, kept, x = self.tokens[part], self.kept[part], x_hat.clone().requires_grad_()
+        start = Start(layer_of(self.hook), self.residual[part], {self.hook: self.original[part]})
+        splice = {self.hook: lambda captured, original: torch.where(where[..., None], x, original)}
+        spliced = self.model.logits(tokens, splice, capture=(), start=start, gradient=True)
+        if self.kind == "ce":
+            value, gradient = cross_entropy(tokens, spliced.detach(), kept)
+        else:
+            clean = self.model.logits(tokens, {self.hook: lambda captured, original: original}, capture=(), start=start)
+            value, gradient = divergence(clean, spliced.detach(), kept)
+        return value, torch.autograd.grad(spliced, x, gradient)[0]
+
+
+class ContextSource:
+    """Batches of a source, and from a step on whole contexts of its training rows.
+
+    Args:
+        source: of the other steps; its store is live.
+        kind: of the loss.
+        n_batches: tokens of a step of whole contexts, in batches.
+        first: number of the first step of whole contexts.
+        total_steps: T.
+
+    Attributes:
+        batch_size, batch_tokens: of the source.
+        n_contexts: in a step: as many tokens as so many batches have, at least one context.
+
+    Raises:
+        DataError: the model has no logits, or there are fewer contexts than a step takes.
+        ParamsError: the logits cannot be held.
+    """
+
+    def __init__(self, source: StoreSource, kind: str, n_batches: int, first: int, total_steps: int) -> None:
+        assert isinstance(source.store, LiveActivations)  # a rule of parameters (pipeline/params/rules/model_loss.py)
+        self.source, self.live, self.kind, self.first, self.total_steps = source, source.store, kind, first, total_steps
+        self.batch_size, self.batch_tokens = source.batch_size, source.batch_tokens
+        self.n_contexts = _contexts_in_step(source, n_batches)
+        self.at_once = int(self.live.config["model_batch_size"])
+        self.contexts = self.live.contexts_within(source.rows)
+        if len(self.contexts) < self.n_contexts:
+            raise DataError(
+                f"{self.live.path}: trainer.model_loss {kind}: a step takes {self.n_contexts:,} whole contexts, and "
+                f"{len(self.contexts):,} have no row kept back by fold.calibration_tokens; raise activations.total_tokens, or "
+                "lower trainer.model_loss_batches or activations.batch_size"
+            )
+        model = self.live.whole_model()
+        assert isinstance(model, LanguageModel)
+        model.check_whole()
+        self.model = model
+        entries = min(self.n_contexts, self.at_once) * self.live.context_size * model.vocab_size
+        keys = {"activations.model_batch_size": self.at_once, "activations.batch_size": source.batch_size}
+        n_bytes = (3 if kind == "kl" else 2) * entries * model.dtype.itemsize
+        require_memory(Need("the logits of trainer.model_loss and their gradient", n_bytes, keys), device=model.device)
+
+    def batches(self, start: int) -> Iterator[TrainingBatch]:
+        """Batches from `start` on."""
+        if start < self.first:
+            rows = self.source.batches(start)
+            yield from itertools.islice(rows, self.first - start)
+            del rows  # threads that read ahead end, before the model is run in this one
+        for index in itertools.count(max(start, self.first)):
+            yield self._batch(index)
+
+    def position(self, index: int) -> str:
+        """Where batch `index` is, in words."""
+        if index < self.first:
+            return self.source.position(index)
+        ids = self.context_ids(index).tolist()
+        return f"contexts {', '.join(str(i) for i in ids[:4])}{' ...' if len(ids) > 4 else ''} of the training split, whole"
+
+    def context_ids(self, index: int) -> np.ndarray:
+        """The contexts of a step: the next ones of an order of all, drawn anew for every pass over them."""
+        per_pass = len(self.contexts) // self.n_contexts
+        number, within = divmod(index - self.first, per_pass)
+        order = torch.randperm(len(self.contexts), generator=generator(self.source.seed, "model loss", number)).numpy()
+        return self.contexts[order[within * self.n_contexts : (within + 1) * self.n_contexts]]
+
+    def _batch(self, index: int) -> TrainingBatch:
+        tokens, kept = self.live.context_tokens(self.context_ids(index))
+        hooks_in, (written,) = self.source.hooks_in, self.source.hooks_out
+        residual = f"blocks.{layer_of(written)}.hook_resid_pre"
+        wanted = list(dict.fromkeys((*hooks_in, written, residual)))
+        parts = [self.model.activations(part, wanted) for part in tokens.split(self.at_once)]
+        found = {hook: torch.cat([part[hook] for part in parts]) for hook in wanted}
+        tokens, kept = tokens.to(self.model.device), kept.to(self.model.device)
+        inputs = stacked(found, hooks_in)
+        labels = inputs if hooks_in == self.source.hooks_out else found[written]
+        limits: NormLimits = self.source.limits
+        mask = limits.kept({hook: found[hook] for hook in (*hooks_in, written)}, kept)
+        contexts = SplicedContexts(self.model, self.kind, written, tokens, kept, found[residual], found[written], self.at_once)
+        return TrainingBatch(index, inputs, labels, mask, contexts)
+
+    def cost(self) -> str:
+        """In which steps the loss acts and what it costs, in a line."""
+        layer, n_steps = layer_of(self.source.hooks_out[0]), self.total_steps - self.first
+        tokens = n_steps * self.n_contexts * self.live.context_size
+        return (
+            f"trainer.model_loss {self.kind}: the last {n_steps:,} of {self.total_steps:,} steps, from {self.first:,} on, take "
+            f"{self.n_contexts:,} whole contexts each; on their {tokens:,} tokens the language model runs once as it is, and "
+            f"from block {layer} on once more, with the reconstruction in its place, and back"
+        )
+
+
+def _contexts_in_step(source: StoreSource, n_batches: int) -> int:
+    return max(1, n_batches * source.batch_tokens // source.store.context_size)
+
+
+def run_tokens(source: StoreSource, params: TrainerParams, total_steps: int) -> int:
+    """Tokens of all T steps of a run, masked ones too."""
+    last = resolve_steps(params.model_loss_steps, total_steps) if params.model_loss is not None else 0
+    whole = _contexts_in_step(source, params.model_loss_batches) * source.store.context_size
+    return (total_steps - last) * source.batch_tokens + last * whole
+
+
+def with_model_loss(source: StoreSource, params: TrainerParams, total_steps: int) -> Source:
+    """The source of a run of T steps, with whole contexts in its last model_loss_steps; itself where model_loss is null.
+
+    Raises:
+        DataError, ParamsError: as :class:`ContextSource`.
+    """
+    if params.model_loss is None:
+        return source
+    first = total_steps - resolve_steps(params.model_loss_steps, total_steps)
+    return ContextSource(source, params.model_loss, params.model_loss_batches, first, total_steps)
