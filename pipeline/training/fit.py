@@ -94,13 +94,14 @@ def fit(
     config = _config(given, data)
     stated, start = read_stated(initializer or {})
     params = fit_params(config, trainer, stated, data.shape, batch_size, max_norm_factor)
-    made = untrained(config, params, start, seed).to(training_device(device))
+    drawn_by = params.initializer.drawn_by(seed)
+    made = untrained(config, params, start, drawn_by).to(training_device(device))
     norms = data.norms(made.hooks_in, made.hooks_out, max_norm_factor)
     normalizer = Normalizer(made.config, norms)
     data = data.without(normalizer.excluded.above(normalizer.by_hook(data.inputs, data.labels)))
     held = held_back(data.shape, batch_size) if holds_back(params) else 0
     kept, rest = data.rows(0, len(data) - held), data.rows(len(data) - held, len(data))
-    made = first_weights(made, _sample(made, kept, normalizer, params, seed), normalizer, params, start, seed)
+    made = first_weights(made, _sample(made, kept, normalizer, params, drawn_by), normalizer, params, start, drawn_by)
     source = TensorSource.of(kept, batch_size=batch_size, seed=seed)
     label = "fit" if progress else None
     rated = with_rate(params.trainer, made.config, params.total_steps, fine_tuning=start is not None)
