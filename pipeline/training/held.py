@@ -14,6 +14,7 @@ from pipeline.memory import Need, in_bytes, require_memory
 from pipeline.params.sections.trainer import TrainerParams
 from pipeline.training.source import Source
 
+AT_ONCE = 2  # steps on a CPU: in one alone half of the threads' time is idle, in what is done by one of them
 Held = tuple[Dictionary, Source, TrainerParams, str]  # of a run, with the name of the member of a sweep ("": there is one)
 
 
@@ -32,16 +33,25 @@ def needs(dictionary: Dictionary, source: Source, params: TrainerParams, name: s
     )
 
 
+def steps_at_once(n_runs: int, device: torch.device) -> int:
+    """How many of the runs take a step at the same time, each with torch's number of threads, on which its bits depend.
+
+    One where torch has one thread, which is how to ask for one core, and on a GPU, which a step fills by itself.
+    """
+    return min(AT_ONCE, n_runs) if device.type == "cpu" and torch.get_num_threads() > 1 else 1
+
+
 def check_memory(runs: Sequence[Held]) -> None:
-    """Refuse trainings that cannot be held at once; their weights are there already. Batches are taken one after another.
+    """Refuse trainings that cannot be held at once; their weights are there already.
 
     Raises:
         ParamsError: which key to lower.
     """
+    device = next(runs[0][0].parameters()).device
     found = [needs(*run) for run in runs]
-    largest = max((batch for *_, batch in found), key=lambda need: need.n_bytes)
+    batches = sorted((batch for *_, batch in found), key=lambda need: need.n_bytes, reverse=True)
     trained = (gradients for _, gradients, _ in found)
-    require_memory(*trained, largest, device=next(runs[0][0].parameters()).device)
+    require_memory(*trained, *batches[: steps_at_once(len(runs), device)], device=device)
 
 
 def held_lines(runs: Sequence[Held]) -> list[str]:

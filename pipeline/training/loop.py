@@ -4,14 +4,19 @@ resume each run from its newest whole checkpoint, if any
 for each step from that of the run which is the least far: next batch; each run that is so far trains on it; at log steps
 report; now and then save; stop when asked
 
+On a CPU two runs take their steps at the same time, each with all of torch's threads: while one works on one thread (selection,
+sorting, Python) the other has the cores. Bits depend on the number of threads, not on what runs beside them.
+
 A run that fails (a loss that is not finite, a divergence) ends alone; the others go on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -23,7 +28,7 @@ from pipeline.interrupts import StopRequest, stop_on_signals
 from pipeline.params.sections.trainer import TrainerParams
 from pipeline.progress import Progress
 from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.held import Held, check_memory, held_lines, told_of_memory
+from pipeline.training.held import Held, check_memory, held_lines, steps_at_once, told_of_memory
 from pipeline.training.observation import Observation
 from pipeline.training.processes import ONE_PROCESS, Reductions
 from pipeline.training.run import Report, Timing, TrainingRun, say
@@ -110,6 +115,7 @@ class _Loop:
         self.failed: dict[str, NumericsError] = {}
         self.timing = Timing()
         self.progress: Progress | None = None
+        self.pool: ThreadPoolExecutor | None = None
         self.working: TrainingRun = self.runs[0]  # the one whose turn it is
         for run in self.runs:
             run.timing = self.timing
@@ -132,6 +138,11 @@ class _Loop:
             if self.label is not None:
                 self.progress = Progress(self.label, first.total_steps * tokens, done=start * tokens)
                 stack.callback(self.progress.close)
+            at_once = steps_at_once(len(self.active), first.device)
+            if at_once > 1:
+                # Each thread has its own number of threads of torch.
+                threads = {"initializer": torch.set_num_threads, "initargs": (torch.get_num_threads(),)}
+                self.pool = stack.enter_context(ThreadPoolExecutor(at_once, "training steps", **threads))
             stack.enter_context(told_of_memory(lambda: _held(self.working), lambda: self.working.step_number))
             self._steps(start, first.total_steps, stop)
             for run in list(self.active):
@@ -152,7 +163,10 @@ class _Loop:
                 say(run.label, f"{error}; the other members go on")
 
     def _steps(self, start: int, total_steps: int, stop: StopRequest) -> None:
-        runs, tokens = list(self.active), self.active[0].source.batch_tokens
+        runs = sorted(
+            self.active, key=lambda run: -sum(p.numel() for p in run.dictionary.parameters())
+        )  # the longest steps first
+        tokens = runs[0].source.batch_tokens
         joint = joint_batches([run.source for run in runs], [run.step_number for run in runs])
         batches = joint_on_device(joint, runs[0].trainer.device, [run.trainer.dtype for run in runs])
         for s in range(start, total_steps):
@@ -178,13 +192,17 @@ class _Loop:
         self, s: int, batches: Iterable[tuple[TrainingRun, TrainingBatch | None]]
     ) -> list[tuple[TrainingRun, Observation | None]]:
         """Train the runs that are at step s on their batches; (run, what is to be reported of it) of each."""
+        due = [(run, batch) for run, batch in batches if batch is not None and run in self.active and run.step_number == s]
+        steps = [(run, self._begun(run, batch)) for run, batch in due]
         done = []
-        for run, batch in batches:
-            if batch is None or run not in self.active or run.step_number != s:
-                continue
+        for run, end in steps:
             with self._alone(run):
-                done.append((run, run.step(batch)))
+                done.append((run, end()))
         return done
+
+    def _begun(self, run: TrainingRun, batch: TrainingBatch) -> Callable[[], Observation | None]:
+        """Begin a step where several are taken at a time; what ends it, or does it."""
+        return functools.partial(run.step, batch) if self.pool is None else self.pool.submit(run.step, batch).result
 
     def _stop(self, done: int, total_steps: int, stop: StopRequest) -> None:
         """Keep the states and stop.

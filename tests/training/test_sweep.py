@@ -307,6 +307,38 @@ def test_outputs_of_earlier_members_go(changed: Project) -> None:
     assert json.loads((changed.path / "data" / "run.json").read_text()) == {"run_id": None}
 
 
+def test_two_members_at_once(changed: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several threads two steps are taken at the same time; the bits are those of each alone with as many threads."""
+    import torch
+
+    from pipeline.training.step import Trainer
+
+    step, inside, most = Trainer.step, [], [0]
+
+    def counted(trainer: Trainer, batch: object, observe: bool = False) -> object:
+        inside.append(trainer)
+        most[0] = max(most[0], len(inside))
+        found = step(trainer, batch, observe)  # type: ignore[arg-type]
+        inside.remove(trainer)
+        return found
+
+    threads = torch.get_num_threads()
+    members = {name: SWEEP[name] for name in ("k2", "wide", "late")}
+    try:
+        torch.set_num_threads(2)
+        shutil.rmtree(changed.path / "data" / "checkpoints")
+        changed.set(sweep=members)
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "step", counted)
+            must(changed, "initialize", "train")
+        assert most == [2]
+        for member in ("wide", "late"):
+            single = alone(changed, member, tmp_path / member)
+            assert weights(single.path / f"data/trained/main-{member}") == all_weights(changed, members)[member]
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("target", ["activations-1d", "activations-2d"])
 @pytest.mark.parametrize("source", ["store", "live"])
 def test_live_and_contexts_too(changed: Project, tmp_path: Path, target: str, source: str) -> None:
