@@ -52,7 +52,7 @@ def train_dictionaries(params: Params, places: Places) -> dict[str, Any]:
         Interrupted: stopped by a signal; the state is saved.
     """
     ensure_writable(checkpoint_root := root() / "data" / "checkpoints", "checkpoints")
-    store, members = _open_members(params, places)
+    store, members = open_members(params, places)
     if store.source == LIVE:
         for line in _live_lines(params, next(iter(members.values())).source):
             say("train", line)
@@ -67,8 +67,8 @@ def train_dictionaries(params: Params, places: Places) -> dict[str, Any]:
     return figures if params.sweep is not None else figures[""]
 
 
-def _open_members(params: Params, places: Places) -> tuple[Activations, dict[str, Member]]:
-    """The activations, and {name: what is to be trained}."""
+def open_members(params: Params, places: Places) -> tuple[Activations, dict[str, Member]]:
+    """The activations, and {name: what is to be trained}; `places` has what is read."""
     device = training_device(params.activations.device or params.model.device, "activations.device")
     store = open_for(params, places.activations)
     norms, origin = read_norms(places.norms)
