@@ -1,6 +1,6 @@
 """Six dictionaries from one pass against six trainings: seconds of the train stage, and whether the weights are the same bits.
 
-    python -m benchmarks.sweep                    # preset demo-sweep from a store and live, and the evaluation; an hour on two cores
+    python -m benchmarks.sweep                    # preset demo-sweep from a store and live; an hour on two cores
     python -m benchmarks.sweep --source store     # of one source of activations
     python -m benchmarks.sweep --small            # a tiny project, nothing is written
 
@@ -26,9 +26,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 import yaml
@@ -45,7 +45,7 @@ from pipeline.training.shared_batches import joint_batches
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "sweep.md"
 GOAL = 0.75
-PRESET, NAME = "demo-sweep", "main"
+PRESET = "demo-sweep"
 SHARED = ("tokenize_corpus", "generate_activations", "compute_norm")
 TRAIN, AGAIN, READING, EVALUATE = "train", "again", "reading", "evaluate"
 
@@ -124,7 +124,7 @@ def digest(place: Path) -> str:
 
 
 def trained(folder: Path, params: Path, store: Path) -> dict[str, Cost]:
-    """Initialize, train, and train once more; what the last two and the reading took."""
+    """Initialize, train, and train once more; what training twice and the reading took."""
     stage("initialize", folder, params, store)
     found = {TRAIN: stage("train", folder, params, store), AGAIN: stage("train", folder, params, store)}
     return found | {READING: reading(folder, params, store)}
@@ -133,11 +133,9 @@ def trained(folder: Path, params: Path, store: Path) -> dict[str, Cost]:
 def reading(folder: Path, params: Path, store: Path) -> Cost:
     """The batches of a training, taken as its steps take them."""
     loaded = load_params(params)
-    initial = Path("data/initial") / loaded.dictionary.name
-    names = {field.name: Path() for field in dataclasses.fields(Places)}
-    places = Places(
-        **{**names, "activations": Path("data/activations.json"), "norms": Path("data/norms.json"), "initial": initial}
-    )
+    read = {"activations": Path("data/activations.json"), "norms": Path("data/norms.json")}
+    read["initial"] = Path("data/initial") / loaded.dictionary.name
+    places = Places(**{field.name: read.get(field.name, Path()) for field in dataclasses.fields(Places)})
     with contextlib.chdir(folder), _environment(SCOPELINE_STORE=str(store)):
         before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         _, members = open_members(loaded, places)
@@ -149,7 +147,7 @@ def reading(folder: Path, params: Path, store: Path) -> Cost:
 
 
 @contextlib.contextmanager
-def _environment(**variables: str) -> Any:
+def _environment(**variables: str) -> Iterator[None]:
     before = dict(os.environ)
     os.environ.update(variables)
     try:
@@ -187,11 +185,8 @@ def measure(params: Params, start: Path, place: Path) -> Found:
 
 
 def _say(name: str, costs: Mapping[str, Cost], together: Mapping[str, Cost]) -> None:
-    whole = together[TRAIN]
-    click.echo(
-        f"{name}: train {costs[TRAIN].clock:.0f} s, {costs[TRAIN].cpu:.0f} CPU s (sweep: {whole.clock:.0f}, {whole.cpu:.0f})",
-        err=True,
-    )
+    own, whole = costs[TRAIN], together[TRAIN]
+    click.echo(f"{name}: train {own.clock:.0f} s, {own.cpu:.0f} CPU s (sweep: {whole.clock:.0f}, {whole.cpu:.0f})", err=True)
 
 
 def _evaluate(
@@ -217,10 +212,7 @@ def _evaluate(
 
 def table(found: Found) -> list[str]:
     """Lines of markdown: each stage both ways."""
-    lines = [
-        "| | six runs, s | sweep, s | ratio | six runs, CPU s | sweep, CPU s | ratio |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    lines = ["| | six runs, s | sweep, s | ratio | six runs, CPU s | sweep, CPU s | ratio |", "|---" + "|---:" * 6 + "|"]
     for name in (TRAIN, AGAIN, READING, EVALUATE):
         if name not in found.together:
             continue
@@ -253,8 +245,8 @@ def report(results: Mapping[str, Found], command: str) -> str:
             "# Six dictionaries from one pass",
             "",
             f"`{command}` on {machine()}.",
-            f"Preset {PRESET}. train: the stage from its start to its outputs. again: the same with the end of the training kept, so",
-            "without a step. reading: the batches without a step, in one process. evaluate: the stage on the folded dictionaries.",
+            f"Preset {PRESET}. train: the stage from its start to its outputs. again: the same with the end of the training kept,",
+            "so without a step. reading: the batches without a step, in one process. evaluate: the stage on the folded dictionaries.",
             *lines,
             "",
         ]
