@@ -245,8 +245,9 @@ def report(results: Mapping[str, Found], command: str) -> str:
             "# Six dictionaries from one pass",
             "",
             f"`{command}` on {machine()}.",
-            f"Preset {PRESET}. train: the stage from its start to its outputs. again: the same with the end of the training kept,",
-            "so without a step. reading: the batches without a step, in one process. evaluate: the stage on the folded dictionaries.",
+            f"Preset {PRESET}. train: the stage from its start to its outputs. again: the same with the end of the training",
+            "kept, so without a step. reading: the batches without a step, in one process. evaluate: the stage on the folded",
+            "dictionaries.",
             *lines,
             "",
         ]

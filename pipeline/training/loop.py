@@ -141,8 +141,8 @@ class _Loop:
             at_once = steps_at_once(len(self.active), first.device)
             if at_once > 1:
                 # Each thread has its own number of threads of torch.
-                threads = {"initializer": torch.set_num_threads, "initargs": (torch.get_num_threads(),)}
-                self.pool = stack.enter_context(ThreadPoolExecutor(at_once, "training steps", **threads))
+                as_many = functools.partial(torch.set_num_threads, torch.get_num_threads())
+                self.pool = stack.enter_context(ThreadPoolExecutor(at_once, "training steps", as_many))
             stack.enter_context(told_of_memory(lambda: _held(self.working), lambda: self.working.step_number))
             self._steps(start, first.total_steps, stop)
             for run in list(self.active):
