@@ -124,6 +124,8 @@ def _train(params: Params, opened: Opened, trackers: Mapping[str, Tracker]) -> d
             continue
         done = checkpoints.finished()
         assert done is not None  # it was before, or is the end of a run here
+        if name and run is None:
+            say("train", f"{name}: trained already, its end is taken from {checkpoints.directory}")
         member.dictionary.load_weights_({key: tensor.to(member.device) for key, tensor in done.tensors.items()})
         last[name] = done.extra["last"]
     return last

@@ -276,21 +276,29 @@ def test_only_what_has_not_ended_is_trained(sweep: Project, changed: Project, mo
     assert weights(inference / "k5") != weights(inference / "twin")
 
 
-def test_a_member_that_fails_does_not_hold_up_the_others(sweep: Project, begun: Project) -> None:
+@pytest.mark.parametrize(("lr", "why"), [(1e6, "the loss is not finite at step"), (5.0, "diverged: at step")])
+def test_a_member_that_fails_does_not_hold_up_the_others(sweep: Project, begun: Project, lr: float, why: str) -> None:
     good = dict(begun.params["sweep"])
-    begun.set(sweep={"k2": good["k2"], "steep": {"trainer.lr": 1e6, "trainer.lr_warm_up_steps": 0}, "late": good["late"]})
+    begun.set(sweep={"k2": good["k2"], "steep": {"trainer.lr": lr, "trainer.lr_warm_up_steps": 0}, "late": good["late"]})
     must(begun, "initialize")
     outcome = begun.run("train")
     assert (outcome.exit_code, outcome.exception) == (2, None), outcome
     (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: sweep.steep: training: ")
+    assert line.startswith(f"error: sweep.steep: training: {why}")
     assert not any(name in line for name in ("k2", "late"))
     assert "the other members go on" in outcome.stderr
     ended = [place.parent for place in checkpoints(begun) if (place.parent / "finished").exists()]
     assert len(ended) == 2
     assert not (begun.path / "data" / "trained").exists()
+    kept = [place.parent for place in checkpoints(begun) if list(place.parent.glob("step-*"))]
+    assert len(kept) == ("diverged" in why)
+    assert all(str(place) in line for place in kept)
+    again = begun.run("train")
+    assert [error for error in again.stderr.splitlines() if error.startswith("error: ")] == [line]
+    assert "train: late: trained already" not in again.stderr  # its outputs are not written yet
     begun.set(sweep=good)
-    must(begun, "initialize", "train")
+    must(begun, "initialize")
+    assert "train: late: trained already" in must(begun, "train")
     assert len(checkpoints(begun)) == 4
     assert all_weights(begun, good) == all_weights(sweep, good)
 
