@@ -6,19 +6,9 @@ activation store that were kept from training. Writes the inference dictionary a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
 import click
 
 from pipeline.command import Output, stage_command
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from pipeline.activations.interface import Activations
-    from pipeline.norms.hook_norm import HookNorm
-    from pipeline.params.schema import Params
 
 
 @stage_command
@@ -35,6 +25,7 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     from pipeline.dictionaries.store import directory_of
     from pipeline.errors import of_member
     from pipeline.files import members_directory, write_json
+    from pipeline.folding import fold_stored
     from pipeline.norms.hook_norm import read_norms
     from pipeline.opening import open_activations
     from pipeline.params.loader import load_params
@@ -55,51 +46,6 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
             tracker.log_metrics({key: value for key, value in found.items() if not isinstance(value, str)})
             if not member:
                 tracker.log_artifact(metrics, "metrics")
-
-
-def fold_stored(
-    params: Params,
-    trained: Path,
-    out: Path,
-    store: Activations,
-    measured: Mapping[str, HookNorm],
-    inputs: Mapping[str, str | None],
-) -> dict[str, Any]:
-    """Fold a trained dictionary, check what it was made from, and write its inference form.
-
-    Args:
-        params: of it alone.
-        trained: its directory.
-        out: that of the inference form.
-        store: open activations.
-        measured: norms of their hook points.
-        inputs: {what: digest} that it should have been made from.
-
-    Returns: the figures of metrics/fold.json.
-
-    Raises:
-        DataError: it is not there, or was made from something else.
-    """
-    from pipeline.activations.schema import calibration_rows
-    from pipeline.contracts.sealing import Origin
-    from pipeline.dictionaries.saving import save_dictionary
-    from pipeline.dictionaries.store import load_dictionary
-    from pipeline.folding import StoredBatches, fold_dictionary
-
-    dictionary = load_dictionary(trained)
-    made = Origin.of(dictionary.config.provenance).check(trained, "train", inputs)
-    rows = calibration_rows(store, params.fold.calibration_tokens)
-    report = fold_dictionary(
-        dictionary,
-        measured,
-        mode=params.fold.mode,
-        feature_units=params.fold.feature_units,
-        calibration_batches=StoredBatches.of(store, dictionary, measured, rows, params.activations.batch_size),
-        convert_topk=params.fold.convert_topk_to_jumprelu,
-        target_l0=params.trainer.steered_l0,
-    )
-    save_dictionary(report.dictionary, out, Origin("fold", made.made_from).to_dict())
-    return report.figures
 
 
 if __name__ == "__main__":
