@@ -27,7 +27,7 @@ from pipeline.norms.normalizer import Normalizer
 from pipeline.opening import open_for
 from pipeline.params.loader import load_params
 from pipeline.training.loop import train
-from pipeline.training.session import make_source
+from pipeline.training.member import make_source
 
 RESULTS = Path("benchmarks/results/per_layer.md")
 

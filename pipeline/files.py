@@ -234,6 +234,17 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def members_directory(path: str | Path, sweep: bool) -> Iterator[Path]:
+    """Where what is made of each member of a run goes: of a sweep a directory that takes the place of `path`, so that what an
+    earlier run has left there goes; of one dictionary `path` itself, which is to be replaced."""
+    if not sweep:
+        yield Path(path)
+        return
+    with atomic_directory(path) as folder:
+        yield folder
+
+
 def _holders(path: Path) -> list[int]:
     """The processes that have the file open, as far as one may see them; this one only if it has it open twice."""
     found = []

@@ -18,7 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pipeline.activations.schema import calibration_rows
+from pipeline.contracts.sealing import Origin
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.saving import save_dictionary
+from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import NumericsError, ParamsError, unknown_name
 from pipeline.hooks import stacked
 from pipeline.memory import require_memory
@@ -28,7 +32,10 @@ from pipeline.norms.normalizer import Normalizer
 from pipeline.params.choices import FOLD_MODES
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.activations.interface import Activations
+    from pipeline.params.schema import Params
 
 EXACT = 1e-9  # relative error in float64 above which a fold is refused
 
@@ -244,3 +251,42 @@ def mean_l0(dictionary: Dictionary, batches: Iterable[Batch]) -> tuple[float, in
         token_shape = f.shape[: f.ndim - len(dictionary.feature_shape)]
         n_tokens += token_shape.numel() if mask is None else int(mask.sum())
     return (active / n_tokens if n_tokens else 0.0), n_tokens
+
+
+def fold_stored(
+    params: Params,
+    trained: Path,
+    out: Path,
+    store: Activations,
+    measured: Mapping[str, HookNorm],
+    inputs: Mapping[str, str | None],
+) -> dict[str, Any]:
+    """Fold a trained dictionary that was written by the train stage, and write its inference form.
+
+    Args:
+        params: of it alone.
+        trained: its directory.
+        out: that of the inference form.
+        store: open activations, whose rows kept from training are read.
+        measured: norms of their hook points.
+        inputs: {what: digest} that it should have been made from.
+
+    Returns: the figures of metrics/fold.json.
+
+    Raises:
+        DataError: it is not there, or was made from something else.
+    """
+    dictionary = load_dictionary(trained)
+    made = Origin.of(dictionary.config.provenance).check(trained, "train", inputs)
+    rows = calibration_rows(store, params.fold.calibration_tokens)
+    report = fold_dictionary(
+        dictionary,
+        measured,
+        mode=params.fold.mode,
+        feature_units=params.fold.feature_units,
+        calibration_batches=StoredBatches.of(store, dictionary, measured, rows, params.activations.batch_size),
+        convert_topk=params.fold.convert_topk_to_jumprelu,
+        target_l0=params.trainer.steered_l0,
+    )
+    save_dictionary(report.dictionary, out, Origin("fold", made.made_from).to_dict())
+    return report.figures

@@ -35,25 +35,47 @@ def read_metrics(path: str | Path, what: str, next_action: str, wanted: Iterable
     return found
 
 
-def read_history(path: str | Path, next_action: str) -> list[dict[str, float]]:
-    """The rows of metrics/train_history.jsonl, {"step": n, figure: number, ...}.
+def read_history(path: str | Path, next_action: str, *, member: str = "") -> list[dict[str, float]]:
+    """The rows of metrics/train_history.jsonl, {"step": n, figure: number, ...}; of a sweep those of one member.
+
+    Args:
+        path: of the file.
+        next_action: what to do where it is not right.
+        member: name of the member of a sweep; "": the file is of one dictionary.
+
+    Raises:
+        DataError: the file is missing, has no such member, or a line of it is no such row; the message names the line.
+    """
+    found = read_histories(path, next_action)
+    if member not in found and (member or found):
+        has = f"the members {', '.join(found)}" if all(found) else "one dictionary"
+        wanted = f"those of member '{member}'" if member else "those of one dictionary"
+        raise DataError(f"{path}: the training history has the rows of {has}, wanted {wanted}; {next_action}")
+    return found.get(member, [])
+
+
+def read_histories(path: str | Path, next_action: str) -> dict[str, list[dict[str, float]]]:
+    """{member: rows} of metrics/train_history.jsonl, the rows as of :func:`read_history`; without a sweep {"": rows}.
 
     Raises:
         DataError: the file is missing, or a line of it is no such row; the message names the line.
     """
     what = "the training history"
-    rows = []
+    rows: dict[str, list[dict[str, float]]] = {}
     for number, line in enumerate(read_bytes(path, what, next_action).split(b"\n"), 1):
         if not line.strip():
             continue
         place = f"{path}: line {number} of {what}"
         row = json_object(parse_json(line, place, next_action), place, next_action)
+        member = row.pop(names.MEMBER, "")
+        if not isinstance(member, str):
+            raise DataError(f"{place}: {names.MEMBER} should be a name, got {member!r}; {next_action}")
         for key, value in row.items():
             if not is_number(value):
                 raise DataError(f"{place}: {key} is {float_text(value)}, wanted a finite number; {next_action}")
         if not isinstance(row.get(names.STEP), int):
             raise DataError(f"{place}: {names.STEP} should be a whole number, got {row.get(names.STEP)!r}; {next_action}")
-        rows.append(row)
+        rows.setdefault(member, []).append(row)
     return rows
 
 

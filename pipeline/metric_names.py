@@ -16,6 +16,7 @@ GROUPS = {"evaluate": "evaluation", "fold_norm": "fold", "compute_norm": "norm",
 # History of training: figures of one step's batch, of normalised activations.
 STEP = "step"  # number of the step
 TOKENS = "tokens"  # tokens trained on so far
+MEMBER = "member"  # of a sweep, whose row it is: a name
 LOSS = "loss"  # the sum of the weighted terms
 L_REC = "l_rec"  # reconstruction error, summed over dimensions, mean over tokens
 L0 = "l0"  # active features a token

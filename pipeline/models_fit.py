@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ParamsError
+from pipeline.errors import ParamsError, of_member
 from pipeline.hook_keys import by_model, join_key, place_of
 from pipeline.lm.loading import load_attention_form, model_widths
 from pipeline.params.fields import as_written
@@ -20,15 +20,28 @@ ROPE_TYPES = ("default", "linear", "llama3")  # what low-rank sparse attention c
 
 
 def check_models_fit(params: Params) -> None:
-    """Refuse a dictionary that does not fit its language models; reads their configurations, no weights.
+    """Refuse a dictionary, or a member of a sweep, that does not fit its language models; reads configurations, no weights.
 
     Args:
         params: all parameters.
 
-    Raises:
+    Raises (of a member with its name):
         ParamsError: widths of the hook points (see `Params.with_widths`), or an attention that is not the model's.
         DataError: no such model, or no such hook point.
     """
+    faults: list[str] = []
+    for name, own in params.members.items():
+        try:
+            with of_member(name):
+                _check_fits(own)
+        except ParamsError as error:
+            faults += error.faults
+    if faults:
+        raise ParamsError(faults)
+
+
+def _check_fits(params: Params) -> None:
+    """Of one dictionary."""
     widths: dict[str, int] = {}
     for alias, hooks in by_model(params.dictionary_hook_points).items():
         model = params.language_model(alias)

@@ -1,7 +1,7 @@
 """fold: trained weights + norms -> data/inference/<name>/, which takes raw activations.
 
-Reads data/trained/<name>/, data/norms.json and the rows of the activation store that were kept from training. Writes the
-inference dictionary and metrics/fold.json. Cost: seconds.
+Of a sweep each member's, in data/inference/<name>/<member>/. Reads data/trained/<name>/, data/norms.json and the rows of the
+activation store that were kept from training. Writes the inference dictionary and metrics/fold.json. Cost: seconds.
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ from pipeline.command import Output, stage_command
 @click.option("--metrics", type=Output(), default="metrics/fold.json", help="Figures to write.")
 @click.option("--run", default="data/run.json", help="The tracking run to go on with.")
 def main(params: str, trained: str, norms: str, activations: str, out: str, metrics: str, run: str) -> None:
-    """Fold the activation norm and the decoder norms into the weights."""
+    """Fold the activation norm and the decoder norms into the weights, of each member of the sweep if there is one."""
     from pathlib import Path
 
-    from pipeline.activations.schema import calibration_rows
-    from pipeline.contracts.sealing import Origin
-    from pipeline.dictionaries.saving import save_dictionary
-    from pipeline.dictionaries.store import directory_of, load_dictionary
-    from pipeline.files import write_json
-    from pipeline.folding import StoredBatches, fold_dictionary
+    from pipeline.dictionaries.store import directory_of
+    from pipeline.errors import of_member
+    from pipeline.files import members_directory, write_json
+    from pipeline.folding import fold_stored
     from pipeline.norms.hook_norm import read_norms
     from pipeline.opening import open_activations
     from pipeline.params.loader import load_params
@@ -35,25 +33,19 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
 
     loaded = load_params(params)
     place = directory_of(trained, loaded.dictionary.name)
-    dictionary = load_dictionary(place)
     store, (measured, origin) = open_activations(activations, device=loaded.model.device), read_norms(norms)
     inputs = {**store.made_from(), "norms": origin.digest}
-    made = Origin.of(dictionary.config.provenance).check(place, "train", inputs)
-    rows = calibration_rows(store, loaded.fold.calibration_tokens)
-    report = fold_dictionary(
-        dictionary,
-        measured,
-        mode=loaded.fold.mode,
-        feature_units=loaded.fold.feature_units,
-        calibration_batches=StoredBatches.of(store, dictionary, measured, rows, loaded.activations.batch_size),
-        convert_topk=loaded.fold.convert_topk_to_jumprelu,
-        target_l0=loaded.trainer.steered_l0,
-    )
-    save_dictionary(report.dictionary, Path(out) / place.name, Origin("fold", made.made_from).to_dict())
-    write_json(metrics, report.figures)
-    with open_tracker(loaded.tracking, stage="fold", run_file=run) as tracker:
-        tracker.log_metrics({key: value for key, value in report.figures.items() if not isinstance(value, str)})
-        tracker.log_artifact(metrics, "metrics")
+    figures = {}
+    with members_directory(Path(out) / place.name, loaded.sweep is not None) as folder:
+        for member, own in loaded.members.items():
+            with of_member(member):
+                figures[member] = fold_stored(own, place / member, folder / member, store, measured, inputs)
+    write_json(metrics, figures if loaded.sweep is not None else figures[""])
+    for member, found in figures.items():
+        with open_tracker(loaded.tracking, stage="fold", run_file=run, member=member) as tracker:
+            tracker.log_metrics({key: value for key, value in found.items() if not isinstance(value, str)})
+            if not member:
+                tracker.log_artifact(metrics, "metrics")
 
 
 if __name__ == "__main__":

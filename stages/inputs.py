@@ -39,13 +39,16 @@ def main(params: str, out: str) -> None:
     models = {"model": model_contents(loaded.model.model_name, loaded.model.revision, digests)}
     for alias, model in (loaded.models or {}).items():
         models[f"models.{alias}"] = model_contents(model.model_name, model.revision, digests)
-    start = loaded.initializer.from_dictionary
-    if start is not None and not Path(start).exists():
-        raise DataError(
-            f"initializer.from_dictionary: {start}: no such directory; give one with config.json and weights.safetensors, as "
-            "data/inference/<name> of another run, or write null"
-        )
-    write_json(Path(out) / "dictionary.json", {"from": None if start is None else digests.of_place(Path(start))})
+    starts = {}
+    for member, own in loaded.members.items():
+        start = own.initializer.from_dictionary
+        if start is not None and not Path(start).exists():
+            raise DataError(
+                f"{f'sweep.{member}: ' if member else ''}initializer.from_dictionary: {start}: no such directory; give one "
+                "with config.json and weights.safetensors, as data/inference/<name> of another run, or write null"
+            )
+        starts[member] = None if start is None else digests.of_place(Path(start))
+    write_json(Path(out) / "dictionary.json", {"from": starts[""]} if loaded.sweep is None else {"members": starts})
     write_json(Path(out) / "text.json", text_contents(loaded.dataset, digests))
     write_json(Path(out) / "models.json", models)
     digests.remember()

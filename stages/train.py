@@ -1,5 +1,7 @@
 """train: the store + data/initial/<name>/ -> data/trained/<name>/, from the last checkpoint if there is one.
 
+Of a sweep all members at once, each batch being read once (docs/sweep.md).
+
 Reads the activation store, data/norms.json and data/initial/<name>/. Writes data/trained/<name>/, data/run.json (the tracked
 run), metrics/train.json and metrics/train_history.jsonl. Cost: about a minute and a half a million tokens of the embedded
 default on two cores. Stopped or killed, the same command goes on.
@@ -24,16 +26,18 @@ from pipeline.command import Output, stage_command
 def main(
     params: str, activations: str, norms: str, initial: str, out: str, run: str, metrics: str, history: str, plots: str
 ) -> None:
-    """Train the dictionary."""
+    """Train the dictionary, or those of the sweep."""
     from pathlib import Path
 
     from pipeline.params.loader import load_params
     from pipeline.params.rules.said import said_of_training
-    from pipeline.training.session import Places, train_dictionary
+    from pipeline.training.outputs import Places
+    from pipeline.training.session import train_dictionaries
 
     loaded = load_params(params)
-    for line in said_of_training(loaded):
-        click.echo(f"train: {line}", err=True)
+    for member, own in loaded.members.items():
+        for line in said_of_training(own):
+            click.echo(f"train: {member}: {line}" if member else f"train: {line}", err=True)
     name = loaded.dictionary.name
     places = Places(
         activations=Path(activations),
@@ -45,7 +49,7 @@ def main(
         plots=Path(plots),
         run=Path(run),
     )
-    train_dictionary(loaded, places)
+    train_dictionaries(loaded, places)
 
 
 if __name__ == "__main__":

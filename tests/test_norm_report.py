@@ -23,7 +23,7 @@ from pipeline.norms.hook_norm import HookNorm, load_norms
 from pipeline.norms.massive import MassiveTokens, ModelTexts, commonest
 from pipeline.norms.report import NormReport
 from pipeline.opening import open_activations
-from pipeline.training.session import _log_earlier
+from pipeline.training.tracked import log_earlier
 from tests.messages import says
 from tests.project import CONTEXT, Project
 
@@ -133,7 +133,7 @@ def test_numbers_go_to_the_tracked_run_and_lists_do_not(tmp_path: Path) -> None:
     (tmp_path / "norm.json").write_text(json.dumps(metrics))
     (tmp_path / "train.json").write_text(json.dumps({"steps": 3}))
     logged: dict[str, float] = {}
-    _log_earlier(SimpleNamespace(log_metrics=logged.update), tmp_path)  # type: ignore[arg-type]
+    log_earlier(SimpleNamespace(log_metrics=logged.update), tmp_path)  # type: ignore[arg-type]
     lists = {f"massive_positions.{A}", f"massive_tokens.{A}"}
     assert logged == {f"norm/{key}": value for key, value in metrics.items() if key not in lists}
     assert logged[f"norm/n_massive.{A}"] == 3

@@ -74,7 +74,7 @@ def initialize_dictionary(params: Params, places: Places) -> Initial:
     origin.check(places.norms, "norm", store.made_from())
     initial = make(params, store, measured)
     norms = {hook: norm.to_dict() for hook, norm in Normalizer(initial.dictionary.config, measured).norms.items()}
-    initialization = {**params.initializer.to_dict(), "seed": params.seed, "found": initial.found}
+    initialization = {**params.initializer.to_dict(), "seed": params.initializer.drawn_by(params.seed), "found": initial.found}
     made = Origin("initialize", {**store.made_from(), "norms": origin.digest or "", **initial.made_from})
     about = {"norms": norms, "model": store.model, "initialization": initialization, **made.to_dict()}
     save_dictionary(initial.dictionary, places.initial, about)
@@ -82,8 +82,8 @@ def initialize_dictionary(params: Params, places: Places) -> Initial:
 
 
 def _drawn(params: Params, store: Activations, measured: Mapping[str, HookNorm]) -> Initial:
-    unit_rows = params.trainer.decoder_constraint == "unit_norm"
-    dictionary = build_base(dictionary_config(params, store), params.initializer, params.seed, unit_rows=unit_rows)
+    unit_rows, seed = params.trainer.decoder_constraint == "unit_norm", params.initializer.drawn_by(params.seed)
+    dictionary = build_base(dictionary_config(params, store), params.initializer, seed, unit_rows=unit_rows)
     _require_file_memory(params, dictionary)
     check(dictionary, params.initializer, has_model=True)
     found = initialize_(
@@ -91,7 +91,7 @@ def _drawn(params: Params, store: Activations, measured: Mapping[str, HookNorm])
         read_sample(store, dictionary, Normalizer(dictionary.config, measured), *_sample_rows(params, store)),
         params.initializer,
         batch_rows=params.activations.tokens_per_batch,
-        seed=params.seed,
+        seed=seed,
         mlps=_load_mlps(params, dictionary) if params.initializer.initialize_tc_with_mlp else (),
         model_attention=_load_attention(params, dictionary) if params.initializer.initialize_lorsa_with_mhsa else None,
         unit_rows=unit_rows,

@@ -84,6 +84,8 @@ def convert(value: Any, annotation: Any, limits: Limits = _NONE) -> Any:
         raise Refused(f"expected {in_words(members, nullable, limits)}, got null")
     if typing.get_origin(members[0]) is tuple:
         return _convert_list(value, members[0], nullable, limits)
+    if typing.get_origin(members[0]) is Mapping:
+        return _convert_names(value, nullable, limits)
     if value in limits.words and isinstance(value, str):
         return value
     converted = _convert_scalar(value, members, nullable, limits)
@@ -115,6 +117,21 @@ def _convert_list(value: Any, annotation: Any, nullable: bool, limits: Limits) -
         except Refused as refused:
             raise Refused(f"item {position}: {refused}") from None
     return tuple(converted)
+
+
+def _convert_names(value: Any, nullable: bool, limits: Limits) -> dict[str, dict[str, Any]]:
+    """Names and a mapping each, whose keys are checked where they belong."""
+    hint = "; write null" if nullable and (value in ("None", "none") or value == {}) else ""
+    if not isinstance(value, Mapping) or not value:
+        found = "an empty one" if isinstance(value, Mapping) else describe(value)
+        raise Refused(f"expected a mapping of names{' or null' if nullable else ''}, got {found}{hint}")
+    form, meaning = limits.form or (".+", "a name")
+    for name, keys in value.items():
+        if not isinstance(name, str) or not re.fullmatch(form, name):
+            raise Refused(f"expected {meaning} as a name, got '{name}'")
+        if not isinstance(keys, Mapping):
+            raise Refused(f"{name}: expected a mapping of keys to values, got {describe(keys)}")
+    return {name: dict(keys) for name, keys in value.items()}
 
 
 def _convert_scalar(value: Any, members: tuple[Any, ...], nullable: bool, limits: Limits) -> Any:

@@ -26,7 +26,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
             `<path>: <dotted key>: <what is wrong>`.
     """
     params = params_from_dict(read_mapping(path), source=str(path), null_left_out=Path(path).suffix.lower() == ".toml")
-    if (fault := every_model_is_used(params.dictionary, params.activations, params.models)) is not None:
+    if (fault := every_model_is_used(params.hook_points, params.models)) is not None:
         raise ParamsError(f"{path}: models: {fault}")
     return params
 
@@ -53,7 +53,12 @@ def params_from_dict(values: Mapping[str, Any], *, source: str = "params", null_
                 fault = dataclasses.replace(fault, message=f"unknown key; did you mean '{places[0]}'?")
             texts.append(f"{source}: {fault}")
         raise ParamsError(texts)
-    return reading.result()
+    params: Params = reading.result()
+    try:
+        params.members  # noqa: B018 (each is checked like a run of its own)
+    except ParamsError as error:
+        raise ParamsError([f"{source}: {fault}" for fault in error.faults]) from None
+    return params
 
 
 def _places(key: str) -> list[str]:

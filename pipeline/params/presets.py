@@ -19,7 +19,7 @@ from pipeline.params.fields import Refused, convert
 from pipeline.params.loader import params_from_dict
 from pipeline.params.reading import read_mapping
 from pipeline.params.schema import Params
-from pipeline.params.section import Section, hints, named_sections
+from pipeline.params.section import Section, has_names, hints
 from pipeline.params.sections.dictionary import DictionaryParams, params_class
 
 DIRECTORY = Path(__file__).resolve().parents[2] / "presets"
@@ -39,13 +39,13 @@ LEFT_ALONE = (
 
 def _named(cls: type[Section], where: str = "") -> Iterator[str]:
     for key, hint in hints(cls).items():
-        if named_sections(hint) is not None:
+        if has_names(hint):
             yield f"{where}{key}"
         elif isinstance(hint, type) and issubclass(hint, Section):
             yield from _named(hint, f"{where}{key}.")
 
 
-# Dotted keys that hold names with sections of their own: those laid over take the place of all that are there.
+# Dotted keys that hold names with contents of their own: those laid over take the place of all that are there.
 NAMED = tuple(_named(Params))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 from pipeline.errors import ParamsError
 from pipeline.params.dictionary_config import DictionaryConfig
 from pipeline.params.fields import param
+from pipeline.params.members import members_of
 from pipeline.params.rules.collected import OF_FILES, OF_TRAINING, about
-from pipeline.params.rules.hook_points import stored, used_by
+from pipeline.params.rules.hook_points import used_by
 from pipeline.params.rules.schedule import total_steps
 from pipeline.params.section import Rule, Section, section_from_dict
 from pipeline.params.sections.activations import ActivationsParams, BufferShuffleParams
@@ -53,6 +55,10 @@ __all__ = [
 
 
 SAEParams = params_class("sae")
+MEMBER_FORM = (
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+    "at most 64 letters, digits, '.', '_' and '-', the first a letter or a digit,",
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,12 @@ class Params(Section):
     activations: ActivationsParams = field(default_factory=ActivationsParams)
     norm: NormParams = field(default_factory=NormParams)
     dictionary: DictionaryParams = field(default_factory=SAEParams)
+    sweep: Mapping[str, Mapping[str, Any]] | None = param(
+        None,
+        form=MEMBER_FORM,
+        also_called=("members", "grid"),
+        about="several dictionaries from one pass: {member: {dotted key of dictionary, initializer, trainer or fold: value}}",
+    )
     initializer: InitializerParams = field(default_factory=InitializerParams)
     trainer: TrainerParams = field(default_factory=TrainerParams)
     fold: FoldParams = field(default_factory=FoldParams)
@@ -86,15 +98,24 @@ class Params(Section):
         """The checks between sections."""
         return [*OF_FILES, *OF_TRAINING]
 
+    @functools.cached_property
+    def members(self) -> Mapping[str, Params]:
+        """{name: the parameters of that member of the sweep alone}; {"": self} without a sweep.
+
+        Raises:
+            ParamsError: every fault of every member.
+        """
+        return members_of(self)
+
     @property
     def dictionary_hook_points(self) -> tuple[str, ...]:
-        """The hook points that the dictionary reads or writes, each once."""
-        return used_by(self.dictionary)
+        """The hook points that the dictionary reads or writes, each once; of a sweep those of all members."""
+        return tuple(dict.fromkeys(hook for member in self.members.values() for hook in used_by(member.dictionary)))
 
     @property
     def hook_points(self) -> tuple[str, ...]:
-        """The hook points to store: activations.hook_points, or the dictionary's when that is null."""
-        return stored(self.dictionary, self.activations)
+        """The hook points to store: activations.hook_points, or the dictionary's (the members') when that is null."""
+        return self.activations.hook_points or self.dictionary_hook_points
 
     def language_model(self, alias: str) -> ModelParams:
         """The section model (alias ""), or the same with name and revision of `models.<alias>`."""

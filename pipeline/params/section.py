@@ -157,10 +157,14 @@ def hints(cls: type) -> dict[str, Any]:
 def named_sections(annotation: Any) -> type[Section] | None:
     """The section class of a field that maps names to sections (`Mapping[str, S] | None`); None for another field."""
     for member in typing.get_args(annotation):
-        if typing.get_origin(member) is Mapping:
-            section: type[Section] = typing.get_args(member)[1]
+        if typing.get_origin(member) is Mapping and issubclass(section := typing.get_args(member)[1], Section):
             return section
     return None
+
+
+def has_names(annotation: Any) -> bool:
+    """Whether a field maps names that the user chooses to something."""
+    return any(typing.get_origin(member) is Mapping for member in typing.get_args(annotation))
 
 
 class Reading:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,10 @@ from pipeline.plots.charts import Chart, Line, LineChart
 
 WEIGHTED = "_weighted"
 MAX_LINES = 6
+# Name, title and y label of the charts that are always there.
+LOSS = (names.LOSS, "Training loss", "loss, normalised activations")
+L0 = (names.L0, "L0", "active features a token")
+VARIANCE = (names.EXPLAINED_VARIANCE, "Explained variance", "1 - FVU")
 # Drawn where they change at all.
 MINOR = (
     (names.DEAD_FEATURES, "Dead features", "features"),
@@ -31,14 +36,32 @@ def training_charts(rows: Sequence[Mapping[str, float]]) -> list[Chart]:
     terms = [(name, name.removesuffix(WEIGHTED)) for name in sorted(found)]
     losses = [(names.LOSS, "total"), *(terms if len(terms) > 1 else ())]
     charts: list[Chart] = [
-        _chart(rows, names.LOSS, "Training loss", "loss, normalised activations", losses, log=True),
-        _chart(rows, names.L0, "L0", "active features a token", _with_parts(rows, names.L0)),
-        _chart(rows, names.EXPLAINED_VARIANCE, "Explained variance", "1 - FVU", _with_parts(rows, names.EXPLAINED_VARIANCE)),
+        _chart(rows, *LOSS, losses, log=True),
+        _chart(rows, *L0, _with_parts(rows, names.L0)),
+        _chart(rows, *VARIANCE, _with_parts(rows, names.EXPLAINED_VARIANCE)),
     ]
     for name, title, unit in MINOR:
         values = {row[name] for row in rows if name in row}
         if len(values) > 1:
             charts.append(_chart(rows, name, title, unit, [(name, title.lower())]))
+    return charts
+
+
+def sweep_charts(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Chart]:
+    """Loss, L0 and explained variance of the members of a sweep, a line each, in as many charts as the colours need.
+
+    Args:
+        histories: {member: rows}, the rows as of :func:`training_charts`.
+    """
+    names_of = list(histories)
+    groups = [names_of[start : start + MAX_LINES] for start in range(0, len(names_of), MAX_LINES)]
+    charts: list[Chart] = []
+    for name, title, y_label in (LOSS, L0, VARIANCE):
+        for number, group in enumerate(groups):
+            lines = [_line(histories[member], name, member) for member in group]
+            rows = histories[group[0]]
+            chart = _of_lines(lines, name, title, y_label, _x_label(rows), log=name == names.LOSS)
+            charts.append(dataclasses.replace(chart, name=f"{name}.{number}") if number else chart)
     return charts
 
 
@@ -57,8 +80,16 @@ def _chart(
     *,
     log: bool = False,
 ) -> LineChart:
+    lines = [_line(rows, column, label) for column, label in columns]
+    return _of_lines(lines, name, title, y_label, _x_label(rows), log=log)
+
+
+def _line(rows: Sequence[Mapping[str, float]], column: str, label: str) -> Line:
     steps = tuple(float(row[names.STEP]) for row in rows)
-    lines = tuple(Line(label, steps, tuple(float(row.get(column, math.nan)) for row in rows)) for column, label in columns)
+    return Line(label, steps, tuple(float(row.get(column, math.nan)) for row in rows))
+
+
+def _of_lines(lines: Sequence[Line], name: str, title: str, y_label: str, x_label: str, *, log: bool) -> LineChart:
     low, high = _bounds(lines, positive=False)
     note = ""
     y_range = None
@@ -69,7 +100,7 @@ def _chart(
     elif name == names.L0 and low >= 0.0:
         y_range = (0.0, high * 1.15 or 1.0)
     log = log and _bounds(lines, positive=True)[0] > 0.0
-    return LineChart(name, title, _x_label(rows), y_label, lines, y_log=log, y_range=y_range, note=note)
+    return LineChart(name, title, x_label, y_label, tuple(lines), y_log=log, y_range=y_range, note=note)
 
 
 def _bounds(lines: Sequence[Line], *, positive: bool) -> tuple[float, float]:

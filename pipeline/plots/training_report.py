@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import metric_names as names
 from pipeline.files import write_bytes
 from pipeline.plots.charts import Chart
 from pipeline.plots.page import Table, page
 from pipeline.plots.png import png
-from pipeline.plots.training import training_charts
+from pipeline.plots.training import sweep_charts, training_charts
 from pipeline.provenance import section
 
 PAGE = "index.html"
@@ -62,9 +63,26 @@ def write_training_report(
         figures: shown as a table.
     """
     folder = Path(folder)
+    _write_history(folder, history)
+    write_report(folder, "Training", about, training_charts(history), figures, pictures=FIRST)
+
+
+def write_sweep_report(folder: str | Path, histories: Mapping[str, Sequence[Mapping[str, float]]], about: str) -> None:
+    """Write the report of the members of a sweep, a line each, under the names of :func:`write_training_report`.
+
+    Args:
+        folder: made if it is not there; the members' own reports may be in it.
+        histories: {member: rows}.
+        about: what was trained.
+    """
+    folder, charts = Path(folder), sweep_charts(histories)
+    _write_history(folder, [{**row, names.MEMBER: member} for member, rows in histories.items() for row in rows])
+    write_report(folder, "Training", about, charts)
+
+
+def _write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
     rows = ",\n".join(json.dumps(dict(row), sort_keys=True) for row in history)
     write_bytes(folder / "history.json", f"[{rows}]\n".encode())
-    write_report(folder, "Training", about, training_charts(history), figures, pictures=FIRST)
 
 
 def describe(config: Mapping[str, Any], model: str | None = None, *, layers: int = 1) -> str:

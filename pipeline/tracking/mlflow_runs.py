@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.files import root
 from pipeline.foreign import told
@@ -37,6 +37,7 @@ MAX_PARAM_LENGTH, MAX_TAG_LENGTH, MAX_DIGEST_LENGTH = 6000, 8000, 36
 RETRY_SECONDS = 60.0
 LOCK_SECONDS = 120.0
 EXPERIMENT_TAG, CONTINUES_TAG = "dvc_exp_name", "continues"
+PARENT_TAG = "mlflow.parentRunId"  # by which MLflow shows a run below another one
 # A server that is down must not hold a stage for the minutes that MLflow's own settings allow.
 PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -53,7 +54,19 @@ FINAL = (
 )
 
 
-def open_mlflow(uri: str, *, experiment: str, stage: str, run_id: str | None, name: str, owner: bool) -> MlflowTracker:
+class Parent(NamedTuple):
+    """The run that another one is nested in.
+
+    Attributes:
+        run_id: of it, or of the one that it goes on in the place of; None: it is not known.
+    """
+
+    run_id: str | None
+
+
+def open_mlflow(
+    uri: str, *, experiment: str, stage: str, run_id: str | None, name: str, owner: bool, parent: Parent | None = None
+) -> MlflowTracker:
     """The tracker of a run: the one with `run_id` if this experiment may go on with it, else a new one.
 
     Args:
@@ -64,9 +77,10 @@ def open_mlflow(uri: str, *, experiment: str, stage: str, run_id: str | None, na
         name: name of a new run.
         owner: whether this stage alone may be writing to `run_id` (train, which holds the lock of its checkpoints): the run is
             said to be stopped if another one goes on in its place.
+        parent: the run that it is nested in; None: it is in none.
     """
     tracker = MlflowTracker(stage)
-    tracker.attempt("open", lambda: tracker.connect(uri, experiment, run_id, name, owner))
+    tracker.attempt("open", lambda: tracker.connect(uri, experiment, run_id, name, owner, parent))
     return tracker
 
 
@@ -96,7 +110,9 @@ class MlflowTracker(Tracker):
         self._warned = False
         self._closed = False
 
-    def connect(self, uri: str, experiment: str, run_id: str | None, name: str, owner: bool) -> None:
+    def connect(
+        self, uri: str, experiment: str, run_id: str | None, name: str, owner: bool, parent: Parent | None = None
+    ) -> None:
         """Find or start the run."""
         client = _client(uri)
         with _first_use(uri):
@@ -105,13 +121,14 @@ class MlflowTracker(Tracker):
             self._client = client(tracking_uri=uri)
             experiment_id = _experiment(self._client, experiment, uri)
         tags = {key: _shortened(value, MAX_TAG_LENGTH) for key, value in provenance_tags().items()}
-        run = _matching_run(self._client, experiment_id, run_id, tags.get(EXPERIMENT_TAG))
+        if parent is not None:
+            tags |= self._tag_of(parent, experiment_id, tags)
+        run = _matching_run(self._client, experiment_id, run_id, tags)
         if run is None:
             if run_id is not None:
-                self.continues = tags[CONTINUES_TAG] = run_id
+                self.continues = run_id
                 _say_stopped(self._client, run_id, owner)
-            tags = {"mlflow.source.name": self.stage, "mlflow.source.type": "LOCAL", **tags}
-            run = self._client.create_run(experiment_id, tags=tags, run_name=name)
+            run = self._started(experiment_id, tags, run_id, name)
         else:
             self._client.update_run(run.info.run_id, status="RUNNING")
             self._tags = {f"{self.stage}.{k}": v for k, v in tags.items() if run.data.tags.get(k) != v}
@@ -122,6 +139,22 @@ class MlflowTracker(Tracker):
                     self._last_step[key] = max(m.step for m in self._client.get_metric_history(run.info.run_id, key))
         self.run_id = run.info.run_id
         atexit.register(self.close, FAILED)
+
+    def _started(self, experiment_id: str, tags: Mapping[str, str], continues: str | None, name: str) -> Any:
+        """A new run, in the place of another one where there is one."""
+        went_before = {} if continues is None else {CONTINUES_TAG: continues}
+        tags = {"mlflow.source.name": self.stage, "mlflow.source.type": "LOCAL", **tags, **went_before}
+        return self._client.create_run(experiment_id, tags=tags, run_name=name)
+
+    def _tag_of(self, parent: Parent, experiment_id: str, tags: Mapping[str, str]) -> dict[str, str]:
+        """The tag of a run nested in `parent`, or in the one that goes on in its place, which is started if need be."""
+        if parent.run_id is None:
+            return {}
+        run = _matching_run(self._client, experiment_id, parent.run_id, tags)
+        if run is None:
+            run = self._started(experiment_id, tags, parent.run_id, tags.get(EXPERIMENT_TAG) or "sweep")
+            self._client.set_terminated(run.info.run_id, FINISHED)
+        return {PARENT_TAG: run.info.run_id}
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Buffer metrics; at a step that the run has from before an interruption they are left out."""
@@ -362,13 +395,15 @@ def _experiment(client: Any, name: str, uri: str) -> str:
         return found.experiment_id
 
 
-def _matching_run(client: Any, experiment_id: str, run_id: str | None, dvc_experiment: str | None) -> Any:
-    """The run with this id if it is of the same DVC experiment, else the one that goes on in its place, else None."""
+def _matching_run(client: Any, experiment_id: str, run_id: str | None, tags: Mapping[str, str]) -> Any:
+    """The run with this id if it is of the same DVC experiment and nested in the same run, or in none, as `tags` say; else the
+    one that goes on in its place, else None."""
     if run_id is None:
         return None
 
     def fits(run: Any) -> bool:
-        return run.info.lifecycle_stage == "active" and run.data.tags.get(EXPERIMENT_TAG) == dvc_experiment
+        alike = all(run.data.tags.get(tag) == tags.get(tag) for tag in (EXPERIMENT_TAG, PARENT_TAG))
+        return run.info.lifecycle_stage == "active" and alike
 
     run = _run(client, run_id)
     if run is not None and fits(run):

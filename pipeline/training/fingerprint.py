@@ -19,6 +19,8 @@ from pipeline.training.source import StoreSource
 
 # Fields of trainer that change what is written down, not what is learnt.
 WITHOUT_INFLUENCE = ("log_frequency", "n_checkpoints", "checkpoint_schedule", "checkpoint_minutes")
+# Fields of a dictionary's configuration that say what it is called and where it comes from.
+NAMES = ("name", "sae_name", "sae_series", "provenance", "norms")
 # Code of the stage that a step does not run: what draws the history, and the command line.
 NOT_WEIGHTS = ("pipeline/plots", "stages")
 
@@ -44,7 +46,7 @@ def describe_run(
         determinism, device: as the run uses them.
     """
     norms = {hook: norm.to_dict() for hook, norm in normalizer.norms.items()}
-    config = {key: value for key, value in dictionary.config.to_dict().items() if key not in ("provenance", "norms")}
+    config = {key: value for key, value in dictionary.config.to_dict().items() if key not in NAMES}
     return {
         CODE: code_digest("train", NOT_WEIGHTS),
         "torch": torch.__version__,

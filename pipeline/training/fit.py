@@ -94,14 +94,15 @@ def fit(
     config = config_of(given, data)
     stated, start = read_stated(initializer or {})
     params = fit_params(config, trainer, stated, data.shape, batch_size, max_norm_factor)
-    made = untrained(config, params, start, seed).to(training_device(device))
+    drawn_by = params.initializer.drawn_by(seed)
+    made = untrained(config, params, start, drawn_by).to(training_device(device))
     return fitted(
         made,
         data,
         params,
         lambda rows, normalizer: TensorSource.of(rows, batch_size=batch_size, seed=seed),
         start=start,
-        seed=seed,
+        seed=drawn_by,
         label="fit" if progress else None,
     )
 

@@ -1,60 +1,42 @@
-"""The step loop: the same for a store on disk (stages.train) and tensors in memory (api.fit).
+"""The step loop: the same for a store on disk (stages.train) and tensors in memory (api.fit), for one run and for several.
 
-resume from the newest whole checkpoint, if any
-for each step: next batch; train on it; at log steps report; now and then save; stop when asked
+resume each run from its newest whole checkpoint, if any
+for each step from that of the run which is the least far: next batch; each run that is so far trains on it; at log steps
+report; now and then save; stop when asked
+
+On a CPU two runs take their steps at the same time, each with all of torch's threads: while one works on one thread (selection,
+sorting, Python) the other has the cores. Bits depend on the number of threads, not on what runs beside them.
+
+A run that fails (a loss that is not finite, a divergence) ends alone; the others go on.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 import torch
 
 from pipeline import metric_names as names
-from pipeline.contracts.sealing import MADE_BY
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.saving import save_dictionary
-from pipeline.errors import CheckpointError, Interrupted, NumericsError
+from pipeline.errors import Interrupted, NumericsError
 from pipeline.interrupts import StopRequest, StopWaiting, stop_on_signals
 from pipeline.params.sections.trainer import TrainerParams
 from pipeline.progress import Progress
-from pipeline.training.checkpoints import Checkpoints, History, snapshot_steps
-from pipeline.training.held import check_memory, told_of_memory
-from pipeline.training.kernels import check_device, way_in_words
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.held import Held, check_memory, held_lines, steps_at_once, told_of_memory
+from pipeline.training.observation import Observation
 from pipeline.training.processes import ONE_PROCESS, Reductions
-from pipeline.training.revival import out_of_reach
-from pipeline.training.source import Source, on_device
-from pipeline.training.step import Trainer
+from pipeline.training.run import Report, Timing, TrainingRun, say
+from pipeline.training.shared_batches import joint_batches, joint_on_device
+from pipeline.training.source import Source, TrainingBatch
 
-Report = Callable[[int, dict[str, float]], None]
-
-
-@dataclasses.dataclass
-class Timing:
-    """Where the time of a run goes.
-
-    Attributes:
-        wait: seconds spent waiting for batches. total: seconds in the loop. tokens: tokens of the steps in it.
-    """
-
-    wait: float = 0.0
-    total: float = 0.0
-    tokens: int = 0
-
-    def figures(self) -> dict[str, float]:
-        """Share of the time spent waiting for data, and tokens per second."""
-        total = max(self.total, 1e-9)
-        return {"data_wait_share": self.wait / total, "tokens_per_second": self.tokens / total}
-
-    def limit(self) -> str:
-        """What limits a run on live activations, in words."""
-        share = self.wait / max(self.total, 1e-9)
-        limit = "the language model" if share > 0.5 else "the dictionary"
-        return f"{share:.0%} of the time went into waiting for activations; {limit} limits this run"
+__all__ = ["Report", "Timing", "TrainingRun", "deterministic", "say", "train", "train_together"]
+SHOWN = 4  # members whose figures the progress line shows one by one
 
 
 def train(
@@ -90,170 +72,174 @@ def train(
         CheckpointError: every resume point is damaged.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    check_device(dictionary, params.amp_dtype)
-    check_memory(dictionary, source, params)
-    run = TrainingRun(dictionary, source, params, norms, total_steps, checkpoints, on_metrics, label, reductions)
-    say(label, way_in_words(dictionary, params.amp_dtype, run.trainer.gate(total_steps - 1).top_k or 0))
-    if (why := out_of_reach(dictionary, params, total_steps * source.batch_tokens)) is not None:
-        say(label, why)
-    run.resume()
-    with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(stop_on_signals()) if checkpoints is not None else StopRequest()
-        if label is not None:
-            done = run.trainer.step_number * source.batch_tokens
-            run.progress = Progress(label, total_steps * source.batch_tokens, done=done)
-            stack.callback(run.progress.close)
-        with told_of_memory(dictionary, source, params, lambda: run.trainer.step_number):
-            run.steps(stop)
+    check_memory([(dictionary, source, params, "")])
+    run = TrainingRun(
+        dictionary,
+        source,
+        params=params,
+        norms=norms,
+        total_steps=total_steps,
+        checkpoints=checkpoints,
+        on_metrics=on_metrics,
+        label=label,
+        reductions=reductions,
+    )
+    for error in train_together([run], label=label).values():
+        raise error
     return run
 
 
-class TrainingRun:
-    """A run of the loop; see :func:`train`."""
+def train_together(runs: Sequence[TrainingRun], *, label: str | None = None) -> dict[str, NumericsError]:
+    """Train the dictionaries of the runs in place to the end, each batch being read once.
 
-    def __init__(
-        self,
-        dictionary: Dictionary,
-        source: Source,
-        params: TrainerParams,
-        norms: Mapping[str, Any],
-        total_steps: int,
-        checkpoints: Checkpoints | None,
-        on_metrics: Report | None,
-        label: str | None,
-        reductions: Reductions,
-    ) -> None:
-        self.source, self.params, self.checkpoints, self.on_metrics = source, params, checkpoints, on_metrics
-        self.label = label
-        self.trainer = Trainer(
-            dictionary, params, total_steps=total_steps, norms=norms, position=source.position, reductions=reductions
-        )
-        self.history = checkpoints.history if checkpoints is not None else History()
-        self.last: dict[str, float] = {}
+    Args:
+        runs: of one number of steps and batches of one size, on one device.
+        label: shown before the progress; None: nothing is shown.
+
+    Returns: {name of a run: why it failed} of those that did, the others being at their end.
+
+    Raises:
+        ParamsError: memory ran out.
+        CheckpointError: every resume point of a run is damaged.
+        Interrupted: a signal asked to stop; all states are saved.
+    """
+    return _Loop(runs, label).to_the_end()
+
+
+class _Loop:
+    """The loop over several runs; see :func:`train_together`."""
+
+    def __init__(self, runs: Sequence[TrainingRun], label: str | None) -> None:
+        self.runs, self.label = list(runs), label
+        self.active = list(runs)
+        self.failed: dict[str, NumericsError] = {}
         self.timing = Timing()
         self.progress: Progress | None = None
+        self.pool: ThreadPoolExecutor | None = None
+        self.working: TrainingRun = self.runs[0]  # the one whose turn it is
+        for run in self.runs:
+            run.timing = self.timing
 
-    def resume(self) -> None:
-        """Go to the newest whole resume point."""
-        if self.checkpoints is None:
-            return
-        point, faults = self.checkpoints.latest()
-        for fault in faults:
-            say(self.label, f"passing over a damaged checkpoint: {fault}")
-        if point is None:
-            self.history.resume(0)
-            if (other := self.checkpoints.of_other_code()) is not None:
-                say(self.label, f"starting anew: the checkpoint of this run in {other} was made by other code")
-            return
-        try:
-            self.trainer.load(point.tensors, point.step)
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"{self.checkpoints.directory}: the checkpoint after step {point.step} does not fit: {error}; "
-                "remove the directory and run again from the start"
-            ) from None
-        self.history.resume(point.history_bytes)
-        self.last = dict(point.extra.get("last", {}))
-        say(self.label, f"going on after step {point.step:,} of {self.trainer.total_steps:,}")
-
-    def steps(self, stop: StopRequest) -> None:
+    def to_the_end(self) -> dict[str, NumericsError]:
         """All steps that are left."""
-        trainer, device = self.trainer, self.trainer.device
-        snapshots = self._snapshots()
-        saved = time.monotonic()
-        batches = on_device(self.source.batches(trainer.step_number), device, trainer.dtype)
-        self._check_progress()
-        for s in range(trainer.step_number, trainer.total_steps):
+        if len(self.runs) > 1:
+            for line in held_lines([_held(run) for run in self.runs]):
+                say(self.label, line)
+        for run in self.runs:
+            with self._alone(run):
+                run.resume()
+        if not self.active:
+            return self.failed
+        with contextlib.ExitStack() as stack:
+            keeps = any(run.checkpoints is not None for run in self.runs)
+            stop = stack.enter_context(stop_on_signals()) if keeps else StopRequest()
+            tokens, first = self.runs[0].source.batch_tokens, self.runs[0].trainer
+            start = min(run.step_number for run in self.active)
+            if self.label is not None:
+                self.progress = Progress(self.label, first.total_steps * tokens, done=start * tokens)
+                stack.callback(self.progress.close)
+            at_once = steps_at_once(len(self.active), first.device)
+            if at_once > 1:
+                # Each thread has its own number of threads of torch.
+                as_many = functools.partial(torch.set_num_threads, torch.get_num_threads())
+                self.pool = stack.enter_context(ThreadPoolExecutor(at_once, "training steps", as_many))
+            stack.enter_context(told_of_memory(lambda: _held(self.working), lambda: self.working.step_number))
+            self._steps(start, first.total_steps, stop)
+            for run in list(self.active):
+                with self._alone(run):
+                    run.end()
+        return self.failed
+
+    @contextlib.contextmanager
+    def _alone(self, run: TrainingRun) -> Iterator[None]:
+        """Within the block the run works; if it fails the others go on without it."""
+        self.working = run
+        try:
+            yield
+        except NumericsError as error:
+            self.active.remove(run)
+            self.failed[run.name] = error
+            if self.active:
+                say(run.label, f"{error}; the other members go on")
+
+    def _steps(self, start: int, total_steps: int, stop: StopRequest) -> None:
+        runs = sorted(
+            self.active, key=lambda run: -sum(p.numel() for p in run.dictionary.parameters())
+        )  # the longest steps first
+        tokens = runs[0].source.batch_tokens
+        joint = joint_batches([run.source for run in runs], [run.step_number for run in runs])
+        batches = joint_on_device(joint, runs[0].trainer.device, [run.trainer.dtype for run in runs])
+        for s in range(start, total_steps):
             started = time.perf_counter()
             try:
                 with stop.waiting():
-                    batch = next(batches)
+                    joint_batch = next(batches)
             except StopWaiting:
-                self._interrupt(stop)
+                self._stop(s, total_steps, stop)
             self.timing.wait += time.perf_counter() - started
-            last = s == trainer.total_steps - 1
-            observation = trainer.step(batch, observe=last or s % self.params.log_frequency == 0)
+            observed = self._step(s, zip(runs, joint_batch, strict=True))
             self.timing.total += time.perf_counter() - started
-            self.timing.tokens += self.source.batch_tokens
-            if observation is not None:
-                trainer.guard.read()
-                self._report(s, observation.figures())
+            self.timing.tokens += tokens
+            for run, observation in observed:
+                with self._alone(run):
+                    run.after(observation)
             if self.progress is not None:
-                self.progress.update(self.source.batch_tokens)
-            self._check_progress()
-            if s + 1 in snapshots:
-                self._snapshot(s + 1)
-            if self.checkpoints is not None and not last:
-                if stop:
-                    self._interrupt(stop)
-                if time.monotonic() - saved >= 60 * self.params.checkpoint_minutes:
-                    self._save()
-                    saved = time.monotonic()
-        trainer.guard.read()
+                seen = any(observation is not None for _, observation in observed)
+                self.progress.update(tokens, **(self._shown() if seen else {}))
+            if stop and s + 1 < total_steps:
+                self._stop(s + 1, total_steps, stop)
+            if not self.active:
+                break
         batches.close()
-        if (lack := trainer.too_short()) is not None:
-            say(self.label, lack)
 
-    def _interrupt(self, stop: StopRequest) -> NoReturn:
-        """Save the state, and stop.
+    def _step(
+        self, s: int, batches: Iterable[tuple[TrainingRun, TrainingBatch | None]]
+    ) -> list[tuple[TrainingRun, Observation | None]]:
+        """Train the runs that are at step s on their batches; (run, what is to be reported of it) of each."""
+        due = [(run, batch) for run, batch in batches if batch is not None and run in self.active and run.step_number == s]
+        steps = [(run, self._begun(run, batch)) for run, batch in due]
+        done = []
+        for run, end in steps:
+            with self._alone(run):
+                done.append((run, end()))
+        return done
+
+    def _begun(self, run: TrainingRun, batch: TrainingBatch) -> Callable[[], Observation | None]:
+        """Begin a step where several are taken at a time; what ends it, or does it."""
+        return functools.partial(run.step, batch) if self.pool is None else self.pool.submit(run.step, batch).result
+
+    def _stop(self, done: int, total_steps: int, stop: StopRequest) -> NoReturn:
+        """Keep the states and stop.
 
         Raises:
-            Interrupted: after which step.
+            Interrupted: with what to do.
         """
-        self._save()
+        for run in list(self.active):
+            with self._alone(run):
+                if run.step_number == done:
+                    run.save()
         raise Interrupted(
-            f"training: stopped by {stop.received} after step {self.trainer.step_number:,} of {self.trainer.total_steps:,}; "
+            f"training: stopped by {stop.received} after step {done:,} of {total_steps:,}; "
             "the state is saved, run the same command again to go on"
         ) from None
 
-    def _check_progress(self) -> None:
-        """Stop a run that has diverged; its state is kept to be looked at.
-
-        Raises:
-            NumericsError: what is wrong, and what to change.
-        """
-        if (fault := self.trainer.diverged()) is None:
-            return
-        kept = ""
-        if self.checkpoints is not None:
-            self._save()
-            kept = f" (its state is kept in {self.checkpoints.directory})"
-        raise NumericsError(f"training: diverged: {fault}{kept}")
-
-    def _report(self, s: int, figures: dict[str, float]) -> None:
-        self.last = {names.STEP: s, **figures}
-        self.history.add(self.last)
-        timing = self.timing.figures()
-        if self.progress is not None:
-            shown = {name: figures[name] for name in (names.LOSS, names.EXPLAINED_VARIANCE, names.L0) if name in figures}
-            self.progress.update(0, **shown, wait=f"{timing['data_wait_share']:.1%}")
-        if self.on_metrics is not None:
-            self.on_metrics(s, figures | timing)
-
-    def _save(self) -> None:
-        assert self.checkpoints is not None
-        self.trainer.guard.read()
-        self.checkpoints.save(self.trainer.step_number, self.trainer.state(), {"last": self.last})
-
-    def _snapshots(self) -> set[int]:
-        if self.checkpoints is None:
-            return set()
-        return set(snapshot_steps(self.trainer.total_steps, self.params.n_checkpoints, self.params.checkpoint_schedule))
-
-    def _snapshot(self, step: int) -> None:
-        assert self.checkpoints is not None
-        self.trainer.guard.read()
-        norms = {hook: norm.to_dict() for hook, norm in self.trainer.normalizer.norms.items()}
-        about = {"step": step, MADE_BY: "train", "norms": norms}
-        save_dictionary(self.trainer.dictionary, self.checkpoints.snapshot_path(step), about)
+    def _shown(self) -> dict[str, float | str]:
+        """What the progress line says of the last log steps."""
+        wait = f"{self.timing.figures()['data_wait_share']:.1%}"
+        if len(self.runs) == 1:
+            last = self.runs[0].last
+            figures = {name: last[name] for name in (names.LOSS, names.EXPLAINED_VARIANCE, names.L0) if name in last}
+            return {**figures, "wait": wait}
+        found = {run.name: run.last[names.EXPLAINED_VARIANCE] for run in self.active if names.EXPLAINED_VARIANCE in run.last}
+        if len(found) > SHOWN:
+            ends = sorted(found, key=lambda name: found[name])
+            found = {name: found[name] for name in (ends[0], ends[-1])}
+        words = (" ... " if len(self.active) > SHOWN else " | ").join(f"{name} {value:.3f}" for name, value in found.items())
+        return {names.EXPLAINED_VARIANCE: words, "wait": wait}
 
 
-def say(label: str | None, message: str) -> None:
-    """Write a line to standard error; nothing without a label."""
-    if label is not None:
-        import sys
-
-        sys.stderr.write(f"{label}: {message}\n")
+def _held(run: TrainingRun) -> Held:
+    return run.dictionary, run.source, run.params, run.name
 
 
 @contextlib.contextmanager

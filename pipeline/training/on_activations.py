@@ -101,7 +101,8 @@ def train_dictionary(
     shape = Rows(store.n_rows, 1 if flat else store.context_size, not flat, store.source)
     stated, start = read_stated(initializer or {})
     params = fit_params(config, trainer, stated, shape, batch_size, max_norm_factor)
-    made = untrained(config, params, start, seed).to(where := training_device(device))
+    drawn_by = params.initializer.drawn_by(seed)
+    made = untrained(config, params, start, drawn_by).to(where := training_device(device))
     hooks = list(dict.fromkeys((*made.hooks_in, *made.hooks_out)))
     measured = compute_norms(store, NORM_TOKENS, max_norm_factor=max_norm_factor, hook_points=hooks)
     norms = {hook: hook_norm(statistics).to_dict() for hook, statistics in measured.items()}
@@ -109,7 +110,7 @@ def train_dictionary(
     kept_back = held_back(shape, batch_size) * shape.tokens_per_row if holds_back(params) else 0
     rows = training_rows(store, kept_back)
     sample = read_sample(store, made, normalizer, rows, params.initializer.tokens)
-    made = first_weights(made, sample, normalizer, params, start, seed)
+    made = first_weights(made, sample, normalizer, params, start, drawn_by)
     source = StoreSource(
         store=store,
         hooks_in=made.hooks_in,

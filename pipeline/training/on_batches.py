@@ -64,12 +64,13 @@ def train_on_batches(
     batch_size = batch_size or max(4096 // first.tokens_per_row, 1)
     stated, start = read_stated(initializer or {})
     params = fit_params(config_of(given, first), trainer, stated, first.shape, batch_size, max_norm_factor, stacklevel=5)
-    made = untrained(params.dictionary.to_dict(), params, start, seed).to(training_device(device))
+    drawn_by = params.initializer.drawn_by(seed)
+    made = untrained(params.dictionary.to_dict(), params, start, drawn_by).to(training_device(device))
 
     def source(rows: TensorData, normalizer: Normalizer) -> GivenSource:
         return GivenSource(itertools.chain([rows], _kept(pieces, normalizer)), batch_size, rows.tokens_per_row)
 
-    return fitted(made, first, params, source, start=start, seed=seed, label="train" if progress else None)
+    return fitted(made, first, params, source, start=start, seed=drawn_by, label="train" if progress else None)
 
 
 class GivenSource:

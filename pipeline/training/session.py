@@ -6,113 +6,187 @@
     metrics/plots/training/        their curves
     data/run.json                  id of the tracked run (written by the tracker)
 
-Checkpoints are in $DVC_ROOT/data/checkpoints/<fingerprint>/. A run whose end is kept there writes its outputs again
-without training.
+Of a sweep all members are trained in one pass; their dictionaries are in data/trained/<name>/<member>/, their figures under
+the member's name.
+
+Checkpoints are in $DVC_ROOT/data/checkpoints/<fingerprint>/, of a member those of the same dictionary trained alone. A run
+whose end is kept there is not trained again: its outputs are written.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pipeline import metric_names as names
 from pipeline.activations.interface import Activations
-from pipeline.activations.schema import training_rows
-from pipeline.contracts.sealing import Origin, remake
-from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.build import config_from_dict
-from pipeline.dictionaries.saving import save_dictionary
-from pipeline.dictionaries.store import load_dictionary
-from pipeline.errors import DataError
-from pipeline.files import atomic_directory, ensure_writable, fingerprint, is_number, root, write_bytes, write_json
-from pipeline.metric_files import read_history, read_metrics
-from pipeline.norms.exclusion import NormLimits
+from pipeline.errors import NumericsError, of_member
+from pipeline.files import ensure_writable, fingerprint, root
 from pipeline.norms.hook_norm import read_norms
-from pipeline.norms.normalizer import Normalizer
 from pipeline.opening import open_for
 from pipeline.params.choices import LIVE
-from pipeline.params.schema import Params, TrainerParams
-from pipeline.plots.training_report import describe, write_training_report
-from pipeline.tracking.opening import open_tracker, read_run_id
+from pipeline.params.schema import Params
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.device import training_device
-from pipeline.training.fingerprint import describe_run
-from pipeline.training.loop import deterministic, say, train
-from pipeline.training.model_loss import ContextSource, run_tokens, with_model_loss
-from pipeline.training.schedules import with_rate
-from pipeline.training.source import StoreSource
+from pipeline.training.held import check_memory
+from pipeline.training.loop import deterministic, train_together
+from pipeline.training.member import Member, open_member
+from pipeline.training.model_loss import ContextSource, with_model_loss
+from pipeline.training.outputs import Ended, Places, write_outputs
+from pipeline.training.run import TrainingRun, say
+from pipeline.training.source import Source, StoreSource
+from pipeline.training.tracked import tracked
 
-EARLIER = ("generate", "norm", "pretrain", "tokenize")  # stages whose figures are there before a run is
-INITIALIZE = "run `dvc repro -s -f initialize`"
-
-
-@dataclasses.dataclass(frozen=True)
-class Places:
-    """What the stage reads (manifest of the store, norms, initial dictionary) and writes."""
-
-    activations: Path
-    norms: Path
-    initial: Path
-    trained: Path
-    metrics: Path
-    history: Path
-    plots: Path
-    run: Path
+Opened = Mapping[str, tuple[Member, Checkpoints]]
 
 
-def train_dictionary(params: Params, places: Places) -> dict[str, Any]:
-    """Train `places.initial` on the store, from its checkpoint if it has one, and write the outputs.
+def train_dictionaries(params: Params, places: Places) -> dict[str, Any]:
+    """Train `places.initial` (of a sweep, each member's) on the store, from its checkpoint if it has one; write the outputs.
 
     Returns: the figures of metrics/train.json.
 
     Raises:
-        DataError, CheckpointError, NumericsError, ParamsError: as the message says.
+        DataError, CheckpointError, NumericsError, ParamsError: as the message says. Members of a sweep whose training failed
+            are named when the others are at their end, which their checkpoints keep.
         Interrupted: stopped by a signal; the state is saved.
     """
     ensure_writable(checkpoint_root := root() / "data" / "checkpoints", "checkpoints")
+    store, members = open_members(params, places)
+    if store.source == LIVE:
+        for line in _live_lines(params, next(iter(members.values())).source):
+            say("train", line)
+    with contextlib.ExitStack() as stack:
+        opened = _with_checkpoints(members, checkpoint_root, stack)
+        stack.enter_context(deterministic(params.determinism, next(iter(members.values())).device))
+        trackers = stack.enter_context(tracked(params, places, opened, store))
+        last = _train(params, opened, trackers)
+        ended = [Ended(member, checkpoints, last[name]) for name, (member, checkpoints) in opened.items()]
+        figures = write_outputs(ended, places, params.sweep is not None)
+        _log_outputs(trackers, figures, places)
+    return figures if params.sweep is not None else figures[""]
+
+
+def open_members(params: Params, places: Places) -> tuple[Activations, dict[str, Member]]:
+    """The activations, and {name: what is to be trained}; `places` has what is read."""
     device = training_device(params.activations.device or params.model.device, "activations.device")
-    dictionary = load_dictionary(places.initial, device=device)
-    check_matches(dictionary, params, places.initial)
     store = open_for(params, places.activations)
     norms, origin = read_norms(places.norms)
     inputs = {**store.made_from(), "norms": origin.digest}
     origin.check(places.norms, "norm", inputs)
-    Origin.of(dictionary.config.provenance).check(places.initial, "initialize", inputs)
-    normalizer = Normalizer(dictionary.config, norms)
-    source = make_source(params, dictionary, normalizer.excluded, store, device)
-    fine_tuning = params.initializer.from_dictionary is not None
-    trainer = with_rate(params.trainer, dictionary.config, params.total_steps, fine_tuning=fine_tuning)
-    about = describe_run(
-        dictionary,
-        normalizer,
-        source,
-        trainer.to_dict(),
-        total_steps=params.total_steps,
-        determinism=params.determinism,
-        device=device,
-    )
-    directory = checkpoint_root / fingerprint(about)
-    if store.source == LIVE:
-        for line in _live_lines(params, source):
-            say("train", line)
-    with (
-        Checkpoints(directory, about).opened() as checkpoints,
-        deterministic(params.determinism, device),
-        _tracked(params, places, checkpoints, store) as tracker,
-    ):
-        last = _train(params, trainer, dictionary, source, norms, checkpoints, tracker)
-        figures = _figures(params, trainer, dictionary, source, last)
-        _write(dictionary, normalizer, figures, checkpoints, store, params, places)
-        tracker.log_metrics({key: value for key, value in figures.items() if isinstance(value, (int, float))})
-        for path in (places.metrics, places.history):
-            tracker.log_artifact(path, "metrics")
-        tracker.log_artifact(places.plots, "plots/training")
-    return figures
+    members = {}
+    for name, own in params.members.items():
+        with of_member(name):
+            members[name] = open_member(name, own, places.initial / name, store, norms, inputs, device)
+    return store, members
+
+
+def _with_checkpoints(members: Mapping[str, Member], directory: Path, stack: contextlib.ExitStack) -> Opened:
+    """The members with their checkpoints, held by the stack. Members whose trainings are the same have the same ones."""
+    found: dict[Path, Checkpoints] = {}
+    opened = {}
+    for name, member in members.items():
+        place = directory / fingerprint(member.about)
+        if place not in found:
+            found[place] = stack.enter_context(Checkpoints(place, member.about).opened())
+        opened[name] = member, found[place]
+    return opened
+
+
+def _train(params: Params, opened: Opened, trackers: Mapping[str, Tracker]) -> dict[str, dict[str, Any]]:
+    """Bring the dictionaries to the end of their runs; {member: figures of the last step}.
+
+    Raises:
+        NumericsError: which members failed.
+    """
+    runs: dict[Path, TrainingRun] = {}
+    unfinished: dict[Path, tuple[Member, Checkpoints]] = {}
+    for member, checkpoints in opened.values():
+        if checkpoints.finished() is None:
+            unfinished.setdefault(checkpoints.directory, (member, checkpoints))
+    if unfinished:
+        runs = _runs(params, list(unfinished.values()), opened, trackers)
+        failed = train_together(list(runs.values()), label="train")
+        _keep_ends([run for run in runs.values() if run.name not in failed], params.activations.source == LIVE)
+        faults = [
+            f"sweep.{name}: {fault}" if name else fault
+            for name, (_, checkpoints) in opened.items()
+            if checkpoints.directory in runs and (error := failed.get(runs[checkpoints.directory].name)) is not None
+            for fault in error.faults
+        ]
+        if faults:
+            raise NumericsError(faults)
+    last = {}
+    for name, (member, checkpoints) in opened.items():
+        run = runs.get(checkpoints.directory)
+        if run is not None and run.name == name:
+            last[name] = run.last
+            continue
+        done = checkpoints.finished()
+        assert done is not None  # it was before, or is the end of a run here
+        if name and run is None:
+            say("train", f"{name}: trained already, its end is taken from {checkpoints.directory}")
+        member.dictionary.load_weights_({key: tensor.to(member.device) for key, tensor in done.tensors.items()})
+        last[name] = done.extra["last"]
+    return last
+
+
+def _runs(
+    params: Params, unfinished: Sequence[tuple[Member, Checkpoints]], opened: Opened, trackers: Mapping[str, Tracker]
+) -> dict[Path, TrainingRun]:
+    """{directory of the checkpoints: the run} of what has not ended."""
+    check_memory([(member.dictionary, member.source, member.trainer, member.name) for member, _ in unfinished])
+    return {
+        checkpoints.directory: TrainingRun(
+            member.dictionary,
+            _batches(member, params.total_steps),
+            params=member.trainer,
+            norms=member.normalizer.norms,
+            total_steps=params.total_steps,
+            checkpoints=checkpoints,
+            on_metrics=_logging([trackers[name] for name, (_, own) in opened.items() if own is checkpoints]),
+            label="train",
+            name=member.name,
+        )
+        for member, checkpoints in unfinished
+    }
+
+
+def _batches(member: Member, total_steps: int) -> Source:
+    """What the member is trained on; what a loss through the language model costs is said."""
+    batches = with_model_loss(member.source, member.trainer, total_steps)
+    if isinstance(batches, ContextSource):
+        say("train", batches.cost())
+    return batches
+
+
+def _keep_ends(ended: Sequence[TrainingRun], live: bool) -> None:
+    """Keep the weights at the end of the runs, so that they are not trained again."""
+    for run in ended:
+        assert run.checkpoints is not None
+        run.checkpoints.finish(run.step_number, run.dictionary.state_dict(), {"last": run.last})
+    if ended and live:
+        say("train", ended[0].timing.limit())
+
+
+def _logging(trackers: list[Tracker]) -> Callable[[int, dict[str, float]], None]:
+    def log(step: int, figures: dict[str, float]) -> None:
+        for tracker in trackers:
+            tracker.log_metrics(figures, step)
+
+    return log
+
+
+def _log_outputs(trackers: Mapping[str, Tracker], figures: Mapping[str, Mapping[str, Any]], places: Places) -> None:
+    """Figures and plots of each member to its run, the stage's files to that of the stage."""
+    for name, found in figures.items():
+        trackers[name].log_metrics({key: value for key, value in found.items() if isinstance(value, (int, float))})
+        if name:
+            trackers[name].log_artifact(places.plots / name, "plots/training")
+    for path in (places.metrics, places.history):
+        trackers[""].log_artifact(path, "metrics")
+    trackers[""].log_artifact(places.plots, "plots/training")
 
 
 def _live_lines(params: Params, source: StoreSource) -> list[str]:
@@ -127,171 +201,3 @@ def _live_lines(params: Params, source: StoreSource) -> list[str]:
         once = "they are kept in one window, and the language model runs once" if kept else "the language model runs in each"
         lines.append(f"trainer.total_training_tokens is {epochs:.2f} epochs of them; {once}")
     return lines
-
-
-def check_matches(dictionary: Dictionary, params: Params, place: Path) -> None:
-    """Refuse an initial dictionary that was made for other parameters (a stage run alone can meet one).
-
-    Raises:
-        DataError: names the fields.
-    """
-    config = dictionary.config
-    wanted = config_from_dict(params.dictionary.of_widths(config.d_in, config.d_out)).to_dict()
-    found = {key: value for key, value in config.to_dict().items() if key not in ("norms", "provenance")}
-    different = [f"{key} is {value!r}, wanted {wanted.get(key)!r}" for key, value in found.items() if wanted.get(key) != value]
-    if different:
-        reason = "; ".join(different)
-        raise DataError(f"{place}: the initial dictionary was made for other parameters ({reason}); {INITIALIZE}")
-
-
-def make_source(
-    params: Params, dictionary: Dictionary, limits: NormLimits, store: Activations, device: torch.device
-) -> StoreSource:
-    """The store's training rows as the parameters want them, without the tokens above `limits`.
-
-    Raises:
-        DataError: a width does not fit, or there is nothing to train on.
-    """
-    widths = dict.fromkeys(dictionary.hooks_in, dictionary.config.d_in)
-    widths |= dict.fromkeys(dictionary.hooks_out, dictionary.config.d_out)
-    for hook, width in widths.items():
-        if store.width(hook) != width:
-            raise DataError(
-                f"{store.path}: activations at {hook} are {store.width(hook)} wide, the initial dictionary wants {width}; "
-                f"{INITIALIZE}"
-            )
-    stated = None if params.activations.dtype is None else getattr(torch, params.activations.dtype)
-    return StoreSource(
-        store=store,
-        hooks_in=dictionary.hooks_in,
-        hooks_out=dictionary.hooks_out,
-        batch_size=params.activations.batch_size,
-        rows=training_rows(store, params.fold.calibration_tokens),
-        limits=limits,
-        buffer_rows=params.activations.buffer_size,
-        seed=params.seed,
-        # The CPU decodes in the reader's thread; to a GPU go the stored bytes, which are fewer.
-        dtype=stated or (torch.float32 if device.type == "cpu" else None),
-        device=device if device.type == "cuda" else None,
-    )
-
-
-def _tracked(params: Params, places: Places, checkpoints: Checkpoints, store: Activations) -> Tracker:
-    """The run's tracker: the one that the checkpoints belong to, or a new one."""
-    run_file = checkpoints.directory / "run.json"
-    run_id = read_run_id(run_file)
-    point = checkpoints.finished() or checkpoints.latest()[0]
-    tracker = open_tracker(
-        params.tracking,
-        stage="train",
-        run_file=places.run,
-        run_id=run_id,
-        resume_step=None if point is None else point.extra.get("last", {}).get(names.STEP),
-        past=checkpoints.history.file,
-        name=params.dictionary.name,
-    )
-    write_json(run_file, {"run_id": tracker.run_id or run_id})
-    tracker.log_params(params.to_dict())
-    shape = (store.n_rows, *store.shape(store.hook_points[0])[1:])
-    about = {"store": str(store.path), "model": store.model}
-    tracker.log_dataset("activations", store.fingerprint, source=about, shape=shape, dtype=store.storage_dtype)
-    dictionary = params.dictionary
-    tags = {"kind": dictionary.kind, "name": dictionary.name, "checkpoints": checkpoints.directory.name}
-    tags |= {"sae_name": dictionary.sae_name or "", "sae_series": dictionary.sae_series or ""}
-    tracker.set_tags({key: value for key, value in tags.items() if value})
-    _log_earlier(tracker, places.metrics.parent)
-    return tracker
-
-
-def _log_earlier(tracker: Tracker, metrics: Path) -> None:
-    """Figures of the stages that ran before there was a run to log to."""
-    for stage in EARLIER:
-        file = metrics / f"{stage}.json"
-        if not file.exists():
-            continue
-        found = read_metrics(file, f"metrics of {stage}", remake(stage))
-        tracker.log_metrics({f"{stage}/{key}": value for key, value in names.flatten(found) if is_number(value)})
-
-
-def _train(
-    params: Params,
-    trainer: TrainerParams,
-    dictionary: Dictionary,
-    source: StoreSource,
-    norms: Mapping[str, Any],
-    checkpoints: Checkpoints,
-    tracker: Tracker,
-) -> dict[str, Any]:
-    """Bring the dictionary to the end of its run; figures of the last step."""
-    done = checkpoints.finished()
-    if done is not None:
-        dictionary.load_weights_(
-            {name: tensor.to(next(dictionary.parameters()).device) for name, tensor in done.tensors.items()}
-        )
-        return done.extra["last"]
-    batches = with_model_loss(source, trainer, params.total_steps)
-    if isinstance(batches, ContextSource):
-        say("train", batches.cost())
-    run = train(
-        dictionary,
-        batches,
-        params=trainer,
-        norms=norms,
-        total_steps=params.total_steps,
-        checkpoints=checkpoints,
-        on_metrics=lambda step, figures: tracker.log_metrics(figures, step),
-        label="train",
-    )
-    if source.store.source == LIVE:
-        say("train", run.timing.limit())
-    checkpoints.finish(params.total_steps, dictionary.state_dict(), {"last": run.last})
-    return run.last
-
-
-def _figures(
-    params: Params, trainer: TrainerParams, dictionary: Dictionary, source: StoreSource, last: Mapping[str, Any]
-) -> dict[str, Any]:
-    """metrics/train.json: nothing in it depends on time."""
-    config = dictionary.config
-    final = {f"final_{key}": value for key, value in sorted(last.items()) if key not in (names.STEP, names.TOKENS)}
-    return {
-        **final,
-        "steps": params.total_steps,
-        "tokens": int(last[names.TOKENS]),
-        # Tokens of the batches that were not trained on: excluded ones, in contexts also ignored ids and positions.
-        "left_out_tokens": run_tokens(source, trainer, params.total_steps) - int(last[names.TOKENS]),
-        "epochs": params.total_steps / source.store.batches_per_epoch(source.batch_size, source.rows),
-        "learning_rate": trainer.lr,
-        "d_sae": config.d_sae,
-    }
-
-
-def _write(
-    dictionary: Dictionary,
-    normalizer: Normalizer,
-    figures: Mapping[str, Any],
-    checkpoints: Checkpoints,
-    store: Activations,
-    params: Params,
-    places: Places,
-) -> None:
-    """The stage's outputs."""
-    norms = {hook: norm.to_dict() for hook, norm in normalizer.norms.items()}
-    training = {
-        "trainer": params.trainer.to_dict() | {"lr": figures["learning_rate"]},
-        "steps": figures["steps"],
-        "tokens": figures["tokens"],
-        "batch_size": params.activations.batch_size,
-        "seed": params.seed,
-        "store": store.fingerprint,
-    }
-    # Made from what the initial dictionary was, which has been compared with what is there.
-    made = Origin("train", Origin.of(dictionary.config.provenance).made_from)
-    save_dictionary(dictionary, places.trained, {"norms": norms, "model": store.model, "training": training, **made.to_dict()})
-    assert checkpoints.history.file is not None
-    write_bytes(places.history, checkpoints.history.file.read_bytes())
-    write_json(places.metrics, dict(figures))
-    rows = read_history(places.history, f"remove {checkpoints.directory} and run again from the start")
-    about = describe(dictionary.config.to_dict(), store.model.get("name"), layers=dictionary.config.layers)
-    with atomic_directory(places.plots) as folder:
-        write_training_report(folder, rows, about, {k: v for k, v in figures.items() if isinstance(v, (int, float))})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Protocol
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pipeline.activations.interface import Activations
     from pipeline.training.model_loss import SplicedContexts
     from pipeline.training.tensors import TensorData
+
+Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,27 @@ class TrainingBatch:
         labels = inputs if self.labels is self.inputs else self.labels.to(device, non_blocking=True).to(dtype)
         mask = None if self.mask is None else self.mask.to(device, non_blocking=True)
         return TrainingBatch(self.index, inputs, labels, mask, self.contexts)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it holds."""
+        held = () if self.contexts is None else self.contexts.tensors
+        return [tensor for tensor in (self.inputs, self.labels, self.mask, *held) if tensor is not None]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredBatch:
+    """A batch as the store's reader gives it, on the device where it is decoded.
+
+    Attributes:
+        index: number of the batch.
+        activations: {hook point: raw [B, d] or [B, T, d]}.
+        mask: bool [B] or [B, T], True where the token is kept.
+    """
+
+    index: int
+    activations: Mapping[str, Tensor]
+    mask: Tensor
 
 
 class Source(Protocol):
@@ -96,32 +120,46 @@ class StoreSource:
         """Tokens in a batch."""
         return self.batch_size * (1 if self.store.target == "activations-1d" else self.store.context_size)
 
+    @property
+    def hook_points(self) -> tuple[str, ...]:
+        """What is read and written, each once."""
+        return tuple(dict.fromkeys((*self.hooks_in, *self.hooks_out)))
+
     def batches(self, start: int) -> Iterator[TrainingBatch]:
         """Batches from `start` on. Excluded tokens are masked in contexts (2-D); single rows (1-D) are left out.
 
         A 1-D batch of nothing but excluded tokens stays whole, masked.
         """
+        return (self.selected(batch) for batch in self.read(start, self.hook_points))
+
+    def read(self, start: int, hook_points: Iterable[str]) -> Iterator[StoredBatch]:
+        """The batches as they are stored, from `start` on, of any hook points: their order is that of the rows alone."""
         made = self.store.batches(
             self.batch_size,
             seed=self.seed,
             start=start,
-            hook_points=list(dict.fromkeys((*self.hooks_in, *self.hooks_out))),
+            hook_points=list(hook_points),
             rows=self.rows,
             buffer_rows=self.buffer_rows,
             dtype=self.dtype,
             encoded=self.device is not None,
             pin_memory=self.device is not None,
         )
-        whole = self.store.target == "activations-1d"
         for batch in made:
             found = batch.activations if self.device is None else batch.on(self.device)
-            mask = self.limits.kept(found, None if whole else batch.mask)
-            if whole and mask is not None and bool(mask.any()):
-                rows = mask.nonzero().squeeze(1)
-                found, mask = {hook: x.index_select(0, rows) for hook, x in found.items()}, None
-            inputs = stacked(found, self.hooks_in)
-            labels = inputs if self.hooks_in == self.hooks_out else stacked(found, self.hooks_out)
-            yield TrainingBatch(batch.index, inputs, labels, mask)
+            yield StoredBatch(batch.index, found, batch.mask)
+
+    def selected(self, batch: StoredBatch) -> TrainingBatch:
+        """What is trained on of a batch that holds these hook points, and maybe others."""
+        found = {hook: batch.activations[hook] for hook in self.hook_points}
+        whole = self.store.target == "activations-1d"
+        mask = self.limits.kept(found, None if whole else batch.mask)
+        if whole and mask is not None and bool(mask.any()):
+            rows = mask.nonzero().squeeze(1)
+            found, mask = {hook: x.index_select(0, rows) for hook, x in found.items()}, None
+        inputs = stacked(found, self.hooks_in)
+        labels = inputs if self.hooks_in == self.hooks_out else stacked(found, self.hooks_out)
+        return TrainingBatch(batch.index, inputs, labels, mask)
 
     def position(self, index: int) -> str:
         """Epoch and batch of it, and the tokens of the run so far."""
@@ -196,24 +234,35 @@ def _position(index: int, per_epoch: int, batch_tokens: int) -> str:
 
 
 def on_device(batches: Iterator[TrainingBatch], device: torch.device, dtype: torch.dtype) -> Generator[TrainingBatch]:
-    """`batches` on `device` in `dtype`; on a GPU the next one is moved and decoded on its own stream while this one is used."""
+    """`batches` on `device` in `dtype`, as :func:`moved_ahead` moves them."""
+    return moved_ahead(batches, device, lambda batch: batch.to(device, dtype), lambda batch: batch.tensors)
+
+
+def moved_ahead(
+    items: Iterator[Item], device: torch.device, moved: Callable[[Item], Item], tensors: Callable[[Item], Iterable[Tensor]]
+) -> Generator[Item]:
+    """Items on `device`; on a GPU the next one is moved and decoded on its own stream while this one is used.
+
+    Args:
+        items: on any device.
+        device: where they are used.
+        moved: gives an item on the device.
+        tensors: all that an item holds.
+    """
     if device.type != "cuda":
-        yield from (batch.to(device, dtype) for batch in batches)
+        yield from map(moved, items)
         return
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))  # tensors in memory may still be under way
-    ahead: TrainingBatch | None = None
+    ahead: list[Item] = []
     while True:
         with torch.cuda.stream(stream):
-            batch = next(batches, None)
-            copied = None if batch is None else batch.to(device, dtype)
-        if ahead is not None:
-            yield ahead
-        if copied is None:
+            copied = [moved(item) for item in itertools.islice(items, 1)]
+        yield from ahead
+        if not copied:
             return
         torch.cuda.current_stream(device).wait_stream(stream)
-        held = () if copied.contexts is None else copied.contexts.tensors
-        for tensor in (copied.inputs, copied.labels, copied.mask, *held):
-            if tensor is not None and tensor.device.type == "cuda":
+        for tensor in tensors(copied[0]):
+            if tensor.device.type == "cuda":
                 tensor.record_stream(torch.cuda.current_stream(device))
         ahead = copied

@@ -66,7 +66,8 @@ def test_pythia_160m_has_designs_figures() -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_has_a_value_for_every_key_but_those_left_alone(name: str) -> None:
-    stated = {"models" if key.startswith("models.") else key for key, _ in flatten(read_preset(name))}
+    named = ("models", "sweep")
+    stated = {next((of for of in named if key.startswith(f"{of}.")), key) for key, _ in flatten(read_preset(name))}
     every = {key for key, _ in flatten(read_mapping(ROOT / "params.yaml"))}
     assert stated == {key for key in every if not is_left_alone(key)}
 
@@ -126,8 +127,8 @@ def test_the_small_run_on_the_embedded_defaults_store(name: str) -> None:
     assert 1_000_000 <= small.trainer.total_training_tokens <= 2_000_000
 
 
-# demo-live is the embedded default, as pythia-160m-live is pythia-160m.
-@pytest.mark.parametrize("name", [name for name in SMALL if name != "demo-live"])
+# demo-live and demo-sweep are the embedded default, as pythia-160m-live and pythia-160m-sweep are pythia-160m.
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("demo-live", "demo-sweep")])
 def test_the_small_are_the_large_at_another_size(name: str) -> None:
     """What makes a preset what it is (gate, losses, constraint, start, hook points but for the layer) is in both."""
     small = dict(flatten(apply_preset(name, ROOT / "params.yaml").to_dict()))
@@ -152,6 +153,18 @@ def test_live_presets_are_live_and_nothing_else(name: str, of: str | None) -> No
     assert live.activations.source == "live"
     other = {"source": stored.activations.source, "buffer_size": stored.activations.buffer_size}
     assert dataclasses.replace(live, activations=dataclasses.replace(live.activations, **other)) == stored
+
+
+@pytest.mark.parametrize(("name", "of"), [("demo-sweep", None), ("pythia-160m-sweep", "pythia-160m")])
+def test_sweep_presets_are_six_members_and_nothing_else(name: str, of: str | None) -> None:
+    several = apply_preset(name, ROOT / "params.yaml")
+    assert dataclasses.replace(several, sweep=None) == (
+        load_params(ROOT / "params.yaml") if of is None else apply_preset(of, ROOT / "params.yaml")
+    )
+    members = [member.dictionary for member in several.members.values()]
+    assert len(members) == 6
+    assert {member.top_k for member in members} == {8, 16, 32, 64}
+    assert len({member.expansion_factor for member in members}) == len(several.hook_points) == 2
 
 
 def test_presets_are_what_their_names_say() -> None:

@@ -117,7 +117,7 @@ def test_the_schema_takes_both_forms() -> None:
 
 
 def test_sources_of_a_preset_take_the_place_of_all_that_are_there(tmp_path: Path) -> None:
-    assert NAMED == ("models", "dataset.sources")
+    assert NAMED == ("models", "dataset.sources", "sweep")
     over = overlay({"dataset": {"sources": {"a": {"weight": 1}}, "split": "x"}}, {"dataset": {"sources": {"b": {"weight": 2}}}})
     assert over == {"dataset": {"sources": {"b": {"weight": 2}}, "split": "x"}}
     (tmp_path / "mixed.yaml").write_text(yaml.safe_dump({"dataset": {"sources": TWO}}))

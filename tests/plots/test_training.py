@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from pipeline.plots.training import training_charts
-from pipeline.plots.training_report import describe, write_training_report
+from pipeline.plots.training import sweep_charts, training_charts
+from pipeline.plots.training_report import describe, write_sweep_report, write_training_report
 
 
 def _rows(n=30, **more):
@@ -32,6 +32,21 @@ def test_loss_l0_and_explained_variance_come_first_and_what_never_changes_is_lef
     assert loss.x_label == "step (of 2,048 tokens)"
     assert l0.y_range == pytest.approx((0.0, 27.6))
     assert variance.y_range == (0.5, 1.0)
+
+
+def test_members_of_a_sweep_are_lines_in_as_many_charts_as_there_are_colours_for(tmp_path):
+    histories = {f"k{i}": _rows(explained_variance=lambda j, i=i: i / 10) for i in range(8)}
+    charts = sweep_charts(histories)
+    assert [chart.name for chart in charts] == ["loss", "loss.1", "l0", "l0.1", "explained_variance", "explained_variance.1"]
+    assert [line.label for line in charts[4].lines + charts[5].lines] == list(histories)
+    assert [line.y[0] for line in charts[5].lines] == [0.6, 0.7]
+    assert charts[0].x_label == "step (of 2,048 tokens)"
+    write_sweep_report(tmp_path, histories, "eight")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "loss.png", "l0.png", "explained_variance.png", "index.html", "history.json",
+    }  # fmt: skip
+    rows = json.loads((tmp_path / "history.json").read_text())
+    assert [row["member"] for row in rows[::30]] == list(histories)
 
 
 def test_several_terms_are_lines():

@@ -53,7 +53,7 @@ def test_lost_outputs_are_written_again_without_training(project: Project, monke
         raise AssertionError("trained again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.training.session.train", never)
+        patch.setattr("pipeline.training.session.train_together", never)
         assert project.run("train").exit_code == 0
     assert outputs(project) == wanted
     (directory,) = checkpoints(project)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.params.documents.declared import Declared, Form, Key, declared, nested
@@ -125,6 +126,9 @@ def _value(annotation: Any, limits: Limits) -> dict[str, Any]:
     types, nullable = types_of(annotation)
     if limits.choices is not None:
         return {"enum": [*limits.choices, *([None] if nullable else [])]}
+    if typing.get_origin(types[0]) is Mapping:
+        names = {"propertyNames": {"pattern": _pattern(limits)}} if limits.form else {}
+        return {"type": ["object", "null"], "minProperties": 1, **names, "additionalProperties": {"type": "object"}}
     if typing.get_origin(types[0]) is tuple:
         items = typing.get_args(types[0])
         length = {} if items[-1] is Ellipsis else {"minItems": len(items), "maxItems": len(items)}

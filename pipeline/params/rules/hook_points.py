@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pipeline.errors import unknown_name
@@ -82,12 +82,10 @@ def every_alias_is_a_model(
     return None
 
 
-def every_model_is_used(
-    dictionary: DictionaryFields, activations: ActivationsParams, models: Mapping[str, NamedModelParams] | None
-) -> str | None:
-    """A model that no hook point names would be left out without a word; asked of parameter files."""
+def every_model_is_used(hook_points: Iterable[str], models: Mapping[str, NamedModelParams] | None) -> str | None:
+    """A model that none of the hook points (stored, or a dictionary's) names would be left out without a word."""
     known = models or {}
-    used = {split_key(key)[0] for key in (*used_by(dictionary), *stored(dictionary, activations))}
+    used = {split_key(key)[0] for key in hook_points}
     unused = [alias for alias in known if alias not in used]
     if not unused or any(alias and alias not in known for alias in used):  # the latter is a fault of its own
         return None

@@ -48,6 +48,7 @@ class InitializerParams(DrawParams):
         also_called=("pretrained", "from_pretrained", "finetune_from", "checkpoint"),
         about="fine-tuning: directory of a trained or folded dictionary of the same shapes that gives the weights; null: none",
     )
+    seed: int | None = param(None, at_least=0, about="of the draw of the weights; null: the run's seed")
     bias_init_method: str = param(
         "all_zero",
         choices=BIAS_STARTS,
@@ -94,3 +95,7 @@ class InitializerParams(DrawParams):
                 "one of them on"
             )
         return None
+
+    def drawn_by(self, seed: int) -> int:
+        """The seed of the draw in a run of this seed."""
+        return seed if self.seed is None else self.seed

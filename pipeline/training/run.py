@@ -1,0 +1,238 @@
+"""One dictionary's run of the step loop: its state, its steps, what it reports and what it saves."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipeline import metric_names as names
+from pipeline.contracts.sealing import MADE_BY
+from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.saving import save_dictionary
+from pipeline.errors import CheckpointError, NumericsError
+from pipeline.params.sections.trainer import TrainerParams
+from pipeline.training.checkpoints import Checkpoints, History, snapshot_steps
+from pipeline.training.kernels import check_device, way_in_words
+from pipeline.training.observation import Observation
+from pipeline.training.processes import ONE_PROCESS, Reductions
+from pipeline.training.revival import out_of_reach
+from pipeline.training.source import Source, TrainingBatch
+from pipeline.training.step import Trainer
+
+Report = Callable[[int, dict[str, float]], None]
+
+
+@dataclasses.dataclass
+class Timing:
+    """Where the time of a run goes.
+
+    Attributes:
+        wait: seconds spent waiting for batches. total: seconds in the loop. tokens: tokens of the steps in it.
+    """
+
+    wait: float = 0.0
+    total: float = 0.0
+    tokens: int = 0
+
+    def figures(self) -> dict[str, float]:
+        """Share of the time spent waiting for data, and tokens per second."""
+        total = max(self.total, 1e-9)
+        return {"data_wait_share": self.wait / total, "tokens_per_second": self.tokens / total}
+
+    def limit(self) -> str:
+        """What limits a run on live activations, in words."""
+        share = self.wait / max(self.total, 1e-9)
+        limit = "the language model" if share > 0.5 else "the dictionary"
+        return f"{share:.0%} of the time went into waiting for activations; {limit} limits this run"
+
+
+class TrainingRun:
+    """A dictionary on its way from its initial weights to the end of its steps.
+
+    Args:
+        dictionary: on its device, with its initial weights.
+        source: batches of raw activations.
+        params: trainer's parameters.
+        norms: {hook point: norm} of the normalisation.
+        total_steps: T.
+        checkpoints: opened resume points, used and kept up; None: none.
+        on_metrics: called at every log step with its number, its figures and the timing's.
+        label: shown before its lines (that revival cannot act); None: nothing is shown.
+        name: of the member of a sweep; "": there is one run.
+        reductions: over the processes that run this loop at the same time, each with a source of its own rows.
+
+    Attributes:
+        last: the figures of the last log step.
+        timing: of the loop that it is in.
+
+    Raises:
+        ParamsError: this device cannot do it.
+    """
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        source: Source,
+        *,
+        params: TrainerParams,
+        norms: Mapping[str, Any],
+        total_steps: int,
+        checkpoints: Checkpoints | None = None,
+        on_metrics: Report | None = None,
+        label: str | None = None,
+        name: str = "",
+        reductions: Reductions = ONE_PROCESS,
+    ) -> None:
+        check_device(dictionary, params.amp_dtype)
+        self.source, self.params, self.checkpoints, self.on_metrics = source, params, checkpoints, on_metrics
+        self.name, self.label = name, f"{label}: {name}" if label is not None and name else label
+        self.trainer = Trainer(
+            dictionary, params, total_steps=total_steps, norms=norms, position=source.position, reductions=reductions
+        )
+        self.history = checkpoints.history if checkpoints is not None else History()
+        self.last: dict[str, float] = {}
+        self.timing = Timing()
+        self._saved, self._kept = time.monotonic(), -1  # when, and after which step, the state was kept
+        self._snapshots = self._snapshot_steps()
+
+    @property
+    def dictionary(self) -> Dictionary:
+        """What is trained."""
+        return self.trainer.dictionary
+
+    @property
+    def step_number(self) -> int:
+        """Steps done."""
+        return self.trainer.step_number
+
+    @property
+    def ended(self) -> bool:
+        """Whether all steps are done."""
+        return self.trainer.step_number == self.trainer.total_steps
+
+    def resume(self) -> None:
+        """Say how it is done, and go to the newest whole resume point.
+
+        Raises:
+            CheckpointError: every resume point is damaged, or the newest one does not fit.
+            NumericsError: it has diverged, and the resume point is that of its end.
+        """
+        trainer, total = self.trainer, self.trainer.total_steps
+        say(self.label, way_in_words(self.dictionary, self.params.amp_dtype, trainer.gate(total - 1).top_k or 0))
+        if (why := out_of_reach(self.dictionary, self.params, total * self.source.batch_tokens)) is not None:
+            say(self.label, why)
+        self._load()
+        self._check_progress()
+        self._saved = time.monotonic()
+
+    def _load(self) -> None:
+        """Go to the newest whole resume point."""
+        if self.checkpoints is None:
+            return
+        point, faults = self.checkpoints.latest()
+        for fault in faults:
+            say(self.label, f"passing over a damaged checkpoint: {fault}")
+        if point is None:
+            self.history.resume(0)
+            if (other := self.checkpoints.of_other_code()) is not None:
+                say(self.label, f"starting anew: the checkpoint of this run in {other} was made by other code")
+            return
+        try:
+            self.trainer.load(point.tensors, point.step)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{self.checkpoints.directory}: the checkpoint after step {point.step} does not fit: {error}; "
+                "remove the directory and run again from the start"
+            ) from None
+        self.history.resume(point.history_bytes)
+        self.last, self._kept = dict(point.extra.get("last", {})), point.step
+        say(self.label, f"going on after step {point.step:,} of {self.trainer.total_steps:,}")
+
+    def step(self, batch: TrainingBatch) -> Observation | None:
+        """Train on the next batch; what there is to report of it.
+
+        Raises:
+            NumericsError: the loss is not finite (on a GPU: raised by :meth:`after`).
+        """
+        s = self.step_number
+        return self.trainer.step(batch, observe=s == self.trainer.total_steps - 1 or s % self.params.log_frequency == 0)
+
+    def after(self, observation: Observation | None) -> None:
+        """What is due after a step: report, look whether it has diverged, snapshot; the state where its time has come.
+
+        Raises:
+            NumericsError: the loss was not finite, or the run has diverged.
+        """
+        done = self.step_number
+        if observation is not None:
+            self.trainer.guard.read()
+            self._report(done - 1, observation.figures())
+        self._check_progress()
+        if done in self._snapshots:
+            self._snapshot(done)
+        due = time.monotonic() - self._saved >= 60 * self.params.checkpoint_minutes
+        if due and self.checkpoints is not None and not self.ended:
+            self.save()
+
+    def end(self) -> None:
+        """Look at the last steps; say so if there were too few.
+
+        Raises:
+            NumericsError: the loss was not finite.
+        """
+        self.trainer.guard.read()
+        if (lack := self.trainer.too_short()) is not None:
+            say(self.label, lack)
+
+    def save(self) -> None:
+        """Keep the state; nothing is done without checkpoints, or where this step's is kept.
+
+        Raises:
+            NumericsError: the loss was not finite.
+        """
+        if self.checkpoints is None or self.step_number == self._kept:
+            return
+        self.trainer.guard.read()
+        self.checkpoints.save(self.step_number, self.trainer.state(), {"last": self.last})
+        self._saved, self._kept = time.monotonic(), self.step_number
+
+    def _check_progress(self) -> None:
+        """Stop a run that has diverged; its state is kept to be looked at.
+
+        Raises:
+            NumericsError: what is wrong, and what to change.
+        """
+        if (fault := self.trainer.diverged()) is None:
+            return
+        kept = ""
+        if self.checkpoints is not None:
+            self.save()
+            kept = f" (its state is kept in {self.checkpoints.directory})"
+        raise NumericsError(f"training: diverged: {fault}{kept}")
+
+    def _report(self, s: int, figures: dict[str, float]) -> None:
+        self.last = {names.STEP: s, **figures}
+        self.history.add(self.last)
+        if self.on_metrics is not None:
+            self.on_metrics(s, figures | self.timing.figures())
+
+    def _snapshot_steps(self) -> set[int]:
+        if self.checkpoints is None:
+            return set()
+        return set(snapshot_steps(self.trainer.total_steps, self.params.n_checkpoints, self.params.checkpoint_schedule))
+
+    def _snapshot(self, step: int) -> None:
+        assert self.checkpoints is not None
+        self.trainer.guard.read()
+        norms = {hook: norm.to_dict() for hook, norm in self.trainer.normalizer.norms.items()}
+        about = {"step": step, MADE_BY: "train", "norms": norms}
+        save_dictionary(self.dictionary, self.checkpoints.snapshot_path(step), about)
+
+
+def say(label: str | None, message: str) -> None:
+    """Write a line to standard error; nothing without a label."""
+    if label is not None:
+        sys.stderr.write(f"{label}: {message}\n")

@@ -1,0 +1,109 @@
+"""The tracked runs of the train stage: one, or that of a sweep with one nested in it for each member."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import metric_names as names
+from pipeline.activations.interface import Activations
+from pipeline.contracts.sealing import remake
+from pipeline.files import fingerprint, is_number, write_json
+from pipeline.metric_files import read_metrics
+from pipeline.params.schema import Params, flatten
+from pipeline.tracking.opening import open_tracker, read_run_id, write_run_id
+from pipeline.tracking.tracker import Tracker
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.member import Member
+from pipeline.training.outputs import Places
+
+EARLIER = ("generate", "norm", "pretrain", "tokenize")  # stages whose figures are there before a run is
+
+
+@contextlib.contextmanager
+def tracked(
+    params: Params, places: Places, members: Mapping[str, tuple[Member, Checkpoints]], store: Activations
+) -> Iterator[dict[str, Tracker]]:
+    """{member: the tracker of its run} for the block, and "": that of the stage; of one dictionary they are the same.
+
+    A run goes on with the tracked run that its checkpoints belong to; a sweep with that of the same members' runs.
+    """
+    with contextlib.ExitStack() as stack:
+        if params.sweep is None:
+            member, checkpoints = members[""]
+            tracker = stack.enter_context(_of_run(params, places, member, checkpoints, checkpoints.directory / "run.json"))
+            trackers = {"": tracker}
+        else:
+            directories = {name: checkpoints.directory for name, (_, checkpoints) in members.items()}
+            run_file = _of_sweep(next(iter(directories.values())).parent, directories) / "run.json"
+            trackers = {"": stack.enter_context(_of_the_sweep(params, places, run_file))}
+            for name, (member, checkpoints) in members.items():
+                tracker = stack.enter_context(_of_run(member.params, places, member, checkpoints, run_file))
+                tracker.log_params(member.params.to_dict())
+                trackers[name] = tracker
+        trackers[""].log_params(params.to_dict())
+        for tracker in trackers.values():
+            _log_activations(tracker, store)
+        log_earlier(trackers[""], places.metrics.parent)
+        yield trackers
+
+
+def _of_run(params: Params, places: Places, member: Member, checkpoints: Checkpoints, run_file: Path) -> Tracker:
+    """The tracker of a run of one dictionary, with its tags."""
+    run_id = read_run_id(run_file, member.name)
+    point = checkpoints.finished() or checkpoints.latest()[0]
+    tracker = open_tracker(
+        params.tracking,
+        stage="train",
+        run_file=places.run,
+        run_id=run_id,
+        resume_step=None if point is None else point.extra.get("last", {}).get(names.STEP),
+        past=checkpoints.history.file,
+        name=params.dictionary.name,
+        member=member.name,
+    )
+    write_run_id(run_file, tracker.run_id or run_id, member.name)
+    dictionary = params.dictionary
+    tags = {"kind": dictionary.kind, "name": dictionary.name, "checkpoints": checkpoints.directory.name}
+    tags |= {"sae_name": dictionary.sae_name or "", "sae_series": dictionary.sae_series or ""}
+    tracker.set_tags({key: value for key, value in tags.items() if value})
+    return tracker
+
+
+def _of_the_sweep(params: Params, places: Places, run_file: Path) -> Tracker:
+    """The tracker of the run that those of the members are nested in, with a note of what they are."""
+    run_id, name = read_run_id(run_file), params.dictionary.name
+    tracker = open_tracker(params.tracking, stage="train", run_file=places.run, run_id=run_id, name=name)
+    known = {member: read_run_id(run_file, member) for member in params.members}
+    write_json(run_file, {"run_id": tracker.run_id or run_id, "members": known})
+    lines = [f"- {member}: {_in_words(stated)}" for member, stated in (params.sweep or {}).items()]
+    note = f"A sweep of {len(lines)} members, trained in one pass; each has its figures in a run of its own below this one.\n\n"
+    tracker.set_tags({"name": name, "mlflow.note.content": note + "\n".join(lines)})
+    return tracker
+
+
+def _of_sweep(checkpoints: Path, directories: Mapping[str, Path]) -> Path:
+    """Where the ids of a sweep's tracked runs are kept: beside the checkpoints of its members."""
+    return checkpoints / f"sweep-{fingerprint({name: place.name for name, place in directories.items()})}"
+
+
+def _in_words(stated: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in flatten(dict(stated))) or "the parameters as they are"
+
+
+def _log_activations(tracker: Tracker, store: Activations) -> None:
+    shape = (store.n_rows, *store.shape(store.hook_points[0])[1:])
+    about = {"store": str(store.path), "model": store.model}
+    tracker.log_dataset("activations", store.fingerprint, source=about, shape=shape, dtype=store.storage_dtype)
+
+
+def log_earlier(tracker: Tracker, metrics: Path) -> None:
+    """Log the figures of the stages that ran before there was a run to log to."""
+    for stage in EARLIER:
+        file = metrics / f"{stage}.json"
+        if not file.exists():
+            continue
+        found = read_metrics(file, f"metrics of {stage}", remake(stage))
+        tracker.log_metrics({f"{stage}/{key}": value for key, value in names.flatten(found) if is_number(value)})
