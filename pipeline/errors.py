@@ -7,8 +7,9 @@ keeps its traceback.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 LONGEST = 4000  # characters of a fault
 
@@ -50,6 +51,17 @@ class Interrupted(PipelineError):
     """The user stopped the run; what was done so far is saved."""
 
     exit_code = 130
+
+
+@contextlib.contextmanager
+def of_member(name: str) -> Iterator[None]:
+    """Within the block a fault begins with the member of the sweep that it is of; "": there is no sweep."""
+    try:
+        yield
+    except PipelineError as error:
+        if not name:
+            raise
+        raise type(error)([f"sweep.{name}: {fault}" for fault in error.faults]) from error
 
 
 def one_line(text: str) -> str:

@@ -11,7 +11,9 @@ from pipeline.errors import DataError
 from pipeline.files import is_number, json_object, parse_json, read_bytes, read_object
 
 
-def read_metrics(path: str | Path, what: str, next_action: str, wanted: Iterable[str] = ()) -> dict[str, Any]:
+def read_metrics(
+    path: str | Path, what: str, next_action: str, wanted: Iterable[str] = (), *, member: str | None = None
+) -> dict[str, Any]:
     """The figures of metrics/<stage>.json.
 
     Args:
@@ -20,11 +22,14 @@ def read_metrics(path: str | Path, what: str, next_action: str, wanted: Iterable
         next_action: what to do where it is not.
         wanted: metrics that must be there, and everything else be a number or null with them; one that the evaluation has of
             ordinary tokens counts (see :func:`pipeline.metric_names.ordinary`).
+        member: of a sweep, whose figures are wanted; "": the file should be of one dictionary; None: it may have any form.
 
     Raises:
-        DataError: the file is missing or damaged, lacks one that is wanted, or has a number that is not finite.
+        DataError: the file is missing or damaged, lacks one that is wanted or the member, or has a number that is not finite.
     """
     found, wanted = read_object(path, what, next_action), tuple(wanted)
+    if member is not None:
+        found = of_member_alone(found, member, f"{path}: {what}", next_action)
     for key, value in found.items() if wanted else names.flatten(found):
         other = value is None if wanted else isinstance(value, bool) or not isinstance(value, int | float)
         if not (other or is_number(value)):
@@ -35,8 +40,29 @@ def read_metrics(path: str | Path, what: str, next_action: str, wanted: Iterable
     return found
 
 
-def read_history(path: str | Path, next_action: str) -> list[dict[str, float]]:
+def of_member_alone(found: dict[str, Any], member: str, where: str, next_action: str) -> dict[str, Any]:
+    """The figures of a member, of {member: {...}}; all of them where `member` is empty and they are of one dictionary.
+
+    Raises:
+        DataError: there is no such member, or there are members where one dictionary was wanted, or the reverse.
+    """
+    members = list(found) if all(isinstance(value, dict) for value in found.values()) else []
+    if not member and members:
+        raise DataError(f"{where} is of a sweep ({', '.join(members)}), and the parameters have none; {next_action}")
+    if member and not members:
+        raise DataError(f"{where} is of one dictionary, and the parameters have a sweep with {member}; {next_action}")
+    if member and member not in members:
+        raise DataError(f"{where}: no member {member} (there: {', '.join(members)}); {next_action}")
+    return found[member] if member else found
+
+
+def read_history(path: str | Path, next_action: str, *, member: str = "") -> list[dict[str, float]]:
     """The rows of metrics/train_history.jsonl, {"step": n, figure: number, ...}.
+
+    Args:
+        path: of the file.
+        next_action: what to do where it is not as it should be.
+        member: of a sweep, whose rows are wanted, without their "member"; "": the rows are of one dictionary.
 
     Raises:
         DataError: the file is missing, or a line of it is no such row; the message names the line.
@@ -48,6 +74,8 @@ def read_history(path: str | Path, next_action: str) -> list[dict[str, float]]:
             continue
         place = f"{path}: line {number} of {what}"
         row = json_object(parse_json(line, place, next_action), place, next_action)
+        if member and row.pop("member", None) != member:
+            continue
         for key, value in row.items():
             if not is_number(value):
                 raise DataError(f"{place}: {key} is {float_text(value)}, wanted a finite number; {next_action}")

@@ -36,6 +36,7 @@ def open_tracker(
     resume_step: int | None = None,
     past: str | Path | None = None,
     name: str | None = None,
+    member: str = "",
 ) -> Tracker:
     """The tracker of a stage.
 
@@ -53,13 +54,14 @@ def open_tracker(
         past: train, resumed: JSON lines of the steps before the interruption; what the run lacks of them (its last buffer, or
             everything if it is a new one in an old one's place) is logged.
         name: name of the run where neither DVC_EXP_NAME nor tracking.run_name gives one.
+        member: of a sweep, whose run, nested in that of the sweep, is meant; "": the run itself.
 
     Raises:
         ParamsError: the tracking URI is of no kind that MLflow has.
     """
     starts = stage == STARTING_STAGE
     if not starts and run_id is None:
-        run_id = read_run_id(run_file)
+        run_id = read_run_id(run_file, member)
     uri = tracking_uri(params.tracking_uri) if params.enabled else None
     tracker = Tracker()
     if uri is not None:
@@ -82,13 +84,17 @@ def open_tracker(
     return tracker
 
 
-def read_run_id(path: str | Path) -> str | None:
-    """The run id in a run file; None if there is no such file or it holds none."""
+def read_run_id(path: str | Path, member: str = "") -> str | None:
+    """The run id in a run file, or that of a member of a sweep; None if there is no such file or it holds none."""
     try:
         found = read_json(path, "the id of the tracked run")
     except DataError:
         return None
-    value = found.get("run_id") if isinstance(found, dict) else None
+    if member and isinstance(found, dict):
+        members = found.get("members")
+        value = members.get(member) if isinstance(members, dict) else None
+    else:
+        value = found.get("run_id") if isinstance(found, dict) else None
     return value if isinstance(value, str) and value else None
 
 
