@@ -1,10 +1,11 @@
 """evaluate: held-out metrics of the inference dictionary, alone and spliced into its language model; of a sweep those of all
 members, in one pass.
 
-Reads data/inference/<name>/ (of a sweep <name>/<member>/), data/tokens.zarr (the eval split), data/norms.json, data/norm_statistics.safetensors and the
-model. Writes metrics/evaluation.json and metrics/plots/evaluation/ (densities of features and norms of activations, as
-data, PNG and HTML), of a sweep {member: metrics} and a directory a member; says on standard error how many tokens are excluded.
-Cost: about six runs of the model over the held-out tokens, and one or two for each further member.
+Reads data/inference/<name>/ (of a sweep <name>/<member>/), data/tokens.zarr (the eval split), data/norms.json,
+data/norm_statistics.safetensors and the model. Writes metrics/evaluation.json and metrics/plots/evaluation/ (densities of
+features and norms of activations, as data, PNG and HTML), of a sweep {member: metrics} and a directory a member; says on
+standard error how many tokens are excluded. Cost: about six runs of the model over the held-out tokens, and one or two for
+each further member.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ NEXT = "run `dvc repro`"
 
 def members_at(folder: Path, file: str = CONFIG_FILE) -> list[str]:
     """The names of the directories in `folder` that hold `file`; none where `folder` holds it itself."""
-    return [] if (folder / file).exists() else sorted(path.parent.name for path in folder.glob(f"*/{file}"))
+    return [] if (folder / file).exists() else sorted(path.parent.name for path in folder.glob(f"[!.]*/{file}"))
 
 
 def dictionary_places(params: Params, folder: str | Path) -> dict[str, Path]:
