@@ -3,8 +3,9 @@ and a first page of all.
 
 Reads data/inference/<name>/, data/tokens.zarr, the model, data/norms.json (of a dictionary with its run-time norm), and for
 the overview metrics/evaluation.json, metrics/train_history.jsonl and data/norm_statistics.safetensors.
-Writes data/features/ (Parquet) and data/dashboard/, of a sweep <member>/ in both. Cost: one run of the model over analysis.tokens. Stopped or killed, the
-same command goes on; a finished run of the model is not repeated.
+Writes data/features/ (Parquet) and data/dashboard/, of a sweep <member>/ in both. Cost: one run of the model over
+analysis.tokens, of a sweep one a member. Stopped or killed, the same command goes on; a finished run of the model is not
+repeated.
 """
 
 from __future__ import annotations

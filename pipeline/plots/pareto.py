@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.params.schema import Params
 
 MOST_SITES = 6
+NOTHING = (None, "None", "-", "")  # what DVC gives for null, and for what a row does not have
 FIGURES_OF_A_ROW = ("l0_mean", "fvu", "delta_ce", "dead_fraction")
 _TEXT = ("dataset_name_or_path", "config_name", "split", "messages_field")
 PCA_NOTE = "PCA stands at its rank, its directions at each hook point written"
@@ -68,9 +69,10 @@ def member_rows(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     without a sweep.
 
     A member's metrics are those that begin with its name, its parameters the row's with those of `sweep.<member>` over them.
+    DVC writes None for null and for what the row does not have: that is laid over nothing.
     """
     last = f".{FIGURES_OF_A_ROW[0]}"
-    names = [key.removesuffix(last) for key in row if key.endswith(last)]
+    names = [key.removesuffix(last) for key, value in row.items() if key.endswith(last) and _number(value) is not None]
     if not names:
         return [dict(row)]
     shared = {key: value for key, value in row.items() if not key.startswith(("sweep.", *(f"{name}." for name in names)))}
@@ -83,7 +85,7 @@ def member_rows(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _under(row: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix) and value not in NOTHING}
 
 
 def member_experiments(params: Params, metrics: Mapping[str, Mapping[str, Any]]) -> list[Experiment]:
@@ -111,7 +113,7 @@ def read_experiment(row: Mapping[str, Any]) -> Experiment | None:
 
     def field(name: str) -> Any:
         value = row.get(name)
-        return None if value in (None, "None", "-", "") else value
+        return None if value in NOTHING else value
 
     written = field("dictionary.hook_points_out") or field("dictionary.hook_point_out")
     written = written or field("dictionary.hook_points_in") or field("dictionary.hook_point_in") or "?"
@@ -144,7 +146,7 @@ def _sources(row: Mapping[str, Any]) -> list[str]:
     return [
         f"{key.removeprefix('dataset.sources').lstrip('.')} {value}".strip()
         for key, value in sorted(stated.items())
-        if value not in (None, "None", "-", "")
+        if value not in NOTHING
     ]
 
 
