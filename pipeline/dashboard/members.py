@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from pipeline.params.schema import Params
 
 UP = f"../{PAGE}"  # from a member's pages to this one
-_HEAD = ("member", "of its own", "L0", "FVU", "PCA", "delta cross entropy", "PCA", "dead", "")
+# Two charts side by side from 1,200 px on; text of the table on its left.
+_STYLE = """
+.pareto { grid-template-columns: repeat(auto-fit, minmax(min(100%, 560px), 1fr)); } .pareto svg { min-width: 520px; }
+.members td:first-child { min-width: 230px; } .members .num { white-space: nowrap; }
+.members .text { text-align: left; min-width: 170px; max-width: 330px; }
+"""
+_HEAD = ("member", "of its own", "L0", "FVU", "PCA", "delta cross entropy", "PCA", "dead")
 
 
 def members_page(params: Params, metrics: Mapping[str, Mapping[str, Any]], shown: Mapping[str, str], *, single: bool) -> str:
@@ -36,8 +42,8 @@ def members_page(params: Params, metrics: Mapping[str, Mapping[str, Any]], shown
     first = experiments[0]
     tokens = f"{metrics[first.name]['evaluated_tokens']:,.0f}"
     rows = "\n".join(_row(e, metrics[e.name], shown[e.name], experiments, single) for e in experiments)
-    head = "".join(f"<th>{escape(name)}</th>" for name in _HEAD)
-    cards = "\n".join(card(chart) for chart in pareto_charts(experiments))
+    head = "".join(f"<th{' class=text' * (i == 1)}>{escape(name)}</th>" for i, name in enumerate(_HEAD))
+    cards = "\n".join(card(chart) for chart in pareto_charts(experiments, "member"))
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -45,7 +51,7 @@ def members_page(params: Params, metrics: Mapping[str, Mapping[str, Any]], shown
             f"<title>{escape(title)}</title>",
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<link rel="icon" href="data:,">',
-            f"<style>{style()}</style></head><body>",
+            f"<style>{style()}{_STYLE}</style></head><body>",
             '<header class="top"><span class="brand">Scopeline</span>',
             f'<nav><a class="on" href="{PAGE}">Members</a></nav></header>',
             f'<div id="view" class="view"><h1>{escape(title)}</h1>',
@@ -54,7 +60,7 @@ def members_page(params: Params, metrics: Mapping[str, Mapping[str, Any]], shown
             '<section class="card"><div class="wide"><table class="compare members">',
             f"<thead><tr>{head}</tr></thead><tbody>",
             rows,
-            f'</tbody></table></div></section><div class="cards">{cards}</div></div></body></html>\n',
+            f'</tbody></table></div></section><div class="cards pareto">{cards}</div></div></body></html>\n',
         ]
     )
 
@@ -62,18 +68,18 @@ def members_page(params: Params, metrics: Mapping[str, Mapping[str, Any]], shown
 def _row(e: Experiment, metrics: Mapping[str, Any], shown: str, experiments: Sequence[Experiment], single: bool) -> str:
     same = [other for other in experiments if other.site == e.site]
     place = escape(e.name)
-    links = [(f"{place}/{PAGE}#/features", "features")] + ([(f"{place}/{SINGLE_PAGE}", "one file")] if single else [])
+    pages = {f"{PAGE}#/features": "features", SINGLE_PAGE: "one file"} if single else {f"{PAGE}#/features": "features"}
+    links = " \N{MIDDLE DOT} ".join(f'<a href="{place}/{page}">{text}</a>' for page, text in pages.items())
     fvu, delta = ordinary(metrics, "fvu"), "delta_ce"
     cells = [
-        f'<td><a href="{place}/{PAGE}"><b>{place}</b></a><small>{escape(shown)}</small></td>',
-        f"<td>{escape(e.differs) or '<span class=faint>as the run</span>'}</td>",
+        f'<td><a href="{place}/{PAGE}"><b>{place}</b></a><small>{escape(shown)}</small><small>{links}</small></td>',
+        f"<td class=text>{escape(e.differs) or '<span class=faint>as the run</span>'}</td>",
         f'<td class="num">{number(e.l0)}</td>',
         _loss(metrics, fvu, e in front(same, lambda one: one.fvu)),
         f'<td class="num">{_shown(e.pca_fvu)}</td>',
         _loss(metrics, delta, e in front(same, lambda one: one.delta_ce)),
         f'<td class="num">{_shown(e.pca_delta_ce)}</td>',
         f'<td class="num">{e.dead:.2%}</td>',
-        "<td>" + "<br>".join(f'<a href="{link}">{text}</a>' for link, text in links) + "</td>",
     ]
     return f"<tr>{''.join(cells)}</tr>"
 

@@ -63,7 +63,7 @@ def write_sweep_plots(
         density = density_lines(
             {name: (e.histogram.edges, e.histogram.counts, e.histogram.never) for name, e in evaluations.items()}
         )
-        charts = [*pareto_charts(experiments), density, *norm_histograms(norms, statistics)]
+        charts = [*pareto_charts(experiments, "member"), density, *norm_histograms(norms, statistics)]
         table = members_table(experiments, metrics)
         write_report(place, "Evaluation on held-out text", about_sweep(params), charts, tables=[table])
 

@@ -61,7 +61,9 @@ def differs(keys: Mapping[str, Any]) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return _hook_points([str(each) for each in value])
-    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def member_rows(row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -89,7 +91,7 @@ def _under(row: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def member_experiments(params: Params, metrics: Mapping[str, Mapping[str, Any]]) -> list[Experiment]:
-    """The members of a run's sweep that were evaluated, by their own names.
+    """The members of a run's sweep that were evaluated, by their own names; their sites are hook points alone.
 
     Args:
         params: of the run.
@@ -100,8 +102,8 @@ def member_experiments(params: Params, metrics: Mapping[str, Mapping[str, Any]])
         values = dict(flatten(params.members[name].to_dict()))
         row = {**values, **one, "Experiment": name, "differs": differs(own_keys(params, name))}
         if (experiment := read_experiment(row)) is not None:
-            found.append(experiment)
-    return told_apart(found)
+            found.append(experiment._replace(site=experiment.site.removeprefix(f"{params.model.model_name}, ")))
+    return found
 
 
 def read_experiment(row: Mapping[str, Any]) -> Experiment | None:
@@ -192,10 +194,10 @@ def front(experiments: Sequence[Experiment], loss: Callable[[Experiment], float]
     return best
 
 
-def pareto_charts(experiments: Sequence[Experiment]) -> list[ScatterChart]:
-    """L0 against FVU and against delta cross entropy, a colour for each site."""
+def pareto_charts(experiments: Sequence[Experiment], what: str = "experiment") -> list[ScatterChart]:
+    """L0 against FVU and against delta cross entropy, a colour for each site; `what` they are, for the note."""
     sites = list(dict.fromkeys(e.site for e in experiments))
-    note = "lower left is better; the line joins what no other experiment beats in both"
+    note = f"lower left is better; the line joins what no other {what} beats in both"
     if len(sites) > MOST_SITES:
         note += f"; {len(sites) - MOST_SITES} more sites are in the table only"
     charts = []
