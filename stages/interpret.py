@@ -7,6 +7,7 @@ for each feature, summary.json, and a dashboard with them.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -31,41 +32,21 @@ from pipeline.command import Output, stage_command
 @click.option("--seed", type=int, default=0, help="Of the order of the examples, and sent with each request.")
 @click.option("--force", is_flag=True, help="Interpret finished features again too.")
 @click.option("--concurrency", type=click.IntRange(1), default=4, help="Features at a time, at an endpoint.")
-def main(
-    params: str,
-    features_dir: Path,
-    out: Path,
-    member: str | None,
-    names: tuple[str, ...],
-    n: int,
-    endpoint: str | None,
-    model: str | None,
-    local: str | None,
-    api_key_variable: str,
-    max_tokens: int,
-    seed: int,
-    force: bool,
-    concurrency: int,
-) -> None:
+def main(params: str, features_dir: Path, out: Path, member: str | None, max_tokens: int, seed: int, **options: Any) -> None:
     """Explain features with a language model, and score the explanations by detection and fuzzing."""
     from pipeline.analysis.feature_columns import FEATURES
     from pipeline.dictionaries.places import chosen, members_at
     from pipeline.interpretation.interpret import Settings
     from pipeline.interpretation.terminal import Explainer, print_interpretations
 
-    explainer = Explainer(endpoint, model, local, api_key_variable)
-    settings = Settings(max_tokens=max_tokens, seed=seed)
     part = chosen(member, members_at(features_dir, FEATURES), str(features_dir))
     print_interpretations(
         features_dir / part,
         out / part,
-        explainer,
-        settings,
+        Explainer(*(options.pop(name) for name in ("endpoint", "model", "local", "api_key_variable"))),
+        Settings(max_tokens=max_tokens, seed=seed),
         dashboard=features_dir.parent / "dashboard" / part,
-        names=names,
-        n=n,
-        force=force,
-        concurrency=concurrency,
+        **options,
     )
 
 

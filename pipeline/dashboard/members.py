@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dashboard.folder import SINGLE_PAGE, style
 from pipeline.evaluation.compared import interval_of
+from pipeline.evaluation.members import member_experiments
 from pipeline.metric_names import ordinary
 from pipeline.plots.charts import number
 from pipeline.plots.page import card
-from pipeline.plots.pareto import Experiment, front, member_experiments, pareto_charts
+from pipeline.plots.pareto import Experiment, front, pareto_charts
 from pipeline.plots.training_report import PAGE
 
 if TYPE_CHECKING:
@@ -93,11 +93,3 @@ def _loss(metrics: Mapping[str, Any], key: str, best: bool) -> str:
 
 def _shown(value: float | None) -> str:
     return "" if value is None else number(value)
-
-
-def write_members_page(
-    folder: Path, params: Params, metrics: Mapping[str, Mapping[str, Any]], shown: Mapping[str, str]
-) -> None:
-    """Write the page into the folder that has the members' folders; see :func:`members_page`."""
-    text = members_page(params, metrics, shown, single=params.analysis.single_page_features > 0)
-    (folder / PAGE).write_text(text, encoding="utf-8")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.evaluation.compared import interval_of
+from pipeline.evaluation.members import about_sweep, member_experiments, members_table
 from pipeline.evaluation.plots import write_plots
 from pipeline.files import atomic_directory, write_bytes, write_json
-from pipeline.metric_names import ordinary
 from pipeline.norms.charts import norm_histograms
-from pipeline.plots.charts import number
 from pipeline.plots.histograms import density_lines
-from pipeline.plots.page import Row, Table
-from pipeline.plots.pareto import Experiment, member_experiments, pareto_charts
-from pipeline.plots.training_report import PAGE, write_report
+from pipeline.plots.pareto import pareto_charts
+from pipeline.plots.training_report import write_report
 
 if TYPE_CHECKING:
     from pipeline.evaluation.measured import Evaluation
@@ -66,27 +63,3 @@ def write_sweep_plots(
         charts = [*pareto_charts(experiments, "member"), density, *norm_histograms(norms, statistics)]
         table = members_table(experiments, metrics)
         write_report(place, "Evaluation on held-out text", about_sweep(params), charts, tables=[table])
-
-
-def about_sweep(params: Params) -> str:
-    """The run in a line: `sweep main, 6 members`."""
-    n = len(params.members)
-    return f"sweep {params.dictionary.name}, {n} member{'s' if n > 1 else ''}"
-
-
-def members_table(experiments: Sequence[Experiment], metrics: Mapping[str, Mapping[str, float]]) -> Table:
-    """The members beside each other, each with a link to its page."""
-    columns = ("L0", "FVU (95 %)", "PCA", "delta cross entropy (95 %)", "PCA", "loss recovered", "dead")
-    rows = []
-    for e in experiments:
-        own = metrics[e.name]
-        fvu, delta = (_with_interval(own, key) for key in (ordinary(own, "fvu"), "delta_ce"))
-        cells = (e.l0, fvu, e.pca_fvu, delta, e.pca_delta_ce, own["loss_recovered_mean"], f"{e.dead:.2%}")
-        rows.append(Row(e.name, e.differs or "as the run's parameters", cells, f"{e.name}/{PAGE}"))
-    note = "Loss recovered is that against the mean. Intervals: whole documents are drawn again."
-    return Table("Members", columns, tuple(rows), note)
-
-
-def _with_interval(metrics: Mapping[str, float], key: str) -> str:
-    ends = interval_of(metrics, key)
-    return number(metrics[key]) + (f" ({number(ends[0])} to {number(ends[1])})" if ends else "")

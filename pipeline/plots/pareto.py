@@ -4,14 +4,10 @@ one beats in both."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from pipeline.metric_names import flatten, ordinary
-from pipeline.params.members import own_keys
+from pipeline.metric_names import ordinary
 from pipeline.plots.charts import Group, Point, ScatterChart
-
-if TYPE_CHECKING:
-    from pipeline.params.schema import Params
 
 MOST_SITES = 6
 NOTHING = (None, "None", "-", "")  # what DVC gives for null, and for what a row does not have
@@ -88,22 +84,6 @@ def member_rows(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _under(row: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix) and value not in NOTHING}
-
-
-def member_experiments(params: Params, metrics: Mapping[str, Mapping[str, Any]]) -> list[Experiment]:
-    """The members of a run's sweep that were evaluated, by their own names; their sites are hook points alone.
-
-    Args:
-        params: of the run.
-        metrics: {member: its evaluation}.
-    """
-    found = []
-    for name, one in metrics.items():
-        values = dict(flatten(params.members[name].to_dict()))
-        row = {**values, **one, "Experiment": name, "differs": differs(own_keys(params, name))}
-        if (experiment := read_experiment(row)) is not None:
-            found.append(experiment._replace(site=experiment.site.removeprefix(f"{params.model.model_name}, ")))
-    return found
 
 
 def read_experiment(row: Mapping[str, Any]) -> Experiment | None:
