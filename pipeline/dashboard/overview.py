@@ -64,14 +64,13 @@ def check_files(files: OverviewFiles) -> None:
     """Notice before a long pass that something the overview needs is not there.
 
     Raises:
-        DataError: the first that is missing, or an evaluation of other dictionaries.
+        DataError: the first that is missing.
     """
     stages = {"evaluation": "evaluate", "history": "train", "norms": "norm", "statistics": "norm"}
     for name, stage in stages.items():
         path: Path = getattr(files, name)
         if not path.is_file():
             raise DataError(f"{path}: the dashboard shows it, and it is missing; run `dvc repro -s -f {stage}`")
-    files.metrics()
 
 
 def overview(store: FeatureStore, files: OverviewFiles, params: Params | None = None) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def drawn(
     files = {name: OverviewFiles(place, **paths, member=name) for name, place in places.items()}
     for one in files.values():
         check_files(one)
+        one.metrics()
     single = params.analysis.single_page_features
     models: dict[str, LanguageModel] = {}
     shown: dict[str, str] = {}

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.members import about_sweep, member_experiments, members_table
 from pipeline.evaluation.plots import write_plots
 from pipeline.files import atomic_directory, write_bytes, write_json
 from pipeline.norms.charts import norm_histograms
+from pipeline.plots.charts import Chart
 from pipeline.plots.histograms import density_lines
 from pipeline.plots.pareto import pareto_charts
 from pipeline.plots.training_report import write_report
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pipeline.evaluation.measured import Evaluation
     from pipeline.params.schema import Params
 
@@ -45,7 +48,8 @@ def write_sweep_plots(
     from safetensors.torch import load_file, save
 
     with atomic_directory(folder) as place:
-        tensors, rows = {}, []
+        tensors: dict[str, Tensor] = {}
+        rows: list[dict[str, Any]] = []
         for name, evaluation in evaluations.items():
             write_plots(place / name, evaluation, places[name], norms=norms, statistics=statistics, member=True)
             own = load_file(place / name / "feature_density.safetensors")
@@ -60,6 +64,6 @@ def write_sweep_plots(
         density = density_lines(
             {name: (e.histogram.edges, e.histogram.counts, e.histogram.never) for name, e in evaluations.items()}
         )
-        charts = [*pareto_charts(experiments, "member"), density, *norm_histograms(norms, statistics)]
+        charts: list[Chart] = [*pareto_charts(experiments, "member"), density, *norm_histograms(norms, statistics)]
         table = members_table(experiments, metrics)
         write_report(place, "Evaluation on held-out text", about_sweep(params), charts, tables=[table])

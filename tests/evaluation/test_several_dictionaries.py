@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 
 import pytest
 import torch
 
+from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import DataError, NumericsError
 from pipeline.evaluation.evaluator import Evaluator
 from pipeline.evaluation.raw_space import RawDictionary
+from pipeline.norms.hook_norm import as_hook_norm
 from tests.evaluation.test_excluded import limited
 from tests.evaluation.test_report import SAE, TRANSCODER, Case
 from tests.evaluation.tiny import D_MODEL, HOOK, held_out
@@ -133,7 +134,6 @@ def test_a_fault_of_one_begins_with_its_name(model):
         cases["k9"].dictionary.b_D[0] = torch.nan
     with pytest.raises(NumericsError, match=saying("sweep.k9:", HOOK, "contexts 0 to 3", "reconstruction", "[0, 0]")):
         together(cases, model).evaluate_each()
-    narrow = dataclasses.replace(cases["k5"].dictionary.config, d_in=8, d_out=8)
-    cases["k5"].dictionary.config = narrow
-    with pytest.raises(DataError, match=saying("sweep.k5:", HOOK, 16, 8)):
-        together(cases, model)
+    narrow = RawDictionary(build_dictionary({**SAE, "d_in": 8}), {HOOK: as_hook_norm(3.0, 8)})
+    with pytest.raises(DataError, match=saying("sweep.narrow:", HOOK, 16, 8)):
+        Evaluator(model, {"narrow": narrow}, cases["k5"].principal, held_out(cases["k5"].tokens))
