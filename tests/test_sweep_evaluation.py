@@ -169,3 +169,54 @@ def test_inspect_wants_a_member(copied: Project) -> None:
     assert copied.run("inspect", *text, "--member", "late").exit_code == 0
     copied.set(sweep=None)
     fails(copied, "inspect", "--member k4", "without a sweep", arguments=(*text, "--member", "k4"))
+
+
+class Recorded:
+    """What a tracker was given."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+        self.tags: dict[str, str] = {}
+        self.artifacts: list[tuple[str, str]] = []
+
+    def __enter__(self) -> Recorded:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def log_metrics(self, values: dict[str, float]) -> None:
+        self.metrics |= values
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        self.tags |= tags
+
+    def log_artifact(self, path: str | Path, folder: str = "") -> None:
+        assert Path(path).exists(), path
+        self.artifacts.append((Path(path).as_posix(), folder))
+
+
+def test_each_member_has_a_run_of_its_own_and_the_sweep_one_that_compares_them(copied: Project, monkeypatch) -> None:
+    runs: dict[tuple[str, str], Recorded] = {}
+
+    def opened(params: object, *, stage: str, run_file: Path, member: str = "") -> Recorded:
+        assert run_file == Path("data/run.json")
+        return runs.setdefault((stage, member), Recorded())
+
+    monkeypatch.setattr("pipeline.evaluation.results.open_tracker", opened)
+    monkeypatch.setattr("pipeline.dashboard.run.open_tracker", opened)
+    for stage in ("evaluate", "analyze"):
+        outcome = copied.run(stage)
+        assert (outcome.exit_code, outcome.exception) == (0, None), outcome.stderr
+    assert set(runs) == {(stage, member) for stage in ("evaluate", "analyze") for member in ("", *SWEEP)}
+    metrics = json.loads((copied.path / "metrics/evaluation.json").read_text())
+    for name, own in metrics.items():
+        of_member = runs["evaluate", name]
+        assert of_member.metrics.items() >= own.items()
+        assert f"main-{name}" in of_member.tags["mlflow.note.content"]
+        assert of_member.artifacts == [(f"metrics/plots/evaluation/{name}", "plots/evaluation")]
+        assert runs["analyze", name].artifacts == [(f"data/dashboard/{name}/single.html", "dashboard")]
+        assert runs["evaluate", ""].metrics[f"{name}/delta cross entropy"] == own["delta_ce"]
+    together = runs["evaluate", ""].artifacts
+    assert together == [("metrics/evaluation.json", "metrics"), ("metrics/plots/evaluation", "plots/evaluation")]
+    assert runs["analyze", ""].artifacts == [("data/dashboard/index.html", "dashboard")]
