@@ -40,22 +40,6 @@ def read_metrics(
     return found
 
 
-def of_member_alone(found: dict[str, Any], member: str, where: str, next_action: str) -> dict[str, Any]:
-    """The figures of a member, of {member: {...}}; all of them where `member` is empty and they are of one dictionary.
-
-    Raises:
-        DataError: there is no such member, or there are members where one dictionary was wanted, or the reverse.
-    """
-    members = list(found) if all(isinstance(value, dict) for value in found.values()) else []
-    if not member and members:
-        raise DataError(f"{where} is of a sweep ({', '.join(members)}), and the parameters have none; {next_action}")
-    if member and not members:
-        raise DataError(f"{where} is of one dictionary, and the parameters have a sweep with {member}; {next_action}")
-    if member and member not in members:
-        raise DataError(f"{where}: no member {member} (there: {', '.join(members)}); {next_action}")
-    return found[member] if member else found
-
-
 def read_history(path: str | Path, next_action: str, *, member: str = "") -> list[dict[str, float]]:
     """The rows of metrics/train_history.jsonl, {"step": n, figure: number, ...}.
 
@@ -88,3 +72,19 @@ def read_history(path: str | Path, next_action: str, *, member: str = "") -> lis
 def float_text(value: object) -> str:
     """A value for a message; a number that no float holds is not written out."""
     return "too large" if isinstance(value, int) and not is_number(value) and not isinstance(value, bool) else repr(value)
+
+
+def of_member_alone(found: dict[str, Any], member: str, where: str, next_action: str) -> dict[str, Any]:
+    """The figures of a member, of {member: {...}}; all of them where `member` is empty and they are of one dictionary.
+
+    Raises:
+        DataError: there is no such member, or there are members where one dictionary was wanted, or the reverse.
+    """
+    members = list(found) if all(isinstance(value, dict) for value in found.values()) else []
+    if not member and members:
+        raise DataError(f"{where} is of a sweep ({', '.join(members)}), and the parameters have none; {next_action}")
+    if member and not members:
+        raise DataError(f"{where} is of one dictionary, and the parameters have a sweep with {member}; {next_action}")
+    if member and member not in members:
+        raise DataError(f"{where}: no member {member} (there: {', '.join(members)}); {next_action}")
+    return found[member] if member else found
