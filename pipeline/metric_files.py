@@ -41,12 +41,12 @@ def read_metrics(
 
 
 def read_history(path: str | Path, next_action: str, *, member: str = "") -> list[dict[str, float]]:
-    """The rows of metrics/train_history.jsonl, {"step": n, figure: number, ...}.
+    """The rows of metrics/train_history.jsonl, {"step": n, figure: number, ...}; of a sweep those of one member.
 
     Args:
         path: of the file.
-        next_action: what to do where it is not as it should be.
-        member: of a sweep, whose rows are wanted, without their "member"; "": the rows are of one dictionary.
+        next_action: what to do where it is not right.
+        member: name of the member of a sweep; "": the file is of one dictionary.
 
     Raises:
         DataError: the file is missing, or a line of it is no such row; the message names the line.
