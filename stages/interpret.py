@@ -35,7 +35,8 @@ from pipeline.command import Output, stage_command
 def main(params: str, features_dir: Path, out: Path, member: str | None, max_tokens: int, seed: int, **options: Any) -> None:
     """Explain features with a language model, and score the explanations by detection and fuzzing."""
     from pipeline.analysis.feature_columns import FEATURES
-    from pipeline.dictionaries.places import chosen, members_at
+    from pipeline.dictionaries.formats.interface import members_at
+    from pipeline.dictionaries.places import chosen
     from pipeline.interpretation.interpret import Settings
     from pipeline.interpretation.terminal import Explainer, print_interpretations
 

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.analysis.feature_tables import FeatureStore
+from pipeline.api import load_dictionary
+from pipeline.errors import DataError
 from tests.evaluated_sweep import LATE, MLP, SWEEP, Sweep, make_sweep
 from tests.messages import says
 from tests.project import Project
@@ -160,6 +162,14 @@ def test_a_metrics_file_of_a_sweep_is_not_that_of_one(copied: Project) -> None:
 def test_a_damaged_member_is_named(copied: Project) -> None:
     (copied.path / "data/inference/main/late/config.json").write_text("{")
     fails(copied, "evaluate", "sweep.late:", "config.json")
+
+
+def test_the_folder_of_a_sweep_is_no_dictionary(sweep: Sweep) -> None:
+    place = sweep.project.path / "data/inference/main"
+    with pytest.raises(DataError) as error:
+        load_dictionary(place)
+    says(str(error.value), str(place), "k4, k8, late, mlp", "sweep", str(place / "k4"))
+    assert load_dictionary(place / "k8").config.top_k == 8
 
 
 def test_inspect_wants_a_member(copied: Project) -> None:

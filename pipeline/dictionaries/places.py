@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.dictionaries.formats.scopeline import CONFIG_FILE
+from pipeline.dictionaries.formats.interface import CONFIG_FILE, members_at
 from pipeline.errors import DataError, ParamsError, unknown_name
 from pipeline.params.schema import Params
 
 NEXT = "run `dvc repro`"
-
-
-def members_at(folder: Path, file: str = CONFIG_FILE) -> list[str]:
-    """The names of the directories in `folder` that hold `file`; none where `folder` holds it itself."""
-    return [] if (folder / file).exists() else sorted(path.parent.name for path in folder.glob(f"[!.]*/{file}"))
 
 
 def dictionary_places(params: Params, folder: str | Path) -> dict[str, Path]:

@@ -63,6 +63,13 @@ def test_rows_without_an_evaluation_and_repeated_ones() -> None:
     assert distinct([wide, workspace]) == [wide]
 
 
+def test_no_point_lies_on_the_right_edge() -> None:
+    """TopK's L0 is a round number, as ticks are."""
+    for l0 in (8.0, 10.0, 64.0, 100.0):
+        x, _ = axes(pareto_charts([made("a", l0, 0.1), made("b", l0 / 2, 0.2)])[0])
+        assert x.share(l0) < 0.99
+
+
 def test_members_of_a_sweep_are_experiments_of_their_own() -> None:
     """As DVC gives the rows of a sweep and of a single run beside each other: each has "None" for what the other has."""
     sweep = {
