@@ -186,7 +186,7 @@ class Evaluator:
                     predictions.update(f"spliced{end}", ce_spliced, batch.label, documents)
                     predictions.update(f"kl{end}", kl, batch.label)
                     if (place := (one.limits, replaced.keys)) not in ablated:
-                        ablated[place] = self._ablated(alias, batch, one, replaced, logits)
+                        ablated[place] = self._ablated(alias, batch, originals, one, replaced, logits)
                     for what, values in ablated[place].items():
                         predictions.update(f"{what}{end}", values, batch.label)
 
@@ -200,10 +200,18 @@ class Evaluator:
         self._count(batch)
         return logits
 
-    def _ablated(self, alias: str, batch: SplitBatch, one: Measured, replaced: Replaced, logits: Tensor) -> dict[str, Tensor]:
+    def _ablated(
+        self,
+        alias: str,
+        batch: SplitBatch,
+        originals: Mapping[str, Tensor],
+        one: Measured,
+        replaced: Replaced,
+        logits: Tensor,
+    ) -> dict[str, Tensor]:
         """Cross entropies of the runs with zeros and with the mean in the place of some hook points, and the former's KL."""
         tokens = self.labels.massive(one).masks(batch)
-        start = self.models.start(one.hooks[alias], self._found(batch))
+        start = self.models.start(one.hooks[alias], originals)
         means = {hook: one.principal[hook].mean for hook in replaced.keys}
         zeros = {hook: torch.zeros_like(mean) for hook, mean in means.items()}
         run = self.models.logits(alias, batch.tokens, constant_replacements(zeros, tokens.replaced), start=start)
