@@ -49,8 +49,8 @@ def demo_presets() -> list[str]:
     return [name for name in preset_names() if name.startswith("demo-")]
 
 
-def run(name: str, tokens: int | None) -> dict[str, float]:
-    """Run a preset to its end; its evaluation, and the minutes that it took.
+def run(name: str, tokens: int | None) -> dict[str, dict[str, float]]:
+    """Run a preset to its end; {its name: evaluation}, of a sweep that of each member, and in the first one the minutes.
 
     Raises:
         ClickException: it did not end well.
@@ -63,8 +63,11 @@ def run(name: str, tokens: int | None) -> dict[str, float]:
         outcome = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if outcome.returncode:
         raise click.ClickException(f"{name}: exited {outcome.returncode}\n{outcome.stdout[-4000:]}")
-    found: dict[str, float] = json.loads(Path("metrics/evaluation.json").read_text())
-    return found | {"minutes": (time.monotonic() - begin) / 60}
+    found = json.loads(Path("metrics/evaluation.json").read_text())
+    sweep = all(isinstance(own, dict) for own in found.values())
+    rows: dict[str, dict[str, float]] = {f"{name}/{member}": own for member, own in found.items()} if sweep else {name: found}
+    next(iter(rows.values()))["minutes"] = (time.monotonic() - begin) / 60
+    return rows
 
 
 def shortened(name: str, tokens: int, folder: Path) -> Path:
@@ -82,7 +85,7 @@ def shortened(name: str, tokens: int, folder: Path) -> Path:
 
 def row(name: str, found: dict[str, float]) -> str:
     """A line of the table."""
-    title = header(name)[0].partition(":")[2].strip()
+    title = header(name.split("/")[0])[0].partition(":")[2].strip()
     cells = [form.format(found[key]) if key in found else "" for key, form in COLUMNS.values()]
     return f"| `{name}` | {title} | {' | '.join(cells)} |"
 
@@ -118,8 +121,9 @@ def main(names: tuple[str, ...], tokens: int | None) -> None:
     lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (len(head) - 2)]
     with restored():
         for name in names or demo_presets():
-            lines.append(row(name, run(name, tokens)))
-            click.echo(lines[-1])
+            for place, found in run(name, tokens).items():
+                lines.append(row(place, found))
+                click.echo(lines[-1])
     if names or tokens is not None:
         return
     text = "\n".join(

@@ -11,7 +11,9 @@ from pipeline.errors import DataError
 from pipeline.files import is_number, json_object, parse_json, read_bytes, read_object
 
 
-def read_metrics(path: str | Path, what: str, next_action: str, wanted: Iterable[str] = ()) -> dict[str, Any]:
+def read_metrics(
+    path: str | Path, what: str, next_action: str, wanted: Iterable[str] = (), *, member: str | None = None
+) -> dict[str, Any]:
     """The figures of metrics/<stage>.json.
 
     Args:
@@ -20,11 +22,14 @@ def read_metrics(path: str | Path, what: str, next_action: str, wanted: Iterable
         next_action: what to do where it is not.
         wanted: metrics that must be there, and everything else be a number or null with them; one that the evaluation has of
             ordinary tokens counts (see :func:`pipeline.metric_names.ordinary`).
+        member: of a sweep, whose figures are wanted; "": the file should be of one dictionary; None: it may have any form.
 
     Raises:
-        DataError: the file is missing or damaged, lacks one that is wanted, or has a number that is not finite.
+        DataError: the file is missing or damaged, lacks one that is wanted or the member, or has a number that is not finite.
     """
     found, wanted = read_object(path, what, next_action), tuple(wanted)
+    if member is not None:
+        found = of_member_alone(found, member, f"{path}: {what}", next_action)
     for key, value in found.items() if wanted else names.flatten(found):
         other = value is None if wanted else isinstance(value, bool) or not isinstance(value, int | float)
         if not (other or is_number(value)):
@@ -82,3 +87,19 @@ def read_histories(path: str | Path, next_action: str) -> dict[str, list[dict[st
 def float_text(value: object) -> str:
     """A value for a message; a number that no float holds is not written out."""
     return "too large" if isinstance(value, int) and not is_number(value) and not isinstance(value, bool) else repr(value)
+
+
+def of_member_alone(found: dict[str, Any], member: str, where: str, next_action: str) -> dict[str, Any]:
+    """The figures of a member, of {member: {...}}; all of them where `member` is empty and they are of one dictionary.
+
+    Raises:
+        DataError: there is no such member, or there are members where one dictionary was wanted, or the reverse.
+    """
+    members = list(found) if all(isinstance(value, dict) for value in found.values()) else []
+    if not member and members:
+        raise DataError(f"{where} is of a sweep ({', '.join(members)}), and the parameters have none; {next_action}")
+    if member and not members:
+        raise DataError(f"{where} is of one dictionary, and the parameters have a sweep with {member}; {next_action}")
+    if member and member not in members:
+        raise DataError(f"{where}: no member {member} (there: {', '.join(members)}); {next_action}")
+    return found[member] if member else found

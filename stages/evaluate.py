@@ -1,9 +1,11 @@
-"""evaluate: held-out metrics of the inference dictionary, alone and spliced into its language model.
+"""evaluate: held-out metrics of the inference dictionary, alone and spliced into its language model; of a sweep those of all
+members, in one pass.
 
-Reads data/inference/<name>/, data/tokens.zarr (the eval split), data/norms.json, data/norm_statistics.safetensors and the
-model. Writes metrics/evaluation.json and metrics/plots/evaluation/ (densities of features and norms of activations, as
-data, PNG and HTML); says on standard error how many tokens are excluded. Cost: about six runs of the model over the held-out
-tokens.
+Reads data/inference/<name>/ (of a sweep <name>/<member>/), data/tokens.zarr (the eval split), data/norms.json,
+data/norm_statistics.safetensors and the model. Writes metrics/evaluation.json and metrics/plots/evaluation/ (densities of
+features and norms of activations, as data, PNG and HTML), of a sweep {member: metrics} and a directory a member; says on
+standard error how many tokens are excluded. Cost: about six runs of the model over the held-out tokens, and one or two for
+each further member.
 """
 
 from __future__ import annotations
@@ -25,31 +27,18 @@ from pipeline.interrupts import interruption
 @interruption("interrupted; run the same command again, it starts anew")
 def main(params: str, inference: str, tokens: str, norms: str, statistics: str, out: str, plots: str, run: str) -> None:
     """Measure reconstruction, sparsity and language-model loss on held-out tokens."""
-    from pathlib import Path
-
-    from pipeline.dictionaries.store import read_config
-    from pipeline.evaluation.headline import headline, note
-    from pipeline.evaluation.massive import massive_line
-    from pipeline.evaluation.plots import write_plots
-    from pipeline.evaluation.saved import evaluate_saved
-    from pipeline.files import write_json
+    from pipeline.dictionaries.places import dictionary_places
+    from pipeline.evaluation.results import excluded_lines, log_results, write_results
+    from pipeline.evaluation.saved import evaluate_together
     from pipeline.params.loader import load_params
-    from pipeline.tracking.opening import open_tracker
 
     loaded = load_params(params)
-    place = Path(inference) / loaded.dictionary.name
-    evaluation = evaluate_saved(loaded, place, tokens=tokens, norms=norms, statistics=statistics)
-    config = read_config(place)
-    if evaluation.metrics["excluded_tokens"]:
-        click.echo(massive_line(evaluation.metrics, config.norms), err=True)
-    write_json(out, evaluation.metrics)
-    write_plots(plots, evaluation, place, norms=norms, statistics=statistics)
-    with open_tracker(loaded.tracking, stage="evaluate", run_file=Path(run)) as tracker:
-        tracker.log_metrics({**evaluation.metrics, **headline(evaluation.metrics)})
-        text = note(config.to_dict(), evaluation.metrics, layers=config.layers)
-        tracker.set_tags({"mlflow.note.content": text})
-        tracker.log_artifact(out, "metrics")
-        tracker.log_artifact(plots, "plots/evaluation")
+    places = dictionary_places(loaded, inference)
+    evaluations = evaluate_together(loaded, places, tokens=tokens, norms=norms, statistics=statistics)
+    for line in excluded_lines(evaluations, places):
+        click.echo(line, err=True)
+    write_results(loaded, evaluations, places, out=out, plots=plots, norms=norms, statistics=statistics)
+    log_results(loaded, evaluations, places, run=run, out=out, plots=plots)
 
 
 if __name__ == "__main__":

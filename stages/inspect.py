@@ -1,6 +1,7 @@
 """inspect: the features that are active on a text of one's own, and steering.
 
-Reads data/inference/<name>/, the model, and data/norms.json (for a dictionary with its run-time norm). Writes nothing.
+Reads data/inference/<name>/ (of a sweep <name>/<member>/), the model, and data/norms.json (for a dictionary with its run-time
+norm). Writes nothing.
 """
 
 from __future__ import annotations
@@ -25,18 +26,22 @@ from pipeline.interrupts import interruption
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, help="0: always the likeliest token.")
 @click.option("--seed", type=int, default=0, help="Of what is drawn at a temperature above 0.")
 @click.option("--alias", help="Model whose residual stream is meant, of `models` in the parameters; without it the main one.")
+@click.option("--member", help="Of a sweep: the member whose dictionary is meant.")
 @click.option("--inference", type=click.Path(path_type=Path), default="data/inference", help="Inference dictionaries.")
 @click.option("--norms", default="data/norms.json", help="Activation norms.")
 @interruption("interrupted")
 def main(params: str, text: str | None, file: Path | None, inference: Path, norms: str, **options: Any) -> None:
     """Show the strongest features of each token of a text; or a feature's tokens; or steer with a feature."""
     from pipeline.analysis.terminal import Continuation, print_inspection, read_text
+    from pipeline.dictionaries.places import chosen, dictionary_places
     from pipeline.params.loader import load_params
 
+    loaded = load_params(params)
+    member = chosen(options["member"], loaded.members, "the run")
     print_inspection(
-        load_params(params),
+        loaded.members[member],
         read_text(text, file),
-        inference=inference,
+        dictionary=dictionary_places(loaded, inference)[member],
         norms=norms,
         top=options["top"],
         features=options["features"],

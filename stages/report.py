@@ -1,6 +1,7 @@
 """report: compare experiments: L0 against FVU and delta cross entropy, as a table, PNG files and a page.
 
-Reads the metrics and parameters of the experiments (`dvc exp run`) of the last commit (or of more), and of the working tree.
+Reads the metrics and parameters of the experiments (`dvc exp run`) of the last commit (or of more), and of the working tree;
+each member of a sweep is compared as an experiment by itself.
 Writes metrics/plots/pareto.
 """
 
@@ -22,11 +23,12 @@ def main(params: str, output: Path, commits: int) -> None:
     """Compare the experiments of this project, from the last commit or from more of them."""
     from pipeline.errors import DataError
     from pipeline.plots.experiments import experiment_rows
-    from pipeline.plots.pareto import distinct, pareto_charts, read_experiment, table, told_apart
+    from pipeline.plots.pareto import distinct, member_rows, pareto_charts, read_experiment, table, told_apart
     from pipeline.plots.training_report import write_report
 
     rows, others = experiment_rows(commits)
-    experiments = told_apart(distinct(found for row in rows if (found := read_experiment(row)) is not None))
+    single = [each for row in rows for each in member_rows(row)]
+    experiments = told_apart(distinct(found for row in single if (found := read_experiment(row)) is not None))
     if others:
         click.echo(f"{others} more experiments are of other commits: --commits -1 shows them too", err=True)
     if not experiments:

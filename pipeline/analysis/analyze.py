@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from pipeline.analysis.loading import Loaded
     from pipeline.corpus.tokens import TokenStore
     from pipeline.dictionaries.base import Dictionary
+    from pipeline.lm.language_model import LanguageModel
     from pipeline.params.schema import AnalysisParams, Params
 
 # Code of the stage that comes after the pass: what draws, and the command line.
@@ -136,7 +137,12 @@ def ended_by_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def analyzed(
-    params: Params, inputs: Inputs, folder: str | Path, *, save_seconds: float = SAVE_SECONDS
+    params: Params,
+    inputs: Inputs,
+    folder: str | Path,
+    *,
+    save_seconds: float = SAVE_SECONDS,
+    models: dict[str, LanguageModel] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Write the feature store of a dictionary, whole or not at all; its metadata.
 
@@ -148,6 +154,7 @@ def analyzed(
         inputs: what the stages before wrote.
         folder: the feature store; what is there is replaced.
         save_seconds: time between two saved states.
+        models: {alias: language model} that are loaded already; others are added. None: none.
 
     Raises:
         DataError: something of these is missing, damaged, or does not fit the rest.
@@ -167,7 +174,7 @@ def analyzed(
             params.analysis.batch_contexts,
             params.analysis.split,
         )
-        found = load_for_analysis(params, inputs.dictionary, norms=inputs.norms, tokens=store.digest)
+        found = load_for_analysis(params, inputs.dictionary, norms=inputs.norms, known=models, tokens=store.digest)
         store.check_tokenizer(tokenizer_info(found.main.tokenizer, found.main.name).digest, found.main.name)
         params = dataclasses.replace(params, analysis=within(params.analysis, tokens, found.dictionary))
         collection = Collection(

@@ -56,16 +56,28 @@ class Loaded:
         return self.models[alias]
 
 
-def load_for_analysis(params: Params, dictionary: str | Path, *, norms: str | Path, **digests: str) -> Loaded:
+def load_for_analysis(
+    params: Params,
+    dictionary: str | Path,
+    *,
+    norms: str | Path,
+    known: dict[str, LanguageModel] | None = None,
+    **digests: str,
+) -> Loaded:
     """Load a dictionary directory and the models of its hook points; `digests` of further inputs that it was made from.
+
+    Args:
+        known: {alias: model of these parameters} that are loaded already; those that are loaded now are added. None: none.
 
     Raises:
         DataError: something is missing, damaged or made from other inputs.
     """
     loaded = load_dictionary(dictionary)
-    models = {}
+    models, known = {}, {} if known is None else known
     for alias in by_model((*loaded.hooks_in, *loaded.hooks_out)):
-        models[alias] = load_stated(params.language_model(alias))
+        if alias not in known:
+            known[alias] = load_stated(params.language_model(alias))
+        models[alias] = known[alias]
     check_origin(loaded, Path(dictionary), params, models, **digests)
     device = next(iter(models.values())).device
     return Loaded(loaded.to(device), models, None if loaded.config.folded else load_norms(norms))

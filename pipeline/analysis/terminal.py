@@ -44,7 +44,7 @@ def print_inspection(
     params: Params,
     text: str,
     *,
-    inference: Path,
+    dictionary: Path,
     norms: str | Path,
     top: int = 4,
     features: Sequence[str] = (),
@@ -56,9 +56,9 @@ def print_inspection(
     """Print the strongest features of each token; or the tokens of `features`; or what adding feature `steered` does.
 
     Args:
-        params: name of the dictionary, the models, context size.
+        params: the models, context size.
         text: what the model reads.
-        inference: directory of the inference dictionaries.
+        dictionary: directory of the inference dictionary.
         norms: norms.json, for a dictionary that is not folded.
         top: features of a token, and tokens of a feature.
         strength: of the steering; None: twice the feature's largest activation on the text.
@@ -68,7 +68,7 @@ def print_inspection(
     Raises:
         DataError: no such feature or model, a dictionary or a text that is not there.
     """
-    found = load_for_analysis(params, inference / params.dictionary.name, norms=norms)
+    found = load_for_analysis(params, dictionary, norms=norms)
     model = found.model(alias := found.alias if alias is None else alias)
     bos, size = params.model.prepend_bos, params.activations.context_size
     inspection = inspect_text(text, found.dictionary, found.models, norms=found.norms, context_size=size, prepend_bos=bos)

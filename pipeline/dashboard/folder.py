@@ -19,6 +19,7 @@ from pipeline.dashboard.chunks import CHUNK, Table, chunk, packed, part, short
 from pipeline.files import atomic_directory, write_json
 from pipeline.garbage import uncollected
 from pipeline.plots.page import STYLE
+from pipeline.plots.training_report import PAGE
 from pipeline.progress import Progress
 
 SINGLE_PAGE = "single.html"
@@ -36,6 +37,7 @@ def write_dashboard(
     *,
     single: int = 2000,
     explanations: Mapping[str, Mapping[str, Any]] | None = None,
+    up: str = "",
 ) -> None:
     """Write the dashboard of a feature store, whole or not at all.
 
@@ -45,6 +47,7 @@ def write_dashboard(
         overview: see :func:`pipeline.dashboard.overview.overview`.
         single: features in the page that is one file: the ones with the largest `energy`; 0: no such page.
         explanations: {name of a feature: {"explanation", "detection", "fuzzing"}}.
+        up: a page beside the folder that index.html leads back to, as `../index.html`; "": none.
     """
     ranked = store.features(["feature", "density", "energy"])
     chosen = largest_energy(ranked, single)
@@ -67,7 +70,7 @@ def write_dashboard(
             progress.update(len(rows))
         _write(place / "data" / "table.js", f'scopeline.put("table","{packed(table.packed())}")')
         write_json(place / "data" / OVERVIEW, dict(overview))
-        _write(place / "index.html", page(overview, {}))
+        _write(place / PAGE, page(overview, {}, up))
         if single:
             data = {"table": packed(single_table.packed()), **singles}
             _write(place / SINGLE_PAGE, page({**overview, **_part(ranked, chosen)}, data))
@@ -96,8 +99,12 @@ def blocks(store: FeatureStore) -> Iterator[Block]:
             yield rows[start : start + CHUNK], contexts
 
 
-def page(overview: Mapping[str, Any], data: Mapping[str, str]) -> str:
-    """The HTML page; `data` is put inside, what is missing there is loaded from data/."""
+def page(overview: Mapping[str, Any], data: Mapping[str, str], up: str = "") -> str:
+    """The HTML page; `data` is put inside, what is missing there is loaded from data/. `up`: where its "Members" leads, if it
+    has one."""
+    body = (_ASSETS / "body.html").read_text(encoding="utf-8")
+    if up:
+        body = body.replace("<nav>", f'<nav><a href="{escape(up)}">Members</a>', 1)
     inside = "".join(f'<script type="text/plain" id="data-{name}">{text}</script>\n' for name, text in data.items())
     scripts = "\n".join((_ASSETS / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     about = json.dumps({**overview, "chunk": CHUNK}, ensure_ascii=False).replace("<", "\\u003c")
@@ -108,13 +115,18 @@ def page(overview: Mapping[str, Any], data: Mapping[str, str]) -> str:
             f"<title>{escape(str(overview['about']))}</title>",
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<link rel="icon" href="data:,">',
-            f"<style>{STYLE}{(_ASSETS / 'dashboard.css').read_text(encoding='utf-8')}</style></head><body>",
-            (_ASSETS / "body.html").read_text(encoding="utf-8"),
+            f"<style>{style()}</style></head><body>",
+            body,
             inside + f'<script type="application/json" id="overview">{about}</script>',
             f"<script>{scripts}</script>",
             "</body></html>\n",
         ]
     )
+
+
+def style() -> str:
+    """Of all pages of a dashboard."""
+    return STYLE + (_ASSETS / "dashboard.css").read_text(encoding="utf-8")
 
 
 def _write(path: Path, text: str) -> None:

@@ -41,6 +41,7 @@ class OverviewFiles:
     Attributes:
         dictionary: directory of the inference dictionary.
         evaluation: metrics of the evaluation. history: of the training. norms, statistics: of the norm stage.
+        member: of a sweep, whose part of these files it is; "": they are of one dictionary.
     """
 
     dictionary: Path
@@ -48,6 +49,15 @@ class OverviewFiles:
     history: Path
     norms: Path
     statistics: Path
+    member: str = ""
+
+    def metrics(self) -> dict[str, Any]:
+        """Of the evaluation.
+
+        Raises:
+            DataError: they are missing or damaged, or of other dictionaries.
+        """
+        return read_metrics(self.evaluation, "the evaluation", "run `dvc repro evaluate`", WANTED, member=self.member)
 
 
 def check_files(files: OverviewFiles) -> None:
@@ -75,14 +85,15 @@ def overview(store: FeatureStore, files: OverviewFiles, params: Params | None = 
     Raises:
         DataError: one of them is missing or damaged.
     """
-    metrics = read_metrics(files.evaluation, "the evaluation", "run `dvc repro evaluate`", WANTED)
+    metrics = files.metrics()
+    about = store.about
+    own = {*about["hook_points_in"], *about["hook_points_out"]}
     rows = store.features(["density", "max_activation", "threshold", "logit_kurtosis"])
     charts = [
         *feature_charts(rows, metrics[ordinary(metrics, "l0_mean")]),
-        *norm_histograms(files.norms, files.statistics),
-        *training_charts(read_history(files.history, "run `dvc repro train`")),
+        *norm_histograms(files.norms, files.statistics, hooks=own if files.member else None),
+        *training_charts(read_history(files.history, "run `dvc repro train`", member=files.member)),
     ]
-    about = store.about
     config = read_config(files.dictionary).to_dict()
     return {
         "title": about["name"],

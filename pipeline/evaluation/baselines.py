@@ -8,7 +8,7 @@ with mu the mean activation of the norm pass and V the leading eigenvectors of i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,16 @@ class PcaMetrics:
         self.principal = dict(principal)
         self.ordinary = {hook: _Energies(len(p.directions)) for hook, p in self.principal.items()}
         self.massive = {hook: _Energies(len(p.directions)) for hook, p in self.principal.items()}
+
+    @classmethod
+    def joined(cls, parts: Iterable[PcaMetrics]) -> PcaMetrics:
+        """That of several hook points, each of which has been counted by itself."""
+        joined = cls({})
+        for part in parts:
+            joined.principal |= part.principal
+            joined.ordinary |= part.ordinary
+            joined.massive |= part.massive
+        return joined
 
     def update(self, labels: Mapping[str, Tensor], mask: Tensor | None = None, massive: Tensor | None = None) -> None:
         """Add the kept tokens of the labels {hook: [..., D]}; `massive` [...] is True for a massive one, None: none is."""

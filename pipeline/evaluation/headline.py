@@ -28,6 +28,11 @@ def headline(metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"{GROUP}/{name}": metrics[ordinary(metrics, key)] for name, key in NAMES.items()}
 
 
+def member_headlines(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """`<member>/<name>` of the same, for the run that the members' runs lie in."""
+    return {f"{member}/{name}": own[ordinary(own, key)] for member, own in metrics.items() for name, key in NAMES.items()}
+
+
 def note(config: Mapping[str, Any], metrics: Mapping[str, float], *, layers: int = 1) -> str:
     """The run's description, in Markdown: what was trained, and how good it is beside its baselines, on held-out text."""
 

@@ -20,7 +20,7 @@ from pipeline.hook_keys import MAIN
 
 if TYPE_CHECKING:
     from pipeline.evaluation.massive import TokenMasks
-    from pipeline.evaluation.raw_space import RawDictionary, RawReconstruction
+    from pipeline.evaluation.raw_space import RawDictionary
 
 Replacement = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
@@ -45,7 +45,7 @@ def constant_replacements(vectors: Mapping[str, Tensor], mask_BT: Tensor) -> dic
 def splice_replacements(
     raw: RawDictionary,
     originals: Mapping[str, Tensor],
-    known: RawReconstruction,
+    known: Mapping[str, Tensor],
     tokens: TokenMasks,
     hooks: Sequence[str] | None = None,
 ) -> dict[str, Replacement]:
@@ -61,7 +61,7 @@ def splice_replacements(
     Args:
         raw: the dictionary.
         originals: {hook point: [b, T, D]} of the unspliced run, all read and written ones.
-        known: what the dictionary makes of `originals`.
+        known: {written hook point: reconstruction [b, T, D]} that the dictionary makes of `originals`.
         tokens: which are kept, and which are replaced.
         hooks: the written hook points to replace; None: all.
     """
@@ -77,7 +77,7 @@ def splice_replacements(
                 inputs[name] = occurred.get(name, originals[name])
             labels = {name: occurred.get(name, originals[name]) for name in raw.hooks_out}
             unchanged = all(torch.equal(x, originals[name]) for name, x in [*inputs.items(), *labels.items()])
-            x_hat = known.x_hats[hook] if unchanged else raw(inputs, labels, tokens.kept, tokens.massive).x_hats[hook]
+            x_hat = known[hook] if unchanged else raw(inputs, labels, tokens.kept, tokens.massive).x_hats[hook]
             return keep_masked(tokens.replaced, x_hat, original)
 
         return replace

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from pipeline.evaluation.split_tokens import SplitBatch
 
 
+Limits = tuple[tuple[tuple[str, float], ...], ...]
+
+
+def limits_of(raw: RawDictionary) -> Limits:
+    """Limits of massive and of excluded tokens, of two dictionaries equal where these have the same tokens for such."""
+    return tuple(tuple(sorted(limits.limits.items())) for limits in (raw.massive, raw.excluded))
+
+
 @dataclass(frozen=True)
 class TokenMasks:
     """The tokens of a batch, bool [b, T] on the models' device.

@@ -98,8 +98,12 @@ class LanguageModels:
 
     def block_input(self, keys: Iterable[str]) -> str:
         """The key of the residual stream before the first block that one of these keys of a model is in."""
-        alias, first = min((split_key(key) for key in keys), key=lambda parts: layer_of(parts[1]))
-        return join_key(alias, f"blocks.{layer_of(first)}.hook_resid_pre")
+        keys = list(keys)
+        return join_key(split_key(keys[0])[0], f"blocks.{self.first_block(keys)}.hook_resid_pre")
+
+    def first_block(self, keys: Iterable[str]) -> int:
+        """The first block that one of these keys of a model is in."""
+        return min(layer_of(split_key(key)[1]) for key in keys)
 
     def start(self, keys: Sequence[str], found: Mapping[str, Tensor]) -> Start:
         """Where runs of a model may begin that replace nothing but these keys, of what a run has found at `block_input(keys)`

@@ -15,11 +15,17 @@ from pipeline.plots.histograms import density_chart, share_charts
 from pipeline.plots.training_report import describe, write_report
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.evaluator import Evaluation
+    from pipeline.evaluation.measured import Evaluation
 
 
 def write_plots(
-    folder: str | Path, evaluation: Evaluation, dictionary: str | Path, *, norms: str | Path, statistics: str | Path
+    folder: str | Path,
+    evaluation: Evaluation,
+    dictionary: str | Path,
+    *,
+    norms: str | Path,
+    statistics: str | Path,
+    member: bool = False,
 ) -> None:
     """Write the directory `folder`, whole or not at all; it holds no times.
 
@@ -35,6 +41,7 @@ def write_plots(
         evaluation: of the dictionary.
         dictionary: its directory; the heading is made of its configuration.
         norms, statistics: what the norm stage wrote.
+        member: of a sweep: the norms of its own hook points alone are shown.
     """
     from safetensors.torch import save
 
@@ -44,8 +51,8 @@ def write_plots(
     ]
     l0_mean = metrics[ordinary(metrics, "l0_mean")]
     density = density_chart(histogram.edges, histogram.counts, histogram.never, l0_mean)
-    lengths = norm_histograms(norms, statistics)
     config = read_config(dictionary)
+    lengths = norm_histograms(norms, statistics, hooks={*config.hooks_in, *config.hooks_out} if member else None)
     first = [compared_table(metrics, massive_line(metrics, config.norms))]
     every = metric_tables(metrics, config.hooks_in, config.hooks_out)
     with atomic_directory(folder) as place:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from pipeline.contracts.sealing import Origin
 from pipeline.corpus.tokens import open_tokens
 from pipeline.dictionaries.store import load_dictionary
+from pipeline.errors import of_member
 from pipeline.evaluation.baselines import load_principal_directions
-from pipeline.evaluation.evaluator import Evaluation, Evaluator, runs
+from pipeline.evaluation.evaluator import Evaluator
+from pipeline.evaluation.measured import Evaluation
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.evaluation.split_tokens import SplitTokens
 from pipeline.hook_keys import by_model
@@ -27,11 +29,20 @@ if TYPE_CHECKING:
 def evaluate_saved(
     params: Params, dictionary: str | Path, *, tokens: str | Path, norms: str | Path, statistics: str | Path
 ) -> Evaluation:
-    """Evaluate a dictionary directory in its language models on the held-out split.
+    """:func:`evaluate_together` of one dictionary directory."""
+    places = {"": Path(dictionary)}
+    return evaluate_together(params, places, tokens=tokens, norms=norms, statistics=statistics)[""]
+
+
+def evaluate_together(
+    params: Params, places: Mapping[str, Path], *, tokens: str | Path, norms: str | Path, statistics: str | Path
+) -> dict[str, Evaluation]:
+    """Evaluate dictionary directories in their language models on the held-out split, in one pass.
 
     Args:
         params: sections `model`, `models` and `evaluation` are used.
-        dictionary: directory of the dictionary, folded or with its run-time norm.
+        places: {name: directory of a dictionary, folded or with its run-time norm}; what is wrong with one of them is said by
+            its name, if it has one.
         tokens: the token store.
         norms: norms.json of the norm stage, for a dictionary with a run-time norm.
         statistics: norm_statistics.safetensors of the norm stage: mean vectors and principal directions.
@@ -42,17 +53,28 @@ def evaluate_saved(
     """
     store = open_tokens(tokens)
     held_out = SplitTokens(store.eval, store.eval.mask, params.evaluation.tokens, params.evaluation.batch_contexts)
-    loaded = load_dictionary(dictionary)
+    loaded = {}
+    for name, place in places.items():
+        with of_member(name):
+            loaded[name] = load_dictionary(place)
     hook_norms, origin = read_norms(norms, statistics)
-    principal = load_principal_directions(statistics, loaded.hooks_out)
-    models = {alias: load_stated(params.language_model(alias)) for alias in by_model((*loaded.hooks_in, *loaded.hooks_out))}
-    check_origin(loaded, Path(dictionary), params, models, tokens=store.digest, norms=origin.digest)
-    raw = RawDictionary(loaded.to(next(iter(models.values())).device), hook_norms)
-    n_runs = runs(loaded.hooks_out)
-    progress = Progress("evaluate", n_runs * held_out.n_tokens, unit=f"tokens in {n_runs} runs")
-    evaluation = Evaluator(models, raw, principal, held_out, progress).evaluate(params.evaluation.pca_rank)
-    progress.close()
-    return evaluation
+    hooks = {name: (*dictionary.hooks_in, *dictionary.hooks_out) for name, dictionary in loaded.items()}
+    written = dict.fromkeys(hook for dictionary in loaded.values() for hook in dictionary.hooks_out)
+    principal = load_principal_directions(statistics, tuple(written))
+    aliases = by_model(hook for own in hooks.values() for hook in own)
+    models = {alias: load_stated(params.language_model(alias)) for alias in aliases}
+    raws = {}
+    for name, dictionary in loaded.items():
+        own = {alias: models[alias] for alias in by_model(hooks[name])}
+        with of_member(name):
+            check_origin(dictionary, places[name], params, own, tokens=store.digest, norms=origin.digest)
+            raws[name] = RawDictionary(dictionary.to(next(iter(models.values())).device), hook_norms)
+    evaluator = Evaluator(models, raws, principal, held_out)
+    n_runs = evaluator.n_runs
+    evaluator.progress = Progress("evaluate", n_runs * held_out.n_tokens, unit=f"tokens in {n_runs} runs")
+    evaluations = evaluator.evaluate_each(params.evaluation.pca_rank)
+    evaluator.progress.close()
+    return evaluations
 
 
 def check_origin(

@@ -75,18 +75,20 @@ def print_interpretations(
     explainer: Explainer,
     settings: Settings,
     *,
+    dashboard: Path,
     names: Sequence[str] = (),
     n: int = 20,
     force: bool = False,
     concurrency: int = 4,
 ) -> None:
-    """Interpret features and print a line for each; if the store has its dashboard beside it, write one with explanations too.
+    """Interpret features and print a line for each; if the store has a dashboard, write one with explanations too.
 
     Args:
         features_dir: the feature store.
         out: folder of the results.
         explainer: which chat model.
         settings: of the interpretation.
+        dashboard: of the store, where it may be.
         names: of features; without any, the n of the largest energy.
         force: do finished features again too.
         concurrency: features at a time, of an endpoint; a local model does one at a time.
@@ -104,7 +106,7 @@ def print_interpretations(
     for line in table(summary, [row["name"] for row in rows]):
         click.echo(line)
     click.echo(f"\n{out / 'summary.json'}", err=True)
-    shown = features_dir.parent / "dashboard" / "data" / OVERVIEW
+    shown = dashboard / "data" / OVERVIEW
     if shown.exists():
         about = read_object(shown, "the dashboard's overview", "run `dvc repro analyze`")
         write_dashboard(out / "dashboard", store, about, single=0, explanations=summary["features"])

@@ -47,6 +47,11 @@ def members_of(params: Params) -> dict[str, Params]:
     return found
 
 
+def own_keys(params: Params, name: str) -> dict[str, Any]:
+    """{dotted key: value} that a member of the sweep states; nothing of a run without one."""
+    return dict(_dotted(params.sweep[name])) if params.sweep else {}
+
+
 def _of_names(names: Iterable[str]) -> Iterator[str]:
     """Names that are one directory where case does not count."""
     seen: dict[str, str] = {}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 MAX_POINTS = 1000
 MAX_NAMES = 16
+BESIDE = 1.02  # of the last x of a scatter chart: no point, often at a round number, is cut by the edge
 LATE = 0.75  # a point beyond this share of x has its label on its left
 RESOLUTION = 1e-11  # of the largest value: what lies closer together is drawn as one value
 CHARACTER = 0.012  # share of x that a character of a label takes, about
@@ -199,7 +200,8 @@ def axes(chart: Chart) -> tuple[Axis, Axis]:
     if isinstance(chart, ScatterChart):
         points = [point for group in chart.groups for point in group.points]
         across, up = [point.x for point in points], [point.y for point in points]
-        return linear_axis(min([0.0, *across]), max(across, default=1.0)), linear_axis(min([0.0, *up]), max(up, default=1.0), 5)
+        right = BESIDE * max(across, default=1.0)
+        return linear_axis(min([0.0, *across]), right), linear_axis(min([0.0, *up]), max(up, default=1.0), 5)
     xs = [x for line in chart.lines for x in line.x]
     x = linear_axis(min(xs, default=0.0), max(xs, default=1.0), tight=True)
     ys = [y for line in chart.lines for y in line.y if math.isfinite(y) and (y > 0 or not chart.y_log)]

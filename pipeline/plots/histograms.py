@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
-from pipeline.plots.charts import BarChart, number
+from pipeline.plots.charts import BarChart, Line, LineChart, number
 
 NORM_BINS = 90
+MOST_LINES = 6
 POSITION_BINS = 128
 # What is marked of a hook point's norms, and how it is called.
 NORM_MARKS = {"mean_norm": "mean", "median_norm": "median", "max_norm": "excluded above", "massive_norm": "massive above"}
@@ -40,6 +42,31 @@ def density_chart(edges: Sequence[float], counts: Sequence[float], never: int, l
         counts=tuple(counts),
         marks=tuple(marks),
         note=f"never active: {never:,} of {total:,} features",
+    )
+
+
+def density_lines(histograms: Mapping[str, tuple[Sequence[float], Sequence[float], int]]) -> LineChart:
+    """Shares of the features of several dictionaries by log10 of their density, a line for each of the first MOST_LINES.
+
+    Args:
+        histograms: {name: edges, counts, never as in :func:`density_chart`}, all of the same edges.
+    """
+    shown = dict(list(histograms.items())[:MOST_LINES])
+    every = [sum(each) for each in zip(*(counts for _, counts, _ in shown.values()), strict=True)]
+    lines = []
+    for name, (edges, counts, never) in shown.items():
+        total = sum(counts) + never
+        first, last = edges.index(_trimmed(edges, every)[0][0]), edges.index(_trimmed(edges, every)[0][-1])
+        middles = [(low + high) / 2 for low, high in pairwise(edges[first : last + 1])]
+        lines.append(Line(name, tuple(middles), tuple(count / total for count in counts[first:last])))
+    more = len(histograms) - len(shown)
+    return LineChart(
+        name="feature_density",
+        title="Feature density",
+        x_label="log10 of the share of tokens on which a feature is active",
+        y_label="share of the features",
+        lines=tuple(lines),
+        note=f"{more} more are in pages of their own" if more else "",
     )
 
 

@@ -49,11 +49,13 @@ class Row(NamedTuple):
     Attributes:
         name, about: what it is; about is shown small.
         cells: numbers or text; None: empty.
+        link: of the name, a page beside this one; "": none.
     """
 
     name: str
     about: str
     cells: tuple[float | str | None, ...]
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ def _table(table: Table) -> str:
     for row in table.rows:
         about = f"<small>{escape(row.about)}</small>" if row.about else ""
         cells = "".join(f"<td>{_cell(cell)}</td>" for cell in row.cells)
-        lines.append(f"<tr><th>{escape(row.name)}{about}</th>{cells}</tr>")
+        name = f'<a style="color: var(--c0)" href="{escape(row.link)}">{escape(row.name)}</a>' if row.link else escape(row.name)
+        lines.append(f"<tr><th>{name}{about}</th>{cells}</tr>")
     body = "\n".join(lines)
     shown = f"<thead><tr>{head}</tr></thead>" if any(table.columns) else ""
     note = f"<p>{escape(table.note)}</p>" if table.note else ""

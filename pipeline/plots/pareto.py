@@ -1,4 +1,5 @@
-"""Experiments compared: L0 against what the reconstruction loses, with the front of those that no other one beats in both."""
+"""Experiments and members of sweeps compared: L0 against what the reconstruction loses, with the front of those that no other
+one beats in both."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from pipeline.metric_names import ordinary
 from pipeline.plots.charts import Group, Point, ScatterChart
 
 MOST_SITES = 6
+NOTHING = (None, "None", "-", "")  # what DVC gives for null, and for what a row does not have
+FIGURES_OF_A_ROW = ("l0_mean", "fvu", "delta_ce", "dead_fraction")
 _TEXT = ("dataset_name_or_path", "config_name", "split", "messages_field")
 PCA_NOTE = "PCA stands at its rank, its directions at each hook point written"
 FIGURES = {
@@ -21,13 +24,14 @@ class Experiment(NamedTuple):
     """What one experiment reached.
 
     Attributes:
-        name: of the experiment, or a revision.
+        name: of the experiment, or a revision; of a member of a sweep `experiment/member`.
         site: model and hook points written; only experiments of one site are comparable.
         about: kind, activation function and width.
         l0, fvu, delta_ce, dead: metrics of its evaluation, massive tokens left out where it has told them (not in evaluations
             of before); l0 of several layers is the sum of theirs.
         pca_fvu, pca_delta_ce, pca_rank: of the baseline; its rank is of each written hook point. None: not measured.
         revision, data: of the model, and the text; they are part of the site where experiments differ in them.
+        differs: what a member of a sweep has of its own (:func:`differs`).
     """
 
     name: str
@@ -42,18 +46,56 @@ class Experiment(NamedTuple):
     pca_rank: float | None = None
     revision: str = ""
     data: str = ""
+    differs: str = ""
+
+
+def differs(keys: Mapping[str, Any]) -> str:
+    """{dotted key: value} in words, keys of the dictionary without their section: `top_k 16, trainer.lr 0.0002`."""
+    return ", ".join(f"{key.removeprefix('dictionary.')} {_shown(value)}" for key, value in keys.items())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return _hook_points([str(each) for each in value])
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def member_rows(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row of `dvc.api.exp_show` for each member of its sweep, as if it had been an experiment by itself; the row as it is
+    without a sweep.
+
+    A member's metrics are those that begin with its name, its parameters the row's with those of `sweep.<member>` over them.
+    DVC writes None for null and for what the row does not have: that is laid over nothing.
+    """
+    last = f".{FIGURES_OF_A_ROW[0]}"
+    names = [key.removesuffix(last) for key, value in row.items() if key.endswith(last) and _number(value) is not None]
+    if not names:
+        return [dict(row)]
+    shared = {key: value for key, value in row.items() if not key.startswith(("sweep.", *(f"{name}." for name in names)))}
+    found = []
+    for name in names:
+        metrics, keys = (_under(row, f"{place}.") for place in (name, f"sweep.{name}"))
+        experiment = {"Experiment": f"{row.get('Experiment') or row.get('rev')}/{name}"}
+        found.append({**shared, **keys, **metrics, **experiment, "differs": differs(keys)})
+    return found
+
+
+def _under(row: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix) and value not in NOTHING}
 
 
 def read_experiment(row: Mapping[str, Any]) -> Experiment | None:
     """An experiment of a row of `dvc.api.exp_show`; None where it was not evaluated."""
-    found = [row.get(ordinary(row, name)) for name in ("l0_mean", "fvu", "delta_ce", "dead_fraction")]
+    found = [row.get(ordinary(row, name)) for name in FIGURES_OF_A_ROW]
     figures = [float(value) for value in found if isinstance(value, int | float)]
     if len(figures) < len(found):
         return None
 
     def field(name: str) -> Any:
         value = row.get(name)
-        return None if value in (None, "None", "-", "") else value
+        return None if value in NOTHING else value
 
     written = field("dictionary.hook_points_out") or field("dictionary.hook_point_out")
     written = written or field("dictionary.hook_points_in") or field("dictionary.hook_point_in") or "?"
@@ -72,6 +114,7 @@ def read_experiment(row: Mapping[str, Any]) -> Experiment | None:
         pca_rank=_number(row.get("pca_rank")),
         revision=str(field("model.revision") or "default revision"),
         data=_data(_sources(row) or [field(f"dataset.{name}") for name in _TEXT]),
+        differs=str(row.get("differs") or ""),
     )
 
 
@@ -85,7 +128,7 @@ def _sources(row: Mapping[str, Any]) -> list[str]:
     return [
         f"{key.removeprefix('dataset.sources').lstrip('.')} {value}".strip()
         for key, value in sorted(stated.items())
-        if value not in (None, "None", "-", "")
+        if value not in NOTHING
     ]
 
 
@@ -105,7 +148,7 @@ def distinct(experiments: Iterable[Experiment]) -> list[Experiment]:
     found: dict[tuple[Any, ...], Experiment] = {}
     for experiment in experiments:
         key = experiment[1:]
-        if key not in found or found[key].name in ("workspace",):
+        if key not in found or found[key].name.split("/")[0] == "workspace":
             found[key] = experiment
     return list(found.values())
 
@@ -131,10 +174,10 @@ def front(experiments: Sequence[Experiment], loss: Callable[[Experiment], float]
     return best
 
 
-def pareto_charts(experiments: Sequence[Experiment]) -> list[ScatterChart]:
-    """L0 against FVU and against delta cross entropy, a colour for each site."""
+def pareto_charts(experiments: Sequence[Experiment], what: str = "experiment") -> list[ScatterChart]:
+    """L0 against FVU and against delta cross entropy, a colour for each site; `what` they are, for the note."""
     sites = list(dict.fromkeys(e.site for e in experiments))
-    note = "lower left is better; the line joins what no other experiment beats in both"
+    note = f"lower left is better; the line joins what no other {what} beats in both"
     if len(sites) > MOST_SITES:
         note += f"; {len(sites) - MOST_SITES} more sites are in the table only"
     charts = []
@@ -170,8 +213,12 @@ def _baseline(experiments: Sequence[Experiment], key: str, several: bool) -> tup
 
 def table(experiments: Sequence[Experiment]) -> list[str]:
     """Lines of text, by site and L0, with PCA and its rank (at each written hook point) beside; an asterisk marks the front of
-    FVU and of delta cross entropy."""
-    rows = [("experiment", "dictionary", "L0", "FVU", "of PCA", "delta CE", "of PCA", "PCA rank", "dead")]
+    FVU and of delta cross entropy. Of members of sweeps the last column says what each has of its own."""
+    rows: list[tuple[str, ...]] = [
+        ("experiment", "dictionary", "L0", "FVU", "of PCA", "delta CE", "of PCA", "PCA rank", "dead")
+    ]
+    if of_sweeps := any(e.differs for e in experiments):
+        rows = [(*rows[0], "differs")]
     lines: list[tuple[str, list[tuple[str, ...]]]] = []
     for site in dict.fromkeys(e.site for e in experiments):
         own = sorted((e for e in experiments if e.site == site), key=lambda e: e.l0)
@@ -182,14 +229,14 @@ def table(experiments: Sequence[Experiment]) -> list[str]:
             fvu, delta_ce = f"{e.fvu:.4f}{marks[0]}", f"{e.delta_ce:.4f}{marks[1]}"
             pca = ["-" if value is None else f"{value:.4f}" for value in (e.pca_fvu, e.pca_delta_ce)]
             rank = "-" if e.pca_rank is None else f"{e.pca_rank:.0f}"
-            cells.append((e.name, e.about, f"{e.l0:.1f}", fvu, pca[0], delta_ce, pca[1], rank, f"{e.dead:.2%}"))
+            row = (e.name, e.about, f"{e.l0:.1f}", fvu, pca[0], delta_ce, pca[1], rank, f"{e.dead:.2%}")
+            cells.append((*row, e.differs) if of_sweeps else row)
         lines.append((site, cells))
     widths = [max(len(row[i]) for row in [*rows, *(row for _, cells in lines for row in cells)]) for i in range(len(rows[0]))]
 
     def line(row: tuple[str, ...]) -> str:
-        return "  ".join(
-            [row[0].ljust(widths[0]), row[1].ljust(widths[1]), *(c.rjust(w) for c, w in zip(row[2:], widths[2:], strict=True))]
-        )
+        figures = [cell.rjust(width) for cell, width in zip(row[2:9], widths[2:9], strict=True)]
+        return "  ".join([row[0].ljust(widths[0]), row[1].ljust(widths[1]), *figures, *row[9:]]).rstrip()
 
     found = []
     for site, cells in lines:

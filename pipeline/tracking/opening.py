@@ -56,7 +56,7 @@ def open_tracker(
         run_id: train: the run that its checkpoint belongs to; None: a new one. Other stages: instead of `run_file`.
         resume_step: last step whose figures are kept from before an interruption; None: from the start.
         past: train, resumed: JSON lines of the steps before the interruption; what the run lacks of them (its last buffer, or
-            everything if it is a new one) is logged.
+            everything if it is a new one in an old one's place) is logged.
         name: name of the run where neither DVC_EXP_NAME nor tracking.run_name gives one.
         member: name of the member of a sweep, and of its run; "": the run itself.
 

@@ -168,7 +168,7 @@ def test_an_excluded_token_keeps_its_own_activation_bit_for_bit(model, exact, ru
     known = raw(case.activations, case.activations, tokens.kept, tokens.massive)
     changed = case.activations[hook] + 0.125
     functions = {
-        "spliced": splice_replacements(raw, case.activations, known, tokens)[hook],
+        "spliced": splice_replacements(raw, case.activations, known.x_hats, tokens)[hook],
         "zero": constant_replacements({hook: torch.zeros(16)}, tokens.replaced)[hook],
     }
     for name, function in functions.items():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import DataError
-from pipeline.evaluation.evaluator import Evaluator, runs
+from pipeline.evaluation.evaluator import Evaluator
 from pipeline.evaluation.raw_space import RawDictionary
 from tests.evaluation import naive
 from tests.evaluation.test_report import _norms, vars_of
@@ -154,13 +154,16 @@ def test_several_models_do_not_depend_on_the_batches(exact, exact_tuned):
 
 
 def test_the_number_of_runs_is_the_number_that_is_made(both, monkeypatch):
-    for hooks, models in (((EARLY, LATE), {"": both[0][""]}), ((LATE, OTHER), both[0]), ((EARLY, LATE, OTHER), both[0])):
+    main = {"": both[0][""]}
+    for hooks, models, n_runs in (((EARLY, LATE), main, 14), ((LATE, OTHER), both[0], 12), ((EARLY, LATE, OTHER), both[0], 20)):
         case = Case(models, both[1], hooks)
         counted = []
         progress = SimpleNamespace(update=counted.append)
         raw = RawDictionary(case.dictionary, {})
-        Evaluator(models, raw, case.principal, held_out(case.tokens), progress).evaluate()
-        assert sum(counted) == runs(hooks) * case.tokens.size
+        evaluator = Evaluator(models, raw, case.principal, held_out(case.tokens), progress)
+        evaluator.evaluate()
+        assert evaluator.n_runs == n_runs
+        assert sum(counted) == n_runs * case.tokens.size
 
 
 def test_a_hook_point_that_the_other_model_lacks_is_named(both):

@@ -264,7 +264,7 @@ def metrics() -> Target:
 
     def read(folder: Path) -> None:
         if (folder / "evaluation.json").exists():
-            found = read_metrics(folder / "evaluation.json", "the evaluation", "run it", WANTED)
+            found = read_metrics(folder / "evaluation.json", "the evaluation", "run it", WANTED, member="")
             compared(found)
             headline(found | {"dead_fraction": 0.0})
             massive_line(found, None)

@@ -66,6 +66,30 @@ def test_a_dashboard_with_the_explanations(planted: Path, tmp_path: Path, stub: 
     assert sum(entry is not None for entry in table["explanation"]) == 1
 
 
+def test_a_member_of_a_sweep(planted: Path, tmp_path: Path, stub: Stub) -> None:
+    from pipeline.dashboard.folder import write_dashboard
+    from tests.dashboard.synthetic import overview
+    from tests.dashboard.test_folder import read
+
+    store, out = tmp_path / "features", tmp_path / "out"
+    for name in ("k16", "k64"):
+        shutil.copytree(planted, store / name)
+    write_dashboard(tmp_path / "dashboard/k16", FeatureStore(store / "k16"), overview(), single=0, up="../index.html")
+    code, _, err = run(store, out, *at(stub), "--feature", "7")
+    assert code == 2
+    says(err, "--member", "features", "k16, k64")
+    assert stub.requests == []
+    code, _, err = run(store, out, *at(stub), "--feature", "7", "--member", "k16")
+    assert code == 0, err
+    assert sorted(path.name for path in (out / "k16").iterdir()) == ["7.json", "dashboard", "summary.json"]
+    table = read(out / "k16/dashboard", "table")
+    assert table["explanation"][table["feature"].index(7)] == ["the word cat", 1.0, 1.0]
+    assert "../index.html" not in (out / "k16/dashboard/index.html").read_text()  # there is no page of all members
+    code, _, err = run(store / "k16", out, *at(stub), "--member", "k16")
+    assert code == 2
+    says(err, "--member k16", "without a sweep")
+
+
 def test_a_local_model(planted: Path, tmp_path: Path, long_model: Path) -> None:
     arguments = ("--local", str(long_model), "--feature", "7", "--max-tokens", "8")
     code, out, err = run(planted, tmp_path, *arguments)

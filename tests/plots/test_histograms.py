@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plots.histograms import density_chart, norm_chart, norm_charts, position_chart, rebinned, share_charts
+from pipeline.plots.histograms import (
+    density_chart,
+    density_lines,
+    norm_chart,
+    norm_charts,
+    position_chart,
+    rebinned,
+    share_charts,
+)
 from pipeline.plots.training_report import write_report
 
 EDGES = [round(-7 + 0.1 * i, 6) for i in range(71)]
@@ -29,6 +37,24 @@ def test_density_of_all_dead_features():
     chart = density_chart(EDGES, [0] * 70, 100, l0_mean=0.0)
     assert chart.note == "never active: 100 of 100 features"
     assert len(chart.edges) == 71
+
+
+def test_densities_of_several_dictionaries_are_shares_over_the_same_bins():
+    first, second = [0.0] * 70, [0.0] * 70
+    first[40], first[45] = 10, 30
+    second[44], second[60] = 1, 2
+    chart = density_lines({"a": (EDGES, first, 60), "b": (EDGES, second, 0)})
+    assert [line.label for line in chart.lines] == ["a", "b"]
+    middles = [-7 + 0.1 * i + 0.05 for i in range(39, 62)]  # an empty bin at both ends
+    for line in chart.lines:
+        assert line.x == pytest.approx(middles)
+    a, b = (dict(zip(range(39, 62), line.y, strict=True)) for line in chart.lines)
+    assert {i: y for i, y in a.items() if y} == {40: 0.1, 45: 0.3}
+    assert {i: y for i, y in b.items() if y} == {44: 1 / 3, 60: 2 / 3}
+    assert chart.note == ""
+    many = density_lines({str(i): (EDGES, first, 0) for i in range(9)})
+    assert len(many.lines) == 6
+    assert many.note.startswith("3 more")
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=400), st.integers(1, 100))

@@ -97,6 +97,12 @@ def test_an_empty_page():
     assert svg(LineChart("a", "A", "x", "y", ()))
 
 
+def test_a_name_in_a_table_may_lead_to_a_page():
+    rows = (Row("k<16", "", (1.0,), "k16/index.html"), Row("plain", "", (2.0,)))
+    text = page("All", "", [], tables=[Table("Members", ("L0",), rows)])
+    assert re.findall(r'<a [^>]*href="([^"]*)">([^<]*)</a>', text) == [("k16/index.html", "k&lt;16")]
+
+
 def test_a_table_has_names_definitions_and_cells():
     rows = (Row("fvu", "error < variance", (0.5, "0.4 to 0.6", None)), Row("other", "", (1.0,)))
     text = page("Evaluation", "", [BARS], tables=[Table("First", ("value", "95 %", "mean"), rows, "note & all")])

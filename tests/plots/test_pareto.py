@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.plots.charts import Group, Point, ScatterChart, axes
 from pipeline.plots.experiments import experiment_rows
 from pipeline.plots.page import page
-from pipeline.plots.pareto import Experiment, distinct, front, pareto_charts, read_experiment, table, told_apart
+from pipeline.plots.pareto import Experiment, distinct, front, member_rows, pareto_charts, read_experiment, table, told_apart
 from pipeline.plots.png import png
 from tests.messages import says
 from tests.project import REPOSITORY
@@ -61,6 +61,42 @@ def test_rows_without_an_evaluation_and_repeated_ones() -> None:
     wide, workspace, main = made("wide", 24, 0.1), made("workspace", 24, 0.1), made("main", 12, 0.2)
     assert distinct([workspace, main, wide]) == [wide, main]
     assert distinct([wide, workspace]) == [wide]
+
+
+def test_no_point_lies_on_the_right_edge() -> None:
+    """TopK's L0 is a round number, as ticks are."""
+    for l0 in (8.0, 10.0, 64.0, 100.0):
+        x, _ = axes(pareto_charts([made("a", l0, 0.1), made("b", l0 / 2, 0.2)])[0])
+        assert x.share(l0) < 0.99
+
+
+def test_members_of_a_sweep_are_experiments_of_their_own() -> None:
+    """As DVC gives the rows of a sweep and of a single run beside each other: each has "None" for what the other has."""
+    sweep = {
+        "Experiment": None, "rev": "workspace", "sweep": "None", **dict.fromkeys(ROW.keys() - {"Experiment", "rev"}, "None"), **PARAMS,
+        "dictionary.hook_point_in": "a", "sweep.k1.6.dictionary.top_k": 16.0, "sweep.k1.6.trainer.lr": 0.0002,
+        "sweep.both.dictionary.hook_points_in": "['a', 'b']", "sweep.both.dictionary.kind": "crosscoder",
+    }  # fmt: skip
+    for name, l0 in (("k1.6", 16.0), ("base", 24.0), ("both", 20.0)):
+        sweep |= {f"{name}.{key}": value for key, value in {**ROW, "l0_mean": l0}.items() if key not in ("Experiment", "rev")}
+        sweep[f"{name}.fvu_ordinary"] = l0 / 100
+        sweep[f"{name}.fvu.blocks.0.hook_mlp_out"] = 7.0
+    single = {**dict.fromkeys(sweep, "None"), **ROW, **PARAMS, "dictionary.hook_point_in": "a"}
+    assert member_rows(single) == [single]
+    experiments = told_apart([e for row in (single, sweep) for each in member_rows(row) if (e := read_experiment(each))])
+    assert [(e.name, e.site, e.about, e.l0, e.fvu, e.differs) for e in experiments] == [
+        ("wide", "demo, a", "sae topk 24", 24.0, 0.1, ""),
+        ("workspace/k1.6", "demo, a", "sae topk 16", 16.0, 0.16, "top_k 16, trainer.lr 0.0002"),
+        ("workspace/base", "demo, a", "sae topk 24", 24.0, 0.24, ""),
+        ("workspace/both", "demo, a, b", "crosscoder topk 24", 20.0, 0.2, "hook_points_in ['a', 'b'], kind crosscoder"),
+    ]
+    lines = table(experiments)
+    assert lines[1].endswith("differs")
+    assert next(line for line in lines if "k1.6" in line).endswith("top_k 16, trainer.lr 0.0002")
+    fvu, _ = pareto_charts(experiments)
+    assert fvu.groups[0].front == (Point(16.0, 0.16, "workspace/k1.6"), Point(24.0, 0.1, "wide"))
+    again = [e._replace(name=e.name.replace("workspace", "exp-1")) for e in experiments]
+    assert [e.name for e in distinct([*experiments, *again])] == ["wide", "exp-1/k1.6", "exp-1/base", "exp-1/both"]
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=12))

@@ -61,3 +61,11 @@ heavy = {"mlflow", "sqlalchemy", "pandas", "torch", "numpy"} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "run.json")], check=True, timeout=300)
+
+
+def test_a_member_of_a_sweep_has_an_id_of_its_own(tmp_path):
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"run_id": "all", "members": {"k16": "one", "k64": None}}))
+    assert [read_run_id(file, member) for member in ("", "k16", "k64", "k9")] == ["all", "one", None, None]
+    file.write_text(json.dumps({"run_id": "all"}))
+    assert [read_run_id(file, member) for member in ("", "k16")] == ["all", None]

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 NEXT = "make the directory again (`dvc repro` writes lost outputs of the pipeline)"
 
 
+CONFIG_FILE = "config.json"  # in a directory of our own format
+
+
+def members_at(folder: Path, file: str = CONFIG_FILE) -> list[str]:
+    """The members of a sweep: the directories in `folder` that hold `file`; none where `folder` holds it itself."""
+    return [] if (folder / file).exists() else sorted(path.parent.name for path in folder.glob(f"[!.]*/{file}"))
+
+
 class DictionaryFormat(ABC):
     """A file format. What it holds of a dictionary is one of our kinds, its weights named and laid out as ours."""
 
@@ -73,6 +81,9 @@ def format_at(path: Path) -> DictionaryFormat:
     for name in DICTIONARY_FORMATS:
         if dictionary_format(name).recognises(path):
             return dictionary_format(name)
+    members = members_at(path)
+    if members:
+        raise DataError(f"{path}: holds the members {', '.join(members)} of a sweep; name one, as {path / members[0]}")
     raise DataError(f"{path}: no dictionary of a known format (known: {', '.join(DICTIONARY_FORMATS)}); {NEXT}")
 
 

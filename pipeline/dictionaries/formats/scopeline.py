@@ -18,7 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from pipeline.contracts.sealing import sealed, unsealed
-from pipeline.dictionaries.formats.interface import NEXT, DictionaryFormat, configuration
+from pipeline.dictionaries.formats.interface import CONFIG_FILE, NEXT, DictionaryFormat, configuration
 from pipeline.errors import DataError
 from pipeline.files import atomic_directory, ensure_free_space, read_bytes, read_object, write_json
 from pipeline.foreign import reading
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2
 READ_VERSIONS = (1, FORMAT_VERSION)
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
 
 

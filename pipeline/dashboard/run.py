@@ -1,0 +1,94 @@
+"""The dashboard of a run: of one dictionary its pages, of a sweep the pages of each member and a first page of all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.analysis.analyze import Inputs, analyzed
+from pipeline.analysis.feature_tables import FeatureStore
+from pipeline.dashboard.folder import SINGLE_PAGE, write_dashboard
+from pipeline.dashboard.members import UP, members_page
+from pipeline.dashboard.overview import OverviewFiles, check_files, overview
+from pipeline.errors import of_member
+from pipeline.files import atomic_directory
+from pipeline.plots.training_report import PAGE
+from pipeline.tracking.opening import open_tracker
+
+if TYPE_CHECKING:
+    from pipeline.lm.language_model import LanguageModel
+    from pipeline.params.schema import Params
+
+
+@contextlib.contextmanager
+def drawn(
+    params: Params,
+    places: Mapping[str, Path],
+    figures: Mapping[str, str | Path],
+    *,
+    tokens: str | Path,
+    features: str | Path,
+    dashboard: str | Path,
+) -> Iterator[None]:
+    """Analyse the dictionaries of a run and write feature stores and pages, all of them or none; of a sweep <member>/ in both
+    folders, and index.html beside the members' pages.
+
+    The block is for what is made of the pages. Only when it has ended well are finished runs of the model forgotten: what is
+    stopped before goes on without them.
+
+    Args:
+        params: of the run.
+        places: {member: directory of its inference dictionary}; of one dictionary the name is "".
+        figures: what the overview reads: evaluation, history, norms, statistics.
+        tokens: the token store.
+        features, dashboard: what is written.
+
+    Raises:
+        DataError: something of these is missing, damaged, or does not fit the rest.
+        Interrupted: a signal asked to stop; the state is saved.
+    """
+    paths = {name: Path(path) for name, path in figures.items()}
+    files = {name: OverviewFiles(place, **paths, member=name) for name, place in places.items()}
+    for one in files.values():
+        check_files(one)
+        one.metrics()
+    single = params.analysis.single_page_features
+    models: dict[str, LanguageModel] = {}
+    shown: dict[str, str] = {}
+    whole = contextlib.nullcontext if params.sweep is None else atomic_directory
+    with contextlib.ExitStack() as states:
+        with whole(features) as stores, whole(dashboard) as pages:
+            for name, member in params.members.items():
+                with of_member(name):
+                    inputs, place = Inputs(places[name], tokens, paths["norms"]), Path(stores) / name
+                    about = states.enter_context(analyzed(member, inputs, place, models=models))
+                    store = FeatureStore(place)
+                    up = UP if name else ""
+                    write_dashboard(Path(pages) / name, store, overview(store, files[name], member), single=single, up=up)
+                    shown[name] = about["dictionary"]
+            if params.sweep is not None:
+                metrics = {name: one.metrics() for name, one in files.items()}
+                text = members_page(params, metrics, shown, single=single > 0)
+                (Path(pages) / PAGE).write_text(text, encoding="utf-8")
+        yield
+
+
+def log_dashboard(params: Params, dashboard: str | Path, run: str | Path) -> None:
+    """Log the pages that are one file: to a run its own, to that of a sweep the first page.
+
+    Args:
+        params: of the run.
+        dashboard: the folder.
+        run: file with the ids of the runs.
+    """
+    for name in params.members:
+        with open_tracker(params.tracking, stage="analyze", run_file=Path(run), member=name) as tracker:
+            if params.analysis.single_page_features:
+                tracker.log_artifact(Path(dashboard) / name / SINGLE_PAGE, "dashboard")
+                tracker.set_tags({"dashboard": f"artifact dashboard/{SINGLE_PAGE}"})
+    if params.sweep is not None:
+        with open_tracker(params.tracking, stage="analyze", run_file=Path(run)) as tracker:
+            tracker.log_artifact(Path(dashboard) / PAGE, "dashboard")
+            tracker.set_tags({"dashboard": f"artifact dashboard/{PAGE}"})

@@ -1,0 +1,172 @@
+"""What is measured of one dictionary, alone or among several: its sums over the held-out tokens, and the metrics of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import DataError
+from pipeline.evaluation.baselines import PcaMetrics, PrincipalDirections, used_rank
+from pipeline.evaluation.decoder import decoder_metrics, share_histogram, written_shares
+from pipeline.evaluation.language_model import PredictionMetrics, prediction_results
+from pipeline.evaluation.massive import MassiveTokens, limits_of
+from pipeline.evaluation.reconstruction import LabelMean, ReconstructionMetrics
+from pipeline.evaluation.saebench import saebench_core
+from pipeline.evaluation.sparsity import DensityHistogram, SparsityMetrics
+from pipeline.hook_keys import by_model, join_key
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.models import LanguageModels
+    from pipeline.evaluation.raw_space import RawDictionary
+    from pipeline.evaluation.split_tokens import SplitBatch
+
+
+def keys_by_model(keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """{alias: keys of that model's hook points, each once}."""
+    grouped = by_model(dict.fromkeys(keys))
+    return {alias: tuple(join_key(alias, hook) for hook in hooks) for alias, hooks in grouped.items()}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation gives.
+
+    Attributes:
+        metrics: flat, {name: value}.
+        density: share of tokens on which each feature is active, float64, feature_shape.
+        mean_when_active: mean activation of each feature where it is active, float64, feature_shape.
+        histogram: features by log10 of their density over the tokens that are not massive.
+        shares: {written hook point: features by share of what they write that is there} (decoder.share_histogram), where
+            there are several.
+    """
+
+    metrics: dict[str, float]
+    density: Tensor
+    mean_when_active: Tensor
+    histogram: DensityHistogram
+    shares: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Hook points of one model that are replaced at once.
+
+    Attributes:
+        keys: of the hook points.
+        end: of the metrics' names: nothing where these are all that the dictionary writes of the model, else `.<key>`.
+    """
+
+    keys: tuple[str, ...]
+    end: str
+
+
+class Measured:
+    """One dictionary and its sums.
+
+    Args:
+        raw: the dictionary, taking raw activations, on the models' device.
+        principal: {written hook point: mean and leading directions} of the norm pass; of others too.
+        models: where the hook points are.
+
+    Attributes:
+        hooks, written: {alias: keys of that model's hook points} that are read or written, and that are written.
+        limits: which tokens are massive and which are excluded; dictionaries with the same ones have the same tokens.
+
+    Raises:
+        DataError: a hook point does not exist or has another width than the dictionary's.
+    """
+
+    def __init__(self, raw: RawDictionary, principal: Mapping[str, PrincipalDirections], models: LanguageModels) -> None:
+        self.raw, self.limits = raw, limits_of(raw)
+        self.principal = {hook: principal[hook] for hook in raw.hooks_out}
+        self.hooks = keys_by_model((*raw.hooks_in, *raw.hooks_out))
+        self.written = keys_by_model(raw.hooks_out)
+        config = raw.dictionary.config
+        widths = [(h, config.d_in, "reads") for h in raw.hooks_in] + [(h, config.d_out, "writes") for h in raw.hooks_out]
+        for hook, width, verb in widths:
+            found = models.hook_width(hook)
+            if found != width:
+                name = models.owner(hook).name
+                raise DataError(
+                    f"{hook} of model '{name}' has width {found}, the dictionary {verb} width {width}; evaluate it with "
+                    "the model that it was trained on"
+                )
+
+    def replaced(self, alias: str) -> list[Replaced]:
+        """What is replaced of a model: all that is written there at once; of several hook points also each alone."""
+        keys = self.written.get(alias, ())
+        alone = [Replaced((key,), f".{key}") for key in keys] if len(keys) > 1 else []
+        return [Replaced(keys, ""), *alone] if keys else []
+
+    def begin(self, means: Mapping[str, LabelMean]) -> None:
+        """Nothing is counted yet; {written hook point: mean label} is known."""
+        shape = self.raw.dictionary.feature_shape
+        self.reconstruction = ReconstructionMetrics.of(means)
+        self.sparsity = SparsityMetrics(shape, self.raw.hooks_in)
+        self.predictions = {alias: PredictionMetrics(keys) for alias, keys in self.written.items()}
+
+    @torch.no_grad()
+    def reconstruct(self, batch: SplitBatch, originals: Mapping[str, Tensor], massive: MassiveTokens) -> dict[str, Tensor]:
+        """Count a batch; {written hook point: its reconstruction [b, T, D]}. Features, which are wide, are not kept.
+
+        Args:
+            originals: {hook point: raw [b, T, D]} of the run as it is; of others too.
+            massive: tokens, by this dictionary's limits.
+        """
+        tokens = massive.masks(batch)
+        labels = {hook: originals[hook] for hook in self.raw.hooks_out}
+        known = self.raw(originals, labels, tokens.kept, tokens.massive)
+        self.reconstruction.update(known.x_hats, labels, tokens.kept, batch.label, batch.documents, tokens.massive)
+        self.sparsity.update(known.features, tokens.kept, tokens.massive)
+        return known.x_hats
+
+    def rank(self, asked: int | None) -> int:
+        """Of its PCA: the one asked for, else the rounded mean L0 (of a layer) of tokens that are not massive."""
+        layers = math.prod(self.raw.dictionary.feature_shape[:-1])
+        return used_rank(asked, self.sparsity.l0_mean_ordinary() / layers, self.principal)
+
+    def evaluation(self, rank: int, n_contexts: int, massive: MassiveTokens, pca: PcaMetrics) -> Evaluation:
+        """The metrics of what was counted.
+
+        Args:
+            rank: of the PCA.
+            n_contexts: that were evaluated.
+            massive: tokens, by this dictionary's limits.
+            pca: of the written hook points, by these limits.
+
+        Raises:
+            NumericsError: a metric is undefined on this data.
+        """
+        parts, n_tokens = self.reconstruction.parts, self.reconstruction.tokens
+        variances = {hook: part.sums["variance"] for hook, part in parts.items()}
+        ordinary = {hook: part.ordinary_variance for hook, part in parts.items()}
+        metrics = {
+            "evaluated_contexts": float(n_contexts),
+            "evaluated_tokens": float(n_tokens),
+            **massive.results(n_tokens),
+            "predicted_tokens": float(next(iter(self.predictions.values())).counts["original"]),
+            **self.reconstruction.results(),
+            **self.sparsity.results(),
+            **decoder_metrics(self.raw.dictionary),
+            **prediction_results(self.predictions),
+            **pca.fvu(rank, variances, ordinary),
+            "pca_rank": float(rank),
+        }
+        return Evaluation(
+            metrics={**metrics, **saebench_core(metrics, self.sparsity.density())},
+            density=self.sparsity.density(),
+            mean_when_active=self.sparsity.mean_when_active(),
+            histogram=self.sparsity.histogram(),
+            shares=self._shares(),
+        )
+
+    def _shares(self) -> dict[str, list[int]]:
+        hooks = self.raw.hooks_out
+        if len(hooks) < 2:
+            return {}
+        return dict(zip(hooks, share_histogram(written_shares(self.raw.dictionary)), strict=True))

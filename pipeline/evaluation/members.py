@@ -1,0 +1,57 @@
+"""The members of a sweep beside each other, by their evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.evaluation.compared import interval_of
+from pipeline.metric_names import flatten, ordinary
+from pipeline.params.members import own_keys
+from pipeline.plots.charts import number
+from pipeline.plots.page import Row, Table
+from pipeline.plots.pareto import Experiment, differs, read_experiment
+from pipeline.plots.training_report import PAGE
+
+if TYPE_CHECKING:
+    from pipeline.params.schema import Params
+
+
+def member_experiments(params: Params, metrics: Mapping[str, Mapping[str, Any]]) -> list[Experiment]:
+    """The members of a run's sweep that were evaluated, by their own names; their sites are hook points alone.
+
+    Args:
+        params: of the run.
+        metrics: {member: its evaluation}.
+    """
+    found = []
+    for name, one in metrics.items():
+        values = dict(flatten(params.members[name].to_dict()))
+        row = {**values, **one, "Experiment": name, "differs": differs(own_keys(params, name))}
+        if (experiment := read_experiment(row)) is not None:
+            found.append(experiment._replace(site=experiment.site.removeprefix(f"{params.model.model_name}, ")))
+    return found
+
+
+def about_sweep(params: Params) -> str:
+    """The run in a line: `sweep main, 6 members`."""
+    n = len(params.members)
+    return f"sweep {params.dictionary.name}, {n} member{'s' if n > 1 else ''}"
+
+
+def members_table(experiments: Sequence[Experiment], metrics: Mapping[str, Mapping[str, float]]) -> Table:
+    """The members beside each other, each with a link to its page."""
+    columns = ("L0", "FVU (95 %)", "PCA", "delta cross entropy (95 %)", "PCA", "loss recovered", "dead")
+    rows = []
+    for e in experiments:
+        own = metrics[e.name]
+        fvu, delta = (_with_interval(own, key) for key in (ordinary(own, "fvu"), "delta_ce"))
+        cells = (e.l0, fvu, e.pca_fvu, delta, e.pca_delta_ce, own["loss_recovered_mean"], f"{e.dead:.2%}")
+        rows.append(Row(e.name, e.differs or "as the run's parameters", cells, f"{e.name}/{PAGE}"))
+    note = "Loss recovered is that against the mean. Intervals: whole documents are drawn again."
+    return Table("Members", columns, tuple(rows), note)
+
+
+def _with_interval(metrics: Mapping[str, float], key: str) -> str:
+    ends = interval_of(metrics, key)
+    return number(metrics[key]) + (f" ({number(ends[0])} to {number(ends[1])})" if ends else "")

@@ -1,0 +1,86 @@
+"""What the evaluation of a run leaves: metrics and plots as files, of a sweep of all members, and figures in tracked runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.dictionaries.store import read_config
+from pipeline.evaluation.headline import headline, member_headlines, note
+from pipeline.evaluation.massive import massive_line
+from pipeline.evaluation.plots import write_plots
+from pipeline.evaluation.sweep_plots import write_sweep_plots
+from pipeline.files import write_json
+from pipeline.tracking.opening import open_tracker
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.measured import Evaluation
+    from pipeline.params.schema import Params
+
+
+def write_results(
+    params: Params,
+    evaluations: Mapping[str, Evaluation],
+    places: Mapping[str, Path],
+    *,
+    out: str | Path,
+    plots: str | Path,
+    norms: str | Path,
+    statistics: str | Path,
+) -> None:
+    """Write the metrics, of a sweep {member: metrics}, and the directory of plots.
+
+    Args:
+        params: of the run.
+        evaluations, places: of each member, or of "", and where its dictionary is.
+        out, plots: what is written.
+        norms, statistics: what the norm stage wrote.
+    """
+    if params.sweep is None:
+        write_json(out, evaluations[""].metrics)
+        write_plots(plots, evaluations[""], places[""], norms=norms, statistics=statistics)
+    else:
+        write_json(out, {name: evaluation.metrics for name, evaluation in evaluations.items()})
+        write_sweep_plots(plots, params, evaluations, places, norms=norms, statistics=statistics)
+
+
+def excluded_lines(evaluations: Mapping[str, Evaluation], places: Mapping[str, Path]) -> list[str]:
+    """How many tokens are excluded, a line for each dictionary of which some are."""
+    lines = []
+    for name, evaluation in evaluations.items():
+        if evaluation.metrics["excluded_tokens"]:
+            line = massive_line(evaluation.metrics, read_config(places[name]).norms)
+            lines.append(f"{name}: {line}" if name else str(line))
+    return lines
+
+
+def log_results(
+    params: Params,
+    evaluations: Mapping[str, Evaluation],
+    places: Mapping[str, Path],
+    *,
+    run: str | Path,
+    out: str | Path,
+    plots: str | Path,
+) -> None:
+    """Log to the run what was written; of a sweep each member's figures to its own run, inside that of the sweep, which has
+    what tells members apart.
+
+    Args:
+        run: file with the ids of the runs.
+        params, evaluations, places, out, plots: as of :func:`write_results`.
+    """
+    for name, evaluation in evaluations.items():
+        metrics, config = evaluation.metrics, read_config(places[name])
+        with open_tracker(params.tracking, stage="evaluate", run_file=Path(run), member=name) as tracker:
+            tracker.log_metrics({**metrics, **headline(metrics)})
+            tracker.set_tags({"mlflow.note.content": note(config.to_dict(), metrics, layers=config.layers)})
+            if not name:
+                tracker.log_artifact(out, "metrics")
+            tracker.log_artifact(Path(plots) / name, "plots/evaluation")
+    if params.sweep is not None:
+        with open_tracker(params.tracking, stage="evaluate", run_file=Path(run)) as tracker:
+            tracker.log_metrics(member_headlines({name: evaluation.metrics for name, evaluation in evaluations.items()}))
+            tracker.log_artifact(out, "metrics")
+            tracker.log_artifact(plots, "plots/evaluation")
