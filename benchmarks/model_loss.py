@@ -186,7 +186,8 @@ def main(total: int, rows: str, store: Path) -> None:
                     f"{row.name}: delta CE {lower:.1%} lower at FVU {higher:+.1%}, wanted {LOWER:.0%} at {HIGHER:+.0%}"
                 )
     about = (
-        f"`python -m benchmarks.model_loss --tokens {total} --rows {rows}` on {machine()}; {torch.get_num_threads()} threads.\n"
+        f"`python -m benchmarks.model_loss --tokens {total} --rows {rows}` on {machine()}; "
+        f"torch threads: {torch.get_num_threads()}.\n"
         f"The embedded default on live activations, {training.steps:,} steps of {BATCH:,} tokens. Behind the colon is "
         "model_loss_steps (and model_loss_batches where it is stated), in brackets the 95 % interval over held-out documents; "
         "the changes are against the run without the loss, whose last steps the others replace."
