@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -315,12 +316,16 @@ def table(found: dict[str, Any]) -> str:
 @click.command()
 @click.option("--small", is_flag=True, help="Small sizes; the only ones without a GPU.")
 @click.option("--rounds", default=20, show_default=True, help="Timed repetitions.")
-@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, help="Written with .json and .md.")
-@click.option("--seconds", default=400.0, show_default=True, help="No further part is begun after so long.")
-def main(small: bool, rounds: int, output: Path, seconds: float) -> None:
+@click.option("--output", type=click.Path(path_type=Path), help="Written with .json and .md; without a GPU: nothing.")
+@click.option("--seconds", default=400.0, show_default=True, help="On a GPU no further part is begun after so long.")
+def main(small: bool, rounds: int, output: Path | None, seconds: float) -> None:
     """Check, time, write."""
     start = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        output = output or RESULTS
+    else:
+        seconds = math.inf
     if device.type == "cpu" and not small:
         raise click.UsageError("there is no GPU; --small with TRITON_INTERPRET=1 runs everything at small sizes")
     bench = Bench(device, rounds)
@@ -353,10 +358,13 @@ def main(small: bool, rounds: int, output: Path, seconds: float) -> None:
                 faults.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
                 click.echo(faults[-1])
     found["seconds"] = round(time.monotonic() - start)
-    output.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     if not faults:
-        output.with_suffix(".md").write_text(table(found))
-    click.echo(f"{found['seconds']} s, written to {output}.json")
+        click.echo(table(found))
+    if output is not None:
+        output.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+        if not faults:
+            output.with_suffix(".md").write_text(table(found))
+    click.echo(f"{found['seconds']} s" + ("" if output is None else f", written to {output}.json"))
     sys.exit(1 if faults else 0)
 
 

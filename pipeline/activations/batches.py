@@ -396,8 +396,8 @@ def _ahead(batches: Iterator[ActivationBatch], stopped: threading.Event) -> Iter
             put(_End(error))
 
     thread = threading.Thread(target=work, name="activation batches", daemon=True)
-    thread.start()
     try:
+        thread.start()
         while True:
             item = made.get()
             if isinstance(item, _End):
@@ -407,4 +407,5 @@ def _ahead(batches: Iterator[ActivationBatch], stopped: threading.Event) -> Iter
             yield item
     finally:
         stopped.set()
-        thread.join()
+        if thread.ident is not None:  # else a signal came before it was started
+            thread.join()

@@ -24,6 +24,7 @@ from pipeline.norms.normalizer import Normalizer
 from pipeline.params.choices import NORMS_OF_THE_DATA
 from pipeline.params.dictionary_kinds import kind_fields
 from pipeline.params.kinds.several_hook_points import SeveralHookPointsFields
+from pipeline.params.sections.norm import NormParams
 from pipeline.streaming import ActivationStream, stream_activations
 from pipeline.training import recipe
 from pipeline.training.device import training_device
@@ -38,8 +39,6 @@ from pipeline.training.source import StoreSource
 
 if TYPE_CHECKING:
     from pipeline.lm.language_model import LanguageModel
-
-NORM_TOKENS = 1_000_000
 
 
 def train_dictionary(
@@ -73,8 +72,9 @@ def train_dictionary(
         device: of the training; None: cuda if there is one, else cpu.
         progress: show a progress line on standard error.
 
-    Returns: as :func:`pipeline.training.fit.fit`, on the device of the training. Norms are of the first million tokens. For
-        BatchTopK, and JumpReLU with a target L0, the last rows are not trained on but set the inference threshold.
+    Returns: as :func:`pipeline.training.fit.fit`, on the device of the training. Norms are of the first 262,144 tokens (the
+        default of norm.tokens). For BatchTopK, and JumpReLU with a target L0, the last rows are not trained on but set the
+        inference threshold.
 
     Raises:
         ParamsError: unknown, mistyped or contradictory fields, all at once.
@@ -104,7 +104,7 @@ def train_dictionary(
     drawn_by = params.initializer.drawn_by(seed)
     made = untrained(config, params, start, drawn_by).to(where := training_device(device))
     hooks = list(dict.fromkeys((*made.hooks_in, *made.hooks_out)))
-    measured = compute_norms(store, NORM_TOKENS, max_norm_factor=max_norm_factor, hook_points=hooks)
+    measured = compute_norms(store, NormParams.tokens, max_norm_factor=max_norm_factor, hook_points=hooks)
     norms = {hook: hook_norm(statistics).to_dict() for hook, statistics in measured.items()}
     normalizer = Normalizer(made.config, norms)
     kept_back = held_back(shape, batch_size) * shape.tokens_per_row if holds_back(params) else 0

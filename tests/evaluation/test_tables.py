@@ -14,6 +14,7 @@ from pipeline.evaluation.sparsity import QUANTILES, quantile_key
 from pipeline.evaluation.tables import compared_table, metric_tables
 from pipeline.metric_names import DEFINITIONS, MetricKey, read_key
 from pipeline.plots.charts import number
+from pipeline.plots.page import Row
 from tests.messages import says
 
 EARLY, LATE, OTHER = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post", "tuned:blocks.1.hook_resid_post"
@@ -58,7 +59,7 @@ def test_each_place_has_its_column(metrics: dict[str, float]) -> None:
     (fvu,) = [row for row in written.rows if row.name == "fvu"]
     assert fvu.cells[1:] == ("0.25 (0.125 to 0.375)", "1.25 (1.125 to 1.375)", "2.25 (2.125 to 2.375)")
     (models,) = tables["In the further models"].rows
-    assert models == ("kl", DEFINITIONS["kl"], (metrics["kl"], 0.0625))
+    assert models == Row("kl", DEFINITIONS["kl"], (metrics["kl"], 0.0625))
     pairs = tables["Cosine similarity between hook points"]
     assert [row.name for row in pairs.rows] == [f"{EARLY}.{LATE}", f"{EARLY}.{OTHER}", f"{LATE}.{OTHER}"]
     assert pairs.rows[0].cells == tuple(own[f"{quantile_key('written_cosine', q)}.{EARLY}.{LATE}"] for q in QUANTILES)

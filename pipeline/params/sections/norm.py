@@ -15,4 +15,4 @@ class NormParams(Section):
 
     NAME: ClassVar[str] = "norm"
 
-    tokens: int | None = param(1_000_000, at_least=1, about="tokens measured; null: every one in the store")
+    tokens: int | None = param(262_144, at_least=1, about="tokens measured; null: every one in the store")
