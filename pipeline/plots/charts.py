@@ -14,6 +14,8 @@ BESIDE = 1.02  # of the last x of a scatter chart: no point, often at a round nu
 LATE = 0.75  # a point beyond this share of x has its label on its left
 RESOLUTION = 1e-11  # of the largest value: what lies closer together is drawn as one value
 CHARACTER = 0.012  # share of x that a character of a label takes, about
+ROW = 0.055  # share of y that a label takes
+ASIDE = 0.015  # share of x between a point and its label
 LOWEST_BAR, LOG_ROOM = 0.5, 3.0  # where a logarithmic axis of bars begins, and its end as a multiple of the highest
 
 
@@ -227,6 +229,39 @@ def mark_sides(chart: BarChart, x_axis: Axis) -> list[bool]:
         starts = [at - other * on_left for (at, other), on_left in zip(marks, left, strict=True) if at > share]
         left[i] = left[i] or (share + width > min(starts, default=1.0) and share > width)
     return left
+
+
+class Label(NamedTuple):
+    """Where the name of a point stands.
+
+    Attributes:
+        text: the name.
+        x, y: shares of the plane: its end that is next to the point, and its middle.
+        left: whether it is on the left of the point.
+    """
+
+    text: str
+    x: float
+    y: float
+    left: bool
+
+
+def point_labels(chart: ScatterChart, x_axis: Axis, y_axis: Axis) -> list[Label]:
+    """The names of the points, each at the free place that is nearest to its point, above it first: none covers another."""
+    points = [(x_axis.share(p.x), y_axis.share(p.y), p.label) for group in chart.groups for p in group.points]
+    placed: list[tuple[float, float, float]] = []
+    labels = []
+    for x, y, text in sorted(points, key=lambda point: (-point[1], point[0])):
+        left = x > LATE
+        start = x - ASIDE - CHARACTER * len(text) if left else x + ASIDE
+        end = start + CHARACTER * len(text)
+        rows = [y + ROW * row for step in range(MAX_NAMES) for row in (step + 0.5, -step - 0.5)]
+        inside = [row for row in rows if ROW / 2 <= row <= 1 - ROW / 2]
+        free = (row for row in inside if not any(a < end and start < b and abs(row - other) < ROW for a, b, other in placed))
+        row = next(free, y)
+        placed.append((start, end, row))
+        labels.append(Label(text, end if left else start, row, left))
+    return labels
 
 
 def legend(chart: Chart) -> tuple[str, ...]:

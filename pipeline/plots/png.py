@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.plots.charts import (
-    LATE,
     Axis,
     BarChart,
     Chart,
@@ -18,6 +17,7 @@ from pipeline.plots.charts import (
     axis_labels,
     mark_sides,
     number,
+    point_labels,
     segments,
 )
 
@@ -71,7 +71,7 @@ def _panel(figure: Any, chart: Chart, about: str, bottom: float, height: float) 
     elif isinstance(chart, LineChart):
         _lines(plane, chart)
     else:
-        _points(plane, chart, x_axis)
+        _points(plane, chart, x_axis, y_axis)
     across, up = axis_labels(chart)
     plane.set_xlabel(across)
     plane.set_ylabel(up)
@@ -103,14 +103,14 @@ def _lines(plane: Any, chart: LineChart) -> None:
         plane.legend(frameon=False, fontsize=9)
 
 
-def _points(plane: Any, chart: ScatterChart, x_axis: Axis) -> None:
+def _points(plane: Any, chart: ScatterChart, x_axis: Axis, y_axis: Axis) -> None:
     for group, color in zip(chart.groups, COLORS, strict=False):
         if len(group.front) > 1:
             plane.plot([p.x for p in group.front], [p.y for p in group.front], color=color, linewidth=1.4)
         plane.scatter([p.x for p in group.points], [p.y for p in group.points], color=color, s=26, label=group.label)
-        for point in group.points if chart.named else ():
-            side, text = ("right", f"{point.label}  ") if x_axis.share(point.x) > LATE else ("left", f"  {point.label}")
-            plane.text(point.x, point.y, text, fontsize=8, color=FAINT, ha=side, va="center")
+    for label in point_labels(chart, x_axis, y_axis) if chart.named else ():
+        side = "right" if label.left else "left"
+        plane.text(label.x, label.y, label.text, fontsize=8, color=FAINT, ha=side, va="center", transform=plane.transAxes)
     if len(chart.groups) > 1:
         plane.legend(frameon=False, fontsize=9)
 

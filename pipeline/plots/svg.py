@@ -5,7 +5,6 @@ from __future__ import annotations
 from html import escape
 
 from pipeline.plots.charts import (
-    LATE,
     Axis,
     BarChart,
     Chart,
@@ -15,6 +14,7 @@ from pipeline.plots.charts import (
     axis_labels,
     mark_sides,
     number,
+    point_labels,
     segments,
 )
 
@@ -61,10 +61,11 @@ def _points(chart: ScatterChart, x_axis: Axis, y_axis: Axis) -> list[str]:
             x, y = _x(x_axis, point.x), _y(y_axis, point.y)
             text = escape(f"{point.label}: {number(point.x)}, {number(point.y)}")
             parts.append(f'<circle class="dot c{i}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>{text}</title></circle>')
-            if chart.named:
-                anchor, shift = ("end", -8) if x_axis.share(point.x) > LATE else ("start", 8)
-                place = f'text-anchor="{anchor}" x="{x + shift:.1f}" y="{y + 4:.1f}"'
-                parts.append(f'<text class="tick" {place}>{escape(point.label)}</text>')
+    for label in point_labels(chart, x_axis, y_axis) if chart.named else ():
+        x, y = LEFT + PLANE_WIDTH * label.x, TOP + PLANE_HEIGHT * (1 - label.y)
+        anchor = "end" if label.left else "start"
+        place = f'text-anchor="{anchor}" x="{x:.1f}" y="{y + 4:.1f}"'
+        parts.append(f'<text class="tick" {place}>{escape(label.text)}</text>')
     return parts
 
 

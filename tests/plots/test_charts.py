@@ -11,14 +11,21 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.plots.charts import (
+    CHARACTER,
+    MAX_NAMES,
+    ROW,
     BarChart,
+    Group,
     Line,
     LineChart,
+    Point,
+    ScatterChart,
     axes,
     linear_axis,
     log_axis,
     mark_sides,
     number,
+    point_labels,
     segments,
     thinned,
 )
@@ -195,3 +202,18 @@ def test_gaps_and_what_a_log_axis_cannot_show_cut_a_line():
 def test_axes_of_nothing(chart):
     for axis in axes(chart):
         assert axis.low < axis.high
+
+
+@given(st.lists(st.tuples(st.integers(0, 64), st.floats(0, 1), st.text("abc-12", min_size=1, max_size=12)), max_size=MAX_NAMES))
+@example([(32, 0.12, "k32"), (32, 0.121, "k32-wide"), (32, 0.119, "k32-early"), (64, 0.1, "k64")])
+def test_no_name_of_a_point_covers_another(points):
+    chart = ScatterChart("a", "b", "x", "y", (Group("all", tuple(Point(*point) for point in points)),))
+    labels = point_labels(chart, *axes(chart))
+    assert sorted(label.text for label in labels) == sorted(text for _, _, text in points)
+    boxes = []
+    for label in labels:
+        width = CHARACTER * len(label.text)
+        start = label.x - width if label.left else label.x
+        assert ROW / 2 <= label.y <= 1 - ROW / 2
+        assert all(b <= start or start + width <= a or abs(label.y - y) >= ROW - 1e-9 for a, b, y in boxes)
+        boxes.append((start, start + width, label.y))
