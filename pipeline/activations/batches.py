@@ -407,5 +407,6 @@ def _ahead(batches: Iterator[ActivationBatch], stopped: threading.Event) -> Iter
             yield item
     finally:
         stopped.set()
-        if thread.ident is not None:  # else a signal came before it was started
+        # Not started where a signal came before; the thread itself where the last reference to this generator ended there.
+        if thread.ident not in (None, threading.get_ident()):
             thread.join()

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.activations.batches import _ahead
 from pipeline.activations.order import MIN_CHUNKS, BatchPlan
 from pipeline.errors import DataError
 from tests.activations.cases import HOOK, OTHER, FakeModel, make_store
@@ -226,3 +227,24 @@ def test_an_exception_while_waiting_gives_up_a_window_after_its_present_chunk(st
         signal.signal(signal.SIGUSR1, before)
     assert len(chunks) == 1
     assert set(threading.enumerate()) <= threads
+
+
+def test_batches_that_are_dropped_in_their_own_thread_end():
+    """As the collector of cycles may do after an exception: the thread cannot wait for itself."""
+    held, dropped, stopped = [], threading.Event(), threading.Event()
+
+    def made():
+        yield "first"
+        assert dropped.wait(30)
+        held.clear()
+        yield "second"
+
+    others = set(threading.enumerate())
+    held.append(_ahead(made(), stopped))
+    assert next(held[0]) == "first"
+    (thread,) = set(threading.enumerate()) - others
+    dropped.set()
+    thread.join(30)
+    assert held == []
+    assert stopped.is_set()
+    assert not thread.is_alive()
