@@ -41,3 +41,21 @@ def test_nothing_is_searched_in_the_block_and_all_is_as_before_after_it() -> Non
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+TRAINING = """
+import resource
+import torch
+from pipeline.api import fit
+rows = torch.randn(4096 * 8, 8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+gate = {"act_fn": "topk", "d_sae": 4096, "top_k": 4}
+fit(rows, dictionary=gate, trainer={"total_training_tokens": len(rows)}, batch_size=4096, device="cpu")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_the_steps_of_a_training_in_python_use_the_memory_of_the_last_one() -> None:
+    done = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < 8 * 4 * 4096**2 // resource.getpagesize()  # of the pre-activations of 8 steps alone

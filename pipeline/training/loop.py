@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import torch
 
 from pipeline import metric_names as names
+from pipeline.allocation import keep_freed_memory
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import Interrupted, NumericsError
 from pipeline.interrupts import StopRequest, StopWaiting, stop_on_signals
@@ -122,6 +123,7 @@ class _Loop:
 
     def to_the_end(self) -> dict[str, NumericsError]:
         """All steps that are left."""
+        keep_freed_memory()  # as the stages do; a training in Python too allocates the same tensors in each step
         if len(self.runs) > 1:
             for line in held_lines([_held(run) for run in self.runs]):
                 say(self.label, line)
