@@ -87,6 +87,11 @@ class Architecture:
         return self.ln2_post or self.mlp
 
     @property
+    def reads_middle(self) -> str | None:
+        """The module that reads the residual stream between attention and MLP; None where there is none."""
+        return None if self.parallel else self.ln2 or self.mlp
+
+    @property
     def sites(self) -> tuple[str, ...]:
         """The sites that a block has, in the order of a run."""
         return tuple(site for site in SITES if site in _HAS and _HAS[site](self))
@@ -97,11 +102,20 @@ _HAS: Mapping[str, Callable[[Architecture], object]] = {
     "hook_resid_pre": lambda block: True,
     "ln1.hook_normalized": lambda block: block.ln1,
     "ln1.hook_out": lambda block: block.ln1,
+    "attn.hook_q": lambda block: block.qkv,
+    "attn.hook_k": lambda block: block.qkv,
+    "attn.hook_v": lambda block: block.qkv,
+    "attn.hook_z": lambda block: block.attention_out,
     "ln1_post.hook_normalized": lambda block: block.ln1_post,
     "ln1_post.hook_out": lambda block: block.ln1_post,
     "hook_attn_out": lambda block: True,
+    "hook_resid_mid": lambda block: block.reads_middle,
     "ln2.hook_normalized": lambda block: block.ln2,
     "ln2.hook_out": lambda block: block.ln2,
+    "mlp.hook_in": lambda block: True,
+    "mlp.hook_pre": lambda block: block.mlp_in,
+    "mlp.hook_pre_linear": lambda block: len(block.mlp_in) > 1 or block.mlp_fused,
+    "mlp.hook_post": lambda block: block.mlp_out,
     "ln2_post.hook_normalized": lambda block: block.ln2_post,
     "ln2_post.hook_out": lambda block: block.ln2_post,
     "hook_mlp_out": lambda block: True,

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ _FIELDS = {
 }
 # Written by transformers, without influence on what the model computes.
 _FREE_KEYS = ("_name_or_path", "transformers_version", "_commit_hash")
+_INSIDE = ("attn.hook_", "mlp.hook_p")  # sites that begin so are not as wide as the residual stream
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
@@ -92,20 +94,40 @@ class ModelSource:
     @functools.cached_property
     def points(self) -> HookPoints:
         """All hook points."""
-        return HookPoints(self.name, tuple(block.sites for block in self.blocks), self.model_type)
+        blocks = architecture_of(self.model_type, self.name).blocks
+        return HookPoints(self.name, tuple(block.sites for block in self.blocks), self.model_type, blocks)
 
     def hook_points(self) -> list[str]:
-        """Names of all hook points, in the order of a run."""
+        """Names of all hook points but those of modules, in the order of a run."""
         return self.points.names()
 
     def hook_width(self, hook_point: str) -> int:
         """Width of the activation at a hook point.
 
+        Inside attention and MLP, and at modules, it is seen in a run of the model without values (torch is imported).
+
         Raises:
-            DataError: no such hook point.
+            DataError: no such hook point, or a module whose activation is no [batch, token, width].
         """
-        self.points.parse(hook_point)
-        return self.d_model
+        point = self.points.parse(hook_point)
+        if not point.path and not point.site.startswith(_INSIDE):
+            return self.d_model
+        if hook_point not in self._seen:
+            from pipeline.lm.seen import see
+
+            inside = [name for name in self.hook_points() if self.points.parse(name).site.startswith(_INSIDE)]
+            self._seen.update(see(self, [hook_point] if point.path else inside))
+        return self._seen[hook_point]
+
+    @functools.cached_property
+    def _seen(self) -> dict[str, int]:
+        return {}
+
+    def in_order(self, hook_points: Sequence[str]) -> list[str]:
+        """Hook points in the order in which they occur in a run; errors as :meth:`hook_width`."""
+        from pipeline.lm.seen import see
+
+        return list(see(self, hook_points))
 
     def digest(self) -> str:
         """sha256 over the configuration and the content of every weight file, or over configuration and commit (hub).

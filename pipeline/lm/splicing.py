@@ -66,6 +66,7 @@ class Run:
         self.wanted = capture | frozenset(self.replace)
         self.captured = Captured()
         self._stop = stop
+        self._replacing = False
 
     def visit(self, name: str, value: Tensor | Callable[[], Tensor]) -> Tensor | Callable[[], Tensor]:
         """Keep and replace at hook point `name`; returns the value to go on with, the same object if not replaced.
@@ -78,6 +79,8 @@ class Run:
             StopRun: nothing after this hook point is needed.
             ValueError: a replacement is not a tensor of the activation's shape.
         """
+        if self._replacing:  # a replacement runs a part of the model by itself
+            return value
         function = self.replace.get(name)
         if function is not None:
             value = self._replaced(name, function, value if isinstance(value, Tensor) else value())
@@ -88,7 +91,11 @@ class Run:
         return value
 
     def _replaced(self, name: str, function: Replacement, original: Tensor) -> Tensor:
-        new = function(self.captured, original)
+        self._replacing = True
+        try:
+            new = function(self.captured, original)
+        finally:
+            self._replacing = False
         if not isinstance(new, Tensor) or new.shape != original.shape:
             got = f"shape {tuple(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
             raise ValueError(f"the replacement at {name} should give a tensor of shape {tuple(original.shape)}, it gave {got}")
