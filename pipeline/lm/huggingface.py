@@ -138,7 +138,8 @@ class HuggingFaceModel(LanguageModel):
         path, cut = at.module(names, self._model.config)
         register = at.hook(run, point.name, names) if cut is None else _at_part(run, point.name, cut)
         if path is None:
-            return self._model.get_input_embeddings(), register
+            whole: Any = self._model
+            return whole.get_input_embeddings(), register
         return (self._blocks[point.layer] if in_block else self._model).get_submodule(path), register
 
     def _module(self, point: HookPoint) -> nn.Module:
