@@ -1,7 +1,6 @@
 """The back end on plain transformers modules: forward hooks on the few modules that a run wants, and an early stop.
 
-hook_resid_pre is a block's input, hook_resid_post its output, hook_attn_out and hook_mlp_out the outputs of its parts,
-ln*.hook_out a norm's output and ln*.hook_normalized is computed from the norm's input:
+:data:`_AT` says of each site which module is hooked, and how. The norms' hook_normalized is computed from the norm's input:
 
     LayerNorm  (x - mean) / sqrt(var + eps)          RMSNorm  x / sqrt(mean(x^2) + eps)
 
@@ -11,15 +10,18 @@ in float32, given in the model's dtype.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import DataError, nearest
 from pipeline.lm.architectures import Architecture, architecture_of
+from pipeline.lm.hook_points import HookPoint
 from pipeline.lm.language_model import LanguageModel, Start
+from pipeline.lm.projections import Cut, of_attention, of_mlp
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Run
 from pipeline.lm.unembedding import Unembedding, read_unembedding
@@ -43,14 +45,6 @@ def affine(norm: nn.Module, architecture: Architecture) -> tuple[Tensor | None, 
     if weight is not None and architecture.gain_offset:
         weight = weight + architecture.gain_offset
     return weight, bias
-
-
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _with_first(output: Any, value: Any) -> Any:
-    return (value, *output[1:]) if isinstance(output, tuple) else value
 
 
 class HuggingFaceModel(LanguageModel):
@@ -107,13 +101,14 @@ class HuggingFaceModel(LanguageModel):
         return found
 
     def _mlp(self, layer: int) -> nn.Module:
-        return self._blocks[layer].get_submodule(self._architecture.mlp)
+        return self._blocks[layer].get_submodule(self._source.blocks[layer].mlp)
 
     def _attention(self, layer: int) -> tuple[nn.Module, Any]:
-        return self._blocks[layer].get_submodule(self._architecture.attention), self._model.config
+        return self._blocks[layer].get_submodule(self._source.blocks[layer].attention), self._model.config
 
     def _affine(self, layer: int, norm: str) -> tuple[Tensor | None, Tensor | None]:
-        return affine(self._blocks[layer].get_submodule(getattr(self._architecture, norm)), self._architecture)
+        names = self._source.blocks[layer]
+        return affine(self._blocks[layer].get_submodule(getattr(names, norm)), names)
 
     def unembedding(self) -> Unembedding:
         self.check_whole()
@@ -123,33 +118,39 @@ class HuggingFaceModel(LanguageModel):
     @contextmanager
     def _hooks(self, run: Run) -> Iterator[None]:
         with ExitStack() as stack:
-            for layer, block in enumerate(self._blocks):
-                prefix = f"blocks.{layer}."
-                if any(name.startswith(prefix) for name in run.wanted):
-                    for handle in self._block_hooks(prefix, block, run):
-                        stack.callback(handle.remove)
+            for point in sorted(self._source.points.parse_all(run.wanted).values()):
+                module, register = self._at(point, run)
+                stack.callback(register(module).remove)
             yield
 
-    def _block_hooks(self, prefix: str, block: nn.Module, run: Run) -> Iterator[Any]:
-        names = self._architecture
-        if f"{prefix}hook_resid_pre" in run.wanted:
-            yield block.register_forward_pre_hook(_input_hook(run, f"{prefix}hook_resid_pre"), with_kwargs=True)
-        for site, part in (("ln1", names.ln1), ("ln2", names.ln2)):
-            if {f"{prefix}{site}.hook_normalized", f"{prefix}{site}.hook_out"} & run.wanted:
-                norm = block.get_submodule(part)
-                yield norm.register_forward_hook(self._norm_hook(run, f"{prefix}{site}"))
-        for site, part in (("hook_attn_out", names.attention), ("hook_mlp_out", names.mlp)):
-            if f"{prefix}{site}" in run.wanted:
-                yield block.get_submodule(part).register_forward_hook(_output_hook(run, f"{prefix}{site}"))
-        if f"{prefix}hook_resid_post" in run.wanted:
-            yield block.register_forward_hook(_output_hook(run, f"{prefix}hook_resid_post"))
+    def _at(self, point: HookPoint, run: Run) -> tuple[nn.Module, _Registers]:
+        """The module of a hook point, and what puts the hook on it.
 
-    def _norm_hook(self, run: Run, prefix: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def hook(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            gain, _ = affine(norm, self._architecture)
-            return run.visit_norm(prefix, lambda: normalized(norm, args[0]), output, gain)
+        Raises:
+            DataError: there is no module of this path.
+        """
+        if point.path:
+            hook = _at_input if point.side == "input" else _at_output
+            return self._module(point), hook(run, point.name, self._architecture)
+        at = _AT[point.site]
+        in_block = 0 <= point.layer < len(self._blocks)
+        names = self._source.blocks[point.layer] if in_block else self._architecture
+        path, cut = at.module(names, self._model.config)
+        register = at.hook(run, point.name, names) if cut is None else _at_part(run, point.name, cut)
+        if path is None:
+            whole: Any = self._model
+            return whole.get_input_embeddings(), register
+        return (self._blocks[point.layer] if in_block else self._model).get_submodule(path), register
 
-        return hook
+    def _module(self, point: HookPoint) -> nn.Module:
+        try:
+            return self._model.get_submodule(point.path)
+        except AttributeError:
+            paths = [path for path, _ in self._model.named_modules() if path]
+            near = nearest(point.path, paths)
+            hint = f"did you mean 'module:{near}:{point.side}'?" if near else f"it begins with {', '.join(paths[:3])}, ..."
+            unloaded = "" if self.whole else " (loaded in part)"
+            raise DataError(f"hook point '{point.name}': {self.name}{unloaded} has no module '{point.path}'; {hint}") from None
 
 
 def _passing_on(value: Tensor | None, n_outputs: int) -> Callable[..., Any]:
@@ -163,17 +164,133 @@ def _passing_on(value: Tensor | None, n_outputs: int) -> Callable[..., Any]:
     return forward
 
 
-def _input_hook(run: Run, name: str) -> Callable[..., Any]:
+# What puts a hook on a module; the handle removes it.
+_Registers = Callable[[nn.Module], Any]
+
+
+def _at_input(run: Run, name: str, names: Architecture) -> _Registers:
+    """The first thing that the module is given."""
+
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (run.visit(name, args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": run.visit(name, kwargs["hidden_states"])}
+        key, given = _given(args, kwargs)
+        value = run.visit(name, _activation(name, given))
+        return ((value, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: value})
 
-    return hook
+    return lambda module: module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _output_hook(run: Run, name: str) -> Callable[[nn.Module, Any, Any], Any]:
+def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str | None, Any]:
+    """What a module is given first: (its keyword, or None; the value)."""
+    if args:
+        return None, args[0]
+    return next(((key, value) for key, value in kwargs.items() if isinstance(value, Tensor)), ("nothing", None))
+
+
+def _activation(name: str, value: Any) -> Tensor:
+    """The activation [b, T, d] that `value` is.
+
+    Raises:
+        DataError: it is another thing.
+    """
+    if not isinstance(value, Tensor) or value.ndim != 3 or not value.is_floating_point():
+        got = f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise DataError(f"hook point '{name}': wanted an activation [batch, token, width], got {got}; name another module")
+    return value
+
+
+def _at_output(run: Run, name: str, names: Architecture) -> _Registers:
+    """The first thing that the module gives."""
+
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        return _with_first(output, run.visit(name, _first(output)))
+        first = output[0] if isinstance(output, tuple) and output else output
+        value = run.visit(name, _activation(name, first))
+        return (value, *output[1:]) if isinstance(output, tuple) else value
 
-    return hook
+    return lambda module: module.register_forward_hook(hook)
+
+
+def _at_part(run: Run, name: str, cut: Cut) -> _Registers:
+    """A part of what a projection gives."""
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        part = cut.take(output)
+        new = run.visit(name, part)
+        assert isinstance(new, Tensor)
+        return output if new is part else cut.put(output, new)
+
+    return lambda module: module.register_forward_hook(hook)
+
+
+def _at_middle(run: Run, name: str, names: Architecture) -> _Registers:
+    """The residual stream that the module reads, and that is added to what comes of it: another one is put in its place."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        visit_in_place(run, name, _activation(name, _given(args, kwargs)[1]))
+
+    return lambda module: module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def visit_in_place(run: Run, name: str, value: Tensor) -> None:
+    """:meth:`Run.visit` of a tensor that is read again later: what is replaced in it is written into it."""
+    if name in run.replace:
+        new = run.visit(name, value.clone())
+        assert isinstance(new, Tensor)
+        value.copy_(new)
+    else:
+        run.visit(name, value)
+
+
+def _at_normalized(run: Run, name: str, names: Architecture) -> _Registers:
+    """What a norm computes before gain and bias."""
+
+    def hook(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        gain, _ = affine(norm, names)
+        return run.visit_normalized(name, lambda: normalized(norm, args[0]), output, gain)
+
+    return lambda module: module.register_forward_hook(hook)
+
+
+class _At(NamedTuple):
+    """How a site is hooked.
+
+    Attributes:
+        module: (names, the model's configuration) -> the path of the module inside the block ("": the block; None, before
+            the blocks: the input embeddings), and the part of what it gives, if it gives more.
+        hook: (run, the hook point's name, names) -> what puts the hook on the module, unless it is a part.
+    """
+
+    module: Callable[[Architecture, Any], tuple[str | None, Cut | None]]
+    hook: Callable[[Run, str, Architecture], _Registers]
+
+
+def _whole(path: Callable[[Architecture], str | None]) -> Callable[[Architecture, Any], tuple[str | None, Cut | None]]:
+    return lambda names, config: (path(names), None)
+
+
+# Hooks of one module run in the order of this table, which is that of the sites.
+_AT: Mapping[str, _At] = {
+    "hook_embed": _At(_whole(lambda names: names.embedding), _at_output),
+    "hook_resid_pre": _At(_whole(lambda block: ""), _at_input),
+    "ln1.hook_normalized": _At(_whole(lambda block: block.ln1), _at_normalized),
+    "ln1.hook_out": _At(_whole(lambda block: block.ln1), _at_output),
+    "attn.hook_q": _At(of_attention(0), _at_output),
+    "attn.hook_k": _At(of_attention(1), _at_output),
+    "attn.hook_v": _At(of_attention(2), _at_output),
+    "attn.hook_z": _At(_whole(lambda block: block.attention_out), _at_input),
+    "ln1_post.hook_normalized": _At(_whole(lambda block: block.ln1_post), _at_normalized),
+    "ln1_post.hook_out": _At(_whole(lambda block: block.ln1_post), _at_output),
+    "hook_attn_out": _At(_whole(lambda block: block.adds_attention), _at_output),
+    "hook_resid_mid": _At(_whole(lambda block: block.reads_middle), _at_middle),
+    "ln2.hook_normalized": _At(_whole(lambda block: block.ln2), _at_normalized),
+    "ln2.hook_out": _At(_whole(lambda block: block.ln2), _at_output),
+    "mlp.hook_in": _At(_whole(lambda block: block.mlp), _at_input),
+    "mlp.hook_pre": _At(of_mlp(0), _at_output),
+    "mlp.hook_pre_linear": _At(of_mlp(1), _at_output),
+    "mlp.hook_post": _At(_whole(lambda block: block.mlp_out), _at_input),
+    "ln2_post.hook_normalized": _At(_whole(lambda block: block.ln2_post), _at_normalized),
+    "ln2_post.hook_out": _At(_whole(lambda block: block.ln2_post), _at_output),
+    "hook_mlp_out": _At(_whole(lambda block: block.adds_mlp), _at_output),
+    "hook_resid_post": _At(_whole(lambda block: ""), _at_output),
+    "ln_final.hook_normalized": _At(_whole(lambda names: names.final_norm), _at_normalized),
+    "ln_final.hook_out": _At(_whole(lambda names: names.final_norm), _at_output),
+}

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from pipeline.errors import DataError
 from pipeline.lm.attention import AttentionWeights, attention_weights
-from pipeline.lm.hook_points import last_of, layer_of, parse_hook_points
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Replacement, Run, StopRun, token_loss
 from pipeline.lm.token_texts import TokenTexts
@@ -158,6 +157,16 @@ class LanguageModel(abc.ABC):
         """
         return self._source.hook_width(hook_point)
 
+    def first_block(self, hook_point: str) -> int:
+        """The block before which a run may begin that differs from another one at this hook point alone.
+
+        0 where it is not known to be later, the last block for what comes after it.
+
+        Raises:
+            DataError: no such hook point.
+        """
+        return max(0, min(self._source.points.parse(hook_point).earliest, self.n_layers - 1))
+
     @functools.cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer, loaded when first asked for."""
@@ -202,7 +211,7 @@ class LanguageModel(abc.ABC):
 
     @abc.abstractmethod
     def _affine(self, layer: int, norm: str) -> tuple[Tensor | None, Tensor | None]:
-        """Gain and bias [d] of a layer's norm "ln1" or "ln2"; None where it has none."""
+        """Gain and bias [d] of a layer's norm, "ln1" or another that its block has; None where it has none."""
 
     @abc.abstractmethod
     def unembedding(self) -> Unembedding:
@@ -229,9 +238,12 @@ class LanguageModel(abc.ABC):
         ids = self._check_tokens(token_ids)
         if not hook_points:
             return {}
-        run = Run(capture=frozenset(hook_points), stop_after=last_of(hook_points, self.n_layers))
+        run = Run(capture=frozenset(hook_points), stop=True)
         with contextlib.suppress(StopRun):
             self._forward(ids, run)
+        absent = [name for name in hook_points if name not in run.captured]
+        if absent:
+            raise DataError(f"hook point '{absent[0]}': its module does not run in a forward pass of {self.name}; name another")
         return {name: run.captured[name] for name in hook_points}
 
     def logits(
@@ -264,7 +276,8 @@ class LanguageModel(abc.ABC):
         self.check_whole()
         ids, run = self._check_tokens(token_ids), self._splicing_run(replace or {}, capture)
         with torch.set_grad_enabled(gradient):
-            if start is None or not self.starts_midway or any(layer_of(name) < start.layer for name in run.wanted):
+            points = self._source.points.parse_all(run.wanted).values()
+            if start is None or not self.starts_midway or any(point.earliest < start.layer for point in points):
                 return self._forward(ids, run)
             return self._forward(ids, run, self._after_replaced_block(run, start))
 
@@ -276,7 +289,7 @@ class LanguageModel(abc.ABC):
         value = run.visit(name, start.known[name])
         assert isinstance(value, Tensor)
         run.wanted = frozenset()
-        return Start(layer_of(name) + 1, value)
+        return Start(self._source.points.parse(name).layer + 1, value)
 
     def loss(
         self,
@@ -342,8 +355,9 @@ class LanguageModel(abc.ABC):
         return weights.from_normalized(*self._affine(layer, "ln1"))
 
     def _check_hook_points(self, names: Iterable[str]) -> None:
-        for point in parse_hook_points(names, self.n_layers, self.name).values():
-            self._check_layer(point.layer)
+        for point in self._source.points.parse_all(names).values():
+            if point.layer >= 0:
+                self._check_layer(min(point.layer, self.n_layers - 1))
 
     def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < self.n_layers:
@@ -368,8 +382,7 @@ class LanguageModel(abc.ABC):
         if not replace:
             return Run()
         if capture is None:
-            names = self.hook_points()
-            capture = names[: names.index(last_of(list(replace), self.n_layers))]
+            capture = self._source.points.up_to(list(replace))
         self._check_hook_points(capture)
         return Run(capture=frozenset(capture), replace=replace)
 

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from typing import Any
 from pipeline.errors import DataError
 from pipeline.files import json_object, local_path, looked_in, read_object, root
 from pipeline.foreign import reading, shortened
-from pipeline.lm.architectures import architecture_of
-from pipeline.lm.hook_points import hook_point_names, parse_hook_point
+from pipeline.lm.architectures import Architecture, architecture_of
+from pipeline.lm.hook_points import HookPoints
 
 DEMO = "demo"
 _HUB_TIMEOUT = 10.0
@@ -33,6 +34,7 @@ _FIELDS = {
 }
 # Written by transformers, without influence on what the model computes.
 _FREE_KEYS = ("_name_or_path", "transformers_version", "_commit_hash")
+_INSIDE = ("attn.hook_", "mlp.hook_p")  # sites that begin so are not as wide as the residual stream
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
@@ -83,18 +85,49 @@ class ModelSource:
         found = self._field("max_context")
         return found if isinstance(found, int) else None
 
+    @functools.cached_property
+    def blocks(self) -> tuple[Architecture, ...]:
+        """Names of the modules of each block."""
+        declared = architecture_of(self.model_type, self.name)
+        return tuple(declared.of_block(self.config, layer) for layer in range(self.n_layers))
+
+    @functools.cached_property
+    def points(self) -> HookPoints:
+        """All hook points."""
+        blocks = architecture_of(self.model_type, self.name).blocks
+        return HookPoints(self.name, tuple(block.sites for block in self.blocks), self.model_type, blocks)
+
     def hook_points(self) -> list[str]:
-        """Names of all hook points, in the order of a run."""
-        return hook_point_names(self.n_layers)
+        """Names of all hook points but those of modules, in the order of a run."""
+        return self.points.names()
 
     def hook_width(self, hook_point: str) -> int:
         """Width of the activation at a hook point.
 
+        Inside attention and MLP, and at modules, it is seen in a run of the model without values (torch is imported).
+
         Raises:
-            DataError: no such hook point.
+            DataError: no such hook point, or a module whose activation is no [batch, token, width].
         """
-        parse_hook_point(hook_point, self.n_layers, self.name)
-        return self.d_model
+        point = self.points.parse(hook_point)
+        if not point.path and not point.site.startswith(_INSIDE):
+            return self.d_model
+        if hook_point not in self._seen:
+            from pipeline.lm.seen import see
+
+            inside = [name for name in self.hook_points() if self.points.parse(name).site.startswith(_INSIDE)]
+            self._seen.update(see(self, [hook_point] if point.path else inside))
+        return self._seen[hook_point]
+
+    @functools.cached_property
+    def _seen(self) -> dict[str, int]:
+        return {}
+
+    def in_order(self, hook_points: Sequence[str]) -> list[str]:
+        """Hook points in the order in which they occur in a run; errors as :meth:`hook_width`."""
+        from pipeline.lm.seen import see
+
+        return list(see(self, hook_points))
 
     def digest(self) -> str:
         """sha256 over the configuration and the content of every weight file, or over configuration and commit (hub).
