@@ -61,10 +61,11 @@ def attention_fields(attention: AttentionWeights) -> dict[str, object]:
     fields: dict[str, object] = {"d_qk_head": attention.d_head, "use_post_qk_ln": normed}
     fields["attn_scale"] = None if root else attention.attn_scale
     if normed:
-        fields |= {"normalization_type": "RMS", "eps": attention.eps}
+        fields |= {"normalization_type": attention.normalization, "eps": attention.eps}
     if not attention.rotary_dim:
         return {**fields, "positional_embedding_type": "none"}
-    fields |= {"positional_embedding_type": "rotary", "rotary_dim": attention.rotary_dim, "rotary_adjacent_pairs": False}
+    fields |= {"positional_embedding_type": "rotary", "rotary_dim": attention.rotary_dim}
+    fields["rotary_adjacent_pairs"] = attention.adjacent_pairs
     fields |= {"rotary_base": attention.rotary_base, "rotary_scale": attention.rotary_scale}
     fields["use_NTK_by_parts_rope"] = parts is not None
     if parts is not None:

@@ -13,20 +13,20 @@ import torch
 from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.loading import load_language_model
 from pipeline.seeding import generator
+from tests.lm.families import CONTEXT, FURTHER, GQA, LAYERS, VOCAB, WINDOW, D
 
-D, LAYERS, VOCAB, CONTEXT, WINDOW = 32, 3, 300, 24, 8
-_GQA = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
 _NEOX = {"num_attention_heads": 4, "intermediate_size": 64, "hidden_act": "gelu"}
 # name -> (model_type, configuration); eps differ from every library's default, so that a wrong one would show.
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("gpt_neox", {**_NEOX, "use_parallel_residual": True, "layer_norm_eps": 1e-3}),
     "gpt_neox_sequential": ("gpt_neox", {**_NEOX, "use_parallel_residual": False, "layer_norm_eps": 1e-3}),
     "gpt2": ("gpt2", {"num_attention_heads": 4, "layer_norm_epsilon": 1e-3}),
-    "llama": ("llama", {**_GQA, "rms_norm_eps": 1e-3}),
-    "mistral": ("mistral", {**_GQA, "rms_norm_eps": 1e-3}),
-    "qwen2": ("qwen2", {**_GQA, "rms_norm_eps": 1e-3}),
-    "qwen3": ("qwen3", {**_GQA, "rms_norm_eps": 1e-3, "head_dim": 8}),
-    "gemma": ("gemma", {**_GQA, "rms_norm_eps": 1e-3, "head_dim": 8}),
+    "llama": ("llama", {**GQA, "rms_norm_eps": 1e-3}),
+    "mistral": ("mistral", {**GQA, "rms_norm_eps": 1e-3}),
+    "qwen2": ("qwen2", {**GQA, "rms_norm_eps": 1e-3}),
+    "qwen3": ("qwen3", {**GQA, "rms_norm_eps": 1e-3, "head_dim": 8}),
+    "gemma": ("gemma", {**GQA, "rms_norm_eps": 1e-3, "head_dim": 8}),
+    **FURTHER,
 }
 # Settings of an attention; layer 0 of qwen2_window has no window.
 _PARTS = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
@@ -34,7 +34,7 @@ _QWEN2_WINDOW = {"use_sliding_window": True, "sliding_window": WINDOW, "max_wind
 
 
 def _rope(rope_type: str, **options: Any) -> tuple[str, dict[str, Any]]:
-    return "llama", {**_GQA, "rope_parameters": {"rope_type": rope_type, "rope_theta": 100.0, **options}}
+    return "llama", {**GQA, "rope_parameters": {"rope_type": rope_type, "rope_theta": 100.0, **options}}
 
 
 ATTENTIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -44,8 +44,8 @@ ATTENTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_by_parts": _rope("llama3", **_PARTS),
     "llama_yarn": _rope("yarn", factor=4.0, original_max_position_embeddings=CONTEXT // 4),
     "llama_dynamic": _rope("dynamic", factor=4.0),
-    "mistral_window": ("mistral", {**_GQA, "sliding_window": WINDOW}),
-    "qwen2_window": ("qwen2", {**_GQA, **_QWEN2_WINDOW}),
+    "mistral_window": ("mistral", {**GQA, "sliding_window": WINDOW}),
+    "qwen2_window": ("qwen2", {**GQA, **_QWEN2_WINDOW}),
 }
 
 
@@ -86,9 +86,8 @@ def _write_model(directory: Path, model_type: str, options: dict[str, Any]) -> N
         draw = generator(0, "tests", model_type)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                base = 1.0 if "norm" in name and name.endswith("weight") and model_type != "gemma" else 0.0
-                base = 1.0 if ".ln_" in name and name.endswith("weight") else base
-                parameter.copy_(base + 0.15 * torch.randn(parameter.shape, generator=draw))
+                noise = 0.15 * torch.randn(parameter.shape, generator=draw)
+                parameter.copy_(parameter + noise if "norm" in name or ".ln_" in name else noise)  # norms begin as the identity
         model.save_pretrained(directory)
         _tokenizer().save_pretrained(directory)
 

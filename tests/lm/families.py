@@ -1,0 +1,57 @@
+"""Small configurations of the families that are not built like Llama or GPT-2: name -> (model_type, configuration).
+
+A name after an underscore is a variant: what a family's configuration can change in its blocks. Epsilons differ from every
+library's default, so that a wrong one would show; windows are shorter than the contexts of the tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+D, LAYERS, VOCAB, CONTEXT, WINDOW = 32, 3, 300, 24, 8
+GQA: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+_RMS = {**GQA, "rms_norm_eps": 1e-3}
+_HEADS = {**_RMS, "head_dim": 8}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
+_CAPPED = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+_ROPES = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 200.0},
+}
+_GEMMA = {**_HEADS, "sliding_window": WINDOW, "query_pre_attn_scalar": 12}
+_GEMMA3 = {**_GEMMA, "layer_types": _SLIDING, "rope_parameters": _ROPES, "pad_token_id": 0}
+_LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
+_LN = {"num_attention_heads": 4, "layer_norm_epsilon": 1e-3}
+_OPT = {"num_attention_heads": 4, "ffn_dim": 48, "pad_token_id": 1}
+_STABLELM = {**GQA, "layer_norm_eps": 1e-3}
+
+FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma2": ("gemma2", {**_GEMMA, **_CAPPED}),
+    "gemma3": ("gemma3_text", _GEMMA3),
+    "qwen3_moe": ("qwen3_moe", {**_HEADS, **_EXPERTS, "mlp_only_layers": [2], "norm_topk_prob": True}),
+    "qwen3_5": ("qwen3_5_text", {**_HEADS, **_LINEAR}),
+    "qwen3_next": ("qwen3_next", {**_HEADS, **_LINEAR, **_EXPERTS, "shared_expert_intermediate_size": 24}),
+    "mixtral": ("mixtral", {**_RMS, **_LOCAL_EXPERTS}),
+    "olmo2": ("olmo2", {**_RMS, "pad_token_id": 0}),
+    "olmo3": ("olmo3", {**_RMS, "pad_token_id": 0, "sliding_window": WINDOW, "layer_types": _SLIDING}),
+    "phi3": ("phi3", {**_RMS, "pad_token_id": 0}),
+    "gpt_oss": ("gpt_oss", {**_HEADS, **_LOCAL_EXPERTS, "sliding_window": WINDOW, "pad_token_id": 0}),
+    "gptj": ("gptj", {**_LN, "rotary_dim": 4}),
+    "opt": ("opt", {**_OPT, "word_embed_proj_dim": D}),
+    "opt_projected": ("opt", {**_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+    "bloom": ("bloom", {**_LN, "pad_token_id": 3}),
+    "falcon": ("falcon", _LN),
+    "falcon_grouped": ("falcon", {**_LN, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon_alibi": ("falcon", {**_LN, "parallel_attn": False, "multi_query": False, "alibi": True, "bias": True}),
+    "stablelm": ("stablelm", _STABLELM),
+    "stablelm_parallel": ("stablelm", {**_STABLELM, "use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True}),
+}
