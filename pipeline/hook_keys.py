@@ -6,22 +6,39 @@ norms and dictionaries use these keys as the names of hook points, so that only 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 MAIN = ""  # alias of the main model
-# Of a block, in the order in which they occur in a run, with parallel and with sequential residuals (lm/hook_points.py).
+# All sites that a block of any family has, in the order in which they occur in a run, with parallel and with sequential
+# residuals; which of them a family has is lm/architectures.py's to say.
 SITES = (
     "hook_resid_pre",
     "ln1.hook_normalized",
     "ln1.hook_out",
+    "attn.hook_q",
+    "attn.hook_k",
+    "attn.hook_v",
+    "attn.hook_z",
+    "ln1_post.hook_normalized",
+    "ln1_post.hook_out",
     "hook_attn_out",
+    "hook_resid_mid",
     "ln2.hook_normalized",
     "ln2.hook_out",
+    "mlp.hook_in",
+    "mlp.hook_pre",
+    "mlp.hook_pre_linear",
+    "mlp.hook_post",
+    "ln2_post.hook_normalized",
+    "ln2_post.hook_out",
     "hook_mlp_out",
     "hook_resid_post",
 )
+# Sites of the model before and after its blocks.
+BEFORE, AFTER = ("hook_embed",), ("ln_final.hook_normalized", "ln_final.hook_out")
 _NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
@@ -45,8 +62,14 @@ def by_model(keys: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def place_of(hook_point: str) -> tuple[int, int] | None:
-    """(layer, index into SITES): the order of two is that in a run. None for another name."""
+def place_of(hook_point: str) -> tuple[float, int] | None:
+    """(layer, index into SITES): the order of two is that in a run; layer is -1 before the blocks and infinity after them.
+    None for another name.
+    """
+    if hook_point in BEFORE:
+        return (-1, BEFORE.index(hook_point))
+    if hook_point in AFTER:
+        return (math.inf, AFTER.index(hook_point))
     match = _NAME.fullmatch(hook_point)
     return (int(match[1]), SITES.index(match[2])) if match and match[2] in SITES else None
 

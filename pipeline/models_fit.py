@@ -50,7 +50,7 @@ def _check_fits(params: Params) -> None:
     params.with_widths(widths)
     place = place_of(params.dictionary.hooks_in[0])
     if params.initializer.initialize_lorsa_with_mhsa and place is not None:
-        form = load_attention_form(params.model.model_name, params.model.revision, place[0])
+        form = load_attention_form(params.model.model_name, params.model.revision, int(place[0]))
         check_attention_fits(params.dictionary.to_dict(), form)
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from pipeline.norms.hook_norm import HookNorm
 
 
-RESIDUAL = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")  # in the order of a layer
-STREAM = ("hook_resid_pre", "hook_resid_post")
+RESIDUAL = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")  # in the order of a layer
+STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 
 
 class Attribution(NamedTuple):
@@ -47,8 +47,8 @@ def writes_residual_stream(dictionary: Dictionary) -> bool:
 def standing(keys: Sequence[str], alias: str = MAIN) -> list[int]:
     """Places in `keys` of one model's hook points whose rows add up to what a feature does to its residual stream.
 
-    The outputs of attention and MLP layers are added to the stream. A reconstruction spliced in at hook_resid_pre or
-    hook_resid_post takes the stream's place, with all that was written before: of such hook points only the last one counts,
+    The outputs of attention and MLP layers are added to the stream. A reconstruction spliced in at hook_resid_pre, _mid or
+    _post takes the stream's place, with all that was written before: of such hook points only the last one counts,
     or a feature of several layers would count once for each.
     """
     own = [place for place, key in enumerate(keys) if split_key(key)[0] == alias]

@@ -1,16 +1,21 @@
 """Names of the places in a language model whose activations are read and written, as in TransformerLens.
 
-    blocks.L.hook_resid_pre       residual stream before block L
-    blocks.L.ln1.hook_normalized  attention's norm before gain and bias: (x - mean) / sqrt(var + eps), or x / rms
-    blocks.L.ln1.hook_out         the same after gain and bias: what attention reads
-    blocks.L.hook_attn_out        what attention adds to the residual stream
-    blocks.L.ln2.hook_normalized  the MLP's norm before gain and bias
-    blocks.L.ln2.hook_out         the same after gain and bias: what the MLP reads
-    blocks.L.hook_mlp_out         what the MLP adds to the residual stream
-    blocks.L.hook_resid_post      residual stream after block L
+    blocks.L.hook_resid_pre            residual stream before block L
+    blocks.L.ln1.hook_normalized       attention's norm before gain and bias: (x - mean) / sqrt(var + eps), or x / rms
+    blocks.L.ln1.hook_out              the same after gain and bias: what attention reads
+    blocks.L.ln1_post.hook_normalized  the norm of what attention gives, in families that have one, before its gain
+    blocks.L.ln1_post.hook_out         the same after its gain
+    blocks.L.hook_attn_out             what attention adds to the residual stream
+    blocks.L.ln2.hook_normalized       the MLP's norm before gain and bias
+    blocks.L.ln2.hook_out              the same after gain and bias: what the MLP reads
+    blocks.L.ln2_post.hook_normalized  the norm of what the MLP gives, in families that have one, before its gain
+    blocks.L.ln2_post.hook_out         the same after its gain
+    blocks.L.hook_mlp_out              what the MLP adds to the residual stream
+    blocks.L.hook_resid_post           residual stream after block L
 
-This is also the order in which they occur in a run, with parallel and with sequential residuals. Importing this module
-costs nothing: parameters are checked with it before anything is loaded.
+This is also the order in which they occur in a run, with parallel and with sequential residuals. Which of them a block has
+is what its family declares (architectures.py). Importing this module costs nothing: parameters are checked with it before
+anything is loaded.
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ class HookPoint:
 
     Attributes:
         layer: block, from 0.
-        order: index into :data:`SITES`.
+        order: index into `hook_keys.SITES`.
     """
 
     layer: int
@@ -48,53 +53,77 @@ class HookPoint:
         return f"blocks.{self.layer}.{self.site}"
 
 
-def hook_point_names(n_layers: int) -> list[str]:
-    """All hook points of a model with `n_layers` blocks, in the order of a run."""
-    return [f"blocks.{layer}.{site}" for layer in range(n_layers) for site in SITES]
-
-
-def describe_hook_points(n_layers: int) -> str:
-    """All hook points of a model in one short phrase."""
-    return f"blocks.L.{{{', '.join(SITES)}}} with L from 0 to {n_layers - 1}"
-
-
 def layer_of(name: str) -> int:
     """The block of a hook point's name that is known to be one."""
     return int(name.split(".")[1])
 
 
-def parse_hook_point(name: str, n_layers: int, model: str = "the model") -> HookPoint:
-    """Check the name of a hook point of a model with `n_layers` blocks.
+@dataclass(frozen=True)
+class HookPoints:
+    """The hook points of one model.
 
-    Raises:
-        DataError: no such hook point; the message has the nearest one and all that exist.
+    Attributes:
+        model: its name, for messages.
+        sites: of each block, in the order of `hook_keys.SITES`.
+        family: what `model` is, for messages.
     """
-    match = _NAME.fullmatch(name)
-    if match is None or match[2] not in SITES:
-        near = nearest(name, hook_point_names(n_layers))
-        hint = f"; did you mean '{near}'?" if near else ";"
-        raise DataError(f"unknown hook point '{name}'{hint} {model} has {describe_hook_points(n_layers)}")
-    layer = int(match[1])
-    if layer >= n_layers:
-        near = nearest(name, hook_point_names(n_layers)) or f"blocks.{n_layers - 1}.{match[2]}"
-        raise DataError(
-            f"unknown hook point '{name}': layer {layer} does not exist, {model} has {n_layers} layers; "
-            f"did you mean '{near}'? It has {describe_hook_points(n_layers)}"
-        )
-    return HookPoint(layer, SITES.index(match[2]))
 
+    model: str
+    sites: tuple[tuple[str, ...], ...]
+    family: str = ""
 
-def parse_hook_points(names: Iterable[str], n_layers: int, model: str = "the model") -> dict[str, HookPoint]:
-    """:func:`parse_hook_point` for several names.
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.sites)
 
-    Raises:
-        DataError: one does not exist, or `names` is a bare string.
-    """
-    if isinstance(names, str):
-        raise DataError(f"hook points should be a list of names, got the string '{names}'")
-    return {name: parse_hook_point(name, n_layers, model) for name in names}
+    def names(self) -> list[str]:
+        """All, in the order of a run."""
+        return [f"blocks.{layer}.{site}" for layer, sites in enumerate(self.sites) for site in sites]
 
+    def describe(self) -> str:
+        """All in one short phrase."""
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for layer, sites in enumerate(self.sites):
+            alike.setdefault(sites, []).append(layer)
+        if len(alike) == 1:
+            return f"blocks.L.{{{', '.join(self.sites[0])}}} with L from 0 to {self.n_layers - 1}"
+        of = [f"blocks.L.{{{', '.join(sites)}}} with L {', '.join(map(str, layers))}" for sites, layers in alike.items()]
+        return " and ".join(of)
 
-def last_of(names: Sequence[str], n_layers: int) -> str:
-    """The one of `names` that occurs last in a run."""
-    return max(names, key=lambda name: parse_hook_point(name, n_layers))
+    def parse(self, name: str) -> HookPoint:
+        """Check the name of a hook point.
+
+        Raises:
+            DataError: no such hook point; the message has the nearest one and all that exist.
+        """
+        match = _NAME.fullmatch(name)
+        if match is None or match[2] not in SITES:
+            near = nearest(name, self.names())
+            hint = f"; did you mean '{near}'?" if near else ";"
+            raise DataError(f"unknown hook point '{name}'{hint} {self.model} has {self.describe()}")
+        layer = int(match[1])
+        if layer >= self.n_layers:
+            near = nearest(name, self.names()) or f"blocks.{self.n_layers - 1}.{match[2]}"
+            raise DataError(
+                f"unknown hook point '{name}': layer {layer} does not exist, {self.model} has {self.n_layers} layers; "
+                f"did you mean '{near}'? It has {self.describe()}"
+            )
+        if match[2] not in self.sites[layer]:
+            family = f" (family {self.family})" if self.family else ""
+            raise DataError(f"hook point '{name}': {self.model}{family} has no {match[2]} there; it has {self.describe()}")
+        return HookPoint(layer, SITES.index(match[2]))
+
+    def parse_all(self, names: Iterable[str]) -> dict[str, HookPoint]:
+        """:meth:`parse` of several names.
+
+        Raises:
+            DataError: one does not exist, or `names` is a bare string.
+        """
+        if isinstance(names, str):
+            raise DataError(f"hook points should be a list of names, got the string '{names}'")
+        return {name: self.parse(name) for name in names}
+
+    def last_of(self, names: Sequence[str]) -> str:
+        """The one of `names` that occurs last in a run."""
+        return max(names, key=self.parse)

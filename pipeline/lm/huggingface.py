@@ -1,7 +1,7 @@
 """The back end on plain transformers modules: forward hooks on the few modules that a run wants, and an early stop.
 
-hook_resid_pre is a block's input, hook_resid_post its output, hook_attn_out and hook_mlp_out the outputs of its parts,
-ln*.hook_out a norm's output and ln*.hook_normalized is computed from the norm's input:
+:data:`_AT` says of each site which module of a block is hooked, and how. ln*.hook_normalized is computed from the norm's
+input:
 
     LayerNorm  (x - mean) / sqrt(var + eps)          RMSNorm  x / sqrt(mean(x^2) + eps)
 
@@ -11,9 +11,9 @@ in float32, given in the model's dtype.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -107,13 +107,14 @@ class HuggingFaceModel(LanguageModel):
         return found
 
     def _mlp(self, layer: int) -> nn.Module:
-        return self._blocks[layer].get_submodule(self._architecture.mlp)
+        return self._blocks[layer].get_submodule(self._source.blocks[layer].mlp)
 
     def _attention(self, layer: int) -> tuple[nn.Module, Any]:
-        return self._blocks[layer].get_submodule(self._architecture.attention), self._model.config
+        return self._blocks[layer].get_submodule(self._source.blocks[layer].attention), self._model.config
 
     def _affine(self, layer: int, norm: str) -> tuple[Tensor | None, Tensor | None]:
-        return affine(self._blocks[layer].get_submodule(getattr(self._architecture, norm)), self._architecture)
+        names = self._source.blocks[layer]
+        return affine(self._blocks[layer].get_submodule(getattr(names, norm)), names)
 
     def unembedding(self) -> Unembedding:
         self.check_whole()
@@ -123,33 +124,14 @@ class HuggingFaceModel(LanguageModel):
     @contextmanager
     def _hooks(self, run: Run) -> Iterator[None]:
         with ExitStack() as stack:
-            for layer, block in enumerate(self._blocks):
-                prefix = f"blocks.{layer}."
-                if any(name.startswith(prefix) for name in run.wanted):
-                    for handle in self._block_hooks(prefix, block, run):
-                        stack.callback(handle.remove)
+            for point in sorted(self._source.points.parse_all(run.wanted).values()):
+                names = self._source.blocks[point.layer]
+                at = _AT[point.site]
+                path = at.module(names)
+                assert path is not None
+                hook = at.hook(run, point.name, names)
+                stack.callback(hook(self._blocks[point.layer].get_submodule(path)).remove)
             yield
-
-    def _block_hooks(self, prefix: str, block: nn.Module, run: Run) -> Iterator[Any]:
-        names = self._architecture
-        if f"{prefix}hook_resid_pre" in run.wanted:
-            yield block.register_forward_pre_hook(_input_hook(run, f"{prefix}hook_resid_pre"), with_kwargs=True)
-        for site, part in (("ln1", names.ln1), ("ln2", names.ln2)):
-            if {f"{prefix}{site}.hook_normalized", f"{prefix}{site}.hook_out"} & run.wanted:
-                norm = block.get_submodule(part)
-                yield norm.register_forward_hook(self._norm_hook(run, f"{prefix}{site}"))
-        for site, part in (("hook_attn_out", names.attention), ("hook_mlp_out", names.mlp)):
-            if f"{prefix}{site}" in run.wanted:
-                yield block.get_submodule(part).register_forward_hook(_output_hook(run, f"{prefix}{site}"))
-        if f"{prefix}hook_resid_post" in run.wanted:
-            yield block.register_forward_hook(_output_hook(run, f"{prefix}hook_resid_post"))
-
-    def _norm_hook(self, run: Run, prefix: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def hook(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            gain, _ = affine(norm, self._architecture)
-            return run.visit_norm(prefix, lambda: normalized(norm, args[0]), output, gain)
-
-        return hook
 
 
 def _passing_on(value: Tensor | None, n_outputs: int) -> Callable[..., Any]:
@@ -163,17 +145,64 @@ def _passing_on(value: Tensor | None, n_outputs: int) -> Callable[..., Any]:
     return forward
 
 
-def _input_hook(run: Run, name: str) -> Callable[..., Any]:
+# What puts a hook on a module; the handle removes it.
+_Registers = Callable[[nn.Module], Any]
+
+
+def _at_input(run: Run, name: str, names: Architecture) -> _Registers:
+    """The first thing that the module is given."""
+
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             return (run.visit(name, args[0]), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": run.visit(name, kwargs["hidden_states"])}
 
-    return hook
+    return lambda module: module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _output_hook(run: Run, name: str) -> Callable[[nn.Module, Any, Any], Any]:
+def _at_output(run: Run, name: str, names: Architecture) -> _Registers:
+    """The first thing that the module gives."""
+
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         return _with_first(output, run.visit(name, _first(output)))
 
-    return hook
+    return lambda module: module.register_forward_hook(hook)
+
+
+def _at_normalized(run: Run, name: str, names: Architecture) -> _Registers:
+    """What a norm computes before gain and bias."""
+
+    def hook(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        gain, _ = affine(norm, names)
+        return run.visit_normalized(name, lambda: normalized(norm, args[0]), output, gain)
+
+    return lambda module: module.register_forward_hook(hook)
+
+
+class _At(NamedTuple):
+    """How a site is hooked.
+
+    Attributes:
+        module: a block's names -> the path of the module inside the block ("": the block).
+        hook: (run, the hook point's name, the block's names) -> what puts the hook on the module.
+    """
+
+    module: Callable[[Architecture], str | None]
+    hook: Callable[[Run, str, Architecture], _Registers]
+
+
+# Hooks of one module run in the order of this table, which is that of the sites.
+_AT: Mapping[str, _At] = {
+    "hook_resid_pre": _At(lambda block: "", _at_input),
+    "ln1.hook_normalized": _At(lambda block: block.ln1, _at_normalized),
+    "ln1.hook_out": _At(lambda block: block.ln1, _at_output),
+    "ln1_post.hook_normalized": _At(lambda block: block.ln1_post, _at_normalized),
+    "ln1_post.hook_out": _At(lambda block: block.ln1_post, _at_output),
+    "hook_attn_out": _At(lambda block: block.adds_attention, _at_output),
+    "ln2.hook_normalized": _At(lambda block: block.ln2, _at_normalized),
+    "ln2.hook_out": _At(lambda block: block.ln2, _at_output),
+    "ln2_post.hook_normalized": _At(lambda block: block.ln2_post, _at_normalized),
+    "ln2_post.hook_out": _At(lambda block: block.ln2_post, _at_output),
+    "hook_mlp_out": _At(lambda block: block.adds_mlp, _at_output),
+    "hook_resid_post": _At(lambda block: "", _at_output),
+}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import DataError
 from pipeline.lm.attention import AttentionWeights, attention_weights
-from pipeline.lm.hook_points import last_of, layer_of, parse_hook_points
+from pipeline.lm.hook_points import layer_of
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Replacement, Run, StopRun, token_loss
 from pipeline.lm.token_texts import TokenTexts
@@ -202,7 +202,7 @@ class LanguageModel(abc.ABC):
 
     @abc.abstractmethod
     def _affine(self, layer: int, norm: str) -> tuple[Tensor | None, Tensor | None]:
-        """Gain and bias [d] of a layer's norm "ln1" or "ln2"; None where it has none."""
+        """Gain and bias [d] of a layer's norm, "ln1" or another that its block has; None where it has none."""
 
     @abc.abstractmethod
     def unembedding(self) -> Unembedding:
@@ -229,7 +229,7 @@ class LanguageModel(abc.ABC):
         ids = self._check_tokens(token_ids)
         if not hook_points:
             return {}
-        run = Run(capture=frozenset(hook_points), stop_after=last_of(hook_points, self.n_layers))
+        run = Run(capture=frozenset(hook_points), stop=True)
         with contextlib.suppress(StopRun):
             self._forward(ids, run)
         return {name: run.captured[name] for name in hook_points}
@@ -342,7 +342,7 @@ class LanguageModel(abc.ABC):
         return weights.from_normalized(*self._affine(layer, "ln1"))
 
     def _check_hook_points(self, names: Iterable[str]) -> None:
-        for point in parse_hook_points(names, self.n_layers, self.name).values():
+        for point in self._source.points.parse_all(names).values():
             self._check_layer(point.layer)
 
     def _check_layer(self, layer: int) -> None:
@@ -369,7 +369,7 @@ class LanguageModel(abc.ABC):
             return Run()
         if capture is None:
             names = self.hook_points()
-            capture = names[: names.index(last_of(list(replace), self.n_layers))]
+            capture = names[: names.index(self._source.points.last_of(list(replace)))]
         self._check_hook_points(capture)
         return Run(capture=frozenset(capture), replace=replace)
 

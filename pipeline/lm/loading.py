@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError, unknown_name
-from pipeline.lm.hook_points import parse_hook_points
 from pipeline.lm.source import ModelSource, resolve_model
 from pipeline.params.choices import BACKENDS, attention_fault
 
@@ -60,7 +59,7 @@ def load_language_model(
     source = resolve_model(name_or_path, revision)
     n_blocks = None
     if hook_points is not None:
-        parsed = parse_hook_points(hook_points, source.n_layers, source.name)
+        parsed = source.points.parse_all(hook_points)
         n_blocks = 1 + max((point.layer for point in parsed.values()), default=-1)
     whole = n_blocks is None
     from pipeline.lm.weights import load_weights

@@ -18,8 +18,8 @@ from typing import Any
 from pipeline.errors import DataError
 from pipeline.files import json_object, local_path, looked_in, read_object, root
 from pipeline.foreign import reading, shortened
-from pipeline.lm.architectures import architecture_of
-from pipeline.lm.hook_points import hook_point_names, parse_hook_point
+from pipeline.lm.architectures import Architecture, architecture_of
+from pipeline.lm.hook_points import HookPoints
 
 DEMO = "demo"
 _HUB_TIMEOUT = 10.0
@@ -83,9 +83,20 @@ class ModelSource:
         found = self._field("max_context")
         return found if isinstance(found, int) else None
 
+    @functools.cached_property
+    def blocks(self) -> tuple[Architecture, ...]:
+        """Names of the modules of each block."""
+        declared = architecture_of(self.model_type, self.name)
+        return tuple(declared.of_block(self.config, layer) for layer in range(self.n_layers))
+
+    @functools.cached_property
+    def points(self) -> HookPoints:
+        """All hook points."""
+        return HookPoints(self.name, tuple(block.sites for block in self.blocks), self.model_type)
+
     def hook_points(self) -> list[str]:
         """Names of all hook points, in the order of a run."""
-        return hook_point_names(self.n_layers)
+        return self.points.names()
 
     def hook_width(self, hook_point: str) -> int:
         """Width of the activation at a hook point.
@@ -93,7 +104,7 @@ class ModelSource:
         Raises:
             DataError: no such hook point.
         """
-        parse_hook_point(hook_point, self.n_layers, self.name)
+        self.points.parse(hook_point)
         return self.d_model
 
     def digest(self) -> str:

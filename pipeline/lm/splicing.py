@@ -52,20 +52,20 @@ class Run:
     Args:
         capture: hook points to keep.
         replace: {hook point: function(captured, original) -> new value of the same shape}.
-        stop_after: hook point after which nothing is needed, or None to run to the logits.
+        stop: nothing is needed once every hook point in `capture` has occurred; else the run goes to the logits.
     """
 
     def __init__(
         self,
         capture: frozenset[str] = frozenset(),
         replace: Mapping[str, Replacement] | None = None,
-        stop_after: str | None = None,
+        stop: bool = False,
     ) -> None:
         self.capture = capture
         self.replace = dict(replace or {})
         self.wanted = capture | frozenset(self.replace)
         self.captured = Captured()
-        self._stop_after = stop_after
+        self._stop = stop
 
     def visit(self, name: str, value: Tensor | Callable[[], Tensor]) -> Tensor | Callable[[], Tensor]:
         """Keep and replace at hook point `name`; returns the value to go on with, the same object if not replaced.
@@ -83,8 +83,8 @@ class Run:
             value = self._replaced(name, function, value if isinstance(value, Tensor) else value())
         if name in self.capture:
             self.captured.put(name, value)
-        if name == self._stop_after:
-            raise StopRun
+            if self._stop and len(self.captured) == len(self.capture):
+                raise StopRun
         return value
 
     def _replaced(self, name: str, function: Replacement, original: Tensor) -> Tensor:
@@ -94,30 +94,25 @@ class Run:
             raise ValueError(f"the replacement at {name} should give a tensor of shape {tuple(original.shape)}, it gave {got}")
         return new.to(device=original.device, dtype=original.dtype)
 
-    def visit_norm(self, prefix: str, normalized: Tensor | Callable[[], Tensor], output: Tensor, gain: Tensor | None) -> Tensor:
-        """:meth:`visit` at a norm's `hook_normalized` and then its `hook_out`; returns the norm's output to go on with.
+    def visit_normalized(
+        self, name: str, normalized: Tensor | Callable[[], Tensor], output: Tensor, gain: Tensor | None
+    ) -> Tensor:
+        """:meth:`visit` at a norm's `hook_normalized`; returns the norm's output to go on with.
 
         Args:
-            prefix: e.g. `blocks.2.ln1`.
+            name: e.g. `blocks.2.ln1.hook_normalized`.
             normalized: value before gain and bias [b, T, d], or a function that gives it.
             output: the norm's own output [b, T, d].
             gain: [d], or None for a norm without one.
         """
-        name = f"{prefix}.hook_normalized"
-        if name in self.replace:
-            original = normalized if isinstance(normalized, Tensor) else normalized()
-            new = self.visit(name, original)
-            assert isinstance(new, Tensor)
-            change = new - original
-            output = output + (change if gain is None else change * gain).to(output.dtype)
-        elif name in self.wanted:
+        if name not in self.replace:
             self.visit(name, normalized)
-        name = f"{prefix}.hook_out"
-        if name in self.wanted:
-            visited = self.visit(name, output)
-            assert isinstance(visited, Tensor)
-            output = visited
-        return output
+            return output
+        original = normalized if isinstance(normalized, Tensor) else normalized()
+        new = self.visit(name, original)
+        assert isinstance(new, Tensor)
+        change = new - original
+        return output + (change if gain is None else change * gain).to(output.dtype)
 
 
 def token_loss(logits: Tensor, token_ids: Tensor, *, max_elements: int = 1 << 24) -> Tensor:

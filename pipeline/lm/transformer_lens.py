@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import DataError
 from pipeline.lm.architectures import architecture_of
+from pipeline.lm.hook_points import HookPoint
 from pipeline.lm.huggingface import affine
 from pipeline.lm.language_model import LanguageModel, Start
 from pipeline.lm.quiet import quiet
@@ -21,7 +22,8 @@ from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Run
 from pipeline.lm.unembedding import Unembedding, read_unembedding
 
-_NORMS = ("ln1", "ln2")
+_NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
+_NORMALIZED = ".hook_normalized"
 
 
 class TransformerLensModel(LanguageModel):
@@ -49,15 +51,13 @@ class TransformerLensModel(LanguageModel):
                 "set model.backend to huggingface"
             )
         # The bridge puts its own modules in the place of these; the originals are kept.
-        self._mlps = [block.get_submodule(architecture.mlp) for block in blocks]
-        self._attentions = [block.get_submodule(architecture.attention) for block in blocks]
+        declared = source.blocks[: len(blocks)]
+        self._mlps = [block.get_submodule(names.mlp) for block, names in zip(blocks, declared, strict=True)]
+        self._attentions = [block.get_submodule(names.attention) for block, names in zip(blocks, declared, strict=True)]
         self._config = model.config
         self._affines = [
-            {
-                "ln1": affine(block.get_submodule(architecture.ln1), architecture),
-                "ln2": affine(block.get_submodule(architecture.ln2), architecture),
-            }
-            for block in blocks
+            {norm: affine(block.get_submodule(path), names) for norm in _NORMS if (path := getattr(names, norm)) is not None}
+            for block, names in zip(blocks, declared, strict=True)
         ]
         gain, _ = affine(model.get_submodule(architecture.final_norm), architecture)
         self._unembedding = read_unembedding(model, architecture, source.name, gain) if whole else None
@@ -75,29 +75,26 @@ class TransformerLensModel(LanguageModel):
 
     def _forward(self, token_ids: Tensor, run: Run, start: Start | None = None) -> Tensor:
         hooks: list[tuple[str, Callable[..., Tensor | None]]] = []
-        for layer in range(self.n_loaded):
-            prefix = f"blocks.{layer}."
-            wanted = [name for name in run.wanted if name.startswith(prefix)]
-            for norm in _NORMS:
-                if any(name.startswith(f"{prefix}{norm}.") for name in wanted):
-                    hooks.extend(self._norm_hooks(run, layer, norm))
-            hooks.extend((name, _hook(run, name)) for name in wanted if name.split(".")[2] not in _NORMS)
+        for point in sorted(self._source.points.parse_all(run.wanted).values()):
+            if point.site.endswith(_NORMALIZED):
+                hooks.extend(self._normalized_hooks(run, point))
+            else:
+                hooks.append((point.name, _hook(run, point.name)))
         with self._bridge.hooks(fwd_hooks=hooks):
             return self._bridge(token_ids, return_type="logits")
 
-    def _norm_hooks(self, run: Run, layer: int, norm: str) -> list[tuple[str, Callable[..., Tensor | None]]]:
-        prefix = f"blocks.{layer}.{norm}"
-        gain, _ = self._affines[layer][norm]
+    def _normalized_hooks(self, run: Run, point: HookPoint) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        """A value that is replaced changes the norm's output, so that with its own value it is the original bit for bit."""
+        gain, _ = self._affines[point.layer][point.site.removesuffix(_NORMALIZED)]
         seen: list[Tensor] = []
 
         def at_normalized(value: Tensor, hook: Any) -> None:
             seen[:] = [value.to(self.dtype)]
 
         def at_out(value: Tensor, hook: Any) -> Tensor:
-            return run.visit_norm(prefix, seen.pop() if seen else value, value, gain)
+            return run.visit_normalized(point.name, seen.pop(), value, gain)
 
-        first = [(f"{prefix}.hook_normalized", at_normalized)] if f"{prefix}.hook_normalized" in run.wanted else []
-        return [*first, (f"{prefix}.hook_out", at_out)]
+        return [(point.name, at_normalized), (f"{point.name.removesuffix(_NORMALIZED)}.hook_out", at_out)]
 
     def _mlp(self, layer: int) -> nn.Module:
         return self._mlps[layer]

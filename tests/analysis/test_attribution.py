@@ -10,7 +10,7 @@ from pipeline.analysis.texts import ReadableTexts
 from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import DataError
 from pipeline.evaluation.raw_space import RawDictionary
-from pipeline.lm.hook_points import SITES
+from pipeline.hook_keys import SITES
 from pipeline.norms.hook_norm import as_hook_norm
 from tests.analysis.test_inspection import folded, sae
 from tests.messages import saying

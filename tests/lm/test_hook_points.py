@@ -1,22 +1,55 @@
-"""Hook point names: parsing, order, and what a wrong one is told."""
+"""Hook point names: which a family has, their order, and what a wrong one is told."""
 
 from __future__ import annotations
 
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.lm.hook_points import SITES, HookPoint, hook_point_names, last_of, parse_hook_point, parse_hook_points
+from pipeline.hook_keys import SITES
+from pipeline.lm.architectures import MODEL_FAMILIES, Architecture
+from pipeline.lm.hook_points import HookPoint, HookPoints
+
+LLAMA = MODEL_FAMILIES.get("llama").sites
+
+
+def of(n_layers, sites=LLAMA):
+    return HookPoints("demo", (sites,) * n_layers, "llama")
 
 
 def test_names_and_order():
-    names = hook_point_names(11)
-    assert len(names) == 11 * len(SITES)
+    points = of(11)
+    names = points.names()
+    assert len(names) == 11 * len(LLAMA)
     assert names[0] == "blocks.0.hook_resid_pre"
-    parsed = [parse_hook_point(name, 11) for name in names]
+    parsed = [points.parse(name) for name in names]
     assert parsed == sorted(parsed)
     assert [point.name for point in parsed] == names
-    assert parse_hook_point("blocks.10.ln2.hook_out", 11) == HookPoint(10, SITES.index("ln2.hook_out"))
-    assert last_of(["blocks.9.hook_resid_post", "blocks.10.hook_resid_pre"], 11) == "blocks.10.hook_resid_pre"
+    assert points.parse("blocks.10.ln2.hook_out") == HookPoint(10, SITES.index("ln2.hook_out"))
+    assert points.last_of(["blocks.9.hook_resid_post", "blocks.10.hook_resid_pre"]) == "blocks.10.hook_resid_pre"
+
+
+def test_a_family_has_the_sites_of_the_modules_that_it_declares():
+    names = ("blocks", "norm", "attn", "mlp")
+    both = Architecture("both", *names, "before", "between", ln1_post="after", ln2_post="last")
+    assert [site for site in both.sites if "ln" in site] == [
+        f"{norm}.hook_{part}" for norm in ("ln1", "ln1_post", "ln2", "ln2_post") for part in ("normalized", "out")
+    ]
+    assert (both.adds_attention, both.adds_mlp) == ("after", "last")
+    bare = Architecture("bare", *names, None, None)
+    assert bare.sites == tuple(site for site in both.sites if "ln" not in site)
+    assert (bare.adds_attention, bare.adds_mlp) == ("attn", "mlp")
+
+
+def test_blocks_may_differ():
+    mixed = Architecture("mixed", "blocks", "norm", "attn", "mlp", "ln1", "ln2", by_layer=lambda c, i: {"ln1": c["ln"][i]})
+    config = {"ln": ["ln1", None, "ln1"]}
+    points = HookPoints("demo", tuple(mixed.of_block(config, layer).sites for layer in range(3)), "mixed")
+    assert "blocks.0.ln1.hook_out" in points.names()
+    assert "blocks.1.ln1.hook_out" not in points.names()
+    with pytest.raises(
+        DataError, match=r"'blocks\.1\.ln1\.hook_out': demo \(family mixed\) has no ln1\.hook_out there.*L 0, 2.*L 1"
+    ):
+        points.parse("blocks.1.ln1.hook_out")
 
 
 @pytest.mark.parametrize(
@@ -27,13 +60,14 @@ def test_names_and_order():
         ("blocks.-1.hook_mlp_out", "unknown hook point"),
         ("", "unknown hook point ''"),
         ("blocks.1.hook_resid_post ", "unknown hook point"),
+        ("blocks.1.ln2_post.hook_out", r"demo \(family llama\) has no ln2_post\.hook_out there; it has blocks\.L\.\{"),
     ],
 )
 def test_unknown_names(name, message):
     with pytest.raises(DataError, match=message):
-        parse_hook_point(name, 4, "demo")
+        of(4).parse(name)
 
 
 def test_a_bare_string_is_not_a_list():
     with pytest.raises(DataError, match="should be a list"):
-        parse_hook_points("blocks.0.hook_resid_pre", 4)
+        of(4).parse_all("blocks.0.hook_resid_pre")

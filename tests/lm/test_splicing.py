@@ -12,7 +12,7 @@ from pipeline.lm.splicing import Captured, Run, StopRun, token_loss
 
 def test_a_run_keeps_what_it_replaced_and_stops():
     a, b = torch.zeros(1, 2, 3), torch.ones(1, 2, 3)
-    run = Run(frozenset({"a", "b"}), {"a": lambda captured, original: original + 2}, stop_after="b")
+    run = Run(frozenset({"a", "b"}), {"a": lambda captured, original: original + 2}, stop=True)
     assert torch.equal(run.visit("a", a), a + 2)
     with pytest.raises(StopRun):
         run.visit("b", b)
@@ -25,11 +25,12 @@ def test_a_run_keeps_what_it_replaced_and_stops():
 def test_a_norm_changes_by_the_gain_times_the_change():
     n = torch.tensor([[[1.0, 2.0]]])
     y = torch.tensor([[[10.0, 20.0]]])
-    run = Run(replace={"ln.hook_normalized": lambda captured, original: original + torch.tensor([1.0, 0.0])})
-    assert run.visit_norm("ln", lambda: n, y, torch.tensor([3.0, 5.0])).tolist() == [[[13.0, 20.0]]]
-    assert run.visit_norm("ln", n, y, None).tolist() == [[[11.0, 20.0]]]
+    name = "ln.hook_normalized"
+    run = Run(replace={name: lambda captured, original: original + torch.tensor([1.0, 0.0])})
+    assert run.visit_normalized(name, lambda: n, y, torch.tensor([3.0, 5.0])).tolist() == [[[13.0, 20.0]]]
+    assert run.visit_normalized(name, n, y, None).tolist() == [[[11.0, 20.0]]]
     untouched = Run()
-    assert untouched.visit_norm("ln", n, y, None) is y
+    assert untouched.visit_normalized(name, n, y, None) is y
 
 
 def test_captured_values_are_computed_once_and_only_when_asked_for():
