@@ -3,11 +3,13 @@
     blocks.L.hook_resid_pre            residual stream before block L
     blocks.L.ln1.hook_normalized       attention's norm before gain and bias: (x - mean) / sqrt(var + eps), or x / rms
     blocks.L.ln1.hook_out              the same after gain and bias: what attention reads
+    blocks.L.attn.hook_out             what attention gives, in families that norm it before it is added
     blocks.L.ln1_post.hook_normalized  the norm of what attention gives, in families that have one, before its gain
     blocks.L.ln1_post.hook_out         the same after its gain
     blocks.L.hook_attn_out             what attention adds to the residual stream
     blocks.L.ln2.hook_normalized       the MLP's norm before gain and bias
     blocks.L.ln2.hook_out              the same after gain and bias: what the MLP reads
+    blocks.L.mlp.hook_out              what the MLP gives, in families that norm it before it is added
     blocks.L.ln2_post.hook_normalized  the norm of what the MLP gives, in families that have one, before its gain
     blocks.L.ln2_post.hook_out         the same after its gain
     blocks.L.hook_mlp_out              what the MLP adds to the residual stream

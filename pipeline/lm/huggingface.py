@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline.lm.architectures import Architecture, architecture_of
+from pipeline.lm.architectures import Architecture
 from pipeline.lm.language_model import LanguageModel, Start
+from pipeline.lm.mlp import BlockMLP
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Run
-from pipeline.lm.unembedding import Unembedding, read_unembedding
+from pipeline.lm.unembedding import Unembedding, part_of, read_unembedding
 
 
 def normalized(norm: nn.Module, x: Tensor) -> Tensor:
@@ -36,8 +37,8 @@ def normalized(norm: nn.Module, x: Tensor) -> Tensor:
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
-def affine(norm: nn.Module, architecture: Architecture) -> tuple[Tensor | None, Tensor | None]:
-    """Gain and bias [d] that a norm applies after normalising; None where it has none."""
+def affine(norm: nn.Module | None, architecture: Architecture) -> tuple[Tensor | None, Tensor | None]:
+    """Gain and bias [d] that a norm applies after normalising; None where it has none, or there is no norm."""
     weight: Tensor | None = getattr(norm, "weight", None)
     bias: Tensor | None = getattr(norm, "bias", None)
     if weight is not None and architecture.gain_offset:
@@ -68,11 +69,12 @@ class HuggingFaceModel(LanguageModel):
     def __init__(self, source: ModelSource, model: nn.Module, whole: bool = True) -> None:
         parameter = next(model.parameters())
         self._model = model
-        self._architecture = architecture_of(source.model_type, source.name)
+        self._architecture = source.declared
         self._blocks = self._architecture.block_list(model)
         super().__init__(source, parameter.device, parameter.dtype, len(self._blocks), whole)
 
     def _forward(self, token_ids: Tensor, run: Run, start: Start | None = None) -> Tensor:
+        run.batch = token_ids.shape
         with self._skipped(start), self._hooks(run):
             return self._model(input_ids=token_ids, use_cache=False).logits
 
@@ -106,8 +108,8 @@ class HuggingFaceModel(LanguageModel):
                 handle.remove()
         return found
 
-    def _mlp(self, layer: int) -> nn.Module:
-        return self._blocks[layer].get_submodule(self._source.blocks[layer].mlp)
+    def _mlp(self, layer: int) -> BlockMLP:
+        return BlockMLP(self._blocks[layer], self._source.blocks[layer])
 
     def _attention(self, layer: int) -> tuple[nn.Module, Any]:
         return self._blocks[layer].get_submodule(self._source.blocks[layer].attention), self._model.config
@@ -118,7 +120,7 @@ class HuggingFaceModel(LanguageModel):
 
     def unembedding(self) -> Unembedding:
         self.check_whole()
-        norm = self._model.get_submodule(self._architecture.final_norm)
+        norm = part_of(self._model, self._architecture.final_norm)
         return read_unembedding(self._model, self._architecture, self.name, affine(norm, self._architecture)[0])
 
     @contextmanager
@@ -145,6 +147,13 @@ def _passing_on(value: Tensor | None, n_outputs: int) -> Callable[..., Any]:
     return forward
 
 
+def _visited(run: Run, name: str, value: Tensor) -> Tensor:
+    """What goes on after :meth:`Run.visit`, in the shape of `value`: a block may work on rows [b T, d]."""
+    new = run.visit(name, run.by_context(value))
+    assert isinstance(new, Tensor)
+    return new.reshape(value.shape)
+
+
 # What puts a hook on a module; the handle removes it.
 _Registers = Callable[[nn.Module], Any]
 
@@ -154,8 +163,8 @@ def _at_input(run: Run, name: str, names: Architecture) -> _Registers:
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
-            return (run.visit(name, args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": run.visit(name, kwargs["hidden_states"])}
+            return (_visited(run, name, args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": _visited(run, name, kwargs["hidden_states"])}
 
     return lambda module: module.register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -164,7 +173,8 @@ def _at_output(run: Run, name: str, names: Architecture) -> _Registers:
     """The first thing that the module gives."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        return _with_first(output, run.visit(name, _first(output)))
+        value = _visited(run, name, _first(output))
+        return _with_first(output, value.clone() if names.overwrites else value)
 
     return lambda module: module.register_forward_hook(hook)
 
@@ -174,7 +184,8 @@ def _at_normalized(run: Run, name: str, names: Architecture) -> _Registers:
 
     def hook(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         gain, _ = affine(norm, names)
-        return run.visit_normalized(name, lambda: normalized(norm, args[0]), output, gain)
+        x = run.by_context(args[0])
+        return run.visit_normalized(name, lambda: normalized(norm, x), run.by_context(output), gain).reshape(output.shape)
 
     return lambda module: module.register_forward_hook(hook)
 
@@ -196,11 +207,13 @@ _AT: Mapping[str, _At] = {
     "hook_resid_pre": _At(lambda block: "", _at_input),
     "ln1.hook_normalized": _At(lambda block: block.ln1, _at_normalized),
     "ln1.hook_out": _At(lambda block: block.ln1, _at_output),
+    "attn.hook_out": _At(lambda block: block.attention_gives, _at_output),
     "ln1_post.hook_normalized": _At(lambda block: block.ln1_post, _at_normalized),
     "ln1_post.hook_out": _At(lambda block: block.ln1_post, _at_output),
     "hook_attn_out": _At(lambda block: block.adds_attention, _at_output),
     "ln2.hook_normalized": _At(lambda block: block.ln2, _at_normalized),
     "ln2.hook_out": _At(lambda block: block.ln2, _at_output),
+    "mlp.hook_out": _At(lambda block: block.mlp_gives, _at_output),
     "ln2_post.hook_normalized": _At(lambda block: block.ln2_post, _at_normalized),
     "ln2_post.hook_out": _At(lambda block: block.ln2_post, _at_output),
     "hook_mlp_out": _At(lambda block: block.adds_mlp, _at_output),

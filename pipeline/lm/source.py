@@ -18,7 +18,8 @@ from typing import Any
 from pipeline.errors import DataError
 from pipeline.files import json_object, local_path, looked_in, read_object, root
 from pipeline.foreign import reading, shortened
-from pipeline.lm.architectures import Architecture, architecture_of
+from pipeline.lm.architectures import Architecture
+from pipeline.lm.families import architecture_of, check_configuration
 from pipeline.lm.hook_points import HookPoints
 
 DEMO = "demo"
@@ -62,6 +63,24 @@ class ModelSource:
         """`model_type` of the configuration."""
         return str(self.config.get("model_type", "none"))
 
+    @property
+    def declared(self) -> Architecture:
+        """What is declared of its family.
+
+        Raises:
+            DataError: it is not supported.
+        """
+        return architecture_of(self.model_type, self.name)
+
+    @functools.cached_property
+    def text_config(self) -> dict[str, Any]:
+        """The configuration of the language model: of a multimodal one, that part of it."""
+        key = self.declared.text_config
+        found = self.config if key is None else self.config.get(key, {})
+        if not isinstance(found, dict):
+            raise DataError(f"{self.directory / 'config.json'}: {key} should be an object, got {found!r}; {_CONFIG}")
+        return found
+
     @functools.cached_property
     def d_model(self) -> int:
         """Width of the residual stream."""
@@ -86,13 +105,20 @@ class ModelSource:
     @functools.cached_property
     def blocks(self) -> tuple[Architecture, ...]:
         """Names of the modules of each block."""
-        declared = architecture_of(self.model_type, self.name)
-        return tuple(declared.of_block(self.config, layer) for layer in range(self.n_layers))
+        return tuple(self.declared.of_block(self.text_config, layer) for layer in range(self.n_layers))
 
     @functools.cached_property
     def points(self) -> HookPoints:
         """All hook points."""
         return HookPoints(self.name, tuple(block.sites for block in self.blocks), self.model_type)
+
+    def mlp_reads(self, layer: int) -> dict[str, str | None]:
+        """{hook point that the MLP of a block is a function of: the norm whose gain and bias come first, if any}."""
+        block, prefix = self.blocks[layer], f"blocks.{layer}."
+        norm = block.mlp_norm
+        reads: dict[str, str | None] = {f"{prefix}{norm}.hook_out": None, f"{prefix}{norm}.hook_normalized": norm}
+        own = {f"{prefix}{site}": None for site in ("mlp.hook_in", "hook_resid_mid")[: 1 if norm else 2] if site in block.sites}
+        return {**(reads if norm else {}), **own}
 
     def hook_points(self) -> list[str]:
         """Names of all hook points, in the order of a run."""
@@ -186,14 +212,17 @@ class ModelSource:
 
     def _field(self, what: str) -> Any:
         for key in _FIELDS[what]:
-            if key in self.config:
-                return self.config[key]
+            if key in self.text_config:
+                return self.text_config[key]
         # A configuration may leave out what equals its family's default.
         from transformers import AutoConfig
 
         attribute = {"d_model": "hidden_size", "n_layers": "num_hidden_layers"}.get(what, _FIELDS[what][0])
         with reading(f"{self.directory / 'config.json'}: the configuration of model '{self.name}' is damaged", _CONFIG):
-            full = AutoConfig.for_model(self.model_type, **{k: v for k, v in self.config.items() if k != "model_type"})
+            stated = {k: v for k, v in self.text_config.items() if k != "model_type"}
+            nested = self.declared.text_config is not None
+            name = str(self.text_config.get("model_type", f"{self.model_type}_text")) if nested else self.model_type
+            full = AutoConfig.for_model(name, **stated)
             return getattr(full, attribute, None)
 
     def _integer(self, what: str) -> int:
@@ -237,7 +266,7 @@ def resolve_model(name_or_path: str | Path, revision: str | None = None) -> Mode
     else:
         directory, commit = _hub_config(name, revision)
         source = ModelSource(name, directory, commit, _read_config(directory, name))
-    architecture_of(source.model_type, name)
+    check_configuration(source.declared, source.text_config, name)
     _ = (source.d_model, source.n_layers, source.vocab_size)  # checked now, so that what is returned is usable
     return source
 

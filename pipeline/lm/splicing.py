@@ -65,6 +65,7 @@ class Run:
         self.replace = dict(replace or {})
         self.wanted = capture | frozenset(self.replace)
         self.captured = Captured()
+        self.batch: tuple[int, ...] = ()  # [b, T] of the tokens, which a back end states
         self._stop = stop
 
     def visit(self, name: str, value: Tensor | Callable[[], Tensor]) -> Tensor | Callable[[], Tensor]:
@@ -86,6 +87,10 @@ class Run:
             if self._stop and len(self.captured) == len(self.capture):
                 raise StopRun
         return value
+
+    def by_context(self, value: Tensor) -> Tensor:
+        """An activation [b, T, d], also of a part of the model that works on rows [b T, d]."""
+        return value.view(*self.batch, -1) if value.ndim == 2 else value
 
     def _replaced(self, name: str, function: Replacement, original: Tensor) -> Tensor:
         new = function(self.captured, original)

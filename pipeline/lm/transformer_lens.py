@@ -12,15 +12,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.errors import DataError
-from pipeline.lm.architectures import architecture_of
+from pipeline.lm.families import check_bridge
 from pipeline.lm.hook_points import HookPoint
 from pipeline.lm.huggingface import affine
 from pipeline.lm.language_model import LanguageModel, Start
+from pipeline.lm.mlp import BlockMLP
 from pipeline.lm.quiet import quiet
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Run
-from pipeline.lm.unembedding import Unembedding, read_unembedding
+from pipeline.lm.unembedding import Unembedding, part_of, read_unembedding
 
 _NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
 _NORMALIZED = ".hook_normalized"
@@ -41,25 +41,21 @@ class TransformerLensModel(LanguageModel):
     backend = "transformer_lens"
 
     def __init__(self, source: ModelSource, model: nn.Module, whole: bool = True) -> None:
+        check_bridge(source.declared, source.text_config, source.name)
         parameter = next(model.parameters())
-        architecture = architecture_of(source.model_type, source.name)
+        architecture = source.declared
         blocks = architecture.block_list(model)
         super().__init__(source, parameter.device, parameter.dtype, len(blocks), whole)
-        if not getattr(model.config, "scale_attn_weights", True):
-            raise DataError(
-                f"model '{source.name}': its scale_attn_weights is false, which TransformerLens ignores; "
-                "set model.backend to huggingface"
-            )
         # The bridge puts its own modules in the place of these; the originals are kept.
         declared = source.blocks[: len(blocks)]
-        self._mlps = [block.get_submodule(names.mlp) for block, names in zip(blocks, declared, strict=True)]
+        self._mlps = [BlockMLP(block, names) for block, names in zip(blocks, declared, strict=True)]
         self._attentions = [block.get_submodule(names.attention) for block, names in zip(blocks, declared, strict=True)]
         self._config = model.config
         self._affines = [
             {norm: affine(block.get_submodule(path), names) for norm in _NORMS if (path := getattr(names, norm)) is not None}
             for block, names in zip(blocks, declared, strict=True)
         ]
-        gain, _ = affine(model.get_submodule(architecture.final_norm), architecture)
+        gain, _ = affine(part_of(model, architecture.final_norm), architecture)
         self._unembedding = read_unembedding(model, architecture, source.name, gain) if whole else None
         with quiet():
             from transformer_lens.model_bridge import TransformerBridge
@@ -74,14 +70,20 @@ class TransformerLensModel(LanguageModel):
             self._bridge.eval()
 
     def _forward(self, token_ids: Tensor, run: Run, start: Start | None = None) -> Tensor:
+        run.batch = token_ids.shape
         hooks: list[tuple[str, Callable[..., Tensor | None]]] = []
         for point in sorted(self._source.points.parse_all(run.wanted).values()):
             if point.site.endswith(_NORMALIZED):
                 hooks.extend(self._normalized_hooks(run, point))
             else:
-                hooks.append((point.name, _hook(run, point.name)))
+                hooks.append((self._bridge_name(point), _hook(run, point.name)))
         with self._bridge.hooks(fwd_hooks=hooks):
             return self._bridge(token_ids, return_type="logits")
+
+    def _bridge_name(self, point: HookPoint) -> str:
+        """What TransformerLens calls a hook point."""
+        site = self._source.blocks[point.layer].bridge_names.get(point.site, point.site)
+        return f"blocks.{point.layer}.{site}"
 
     def _normalized_hooks(self, run: Run, point: HookPoint) -> list[tuple[str, Callable[..., Tensor | None]]]:
         """A value that is replaced changes the norm's output, so that with its own value it is the original bit for bit."""
@@ -89,14 +91,14 @@ class TransformerLensModel(LanguageModel):
         seen: list[Tensor] = []
 
         def at_normalized(value: Tensor, hook: Any) -> None:
-            seen[:] = [value.to(self.dtype)]
+            seen[:] = [run.by_context(value.to(self.dtype))]
 
         def at_out(value: Tensor, hook: Any) -> Tensor:
             return run.visit_normalized(point.name, seen.pop(), value, gain)
 
         return [(point.name, at_normalized), (f"{point.name.removesuffix(_NORMALIZED)}.hook_out", at_out)]
 
-    def _mlp(self, layer: int) -> nn.Module:
+    def _mlp(self, layer: int) -> BlockMLP:
         return self._mlps[layer]
 
     def _attention(self, layer: int) -> tuple[nn.Module, Any]:

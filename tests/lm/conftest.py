@@ -13,7 +13,7 @@ import torch
 from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.loading import load_language_model
 from pipeline.seeding import generator
-from tests.lm.families import CONTEXT, FURTHER, GQA, LAYERS, VOCAB, WINDOW, D
+from tests.lm.families import CONTEXT, FURTHER, GQA, LAYERS, NOT_BRIDGED, VOCAB, WINDOW, D
 
 _NEOX = {"num_attention_heads": 4, "intermediate_size": 64, "hidden_act": "gelu"}
 # name -> (model_type, configuration); eps differ from every library's default, so that a wrong one would show.
@@ -28,6 +28,7 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("gemma", {**GQA, "rms_norm_eps": 1e-3, "head_dim": 8}),
     **FURTHER,
 }
+BRIDGED = [name for name in CONFIGURATIONS if name not in NOT_BRIDGED]  # what both back ends run
 # Settings of an attention; layer 0 of qwen2_window has no window.
 _PARTS = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 _QWEN2_WINDOW = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
@@ -67,22 +68,17 @@ def _tokenizer() -> Any:
 
 
 def _write_model(directory: Path, model_type: str, options: dict[str, Any]) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     from pipeline.lm.quiet import quiet
 
+    sizes = {"vocab_size": VOCAB, "hidden_size": D, "num_hidden_layers": LAYERS, "max_position_embeddings": CONTEXT}
+    own = {**sizes, "bos_token_id": 0, "eos_token_id": 0}
+    nested = "text_config" in options
+    options = {**options, "text_config": {**own, **options["text_config"]}} if nested else {**own, **options}
     with quiet():
-        config = AutoConfig.for_model(
-            model_type,
-            vocab_size=VOCAB,
-            hidden_size=D,
-            num_hidden_layers=LAYERS,
-            max_position_embeddings=CONTEXT,
-            bos_token_id=0,
-            eos_token_id=0,
-            **options,
-        )
-        model = AutoModelForCausalLM.from_config(config)
+        config = AutoConfig.for_model(model_type, **options)
+        model = (AutoModelForImageTextToText if nested else AutoModelForCausalLM).from_config(config)
         draw = generator(0, "tests", model_type)
         with torch.no_grad():
             for name, parameter in model.named_parameters():

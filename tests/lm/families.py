@@ -26,19 +26,28 @@ _LINEAR = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
+    "linear_value_head_dim": 16,
     "linear_conv_kernel_dim": 3,
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
 }
 _LN = {"num_attention_heads": 4, "layer_norm_epsilon": 1e-3}
 _OPT = {"num_attention_heads": 4, "ffn_dim": 48, "pad_token_id": 1}
+_VISION = {"hidden_size": 16, "intermediate_size": 16}
+_SIGLIP = {**_VISION, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+_IMAGE_TOKENS = {"image_token_index": 299, "boi_token_index": 298, "eoi_token_index": 297, "mm_tokens_per_image": 4}
+_QWEN_VISION = {**_VISION, "depth": 1, "num_heads": 2, "out_hidden_size": D, "num_position_embeddings": 16}
 _STABLELM = {**GQA, "layer_norm_eps": 1e-3}
+
+# What TransformerLens does not run as transformers does, with a part of what is said of it.
+NOT_BRIDGED = {"falcon_grouped": "new_decoder_architecture", "falcon_alibi": "alibi", "opt_projected": "do_layer_norm_before"}
 
 FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", {**_GEMMA, **_CAPPED}),
     "gemma3": ("gemma3_text", _GEMMA3),
+    "gemma3_multimodal": ("gemma3", {"text_config": _GEMMA3, "vision_config": _SIGLIP, **_IMAGE_TOKENS}),
     "qwen3_moe": ("qwen3_moe", {**_HEADS, **_EXPERTS, "mlp_only_layers": [2], "norm_topk_prob": True}),
     "qwen3_5": ("qwen3_5_text", {**_HEADS, **_LINEAR}),
+    "qwen3_5_multimodal": ("qwen3_5", {"text_config": {**_HEADS, **_LINEAR}, "vision_config": _QWEN_VISION}),
     "qwen3_next": ("qwen3_next", {**_HEADS, **_LINEAR, **_EXPERTS, "shared_expert_intermediate_size": 24}),
     "mixtral": ("mixtral", {**_RMS, **_LOCAL_EXPERTS}),
     "olmo2": ("olmo2", {**_RMS, "pad_token_id": 0}),

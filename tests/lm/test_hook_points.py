@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.hook_keys import SITES
-from pipeline.lm.architectures import MODEL_FAMILIES, Architecture
+from pipeline.lm.architectures import Architecture
+from pipeline.lm.families import MODEL_FAMILIES
 from pipeline.lm.hook_points import HookPoint, HookPoints
 
 LLAMA = MODEL_FAMILIES.get("llama").sites
