@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ParamsError, of_member
-from pipeline.hook_keys import by_model, join_key, place_of
+from pipeline.hook_keys import by_model, join_key, module_of, place_of, split_key
 from pipeline.lm.loading import load_attention_form, model_widths
 from pipeline.params.fields import as_written
 
 if TYPE_CHECKING:
     from pipeline.lm.attention import AttentionWeights
+    from pipeline.lm.source import ModelSource
+    from pipeline.params.kinds.fields import DictionaryFields
     from pipeline.params.schema import Params
 
 OPTION = "initialize_lorsa_with_mhsa"
@@ -47,11 +49,24 @@ def _check_fits(params: Params) -> None:
         model = params.language_model(alias)
         source = model_widths(model.model_name, model.revision)
         widths |= {join_key(alias, hook): source.hook_width(hook) for hook in hooks}
+        _check_order(params.dictionary, alias, source)
     params.with_widths(widths)
     place = place_of(params.dictionary.hooks_in[0])
     if params.initializer.initialize_lorsa_with_mhsa and place is not None:
         form = load_attention_form(params.model.model_name, params.model.revision, int(place[0]))
         check_attention_fits(params.dictionary.to_dict(), form)
+
+
+def _check_order(dictionary: DictionaryFields, alias: str, source: ModelSource) -> None:
+    """Refuse what is written before what is read has occurred, where names do not say so: of modules."""
+    for read, written in zip(dictionary.hooks_in, dictionary.hooks_out, strict=False):
+        pair = [hook for key in (read, written) for whose, hook in [split_key(key)] if whose == alias]
+        if len(pair) < 2 or read == written or not any(map(module_of, pair)):
+            continue
+        if source.in_order(pair)[0] == pair[1]:
+            raise ParamsError(
+                f"dictionary: {written} occurs before {read} in a run, so that it cannot be computed from it; write a later one"
+            )
 
 
 def attention_fields(attention: AttentionWeights) -> dict[str, object]:

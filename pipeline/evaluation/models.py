@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pipeline.evaluation.language_model import Replacement
 from pipeline.hook_keys import MAIN, by_model, join_key, split_key
-from pipeline.lm.hook_points import layer_of
 from pipeline.lm.language_model import Start
 
 if TYPE_CHECKING:
@@ -97,19 +96,18 @@ class LanguageModels:
         return self._models[alias].logits(tokens, inside, capture=own, start=start)
 
     def block_input(self, keys: Iterable[str]) -> str:
-        """The key of the residual stream before the first block that one of these keys of a model is in."""
+        """The key of the residual stream before :meth:`first_block` of these keys of a model."""
         keys = list(keys)
         return join_key(split_key(keys[0])[0], f"blocks.{self.first_block(keys)}.hook_resid_pre")
 
     def first_block(self, keys: Iterable[str]) -> int:
-        """The first block that one of these keys of a model is in."""
-        return min(layer_of(split_key(key)[1]) for key in keys)
+        """The block before which a run may begin that differs at these keys of a model alone."""
+        return min(self.owner(key).first_block(split_key(key)[1]) for key in keys)
 
     def start(self, keys: Sequence[str], found: Mapping[str, Tensor]) -> Start:
         """Where runs of a model may begin that replace nothing but these keys, of what a run has found at `block_input(keys)`
         and at the keys."""
-        before = self.block_input(keys)
-        return Start(layer_of(split_key(before)[1]), found[before], {split_key(key)[1]: found[key] for key in keys})
+        return Start(self.first_block(keys), found[self.block_input(keys)], {split_key(key)[1]: found[key] for key in keys})
 
     @staticmethod
     def _with_keys(alias: str, function: Replacement) -> Replacement:

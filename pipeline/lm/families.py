@@ -30,8 +30,9 @@ _LINEAR_ATTENTION = {
     "unlike_lorsa": "it is a linear attention, a recurrence without scores",
     "bridge_names": {"hook_attn_out": "linear_attn.hook_out"},
 }
-_HYBRID: dict[str, Any] = {"gain_offset": 1.0, "unlike_lorsa": "its heads are gated"}
+_HYBRID: dict[str, Any] = {"gain_offset": 1.0, "gated": True, "unlike_lorsa": "its heads are gated"}
 _ALIBI = "its scores have a bias by distance (alibi)"
+_ALIBI_TWICE = "it adds alibi to the scores twice"
 _SET_HUGGINGFACE = "set model.backend to huggingface"
 
 
@@ -45,11 +46,11 @@ def _gemma3(name: str, **fields: Any) -> Architecture:
     return _llama(name, gain_offset=1.0, **_FOUR_NORMS, **fields)
 
 
-def _neox_block(config: Config, layer: int) -> dict[str, Any]:
+def _neox(config: Config) -> dict[str, Any]:
     return {"parallel": config.get("use_parallel_residual", True)}
 
 
-def _stablelm_block(config: Config, layer: int) -> dict[str, Any]:
+def _stablelm(config: Config) -> dict[str, Any]:
     return {"parallel": True, "ln2": None} if config.get("use_parallel_residual", False) else {}
 
 
@@ -71,21 +72,25 @@ def _qwen3_next_block(config: Config, layer: int) -> dict[str, Any]:
     return {**_experts_block(config, layer), **_qwen3_5_block(config, layer)}
 
 
-def _falcon_block(config: Config, layer: int) -> dict[str, Any]:
+def _falcon(config: Config) -> dict[str, Any]:
     """One norm for both (7b), two in parallel (40b), or one after the other (rw)."""
-    alibi = {"unlike_lorsa": _ALIBI} if config.get("alibi") else {}
+    own: dict[str, Any] = {"unlike_lorsa": _ALIBI, "not_eager": _ALIBI_TWICE} if config.get("alibi") else {}
     if config.get("new_decoder_architecture"):
         two = (config.get("num_ln_in_parallel_attn") or 2) == 2
         norms = {"ln1": "ln_attn", "ln2": "ln_mlp"} if two else {"ln1": "input_layernorm", "ln2": None}
-        return {"parallel": True, **norms, **alibi}
-    if config.get("parallel_attn", True):
-        return {"parallel": True, "ln1": "input_layernorm", "ln2": None, **alibi}
-    return {**_PRE_NORMS, **alibi}
+        return {**own, "parallel": True, "key_heads": config.get("num_kv_heads"), **norms}
+    own["key_heads"] = 1 if config.get("multi_query", True) else None
+    return {**own, "parallel": True, "ln2": None} if config.get("parallel_attn", True) else own
 
 
-def _opt_block(config: Config, layer: int) -> dict[str, Any]:
-    """opt-350m norms the residual stream itself, after each addition."""
-    return {} if config.get("do_layer_norm_before", True) else {"ln1": None, "ln2": None}
+def _opt(config: Config) -> dict[str, Any]:
+    """opt-350m norms the residual stream itself, after each addition, and has embeddings of another width."""
+    own: dict[str, Any] = {} if config.get("do_layer_norm_before", True) else {"ln1": None, "ln2": None, "final_norm": None}
+    if config.get("_remove_final_layer_norm"):
+        own["final_norm"] = None
+    if config.get("word_embed_proj_dim", config.get("hidden_size")) != config.get("hidden_size"):
+        own |= {"embedding": "model.decoder.project_in", "final_projection": "model.decoder.project_out"}
+    return own
 
 
 def _bloom_refused(config: Config) -> str | None:
@@ -125,7 +130,7 @@ MODEL_FAMILIES: Declarations[Architecture] = Declarations(
             attention_out="attention.dense",
             mlp_in=("mlp.dense_h_to_4h",),
             mlp_out="mlp.dense_4h_to_h",
-            by_layer=_neox_block,
+            by_model=_neox,
         ),
         Architecture(
             "gpt2",
@@ -157,7 +162,7 @@ MODEL_FAMILIES: Declarations[Architecture] = Declarations(
         _llama("olmo3", **_ONLY_POST_NORMS),
         _llama("phi3", qkv=("self_attn.qkv_proj",), mlp_in=("mlp.gate_up_proj",), mlp_fused=True),
         _llama("gpt_oss", **_NO_PARTS, unlike_lorsa="its scores compete with one of each head that reads nothing (sinks)"),
-        _llama("stablelm", by_layer=_stablelm_block),
+        _llama("stablelm", by_model=_stablelm),
         Architecture(
             "gptj",
             *("transformer.h", "transformer.ln_f", "attn", "mlp", "ln_1", None),
@@ -176,8 +181,7 @@ MODEL_FAMILIES: Declarations[Architecture] = Declarations(
             mlp_in=("fc1",),
             mlp_out="fc2",
             activation="activation_fn",
-            final_projection="model.decoder.project_out",
-            by_layer=_opt_block,
+            by_model=_opt,
             bridge_refused=_opt_bridge_refused,
         ),
         Architecture(
@@ -203,7 +207,7 @@ MODEL_FAMILIES: Declarations[Architecture] = Declarations(
             mlp_in=("mlp.dense_h_to_4h",),
             mlp_out="mlp.dense_4h_to_h",
             overwrites=True,
-            by_layer=_falcon_block,
+            by_model=_falcon,
             bridge_refused=_falcon_bridge_refused,
         ),
     ),

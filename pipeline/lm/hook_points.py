@@ -1,19 +1,33 @@
 """Names of the places in a language model whose activations are read and written, as in TransformerLens.
 
+    hook_embed                         what the embedding gives: of the token alone, times its scale in families that have one
     blocks.L.hook_resid_pre            residual stream before block L
     blocks.L.ln1.hook_normalized       attention's norm before gain and bias: (x - mean) / sqrt(var + eps), or x / rms
     blocks.L.ln1.hook_out              the same after gain and bias: what attention reads
+    blocks.L.attn.hook_q               queries before any norm or rotation of theirs, [b, T, heads * width of a head]
+    blocks.L.attn.hook_k               keys likewise, [b, T, key heads * width of a head]
+    blocks.L.attn.hook_v               values, as wide as the keys
+    blocks.L.attn.hook_z               what the heads give, beside each other: what the output projection reads
     blocks.L.attn.hook_out             what attention gives, in families that norm it before it is added
     blocks.L.ln1_post.hook_normalized  the norm of what attention gives, in families that have one, before its gain
     blocks.L.ln1_post.hook_out         the same after its gain
     blocks.L.hook_attn_out             what attention adds to the residual stream
+    blocks.L.hook_resid_mid            residual stream between attention and MLP, unless they are parallel
     blocks.L.ln2.hook_normalized       the MLP's norm before gain and bias
-    blocks.L.ln2.hook_out              the same after gain and bias: what the MLP reads
+    blocks.L.ln2.hook_out              the same after gain and bias
+    blocks.L.mlp.hook_in               what the MLP reads
+    blocks.L.mlp.hook_pre              neurons before the activation function; of a gated MLP the gate's
+    blocks.L.mlp.hook_pre_linear       of a gated MLP what the gate multiplies
+    blocks.L.mlp.hook_post             neurons: what the output projection reads
     blocks.L.mlp.hook_out              what the MLP gives, in families that norm it before it is added
     blocks.L.ln2_post.hook_normalized  the norm of what the MLP gives, in families that have one, before its gain
     blocks.L.ln2_post.hook_out         the same after its gain
     blocks.L.hook_mlp_out              what the MLP adds to the residual stream
     blocks.L.hook_resid_post           residual stream after block L
+    ln_final.hook_normalized           the final norm before gain and bias
+    ln_final.hook_out                  the same after gain and bias: what the unembedding reads
+    module:PATH:input                  what a module is given first, by its path in transformers' model
+    module:PATH:output                 what it gives first
 
 This is also the order in which they occur in a run, with parallel and with sequential residuals. Which of them a block has
 is what its family declares (architectures.py). Importing this module costs nothing: parameters are checked with it before
@@ -27,37 +41,36 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import DataError, nearest
-from pipeline.hook_keys import SITES
+from pipeline.hook_keys import AFTER, BEFORE, MODULE, SIDES, SITES, module_of
 
 _NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True, order=True)
 class HookPoint:
-    """A parsed hook point; comparing two gives their order in a run.
+    """A parsed hook point; comparing two gives their order in a run, but for modules of one block, whose order is not known.
 
     Attributes:
-        layer: block, from 0.
-        order: index into `hook_keys.SITES`.
+        layer: block, from 0; -1 before the blocks, their number after them and for a module outside of them.
+        order: index into `hook_keys.SITES` (BEFORE, AFTER); of a module after all of its block.
+        name: the full name, e.g. `blocks.3.ln2.hook_out`.
+        site: the name inside its block, e.g. `ln2.hook_out`; of a module "".
+        path, side: of a module; else "".
+        anywhere: a module outside of the blocks, so that it may run before or after them.
     """
 
     layer: int
     order: int
+    name: str
+    site: str = ""
+    path: str = ""
+    side: str = ""
+    anywhere: bool = False
 
     @property
-    def site(self) -> str:
-        """The name inside its block, e.g. `ln2.hook_out`."""
-        return SITES[self.order]
-
-    @property
-    def name(self) -> str:
-        """The full name, e.g. `blocks.3.ln2.hook_out`."""
-        return f"blocks.{self.layer}.{self.site}"
-
-
-def layer_of(name: str) -> int:
-    """The block of a hook point's name that is known to be one."""
-    return int(name.split(".")[1])
+    def earliest(self) -> int:
+        """The block (-1: what stands before them) that nothing before it in a run depends on it."""
+        return -1 if self.anywhere else self.layer
 
 
 @dataclass(frozen=True)
@@ -68,11 +81,15 @@ class HookPoints:
         model: its name, for messages.
         sites: of each block, in the order of `hook_keys.SITES`.
         family: what `model` is, for messages.
+        blocks: path of the list of blocks.
+        after: the sites after the blocks.
     """
 
     model: str
     sites: tuple[tuple[str, ...], ...]
     family: str = ""
+    blocks: str = ""
+    after: tuple[str, ...] = AFTER
 
     @property
     def n_layers(self) -> int:
@@ -80,25 +97,33 @@ class HookPoints:
         return len(self.sites)
 
     def names(self) -> list[str]:
-        """All, in the order of a run."""
-        return [f"blocks.{layer}.{site}" for layer, sites in enumerate(self.sites) for site in sites]
+        """All but those of modules, in the order of a run."""
+        return [*BEFORE, *(f"blocks.{layer}.{site}" for layer, sites in enumerate(self.sites) for site in sites), *self.after]
 
     def describe(self) -> str:
         """All in one short phrase."""
         alike: dict[tuple[str, ...], list[int]] = {}
         for layer, sites in enumerate(self.sites):
             alike.setdefault(sites, []).append(layer)
-        if len(alike) == 1:
-            return f"blocks.L.{{{', '.join(self.sites[0])}}} with L from 0 to {self.n_layers - 1}"
-        of = [f"blocks.L.{{{', '.join(sites)}}} with L {', '.join(map(str, layers))}" for sites, layers in alike.items()]
-        return " and ".join(of)
+        of = [
+            f"blocks.L.{{{', '.join(sites)}}} with L {f'from 0 to {self.n_layers - 1}' if len(alike) == 1 else _list(layers)}"
+            for sites, layers in alike.items()
+        ]
+        return ", ".join([*BEFORE, *of, *self.after, f"{MODULE}:PATH:{'|'.join(SIDES)}"])
 
     def parse(self, name: str) -> HookPoint:
-        """Check the name of a hook point.
+        """Check the name of a hook point. Whether there is a module of a path is not known here.
 
         Raises:
             DataError: no such hook point; the message has the nearest one and all that exist.
         """
+        if name in BEFORE:
+            return HookPoint(-1, BEFORE.index(name), name, name)
+        if name in self.after:
+            return HookPoint(self.n_layers, AFTER.index(name), name, name)
+        module = module_of(name)
+        if module is not None:
+            return self._parse_module(name, *module)
         match = _NAME.fullmatch(name)
         if match is None or match[2] not in SITES:
             near = nearest(name, self.names())
@@ -113,8 +138,9 @@ class HookPoints:
             )
         if match[2] not in self.sites[layer]:
             family = f" (family {self.family})" if self.family else ""
-            raise DataError(f"hook point '{name}': {self.model}{family} has no {match[2]} there; it has {self.describe()}")
-        return HookPoint(layer, SITES.index(match[2]))
+            why = "; its attention and MLP are parallel" if match[2] == "hook_resid_mid" else ""
+            raise DataError(f"hook point '{name}': {self.model}{family} has no {match[2]} there{why}; it has {self.describe()}")
+        return HookPoint(layer, SITES.index(match[2]), name, match[2])
 
     def parse_all(self, names: Iterable[str]) -> dict[str, HookPoint]:
         """:meth:`parse` of several names.
@@ -126,6 +152,23 @@ class HookPoints:
             raise DataError(f"hook points should be a list of names, got the string '{names}'")
         return {name: self.parse(name) for name in names}
 
-    def last_of(self, names: Sequence[str]) -> str:
-        """The one of `names` that occurs last in a run."""
-        return max(names, key=self.parse)
+    def up_to(self, names: Sequence[str]) -> list[str]:
+        """All sites that may occur before the last of `names`."""
+        last = max(self.parse_all(names).values())
+        return [name for name in self.names() if self.parse(name) < last]
+
+    def _parse_module(self, name: str, path: str, side: str) -> HookPoint:
+        inside = path.removeprefix(f"{self.blocks}.")
+        if inside == path:
+            return HookPoint(self.n_layers, len(AFTER), name, path=path, side=side, anywhere=True)
+        number = inside.split(".")[0]
+        if not number.isdecimal() or int(number) >= self.n_layers:
+            raise DataError(
+                f"unknown hook point '{name}': {self.model} has {self.n_layers} layers, {self.blocks}.0 to "
+                f"{self.blocks}.{self.n_layers - 1}"
+            )
+        return HookPoint(int(number), len(SITES), name, path=path, side=side)
+
+
+def _list(layers: Iterable[int]) -> str:
+    return ", ".join(map(str, layers))

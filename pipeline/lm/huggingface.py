@@ -1,7 +1,6 @@
 """The back end on plain transformers modules: forward hooks on the few modules that a run wants, and an early stop.
 
-:data:`_AT` says of each site which module of a block is hooked, and how. ln*.hook_normalized is computed from the norm's
-input:
+:data:`_AT` says of each site which module is hooked, and how. The norms' hook_normalized is computed from the norm's input:
 
     LayerNorm  (x - mean) / sqrt(var + eps)          RMSNorm  x / sqrt(mean(x^2) + eps)
 
@@ -18,9 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import DataError, nearest
 from pipeline.lm.architectures import Architecture
+from pipeline.lm.hook_points import HookPoint
 from pipeline.lm.language_model import LanguageModel, Start
 from pipeline.lm.mlp import BlockMLP
+from pipeline.lm.projections import Cut, of_attention, of_mlp
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Run
 from pipeline.lm.unembedding import Unembedding, part_of, read_unembedding
@@ -44,14 +46,6 @@ def affine(norm: nn.Module | None, architecture: Architecture) -> tuple[Tensor |
     if weight is not None and architecture.gain_offset:
         weight = weight + architecture.gain_offset
     return weight, bias
-
-
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _with_first(output: Any, value: Any) -> Any:
-    return (value, *output[1:]) if isinstance(output, tuple) else value
 
 
 class HuggingFaceModel(LanguageModel):
@@ -127,13 +121,38 @@ class HuggingFaceModel(LanguageModel):
     def _hooks(self, run: Run) -> Iterator[None]:
         with ExitStack() as stack:
             for point in sorted(self._source.points.parse_all(run.wanted).values()):
-                names = self._source.blocks[point.layer]
-                at = _AT[point.site]
-                path = at.module(names)
-                assert path is not None
-                hook = at.hook(run, point.name, names)
-                stack.callback(hook(self._blocks[point.layer].get_submodule(path)).remove)
+                module, register = self._at(point, run)
+                stack.callback(register(module).remove)
             yield
+
+    def _at(self, point: HookPoint, run: Run) -> tuple[nn.Module, _Registers]:
+        """The module of a hook point, and what puts the hook on it.
+
+        Raises:
+            DataError: there is no module of this path.
+        """
+        if point.path:
+            hook = _at_input if point.side == "input" else _at_output
+            return self._module(point), hook(run, point.name, self._architecture)
+        at = _AT[point.site]
+        in_block = 0 <= point.layer < len(self._blocks)
+        names = self._source.blocks[point.layer] if in_block else self._architecture
+        path, cut = at.module(names, self._model.config)
+        register = at.hook(run, point.name, names) if cut is None else _at_part(run, point.name, cut)
+        if path is None:
+            whole: Any = self._model
+            return whole.get_input_embeddings(), register
+        return (self._blocks[point.layer] if in_block else self._model).get_submodule(path), register
+
+    def _module(self, point: HookPoint) -> nn.Module:
+        try:
+            return self._model.get_submodule(point.path)
+        except AttributeError:
+            paths = [path for path, _ in self._model.named_modules() if path]
+            near = nearest(point.path, paths)
+            hint = f"did you mean 'module:{near}:{point.side}'?" if near else f"it begins with {', '.join(paths[:3])}, ..."
+            unloaded = "" if self.whole else " (loaded in part)"
+            raise DataError(f"hook point '{point.name}': {self.name}{unloaded} has no module '{point.path}'; {hint}") from None
 
 
 def _passing_on(value: Tensor | None, n_outputs: int) -> Callable[..., Any]:
@@ -147,13 +166,6 @@ def _passing_on(value: Tensor | None, n_outputs: int) -> Callable[..., Any]:
     return forward
 
 
-def _visited(run: Run, name: str, value: Tensor) -> Tensor:
-    """What goes on after :meth:`Run.visit`, in the shape of `value`: a block may work on rows [b T, d]."""
-    new = run.visit(name, run.by_context(value))
-    assert isinstance(new, Tensor)
-    return new.reshape(value.shape)
-
-
 # What puts a hook on a module; the handle removes it.
 _Registers = Callable[[nn.Module], Any]
 
@@ -162,21 +174,80 @@ def _at_input(run: Run, name: str, names: Architecture) -> _Registers:
     """The first thing that the module is given."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (_visited(run, name, args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": _visited(run, name, kwargs["hidden_states"])}
+        key, given = _given(args, kwargs)
+        value = _visited(run, name, given)
+        return ((value, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: value})
 
     return lambda module: module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str | None, Any]:
+    """What a module is given first: (its keyword, or None; the value)."""
+    if args:
+        return None, args[0]
+    return next(((key, value) for key, value in kwargs.items() if isinstance(value, Tensor)), ("nothing", None))
+
+
+def _activation(name: str, value: Any) -> Tensor:
+    """The activation [b, T, d] that `value` is.
+
+    Raises:
+        DataError: it is another thing.
+    """
+    if not isinstance(value, Tensor) or value.ndim != 3 or not value.is_floating_point():
+        got = f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise DataError(f"hook point '{name}': wanted an activation [batch, token, width], got {got}; name another module")
+    return value
+
+
+def _visited(run: Run, name: str, value: Any) -> Tensor:
+    """What goes on after :meth:`Run.visit`, in the shape of `value`: a block may work on rows [b T, d]."""
+    new = run.visit(name, _activation(name, run.by_context(value)))
+    assert isinstance(new, Tensor)
+    return new.reshape(value.shape)
 
 
 def _at_output(run: Run, name: str, names: Architecture) -> _Registers:
     """The first thing that the module gives."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        value = _visited(run, name, _first(output))
-        return _with_first(output, value.clone() if names.overwrites else value)
+        first = output[0] if isinstance(output, tuple) and output else output
+        value = _visited(run, name, first)
+        value = value.clone() if names.overwrites else value
+        return (value, *output[1:]) if isinstance(output, tuple) else value
 
     return lambda module: module.register_forward_hook(hook)
+
+
+def _at_part(run: Run, name: str, cut: Cut) -> _Registers:
+    """A part of what a projection gives."""
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        part = cut.take(output)
+        new = run.visit(name, part)
+        assert isinstance(new, Tensor)
+        return output if new is part else cut.put(output, new)
+
+    return lambda module: module.register_forward_hook(hook)
+
+
+def _at_middle(run: Run, name: str, names: Architecture) -> _Registers:
+    """The residual stream that the module reads, and that is added to what comes of it: another one is put in its place."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        visit_in_place(run, name, _activation(name, run.by_context(_given(args, kwargs)[1])))
+
+    return lambda module: module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def visit_in_place(run: Run, name: str, value: Tensor) -> None:
+    """:meth:`Run.visit` of a tensor that is read again later: what is replaced in it is written into it."""
+    if name in run.replace:
+        new = run.visit(name, value.clone())
+        assert isinstance(new, Tensor)
+        value.copy_(new)
+    else:
+        run.visit(name, value)
 
 
 def _at_normalized(run: Run, name: str, names: Architecture) -> _Registers:
@@ -194,28 +265,45 @@ class _At(NamedTuple):
     """How a site is hooked.
 
     Attributes:
-        module: a block's names -> the path of the module inside the block ("": the block).
-        hook: (run, the hook point's name, the block's names) -> what puts the hook on the module.
+        module: (names, the model's configuration) -> the path of the module inside the block ("": the block; None, before
+            the blocks: the input embeddings), and the part of what it gives, if it gives more.
+        hook: (run, the hook point's name, names) -> what puts the hook on the module, unless it is a part.
     """
 
-    module: Callable[[Architecture], str | None]
+    module: Callable[[Architecture, Any], tuple[str | None, Cut | None]]
     hook: Callable[[Run, str, Architecture], _Registers]
+
+
+def _whole(path: Callable[[Architecture], str | None]) -> Callable[[Architecture, Any], tuple[str | None, Cut | None]]:
+    return lambda names, config: (path(names), None)
 
 
 # Hooks of one module run in the order of this table, which is that of the sites.
 _AT: Mapping[str, _At] = {
-    "hook_resid_pre": _At(lambda block: "", _at_input),
-    "ln1.hook_normalized": _At(lambda block: block.ln1, _at_normalized),
-    "ln1.hook_out": _At(lambda block: block.ln1, _at_output),
-    "attn.hook_out": _At(lambda block: block.attention_gives, _at_output),
-    "ln1_post.hook_normalized": _At(lambda block: block.ln1_post, _at_normalized),
-    "ln1_post.hook_out": _At(lambda block: block.ln1_post, _at_output),
-    "hook_attn_out": _At(lambda block: block.adds_attention, _at_output),
-    "ln2.hook_normalized": _At(lambda block: block.ln2, _at_normalized),
-    "ln2.hook_out": _At(lambda block: block.ln2, _at_output),
-    "mlp.hook_out": _At(lambda block: block.mlp_gives, _at_output),
-    "ln2_post.hook_normalized": _At(lambda block: block.ln2_post, _at_normalized),
-    "ln2_post.hook_out": _At(lambda block: block.ln2_post, _at_output),
-    "hook_mlp_out": _At(lambda block: block.adds_mlp, _at_output),
-    "hook_resid_post": _At(lambda block: "", _at_output),
+    "hook_embed": _At(_whole(lambda names: names.embedding), _at_output),
+    "hook_resid_pre": _At(_whole(lambda block: ""), _at_input),
+    "ln1.hook_normalized": _At(_whole(lambda block: block.ln1), _at_normalized),
+    "ln1.hook_out": _At(_whole(lambda block: block.ln1), _at_output),
+    "attn.hook_q": _At(of_attention(0), _at_output),
+    "attn.hook_k": _At(of_attention(1), _at_output),
+    "attn.hook_v": _At(of_attention(2), _at_output),
+    "attn.hook_z": _At(_whole(lambda block: block.attention_out), _at_input),
+    "attn.hook_out": _At(_whole(lambda block: block.attention_gives), _at_output),
+    "ln1_post.hook_normalized": _At(_whole(lambda block: block.ln1_post), _at_normalized),
+    "ln1_post.hook_out": _At(_whole(lambda block: block.ln1_post), _at_output),
+    "hook_attn_out": _At(_whole(lambda block: block.adds_attention), _at_output),
+    "hook_resid_mid": _At(_whole(lambda block: block.reads_middle), _at_middle),
+    "ln2.hook_normalized": _At(_whole(lambda block: block.ln2), _at_normalized),
+    "ln2.hook_out": _At(_whole(lambda block: block.ln2), _at_output),
+    "mlp.hook_in": _At(_whole(lambda block: block.mlp_reads), _at_input),
+    "mlp.hook_pre": _At(of_mlp(0), _at_output),
+    "mlp.hook_pre_linear": _At(of_mlp(1), _at_output),
+    "mlp.hook_post": _At(_whole(lambda block: block.mlp_out), _at_input),
+    "mlp.hook_out": _At(_whole(lambda block: block.mlp_gives), _at_output),
+    "ln2_post.hook_normalized": _At(_whole(lambda block: block.ln2_post), _at_normalized),
+    "ln2_post.hook_out": _At(_whole(lambda block: block.ln2_post), _at_output),
+    "hook_mlp_out": _At(_whole(lambda block: block.adds_mlp), _at_output),
+    "hook_resid_post": _At(_whole(lambda block: ""), _at_output),
+    "ln_final.hook_normalized": _At(_whole(lambda names: names.final_norm), _at_normalized),
+    "ln_final.hook_out": _At(_whole(lambda names: names.final_norm), _at_output),
 }

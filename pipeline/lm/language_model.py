@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from pipeline.errors import DataError
 from pipeline.lm.attention import AttentionWeights, attention_weights
-from pipeline.lm.hook_points import layer_of
 from pipeline.lm.mlp import BlockMLP
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Replacement, Run, StopRun, token_loss
@@ -158,6 +157,16 @@ class LanguageModel(abc.ABC):
         """
         return self._source.hook_width(hook_point)
 
+    def first_block(self, hook_point: str) -> int:
+        """The block before which a run may begin that differs from another one at this hook point alone.
+
+        0 where it is not known to be later, the last block for what comes after it.
+
+        Raises:
+            DataError: no such hook point.
+        """
+        return max(0, min(self._source.points.parse(hook_point).earliest, self.n_layers - 1))
+
     @functools.cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer, loaded when first asked for."""
@@ -264,7 +273,8 @@ class LanguageModel(abc.ABC):
         self.check_whole()
         ids, run = self._check_tokens(token_ids), self._splicing_run(replace or {}, capture)
         with torch.set_grad_enabled(gradient):
-            if start is None or not self.starts_midway or any(layer_of(name) < start.layer for name in run.wanted):
+            points = self._source.points.parse_all(run.wanted).values()
+            if start is None or not self.starts_midway or any(point.earliest < start.layer for point in points):
                 return self._forward(ids, run)
             return self._forward(ids, run, self._after_replaced_block(run, start))
 
@@ -276,7 +286,7 @@ class LanguageModel(abc.ABC):
         value = run.visit(name, start.known[name])
         assert isinstance(value, Tensor)
         run.wanted = frozenset()
-        return Start(layer_of(name) + 1, value)
+        return Start(self._source.points.parse(name).layer + 1, value)
 
     def loss(
         self,
@@ -335,16 +345,18 @@ class LanguageModel(abc.ABC):
             DataError: no such layer, a hook point that it is no function of, or a form that cannot be read.
         """
         self._check_layer(layer)
-        weights = attention_weights(*self._attention(layer), self._source.blocks[layer], self.name)
+        block = self._source.blocks[layer]
+        weights = attention_weights(*self._attention(layer), block, self.name)
         if hook_point_in == f"blocks.{layer}.ln1.hook_out":
             return weights
-        if hook_point_in != f"blocks.{layer}.ln1.hook_normalized":
+        if hook_point_in != f"blocks.{layer}.ln1.hook_normalized" or block.ln1 is None:
             raise DataError(f"the attention of layer {layer} is no function of the activation at '{hook_point_in}'")
         return weights.from_normalized(*self._affine(layer, "ln1"))
 
     def _check_hook_points(self, names: Iterable[str]) -> None:
         for point in self._source.points.parse_all(names).values():
-            self._check_layer(point.layer)
+            if point.layer >= 0:
+                self._check_layer(min(point.layer, self.n_layers - 1))
 
     def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < self.n_layers:
@@ -369,8 +381,7 @@ class LanguageModel(abc.ABC):
         if not replace:
             return Run()
         if capture is None:
-            names = self.hook_points()
-            capture = names[: names.index(self._source.points.last_of(list(replace)))]
+            capture = self._source.points.up_to(list(replace))
         self._check_hook_points(capture)
         return Run(capture=frozenset(capture), replace=replace)
 

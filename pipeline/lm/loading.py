@@ -59,8 +59,9 @@ def load_language_model(
     source = resolve_model(name_or_path, revision)
     n_blocks = None
     if hook_points is not None:
-        parsed = source.points.parse_all(hook_points)
-        n_blocks = 1 + max((point.layer for point in parsed.values()), default=-1)
+        points = source.points.parse_all(hook_points).values()
+        if not any(point.anywhere for point in points):
+            n_blocks = min(source.n_layers, max((point.layer + 1 for point in points), default=0))
     whole = n_blocks is None
     from pipeline.lm.weights import load_weights
 

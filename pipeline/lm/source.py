@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from pipeline.errors import DataError
 from pipeline.files import json_object, local_path, looked_in, read_object, root
 from pipeline.foreign import reading, shortened
+from pipeline.hook_keys import AFTER
 from pipeline.lm.architectures import Architecture
 from pipeline.lm.families import architecture_of, check_configuration
 from pipeline.lm.hook_points import HookPoints
@@ -34,6 +36,10 @@ _FIELDS = {
 }
 # Written by transformers, without influence on what the model computes.
 _FREE_KEYS = ("_name_or_path", "transformers_version", "_commit_hash")
+_INSIDE = (
+    *(f"attn.hook_{part}" for part in "qkvz"),
+    "mlp.hook_p",
+)  # what is not as wide as the residual stream
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
@@ -63,19 +69,19 @@ class ModelSource:
         """`model_type` of the configuration."""
         return str(self.config.get("model_type", "none"))
 
-    @property
+    @functools.cached_property
     def declared(self) -> Architecture:
-        """What is declared of its family.
+        """What is declared of its family, for this configuration.
 
         Raises:
             DataError: it is not supported.
         """
-        return architecture_of(self.model_type, self.name)
+        return architecture_of(self.model_type, self.name).of_model(self.text_config)
 
     @functools.cached_property
     def text_config(self) -> dict[str, Any]:
         """The configuration of the language model: of a multimodal one, that part of it."""
-        key = self.declared.text_config
+        key = architecture_of(self.model_type, self.name).text_config
         found = self.config if key is None else self.config.get(key, {})
         if not isinstance(found, dict):
             raise DataError(f"{self.directory / 'config.json'}: {key} should be an object, got {found!r}; {_CONFIG}")
@@ -110,7 +116,8 @@ class ModelSource:
     @functools.cached_property
     def points(self) -> HookPoints:
         """All hook points."""
-        return HookPoints(self.name, tuple(block.sites for block in self.blocks), self.model_type)
+        sites, after = tuple(block.sites for block in self.blocks), AFTER if self.declared.final_norm else ()
+        return HookPoints(self.name, sites, self.model_type, self.declared.blocks, after)
 
     def mlp_reads(self, layer: int) -> dict[str, str | None]:
         """{hook point that the MLP of a block is a function of: the norm whose gain and bias come first, if any}."""
@@ -121,17 +128,36 @@ class ModelSource:
         return {**(reads if norm else {}), **own}
 
     def hook_points(self) -> list[str]:
-        """Names of all hook points, in the order of a run."""
+        """Names of all hook points but those of modules, in the order of a run."""
         return self.points.names()
 
     def hook_width(self, hook_point: str) -> int:
         """Width of the activation at a hook point.
 
+        Inside attention and MLP, and at modules, it is seen in a run of the model without values (torch is imported).
+
         Raises:
-            DataError: no such hook point.
+            DataError: no such hook point, or a module whose activation is no [batch, token, width].
         """
-        self.points.parse(hook_point)
-        return self.d_model
+        point = self.points.parse(hook_point)
+        if not point.path and not point.site.startswith(_INSIDE):
+            return self.d_model
+        if hook_point not in self._seen:
+            from pipeline.lm.seen import see
+
+            inside = [name for name in self.hook_points() if self.points.parse(name).site.startswith(_INSIDE)]
+            self._seen.update(see(self, [hook_point] if point.path else inside))
+        return self._seen[hook_point]
+
+    @functools.cached_property
+    def _seen(self) -> dict[str, int]:
+        return {}
+
+    def in_order(self, hook_points: Sequence[str]) -> list[str]:
+        """Hook points in the order in which they occur in a run; errors as :meth:`hook_width`."""
+        from pipeline.lm.seen import see
+
+        return list(see(self, hook_points))
 
     def digest(self) -> str:
         """sha256 over the configuration and the content of every weight file, or over configuration and commit (hub).

@@ -10,6 +10,7 @@ r = n the output is the original bit for bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
@@ -67,6 +68,7 @@ class Run:
         self.captured = Captured()
         self.batch: tuple[int, ...] = ()  # [b, T] of the tokens, which a back end states
         self._stop = stop
+        self._replacing = False
 
     def visit(self, name: str, value: Tensor | Callable[[], Tensor]) -> Tensor | Callable[[], Tensor]:
         """Keep and replace at hook point `name`; returns the value to go on with, the same object if not replaced.
@@ -79,6 +81,8 @@ class Run:
             StopRun: nothing after this hook point is needed.
             ValueError: a replacement is not a tensor of the activation's shape.
         """
+        if self._replacing:  # a replacement runs a part of the model by itself
+            return value
         function = self.replace.get(name)
         if function is not None:
             value = self._replaced(name, function, value if isinstance(value, Tensor) else value())
@@ -90,10 +94,15 @@ class Run:
 
     def by_context(self, value: Tensor) -> Tensor:
         """An activation [b, T, d], also of a part of the model that works on rows [b T, d]."""
-        return value.view(*self.batch, -1) if value.ndim == 2 else value
+        rows = isinstance(value, Tensor) and value.ndim == 2 and len(value) == math.prod(self.batch)
+        return value.view(*self.batch, -1) if rows else value
 
     def _replaced(self, name: str, function: Replacement, original: Tensor) -> Tensor:
-        new = function(self.captured, original)
+        self._replacing = True
+        try:
+            new = function(self.captured, original)
+        finally:
+            self._replacing = False
         if not isinstance(new, Tensor) or new.shape != original.shape:
             got = f"shape {tuple(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
             raise ValueError(f"the replacement at {name} should give a tensor of shape {tuple(original.shape)}, it gave {got}")

@@ -7,14 +7,15 @@ not bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from pipeline.errors import DataError
 from pipeline.lm.families import check_bridge
 from pipeline.lm.hook_points import HookPoint
-from pipeline.lm.huggingface import affine
+from pipeline.lm.huggingface import affine, visit_in_place
 from pipeline.lm.language_model import LanguageModel, Start
 from pipeline.lm.mlp import BlockMLP
 from pipeline.lm.quiet import quiet
@@ -24,6 +25,7 @@ from pipeline.lm.unembedding import Unembedding, part_of, read_unembedding
 
 _NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
 _NORMALIZED = ".hook_normalized"
+_HUGGINGFACE = "set model.backend to huggingface"
 
 
 class TransformerLensModel(LanguageModel):
@@ -55,7 +57,7 @@ class TransformerLensModel(LanguageModel):
             {norm: affine(block.get_submodule(path), names) for norm in _NORMS if (path := getattr(names, norm)) is not None}
             for block, names in zip(blocks, declared, strict=True)
         ]
-        gain, _ = affine(part_of(model, architecture.final_norm), architecture)
+        gain = self._final_gain = affine(part_of(model, architecture.final_norm), architecture)[0]
         self._unembedding = read_unembedding(model, architecture, source.name, gain) if whole else None
         with quiet():
             from transformer_lens.model_bridge import TransformerBridge
@@ -73,21 +75,26 @@ class TransformerLensModel(LanguageModel):
         run.batch = token_ids.shape
         hooks: list[tuple[str, Callable[..., Tensor | None]]] = []
         for point in sorted(self._source.points.parse_all(run.wanted).values()):
+            if point.path:
+                raise DataError(f"hook point '{point.name}': TransformerLens knows no modules; {_HUGGINGFACE}")
             if point.site.endswith(_NORMALIZED):
                 hooks.extend(self._normalized_hooks(run, point))
             else:
-                hooks.append((self._bridge_name(point), _hook(run, point.name)))
+                hooks.append((self._bridge_name(point), _HOW.get(point.site, _hook)(run, point.name)))
         with self._bridge.hooks(fwd_hooks=hooks):
             return self._bridge(token_ids, return_type="logits")
 
     def _bridge_name(self, point: HookPoint) -> str:
         """What TransformerLens calls a hook point."""
+        if not 0 <= point.layer < self.n_layers:
+            return point.name
         site = self._source.blocks[point.layer].bridge_names.get(point.site, point.site)
         return f"blocks.{point.layer}.{site}"
 
     def _normalized_hooks(self, run: Run, point: HookPoint) -> list[tuple[str, Callable[..., Tensor | None]]]:
         """A value that is replaced changes the norm's output, so that with its own value it is the original bit for bit."""
-        gain, _ = self._affines[point.layer][point.site.removesuffix(_NORMALIZED)]
+        norm = point.site.removesuffix(_NORMALIZED)
+        gain = self._final_gain if norm == "ln_final" else self._affines[point.layer][norm][0]
         seen: list[Tensor] = []
 
         def at_normalized(value: Tensor, hook: Any) -> None:
@@ -120,3 +127,31 @@ def _hook(run: Run, name: str) -> Callable[..., Tensor]:
         return new
 
     return hook
+
+
+def _heads(run: Run, name: str) -> Callable[..., Tensor | None]:
+    """TransformerLens keeps heads apart, [b, T, heads, width of a head]."""
+
+    def hook(value: Tensor, hook: Any) -> Tensor:
+        beside = value.flatten(-2)
+        new = run.visit(name, beside)
+        assert isinstance(new, Tensor)
+        return value if new is beside else new.unflatten(-1, value.shape[-2:])
+
+    return hook
+
+
+def _middle(run: Run, name: str) -> Callable[..., Tensor | None]:
+    """The residual stream that the MLP's norm reads is added again after the MLP."""
+
+    def hook(value: Tensor, hook: Any) -> None:
+        visit_in_place(run, name, value)
+
+    return hook
+
+
+# Sites whose value is not simply taken and given back.
+_HOW: Mapping[str, Callable[[Run, str], Callable[..., Tensor | None]]] = {
+    "hook_resid_mid": _middle,
+    **{f"attn.hook_{part}": _heads for part in "qkvz"},
+}

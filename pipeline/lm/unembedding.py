@@ -75,8 +75,5 @@ def read_unembedding(model: nn.Module, architecture: Architecture, name: str, ga
 
 
 def part_of(model: nn.Module, path: str | None) -> nn.Module | None:
-    """The module at a path that a family declares; None where this model has none there."""
-    found: Any = model
-    for name in [] if path is None else path.split("."):
-        found = getattr(found, name)
-    return None if path is None else found
+    """The module at a path that a family declares, if it declares one."""
+    return None if path is None else model.get_submodule(path)

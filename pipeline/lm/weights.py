@@ -119,9 +119,14 @@ def _first_blocks(cls: Any, architecture: Architecture, n_blocks: int) -> type:
 
 def _implementation(cls: Any, source: ModelSource, attention: str) -> str:
     """What transformers calls the way to compute attention."""
-    has = {"eager": True, "sdpa": cls._supports_sdpa, "flash_attention_2": cls._supports_flash_attn}
+    wrong = source.declared.not_eager
+    has = {"eager": wrong is None, "sdpa": cls._supports_sdpa, "flash_attention_2": cls._supports_flash_attn}
     if attention == "auto":
         return "sdpa" if has["sdpa"] else "eager"
+    if attention == "eager" and wrong is not None:
+        raise DataError(
+            f"model.attention: of model '{source.name}' transformers computes no eager attention: {wrong}; write auto"
+        )
     if not has[attention]:
         raise DataError(
             f"model.attention: model '{source.name}' is of family {source.model_type}, for which transformers has no "

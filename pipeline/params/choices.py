@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-BACKENDS = ("huggingface", "transformer_lens")
+HUGGINGFACE = "huggingface"
+BACKENDS = (HUGGINGFACE, "transformer_lens")
 MODEL_DTYPES = ("float32", "bfloat16", "float16")
 ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2")
 LIVE, STORE = "live", "store"

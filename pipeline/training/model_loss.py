@@ -21,7 +21,6 @@ from torch import Tensor
 from pipeline.activations.live import LiveActivations
 from pipeline.errors import DataError
 from pipeline.hooks import stacked
-from pipeline.lm.hook_points import layer_of
 from pipeline.lm.language_model import LanguageModel, Start
 from pipeline.losses.through_model import cross_entropy, divergence
 from pipeline.memory import Need, require_memory
@@ -89,7 +88,7 @@ class SplicedContexts:
     def _part(self, part: slice, x_hat: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         """The sum over a part's predictions, and its gradient in x_hat."""
         tokens, kept, x = self.tokens[part], self.kept[part], x_hat.clone().requires_grad_()
-        start = Start(layer_of(self.hook), self.residual[part], {self.hook: self.original[part]})
+        start = Start(self.model.first_block(self.hook), self.residual[part], {self.hook: self.original[part]})
         splice = {self.hook: lambda captured, original: torch.where(where[..., None], x, original)}
         spliced = self.model.logits(tokens, splice, capture=(), start=start, gradient=True)
         if self.kind == "ce":
@@ -167,7 +166,7 @@ class ContextSource:
     def _batch(self, index: int) -> TrainingBatch:
         tokens, kept = self.live.context_tokens(self.context_ids(index))
         hooks_in, (written,) = self.source.hooks_in, self.source.hooks_out
-        residual = f"blocks.{layer_of(written)}.hook_resid_pre"
+        residual = f"blocks.{self.model.first_block(written)}.hook_resid_pre"
         wanted = list(dict.fromkeys((*hooks_in, written, residual)))
         parts = [self.model.activations(part, wanted) for part in tokens.split(self.at_once)]
         found = {hook: torch.cat([part[hook] for part in parts]) for hook in wanted}
@@ -181,7 +180,7 @@ class ContextSource:
 
     def cost(self) -> str:
         """In which steps the loss acts and what it costs, in a line."""
-        layer, n_steps = layer_of(self.source.hooks_out[0]), self.total_steps - self.first
+        layer, n_steps = self.model.first_block(self.source.hooks_out[0]), self.total_steps - self.first
         tokens = n_steps * self.n_contexts * self.live.context_size
         return (
             f"trainer.model_loss {self.kind}: the last {n_steps:,} of {self.total_steps:,} steps, from {self.first:,} on, take "

@@ -20,13 +20,16 @@ def of(n_layers, sites=LLAMA):
 def test_names_and_order():
     points = of(11)
     names = points.names()
-    assert len(names) == 11 * len(LLAMA)
-    assert names[0] == "blocks.0.hook_resid_pre"
+    assert len(names) == 11 * len(LLAMA) + 3
+    assert names[:2] == ["hook_embed", "blocks.0.hook_resid_pre"]
+    assert names[-1] == "ln_final.hook_out"
     parsed = [points.parse(name) for name in names]
     assert parsed == sorted(parsed)
     assert [point.name for point in parsed] == names
-    assert points.parse("blocks.10.ln2.hook_out") == HookPoint(10, SITES.index("ln2.hook_out"))
-    assert points.last_of(["blocks.9.hook_resid_post", "blocks.10.hook_resid_pre"]) == "blocks.10.hook_resid_pre"
+    out = "blocks.10.ln2.hook_out"
+    assert points.parse(out) == HookPoint(10, SITES.index("ln2.hook_out"), out, "ln2.hook_out")
+    assert points.up_to(["blocks.9.hook_resid_post", "blocks.10.ln1.hook_normalized"])[-1] == "blocks.10.hook_resid_pre"
+    assert points.up_to(["hook_embed"]) == []
 
 
 def test_a_family_has_the_sites_of_the_modules_that_it_declares():
@@ -38,6 +41,7 @@ def test_a_family_has_the_sites_of_the_modules_that_it_declares():
     assert (both.adds_attention, both.adds_mlp) == ("after", "last")
     bare = Architecture("bare", *names, None, None)
     assert bare.sites == tuple(site for site in both.sites if "ln" not in site)
+    assert (both.reads_middle, bare.reads_middle) == ("between", "mlp")
     assert (bare.adds_attention, bare.adds_mlp) == ("attn", "mlp")
 
 
@@ -56,12 +60,18 @@ def test_blocks_may_differ():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("blocks.2.hook_resid_pst", r"'blocks\.2\.hook_resid_post'\? demo has blocks\.L\.\{.*\} with L from 0 to 3"),
+        (
+            "blocks.2.hook_resid_pst",
+            r"'blocks\.2\.hook_resid_post'\? demo has hook_embed, blocks\.L\.\{.*\} with L from 0 to 3",
+        ),
         ("blocks.9.hook_mlp_out", r"layer 9 does not exist, demo has 4 layers; did you mean 'blocks\.\d\.hook_mlp"),
         ("blocks.-1.hook_mlp_out", "unknown hook point"),
         ("", "unknown hook point ''"),
         ("blocks.1.hook_resid_post ", "unknown hook point"),
-        ("blocks.1.ln2_post.hook_out", r"demo \(family llama\) has no ln2_post\.hook_out there; it has blocks\.L\.\{"),
+        (
+            "blocks.1.ln2_post.hook_out",
+            r"demo \(family llama\) has no ln2_post\.hook_out there; it has hook_embed, blocks\.L\.\{",
+        ),
     ],
 )
 def test_unknown_names(name, message):

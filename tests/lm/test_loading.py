@@ -48,7 +48,9 @@ def test_widths_come_from_the_configuration(family, model_directory):
     widths = model_widths(model_directory(family))
     assert (widths.d_model, widths.n_layers, widths.vocab_size, widths.max_context) == (D, LAYERS, VOCAB, CONTEXT)
     assert widths.hook_width("blocks.2.ln2.hook_normalized") == D
-    assert len(widths.hook_points()) == 8 * LAYERS
+    assert len(widths.hook_points()) == 3 + len(widths.blocks[0].sites) * LAYERS
+    heads = {"gpt_neox": (32, 32, 64), "gpt2": (32, 32, 128), "llama": (32, 16, 48)}[family]
+    assert tuple(widths.hook_width(f"blocks.1.{site}") for site in ("attn.hook_z", "attn.hook_k", "mlp.hook_pre")) == heads
     assert widths.revision is None
     with pytest.raises(DataError, match="layer 3 does not exist"):
         widths.hook_width("blocks.3.hook_resid_post")

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pipeline.errors import unknown_name
-from pipeline.hook_keys import by_model, split_key, written_before_read
+from pipeline.hook_keys import by_model, module_of, split_key, written_before_read
+from pipeline.params.choices import HUGGINGFACE
 from pipeline.params.section import across
 
 if TYPE_CHECKING:
     from pipeline.params.kinds.fields import DictionaryFields
     from pipeline.params.sections.activations import ActivationsParams
-    from pipeline.params.sections.model import NamedModelParams
+    from pipeline.params.sections.model import ModelParams, NamedModelParams
 
 ATTENTION_INPUT = re.compile(r"(blocks\.\d+)\.ln1\.(?:hook_out|hook_normalized)")
 
@@ -52,7 +53,8 @@ def attention_reads_its_input(dictionary: DictionaryFields) -> str | None:
     if not dictionary.READS_SEQUENCES or not dictionary.hooks_in or ATTENTION_INPUT.fullmatch(dictionary.hooks_in[0]):
         return None
     read = dictionary.hooks_in[0]
-    start = ".".join(read.split(".")[:2])
+    block = re.match(r"blocks\.\d+", read)
+    start = block[0] if block else "blocks.L"
     whose = "is what the MLP reads" if ".ln2." in read else "is not what attention reads"
     return f"'{read}' {whose}; write {start}.ln1.hook_out (or {start}.ln1.hook_normalized)"
 
@@ -91,6 +93,17 @@ def every_model_is_used(hook_points: Iterable[str], models: Mapping[str, NamedMo
         return None
     key = f"{unused[0]}:blocks.L.name"
     return f"no hook point is of {', '.join(unused)}; name one as {key} in dictionary.hook_points_in, or write null"
+
+
+@across("model.backend")
+def modules_are_named_in_transformers(
+    dictionary: DictionaryFields, activations: ActivationsParams, model: ModelParams
+) -> str | None:
+    """TransformerLens has modules of its own."""
+    if model.backend == HUGGINGFACE:
+        return None
+    named = [key for key in (*used_by(dictionary), *stored(dictionary, activations)) if module_of(split_key(key)[1])]
+    return f"{model.backend} does not know the module of '{named[0]}'; write {HUGGINGFACE}" if named else None
 
 
 @across("activations.path")

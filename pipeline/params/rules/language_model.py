@@ -42,7 +42,8 @@ def mlp_reads_what_the_dictionary_reads(dictionary: DictionaryFields, initialize
     for read in dictionary.hooks_in:
         if not re.fullmatch(r"blocks\.\d+\.ln2\.(hook_out|hook_normalized)", read):
             at = layer_of(read) if layer is None else layer
-            return f"no MLP is a function of '{read}'; read blocks.{at}.ln2.hook_out, or switch initialize_tc_with_mlp off"
+            of = "L" if at is None else at
+            return f"no MLP is a function of '{read}'; read blocks.{of}.ln2.hook_out, or switch initialize_tc_with_mlp off"
         if layer is not None and layer != layer_of(read):
             return f"the MLP of layer {layer} is no function of '{read}'; write null or {layer_of(read)}"
     return None
@@ -68,7 +69,7 @@ def attention_is_imitated_by_attention(dictionary: DictionaryFields, initializer
         return f"needs kind lorsa; kind {dictionary.kind} has no attention"
     for read, written in zip(dictionary.hooks_in, dictionary.hooks_out, strict=False):
         layer = layer_of(read)
-        if read.split(".")[2] != "ln1" or written != f"blocks.{layer}.hook_attn_out":
+        if not re.match(r"blocks\.\d+\.ln1\.", read) or written != f"blocks.{layer}.hook_attn_out":
             return f"needs blocks.L.ln1.hook_out to blocks.L.hook_attn_out of one layer L, not {read} to {written}"
     return None
 
