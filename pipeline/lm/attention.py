@@ -152,6 +152,8 @@ class _Unreadable(Exception):
 def _check_readable(block: Architecture) -> None:
     if block.unlike_lorsa is not None:
         raise _Unreadable(block.unlike_lorsa)
+    if block.ln1 is None and block.ln1_post is None:
+        raise _Unreadable("there is no norm before it that a dictionary could read")
     if block.ln1_post is not None:
         raise _Unreadable("a norm stands between what its heads give and what is added to the residual stream")
 

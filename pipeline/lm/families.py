@@ -193,6 +193,7 @@ MODEL_FAMILIES: Declarations[Architecture] = Declarations(
             attention_out="self_attention.dense",
             mlp_in=("mlp.dense_h_to_4h",),
             mlp_out="mlp.dense_4h_to_h",
+            embedding="transformer.word_embeddings_layernorm",
             adds_residual=True,
             unlike_lorsa=_ALIBI,
             refused=_bloom_refused,

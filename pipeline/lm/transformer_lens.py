@@ -18,6 +18,7 @@ from pipeline.lm.hook_points import HookPoint
 from pipeline.lm.huggingface import affine, visit_in_place
 from pipeline.lm.language_model import LanguageModel, Start
 from pipeline.lm.mlp import BlockMLP
+from pipeline.lm.projections import Cut, of_attention
 from pipeline.lm.quiet import quiet
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Run
@@ -80,9 +81,14 @@ class TransformerLensModel(LanguageModel):
             if point.site.endswith(_NORMALIZED):
                 hooks.extend(self._normalized_hooks(run, point))
             else:
-                hooks.append((self._bridge_name(point), _HOW.get(point.site, _hook)(run, point.name)))
+                hooks.append((self._bridge_name(point), self._hook(run, point)))
         with self._bridge.hooks(fwd_hooks=hooks):
             return self._bridge(token_ids, return_type="logits")
+
+    def _hook(self, run: Run, point: HookPoint) -> Callable[..., Tensor | None]:
+        if point.site == "attn.hook_q" and self._source.blocks[point.layer].gated:
+            return _heads(run, point.name, of_attention(0)(self._source.blocks[point.layer], self._config)[1])
+        return _HOW.get(point.site, _hook)(run, point.name)
 
     def _bridge_name(self, point: HookPoint) -> str:
         """What TransformerLens calls a hook point."""
@@ -129,14 +135,17 @@ def _hook(run: Run, name: str) -> Callable[..., Tensor]:
     return hook
 
 
-def _heads(run: Run, name: str) -> Callable[..., Tensor | None]:
-    """TransformerLens keeps heads apart, [b, T, heads, width of a head]."""
+def _heads(run: Run, name: str, cut: Cut | None = None) -> Callable[..., Tensor | None]:
+    """TransformerLens keeps heads apart, [b, T, heads, width of a head]; `cut`: the part of them that is meant."""
 
     def hook(value: Tensor, hook: Any) -> Tensor:
         beside = value.flatten(-2)
-        new = run.visit(name, beside)
+        part = beside if cut is None else cut.take(beside)
+        new = run.visit(name, part)
         assert isinstance(new, Tensor)
-        return value if new is beside else new.unflatten(-1, value.shape[-2:])
+        if new is part:
+            return value
+        return (new if cut is None else cut.put(beside, new)).unflatten(-1, value.shape[-2:])
 
     return hook
 

@@ -17,7 +17,7 @@ from tests.lm.families import CONTEXT, FURTHER, GQA, LAYERS, NOT_BRIDGED, VOCAB,
 
 _NEOX = {"num_attention_heads": 4, "intermediate_size": 64, "hidden_act": "gelu"}
 # name -> (model_type, configuration); eps differ from every library's default, so that a wrong one would show.
-CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+_BUILT_ALIKE: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("gpt_neox", {**_NEOX, "use_parallel_residual": True, "layer_norm_eps": 1e-3}),
     "gpt_neox_sequential": ("gpt_neox", {**_NEOX, "use_parallel_residual": False, "layer_norm_eps": 1e-3}),
     "gpt2": ("gpt2", {"num_attention_heads": 4, "layer_norm_epsilon": 1e-3}),
@@ -26,8 +26,9 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {**GQA, "rms_norm_eps": 1e-3}),
     "qwen3": ("qwen3", {**GQA, "rms_norm_eps": 1e-3, "head_dim": 8}),
     "gemma": ("gemma", {**GQA, "rms_norm_eps": 1e-3, "head_dim": 8}),
-    **FURTHER,
 }
+OLDEST = tuple(_BUILT_ALIKE)
+CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {**_BUILT_ALIKE, **FURTHER}
 BRIDGED = [name for name in CONFIGURATIONS if name not in NOT_BRIDGED]  # what both back ends run
 # Settings of an attention; layer 0 of qwen2_window has no window.
 _PARTS = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}

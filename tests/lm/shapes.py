@@ -162,7 +162,7 @@ class OPTProjected(OPT):
 
 
 class Bloom(Neox):
-    model, blocks, embed, final = "transformer", "h", "word_embeddings", "ln_f"
+    model, blocks, embed, final = "transformer", "h", "word_embeddings_layernorm", "ln_f"
     attention, out = "self_attention", "self_attention.dense"
 
     def added(self) -> tuple[str, str]:
@@ -173,7 +173,7 @@ class Bloom(Neox):
 
 
 class Falcon(Bloom):
-    groups = 1
+    groups, embed = 1, "word_embeddings"
     parallel, ln2 = True, None
 
     def added(self) -> tuple[str, str]:

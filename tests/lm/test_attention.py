@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,22 @@ from pipeline.errors import DataError, ParamsError
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.lm.attention import AttentionWeights
 from pipeline.lm.language_model import LanguageModel
+from pipeline.lm.loading import load_attention_form
 from pipeline.models_fit import attention_fields, check_attention_fits
-from tests.lm.conftest import CONFIGURATIONS, CONTEXT, WINDOW, D
+from tests.lm.conftest import CONFIGURATIONS, CONTEXT, OLDEST, WINDOW, D
+from tests.messages import saying
 
 LAYER = 1
+# Families whose attention low-rank sparse attention cannot be, with a part of what is said of it.
+_NORMED = "a norm stands between what its heads give and what is added to the residual stream"
+UNLIKE = {
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3_multimodal", "olmo2", "olmo3"), _NORMED),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_multimodal", "qwen3_next"), "its heads are gated"),
+    "gpt_oss": "sinks",
+    "bloom": "alibi",
+    "falcon_alibi": "alibi",
+    "opt_projected": "no norm before it",
+}
 
 
 def low_rank(weights: AttentionWeights, reads: str, n_ctx: int = CONTEXT) -> Any:
@@ -54,7 +67,9 @@ def low_rank(weights: AttentionWeights, reads: str, n_ctx: int = CONTEXT) -> Any
 @torch.no_grad()
 @pytest.mark.parametrize("site", ["hook_out", "hook_normalized"])
 @pytest.mark.parametrize(
-    ("name", "backend"), [(name, backend) for name in CONFIGURATIONS for backend in ("huggingface", "transformer_lens")]
+    ("name", "backend"),
+    [(name, "huggingface") for name in CONFIGURATIONS if name not in UNLIKE]
+    + [(name, "transformer_lens") for name in (*OLDEST, "phi3", "gptj", "opt", "falcon", "stablelm_parallel")],
 )
 def test_rank_one_heads_set_to_the_models_heads_are_its_attention(
     name: str, backend: str, site: str, language_model: Callable[[str, str], LanguageModel], token_ids: torch.Tensor
@@ -116,6 +131,25 @@ def test_a_sliding_window_is_attention_to_everything_on_short_contexts_only(
     found = low_rank(dataclasses.replace(weights, sliding_window=None), reads)
     found, wanted = found.decode(found.pre_activations(longer[reads])), longer[writes]
     assert float((found - wanted).norm() / wanted.norm()) > 1e-3
+
+
+@pytest.mark.parametrize(("name", "reason"), UNLIKE.items())
+def test_an_attention_that_is_more_than_heads_is_refused_by_name(
+    name: str, reason: str, language_model: Callable[[str, str], LanguageModel], model_directory: Callable[[str], Path]
+) -> None:
+    where, said = (
+        f"blocks.{LAYER}.ln1.hook_out",
+        saying(name, CONFIGURATIONS[name][0], reason, "initializer.initialize_lorsa_with_mhsa off"),
+    )
+    with pytest.raises(DataError, match=said):
+        language_model(name, "huggingface").layer_attention(LAYER, where)
+    with pytest.raises(DataError, match=said):  # known from the configuration, before any weight is read
+        load_attention_form(model_directory(name), None, LAYER)
+
+
+def test_linear_attention_is_refused_as_such(language_model: Callable[[str, str], LanguageModel]) -> None:
+    with pytest.raises(DataError, match=saying("qwen3_5_text", "a recurrence without scores")):
+        language_model("qwen3_5", "huggingface").layer_attention(0, "blocks.0.ln1.hook_out")
 
 
 def test_a_scale_that_transformer_lens_ignores_is_refused(language_model: Callable[[str, str], LanguageModel]) -> None:

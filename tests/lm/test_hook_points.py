@@ -40,7 +40,10 @@ def test_a_family_has_the_sites_of_the_modules_that_it_declares():
     ]
     assert (both.adds_attention, both.adds_mlp) == ("after", "last")
     bare = Architecture("bare", *names, None, None)
-    assert bare.sites == tuple(site for site in both.sites if "ln" not in site)
+    # Before a norm that follows them, attention and MLP have an output of their own.
+    own = ("attn.hook_out", "mlp.hook_out")
+    assert set(own) <= set(both.sites)
+    assert bare.sites == tuple(site for site in both.sites if "ln" not in site and site not in own)
     assert (both.reads_middle, bare.reads_middle) == ("between", "mlp")
     assert (bare.adds_attention, bare.adds_mlp) == ("attn", "mlp")
 
