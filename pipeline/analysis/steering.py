@@ -44,7 +44,7 @@ def steering_replacements(
 ) -> dict[str, Replacement]:
     """{hook point: x -> x + strength * what the feature writes there}, of the written hook points of one model.
 
-    What is added to the residual stream stays in it: of several hook points hook_resid_pre or hook_resid_post only the last
+    What is added to the residual stream stays in it: of several hook points hook_resid_pre, _mid or _post only the last
     one at which the feature writes is changed (see pipeline.analysis.attribution.standing).
 
     Args:

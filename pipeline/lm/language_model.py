@@ -241,6 +241,9 @@ class LanguageModel(abc.ABC):
         run = Run(capture=frozenset(hook_points), stop=True)
         with contextlib.suppress(StopRun):
             self._forward(ids, run)
+        absent = [name for name in hook_points if name not in run.captured]
+        if absent:
+            raise DataError(f"hook point '{absent[0]}': its module does not run in a forward pass of {self.name}; name another")
         return {name: run.captured[name] for name in hook_points}
 
     def logits(

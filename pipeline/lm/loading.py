@@ -61,7 +61,7 @@ def load_language_model(
     if hook_points is not None:
         points = source.points.parse_all(hook_points).values()
         if not any(point.anywhere for point in points):
-            n_blocks = min(source.n_layers, max((point.layer + 1 for point in points), default=0))
+            n_blocks = min(source.n_layers, max((max(point.layer, 0) + 1 for point in points), default=0))
     whole = n_blocks is None
     from pipeline.lm.weights import load_weights
 

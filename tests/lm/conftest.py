@@ -13,7 +13,7 @@ import torch
 from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.loading import load_language_model
 from pipeline.seeding import generator
-from tests.lm.families import CONTEXT, FURTHER, GQA, LAYERS, NOT_BRIDGED, VOCAB, WINDOW, D
+from tests.lm.families import CONTEXT, FURTHER, GQA, NOT_BRIDGED, VOCAB, WINDOW, write_model
 
 _NEOX = {"num_attention_heads": 4, "intermediate_size": 64, "hidden_act": "gelu"}
 # name -> (model_type, configuration); eps differ from every library's default, so that a wrong one would show.
@@ -51,44 +51,6 @@ ATTENTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def _tokenizer() -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["the cat sat on the mat and the dog sat on the log"] * 2, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
-
-
-def _write_model(directory: Path, model_type: str, options: dict[str, Any]) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-
-    from pipeline.lm.quiet import quiet
-
-    sizes = {"vocab_size": VOCAB, "hidden_size": D, "num_hidden_layers": LAYERS, "max_position_embeddings": CONTEXT}
-    own = {**sizes, "bos_token_id": 0, "eos_token_id": 0}
-    nested = "text_config" in options
-    options = {**options, "text_config": {**own, **options["text_config"]}} if nested else {**own, **options}
-    with quiet():
-        config = AutoConfig.for_model(model_type, **options)
-        model = (AutoModelForImageTextToText if nested else AutoModelForCausalLM).from_config(config)
-        draw = generator(0, "tests", model_type)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                noise = 0.15 * torch.randn(parameter.shape, generator=draw)
-                parameter.copy_(parameter + noise if "norm" in name or ".ln_" in name else noise)  # norms begin as the identity
-        model.save_pretrained(directory)
-        _tokenizer().save_pretrained(directory)
-
-
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """name -> directory of a tiny model; shared, so not to be written to."""
@@ -98,7 +60,7 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     def directory(name: str) -> Path:
         if name not in made:
             made[name] = root / name
-            _write_model(made[name], *{**CONFIGURATIONS, **ATTENTIONS}[name])
+            write_model(made[name], *{**CONFIGURATIONS, **ATTENTIONS}[name])
         return made[name]
 
     return directory

@@ -6,7 +6,13 @@ library's default, so that a wrong one would show; windows are shorter than the 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import torch
+
+from pipeline.lm.quiet import quiet
+from pipeline.seeding import generator
 
 D, LAYERS, VOCAB, CONTEXT, WINDOW = 32, 3, 300, 24, 8
 GQA: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
@@ -64,3 +70,40 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("stablelm", _STABLELM),
     "stablelm_parallel": ("stablelm", {**_STABLELM, "use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True}),
 }
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the cat sat on the mat and the dog sat on the log"] * 2, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+
+
+def write_model(directory: Path, model_type: str, options: dict[str, Any]) -> None:
+    """A tiny random model and its tokenizer, as save_pretrained writes them."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    sizes = {"vocab_size": VOCAB, "hidden_size": D, "num_hidden_layers": LAYERS, "max_position_embeddings": CONTEXT}
+    own = {**sizes, "bos_token_id": 0, "eos_token_id": 0}
+    nested = "text_config" in options
+    options = {**options, "text_config": {**own, **options["text_config"]}} if nested else {**own, **options}
+    with quiet():
+        config = AutoConfig.for_model(model_type, **options)
+        model = (AutoModelForImageTextToText if nested else AutoModelForCausalLM).from_config(config)
+        draw = generator(0, "tests", model_type)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                noise = 0.15 * torch.randn(parameter.shape, generator=draw)
+                parameter.copy_(parameter + noise if "norm" in name or ".ln_" in name else noise)  # norms begin as the identity
+        model.save_pretrained(directory)
+        _tokenizer().save_pretrained(directory)

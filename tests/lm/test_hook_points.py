@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.hook_keys import SITES
+from pipeline.hook_keys import (
+    AFTER,
+    BEFORE,
+    SITES,
+    by_model,
+    join_key,
+    module_of,
+    occurs_before,
+    out_of_order,
+    split_key,
+    written_before_read,
+)
 from pipeline.lm.architectures import Architecture
 from pipeline.lm.families import MODEL_FAMILIES
 from pipeline.lm.hook_points import HookPoint, HookPoints
@@ -85,3 +96,37 @@ def test_unknown_names(name, message):
 def test_a_bare_string_is_not_a_list():
     with pytest.raises(DataError, match="should be a list"):
         of(4).parse_all("blocks.0.hook_resid_pre")
+
+
+PATH = "module:model.layers.1.mlp.down_proj"
+
+
+def test_an_alias_stands_before_any_hook_point():
+    hooks = ("blocks.1.hook_resid_post", "hook_embed", f"{PATH}:input", "module:model.norm:output")
+    for hook in hooks:
+        assert split_key(hook) == ("", hook)
+        assert split_key(join_key("tuned", hook)) == ("tuned", hook)
+    keys = [join_key(alias, hook) for alias in ("", "tuned") for hook in hooks]
+    assert by_model(keys) == {"": list(hooks), "tuned": list(hooks)}
+
+
+def test_modules_are_taken_apart():
+    assert module_of(f"{PATH}:input") == ("model.layers.1.mlp.down_proj", "input")
+    for other in ("module:a.b", "module:a.b:inputs", "module::input", "blocks.1.hook_resid_post", "modules:a:input"):
+        assert module_of(other) is None
+
+
+def test_the_order_of_a_run_is_that_of_names_as_far_as_they_say():
+    ordered = [*BEFORE, *(f"blocks.{layer}.{site}" for layer in range(2) for site in SITES), *AFTER]
+    for index, first in enumerate(ordered):
+        assert [occurs_before(first, second) for second in ordered] == [index < place for place in range(len(ordered))]
+    assert occurs_before("blocks.0.hook_resid_post", f"{PATH}:input")
+    assert occurs_before(f"{PATH}:input", f"{PATH}:output")
+    assert occurs_before(f"{PATH}:output", "ln_final.hook_out")
+    # Within a block, and of a path without a number, the names do not say.
+    for other in ("blocks.1.hook_mlp_out", "module:model.layers.1.mlp:output", "module:model.norm:input", f"{PATH}:input"):
+        assert not occurs_before(f"{PATH}:input", other)
+        assert not occurs_before(other, f"{PATH}:input")
+    assert out_of_order(["hook_embed", f"{PATH}:input", "blocks.1.hook_mlp_out", "module:model.norm:input"]) is None
+    assert "hook_embed occurs before" in out_of_order([f"{PATH}:input", "hook_embed"])
+    assert "blocks.0.hook_mlp_out occurs before" in written_before_read([f"{PATH}:input"], ["blocks.0.hook_mlp_out"])

@@ -187,7 +187,7 @@ def test_a_module_and_a_site_are_the_same_place(language_model, token_ids):
 def test_a_model_for_a_module_has_the_blocks_that_it_needs(model_directory, language_model, token_ids):
     full = language_model("llama", "huggingface")
     for name, blocks, whole in (
-        ("hook_embed", 0, False),
+        ("hook_embed", 1, False),
         ("module:model.layers.1.mlp.act_fn:output", 2, False),
         ("blocks.1.attn.hook_z", 2, False),
         ("ln_final.hook_out", 3, False),

@@ -109,6 +109,41 @@ ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
     ({"dictionary.name": "a/b"}, "dictionary.name", ("letters", "a/b")),
     ({"dictionary.name": ".."}, "dictionary.name", ("letters", "..")),
     ({"dictionary.expansion_factor": 0}, "dictionary.expansion_factor", ("0", "0.0")),
+    (
+        {"dictionary.hook_point_in": "module:model.norm"},
+        "dictionary.hook_point_in",
+        ("module:path:output", "module:model.norm"),
+    ),
+    ({"dictionary.hook_point_in": "module:model..norm:input"}, "dictionary.hook_point_in", ("module:path:output",)),
+    ({"dictionary.hook_point_in": "hook_embedding"}, "dictionary.hook_point_in", ("hook_embed", "hook_embedding")),
+    (
+        {"dictionary.hook_point_in": "module:model.norm:input", "model.backend": "transformer_lens"},
+        "model.backend",
+        ("module:model.norm:input", "huggingface"),
+    ),
+    (
+        {
+            **TRANSCODER,
+            "dictionary.hook_point_in": "module:m.2.mlp:output",
+            "dictionary.hook_point_out": "module:m.2.mlp:input",
+        },
+        "dictionary.hook_point_out",
+        ("module:m.2.mlp:input occurs before module:m.2.mlp:output",),
+    ),
+    (
+        {
+            **TRANSCODER,
+            "dictionary.hook_point_in": "module:m.2.mlp:input",
+            "dictionary.hook_point_out": "blocks.1.hook_mlp_out",
+        },
+        "dictionary.hook_point_out",
+        ("blocks.1.hook_mlp_out occurs before module:m.2.mlp:input",),
+    ),
+    (
+        {**TRANSCODER, "dictionary.hook_point_in": "module:m.2.mlp:input", "initializer.initialize_tc_with_mlp": True},
+        "initializer.model_layer",
+        ("module:m.2.mlp:input",),
+    ),
     ({"dictionary.hook_point_in": "block.2.x"}, "dictionary.hook_point_in", ("blocks.L.name", "block.2.x")),
     (
         {"dictionary.hook_point_in": "blocks.2.ln2.hook_out\n"},

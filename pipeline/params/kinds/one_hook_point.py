@@ -18,7 +18,7 @@ class OneHookPointFields(DictionaryFields):
     """One hook point is read and one is written."""
 
     hook_point_in: str | None = param(
-        None, form=HOOK_POINT, also_called=("hook_point", "hook_name"), about="hook point that is read: blocks.L.name"
+        None, form=HOOK_POINT, also_called=("hook_point", "hook_name"), about="hook point that is read (docs/hook-points.md)"
     )
     hook_point_out: str | None = param(
         None, form=HOOK_POINT, about="hook point that is reconstructed; null: hook_point_in (another one: a transcoder)"
