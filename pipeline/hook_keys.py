@@ -48,6 +48,9 @@ SITES = (
 BEFORE, AFTER = ("hook_embed",), ("ln_final.hook_normalized", "ln_final.hook_out")
 MODULE = "module"
 SIDES = ("input", "output")
+# What the MLP of a block may be a function of: in most families ln2; ln1 where one norm is for attention and MLP, the residual
+# stream where there is none before the MLP. Which of these it is, a model's family says.
+MLP_INPUT = re.compile(r"blocks\.(\d+)\.(?:ln[12]\.(?:hook_out|hook_normalized)|mlp\.hook_in|hook_resid_mid)")
 _NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ParamsError, of_member
-from pipeline.hook_keys import by_model, join_key, module_of, place_of, split_key
+from pipeline.hook_keys import MLP_INPUT, by_model, join_key, module_of, place_of, split_key
 from pipeline.lm.loading import load_attention_form, model_widths
 from pipeline.params.fields import as_written
 
@@ -52,9 +52,24 @@ def _check_fits(params: Params) -> None:
         _check_order(params.dictionary, alias, source)
     params.with_widths(widths)
     place = place_of(params.dictionary.hooks_in[0])
+    if params.initializer.initialize_tc_with_mlp:
+        _check_mlp(params)
     if params.initializer.initialize_lorsa_with_mhsa and place is not None:
         form = load_attention_form(params.model.model_name, params.model.revision, int(place[0]))
         check_attention_fits(params.dictionary.to_dict(), form)
+
+
+def _check_mlp(params: Params) -> None:
+    """Refuse to start from an MLP that, in this model's family, reads another hook point."""
+    source = model_widths(params.model.model_name, params.model.revision)
+    for read in params.dictionary.hooks_in:
+        match = MLP_INPUT.fullmatch(read)
+        accepted = source.mlp_reads(int(match[1])) if match else {}
+        if match and read not in accepted:
+            raise ParamsError(
+                f"initializer.initialize_tc_with_mlp: of family {source.model_type} the MLP of layer {match[1]} is no function "
+                f"of '{read}'; read {' or '.join(accepted)}, or switch it off"
+            )
 
 
 def _check_order(dictionary: DictionaryFields, alias: str, source: ModelSource) -> None:
