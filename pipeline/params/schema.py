@@ -23,7 +23,7 @@ from pipeline.params.sections.dictionary import DictionaryParams, params_class
 from pipeline.params.sections.evaluation import EvaluationParams
 from pipeline.params.sections.fold import FoldParams
 from pipeline.params.sections.initializer import InitializerParams
-from pipeline.params.sections.model import MODEL_ALIAS_FORM, ModelParams, NamedModelParams
+from pipeline.params.sections.model import ALIAS_FORM, ModelParams, NamedModelParams
 from pipeline.params.sections.norm import NormParams
 from pipeline.params.sections.tracking import TrackingParams
 from pipeline.params.sections.trainer import TrainerParams
@@ -72,7 +72,7 @@ class Params(Section):
     model: ModelParams = field(default_factory=ModelParams)
     models: Mapping[str, NamedModelParams] | None = param(
         None,
-        form=MODEL_ALIAS_FORM,
+        form=ALIAS_FORM,
         about="further models whose hook points are named alias:blocks.L.name: {alias: {model_name, revision}}",
     )
     dataset: DatasetParams = field(default_factory=DatasetParams)

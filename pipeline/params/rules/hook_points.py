@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pipeline.errors import unknown_name
-from pipeline.hook_keys import by_model, module_of, split_key, written_before_read
+from pipeline.hook_keys import MODULE, by_model, module_of, split_key, written_before_read
 from pipeline.params.choices import HUGGINGFACE
 from pipeline.params.section import across
 
@@ -77,7 +77,9 @@ def every_alias_is_a_model(
 ) -> str | None:
     """A hook point of another model names one of `models`."""
     known = models or {}
-    for key in dict.fromkeys((*used_by(dictionary), *stored(dictionary, activations))):
+    for key in dict.fromkeys((*known, *used_by(dictionary), *stored(dictionary, activations))):
+        if key == MODULE or (key.startswith(f"{MODULE}:") and module_of(key) is None):
+            return f"'{key}': no model is called {MODULE}, which begins {MODULE}:path:output; give it another name"
         alias, _ = split_key(key)
         if alias and alias not in known:
             return f"hook point '{key}': {unknown_name('model', alias, known)}; state its name: {alias}: {{model_name: ...}}"

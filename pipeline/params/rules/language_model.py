@@ -29,7 +29,8 @@ def mlp_layer_is_known(dictionary: DictionaryFields, initializer: InitializerPar
     if not initializer.initialize_tc_with_mlp or initializer.model_layer is not None:
         return None
     for pair in zip(dictionary.hooks_in, dictionary.hooks_out, strict=False):
-        if len({layer_of(hook) for hook in pair}) > 1:
+        layers = {layer_of(hook) for hook in pair}
+        if len(layers) > 1 and None not in layers:  # what has none is no MLP's input: mlp_reads_what_the_dictionary_reads
             return f"is null and cannot be derived: {' and '.join(pair)} are of different layers; state the layer of the MLP"
     return None
 

@@ -10,7 +10,7 @@ from pipeline.params.choices import LIVE, MODEL_DTYPES, SOURCES, STORE, TARGETS
 from pipeline.params.codecs import STORAGE_CODECS
 from pipeline.params.fields import param
 from pipeline.params.section import Section, rule
-from pipeline.params.sections.model import DEVICE, MODEL_ALIAS
+from pipeline.params.sections.model import ALIAS, DEVICE
 
 HOOK_POINT = (
     r"(?:blocks\.\d+\.[A-Za-z_]\w*(\.[A-Za-z_]\w*)*|hook_embed|ln_final\.hook_(normalized|out)"
@@ -18,7 +18,7 @@ HOOK_POINT = (
     "a hook point (blocks.L.name, as blocks.2.hook_resid_post; or hook_embed, ln_final.hook_out, module:path:output)",
 )
 # The same, perhaps of one of the section `models`.
-HOOK_KEY = (f"({MODEL_ALIAS}:)?{HOOK_POINT[0]}", f"{HOOK_POINT[1][:-1]}; or alias:blocks.L.name with an alias of models)")
+HOOK_KEY = (f"({ALIAS}:)?{HOOK_POINT[0]}", f"{HOOK_POINT[1][:-1]}; or alias:blocks.L.name with an alias of models)")
 
 
 @dataclass(frozen=True)

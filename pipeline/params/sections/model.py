@@ -16,9 +16,6 @@ _NAME_FORM = (r"\S(.*\S)?", "a hub id, a local directory or demo")
 _REVISION_FORM = (r"\S+", "a branch, tag or commit")
 ALIAS = r"[A-Za-z_][A-Za-z0-9_-]*"
 ALIAS_FORM = (ALIAS, "letters, digits, '_' and '-', beginning with a letter")
-# Of a model: `module` begins the hook points of modules.
-MODEL_ALIAS = rf"(?!module(?::|$)){ALIAS}"
-MODEL_ALIAS_FORM = (MODEL_ALIAS, f"{ALIAS_FORM[1]}, and not module")
 
 
 @dataclass(frozen=True)
