@@ -51,6 +51,8 @@ SIDES = ("input", "output")
 # What the MLP of a block may be a function of: in most families ln2; ln1 where one norm is for attention and MLP, the residual
 # stream where there is none before the MLP. Which of these it is, a model's family says.
 MLP_INPUT = re.compile(r"blocks\.(\d+)\.(?:ln[12]\.(?:hook_out|hook_normalized)|mlp\.hook_in|hook_resid_mid)")
+# What attention writes: what it adds, or in families that norm that first what it gives before.
+ATTENTION_OUTPUT = re.compile(r"blocks\.(\d+)\.(?:hook_attn_out|attn\.hook_out)")
 _NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 
 

@@ -55,7 +55,9 @@ def _check_fits(params: Params) -> None:
     if params.initializer.initialize_tc_with_mlp:
         _check_mlp(params)
     if params.initializer.initialize_lorsa_with_mhsa and place is not None:
-        form = load_attention_form(params.model.model_name, params.model.revision, int(place[0]))
+        form = load_attention_form(
+            params.model.model_name, params.model.revision, int(place[0]), params.dictionary.hooks_out[0]
+        )
         check_attention_fits(params.dictionary.to_dict(), form)
 
 

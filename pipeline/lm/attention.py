@@ -101,7 +101,7 @@ class AttentionWeights:
 
 
 @torch.no_grad()
-def attention_weights(module: nn.Module, config: Any, block: Architecture, model: str) -> AttentionWeights:
+def attention_weights(module: nn.Module, config: Any, block: Architecture, model: str, own: bool = False) -> AttentionWeights:
     """Read an attention module of transformers.
 
     Args:
@@ -109,6 +109,7 @@ def attention_weights(module: nn.Module, config: Any, block: Architecture, model
         config: the model's.
         block: the names of the block's modules.
         model: its name, for errors.
+        own: what attention gives is wanted, before a norm that may follow it.
 
     Raises:
         DataError: this attention is more than the tensors here say, or of none of the forms that can be read.
@@ -117,7 +118,7 @@ def attention_weights(module: nn.Module, config: Any, block: Architecture, model
     d_head = int(getattr(config, "head_dim", None) or d_model // n_heads)
     layer_type = _layer_type(module, config)
     try:
-        _check_readable(block)
+        _check_readable(block, own)
         (W_Q, W_K, W_V), (b_Q, b_K, b_V), out = _projections(module, block, n_heads, d_head)
         q_norm, k_norm = (_query_key_norm(module, block, name, n_heads, d_head) for name in "qk")
     except _Unreadable as reason:
@@ -149,13 +150,15 @@ class _Unreadable(Exception):
     """Why an attention cannot be taken over."""
 
 
-def _check_readable(block: Architecture) -> None:
+def _check_readable(block: Architecture, own: bool) -> None:
     if block.unlike_lorsa is not None:
         raise _Unreadable(block.unlike_lorsa)
-    if block.ln1 is None and block.ln1_post is None:
+    if block.ln1 is None:
         raise _Unreadable("there is no norm before it that a dictionary could read")
-    if block.ln1_post is not None:
-        raise _Unreadable("a norm stands between what its heads give and what is added to the residual stream")
+    if block.ln1_post is not None and not own:
+        raise _Unreadable(
+            "a norm stands between what its heads give and what is added to the residual stream (write blocks.L.attn.hook_out, which is before it)"
+        )
 
 
 def _projections(

@@ -341,15 +341,22 @@ class LanguageModel(abc.ABC):
             )
         return LayerMLP(self._mlp(layer), *self._affine(layer, norm))
 
-    def layer_attention(self, layer: int, hook_point_in: str) -> AttentionWeights:
-        """The attention of one layer as a function of `blocks.{layer}.ln1.hook_out` or `ln1.hook_normalized`.
+    def layer_attention(self, layer: int, hook_point_in: str, hook_point_out: str | None = None) -> AttentionWeights:
+        """The attention of one layer as a function of one activation.
+
+        Args:
+            layer: block, from 0.
+            hook_point_in: `blocks.{layer}.ln1.hook_out` or `blocks.{layer}.ln1.hook_normalized`.
+            hook_point_out: what it gives: `blocks.{layer}.hook_attn_out` (None), or, in families that norm that before it is
+                added, `blocks.{layer}.attn.hook_out`.
 
         Raises:
             DataError: no such layer, a hook point that it is no function of, or a form that cannot be read.
         """
         self._check_layer(layer)
         block = self._source.blocks[layer]
-        weights = attention_weights(*self._attention(layer), block, self.name)
+        own = hook_point_out == f"blocks.{layer}.attn.hook_out"
+        weights = attention_weights(*self._attention(layer), block, self.name, own)
         if hook_point_in == f"blocks.{layer}.ln1.hook_out":
             return weights
         if hook_point_in != f"blocks.{layer}.ln1.hook_normalized" or block.ln1 is None:

@@ -114,8 +114,15 @@ def model_widths(name_or_path: str | Path, revision: str | None = None) -> Model
     return resolve_model(name_or_path, revision)
 
 
-def load_attention_form(name_or_path: str | Path, revision: str | None, layer: int) -> AttentionWeights:
+def load_attention_form(
+    name_or_path: str | Path, revision: str | None, layer: int, hook_point_out: str | None = None
+) -> AttentionWeights:
     """The attention of one layer without its weights, by the configuration alone: tensors have shapes and no values.
+
+    Args:
+        name_or_path, revision: of the model.
+        layer: block, from 0.
+        hook_point_out: what is written; None: `blocks.{layer}.hook_attn_out`.
 
     Raises:
         DataError: no such model or layer, or an attention of a form that cannot be read.
@@ -124,4 +131,5 @@ def load_attention_form(name_or_path: str | Path, revision: str | None, layer: i
     from pipeline.lm.huggingface import HuggingFaceModel
     from pipeline.lm.weights import empty_model
 
-    return HuggingFaceModel(source, empty_model(source)).layer_attention(layer, f"blocks.{layer}.ln1.hook_out")
+    model = HuggingFaceModel(source, empty_model(source))
+    return model.layer_attention(layer, f"blocks.{layer}.ln1.hook_out", hook_point_out)

@@ -24,12 +24,12 @@ LAYER = 1
 # Families whose attention low-rank sparse attention cannot be, with a part of what is said of it.
 _NORMED = "a norm stands between what its heads give and what is added to the residual stream"
 UNLIKE = {
-    **dict.fromkeys(("gemma2", "gemma3", "gemma3_multimodal", "olmo2", "olmo3"), _NORMED),
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3_multimodal"), _NORMED),
+    **dict.fromkeys(("olmo2", "olmo3", "opt_projected"), "no norm before it"),
     **dict.fromkeys(("qwen3_5", "qwen3_5_multimodal", "qwen3_next"), "its heads are gated"),
     "gpt_oss": "sinks",
     "bloom": "alibi",
     "falcon_alibi": "alibi",
-    "opt_projected": "no norm before it",
 }
 
 
@@ -145,6 +145,31 @@ def test_an_attention_that_is_more_than_heads_is_refused_by_name(
         language_model(name, "huggingface").layer_attention(LAYER, where)
     with pytest.raises(DataError, match=said):  # known from the configuration, before any weight is read
         load_attention_form(model_directory(name), None, LAYER)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", ["huggingface", "transformer_lens"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_before_the_norm_that_follows_it_attention_is_its_heads(
+    layer: int, backend: str, language_model: Callable[[str, str], LanguageModel], token_ids: torch.Tensor
+) -> None:
+    """Gemma 3: gains 1 + w of queries and keys, a scale of its own, other rotary frequencies in each kind of layer."""
+    model = language_model("gemma3", backend)
+    reads, writes = f"blocks.{layer}.ln1.hook_normalized", f"blocks.{layer}.attn.hook_out"
+    weights = model.layer_attention(layer, reads, writes)
+    assert (weights.rotary_base, weights.rotary_scale) == ((50.0, 1.0), (200.0, 4.0))[layer]
+    assert weights.sliding_window == (WINDOW, None)[layer]
+    short = token_ids[:, :WINDOW]
+    made = low_rank(weights, reads, WINDOW)
+    captured = model.activations(short, [reads, writes])
+    found, wanted = made.decode(made.pre_activations(captured[reads])), captured[writes]
+    assert float((found - wanted).norm() / wanted.norm()) <= 1e-5
+
+
+def test_scores_that_are_squashed_are_refused(language_model: Callable[[str, str], LanguageModel]) -> None:
+    weights = language_model("gemma2", "huggingface").layer_attention(1, "blocks.1.ln1.hook_out", "blocks.1.attn.hook_out")
+    with pytest.raises(ParamsError, match=saying("initializer.initialize_lorsa_with_mhsa", "attn_logit_softcapping is 2.0")):
+        low_rank(weights, "blocks.1.ln1.hook_out")
 
 
 def test_linear_attention_is_refused_as_such(language_model: Callable[[str, str], LanguageModel]) -> None:

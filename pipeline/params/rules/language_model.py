@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pipeline.hook_keys import MLP_INPUT
+from pipeline.hook_keys import ATTENTION_OUTPUT, MLP_INPUT
 from pipeline.params.choices import NORMS_OF_THE_DATA
 from pipeline.params.section import across
 
@@ -71,7 +71,8 @@ def attention_is_imitated_by_attention(dictionary: DictionaryFields, initializer
         return f"needs kind lorsa; kind {dictionary.kind} has no attention"
     for read, written in zip(dictionary.hooks_in, dictionary.hooks_out, strict=False):
         layer = layer_of(read)
-        if not re.match(r"blocks\.\d+\.ln1\.", read) or written != f"blocks.{layer}.hook_attn_out":
+        writes = ATTENTION_OUTPUT.fullmatch(written)
+        if not re.match(r"blocks\.\d+\.ln1\.", read) or not writes or int(writes[1]) != layer:
             return f"needs blocks.L.ln1.hook_out to blocks.L.hook_attn_out of one layer L, not {read} to {written}"
     return None
 
