@@ -156,9 +156,8 @@ def _check_readable(block: Architecture, own: bool) -> None:
     if block.ln1 is None:
         raise _Unreadable("there is no norm before it that a dictionary could read")
     if block.ln1_post is not None and not own:
-        raise _Unreadable(
-            "a norm stands between what its heads give and what is added to the residual stream (write blocks.L.attn.hook_out, which is before it)"
-        )
+        before = "blocks.L.attn.hook_out is before it"
+        raise _Unreadable(f"a norm stands between what its heads give and what is added to the residual stream ({before})")
 
 
 def _projections(

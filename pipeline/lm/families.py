@@ -219,7 +219,16 @@ _ALTUP = (
     "its blocks carry four residual streams at once, predict and correct three of them from the fourth (AltUp), and add an "
     "embedding of the token in each block, so that there is no one residual stream to read or write; give a gemma3 model"
 )
+_ADVICE = (
+    "; give a model of one of these, set model.backend to transformer_lens if TransformerLens has it, or declare its family "
+    "(CONTRIBUTING.md)"
+)
 UNFIT: Mapping[str, str] = {"gemma3n": _ALTUP, "gemma3n_text": _ALTUP}
+
+
+def is_known(model_type: str) -> bool:
+    """Whether a family is declared, or is known not to fit."""
+    return model_type in MODEL_FAMILIES or model_type in UNFIT
 
 
 def architecture_of(model_type: str, model: str) -> Architecture:
@@ -235,7 +244,7 @@ def architecture_of(model_type: str, model: str) -> Architecture:
         return MODEL_FAMILIES.get(model_type)
     except ParamsError as error:
         known = model_type in MODEL_FAMILIES
-        advice = "" if known else "; give a model of one of these, or declare its family (CONTRIBUTING.md)"
+        advice = "" if known else _ADVICE
         raise DataError([f"model '{model}': {fault}{advice}" for fault in error.faults]) from None
 
 

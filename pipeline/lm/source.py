@@ -21,7 +21,7 @@ from pipeline.files import json_object, local_path, looked_in, read_object, root
 from pipeline.foreign import reading, shortened
 from pipeline.hook_keys import AFTER
 from pipeline.lm.architectures import Architecture
-from pipeline.lm.families import architecture_of, check_configuration
+from pipeline.lm.families import architecture_of, check_configuration, is_known
 from pipeline.lm.hook_points import HookPoints
 
 DEMO = "demo"
@@ -259,12 +259,13 @@ class ModelSource:
         return value
 
 
-def resolve_model(name_or_path: str | Path, revision: str | None = None) -> ModelSource:
+def resolve_model(name_or_path: str | Path, revision: str | None = None, *, any_family: bool = False) -> ModelSource:
     """Find a model and read its configuration.
 
     Args:
         name_or_path: `demo`, a local directory, or a hub id such as `EleutherAI/pythia-160m`.
         revision: branch, tag or commit of a hub model.
+        any_family: its family need not be declared: TransformerLens may have it (bridged.py).
 
     Raises:
         DataError: there is none, or its architecture is not supported; the message says what was tried and what to do.
@@ -282,7 +283,7 @@ def resolve_model(name_or_path: str | Path, revision: str | None = None) -> Mode
             raise DataError(
                 f"model.revision '{revision}' was given for '{name}', a local directory, which has no revisions; set it to null"
             )
-        source = ModelSource(name, directory, None, _read_config(directory, name))
+        commit = None
     elif os.path.exists(directory):
         raise DataError(f"{name}: a model should be a directory with config.json and model.safetensors, this is a file")
     elif name.startswith((".", "/", "~")) or not 0 <= name.count("/") <= 1:
@@ -291,7 +292,11 @@ def resolve_model(name_or_path: str | Path, revision: str | None = None) -> Mode
         )
     else:
         directory, commit = _hub_config(name, revision)
-        source = ModelSource(name, directory, commit, _read_config(directory, name))
+    source = ModelSource(name, directory, commit, _read_config(directory, name))
+    if any_family and not is_known(source.model_type):
+        from pipeline.lm.bridged import BridgedSource
+
+        source = BridgedSource(name, directory, commit, source.config)
     check_configuration(source.declared, source.text_config, name)
     _ = (source.d_model, source.n_layers, source.vocab_size)  # checked now, so that what is returned is usable
     return source
