@@ -171,3 +171,16 @@ def test_a_vocabulary_larger_than_the_tokenizers(tokenized: Project, tmp_path: P
     rows = FeatureStore(project.path / "data" / "features").features(["promoted", "suppressed"])
     named = {token["token"] for row in rows for part in ("promoted", "suppressed") for token in row[part]}
     assert max(named) >= VOCAB
+
+
+def test_a_family_that_only_transformer_lens_knows(tokenized: Project, tmp_path: Path) -> None:
+    """Neurons by the bridge's own name, and an SAE of the residual stream, whose features have logits."""
+    options = {"num_attention_heads": 4, "intermediate_size": 48, "pad_token_id": 0}
+    for hook, width in (("blocks.1.mlp.out.hook_in", 48), (RESIDUAL, 32)):
+        project = tokenized.copy(tmp_path / str(width)).set(model__backend="transformer_lens", dictionary__hook_point_in=hook)
+        shutil.rmtree(project.path / "model")
+        write_model(project.path / "model", "phi", options)
+        run(project, *AFTER_TOKENS)
+        assert open_activations(project.store).width(hook) == width
+        promoted = [row["promoted"] for row in FeatureStore(project.path / "data" / "features").features(["promoted"])]
+        assert {each is not None for each in promoted} == {hook == RESIDUAL}

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import DataError, nearest
 from pipeline.lm.architectures import Architecture
@@ -219,6 +220,13 @@ def _boot(source: ModelSource, model: nn.Module, tokenizer: Any) -> Any:
     return bridge
 
 
+class _Unedited(TorchFunctionMode):
+    """Tensors without values are equal: the bridge of a router asks whether a hook has changed its weights."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return True if func is torch.equal else func(*args, **(kwargs or {}))
+
+
 def _see(source: BridgedSource) -> dict[str, int]:
     """{hook point: width} of a run without values, in the order in which they occur."""
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -240,7 +248,7 @@ def _see(source: BridgedSource) -> dict[str, int]:
     for name in bridge.hook_dict:
         with contextlib.suppress(ValueError, AssertionError):  # a hook point that a setting of the bridge would first switch on
             bridge.add_hook(name, noting(name))
-    with quiet(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+    with quiet(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _Unedited():
         try:
             bridge(tokens, return_type="logits")
         except Exception as error:  # what a model does with values cannot be done here; what was seen before is right
