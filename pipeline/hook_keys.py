@@ -27,6 +27,7 @@ SITES = (
     "attn.hook_k",
     "attn.hook_v",
     "attn.hook_z",
+    "attn.hook_out",
     "ln1_post.hook_normalized",
     "ln1_post.hook_out",
     "hook_attn_out",
@@ -37,6 +38,7 @@ SITES = (
     "mlp.hook_pre",
     "mlp.hook_pre_linear",
     "mlp.hook_post",
+    "mlp.hook_out",
     "ln2_post.hook_normalized",
     "ln2_post.hook_out",
     "hook_mlp_out",
@@ -46,6 +48,11 @@ SITES = (
 BEFORE, AFTER = ("hook_embed",), ("ln_final.hook_normalized", "ln_final.hook_out")
 MODULE = "module"
 SIDES = ("input", "output")
+# What the MLP of a block may be a function of: in most families ln2; ln1 where one norm is for attention and MLP, the residual
+# stream where there is none before the MLP. Which of these it is, a model's family says.
+MLP_INPUT = re.compile(r"blocks\.(\d+)\.(?:ln[12]\.(?:hook_out|hook_normalized)|mlp\.hook_in|hook_resid_mid)")
+# What attention writes: what it adds, or in families that norm that first what it gives before.
+ATTENTION_OUTPUT = re.compile(r"blocks\.(\d+)\.(?:hook_attn_out|attn\.hook_out)")
 _NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ParamsError, of_member
-from pipeline.hook_keys import by_model, join_key, module_of, place_of, split_key
+from pipeline.hook_keys import MLP_INPUT, by_model, join_key, module_of, place_of, split_key
 from pipeline.lm.loading import load_attention_form, model_widths
 from pipeline.params.fields import as_written
 
@@ -47,14 +47,31 @@ def _check_fits(params: Params) -> None:
     widths: dict[str, int] = {}
     for alias, hooks in by_model(params.dictionary_hook_points).items():
         model = params.language_model(alias)
-        source = model_widths(model.model_name, model.revision)
+        source = model_widths(model.model_name, model.revision, model.backend)
         widths |= {join_key(alias, hook): source.hook_width(hook) for hook in hooks}
         _check_order(params.dictionary, alias, source)
     params.with_widths(widths)
     place = place_of(params.dictionary.hooks_in[0])
+    if params.initializer.initialize_tc_with_mlp:
+        _check_mlp(params)
     if params.initializer.initialize_lorsa_with_mhsa and place is not None:
-        form = load_attention_form(params.model.model_name, params.model.revision, int(place[0]))
+        form = load_attention_form(
+            params.model.model_name, params.model.revision, int(place[0]), params.dictionary.hooks_out[0]
+        )
         check_attention_fits(params.dictionary.to_dict(), form)
+
+
+def _check_mlp(params: Params) -> None:
+    """Refuse to start from an MLP that, in this model's family, reads another hook point."""
+    source = model_widths(params.model.model_name, params.model.revision, params.model.backend)
+    for read in params.dictionary.hooks_in:
+        match = MLP_INPUT.fullmatch(read)
+        accepted = source.mlp_reads(int(match[1])) if match else {}
+        if match and read not in accepted:
+            raise ParamsError(
+                f"initializer.initialize_tc_with_mlp: of family {source.model_type} the MLP of layer {match[1]} is no function "
+                f"of '{read}'; read {' or '.join(accepted)}, or switch it off"
+            )
 
 
 def _check_order(dictionary: DictionaryFields, alias: str, source: ModelSource) -> None:
@@ -76,10 +93,11 @@ def attention_fields(attention: AttentionWeights) -> dict[str, object]:
     fields: dict[str, object] = {"d_qk_head": attention.d_head, "use_post_qk_ln": normed}
     fields["attn_scale"] = None if root else attention.attn_scale
     if normed:
-        fields |= {"normalization_type": "RMS", "eps": attention.eps}
+        fields |= {"normalization_type": attention.normalization, "eps": attention.eps}
     if not attention.rotary_dim:
         return {**fields, "positional_embedding_type": "none"}
-    fields |= {"positional_embedding_type": "rotary", "rotary_dim": attention.rotary_dim, "rotary_adjacent_pairs": False}
+    fields |= {"positional_embedding_type": "rotary", "rotary_dim": attention.rotary_dim}
+    fields["rotary_adjacent_pairs"] = attention.adjacent_pairs
     fields |= {"rotary_base": attention.rotary_base, "rotary_scale": attention.rotary_scale}
     fields["use_NTK_by_parts_rope"] = parts is not None
     if parts is not None:

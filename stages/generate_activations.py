@@ -36,7 +36,7 @@ def main(params: str, tokens: str, out: str, metrics: str) -> None:
         check_models_fit(loaded)
     figures = generate_for(
         loaded,
-        lambda model: model_widths(model.model_name, model.revision),
+        lambda model: model_widths(model.model_name, model.revision, model.backend),
         load_stated,
         Path(tokens),
         Path(out),
@@ -50,7 +50,7 @@ def tokenizer_digest(model: ModelParams) -> str | None:
     from pipeline.corpus.tokenization import tokenizer_info
     from pipeline.lm.loading import model_widths
 
-    source = model_widths(model.model_name, model.revision)
+    source = model_widths(model.model_name, model.revision, model.backend)
     return tokenizer_info(source.load_tokenizer(), model.model_name).digest if source.has_tokenizer else None
 
 

@@ -24,7 +24,7 @@ def main(params: str, out: str, metrics: str) -> None:
     from pipeline.params.loader import load_params
 
     loaded = load_params(params)
-    model = model_widths(loaded.model.model_name, loaded.model.revision)
+    model = model_widths(loaded.model.model_name, loaded.model.revision, loaded.model.backend)
     figures = tokenize_for(loaded, model, Path(out), lambda line: click.echo(f"tokenize: {line}", err=True))
     write_json(metrics, figures)
 

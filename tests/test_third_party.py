@@ -212,7 +212,7 @@ import torch
 import pipeline.api as api
 from pipeline.corpus.tokens import open_tokens
 from pipeline.errors import DataError
-from pipeline.lm.architectures import architecture_of
+from pipeline.lm.families import architecture_of
 from tests.project import CONTEXT, D_MODEL, VOCABULARY, make_project
 
 project = make_project(Path(sys.argv[1]))

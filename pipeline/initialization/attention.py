@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import NumericsError, ParamsError
+from pipeline.hook_keys import ATTENTION_OUTPUT
 from pipeline.initialization.activation_rows import distinct_rows
 from pipeline.initialization.active_subspace import principal_directions
 from pipeline.initialization.sample import Sample
@@ -34,7 +35,6 @@ from pipeline.models_fit import OPTION, check_attention_fits
 from pipeline.norms.statistics import effective_rank
 from pipeline.seeding import generator
 
-_WRITES = re.compile(r"blocks\.(\d+)\.hook_attn_out")
 _READS = re.compile(r"blocks\.(\d+)\.ln1\.(hook_out|hook_normalized)")
 
 
@@ -46,7 +46,7 @@ def attention_layer(dictionary: Dictionary, model_layer: int | None = None) -> i
     """
     if not {"W_Q", "W_K"} <= dict(dictionary.named_parameters()).keys():
         raise ParamsError(f"initializer.{OPTION}: not for dictionary.kind '{dictionary.config.kind}', which has no attention")
-    reads, writes = _READS.fullmatch(dictionary.hooks_in[0]), _WRITES.fullmatch(dictionary.hooks_out[0])
+    reads, writes = _READS.fullmatch(dictionary.hooks_in[0]), ATTENTION_OUTPUT.fullmatch(dictionary.hooks_out[0])
     if not reads or not writes or reads[1] != writes[1]:
         raise ParamsError(
             f"initializer.{OPTION}: needs blocks.L.ln1.hook_out (or ln1.hook_normalized) to blocks.L.hook_attn_out of one "

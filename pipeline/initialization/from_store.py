@@ -191,7 +191,7 @@ def _load_mlps(params: Params, dictionary: Dictionary) -> list[Callable[[Tensor]
 
 def _load_attention(params: Params, dictionary: Dictionary) -> AttentionWeights:
     layer = attention_layer(dictionary, params.initializer.model_layer)
-    return _load_model(params, [layer]).layer_attention(layer, dictionary.hooks_in[0])
+    return _load_model(params, [layer]).layer_attention(layer, dictionary.hooks_in[0], dictionary.hooks_out[0])
 
 
 def _load_model(params: Params, layers: Sequence[int]) -> LanguageModel:

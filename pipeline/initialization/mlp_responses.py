@@ -20,13 +20,13 @@ from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import ParamsError
+from pipeline.hook_keys import MLP_INPUT
 from pipeline.initialization.sample import Sample
 from pipeline.initialization.weights import parts_of
 
 OPTION = "initialize_tc_with_mlp"
 _BLOCK = 8192
 _WRITES = re.compile(r"blocks\.(\d+)\.hook_mlp_out")
-_READS = re.compile(r"blocks\.(\d+)\.ln2\.(hook_out|hook_normalized)")
 
 
 def mlp_layers(dictionary: Dictionary, model_layer: int | None = None) -> list[int]:
@@ -40,11 +40,11 @@ def mlp_layers(dictionary: Dictionary, model_layer: int | None = None) -> list[i
         ParamsError: the dictionary does not read MLPs' inputs and write their outputs, or not of that layer.
     """
     pairs = list(zip(dictionary.hooks_in, dictionary.hooks_out, strict=False))
-    found = [(_READS.fullmatch(hook_in), _WRITES.fullmatch(hook_out)) for hook_in, hook_out in pairs]
+    found = [(MLP_INPUT.fullmatch(hook_in), _WRITES.fullmatch(hook_out)) for hook_in, hook_out in pairs]
     n_parts = len(dictionary.parts())
     if n_parts != len(pairs) or any(not reads or not writes or reads[1] != writes[1] for reads, writes in found):
         raise ParamsError(
-            f"initializer.{OPTION}: needs a transcoder from blocks.L.ln2.hook_out (or ln2.hook_normalized) to "
+            f"initializer.{OPTION}: needs a transcoder from what the MLP reads (blocks.L.ln2.hook_out) to "
             f"blocks.L.hook_mlp_out of one layer L (kind clt: of each layer); this dictionary reads "
             f"{', '.join(dictionary.hooks_in)} and writes {', '.join(dictionary.hooks_out)}"
         )

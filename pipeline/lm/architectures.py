@@ -1,21 +1,17 @@
-"""Where each supported model type keeps its blocks: one line per `model_type` of config.json.
+"""What is declared of a language-model family (families.py has the declarations): the modules that its blocks have.
 
-A declaration names the modules that a block has, and so says which hook points exist: a family without a norm before
-attention has no ln1, one with a norm after it has an ln1_post. What is added to the residual stream is the output of the
-last of them. Another package declares further families by entry points (pipeline/registry.py); of a family that
-transformers does not know itself, the module with the declaration registers the configuration and the model with AutoConfig
-and AutoModelForCausalLM.
+A declaration so says which hook points exist: a family without a norm before attention has no ln1, one with a norm after it
+has an ln1_post. What is added to the residual stream is the output of the last of them. What a configuration changes in the
+blocks, `by_layer` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import DataError, ParamsError
 from pipeline.hook_keys import SITES
-from pipeline.registry import Declarations
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,8 +26,9 @@ class Architecture:
     Attributes:
         name: `model_type` of config.json.
         blocks: path of the list of blocks from the model with its head.
-        final_norm: path of the norm before the unembedding.
-        attention, mlp: the modules that compute what is added to the residual stream.
+        final_norm: path of the norm before the unembedding; None: there is none.
+        attention, mlp: the modules that compute what is added to the residual stream; mlp None: the MLP's projections lie
+            in the block itself.
         ln1, ln2: the norms of what attention and the MLP read.
         gain_offset: the norms multiply by (gain_offset + weight).
         ln1_post, ln2_post: the norms of what attention and the MLP give, before it is added.
@@ -39,6 +36,8 @@ class Architecture:
         qkv: the projections to queries, keys and values: three modules, or one that gives all of them.
         qkv_layout: how one module gives them: stacked (all queries, all keys, all values) or grouped (of each group of
             heads that share a key: its queries, its key, its value).
+        key_heads: how many heads keys and values have; None: the configuration's num_key_value_heads, or as many as queries.
+        gated: of each head, the projection to queries gives a gate of its output too, behind the query.
         attention_out: attention's output projection; it reads the heads' outputs.
         mlp_in: the MLP's input projections: one, or of a gated MLP the gate's and the other, or one that gives both
             (`mlp_fused`).
@@ -46,13 +45,27 @@ class Architecture:
         mlp_out: the MLP's output projection.
         embedding: path of what gives hook_embed from the model with its head; None: the model's input embeddings.
         by_layer: (configuration, block) -> the fields that differ there; None: all blocks of all models are as declared.
+        by_model: configuration -> the fields that differ in a model; None: none do.
+        adds_residual: attention and MLP are given the residual stream and give the sum with it: what they add is the output
+            of their output projections.
+        overwrites: the block goes on to write into what its parts give (`mlp_output += attention_output`).
+        activation: the MLP's activation function in the block, where mlp is None.
+        final_projection: path of a projection between the final norm and the unembedding.
+        logit_scale: the key of the configuration by which logits are multiplied; None: they are not.
+        text_config: the key under which a multimodal configuration has the text model's, which is then all that is loaded.
+        renamed: {pattern of tensor names in the files: what they begin with in the text model}.
+        unlike_lorsa: what its attention has that low-rank sparse attention has not, for the refusal to start from it.
+        refused: configuration -> what keeps its hook points from meaning what they say; None: nothing.
+        not_eager: what transformers computes wrongly in eager attention; None: nothing.
+        bridge_refused: configuration -> what TransformerLens does not compute as the model does; None: nothing.
+        bridge_names: {site: its name in TransformerLens's block}, where that is another.
     """
 
     name: str
     blocks: str
-    final_norm: str
+    final_norm: str | None
     attention: str
-    mlp: str
+    mlp: str | None
     ln1: str | None
     ln2: str | None
     gain_offset: float = 0.0
@@ -61,16 +74,35 @@ class Architecture:
     parallel: bool = False
     qkv: tuple[str, ...] = ()
     qkv_layout: str = STACKED
+    key_heads: int | None = None
+    gated: bool = False
     attention_out: str | None = None
     mlp_in: tuple[str, ...] = ()
     mlp_fused: bool = False
     mlp_out: str | None = None
     embedding: str | None = None
     by_layer: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None
+    by_model: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    adds_residual: bool = False
+    overwrites: bool = False
+    activation: str | None = None
+    final_projection: str | None = None
+    logit_scale: str | None = None
+    text_config: str | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    unlike_lorsa: str | None = None
+    refused: Callable[[Mapping[str, Any]], str | None] | None = None
+    not_eager: str | None = None
+    bridge_refused: Callable[[Mapping[str, Any]], str | None] | None = None
+    bridge_names: Mapping[str, str] = field(default_factory=dict)
 
     def block_list(self, model: nn.Module) -> list[nn.Module]:
         """The blocks of a loaded model."""
         return list(model.get_submodule(self.blocks).children())
+
+    def of_model(self, config: Mapping[str, Any]) -> Architecture:
+        """The declaration of a model with this configuration."""
+        return self if self.by_model is None else replace(self, **self.by_model(config))
 
     def of_block(self, config: Mapping[str, Any], layer: int) -> Architecture:
         """The declaration of one block of a model with this configuration."""
@@ -79,17 +111,39 @@ class Architecture:
     @property
     def adds_attention(self) -> str:
         """The module whose output is what attention adds to the residual stream."""
-        return self.ln1_post or self.attention
+        return self.ln1_post or self.attention_gives
 
     @property
     def adds_mlp(self) -> str:
         """The module whose output is what the MLP adds to the residual stream."""
-        return self.ln2_post or self.mlp
+        return self.ln2_post or self.mlp_gives
+
+    @property
+    def attention_gives(self) -> str:
+        """The module whose output is attention's own, before a norm that follows it."""
+        return (self.attention_out if self.adds_residual else None) or self.attention
+
+    @property
+    def mlp_gives(self) -> str:
+        """The module whose output is the MLP's own, before a norm that follows it."""
+        gives = self.mlp_out if self.adds_residual or self.mlp is None else self.mlp
+        assert gives is not None
+        return gives
+
+    @property
+    def mlp_reads(self) -> str:
+        """The module that is given what the MLP reads."""
+        return self.mlp or self.mlp_in[0]
+
+    @property
+    def mlp_norm(self) -> str | None:
+        """The norm that the MLP reads, "ln2", or "ln1" where one norm is for both; None: it reads the residual stream."""
+        return "ln2" if self.ln2 is not None else "ln1" if self.parallel and self.ln1 is not None else None
 
     @property
     def reads_middle(self) -> str | None:
         """The module that reads the residual stream between attention and MLP; None where there is none."""
-        return None if self.parallel else self.ln2 or self.mlp
+        return None if self.parallel else self.ln2 or self.mlp_reads
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -106,6 +160,7 @@ _HAS: Mapping[str, Callable[[Architecture], object]] = {
     "attn.hook_k": lambda block: block.qkv,
     "attn.hook_v": lambda block: block.qkv,
     "attn.hook_z": lambda block: block.attention_out,
+    "attn.hook_out": lambda block: block.ln1_post,
     "ln1_post.hook_normalized": lambda block: block.ln1_post,
     "ln1_post.hook_out": lambda block: block.ln1_post,
     "hook_attn_out": lambda block: True,
@@ -116,73 +171,9 @@ _HAS: Mapping[str, Callable[[Architecture], object]] = {
     "mlp.hook_pre": lambda block: block.mlp_in,
     "mlp.hook_pre_linear": lambda block: len(block.mlp_in) > 1 or block.mlp_fused,
     "mlp.hook_post": lambda block: block.mlp_out,
+    "mlp.hook_out": lambda block: block.ln2_post,
     "ln2_post.hook_normalized": lambda block: block.ln2_post,
     "ln2_post.hook_out": lambda block: block.ln2_post,
     "hook_mlp_out": lambda block: True,
     "hook_resid_post": lambda block: True,
 }
-
-
-def _projections(attention: str, mlp: str = "mlp") -> dict[str, Any]:
-    """Separate projections and a gated MLP, as Llama has them."""
-    return {
-        "qkv": tuple(f"{attention}.{name}_proj" for name in "qkv"),
-        "attention_out": f"{attention}.o_proj",
-        "mlp_in": (f"{mlp}.gate_proj", f"{mlp}.up_proj"),
-        "mlp_out": f"{mlp}.down_proj",
-    }
-
-
-def _llama(name: str, gain_offset: float = 0.0) -> Architecture:
-    norms = ("input_layernorm", "post_attention_layernorm")
-    names = (name, "model.layers", "model.norm", "self_attn", "mlp", *norms, gain_offset)
-    return Architecture(*names, **_projections("self_attn"))
-
-
-def _parallel_unless_false(config: Mapping[str, Any], layer: int) -> dict[str, Any]:
-    return {"parallel": config.get("use_parallel_residual", True)}
-
-
-_NEOX = ("gpt_neox.layers", "gpt_neox.final_layer_norm", "attention", "mlp", "input_layernorm", "post_attention_layernorm")
-MODEL_FAMILIES: Declarations[Architecture] = Declarations(
-    "model_type",
-    "scopeline.model_families",
-    (
-        Architecture(
-            "gpt_neox",
-            *_NEOX,
-            qkv=("attention.query_key_value",),
-            qkv_layout=GROUPED,
-            attention_out="attention.dense",
-            mlp_in=("mlp.dense_h_to_4h",),
-            mlp_out="mlp.dense_4h_to_h",
-            by_layer=_parallel_unless_false,
-        ),
-        Architecture(
-            "gpt2",
-            *("transformer.h", "transformer.ln_f", "attn", "mlp", "ln_1", "ln_2"),
-            qkv=("attn.c_attn",),
-            attention_out="attn.c_proj",
-            mlp_in=("mlp.c_fc",),
-            mlp_out="mlp.c_proj",
-        ),
-        _llama("llama"),
-        _llama("mistral"),
-        _llama("qwen2"),
-        _llama("qwen3"),
-        _llama("gemma", gain_offset=1.0),
-    ),
-)
-
-
-def architecture_of(model_type: str, model: str) -> Architecture:
-    """The architecture of a `model_type`.
-
-    Raises:
-        DataError: it is not supported (the message lists those that are, and the nearest), or another package's declaration
-            of it cannot be imported.
-    """
-    try:
-        return MODEL_FAMILIES.get(model_type)
-    except ParamsError as error:
-        raise DataError([f"model '{model}': {fault}" for fault in error.faults]) from None

@@ -17,7 +17,7 @@ def model_contents(name: str, revision: str | None, digests: FileDigests) -> dic
     """
     if name == DEMO:
         return {"name": name}
-    source = resolve_model(name, revision)
+    source = resolve_model(name, revision, any_family=True)
     if not source.is_local:
         return {"name": name, "commit": source.revision}
     names = [file.name for file in source.directory.iterdir() if file.suffix in _SUFFIXES and file.is_file()]

@@ -8,6 +8,7 @@
     blocks.L.attn.hook_k               keys likewise, [b, T, key heads * width of a head]
     blocks.L.attn.hook_v               values, as wide as the keys
     blocks.L.attn.hook_z               what the heads give, beside each other: what the output projection reads
+    blocks.L.attn.hook_out             what attention gives, in families that norm it before it is added
     blocks.L.ln1_post.hook_normalized  the norm of what attention gives, in families that have one, before its gain
     blocks.L.ln1_post.hook_out         the same after its gain
     blocks.L.hook_attn_out             what attention adds to the residual stream
@@ -18,6 +19,7 @@
     blocks.L.mlp.hook_pre              neurons before the activation function; of a gated MLP the gate's
     blocks.L.mlp.hook_pre_linear       of a gated MLP what the gate multiplies
     blocks.L.mlp.hook_post             neurons: what the output projection reads
+    blocks.L.mlp.hook_out              what the MLP gives, in families that norm it before it is added
     blocks.L.ln2_post.hook_normalized  the norm of what the MLP gives, in families that have one, before its gain
     blocks.L.ln2_post.hook_out         the same after its gain
     blocks.L.hook_mlp_out              what the MLP adds to the residual stream
@@ -80,12 +82,14 @@ class HookPoints:
         sites: of each block, in the order of `hook_keys.SITES`.
         family: what `model` is, for messages.
         blocks: path of the list of blocks.
+        after: the sites after the blocks.
     """
 
     model: str
     sites: tuple[tuple[str, ...], ...]
     family: str = ""
     blocks: str = ""
+    after: tuple[str, ...] = AFTER
 
     @property
     def n_layers(self) -> int:
@@ -94,7 +98,7 @@ class HookPoints:
 
     def names(self) -> list[str]:
         """All but those of modules, in the order of a run."""
-        return [*BEFORE, *(f"blocks.{layer}.{site}" for layer, sites in enumerate(self.sites) for site in sites), *AFTER]
+        return [*BEFORE, *(f"blocks.{layer}.{site}" for layer, sites in enumerate(self.sites) for site in sites), *self.after]
 
     def describe(self) -> str:
         """All in one short phrase."""
@@ -105,7 +109,7 @@ class HookPoints:
             f"blocks.L.{{{', '.join(sites)}}} with L {f'from 0 to {self.n_layers - 1}' if len(alike) == 1 else _list(layers)}"
             for sites, layers in alike.items()
         ]
-        return ", ".join([*BEFORE, *of, *AFTER, f"{MODULE}:PATH:{'|'.join(SIDES)}"])
+        return ", ".join([*BEFORE, *of, *self.after, f"{MODULE}:PATH:{'|'.join(SIDES)}"])
 
     def parse(self, name: str) -> HookPoint:
         """Check the name of a hook point. Whether there is a module of a path is not known here.
@@ -115,7 +119,7 @@ class HookPoints:
         """
         if name in BEFORE:
             return HookPoint(-1, BEFORE.index(name), name, name)
-        if name in AFTER:
+        if name in self.after:
             return HookPoint(self.n_layers, AFTER.index(name), name, name)
         module = module_of(name)
         if module is not None:

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DataError, nearest
-from pipeline.lm.architectures import Architecture, architecture_of
+from pipeline.lm.architectures import Architecture
 from pipeline.lm.hook_points import HookPoint
 from pipeline.lm.language_model import LanguageModel, Start
+from pipeline.lm.mlp import BlockMLP
 from pipeline.lm.projections import Cut, of_attention, of_mlp
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Run
-from pipeline.lm.unembedding import Unembedding, read_unembedding
+from pipeline.lm.unembedding import Unembedding, part_of, read_unembedding
 
 
 def normalized(norm: nn.Module, x: Tensor) -> Tensor:
@@ -38,8 +39,8 @@ def normalized(norm: nn.Module, x: Tensor) -> Tensor:
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
-def affine(norm: nn.Module, architecture: Architecture) -> tuple[Tensor | None, Tensor | None]:
-    """Gain and bias [d] that a norm applies after normalising; None where it has none."""
+def affine(norm: nn.Module | None, architecture: Architecture) -> tuple[Tensor | None, Tensor | None]:
+    """Gain and bias [d] that a norm applies after normalising; None where it has none, or there is no norm."""
     weight: Tensor | None = getattr(norm, "weight", None)
     bias: Tensor | None = getattr(norm, "bias", None)
     if weight is not None and architecture.gain_offset:
@@ -62,11 +63,12 @@ class HuggingFaceModel(LanguageModel):
     def __init__(self, source: ModelSource, model: nn.Module, whole: bool = True) -> None:
         parameter = next(model.parameters())
         self._model = model
-        self._architecture = architecture_of(source.model_type, source.name)
+        self._architecture = source.declared
         self._blocks = self._architecture.block_list(model)
         super().__init__(source, parameter.device, parameter.dtype, len(self._blocks), whole)
 
     def _forward(self, token_ids: Tensor, run: Run, start: Start | None = None) -> Tensor:
+        run.batch = token_ids.shape
         with self._skipped(start), self._hooks(run):
             return self._model(input_ids=token_ids, use_cache=False).logits
 
@@ -100,8 +102,8 @@ class HuggingFaceModel(LanguageModel):
                 handle.remove()
         return found
 
-    def _mlp(self, layer: int) -> nn.Module:
-        return self._blocks[layer].get_submodule(self._source.blocks[layer].mlp)
+    def _mlp(self, layer: int) -> BlockMLP:
+        return BlockMLP(self._blocks[layer], self._source.blocks[layer])
 
     def _attention(self, layer: int) -> tuple[nn.Module, Any]:
         return self._blocks[layer].get_submodule(self._source.blocks[layer].attention), self._model.config
@@ -112,7 +114,7 @@ class HuggingFaceModel(LanguageModel):
 
     def unembedding(self) -> Unembedding:
         self.check_whole()
-        norm = self._model.get_submodule(self._architecture.final_norm)
+        norm = part_of(self._model, self._architecture.final_norm)
         return read_unembedding(self._model, self._architecture, self.name, affine(norm, self._architecture)[0])
 
     @contextmanager
@@ -173,7 +175,7 @@ def _at_input(run: Run, name: str, names: Architecture) -> _Registers:
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         key, given = _given(args, kwargs)
-        value = run.visit(name, _activation(name, given))
+        value = _visited(run, name, given)
         return ((value, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: value})
 
     return lambda module: module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -198,12 +200,20 @@ def _activation(name: str, value: Any) -> Tensor:
     return value
 
 
+def _visited(run: Run, name: str, value: Any) -> Tensor:
+    """What goes on after :meth:`Run.visit`, in the shape of `value`: a block may work on rows [b T, d]."""
+    new = run.visit(name, _activation(name, run.by_context(value)))
+    assert isinstance(new, Tensor)
+    return new.reshape(value.shape)
+
+
 def _at_output(run: Run, name: str, names: Architecture) -> _Registers:
     """The first thing that the module gives."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         first = output[0] if isinstance(output, tuple) and output else output
-        value = run.visit(name, _activation(name, first))
+        value = _visited(run, name, first)
+        value = value.clone() if names.overwrites else value
         return (value, *output[1:]) if isinstance(output, tuple) else value
 
     return lambda module: module.register_forward_hook(hook)
@@ -225,7 +235,7 @@ def _at_middle(run: Run, name: str, names: Architecture) -> _Registers:
     """The residual stream that the module reads, and that is added to what comes of it: another one is put in its place."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        visit_in_place(run, name, _activation(name, _given(args, kwargs)[1]))
+        visit_in_place(run, name, _activation(name, run.by_context(_given(args, kwargs)[1])))
 
     return lambda module: module.register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -245,7 +255,8 @@ def _at_normalized(run: Run, name: str, names: Architecture) -> _Registers:
 
     def hook(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         gain, _ = affine(norm, names)
-        return run.visit_normalized(name, lambda: normalized(norm, args[0]), output, gain)
+        x = run.by_context(args[0])
+        return run.visit_normalized(name, lambda: normalized(norm, x), run.by_context(output), gain).reshape(output.shape)
 
     return lambda module: module.register_forward_hook(hook)
 
@@ -277,16 +288,18 @@ _AT: Mapping[str, _At] = {
     "attn.hook_k": _At(of_attention(1), _at_output),
     "attn.hook_v": _At(of_attention(2), _at_output),
     "attn.hook_z": _At(_whole(lambda block: block.attention_out), _at_input),
+    "attn.hook_out": _At(_whole(lambda block: block.attention_gives), _at_output),
     "ln1_post.hook_normalized": _At(_whole(lambda block: block.ln1_post), _at_normalized),
     "ln1_post.hook_out": _At(_whole(lambda block: block.ln1_post), _at_output),
     "hook_attn_out": _At(_whole(lambda block: block.adds_attention), _at_output),
     "hook_resid_mid": _At(_whole(lambda block: block.reads_middle), _at_middle),
     "ln2.hook_normalized": _At(_whole(lambda block: block.ln2), _at_normalized),
     "ln2.hook_out": _At(_whole(lambda block: block.ln2), _at_output),
-    "mlp.hook_in": _At(_whole(lambda block: block.mlp), _at_input),
+    "mlp.hook_in": _At(_whole(lambda block: block.mlp_reads), _at_input),
     "mlp.hook_pre": _At(of_mlp(0), _at_output),
     "mlp.hook_pre_linear": _At(of_mlp(1), _at_output),
     "mlp.hook_post": _At(_whole(lambda block: block.mlp_out), _at_input),
+    "mlp.hook_out": _At(_whole(lambda block: block.mlp_gives), _at_output),
     "ln2_post.hook_normalized": _At(_whole(lambda block: block.ln2_post), _at_normalized),
     "ln2_post.hook_out": _At(_whole(lambda block: block.ln2_post), _at_output),
     "hook_mlp_out": _At(_whole(lambda block: block.adds_mlp), _at_output),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import DataError
 from pipeline.lm.attention import AttentionWeights, attention_weights
+from pipeline.lm.mlp import BlockMLP
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Replacement, Run, StopRun, token_loss
 from pipeline.lm.token_texts import TokenTexts
@@ -64,11 +65,11 @@ class LayerMLP(nn.Module):
     """The MLP of one layer as a function of the activation at one hook point.
 
     Args:
-        mlp: the model's own module; it reads `ln2.hook_out`.
-        gain, bias: [d], what the norm does after `hook_normalized`; None if the input is already `ln2.hook_out`.
+        mlp: the model's own.
+        gain, bias: [d], what the norm does after `hook_normalized`; None if the input is already what the MLP reads.
     """
 
-    def __init__(self, mlp: nn.Module, gain: Tensor | None = None, bias: Tensor | None = None) -> None:
+    def __init__(self, mlp: BlockMLP, gain: Tensor | None = None, bias: Tensor | None = None) -> None:
         super().__init__()
         self._mlp, self._gain, self._bias = mlp, gain, bias
 
@@ -81,7 +82,6 @@ class LayerMLP(nn.Module):
             hidden = hidden * self._gain
         if self._bias is not None:
             hidden = hidden + self._bias
-        # `forward`, not a call: hooks of a run in progress are not to see it.
         out = self._mlp.forward(hidden.reshape(1, -1, hidden.shape[-1])).reshape(hidden.shape)
         return out.to(device=x.device, dtype=x.dtype)
 
@@ -202,8 +202,8 @@ class LanguageModel(abc.ABC):
         """
 
     @abc.abstractmethod
-    def _mlp(self, layer: int) -> nn.Module:
-        """The MLP of a layer: `ln2.hook_out` -> `hook_mlp_out`."""
+    def _mlp(self, layer: int) -> BlockMLP:
+        """The MLP of a layer: what it reads -> `hook_mlp_out`."""
 
     @abc.abstractmethod
     def _attention(self, layer: int) -> tuple[nn.Module, Any]:
@@ -323,34 +323,43 @@ class LanguageModel(abc.ABC):
 
         Args:
             layer: block, from 0.
-            hook_point_in: `blocks.{layer}.ln2.hook_out` (the default), or `blocks.{layer}.ln2.hook_normalized`, after
-                which the norm's gain and bias are applied.
+            hook_point_in: what the MLP reads, `blocks.{layer}.ln2.hook_out` in most families (the default), or
+                `blocks.{layer}.ln2.hook_normalized`, after which the norm's gain and bias are applied.
 
         Raises:
             DataError: no such layer, or a hook point that the MLP is no function of.
         """
         self._check_layer(layer)
-        accepted = [f"blocks.{layer}.ln2.hook_out", f"blocks.{layer}.ln2.hook_normalized"]
-        if hook_point_in is None or hook_point_in == accepted[0]:
+        accepted = self._source.mlp_reads(layer)
+        if hook_point_in is None or accepted.get(hook_point_in, "") is None:
             return LayerMLP(self._mlp(layer))
-        if hook_point_in != accepted[1]:
+        norm = accepted.get(hook_point_in)
+        if norm is None:
             raise DataError(
                 f"the MLP of layer {layer} is no function of the activation at '{hook_point_in}'; "
                 f"hook points that it can be computed from: {', '.join(accepted)}"
             )
-        return LayerMLP(self._mlp(layer), *self._affine(layer, "ln2"))
+        return LayerMLP(self._mlp(layer), *self._affine(layer, norm))
 
-    def layer_attention(self, layer: int, hook_point_in: str) -> AttentionWeights:
-        """The attention of one layer as a function of `blocks.{layer}.ln1.hook_out` or `ln1.hook_normalized`.
+    def layer_attention(self, layer: int, hook_point_in: str, hook_point_out: str | None = None) -> AttentionWeights:
+        """The attention of one layer as a function of one activation.
+
+        Args:
+            layer: block, from 0.
+            hook_point_in: `blocks.{layer}.ln1.hook_out` or `blocks.{layer}.ln1.hook_normalized`.
+            hook_point_out: what it gives: `blocks.{layer}.hook_attn_out` (None), or, in families that norm that before it is
+                added, `blocks.{layer}.attn.hook_out`.
 
         Raises:
             DataError: no such layer, a hook point that it is no function of, or a form that cannot be read.
         """
         self._check_layer(layer)
-        weights = attention_weights(*self._attention(layer), self.name)
+        block = self._source.blocks[layer]
+        own = hook_point_out == f"blocks.{layer}.attn.hook_out"
+        weights = attention_weights(*self._attention(layer), block, self.name, own)
         if hook_point_in == f"blocks.{layer}.ln1.hook_out":
             return weights
-        if hook_point_in != f"blocks.{layer}.ln1.hook_normalized":
+        if hook_point_in != f"blocks.{layer}.ln1.hook_normalized" or block.ln1 is None:
             raise DataError(f"the attention of layer {layer} is no function of the activation at '{hook_point_in}'")
         return weights.from_normalized(*self._affine(layer, "ln1"))
 

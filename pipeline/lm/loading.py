@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError, unknown_name
+from pipeline.lm.families import is_known
 from pipeline.lm.source import ModelSource, resolve_model
 from pipeline.params.choices import BACKENDS, attention_fault
 
@@ -56,7 +57,9 @@ def load_language_model(
     fault = attention_fault(backend, attention)
     if fault is not None:
         raise DataError(f"model.attention: {fault}")
-    source = resolve_model(name_or_path, revision)
+    source = resolve_model(name_or_path, revision, any_family=backend == "transformer_lens")
+    if not is_known(source.model_type):
+        return _load_bridged(source, dtype, device, attention)
     n_blocks = None
     if hook_points is not None:
         points = source.points.parse_all(hook_points).values()
@@ -72,6 +75,15 @@ def load_language_model(
     from pipeline.lm.huggingface import HuggingFaceModel
 
     return HuggingFaceModel(source, load_weights(source, dtype, device, attention, n_blocks), whole)
+
+
+def _load_bridged(source: ModelSource, dtype: Any, device: Any, attention: str) -> LanguageModel:
+    """A model of a family that only TransformerLens knows, whole."""
+    from pipeline.lm.bridged import BridgedModel, BridgedSource
+    from pipeline.lm.weights import load_weights
+
+    assert isinstance(source, BridgedSource)
+    return BridgedModel(source, load_weights(source, dtype, device, attention))
 
 
 def load_stated(model: ModelParams, hook_points: Sequence[str] | None = None) -> LanguageModel:
@@ -98,11 +110,15 @@ def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> Any
     Raises:
         DataError: no such model, or its tokenizer is missing or damaged.
     """
-    return resolve_model(name_or_path, revision).load_tokenizer()
+    return resolve_model(name_or_path, revision, any_family=True).load_tokenizer()
 
 
-def model_widths(name_or_path: str | Path, revision: str | None = None) -> ModelSource:
+def model_widths(name_or_path: str | Path, revision: str | None = None, backend: str = "huggingface") -> ModelSource:
     """What a model's configuration says, without weights and without importing torch.
+
+    Args:
+        name_or_path, revision: of the model.
+        backend: that it is to be run by; transformer_lens may have further families.
 
     Returns:
         an object with .d_model, .n_layers, .vocab_size, .max_context, .model_type, .revision, .hook_points(),
@@ -111,11 +127,18 @@ def model_widths(name_or_path: str | Path, revision: str | None = None) -> Model
     Raises:
         DataError: no such model, or its architecture is not supported.
     """
-    return resolve_model(name_or_path, revision)
+    return resolve_model(name_or_path, revision, any_family=backend == "transformer_lens")
 
 
-def load_attention_form(name_or_path: str | Path, revision: str | None, layer: int) -> AttentionWeights:
+def load_attention_form(
+    name_or_path: str | Path, revision: str | None, layer: int, hook_point_out: str | None = None
+) -> AttentionWeights:
     """The attention of one layer without its weights, by the configuration alone: tensors have shapes and no values.
+
+    Args:
+        name_or_path, revision: of the model.
+        layer: block, from 0.
+        hook_point_out: what is written; None: `blocks.{layer}.hook_attn_out`.
 
     Raises:
         DataError: no such model or layer, or an attention of a form that cannot be read.
@@ -124,4 +147,5 @@ def load_attention_form(name_or_path: str | Path, revision: str | None, layer: i
     from pipeline.lm.huggingface import HuggingFaceModel
     from pipeline.lm.weights import empty_model
 
-    return HuggingFaceModel(source, empty_model(source)).layer_attention(layer, f"blocks.{layer}.ln1.hook_out")
+    model = HuggingFaceModel(source, empty_model(source))
+    return model.layer_attention(layer, f"blocks.{layer}.ln1.hook_out", hook_point_out)

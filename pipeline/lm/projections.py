@@ -40,11 +40,12 @@ def of_attention(index: int) -> Callable[[Architecture, Any], tuple[str, Cut | N
     """Queries (0), keys (1) or values (2): (names of a block, configuration) -> the module, and its part if it gives more."""
 
     def find(names: Architecture, config: Any) -> tuple[str, Cut | None]:
-        if len(names.qkv) > 1:
-            return names.qkv[index], None
         heads = int(config.num_attention_heads)
         width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-        shared = int(getattr(config, "num_key_value_heads", None) or heads)
+        if len(names.qkv) > 1:
+            gated = names.gated and index == 0
+            return names.qkv[index], Cut((heads, 2 * width), 0, width) if gated else None
+        shared = int(names.key_heads or getattr(config, "num_key_value_heads", None) or heads)
         groups = shared if names.qkv_layout == GROUPED else 1
         parts = [heads // groups * width, shared // groups * width, shared // groups * width]
         return names.qkv[0], _cut(groups, parts, index)

@@ -19,7 +19,9 @@ from typing import Any
 from pipeline.errors import DataError
 from pipeline.files import json_object, local_path, looked_in, read_object, root
 from pipeline.foreign import reading, shortened
-from pipeline.lm.architectures import Architecture, architecture_of
+from pipeline.hook_keys import AFTER
+from pipeline.lm.architectures import Architecture
+from pipeline.lm.families import architecture_of, check_configuration, is_known
 from pipeline.lm.hook_points import HookPoints
 
 DEMO = "demo"
@@ -34,7 +36,10 @@ _FIELDS = {
 }
 # Written by transformers, without influence on what the model computes.
 _FREE_KEYS = ("_name_or_path", "transformers_version", "_commit_hash")
-_INSIDE = ("attn.hook_", "mlp.hook_p")  # sites that begin so are not as wide as the residual stream
+_INSIDE = (
+    *(f"attn.hook_{part}" for part in "qkvz"),
+    "mlp.hook_p",
+)  # what is not as wide as the residual stream
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
@@ -65,6 +70,24 @@ class ModelSource:
         return str(self.config.get("model_type", "none"))
 
     @functools.cached_property
+    def declared(self) -> Architecture:
+        """What is declared of its family, for this configuration.
+
+        Raises:
+            DataError: it is not supported.
+        """
+        return architecture_of(self.model_type, self.name).of_model(self.text_config)
+
+    @functools.cached_property
+    def text_config(self) -> dict[str, Any]:
+        """The configuration of the language model: of a multimodal one, that part of it."""
+        key = architecture_of(self.model_type, self.name).text_config
+        found = self.config if key is None else self.config.get(key, {})
+        if not isinstance(found, dict):
+            raise DataError(f"{self.directory / 'config.json'}: {key} should be an object, got {found!r}; {_CONFIG}")
+        return found
+
+    @functools.cached_property
     def d_model(self) -> int:
         """Width of the residual stream."""
         return self._integer("d_model")
@@ -88,14 +111,21 @@ class ModelSource:
     @functools.cached_property
     def blocks(self) -> tuple[Architecture, ...]:
         """Names of the modules of each block."""
-        declared = architecture_of(self.model_type, self.name)
-        return tuple(declared.of_block(self.config, layer) for layer in range(self.n_layers))
+        return tuple(self.declared.of_block(self.text_config, layer) for layer in range(self.n_layers))
 
     @functools.cached_property
     def points(self) -> HookPoints:
         """All hook points."""
-        blocks = architecture_of(self.model_type, self.name).blocks
-        return HookPoints(self.name, tuple(block.sites for block in self.blocks), self.model_type, blocks)
+        sites, after = tuple(block.sites for block in self.blocks), AFTER if self.declared.final_norm else ()
+        return HookPoints(self.name, sites, self.model_type, self.declared.blocks, after)
+
+    def mlp_reads(self, layer: int) -> dict[str, str | None]:
+        """{hook point that the MLP of a block is a function of: the norm whose gain and bias come first, if any}."""
+        block, prefix = self.blocks[layer], f"blocks.{layer}."
+        norm = block.mlp_norm
+        reads: dict[str, str | None] = {f"{prefix}{norm}.hook_out": None, f"{prefix}{norm}.hook_normalized": norm}
+        own = {f"{prefix}{site}": None for site in ("mlp.hook_in", "hook_resid_mid")[: 1 if norm else 2] if site in block.sites}
+        return {**(reads if norm else {}), **own}
 
     def hook_points(self) -> list[str]:
         """Names of all hook points but those of modules, in the order of a run."""
@@ -208,14 +238,17 @@ class ModelSource:
 
     def _field(self, what: str) -> Any:
         for key in _FIELDS[what]:
-            if key in self.config:
-                return self.config[key]
+            if key in self.text_config:
+                return self.text_config[key]
         # A configuration may leave out what equals its family's default.
         from transformers import AutoConfig
 
         attribute = {"d_model": "hidden_size", "n_layers": "num_hidden_layers"}.get(what, _FIELDS[what][0])
         with reading(f"{self.directory / 'config.json'}: the configuration of model '{self.name}' is damaged", _CONFIG):
-            full = AutoConfig.for_model(self.model_type, **{k: v for k, v in self.config.items() if k != "model_type"})
+            stated = {k: v for k, v in self.text_config.items() if k != "model_type"}
+            nested = self.declared.text_config is not None
+            name = str(self.text_config.get("model_type", f"{self.model_type}_text")) if nested else self.model_type
+            full = AutoConfig.for_model(name, **stated)
             return getattr(full, attribute, None)
 
     def _integer(self, what: str) -> int:
@@ -226,12 +259,13 @@ class ModelSource:
         return value
 
 
-def resolve_model(name_or_path: str | Path, revision: str | None = None) -> ModelSource:
+def resolve_model(name_or_path: str | Path, revision: str | None = None, *, any_family: bool = False) -> ModelSource:
     """Find a model and read its configuration.
 
     Args:
         name_or_path: `demo`, a local directory, or a hub id such as `EleutherAI/pythia-160m`.
         revision: branch, tag or commit of a hub model.
+        any_family: its family need not be declared: TransformerLens may have it (bridged.py).
 
     Raises:
         DataError: there is none, or its architecture is not supported; the message says what was tried and what to do.
@@ -249,7 +283,7 @@ def resolve_model(name_or_path: str | Path, revision: str | None = None) -> Mode
             raise DataError(
                 f"model.revision '{revision}' was given for '{name}', a local directory, which has no revisions; set it to null"
             )
-        source = ModelSource(name, directory, None, _read_config(directory, name))
+        commit = None
     elif os.path.exists(directory):
         raise DataError(f"{name}: a model should be a directory with config.json and model.safetensors, this is a file")
     elif name.startswith((".", "/", "~")) or not 0 <= name.count("/") <= 1:
@@ -258,8 +292,12 @@ def resolve_model(name_or_path: str | Path, revision: str | None = None) -> Mode
         )
     else:
         directory, commit = _hub_config(name, revision)
-        source = ModelSource(name, directory, commit, _read_config(directory, name))
-    architecture_of(source.model_type, name)
+    source = ModelSource(name, directory, commit, _read_config(directory, name))
+    if any_family and not is_known(source.model_type):
+        from pipeline.lm.bridged import BridgedSource
+
+        source = BridgedSource(name, directory, commit, source.config)
+    check_configuration(source.declared, source.text_config, name)
     _ = (source.d_model, source.n_layers, source.vocab_size)  # checked now, so that what is returned is usable
     return source
 

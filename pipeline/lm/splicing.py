@@ -10,6 +10,7 @@ r = n the output is the original bit for bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
@@ -65,6 +66,7 @@ class Run:
         self.replace = dict(replace or {})
         self.wanted = capture | frozenset(self.replace)
         self.captured = Captured()
+        self.batch: tuple[int, ...] = ()  # [b, T] of the tokens, which a back end states
         self._stop = stop
         self._replacing = False
 
@@ -89,6 +91,11 @@ class Run:
             if self._stop and len(self.captured) == len(self.capture):
                 raise StopRun
         return value
+
+    def by_context(self, value: Tensor) -> Tensor:
+        """An activation [b, T, d], also of a part of the model that works on rows [b T, d]."""
+        rows = isinstance(value, Tensor) and value.ndim == 2 and len(value) == math.prod(self.batch)
+        return value.view(*self.batch, -1) if rows else value
 
     def _replaced(self, name: str, function: Replacement, original: Tensor) -> Tensor:
         self._replacing = True

@@ -13,14 +13,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.errors import DataError
-from pipeline.lm.architectures import architecture_of
+from pipeline.lm.families import check_bridge
 from pipeline.lm.hook_points import HookPoint
 from pipeline.lm.huggingface import affine, visit_in_place
 from pipeline.lm.language_model import LanguageModel, Start
+from pipeline.lm.mlp import BlockMLP
+from pipeline.lm.projections import Cut, of_attention
 from pipeline.lm.quiet import quiet
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Run
-from pipeline.lm.unembedding import Unembedding, read_unembedding
+from pipeline.lm.unembedding import Unembedding, part_of, read_unembedding
 
 _NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
 _NORMALIZED = ".hook_normalized"
@@ -42,24 +44,21 @@ class TransformerLensModel(LanguageModel):
     backend = "transformer_lens"
 
     def __init__(self, source: ModelSource, model: nn.Module, whole: bool = True) -> None:
+        check_bridge(source.declared, source.text_config, source.name)
         parameter = next(model.parameters())
-        architecture = architecture_of(source.model_type, source.name)
+        architecture = source.declared
         blocks = architecture.block_list(model)
         super().__init__(source, parameter.device, parameter.dtype, len(blocks), whole)
-        if not getattr(model.config, "scale_attn_weights", True):
-            raise DataError(
-                f"model '{source.name}': its scale_attn_weights is false, which TransformerLens ignores; {_HUGGINGFACE}"
-            )
         # The bridge puts its own modules in the place of these; the originals are kept.
         declared = source.blocks[: len(blocks)]
-        self._mlps = [block.get_submodule(names.mlp) for block, names in zip(blocks, declared, strict=True)]
+        self._mlps = [BlockMLP(block, names) for block, names in zip(blocks, declared, strict=True)]
         self._attentions = [block.get_submodule(names.attention) for block, names in zip(blocks, declared, strict=True)]
         self._config = model.config
         self._affines = [
             {norm: affine(block.get_submodule(path), names) for norm in _NORMS if (path := getattr(names, norm)) is not None}
             for block, names in zip(blocks, declared, strict=True)
         ]
-        gain = self._final_gain = affine(model.get_submodule(architecture.final_norm), architecture)[0]
+        gain = self._final_gain = affine(part_of(model, architecture.final_norm), architecture)[0]
         self._unembedding = read_unembedding(model, architecture, source.name, gain) if whole else None
         with quiet():
             from transformer_lens.model_bridge import TransformerBridge
@@ -74,6 +73,7 @@ class TransformerLensModel(LanguageModel):
             self._bridge.eval()
 
     def _forward(self, token_ids: Tensor, run: Run, start: Start | None = None) -> Tensor:
+        run.batch = token_ids.shape
         hooks: list[tuple[str, Callable[..., Tensor | None]]] = []
         for point in sorted(self._source.points.parse_all(run.wanted).values()):
             if point.path:
@@ -81,9 +81,21 @@ class TransformerLensModel(LanguageModel):
             if point.site.endswith(_NORMALIZED):
                 hooks.extend(self._normalized_hooks(run, point))
             else:
-                hooks.append((point.name, _HOW.get(point.site, _hook)(run, point.name)))
+                hooks.append((self._bridge_name(point), self._hook(run, point)))
         with self._bridge.hooks(fwd_hooks=hooks):
             return self._bridge(token_ids, return_type="logits")
+
+    def _hook(self, run: Run, point: HookPoint) -> Callable[..., Tensor | None]:
+        if point.site == "attn.hook_q" and self._source.blocks[point.layer].gated:
+            return _heads(run, point.name, of_attention(0)(self._source.blocks[point.layer], self._config)[1])
+        return _HOW.get(point.site, _hook)(run, point.name)
+
+    def _bridge_name(self, point: HookPoint) -> str:
+        """What TransformerLens calls a hook point."""
+        if not 0 <= point.layer < self.n_layers:
+            return point.name
+        site = self._source.blocks[point.layer].bridge_names.get(point.site, point.site)
+        return f"blocks.{point.layer}.{site}"
 
     def _normalized_hooks(self, run: Run, point: HookPoint) -> list[tuple[str, Callable[..., Tensor | None]]]:
         """A value that is replaced changes the norm's output, so that with its own value it is the original bit for bit."""
@@ -92,14 +104,14 @@ class TransformerLensModel(LanguageModel):
         seen: list[Tensor] = []
 
         def at_normalized(value: Tensor, hook: Any) -> None:
-            seen[:] = [value.to(self.dtype)]
+            seen[:] = [run.by_context(value.to(self.dtype))]
 
         def at_out(value: Tensor, hook: Any) -> Tensor:
             return run.visit_normalized(point.name, seen.pop(), value, gain)
 
         return [(point.name, at_normalized), (f"{point.name.removesuffix(_NORMALIZED)}.hook_out", at_out)]
 
-    def _mlp(self, layer: int) -> nn.Module:
+    def _mlp(self, layer: int) -> BlockMLP:
         return self._mlps[layer]
 
     def _attention(self, layer: int) -> tuple[nn.Module, Any]:
@@ -123,14 +135,17 @@ def _hook(run: Run, name: str) -> Callable[..., Tensor]:
     return hook
 
 
-def _heads(run: Run, name: str) -> Callable[..., Tensor | None]:
-    """TransformerLens keeps heads apart, [b, T, heads, width of a head]."""
+def _heads(run: Run, name: str, cut: Cut | None = None) -> Callable[..., Tensor | None]:
+    """TransformerLens keeps heads apart, [b, T, heads, width of a head]; `cut`: the part of them that is meant."""
 
     def hook(value: Tensor, hook: Any) -> Tensor:
         beside = value.flatten(-2)
-        new = run.visit(name, beside)
+        part = beside if cut is None else cut.take(beside)
+        new = run.visit(name, part)
         assert isinstance(new, Tensor)
-        return value if new is beside else new.unflatten(-1, value.shape[-2:])
+        if new is part:
+            return value
+        return (new if cut is None else cut.put(beside, new)).unflatten(-1, value.shape[-2:])
 
     return hook
 

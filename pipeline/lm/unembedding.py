@@ -1,7 +1,9 @@
 """From a direction in the residual stream to logits: final norm and unembedding, as plain tensors.
 
 logits = (norm(x) * gain + bias) W_U, where the norm divides by a scale that depends on the token and, a LayerNorm, subtracts
-the mean before. What a direction adds to the logits is, up to that scale, (direction - its mean, * gain) W_U.
+the mean before. What a direction adds to the logits is, up to that scale, (direction - its mean, * gain) W_U. A projection
+between norm and unembedding (OPT) and a factor of the logits are part of W_U. A soft cap (Gemma 2: c tanh(logit / c)) is not
+linear: what is attributed is added to the logits before it, whose order it keeps.
 """
 
 from __future__ import annotations
@@ -26,15 +28,19 @@ class Unembedding:
         W_U: [V, D], the rows of the unembedding (of its transpose, as torch keeps it).
         gain: [D] of the final norm; None: 1.
         centred: the final norm is a LayerNorm, which subtracts the mean.
+        softcap: logits are squashed into (-softcap, softcap) after this; None: they are not.
     """
 
     W_U: Tensor
     gain: Tensor | None
     centred: bool
+    softcap: float | None = None
 
     @torch.no_grad()
     def logits(self, directions: Tensor) -> Tensor:
-        """What directions [n, D] of the residual stream add to the logits, [n, V] float32, the norm's scale left out."""
+        """What directions [n, D] of the residual stream add to the logits, [n, V] float32, before a soft cap and without the
+        norm's scale.
+        """
         rows = directions.to(self.W_U.device, torch.float32)
         if self.centred:
             rows = rows - rows.mean(-1, keepdim=True)
@@ -48,7 +54,7 @@ def read_unembedding(model: nn.Module, architecture: Architecture, name: str, ga
 
     Args:
         model: with its head.
-        architecture: where its final norm is.
+        architecture: where its final norm is, and what stands between that and the logits.
         name: of the model, for errors.
         gain: of the final norm.
 
@@ -59,4 +65,15 @@ def read_unembedding(model: nn.Module, architecture: Architecture, name: str, ga
     head = find() if find is not None else None
     if head is None:
         raise DataError(f"model '{name}' has no unembedding")
-    return Unembedding(head.weight, gain, isinstance(model.get_submodule(architecture.final_norm), nn.LayerNorm))
+    config: Any = model.config
+    projection = part_of(model, architecture.final_projection)
+    W_U = head.weight if projection is None else head.weight @ projection.get_parameter("weight")
+    if architecture.logit_scale is not None:
+        W_U = W_U * float(getattr(config, architecture.logit_scale))
+    centred = isinstance(part_of(model, architecture.final_norm), nn.LayerNorm)
+    return Unembedding(W_U, gain, centred, getattr(config, "final_logit_softcapping", None))
+
+
+def part_of(model: nn.Module, path: str | None) -> nn.Module | None:
+    """The module at a path that a family declares, if it declares one."""
+    return None if path is None else model.get_submodule(path)

@@ -15,7 +15,7 @@ import torch
 from pipeline.errors import DataError, unknown_name
 from pipeline.foreign import reading
 from pipeline.garbage import uncollected
-from pipeline.lm.architectures import Architecture, architecture_of
+from pipeline.lm.architectures import Architecture
 from pipeline.lm.quiet import quiet
 from pipeline.lm.source import ModelSource, from_hub_or_directory
 from pipeline.params.choices import ATTENTIONS, MODEL_DTYPES
@@ -55,7 +55,12 @@ def load_weights(
     cls: Any = type(empty_model(source))
     implementation = _implementation(cls, source, attention)
     if n_blocks is not None:
-        cls = _first_blocks(cls, architecture_of(source.model_type, source.name), n_blocks)
+        cls = _first_blocks(cls, source.declared, n_blocks)
+    options: dict[str, Any] = {}
+    if source.declared.text_config is not None:  # the text model alone, of a multimodal model's files
+        config = _text_config(source)
+        config.architectures = [cls.__name__]
+        options = {"config": config, "key_mapping": dict(source.declared.renamed)}
     fault = f"{source.directory}: the weights of model '{source.name}' cannot be loaded"
     with uncollected(), quiet(), reading(fault, "restore the files or give another model"):
         model, info = from_hub_or_directory(
@@ -65,6 +70,7 @@ def load_weights(
             attn_implementation=implementation,
             use_safetensors=True,
             output_loading_info=True,
+            **options,
         )
     missing = sorted(info.get("missing_keys", ()))
     if missing:
@@ -82,11 +88,19 @@ def empty_model(source: ModelSource) -> nn.Module:
         DataError: there is none.
     """
     with uncollected():
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
     fault = f"{source.directory}: no model can be made of the configuration of '{source.name}'"
     with quiet(), torch.device("meta"), reading(fault, "restore it or give another model"):
-        return AutoModelForCausalLM.from_config(from_hub_or_directory(source, AutoConfig.from_pretrained))
+        return AutoModelForCausalLM.from_config(_text_config(source))
+
+
+def _text_config(source: ModelSource) -> Any:
+    """The configuration of transformers: of a multimodal model, that of its text model."""
+    from transformers import AutoConfig
+
+    config = from_hub_or_directory(source, AutoConfig.from_pretrained)
+    return config if source.declared.text_config is None else config.get_text_config()
 
 
 def _first_blocks(cls: Any, architecture: Architecture, n_blocks: int) -> type:
@@ -105,9 +119,14 @@ def _first_blocks(cls: Any, architecture: Architecture, n_blocks: int) -> type:
 
 def _implementation(cls: Any, source: ModelSource, attention: str) -> str:
     """What transformers calls the way to compute attention."""
-    has = {"eager": True, "sdpa": cls._supports_sdpa, "flash_attention_2": cls._supports_flash_attn}
+    wrong = source.declared.not_eager
+    has = {"eager": wrong is None, "sdpa": cls._supports_sdpa, "flash_attention_2": cls._supports_flash_attn}
     if attention == "auto":
         return "sdpa" if has["sdpa"] else "eager"
+    if attention == "eager" and wrong is not None:
+        raise DataError(
+            f"model.attention: of model '{source.name}' transformers computes no eager attention: {wrong}; write auto"
+        )
     if not has[attention]:
         raise DataError(
             f"model.attention: model '{source.name}' is of family {source.model_type}, for which transformers has no "

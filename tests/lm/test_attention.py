@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,22 @@ from pipeline.errors import DataError, ParamsError
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.lm.attention import AttentionWeights
 from pipeline.lm.language_model import LanguageModel
+from pipeline.lm.loading import load_attention_form
 from pipeline.models_fit import attention_fields, check_attention_fits
-from tests.lm.conftest import CONFIGURATIONS, CONTEXT, WINDOW, D
+from tests.lm.conftest import CONFIGURATIONS, CONTEXT, OLDEST, WINDOW, D
+from tests.messages import saying
 
 LAYER = 1
+# Families whose attention low-rank sparse attention cannot be, with a part of what is said of it.
+_NORMED = "a norm stands between what its heads give and what is added to the residual stream"
+UNLIKE = {
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3_multimodal"), _NORMED),
+    **dict.fromkeys(("olmo2", "olmo3", "opt_projected"), "no norm before it"),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_multimodal", "qwen3_next"), "its heads are gated"),
+    "gpt_oss": "sinks",
+    "bloom": "alibi",
+    "falcon_alibi": "alibi",
+}
 
 
 def low_rank(weights: AttentionWeights, reads: str, n_ctx: int = CONTEXT) -> Any:
@@ -54,7 +67,9 @@ def low_rank(weights: AttentionWeights, reads: str, n_ctx: int = CONTEXT) -> Any
 @torch.no_grad()
 @pytest.mark.parametrize("site", ["hook_out", "hook_normalized"])
 @pytest.mark.parametrize(
-    ("name", "backend"), [(name, backend) for name in CONFIGURATIONS for backend in ("huggingface", "transformer_lens")]
+    ("name", "backend"),
+    [(name, "huggingface") for name in CONFIGURATIONS if name not in UNLIKE]
+    + [(name, "transformer_lens") for name in (*OLDEST, "phi3", "gptj", "opt", "falcon", "stablelm_parallel")],
 )
 def test_rank_one_heads_set_to_the_models_heads_are_its_attention(
     name: str, backend: str, site: str, language_model: Callable[[str, str], LanguageModel], token_ids: torch.Tensor
@@ -116,6 +131,50 @@ def test_a_sliding_window_is_attention_to_everything_on_short_contexts_only(
     found = low_rank(dataclasses.replace(weights, sliding_window=None), reads)
     found, wanted = found.decode(found.pre_activations(longer[reads])), longer[writes]
     assert float((found - wanted).norm() / wanted.norm()) > 1e-3
+
+
+@pytest.mark.parametrize(("name", "reason"), UNLIKE.items())
+def test_an_attention_that_is_more_than_heads_is_refused_by_name(
+    name: str, reason: str, language_model: Callable[[str, str], LanguageModel], model_directory: Callable[[str], Path]
+) -> None:
+    where, said = (
+        f"blocks.{LAYER}.ln1.hook_out",
+        saying(name, CONFIGURATIONS[name][0], reason, "initializer.initialize_lorsa_with_mhsa off"),
+    )
+    with pytest.raises(DataError, match=said):
+        language_model(name, "huggingface").layer_attention(LAYER, where)
+    with pytest.raises(DataError, match=said):  # known from the configuration, before any weight is read
+        load_attention_form(model_directory(name), None, LAYER)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", ["huggingface", "transformer_lens"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_before_the_norm_that_follows_it_attention_is_its_heads(
+    layer: int, backend: str, language_model: Callable[[str, str], LanguageModel], token_ids: torch.Tensor
+) -> None:
+    """Gemma 3: gains 1 + w of queries and keys, a scale of its own, other rotary frequencies in each kind of layer."""
+    model = language_model("gemma3", backend)
+    reads, writes = f"blocks.{layer}.ln1.hook_normalized", f"blocks.{layer}.attn.hook_out"
+    weights = model.layer_attention(layer, reads, writes)
+    assert (weights.rotary_base, weights.rotary_scale) == ((50.0, 1.0), (200.0, 4.0))[layer]
+    assert weights.sliding_window == (WINDOW, None)[layer]
+    short = token_ids[:, :WINDOW]
+    made = low_rank(weights, reads, WINDOW)
+    captured = model.activations(short, [reads, writes])
+    found, wanted = made.decode(made.pre_activations(captured[reads])), captured[writes]
+    assert float((found - wanted).norm() / wanted.norm()) <= 1e-5
+
+
+def test_scores_that_are_squashed_are_refused(language_model: Callable[[str, str], LanguageModel]) -> None:
+    weights = language_model("gemma2", "huggingface").layer_attention(1, "blocks.1.ln1.hook_out", "blocks.1.attn.hook_out")
+    with pytest.raises(ParamsError, match=saying("initializer.initialize_lorsa_with_mhsa", "attn_logit_softcapping is 2.0")):
+        low_rank(weights, "blocks.1.ln1.hook_out")
+
+
+def test_linear_attention_is_refused_as_such(language_model: Callable[[str, str], LanguageModel]) -> None:
+    with pytest.raises(DataError, match=saying("qwen3_5_text", "a recurrence without scores")):
+        language_model("qwen3_5", "huggingface").layer_attention(0, "blocks.0.ln1.hook_out")
 
 
 def test_a_scale_that_transformer_lens_ignores_is_refused(language_model: Callable[[str, str], LanguageModel]) -> None:

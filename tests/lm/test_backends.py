@@ -7,12 +7,16 @@ import torch
 from torch import nn
 
 from pipeline.errors import DataError
-from pipeline.lm.architectures import MODEL_FAMILIES
+from pipeline.lm.families import MODEL_FAMILIES
 from pipeline.lm.loading import BACKENDS, load_language_model
-from tests.lm.conftest import CONFIGURATIONS, CONTEXT, VOCAB, D
+from tests.lm.conftest import BRIDGED, CONFIGURATIONS, CONTEXT, VOCAB, D
+from tests.messages import saying
 
 TOLERANCE = 2e-6
 FAMILIES = list(CONFIGURATIONS)
+ADDING = [name for name in FAMILIES if name != "opt_projected"]  # opt-350m norms the residual stream after each addition
+# One of each way to build a block.
+OTHERWISE_BUILT = ["gemma2", "qwen3_moe", "qwen3_next", "olmo2", "phi3", "gpt_oss", "gptj", "opt", "bloom", "falcon"]
 NORMS = {"gpt_neox": "input_layernorm", "llama": "input_layernorm", "gpt2": "ln_1", "gemma": "input_layernorm"}
 
 
@@ -24,7 +28,7 @@ def test_every_supported_model_type_is_tested():
     assert {model_type for model_type, _ in CONFIGURATIONS.values()} == set(MODEL_FAMILIES)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BRIDGED)
 def test_the_back_ends_agree_everywhere(family, language_model, token_ids):
     ours, theirs = (language_model(family, backend) for backend in BACKENDS)
     names = ours.hook_points()
@@ -55,7 +59,7 @@ def test_the_residual_stream_is_transformers_own(family, language_model, token_i
     assert torch.equal(model.logits(token_ids), out.logits)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADDING)
 def test_the_parts_of_a_block_add_up(family, language_model, token_ids):
     model = language_model(family, "huggingface")
     acts = model.activations(token_ids, model.hook_points())
@@ -79,12 +83,14 @@ def test_a_norm_before_and_after_gain_and_bias(family, language_model, token_ids
     assert relative(acts["blocks.1.ln1.hook_normalized"], acts["blocks.1.ln1.hook_out"]) > 0.05
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", ["gpt_neox", "gpt_neox_sequential", "gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("family", "backend"),
+    [*((name, "huggingface") for name in FAMILIES), *((name, "transformer_lens") for name in BRIDGED)],
+)
 def test_splicing_the_activation_itself_changes_nothing(family, backend, language_model, token_ids):
     model = language_model(family, backend)
     logits = model.logits(token_ids)
-    for name in model.hook_points():
+    for name in model.hook_points() if family in ("gpt_neox", "llama", "gemma2", "opt", "bloom", "falcon") else ():
         assert torch.equal(model.logits(token_ids, {name: lambda captured, original: original.clone()}), logits), name
     everywhere = dict.fromkeys(model.hook_points(), lambda captured, original: original.clone())
     assert torch.equal(model.logits(token_ids, everywhere), logits)
@@ -92,7 +98,7 @@ def test_splicing_the_activation_itself_changes_nothing(family, backend, languag
     assert difference.abs().max().item() == 0
 
 
-@pytest.mark.parametrize("family", ["gpt_neox", "gpt_neox_sequential", "gpt2", "llama", "gemma"])
+@pytest.mark.parametrize("family", ["gpt_neox", "gpt_neox_sequential", "gpt2", "llama", *OTHERWISE_BUILT])
 def test_replacing_does_the_same_in_both_back_ends(family, language_model, token_ids):
     ours, theirs = (language_model(family, backend) for backend in BACKENDS)
     plain = ours.logits(token_ids)
@@ -235,7 +241,7 @@ def test_trace_shows_tokens_and_everything_between(backend, language_model):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", ["gpt_neox", "gpt2", "llama", "gemma"])
+@pytest.mark.parametrize("family", ["gpt_neox", "gpt2", "llama", "gemma2", "qwen3_moe", "gpt_oss", "opt", "bloom"])
 def test_layer_mlp_is_the_models_own(family, backend, language_model, token_ids):
     model = language_model(family, backend)
     acts = model.activations(token_ids, model.hook_points())
@@ -248,6 +254,28 @@ def test_layer_mlp_is_the_models_own(family, backend, language_model, token_ids)
         model.layer_mlp(1, "blocks.1.hook_resid_pre")
     with pytest.raises(DataError, match=r"layer 3 does not exist.*0 to 2"):
         model.layer_mlp(3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("family", "reads"),
+    [
+        ("gptj", ("ln1.hook_out", "ln1.hook_normalized", "mlp.hook_in")),
+        ("stablelm_parallel", ("ln1.hook_out", "ln1.hook_normalized", "mlp.hook_in")),
+        ("olmo2", ("mlp.hook_in", "hook_resid_mid")),
+        ("gemma2", ("ln2.hook_out", "ln2.hook_normalized", "mlp.hook_in")),
+    ],
+)
+def test_layer_mlp_reads_what_the_familys_mlp_reads(family, reads, backend, language_model, token_ids):
+    """One norm for both, none before the MLP, one after it."""
+    model = language_model(family, backend)
+    names = [f"blocks.1.{site}" for site in (*reads, "hook_mlp_out", "hook_resid_pre")]
+    *given, out, _ = model.activations(token_ids, names).values()
+    for name, x in zip(names, given, strict=False):
+        assert relative(model.layer_mlp(1, name)(x), out) < TOLERANCE, name
+    assert relative(model.layer_mlp(1)(given[0]), out) < TOLERANCE
+    with pytest.raises(DataError, match=saying("blocks.1.hook_resid_pre", *names[: len(reads)])):
+        model.layer_mlp(1, "blocks.1.hook_resid_pre")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -11,10 +11,10 @@ from pipeline.errors import DataError
 from pipeline.lm.language_model import Start
 from pipeline.lm.loading import BACKENDS, load_language_model, model_widths
 from tests.lm.conftest import CONFIGURATIONS, LAYERS, D
+from tests.lm.shapes import D_HEAD, HEADS, expected_of, shape_of, with_plain_hooks
 from tests.messages import saying
 
 TOLERANCE = 2e-6
-HEADS, D_HEAD, KEY_HEADS = 4, 8, 2
 FAMILIES = list(CONFIGURATIONS)
 
 
@@ -28,101 +28,6 @@ def same(captured, original):
 
 def louder(captured, original):
     return 1.5 * original + 0.1
-
-
-class Neox:
-    model, blocks, final = "gpt_neox", "layers", "final_layer_norm"
-    embed, attention, mlp, ln1, ln2 = "embed_in", "attention", "mlp", "input_layernorm", "post_attention_layernorm"
-    out, pre, linear, post = "attention.dense", "mlp.dense_h_to_4h", None, "mlp.dense_4h_to_h"
-
-    @staticmethod
-    def qkv(seen, block):
-        fused = seen(f"{block}.attention.query_key_value", "output").view(3, 17, HEADS, 3, D_HEAD)
-        return [fused[..., part, :].reshape(3, 17, HEADS * D_HEAD) for part in range(3)]
-
-
-class GPT2(Neox):
-    model, blocks, final = "transformer", "h", "ln_f"
-    embed, attention, mlp, ln1, ln2 = "wte", "attn", "mlp", "ln_1", "ln_2"
-    out, pre, linear, post = "attn.c_proj", "mlp.c_fc", None, "mlp.c_proj"
-
-    @staticmethod
-    def qkv(seen, block):
-        return list(seen(f"{block}.attn.c_attn", "output").chunk(3, dim=-1))
-
-
-class Llama(Neox):
-    model, blocks, final = "model", "layers", "norm"
-    embed, attention, mlp, ln1, ln2 = "embed_tokens", "self_attn", "mlp", "input_layernorm", "post_attention_layernorm"
-    out, pre, linear, post = "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
-
-    @staticmethod
-    def qkv(seen, block):
-        return [seen(f"{block}.self_attn.{name}_proj", "output") for name in "qkv"]
-
-
-def shape_of(family):
-    return {"gpt_neox": Neox, "gpt2": GPT2}.get(CONFIGURATIONS[family][0], Llama)
-
-
-def with_plain_hooks(module, token_ids):
-    """{(path, side): tensor} of all modules that are given or give a tensor [b, T, d] first."""
-    found, handles = {}, []
-
-    def note(path):
-        def hook(module, args, kwargs, output):
-            given = args[0] if args else kwargs.get("hidden_states")
-            for side, value in (("input", given), ("output", output[0] if isinstance(output, tuple) else output)):
-                if isinstance(value, torch.Tensor) and value.ndim == 3 and value.is_floating_point():
-                    found[path, side] = value.clone()
-
-        return hook
-
-    for path, part in module.named_modules():
-        handles.append(part.register_forward_hook(note(path), with_kwargs=True))
-    with torch.no_grad():
-        module(input_ids=token_ids, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return found
-
-
-def expected_of(family, module, token_ids):
-    """{hook point: activation}, of the family's own modules; norms are computed in float64."""
-    found = with_plain_hooks(module, token_ids)
-    shape = shape_of(family)
-
-    def seen(path, side):
-        return found[f"{shape.model}.{path}", side]
-
-    def normalized(path):
-        norm, x = module.get_submodule(f"{shape.model}.{path}"), seen(path, "input").double()
-        centred = x - x.mean(-1, keepdim=True) if isinstance(norm, torch.nn.LayerNorm) else x
-        return (centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-3).sqrt()).float()
-
-    expected = {"hook_embed": seen(shape.embed, "output")}
-    for layer in range(LAYERS):
-        block = f"{shape.blocks}.{layer}"
-        at = f"blocks.{layer}."
-        expected[f"{at}hook_resid_pre"] = seen(block, "input")
-        for norm, name in (("ln1", shape.ln1), ("ln2", shape.ln2)):
-            expected[f"{at}{norm}.hook_normalized"] = normalized(f"{block}.{name}")
-            expected[f"{at}{norm}.hook_out"] = seen(f"{block}.{name}", "output")
-        expected |= {f"{at}attn.hook_{name}": value for name, value in zip("qkv", shape.qkv(seen, block), strict=True)}
-        expected[f"{at}attn.hook_z"] = seen(f"{block}.{shape.out}", "input")
-        expected[f"{at}hook_attn_out"] = seen(f"{block}.{shape.attention}", "output")
-        if family != "gpt_neox":
-            expected[f"{at}hook_resid_mid"] = seen(block, "input") + seen(f"{block}.{shape.attention}", "output")
-        expected[f"{at}mlp.hook_in"] = seen(f"{block}.{shape.mlp}", "input")
-        expected[f"{at}mlp.hook_pre"] = seen(f"{block}.{shape.pre}", "output")
-        if shape.linear is not None:
-            expected[f"{at}mlp.hook_pre_linear"] = seen(f"{block}.{shape.linear}", "output")
-        expected[f"{at}mlp.hook_post"] = seen(f"{block}.{shape.post}", "input")
-        expected[f"{at}hook_mlp_out"] = seen(f"{block}.{shape.mlp}", "output")
-        expected[f"{at}hook_resid_post"] = seen(block, "output")
-    expected["ln_final.hook_normalized"] = normalized(shape.final)
-    expected["ln_final.hook_out"] = seen(shape.final, "output")
-    return expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)

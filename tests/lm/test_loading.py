@@ -15,6 +15,8 @@ from pipeline.errors import DataError
 from pipeline.lm.loading import load_language_model, load_tokenizer, model_widths
 from pipeline.lm.source import resolve_model
 from tests.lm.conftest import CONTEXT, LAYERS, VOCAB, D
+from tests.lm.families import NOT_BRIDGED
+from tests.messages import saying
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -185,9 +187,36 @@ def test_options_that_do_not_exist(own_model):
 
 
 def test_an_unsupported_architecture_lists_the_supported(own_model):
-    edit_config(own_model, model_type="phi")
-    with pytest.raises(DataError, match=r"model '.*own': unknown model_type 'phi' \(known: gpt_neox, gpt2, llama"):
+    edit_config(own_model, model_type="whisper")
+    with pytest.raises(DataError, match=saying("own", "unknown model_type 'whisper'", "gpt2", "gemma3", "declare its family")):
         model_widths(own_model)
+
+
+@pytest.mark.parametrize("model_type", ["gemma3n", "gemma3n_text"])
+def test_a_family_that_does_not_fit_says_why(own_model, model_type):
+    edit_config(own_model, model_type=model_type)
+    with pytest.raises(DataError, match=saying("own", model_type, "four residual streams", "gemma3 model")):
+        model_widths(own_model)
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ({"apply_residual_connection_post_layernorm": True}, ("no one residual stream", "another model")),
+        ({"slow_but_exact": True, "pretraining_tp": 2}, ("slow_but_exact", "slices")),
+    ],
+)
+def test_a_setting_with_which_hook_points_would_mean_another_thing(setting, parts, model_directory, tmp_path):
+    own = Path(shutil.copytree(model_directory("bloom"), tmp_path / "own"))
+    edit_config(own, **setting)
+    with pytest.raises(DataError, match=saying("own", "family bloom", *parts)):
+        model_widths(own)
+
+
+@pytest.mark.parametrize(("name", "part"), NOT_BRIDGED.items())
+def test_what_the_bridge_would_run_otherwise_is_refused(name, part, model_directory):
+    with pytest.raises(DataError, match=saying(name, "TransformerLens", part, "model.backend", "huggingface")):
+        load_language_model(model_directory(name), backend="transformer_lens", device="cpu")
 
 
 def _truncate(directory):

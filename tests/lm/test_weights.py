@@ -11,7 +11,7 @@ import torch
 from pipeline.errors import DataError
 from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.loading import BACKENDS, load_language_model
-from tests.lm.conftest import CONFIGURATIONS, LAYERS, VOCAB, D
+from tests.lm.conftest import CONFIGURATIONS, LAYERS, OLDEST, VOCAB, D
 from tests.messages import saying
 
 Directory = Callable[[str], Path]
@@ -26,7 +26,7 @@ def up_to(layer: int) -> list[str]:
 
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [(name, backend) for name in CONFIGURATIONS for backend in BACKENDS] + [(name, "huggingface") for name in BY_LAYER],
+    [(name, "huggingface") for name in (*CONFIGURATIONS, *BY_LAYER)] + [(name, "transformer_lens") for name in OLDEST],
 )
 def test_the_first_blocks_give_the_whole_models_activations(
     name: str, backend: str, model_directory: Directory, language_model: Whole, token_ids: torch.Tensor
@@ -34,13 +34,19 @@ def test_the_first_blocks_give_the_whole_models_activations(
     """Bit for bit, of the last hook point of a block and of one within it."""
     part = load_language_model(model_directory(name), backend=backend, device="cpu", hook_points=up_to(1))
     assert (part.n_loaded, part.n_layers) == (2, LAYERS)
-    for wanted in (up_to(1), ["blocks.1.ln1.hook_normalized", "blocks.0.hook_resid_pre"]):
+    inside = (
+        "blocks.1.ln1.hook_normalized" if "blocks.1.ln1.hook_normalized" in part.hook_points() else "blocks.1.hook_attn_out"
+    )
+    for wanted in (up_to(1), [inside, "blocks.0.hook_resid_pre"]):
         found, whole = part.activations(token_ids, wanted), language_model(name, backend).activations(token_ids, wanted)
         for hook_point in wanted:
             assert torch.equal(found[hook_point], whole[hook_point]), hook_point
 
 
-@pytest.mark.parametrize(("name", "tied"), [("gpt_neox", False), ("llama", False), ("gpt2", True), ("gemma", True)])
+@pytest.mark.parametrize(
+    ("name", "tied"),
+    [("gpt_neox", False), ("llama", False), ("gpt2", True), ("gemma", True), ("qwen3_moe", False), ("gemma3_multimodal", True)],
+)
 def test_weights_above_are_not_there(name: str, tied: bool, model_directory: Directory, language_model: Whole) -> None:
     whole = language_model(name, "huggingface")
     for layer in range(LAYERS):
@@ -97,7 +103,37 @@ def test_loading_a_part_says_nothing(model_directory: Directory, capfd: pytest.C
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", [*CONFIGURATIONS, "mistral_window", "qwen2_window"])
+EAGER_ALONE = ("gemma2", "gpt_oss", "gptj", "bloom")  # of which transformers has no sdpa
+BOTH_WAYS = [name for name in CONFIGURATIONS if name not in (*EAGER_ALONE, "falcon_alibi")]
+
+
+@pytest.mark.parametrize("name", EAGER_ALONE)
+def test_a_family_that_transformers_computes_eagerly(name: str, model_directory: Directory, language_model: Whole) -> None:
+    assert language_model(name, "huggingface")._model.config._attn_implementation == "eager"  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match=saying("model.attention", name, "no sdpa", "auto")):
+        load_language_model(model_directory(name), device="cpu", attention="sdpa")
+
+
+def test_an_eager_attention_that_transformers_computes_wrongly_is_refused(
+    model_directory: Directory, language_model: Whole, token_ids: torch.Tensor
+) -> None:
+    """Falcon's alibi is part of the mask, and in eager attention is added again."""
+    with pytest.raises(DataError, match=saying("model.attention", "falcon_alibi", "alibi", "twice", "auto")):
+        load_language_model(model_directory("falcon_alibi"), device="cpu", attention="eager")
+    # What is left is right: by hand, of the first block.
+    model = language_model("falcon_alibi", "huggingface")
+    names = ["blocks.0.attn.hook_q", "blocks.0.attn.hook_k", "blocks.0.attn.hook_v", "blocks.0.attn.hook_z"]
+    acts = model.activations(token_ids, names)
+    q, k, v = (acts[name].double().unflatten(-1, (4, 8)).transpose(1, 2) for name in names[:3])
+    slopes = torch.tensor([2.0 ** (-8 * (head + 1) / 4) for head in range(4)], dtype=torch.float64)
+    positions = torch.arange(token_ids.shape[1])
+    scores = (q @ k.transpose(-1, -2) + slopes[:, None, None] * positions) / 8**0.5
+    scores = scores.masked_fill(positions[:, None] < positions, -torch.inf)
+    z = (scores.softmax(-1) @ v).transpose(1, 2).flatten(-2)
+    assert float((acts[names[3]] - z).norm() / z.norm()) < 5e-3  # transformers keeps alibi in bfloat16
+
+
+@pytest.mark.parametrize("name", [*BOTH_WAYS, "mistral_window", "qwen2_window"])
 def test_each_attention_gives_the_same_to_rounding(
     name: str, model_directory: Directory, language_model: Whole, token_ids: torch.Tensor
 ) -> None:

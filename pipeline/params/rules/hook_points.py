@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pipeline.errors import unknown_name
-from pipeline.hook_keys import MODULE, by_model, module_of, split_key, written_before_read
+from pipeline.hook_keys import ATTENTION_OUTPUT, MODULE, by_model, module_of, split_key, written_before_read
 from pipeline.params.choices import HUGGINGFACE
 from pipeline.params.section import across
 
@@ -41,7 +41,7 @@ def attention_writes_its_output(dictionary: DictionaryFields) -> str | None:
         read is None
         or not dictionary.is_transcoder
         or written_before_read(dictionary.hooks_in, dictionary.hooks_out)
-        or written == f"{read[1]}.hook_attn_out"
+        or (ATTENTION_OUTPUT.fullmatch(written) and written.startswith(f"{read[1]}."))
     ):
         return None  # what is read is the fault, or that it is read too late
     return f"'{written}' is not what the attention that reads {read[0]} writes; write {read[1]}.hook_attn_out"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from pipeline.hook_keys import ATTENTION_OUTPUT, MLP_INPUT
 from pipeline.params.choices import NORMS_OF_THE_DATA
 from pipeline.params.section import across
 
@@ -36,12 +37,12 @@ def mlp_layer_is_known(dictionary: DictionaryFields, initializer: InitializerPar
 
 @across("initializer.model_layer")
 def mlp_reads_what_the_dictionary_reads(dictionary: DictionaryFields, initializer: InitializerParams) -> str | None:
-    """The MLP is a function of its own layer's ln2 only."""
+    """The MLP is a function of what its own layer reads; which of these that is, the model's family says."""
     if not initializer.initialize_tc_with_mlp or not dictionary.is_transcoder:
         return None
     layer = initializer.model_layer
     for read in dictionary.hooks_in:
-        if not re.fullmatch(r"blocks\.\d+\.ln2\.(hook_out|hook_normalized)", read):
+        if not MLP_INPUT.fullmatch(read):
             at = layer_of(read) if layer is None else layer
             of = "L" if at is None else at
             return f"no MLP is a function of '{read}'; read blocks.{of}.ln2.hook_out, or switch initialize_tc_with_mlp off"
@@ -70,7 +71,8 @@ def attention_is_imitated_by_attention(dictionary: DictionaryFields, initializer
         return f"needs kind lorsa; kind {dictionary.kind} has no attention"
     for read, written in zip(dictionary.hooks_in, dictionary.hooks_out, strict=False):
         layer = layer_of(read)
-        if not re.match(r"blocks\.\d+\.ln1\.", read) or written != f"blocks.{layer}.hook_attn_out":
+        writes = ATTENTION_OUTPUT.fullmatch(written)
+        if not re.match(r"blocks\.\d+\.ln1\.", read) or not writes or int(writes[1]) != layer:
             return f"needs blocks.L.ln1.hook_out to blocks.L.hook_attn_out of one layer L, not {read} to {written}"
     return None
 
