@@ -39,7 +39,8 @@ from pipeline.params.loader import load_params
 from pipeline.params.reading import read_mapping
 from pipeline.plots.training import training_charts
 from pipeline.plots.training_report import describe
-from pipeline.tracking.opening import history_rows, read_run_id
+from pipeline.tracking.opening import history_rows
+from pipeline.tracking.run_file import read_ids
 from tests.corpus.chats import HEADERS, chat_tokenizer, conversations
 from tests.dashboard import synthetic
 from tests.fuzz.hunting import Target
@@ -248,7 +249,8 @@ def metrics() -> Target:
     norm = {"mean_norm": 2.0, "mean_square": 5.0, "d": 4, "median_norm": 2.0, "max_norm_factor": 8.0, "n_tokens": 10}
     norms = sealed_norms({hook: {**norm, "norm_quantiles": {"0.5": 2.0}} for hook in HOOKS}, "", {})
     names = ("evaluation.json", "history.jsonl", "norms.json", "run.json")
-    documents = (figures, history, norms, {"run_id": "0" * 32})
+    runs = {"run_id": "0" * 32, "members": {"a": "1" * 32}}
+    documents = (figures, history, norms, {**runs, "wandb": {**runs, "run_id": "2" * 16}})
 
     def sealed_again(values: Any) -> str:
         return json.dumps(sealed({k: v for k, v in values.items() if k != DIGEST}))
@@ -273,7 +275,8 @@ def metrics() -> Target:
             training_charts(read_history(folder / "history.jsonl", "run it"))
         if (folder / "norms.json").exists():
             read_norms(folder / "norms.json")[1].check(folder / "norms.json", "norm", {"activations": "0"})
-        read_run_id(folder / "run.json")
+        for member in ("", "a"):
+            read_ids(folder / "run.json", member)
 
     whole = tuple(one_file(name, text[name](document).encode()) for name, document in zip(names, documents, strict=True))
     return Target("metrics", case, put_files, read, whole)
