@@ -54,7 +54,7 @@ def test_the_command_writes_what_differs_and_keeps_values(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     first = CliRunner().invoke(main, catch_exceptions=False)
     assert first.output.split("\n") == [
-        *(f"{name} is written" for name in ("params.yaml", "docs/params.schema.json", "docs/params.md")),
+        *(f"{name} is written" for name in ("params.yaml", "docs/params.schema.json", "docs/params.md", "docs/settings.md")),
         "",
     ]
     assert (tmp_path / "docs" / "params.schema.json").read_text() == SCHEMA.read_text()
