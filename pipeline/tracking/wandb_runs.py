@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 OFFLINE = "offline"
 ID_LENGTH = 16
 # A server that is down must not hold a stage: seconds for the beginning of a run, and for the rest of its data at the end.
-PATIENCE = {"init_timeout": 20.0, "finish_timeout": 60.0, "x_graphql_retry_max": 2}
-QUIET = {"silent": True, "console": "off", "disable_code": True}
+PATIENCE: dict[str, Any] = {"init_timeout": 20.0, "finish_timeout": 60.0, "x_graphql_retry_max": 2}
+QUIET: dict[str, Any] = {"silent": True, "console": "off", "disable_code": True}
 
 
 def open_wandb(
@@ -75,9 +75,13 @@ class WandbTracker(Tracker):
         kept: what the run file keeps.
         run_id: W&B's id; None if there is no run.
         dropped: number of values that were not finite.
+        open_runs: ids of those that are open in this process.
+        unreachable: no server answered this process; it asks for none again.
     """
 
     LOGGER: ClassVar[str] = WANDB
+    open_runs: ClassVar[set[str]] = set()
+    unreachable: ClassVar[bool] = False
 
     def __init__(self, stage: str, kept: str, last_step: int) -> None:
         self.stage, self.kept = stage, kept
@@ -98,7 +102,7 @@ class WandbTracker(Tracker):
         with uncollected():
             import wandb
 
-        options = {
+        options: dict[str, Any] = {
             "project": params.project,
             "entity": params.entity,
             "id": run_id,
@@ -109,18 +113,25 @@ class WandbTracker(Tracker):
             "reinit": "create_new",
             "config": {"versions": provenance_tags()},
         }
-        mode = params.mode
-        if mode != OFFLINE:
+        self._run = self._started(wandb, params.mode, options)
+        self.run_id = self._run.id
+        self.open_runs.add(self._run.id)
+        self._run.define_metric(f"{grouped(self.stage, '')}*", step_metric=self._step_key)
+
+    def _started(self, wandb: Any, mode: str, options: Mapping[str, Any]) -> Any:
+        """The run, as `mode` says, or offline where it cannot be begun on a server."""
+        if mode != OFFLINE and not WandbTracker.unreachable:
             try:
                 if not wandb.login(prompt=False, verify=False):
                     raise ConnectionError("no API key: `wandb login`, or WANDB_API_KEY")
-                self._run = wandb.init(**options, mode=mode, settings=wandb.Settings(**QUIET, **PATIENCE))
+                return wandb.init(**options, mode=mode, settings=wandb.Settings(**QUIET, **PATIENCE))
             except Exception as error:
+                if self.open_runs:
+                    raise
+                WandbTracker.unreachable = True
                 self._say(f"W&B could not be reached ({told(error)}); the run is kept offline in wandb/, for `wandb sync`")
-        if self._run is None:
-            self._run = wandb.init(**options, mode=OFFLINE, settings=wandb.Settings(**QUIET, **PATIENCE))
-        self.run_id = self._run.id
-        self._run.define_metric(f"{grouped(self.stage, '')}*", step_metric=self._step_key)
+                wandb.teardown()  # W&B's process keeps the id of a run that it could not begin
+        return wandb.init(**options, mode=OFFLINE, settings=wandb.Settings(**QUIET, **PATIENCE))
 
     @property
     def _step_key(self) -> str:
@@ -199,6 +210,7 @@ class WandbTracker(Tracker):
             self.set_tags({f"{self.stage}.dropped_nonfinite": self.dropped})
         code = {FINISHED: 0, STOPPED: 130}.get(status, 1)
         self._tell("end the run", lambda run: run.finish(exit_code=code))
+        self.open_runs.discard(self._run.id)
         self._run = None
 
 

@@ -35,7 +35,9 @@ from pipeline.evaluation.massive import massive_line
 from pipeline.interpretation.examples import split_examples
 from pipeline.metric_files import read_history, read_metrics
 from pipeline.norms.hook_norm import read_norms, sealed_norms
+from pipeline.params.lm_saes.overlay import settings_overlay
 from pipeline.params.loader import load_params
+from pipeline.params.preset_flags import flags_of
 from pipeline.params.reading import read_mapping
 from pipeline.plots.training import training_charts
 from pipeline.plots.training_report import describe
@@ -45,6 +47,8 @@ from tests.corpus.chats import HEADERS, chat_tokenizer, conversations
 from tests.dashboard import synthetic
 from tests.fuzz.hunting import Target
 from tests.fuzz.mutations import changed, corrupted, written
+from tests.params.lm_saes_settings import KINDS
+from tests.params.lm_saes_settings import toml as settings_toml
 from tests.project import REPOSITORY
 
 HOOKS = [f"blocks.{layer}.hook_resid_post" for layer in range(2)]
@@ -100,6 +104,29 @@ def params() -> Target:
 
     kept = tuple(one_file(name, to_text(whole).encode()) for name, to_text in text.items())
     return Target("params", case, put_files, read, kept)
+
+
+def settings(seeds: Path) -> Target:
+    """Settings of the reference, laid over the parameter file."""
+    over = seeds / "params.json"
+    over.write_text(json.dumps(read_mapping(REPOSITORY / "params.yaml")))  # JSON is read sooner than YAML
+    text = {
+        "settings.yaml": partial(yaml.safe_dump, sort_keys=False),
+        "settings.json": json.dumps,
+        "settings.toml": settings_toml,
+    }
+
+    def case(draw: Random) -> Files:
+        name = draw.choice(list(text))
+        return one_file(name, written(draw, draw.choice(list(KINDS.values())), text[name]))
+
+    def read(folder: Path) -> None:
+        for path in folder.iterdir():
+            values, _ = settings_overlay(path, over)
+            flags_of(values, over, str(path))
+
+    kept = tuple(one_file(name, to_text(whole).encode()) for name, to_text in text.items() for whole in KINDS.values())
+    return Target("settings", case, put_files, read, kept)
 
 
 def resealed(config: Any, weights: bytes) -> bytes:
@@ -284,4 +311,4 @@ def metrics() -> Target:
 
 def targets(seeds: Path) -> tuple[Target, ...]:
     """Every target; whole documents that are directories are made in `seeds`."""
-    return params(), dictionary(seeds), features(seeds), corpus(), chats(), metrics()
+    return params(), settings(seeds), dictionary(seeds), features(seeds), corpus(), chats(), metrics()

@@ -116,7 +116,11 @@ def write(folder: Path, settings: Mapping[str, Any], form: str = ".json") -> Pat
 def toml(values: Mapping[str, Any], place: str = "") -> str:
     """Settings as TOML: tables, and arrays of tables."""
     tables = {key: value for key, value in values.items() if isinstance(value, dict)}
-    arrays = {key: value for key, value in values.items() if isinstance(value, list) and value and isinstance(value[0], dict)}
+    arrays = {
+        key: value
+        for key, value in values.items()
+        if isinstance(value, list) and value and all(isinstance(each, dict) for each in value)
+    }
     plain = {key: value for key, value in values.items() if key not in tables and key not in arrays and value is not None}
     lines = [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in plain.items()]
     for key, value in tables.items():

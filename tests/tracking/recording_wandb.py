@@ -55,6 +55,7 @@ class RecordingWandb(ModuleType):
         runs: the sessions of all runs, in order.
         key: whether there is an API key.
         down: what init raises online.
+        in_use: ids of runs that it failed to begin, which its process keeps.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,6 +64,7 @@ class RecordingWandb(ModuleType):
         self.runs: list[Run] = []
         self.key = True
         self.down: Exception | None = None
+        self.in_use: set[str] = set()
         self.__spec__ = object()  # type: ignore[assignment]  # by which it counts as installed
 
     def Settings(self, **settings: Any) -> dict[str, Any]:
@@ -72,8 +74,15 @@ class RecordingWandb(ModuleType):
         assert not prompt  # a stage that waits for an answer hangs
         return self.key
 
+    def teardown(self) -> None:
+        assert not self.in_use or all(run.exit_code is not None for run in self.runs)  # it would end those that are open
+        self.in_use.clear()
+
     def init(self, **options: Any) -> Run:
+        if options["id"] in self.in_use:
+            raise RuntimeError(f"run ID {options['id']} is in use")
         if self.down is not None and options["mode"] == "online":
+            self.in_use.add(options["id"])
             raise self.down
         folder = self.folder / f"session-{len(self.runs)}"
         folder.mkdir()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from pipeline.params.reading import read_mapping
 from pipeline.params.sections.tracking import TrackingParams, WandbParams
 from pipeline.tracking.opening import open_tracker
 from pipeline.tracking.run_file import read_ids
+from pipeline.tracking.wandb_runs import WandbTracker
 from tests.closure import ROOT
 from tests.messages import faults, says
 from tests.tracking.recording_wandb import RecordingWandb
@@ -28,6 +31,8 @@ def wandb(project: Path, monkeypatch: pytest.MonkeyPatch) -> RecordingWandb:
     made = RecordingWandb(project / "sessions")
     monkeypatch.setitem(sys.modules, "wandb", made)
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setattr(WandbTracker, "unreachable", False)
+    monkeypatch.setattr(WandbTracker, "open_runs", set())
     return made
 
 
@@ -186,6 +191,27 @@ def test_without_a_server_the_run_is_kept_offline(wandb, params, capsys, why, pa
     says(line, part, "wandb sync")
 
 
+def test_a_server_that_is_down_is_asked_once_for_all_members_of_a_sweep(wandb, params, capsys) -> None:
+    wandb.down = ConnectionError("down")
+    trackers = [opened(params, member=member) for member in ("", "k8", "k16")]
+    for tracker in trackers:
+        tracker.close()
+    assert [run.options["mode"] for run in wandb.runs] == ["offline"] * 3
+    assert capsys.readouterr().err.count("warning") == 1
+
+
+def test_a_server_that_goes_down_between_members_leaves_the_others_as_they_are(wandb, params, capsys) -> None:
+    first = opened(params, member="k8")
+    wandb.down = ConnectionError("down")
+    second = opened(params, member="k16")
+    for tracker in (first, second):
+        tracker.log_metrics({"l0": 1.0}, 0)
+        tracker.close()
+    (run,) = wandb.runs
+    assert (run.rows, run.exit_code) == ([{"train/l0": 1.0, "train/step": 0}], 0)
+    assert "W&B could not open" in capsys.readouterr().err
+
+
 def test_calls_that_fail_are_said_once_and_the_stage_goes_on(wandb, params, capsys) -> None:
     with opened(params) as tracker:
         wandb.runs[0].fails = RuntimeError("its process is gone")
@@ -299,6 +325,37 @@ def test_offline_with_the_package_itself(project, monkeypatch, capfd) -> None:
     assert (config["seed"], config["trainer"]) == (0, {"betas": [0.9, 0.99], "initial_k": None})
     assert notes == "a note"
     assert b"evaluation/fvu" in (evaluate / f"run-{tracker.run_id}.wandb").read_bytes()
+
+
+WITHOUT_A_SERVER = """
+from pipeline.params.sections.tracking import TrackingParams, WandbParams
+from pipeline.tracking.opening import open_tracker
+params = TrackingParams(enabled=False, wandb=WandbParams(enabled=True))
+with open_tracker(params, stage="train", run_file="run.json") as tracker:
+    tracker.log_metrics({"l0": 24.0}, 0)
+print(tracker.run_id)
+"""
+
+
+@pytest.mark.parametrize(("key", "part"), [("a" * 40, "connection refused"), (None, "WANDB_API_KEY")])
+def test_without_a_server_with_the_package_itself(project, key, part) -> None:
+    pytest.importorskip("wandb")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    with socket.socket() as silent:  # it holds the port, so that nobody else answers there, and does not listen
+        silent.bind(("127.0.0.1", 0))
+        environment |= {"PYTHONPATH": str(ROOT), "HOME": str(project), "WANDB_ERROR_REPORTING": "false"}
+        environment |= {"WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        environment |= {"WANDB_API_KEY": key} if key else {}
+        command = [sys.executable, "-c", WITHOUT_A_SERVER]
+        ended = subprocess.run(command, env=environment, cwd=project, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("warning: tracking: W&B could not be reached")
+    says(line, part, "wandb sync")
+    run_id = ended.stdout.strip()
+    (place,) = (project / "wandb").glob(f"offline-run-*-{run_id}")
+    rows, _, _ = read_offline(place, run_id)
+    assert [(row["train/l0"], row["train/step"]) for row in rows] == [(24.0, 0)]
 
 
 def read_offline(place: Path, run_id: str) -> tuple[list[dict[str, float]], dict[str, object], str]:
