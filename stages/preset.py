@@ -1,7 +1,8 @@
 """preset: print a preset as flags for DVC, `dvc exp run $(python -m stages.preset pythia-160m)`.
 
 Reads presets/NAME.yaml and what it extends, and checks it as laid over the parameter file. Writes nothing. Later flags
-win, so a further `-S trainer.lr=2e-4` after it changes one key.
+win, so a further `-S trainer.lr=2e-4` after it changes one key. With --from-settings FILE the preset is what a settings
+file of Language-Model-SAEs says (docs/settings.md); what has no counterpart is named on standard error.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from pipeline.errors import ParamsError
 @stage_command
 @click.argument("name", required=False)
 @click.option("--list", "listing", is_flag=True, help="List the presets and what they cost.")
+@click.option("--from-settings", "settings", help="Settings of Language-Model-SAEs (TOML, JSON, YAML) in the preset's place.")
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print a whole parameter file with the preset in it.")
-def main(params: str, name: str | None, listing: bool, as_yaml: bool) -> None:
+def main(params: str, name: str | None, listing: bool, settings: str | None, as_yaml: bool) -> None:
     """Print preset NAME as `-S key=value` flags for `dvc exp run`."""
     from pipeline.params.presets import header, preset_names
 
@@ -29,9 +31,7 @@ def main(params: str, name: str | None, listing: bool, as_yaml: bool) -> None:
             click.echo("\n".join([title, *(f"  {line}" for line in rest)]))
         return
     try:
-        if name is None:
-            raise ParamsError(f"which preset? (known: {', '.join(preset_names())})")
-        click.echo(text_of(name, params, as_yaml))
+        click.echo(_text(name, settings, params, as_yaml))
     except ParamsError:
         if not sys.stdout.isatty() and not as_yaml:
             # In `dvc exp run $(...)` the failure is lost and the default would run: give dvc a flag that it refuses.
@@ -39,16 +39,20 @@ def main(params: str, name: str | None, listing: bool, as_yaml: bool) -> None:
         raise
 
 
-def text_of(name: str, params: str, as_yaml: bool) -> str:
-    """The flags, or the whole parameter file, of a preset that was checked over `params`."""
-    import yaml
+def _text(name: str | None, settings: str | None, params: str, as_yaml: bool) -> str:
+    """The text of a preset, or of a settings file, of which a line is said for each key that has no counterpart."""
+    from pipeline.params.lm_saes.overlay import settings_overlay
+    from pipeline.params.preset_flags import text_over
+    from pipeline.params.presets import preset_names, read_preset
 
-    from pipeline.params.preset_flags import flags_over
-    from pipeline.params.presets import apply_preset
-
-    if as_yaml:
-        return yaml.safe_dump(apply_preset(name, params).to_dict(), sort_keys=False, default_flow_style=None).rstrip()
-    return " ".join(flags_over(name, params))
+    if (name is None) == (settings is None):
+        raise ParamsError(f"give a preset or --from-settings FILE, one of them (presets: {', '.join(preset_names())})")
+    if settings is None:
+        return text_over(read_preset(name or ""), params, f"preset {name}", as_yaml)
+    values, notes = settings_overlay(settings, params)
+    text = text_over(values, params, settings, as_yaml)
+    click.echo("\n".join(f"note: {note}" for note in notes), err=True, nl=bool(notes))
+    return text
 
 
 if __name__ == "__main__":

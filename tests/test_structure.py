@@ -256,7 +256,7 @@ def test_a_stage_script_is_short():
 
 
 def test_closure_sees_functions_and_not_types():
-    path = "pipeline/tracking/opening.py"
+    path = "pipeline/tracking/loggers.py"
     inside = next(found for found in imports(path) if found.path == "pipeline/tracking/mlflow_runs.py")
     assert not inside.typing_only
     registry = {found.path: found for found in imports("pipeline/dictionaries/build.py")}

@@ -201,6 +201,9 @@ class Recorded:
     def set_tags(self, tags: dict[str, str]) -> None:
         self.tags |= tags
 
+    def describe(self, text: str) -> None:
+        self.note = text
+
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         assert Path(path).exists(), path
         self.artifacts.append((Path(path).as_posix(), folder))
@@ -223,7 +226,7 @@ def test_each_member_has_a_run_of_its_own_and_the_sweep_one_that_compares_them(c
     for name, own in metrics.items():
         of_member = runs["evaluate", name]
         assert of_member.metrics.items() >= own.items()
-        assert f"main-{name}" in of_member.tags["mlflow.note.content"]
+        assert f"main-{name}" in of_member.note
         assert of_member.artifacts == [(f"metrics/plots/evaluation/{name}", "plots/evaluation")]
         assert runs["analyze", name].artifacts == [(f"data/dashboard/{name}/single.html", "dashboard")]
         assert runs["evaluate", ""].metrics[f"{name}/delta cross entropy"] == own["delta_ce"]

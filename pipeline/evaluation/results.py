@@ -75,7 +75,7 @@ def log_results(
         metrics, config = evaluation.metrics, read_config(places[name])
         with open_tracker(params.tracking, stage="evaluate", run_file=Path(run), member=name) as tracker:
             tracker.log_metrics({**metrics, **headline(metrics)})
-            tracker.set_tags({"mlflow.note.content": note(config.to_dict(), metrics, layers=config.layers)})
+            tracker.describe(note(config.to_dict(), metrics, layers=config.layers))
             if not name:
                 tracker.log_artifact(out, "metrics")
             tracker.log_artifact(Path(plots) / name, "plots/evaluation")

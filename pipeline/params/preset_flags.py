@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ParamsError
-from pipeline.params.presets import DIRECTORY, NAMED, apply_preset, read_preset
+from pipeline.params.presets import DIRECTORY, NAMED, laid_over, read_preset
 from pipeline.params.reading import read_mapping
 from pipeline.params.schema import flatten
 
@@ -27,8 +27,27 @@ def flags_over(name: str, params_path: str | Path = "params.yaml", directory: Pa
     Raises:
         ParamsError: what `apply_preset` and `flags` refuse.
     """
-    own = apply_preset(name, params_path, directory).to_dict()
-    return flags(_stated(read_preset(name, directory), read_mapping(params_path), own))
+    return flags_of(read_preset(name, directory), params_path, f"preset {name}")
+
+
+def flags_of(values: Mapping[str, Any], params_path: str | Path, source: str) -> list[str]:
+    """The same of nested values, `source` being what faults begin with."""
+    own = laid_over(values, params_path, source).to_dict()
+    return flags(_stated(values, read_mapping(params_path), own))
+
+
+def text_over(values: Mapping[str, Any], params_path: str | Path, source: str, as_yaml: bool) -> str:
+    """Those flags on a line, or as YAML the whole parameter file that they make.
+
+    Raises:
+        ParamsError: what `flags_of` refuses.
+    """
+    if not as_yaml:
+        return " ".join(flags_of(values, params_path, source))
+    import yaml
+
+    whole = laid_over(values, params_path, source).to_dict()
+    return yaml.safe_dump(whole, sort_keys=False, default_flow_style=None).rstrip()
 
 
 def _stated(values: Mapping[str, Any], *by: Mapping[str, Any]) -> dict[str, Any]:

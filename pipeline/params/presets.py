@@ -129,6 +129,11 @@ def read_preset(name: str, directory: Path = DIRECTORY) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for values in layers(_path(name, directory).stem, directory).values():
         said = overlay(said, values)
+    return over_defaults(said)
+
+
+def over_defaults(said: Mapping[str, Any]) -> dict[str, Any]:
+    """`said` laid over the declared default of every key but those left alone."""
     return overlay(_without_left_alone(_defaults(Params, said)), said)
 
 
@@ -175,5 +180,13 @@ def apply_preset(name: str, params_path: str | Path = "params.yaml", directory: 
     Raises:
         ParamsError: no such preset, or faults of params.yaml with the preset over it.
     """
-    values = overlay(read_mapping(params_path), read_preset(name, directory))
-    return params_from_dict(values, source=f"preset {name} over {params_path}")
+    return laid_over(read_preset(name, directory), params_path, f"preset {name}")
+
+
+def laid_over(values: Mapping[str, Any], params_path: str | Path, source: str) -> Params:
+    """The checked parameters that a run with these values over a parameter file has.
+
+    Raises:
+        ParamsError: faults of the file with the values over it, each beginning with `source`.
+    """
+    return params_from_dict(overlay(read_mapping(params_path), values), source=f"{source} over {params_path}")

@@ -14,6 +14,7 @@ import yaml
 from pipeline.errors import ParamsError
 
 SUFFIXES = (".yaml", ".yml", ".toml", ".json")
+PARAMETER_FILE = "parameter file"
 MOST_BYTES = 2**20  # of a parameter file, which has a few thousand
 
 
@@ -67,16 +68,20 @@ Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 Yaml12Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
-def read_mapping(path: str | Path) -> dict[str, Any]:
+def read_mapping(path: str | Path, what: str = PARAMETER_FILE) -> dict[str, Any]:
     """The whole file as nested dicts, lists and scalars.
+
+    Args:
+        path: of the file.
+        what: it is, for messages.
 
     Raises:
         ParamsError: the file is missing, unreadable, of an unknown form, not valid, has a key twice, or is no mapping.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise ParamsError(f"{path}: unknown form of parameter file; wanted one of {', '.join(SUFFIXES)}")
-    text = _read_text(path)
+        raise ParamsError(f"{path}: unknown form of {what}; wanted one of {', '.join(SUFFIXES)}")
+    text = _read_text(path, what)
     read = {".toml": _read_toml, ".json": _read_json}.get(path.suffix.lower(), _read_yaml)
     values = read(path, text)
     if values is None:
@@ -86,15 +91,16 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, what: str) -> str:
     try:
         if (size := path.stat().st_size) > MOST_BYTES:
-            raise ParamsError(f"{path}: {size:,} bytes are no parameter file, which has at most {MOST_BYTES:,}")
+            raise ParamsError(f"{path}: {size:,} bytes are no {what}, which has at most {MOST_BYTES:,}")
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise ParamsError(f"{path}: parameter file is missing; run from the project's root or give --params") from None
+        advice = "; run from the project's root or give --params" if what == PARAMETER_FILE else ""
+        raise ParamsError(f"{path}: {what} is missing{advice}") from None
     except IsADirectoryError:
-        raise ParamsError(f"{path}: parameter file should be a file, got a directory") from None
+        raise ParamsError(f"{path}: {what} should be a file, got a directory") from None
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:

@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pipeline.files import root
 from pipeline.foreign import told
@@ -27,6 +27,7 @@ from pipeline.garbage import uncollected
 from pipeline.metric_names import flatten, grouped
 from pipeline.provenance import provenance_tags
 from pipeline.tracking.moved import artifacts_of, follow
+from pipeline.tracking.run_file import MLFLOW
 from pipeline.tracking.store_uri import DATABASES
 from pipeline.tracking.tracker import FAILED, FINISHED, STOPPED, Tracker
 
@@ -37,6 +38,7 @@ MAX_PARAM_LENGTH, MAX_TAG_LENGTH, MAX_DIGEST_LENGTH = 6000, 8000, 36
 RETRY_SECONDS = 60.0
 LOCK_SECONDS = 120.0
 EXPERIMENT_TAG, CONTINUES_TAG = "dvc_exp_name", "continues"
+NOTE_TAG = "mlflow.note.content"
 PARENT_TAG = "mlflow.parentRunId"  # by which MLflow shows a run below another one
 # A server that is down must not hold a stage for the minutes that MLflow's own settings allow.
 PATIENCE = {
@@ -93,6 +95,8 @@ class MlflowTracker(Tracker):
         dropped: number of values that were not finite.
         lost: number of metrics that could not be written.
     """
+
+    LOGGER: ClassVar[str] = MLFLOW
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
@@ -195,6 +199,10 @@ class MlflowTracker(Tracker):
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Buffer tags."""
         self._tags |= {key: _shortened(value, MAX_TAG_LENGTH) for key, value in tags.items()}
+
+    def describe(self, text: str) -> None:
+        """The note that MLflow shows above a run."""
+        self.set_tags({NOTE_TAG: text})
 
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         """Copy a file, or what a directory holds, to the run's artifacts; what does not exist is reported."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.errors import Interrupted
+from pipeline.metric_names import grouped
 
 FINISHED, FAILED, STOPPED = "FINISHED", "FAILED", "KILLED"
 
@@ -16,16 +18,26 @@ class Tracker:
     """Takes a stage's figures; this one keeps none. A context manager: leaving it closes it with the outcome of the block.
 
     Attributes:
-        run_id: of the MLflow run; None without one.
+        LOGGER: name of what it logs to, under which a run file has its run; "": nothing.
+        run_id: of its run; None without one.
     """
 
+    LOGGER: ClassVar[str] = ""
     run_id: str | None = None
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """{logger: what a run file keeps, by which a later stage finds the run}."""
+        return {self.LOGGER: self.run_id} if self.LOGGER and self.run_id else {}
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Log {name: number}, at a step or for the whole run. Values that are not finite are dropped and counted."""
 
+    def log_past(self, values: Mapping[str, float], step: int) -> None:
+        """Log figures of a step before an interruption where the run lacks them; the same step does not come again."""
+
     def log_params(self, values: Mapping[str, Any]) -> None:
-        """Log parameters; nested sections become `section.key`."""
+        """Log parameters (those of `tracking` left out); nested sections become `section.key`."""
 
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         """Keep a copy of a file, or of what a directory holds, under `folder`."""
@@ -45,6 +57,9 @@ class Tracker:
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Say something of the run that is neither a parameter nor a figure."""
 
+    def describe(self, text: str) -> None:
+        """The description of the run, in Markdown."""
+
     def flush(self) -> None:
         """Write out what is buffered. Called at checkpoints."""
 
@@ -59,3 +74,9 @@ class Tracker:
             self.close(FINISHED)
         else:
             self.close(STOPPED if isinstance(error, (Interrupted, KeyboardInterrupt)) else FAILED)
+
+
+def finite(stage: str, values: Mapping[str, float]) -> dict[str, float]:
+    """{name in its group: number} of those that are finite numbers."""
+    numbers = {grouped(stage, name): float(value) for name, value in values.items()}
+    return {key: number for key, number in numbers.items() if math.isfinite(number)}

@@ -10,10 +10,11 @@ from typing import Any
 from pipeline import metric_names as names
 from pipeline.activations.interface import Activations
 from pipeline.contracts.sealing import remake
-from pipeline.files import fingerprint, is_number, write_json
+from pipeline.files import fingerprint, is_number
 from pipeline.metric_files import read_metrics
 from pipeline.params.schema import Params, flatten
-from pipeline.tracking.opening import open_tracker, read_run_id, write_run_id
+from pipeline.tracking.opening import open_tracker
+from pipeline.tracking.run_file import read_ids, write_ids
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.member import Member
@@ -52,19 +53,19 @@ def tracked(
 
 def _of_run(params: Params, places: Places, member: Member, checkpoints: Checkpoints, run_file: Path) -> Tracker:
     """The tracker of a run of one dictionary, with its tags."""
-    run_id = read_run_id(run_file, member.name)
+    ids = read_ids(run_file, member.name)
     point = checkpoints.finished() or checkpoints.latest()[0]
     tracker = open_tracker(
         params.tracking,
         stage="train",
         run_file=places.run,
-        run_id=run_id,
+        ids=ids,
         resume_step=None if point is None else point.extra.get("last", {}).get(names.STEP),
         past=checkpoints.history.file,
         name=params.dictionary.name,
         member=member.name,
     )
-    write_run_id(run_file, tracker.run_id or run_id, member.name)
+    write_ids(run_file, {**ids, **tracker.ids}, member.name)
     dictionary = params.dictionary
     tags = {"kind": dictionary.kind, "name": dictionary.name, "checkpoints": checkpoints.directory.name}
     tags |= {"sae_name": dictionary.sae_name or "", "sae_series": dictionary.sae_series or ""}
@@ -74,13 +75,16 @@ def _of_run(params: Params, places: Places, member: Member, checkpoints: Checkpo
 
 def _of_the_sweep(params: Params, places: Places, run_file: Path) -> Tracker:
     """The tracker of the run that those of the members are nested in, with a note of what they are."""
-    run_id, name = read_run_id(run_file), params.dictionary.name
-    tracker = open_tracker(params.tracking, stage="train", run_file=places.run, run_id=run_id, name=name)
-    known = {member: read_run_id(run_file, member) for member in params.members}
-    write_json(run_file, {"run_id": tracker.run_id or run_id, "members": known})
+    ids, name = read_ids(run_file), params.dictionary.name
+    known = {member: read_ids(run_file, member) for member in params.members}
+    tracker = open_tracker(params.tracking, stage="train", run_file=places.run, ids=ids, name=name)
+    write_ids(run_file, {**ids, **tracker.ids})
+    for member, of_member in known.items():
+        write_ids(run_file, of_member, member)
     lines = [f"- {member}: {_in_words(stated)}" for member, stated in (params.sweep or {}).items()]
     note = f"A sweep of {len(lines)} members, trained in one pass; each has its figures in a run of its own below this one.\n\n"
-    tracker.set_tags({"name": name, "mlflow.note.content": note + "\n".join(lines)})
+    tracker.set_tags({"name": name})
+    tracker.describe(note + "\n".join(lines))
     return tracker
 
 

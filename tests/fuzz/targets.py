@@ -35,15 +35,20 @@ from pipeline.evaluation.massive import massive_line
 from pipeline.interpretation.examples import split_examples
 from pipeline.metric_files import read_history, read_metrics
 from pipeline.norms.hook_norm import read_norms, sealed_norms
+from pipeline.params.lm_saes.overlay import settings_overlay
 from pipeline.params.loader import load_params
+from pipeline.params.preset_flags import flags_of
 from pipeline.params.reading import read_mapping
 from pipeline.plots.training import training_charts
 from pipeline.plots.training_report import describe
-from pipeline.tracking.opening import history_rows, read_run_id
+from pipeline.tracking.opening import history_rows
+from pipeline.tracking.run_file import read_ids
 from tests.corpus.chats import HEADERS, chat_tokenizer, conversations
 from tests.dashboard import synthetic
 from tests.fuzz.hunting import Target
 from tests.fuzz.mutations import changed, corrupted, written
+from tests.params.lm_saes_settings import KINDS
+from tests.params.lm_saes_settings import toml as settings_toml
 from tests.project import REPOSITORY
 
 HOOKS = [f"blocks.{layer}.hook_resid_post" for layer in range(2)]
@@ -99,6 +104,29 @@ def params() -> Target:
 
     kept = tuple(one_file(name, to_text(whole).encode()) for name, to_text in text.items())
     return Target("params", case, put_files, read, kept)
+
+
+def settings(seeds: Path) -> Target:
+    """Settings of the reference, laid over the parameter file."""
+    over = seeds / "params.json"
+    over.write_text(json.dumps(read_mapping(REPOSITORY / "params.yaml")))  # JSON is read sooner than YAML
+    text = {
+        "settings.yaml": partial(yaml.safe_dump, sort_keys=False),
+        "settings.json": json.dumps,
+        "settings.toml": settings_toml,
+    }
+
+    def case(draw: Random) -> Files:
+        name = draw.choice(list(text))
+        return one_file(name, written(draw, draw.choice(list(KINDS.values())), text[name]))
+
+    def read(folder: Path) -> None:
+        for path in folder.iterdir():
+            values, _ = settings_overlay(path, over)
+            flags_of(values, over, str(path))
+
+    kept = tuple(one_file(name, to_text(whole).encode()) for name, to_text in text.items() for whole in KINDS.values())
+    return Target("settings", case, put_files, read, kept)
 
 
 def resealed(config: Any, weights: bytes) -> bytes:
@@ -248,7 +276,8 @@ def metrics() -> Target:
     norm = {"mean_norm": 2.0, "mean_square": 5.0, "d": 4, "median_norm": 2.0, "max_norm_factor": 8.0, "n_tokens": 10}
     norms = sealed_norms({hook: {**norm, "norm_quantiles": {"0.5": 2.0}} for hook in HOOKS}, "", {})
     names = ("evaluation.json", "history.jsonl", "norms.json", "run.json")
-    documents = (figures, history, norms, {"run_id": "0" * 32})
+    runs = {"run_id": "0" * 32, "members": {"a": "1" * 32}}
+    documents = (figures, history, norms, {**runs, "wandb": {**runs, "run_id": "2" * 16}})
 
     def sealed_again(values: Any) -> str:
         return json.dumps(sealed({k: v for k, v in values.items() if k != DIGEST}))
@@ -273,7 +302,8 @@ def metrics() -> Target:
             training_charts(read_history(folder / "history.jsonl", "run it"))
         if (folder / "norms.json").exists():
             read_norms(folder / "norms.json")[1].check(folder / "norms.json", "norm", {"activations": "0"})
-        read_run_id(folder / "run.json")
+        for member in ("", "a"):
+            read_ids(folder / "run.json", member)
 
     whole = tuple(one_file(name, text[name](document).encode()) for name, document in zip(names, documents, strict=True))
     return Target("metrics", case, put_files, read, whole)
@@ -281,4 +311,4 @@ def metrics() -> Target:
 
 def targets(seeds: Path) -> tuple[Target, ...]:
     """Every target; whole documents that are directories are made in `seeds`."""
-    return params(), dictionary(seeds), features(seeds), corpus(), chats(), metrics()
+    return params(), settings(seeds), dictionary(seeds), features(seeds), corpus(), chats(), metrics()

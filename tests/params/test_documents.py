@@ -54,7 +54,7 @@ def test_the_command_writes_what_differs_and_keeps_values(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     first = CliRunner().invoke(main, catch_exceptions=False)
     assert first.output.split("\n") == [
-        *(f"{name} is written" for name in ("params.yaml", "docs/params.schema.json", "docs/params.md")),
+        *(f"{name} is written" for name in ("params.yaml", "docs/params.schema.json", "docs/params.md", "docs/settings.md")),
         "",
     ]
     assert (tmp_path / "docs" / "params.schema.json").read_text() == SCHEMA.read_text()
@@ -134,7 +134,8 @@ def test_comments_name_kinds_choices_and_ranges() -> None:
     assert written["trainer.lr_warm_up_steps"].endswith(": steps (integer) or fraction")
     assert written["trainer.dead_threshold"].endswith(": tokens (integer) or share of the run")
     assert written["activations.buffer_shuffle"] == "the order of the rows in the store"
-    assert written["tracking"] == "MLflow; no output depends on it"
+    assert written["tracking"] == "MLflow and Weights & Biases; no output depends on them"
+    assert written["tracking.wandb"] == "runs in Weights & Biases, beside MLflow or in its place"
 
 
 def test_what_a_key_takes_in_words() -> None:

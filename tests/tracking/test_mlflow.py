@@ -184,7 +184,7 @@ def test_killed_and_resumed_has_every_step_once(tracked, client, params):
         killed.log_metrics({"l0": float(step)}, step)
     _kill(killed)  # 9 to 12 are in the history only
     assert client.get_run(run_id).info.status == "RUNNING"
-    with _open(params, past="h.jsonl", run_id=run_id, resume_step=10) as tracker:
+    with _open(params, past="h.jsonl", ids={"mlflow": run_id}, resume_step=10) as tracker:
         for step in range(11, 16):
             tracker.log_metrics({"l0": float(step)}, step)
     assert tracker.run_id == run_id
@@ -198,7 +198,7 @@ def test_resumed_from_before_what_was_flushed(tracked, client, params):
         killed.log_metrics({"l0": float(step), f"only{step % 2}": 1.0}, step)
     killed.flush()
     _kill(killed)
-    with _open(params, run_id=killed.run_id) as tracker:
+    with _open(params, ids={"mlflow": killed.run_id}) as tracker:
         for step in range(3, 11):
             tracker.log_metrics({"l0": float(step), f"only{step % 2}": 1.0}, step)
     assert _steps(client, tracker.run_id, "train/l0") == list(range(1, 11))
@@ -217,7 +217,7 @@ def test_a_run_that_cannot_go_on_is_continued_by_a_new_one(tracked, client, para
         client.delete_run(old)
     if why == "other experiment":
         monkeypatch.setenv("DVC_EXP_NAME", "brave-lynx")
-    with _open(params, run_id=old, past="past.jsonl", resume_step=3) as tracker:
+    with _open(params, ids={"mlflow": old}, past="past.jsonl", resume_step=3) as tracker:
         for step in range(4, 7):
             tracker.log_metrics({"l0": 2.0}, step)
     run = client.get_run(tracker.run_id)

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from pipeline.params.sections.tracking import TrackingParams
-from pipeline.tracking.opening import history_rows, open_tracker, read_run_id
+from pipeline.tracking.opening import history_rows, open_tracker
+from pipeline.tracking.run_file import read_run_id
 
 OFF = TrackingParams(enabled=False)
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from pipeline.params.sections.tracking import TrackingParams
-from pipeline.tracking.opening import open_tracker, read_run_id
+from pipeline.tracking.opening import open_tracker
+from pipeline.tracking.run_file import read_run_id
 from tests.project import Project
 
 RUN_FILE, PARENT = "data/run.json", "mlflow.parentRunId"
@@ -26,7 +27,8 @@ def trained(params: TrackingParams, **ids: str | None) -> dict[str, str]:
     """The ids of a sweep's run ("") and of its members', as the train stage opens them."""
     found = {}
     for member in ("", "k8", "k16"):
-        with opened(params, member=member, run_id=ids.get(member or "run"), name="main") as tracker:
+        known = ids.get(member or "run")
+        with opened(params, member=member, ids={"mlflow": known} if known else {}, name="main") as tracker:
             tracker.log_metrics({"l0": 8.0}, 0)
         found[member] = tracker.run_id
     return found
@@ -70,7 +72,7 @@ def test_another_experiment_has_runs_of_its_own_below_one_of_its_own(tracked, cl
 
 def test_a_run_of_one_dictionary_does_not_go_on_in_that_of_a_member(tracked, client, params) -> None:
     found = trained(params)
-    with opened(params, run_id=found["k8"]) as tracker:
+    with opened(params, ids={"mlflow": found["k8"]}) as tracker:
         alone = client.get_run(tracker.run_id)
     assert alone.info.run_id not in found.values()
     assert PARENT not in alone.data.tags

@@ -1,6 +1,7 @@
-"""python -m pipeline.params.documents: write params.yaml's comments, docs/params.schema.json and docs/params.md again.
+"""python -m pipeline.params.documents: write params.yaml's comments, docs/params.schema.json, docs/params.md and
+docs/settings.md again.
 
-Run from the project's root after a change of the declaration. Values and layout of params.yaml stay as they are.
+Run from the project's root after a change of a declaration. Values and layout of params.yaml stay as they are.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import click
 
 from pipeline.params.documents.comments import commented
 from pipeline.params.documents.json_schema import as_text, json_schema
+from pipeline.params.documents.settings_table import settings_table
 from pipeline.params.documents.table import table
 
 
@@ -21,6 +23,7 @@ def documents(root: Path) -> dict[Path, str]:
         params: commented(params.read_text(encoding="utf-8")),
         root / "docs" / "params.schema.json": as_text(json_schema()) + "\n",
         root / "docs" / "params.md": table(),
+        root / "docs" / "settings.md": settings_table(),
     }
 
 
