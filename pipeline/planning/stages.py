@@ -1,0 +1,362 @@
+"""The stages that take long: what each does, what it holds, and how long it takes by measured rates. One row a stage.
+
+Bytes are lower bounds, the sizes of the large tensors that are held at once, from the functions by which the stages
+themselves refuse what they cannot hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.hook_keys import by_model, place_of
+from pipeline.memory import Need
+from pipeline.planning.disk import store_bytes, token_store_bytes
+from pipeline.planning.weights import n_parameters
+from pipeline.planning.words import bytes_in_words, number
+
+if TYPE_CHECKING:
+    from pipeline.planning.rates import Rates
+    from pipeline.planning.run import Run
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+FLOAT32, FLOAT64 = 4, 8
+TOKEN_FIELDS = 4  # int32 arrays of a context that are in memory where contexts are taken in any order
+BLOCKS_HELD = 3  # of rows: computed, permuted and written
+WINDOWS_HELD = 2  # of rows: batches come from one, the next is read
+MODEL_LOSS_RUNS = 4  # forward as it is, forward with the reconstruction, and back, which is two forward
+LANGUAGE_MODEL_COPIES = 8  # of a batch's residual stream, inside a block
+
+
+class Stage(NamedTuple):
+    """One stage.
+
+    Attributes:
+        name: in dvc.yaml.
+        does: what it will do, in a phrase.
+        held: what it holds at once, at least.
+        seconds: how long it takes.
+    """
+
+    name: str
+    does: Callable[[Run], str]
+    held: Callable[[Run], tuple[Need, ...]]
+    seconds: Callable[[Run, Rates], float]
+
+
+# What is held ------------------------------------------------------------------------------------------------------------
+
+
+def _model(run: Run, *, whole: bool) -> Need:
+    """The weights of the language models; where not whole, up to the deepest hook point."""
+    total = sum(_parameters(run, whole=whole).values())
+    return Need("the weights of the language model", total * ITEMSIZE[run.params.model.dtype], {"model.dtype": 1})
+
+
+def _parameters(run: Run, *, whole: bool) -> dict[str, int]:
+    """{alias: parameters} of the language models; where not whole, up to the deepest hook point."""
+    hooks, found = by_model(run.params.hook_points), {}
+    for alias, source in run.sources.models.items():
+        layers = [place[0] for hook in hooks.get(alias, ()) if (place := place_of(hook)) is not None]
+        found[alias] = n_parameters(source, None if whole else 1 + max(layers, default=source.n_layers - 1))
+    return found
+
+
+def part_of_models(run: Run) -> float:
+    """The share of the language models' parameters up to the deepest hook points."""
+    return sum(_parameters(run, whole=False).values()) / sum(_parameters(run, whole=True).values())
+
+
+def _through_model(run: Run, n_contexts: int, key: str) -> Need:
+    """What a batch of contexts takes inside the language model."""
+    width = max(source.d_model for source in run.sources.models.values())
+    n_bytes = LANGUAGE_MODEL_COPIES * n_contexts * run.context_size * width * ITEMSIZE[run.params.model.dtype]
+    return Need(f"{n_contexts:,} contexts in the language model", n_bytes, {key: n_contexts})
+
+
+def _row_bytes(run: Run, hooks: Iterable[str]) -> int:
+    """Bytes of a row of the store at some hook points."""
+    from pipeline.activations.schema import hook_layouts
+
+    acts = run.params.activations
+    inner = None if acts.target == "activations-1d" else acts.context_size
+    widths = [run.sources.widths[hook] for hook in dict.fromkeys(hooks)]
+    layouts = [each for width in widths for each in hook_layouts("", 1, width, inner, 1, acts.storage_dtype)]
+    return sum(layout.row_bytes for layout in layouts if not layout.shared)
+
+
+def _batch_rows(run: Run) -> Need:
+    """The activations of a batch of contexts, as they are stored."""
+    n_contexts = min(run.params.activations.model_batch_size, run.train_contexts)
+    per_context = 1 if run.params.activations.tokens_per_row > 1 else run.context_size - run.params.activations.ignore_positions
+    rows = min(n_contexts * per_context, run.least_rows)
+    key = {"activations.model_batch_size": run.params.activations.model_batch_size}
+    return Need(f"the activations of {n_contexts:,} contexts", rows * _row_bytes(run, run.params.hook_points), key)
+
+
+def _window(run: Run) -> Need:
+    """The rows that are mixed at once."""
+    from pipeline.activations.order import BatchPlan
+    from pipeline.activations.schema import BLOCK_ROWS
+
+    acts = run.params.activations
+    chunk = BLOCK_ROWS if run.live and acts.tokens_per_row == 1 else run.rows.chunk_rows
+    buffer = acts.buffer_size // acts.tokens_per_row
+    plan = BatchPlan(0, run.training_rows, chunk, acts.batch_size, buffer, runs=run.live)
+    rows = min(plan.window_rows, run.rows.n_rows)
+    once = 1 if plan.n_windows == 1 else WINDOWS_HELD
+    n_bytes = once * rows * _row_bytes(run, run.params.dictionary_hook_points)
+    return Need(f"a window of {rows:,} rows", n_bytes, {"activations.buffer_size": acts.buffer_size})
+
+
+def _block(run: Run) -> Need:
+    from pipeline.activations.schema import BLOCK_ROWS
+
+    rows = min(BLOCK_ROWS if run.params.activations.tokens_per_row == 1 else run.rows.chunk_rows, run.rows.n_rows)
+    n_bytes = BLOCKS_HELD * rows * _row_bytes(run, run.params.hook_points)
+    return Need(f"blocks of {rows:,} rows", n_bytes, {"activations.context_size": run.context_size})
+
+
+def _contexts(run: Run) -> Need:
+    n_bytes = TOKEN_FIELDS * run.train_contexts * run.context_size
+    return Need("the tokens", min(n_bytes, 2**30), {"activations.total_tokens": run.stored_tokens})
+
+
+def _live_model(run: Run) -> tuple[Need, ...]:
+    """Where activations are computed while they are read, the language model is held beside."""
+    if not run.live:
+        return ()
+    batch = _through_model(run, run.params.activations.model_batch_size, "activations.model_batch_size")
+    return (_model(run, whole=False), batch, _contexts(run))
+
+
+def _batch_of_features(run: Run, tensors: int) -> Need:
+    """So many tensors of the features of one training batch, of the largest dictionary."""
+    acts = run.params.activations
+    found = [
+        dictionary.need(acts.tokens_per_batch, acts.batch_size, encoded=tensors > 2) for dictionary in run.dictionaries.values()
+    ]
+    return max(found, key=lambda need: need.n_bytes)
+
+
+def _held_tokenize(run: Run) -> tuple[Need, ...]:
+    return ()
+
+
+def _held_generate(run: Run) -> tuple[Need, ...]:
+    batch = _through_model(run, run.params.activations.model_batch_size, "activations.model_batch_size")
+    return (_model(run, whole=False), batch, _batch_rows(run), _contexts(run), *(() if run.live else (_block(run),)))
+
+
+def _held_norm(run: Run) -> tuple[Need, ...]:
+    squares = sum(run.sources.widths[hook] ** 2 for hook in run.params.hook_points)
+    return (Need("covariances", 2 * squares * FLOAT64, {"norm.tokens": run.norm_tokens}), *_live_model(run))
+
+
+def _held_initialize(run: Run) -> tuple[Need, ...]:
+    tokens = min(run.params.initializer.tokens, run.stored_tokens)
+    widths = sum(run.sources.widths[hook] for hook in run.params.dictionary_hook_points)
+    largest = max(sum(p.nbytes for p in each.parameters()) for each in run.dictionaries.values())
+    return (
+        Need("the weights and their file", 3 * largest, {"dictionary.expansion_factor": _expansion(run)}),
+        Need("the sample", 2 * tokens * widths * FLOAT32, {"initializer.tokens": run.params.initializer.tokens}),
+        *_live_model(run),
+    )
+
+
+def _expansion(run: Run) -> float:
+    return max(each.config.d_sae / each.config.d_in for each in run.dictionaries.values())
+
+
+def _held_train(run: Run) -> tuple[Need, ...]:
+    width = {"dictionary.expansion_factor": _expansion(run)}
+    return (
+        Need("the weights", run.weight_bytes, width),
+        Need("gradients and moments of the weights", 3 * run.weight_bytes, width),
+        _batch_of_features(run, 2),
+        _window(run),
+        *_live_model(run),
+    )
+
+
+def _held_fold(run: Run) -> tuple[Need, ...]:
+    largest = max(sum(p.nbytes for p in each.parameters()) for each in run.dictionaries.values())
+    doubled = Need("the weights in float64", 3 * largest * FLOAT64 // FLOAT32, {"dictionary.expansion_factor": _expansion(run)})
+    return (doubled, _batch_of_features(run, 3), *_live_model(run))
+
+
+def _held_evaluate(run: Run) -> tuple[Need, ...]:
+    from pipeline.evaluation.evaluator import KEPT_BYTES, batch_needs
+
+    evaluation, dtype = run.params.evaluation, ITEMSIZE[run.params.model.dtype]
+    n_contexts = run.evaluated_tokens // run.context_size
+    logits = max(source.vocab_size for source in run.sources.models.values()) * dtype
+    features = max(math.prod(each.feature_shape) * FLOAT32 for each in run.dictionaries.values())
+    widths = sum(run.sources.widths[hook] for hook in run.params.dictionary_hook_points) + run.sources.main.d_model
+    kept = min(run.evaluated_tokens * widths * dtype, KEPT_BYTES)
+    batch = min(evaluation.batch_contexts, n_contexts)
+    return (
+        _model(run, whole=True),
+        Need("the weights", run.weight_bytes, {"dictionary.expansion_factor": _expansion(run)}),
+        *batch_needs(evaluation.batch_contexts, n_contexts, run.context_size, logits, features),
+        Need("activations that are kept", kept, {"evaluation.tokens": run.evaluated_tokens}),
+        _through_model(run, batch, "evaluation.batch_contexts"),
+    )
+
+
+def _held_analyze(run: Run) -> tuple[Need, ...]:
+    from pipeline.analysis.analyze import at_most, needs
+
+    analysis, dictionary = run.params.analysis, max(run.dictionaries.values(), key=lambda each: math.prod(each.feature_shape))
+    n_contexts = run.analysed_tokens // run.context_size
+    kept = at_most(analysis, n_contexts, run.context_size, math.prod(dictionary.feature_shape))
+    batch = _through_model(run, min(analysis.batch_contexts, n_contexts), "analysis.batch_contexts")
+    contexts, read, near = needs(analysis, kept, n_contexts, run.context_size, dictionary)
+    return (_model(run, whole=True), batch, contexts, read, near)
+
+
+# What is done ------------------------------------------------------------------------------------------------------------
+
+
+def _does_tokenize(run: Run) -> str:
+    return (
+        f"{number(run.stored_tokens)} training tokens and about {number(run.held_out_contexts * run.context_size)} held out, "
+        f"in contexts of {run.context_size:,}; {bytes_in_words(token_store_bytes(run))}"
+    )
+
+
+def _does_generate(run: Run) -> str:
+    hooks = f"{number(run.stored_tokens)} tokens at {_count(len(run.params.hook_points), 'hook point')}"
+    if run.params.activations.path is not None:
+        return f"verifies the store {run.params.activations.path}"
+    if run.live:
+        return f"plans {hooks}, which are computed while they are read; nothing is stored"
+    return f"{hooks} through {run.params.model.model_name}, {bytes_in_words(store_bytes(run))} in {run.params.activations.storage_dtype}"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _does_norm(run: Run) -> str:
+    return f"{number(run.norm_tokens)} tokens at {_count(len(run.params.hook_points), 'hook point')}"
+
+
+def _does_initialize(run: Run) -> str:
+    start = run.params.initializer.from_dictionary
+    what = "a drawn start" if start is None else f"a start from {start}"
+    features = f"{_count(len(run.dictionaries), 'dictionary') if len(run.dictionaries) == 1 else f'{len(run.dictionaries)} dictionaries'}"
+    return f"{what} of {features}, {run.n_features:,} features, on {number(run.params.initializer.tokens)} tokens"
+
+
+def _does_train(run: Run) -> str:
+    acts = run.params.activations
+    return (
+        f"{run.params.total_steps:,} steps of {acts.tokens_per_batch:,} tokens, {number(run.trained_tokens)} in all, "
+        f"{run.epochs:.2f} times those of the training rows"
+    )
+
+
+def _does_fold(run: Run) -> str:
+    return f"the norms into the weights, checked on {number(run.params.fold.calibration_tokens)} tokens kept from training"
+
+
+def _does_evaluate(run: Run) -> str:
+    return f"{number(run.evaluated_tokens)} held-out tokens in {run.evaluation_runs} runs of the language model"
+
+
+def _does_analyze(run: Run) -> str:
+    return (
+        f"{number(run.analysed_tokens)} tokens through the language model, then {run.n_features:,} features into the dashboard"
+    )
+
+
+# How long it takes -------------------------------------------------------------------------------------------------------
+
+
+def _live_seconds(run: Run, rates: Rates, tokens: float) -> float:
+    """What the language model takes for tokens that are read live."""
+    return rates.part + tokens * rates.model if run.live else 0.0
+
+
+def _seconds_tokenize(run: Run, rates: Rates) -> float:
+    tokens = run.context_size * (run.train_contexts + run.held_out_contexts)
+    return rates.start + rates.text + tokens * rates.tokenize
+
+
+def _seconds_generate(run: Run, rates: Rates) -> float:
+    if run.live:
+        batch = run.params.activations.model_batch_size * run.context_size
+        return rates.start + rates.part + min(batch, run.stored_tokens) * rates.model
+    if run.params.activations.path is not None:
+        return rates.start + run.stored_tokens * rates.write
+    return rates.start + rates.part + run.train_contexts * run.context_size * rates.model + run.stored_tokens * rates.write
+
+
+def _seconds_norm(run: Run, rates: Rates) -> float:
+    measured = run.norm_tokens * len(run.params.hook_points) * rates.norm
+    return rates.start + measured + rates.norm_end + _live_seconds(run, rates, run.norm_tokens)
+
+
+def _seconds_initialize(run: Run, rates: Rates) -> float:
+    tokens = min(run.params.initializer.tokens, run.stored_tokens) * len(run.dictionaries)
+    return rates.start + rates.initialize + _live_seconds(run, rates, tokens)
+
+
+def _seconds_train(run: Run, rates: Rates) -> float:
+    passes = max(1.0, run.epochs) if run.params.activations.buffer_size < run.stored_tokens else 1.0
+    read = _live_seconds(run, rates, run.stored_tokens * min(passes, max(run.epochs, 1.0)))
+    return rates.start + rates.tracking + run.params.total_steps * rates.step + read + _model_loss_seconds(run, rates)
+
+
+def _model_loss_seconds(run: Run, rates: Rates) -> float:
+    """What the loss through the language model takes: a run as it is, one with the reconstruction, and that one back."""
+    from pipeline.shares import resolve_steps
+    from pipeline.training.model_loss import contexts_in_step
+
+    trainer, acts = run.params.trainer, run.params.activations
+    if trainer.model_loss is None:
+        return 0.0
+    contexts = contexts_in_step(trainer.model_loss_batches, acts.tokens_per_batch, acts.context_size)
+    tokens = resolve_steps(trainer.model_loss_steps, run.params.total_steps) * contexts * acts.context_size
+    return tokens * MODEL_LOSS_RUNS * rates.evaluate / run.evaluation_runs
+
+
+def _seconds_fold(run: Run, rates: Rates) -> float:
+    return rates.start + rates.tracking + rates.fold + _live_seconds(run, rates, run.params.fold.calibration_tokens)
+
+
+def _seconds_evaluate(run: Run, rates: Rates) -> float:
+    return rates.start + rates.tracking + rates.load + run.evaluated_tokens * rates.evaluate + rates.evaluate_end
+
+
+def _seconds_analyze(run: Run, rates: Rates) -> float:
+    seen = rates.load + run.analysed_tokens * rates.analyze
+    return rates.start + rates.tracking + seen + rates.neighbours + run.n_features * rates.feature
+
+
+STAGES = (
+    Stage("tokenize", _does_tokenize, _held_tokenize, _seconds_tokenize),
+    Stage("generate", _does_generate, _held_generate, _seconds_generate),
+    Stage("norm", _does_norm, _held_norm, _seconds_norm),
+    Stage("initialize", _does_initialize, _held_initialize, _seconds_initialize),
+    Stage("train", _does_train, _held_train, _seconds_train),
+    Stage("fold", _does_fold, _held_fold, _seconds_fold),
+    Stage("evaluate", _does_evaluate, _held_evaluate, _seconds_evaluate),
+    Stage("analyze", _does_analyze, _held_analyze, _seconds_analyze),
+)
+BY_NAME = {stage.name: stage for stage in STAGES}
+
+
+def peak_bytes(run: Run, stage: Stage, rates: Rates | None = None) -> int:
+    """About what a stage takes at most: what it holds, and what Python and its libraries take before."""
+    return int(BEFORE if rates is None else rates.memory) + sum(need.n_bytes for need in stage.held(run))
+
+
+BEFORE = 450_000_000  # bytes of a process that has imported torch and transformers, where it has not been measured
+
+
+def stage_seconds(run: Run, rates: Rates) -> dict[str, float]:
+    """{stage: seconds}."""
+    return {stage.name: stage.seconds(run, rates) for stage in STAGES}
