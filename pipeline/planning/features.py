@@ -95,7 +95,7 @@ def _neighbours(found: Loaded, collection: Collection, n: int) -> float:
     seconds, _ = timed(lambda: decoder_neighbours([part[:some] for part in rows], n))
     if total > COMPARED:
         return 2 * seconds * (total / some) ** 2
-    with contextlib.redirect_stderr(open(os.devnull, "w")):  # noqa: SIM115
+    with contextlib.redirect_stderr(open(os.devnull, "w")):
         return seconds + timed(lambda: collection.coactivation.neighbours(n))[0]
 
 
@@ -110,7 +110,7 @@ def _feature(params: Params, found: Loaded, collection: Collection, contexts: An
     from pipeline.analysis.writing import BLOCK, feature_columns, written
     from pipeline.dashboard.chunks import CHUNK, Table, chunk, packed
 
-    with contextlib.redirect_stderr(open(os.devnull, "w")):  # noqa: SIM115
+    with contextlib.redirect_stderr(open(os.devnull, "w")):
         every = written(found, collection, 0)
     features = TableWriter(folder / FEATURES, features_schema(), {})
     shown = TableWriter(folder / CONTEXTS, contexts_schema(), {})

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,19 +47,46 @@ CONTEXTS = 256  # in the token store that is measured on, at least
 SEED = 20
 
 
-def measure(run: Run, text: TextSample) -> Rates:
+class Beginning(NamedTuple):
+    """What there is before anything is done.
+
+    Attributes:
+        seconds: since the process was started, with torch; models: of importing what runs language models.
+        memory: bytes that the process has.
+    """
+
+    seconds: float
+    models: float
+    memory: int
+
+
+def beginning() -> Beginning:
+    """Import what stages import, and see how long that takes; to be called before anything else is done."""
+
+    def imported() -> None:
+        import pyarrow.parquet  # noqa: F401
+        import zarr  # noqa: F401
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+    seconds = since_the_process_began()
+    return Beginning(seconds, timed(imported)[0], resident())
+
+
+def measure(run: Run, text: TextSample, before: Beginning) -> Rates:
     """Measure; nothing is left behind.
 
     Args:
         run: what is planned.
         text: some of its text.
+        before: what :func:`beginning` gave.
 
     Raises:
         DataError, ParamsError: what the run's own stages would say.
     """
-    start, memory = since_the_process_began(), resident()
+    params = _small(run)
+    known = {"start": before.seconds, "models": before.models, "memory": float(before.memory)}
     with tempfile.TemporaryDirectory(prefix="scopeline-plan-") as folder, _as_project(Path(folder)):
-        return _Measurement(run, text, Path(folder), {"start": start, "memory": float(memory)}).rates()
+        return _Measurement(run, params, text, Path(folder), known).rates()
 
 
 @contextlib.contextmanager
@@ -105,13 +132,15 @@ class Replayed:
 class _Measurement:
     """One measurement, in the order in which the stages work."""
 
-    def __init__(self, run: Run, text: TextSample, folder: Path, known: dict[str, float]) -> None:
-        self.run, self.text, self.folder, self.known = run, text, folder, known
-        self.params = _small(run)
+    def __init__(self, run: Run, params: Params, text: TextSample, folder: Path, known: dict[str, float]) -> None:
+        self.run, self.params, self.text, self.folder, self.known = run, params, text, folder, known
 
     def rates(self) -> Rates:
         """All of them."""
-        self.known |= {"text": self.text.first, "tokenize": self.text.per_token, "tracking": self._tracking()}
+        self.known |= {"text": self.text.first, "tokenize": self.text.per_token}
+        memory = resident()
+        self.known["tracking"] = self._tracking()
+        self.known["tracking_memory"] = float(max(resident() - memory, 0))
         tokens = self._tokens()
         models = self._models()
         found = self._through(models, tokens)
@@ -139,7 +168,7 @@ class _Measurement:
         wanted = max(rows, CONTEXTS * self.params.activations.context_size)
         settings = dataclasses.replace(settings_of(self.params), total_tokens=wanted, eval_fraction=0.2)
         place = self.folder / "tokens.zarr"
-        with contextlib.redirect_stderr(open(os.devnull, "w")):  # noqa: SIM115 (its progress is of no interest)
+        with contextlib.redirect_stderr(open(os.devnull, "w")):
             tokenize_corpus(_repeated(self.text.documents), self.text.info, settings, place)
         return open_tokens(place)
 
@@ -176,7 +205,7 @@ class _Measurement:
         sources = {_name(self.params.language_model(alias)): source for alias, source in self.run.sources.models.items()}
 
         def work() -> None:
-            with contextlib.redirect_stderr(open(os.devnull, "w")):  # noqa: SIM115
+            with contextlib.redirect_stderr(open(os.devnull, "w")):
                 generate_for(
                     self.params,
                     lambda model: sources[_name(model)],

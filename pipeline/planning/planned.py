@@ -27,6 +27,10 @@ def plan(params: Params, tokens: str | Path, *, measure: bool = True, say: Calla
     Raises:
         PipelineError: what a stage would refuse, every fault a line.
     """
+    if measure:
+        from pipeline.planning.measuring import beginning
+
+        before = beginning()
     refuse(params, PARAMETERS, MACHINE, tokens=tokens)
     run = Run.of(params)
     text, rates = None, recorded(params)
@@ -37,7 +41,7 @@ def plan(params: Params, tokens: str | Path, *, measure: bool = True, say: Calla
         say("reading some of the text")
         text = sample_text(params, run.sources.main)
         say("measuring, about ten seconds")
-        rates = measured(run, text)
+        rates = measured(run, text, before)
         record(params, rates)
     yield from needs_lines(run, text)
     yield ""

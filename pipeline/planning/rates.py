@@ -34,7 +34,7 @@ class Rates:
     """Seconds on this machine.
 
     Attributes:
-        start: of a stage until it works: Python and its libraries.
+        start: of a stage until it works: Python and its libraries; models: of the libraries that run language models.
         tracking: of a stage that tracks, beside that; 0 where tracking is off.
         text: until the first document is there.
         tokenize: a token of text.
@@ -49,10 +49,11 @@ class Rates:
         analyze: an analysed token, all members.
         neighbours: of all features.
         feature: a feature in the feature store and on the pages.
-        memory: bytes that a stage has before it works.
+        memory: bytes that a stage has before it works; tracking_memory: further ones of a stage that tracks.
     """
 
     start: float
+    models: float
     tracking: float
     text: float
     tokenize: float
@@ -71,6 +72,7 @@ class Rates:
     neighbours: float
     feature: float
     memory: float
+    tracking_memory: float
 
 
 def key_of(params: Params) -> str:

@@ -35,8 +35,8 @@ def needs_lines(run: Run, text: TextSample | None) -> Iterator[str]:
         f"(trainer.total_training_tokens), {run.epochs:.2f} times the rows; norms of {number(run.norm_tokens)}"
     )
     yield (
-        f"evaluation  {number(run.evaluated_tokens)} held-out tokens, each in {run.evaluation_runs} runs of the language model; "
-        f"analysis of {number(run.analysed_tokens)}"
+        f"evaluation  {number(run.evaluated_tokens)} held-out tokens, each in {run.evaluation_runs} runs of the language "
+        f"model; analysis of {number(run.analysed_tokens)}"
     )
     store = "none, activations are live" if run.live else f"{bytes_in_words(store_bytes(run))} ({acts.storage_dtype})"
     if acts.path is not None:
@@ -50,7 +50,7 @@ def needs_lines(run: Run, text: TextSample | None) -> Iterator[str]:
 def _text_there(text: TextSample) -> str:
     documents = sum(source.documents for source in text.sources.values())
     if text.there is None:
-        return f"more than {number(text.tokens)} tokens (so many were read for {sum(s.seconds for s in text.sources.values()):.0f} s; its size does not tell how many there are)"
+        return f"more than {number(text.tokens)} tokens, which were read; its size does not tell how many there are"
     if text.whole:
         return f"{number(text.there)} tokens in {documents:,} documents, {text.held_out_share:.1%} of them held out"
     return f"about {number(text.there)} tokens, estimated from the first {number(text.tokens)}"
@@ -75,8 +75,8 @@ def short_lines(run: Run, text: TextSample | None) -> Iterator[str]:
         wanted = run.context_size * (run.train_contexts + run.held_out_contexts)
         if text.there < wanted:
             yield (
-                f"activations.total_tokens: {number(run.stored_tokens)} need about {number(wanted)} tokens of text, and it holds "
-                f"{'' if text.whole else 'about '}{number(text.there)}; lower it or give more text"
+                f"activations.total_tokens: {number(run.stored_tokens)} need about {number(wanted)} tokens of text, and it "
+                f"holds {'' if text.whole else 'about '}{number(text.there)}; lower it or give more text"
             )
     evaluated = params.evaluation.tokens
     there = run.held_out_contexts * run.context_size

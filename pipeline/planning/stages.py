@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 FLOAT32, FLOAT64 = 4, 8
+TEMPORARIES = 3  # copies of a batch at the peak, with what is computed of it and what the C library keeps
 TOKEN_FIELDS = 4  # int32 arrays of a context that are in memory where contexts are taken in any order
 BLOCKS_HELD = 3  # of rows: computed, permuted and written
 WINDOWS_HELD = 2  # of rows: batches come from one, the next is read
 MODEL_LOSS_RUNS = 4  # forward as it is, forward with the reconstruction, and back, which is two forward
-LANGUAGE_MODEL_COPIES = 8  # of a batch's residual stream, inside a block
+LANGUAGE_MODEL_COPIES = 5  # of a batch's residual stream, inside a block: its own, and what an MLP holds
+MAX_VALUES_BYTES = 2**26  # of the features that are looked at at once (pipeline.analysis.collection)
 
 
 class Stage(NamedTuple):
@@ -35,14 +37,22 @@ class Stage(NamedTuple):
     Attributes:
         name: in dvc.yaml.
         does: what it will do, in a phrase.
-        held: what it holds at once, at least.
+        holds: what it holds all the time, at least.
+        works_on: what it holds of a batch, at least; with what is computed of it there is about TEMPORARIES times as much.
         seconds: how long it takes.
+        tracks: whether it writes figures to MLflow.
     """
 
     name: str
     does: Callable[[Run], str]
-    held: Callable[[Run], tuple[Need, ...]]
+    holds: Callable[[Run], tuple[Need, ...]]
+    works_on: Callable[[Run], tuple[Need, ...]]
     seconds: Callable[[Run, Rates], float]
+    tracks: bool = False
+
+    def held(self, run: Run) -> tuple[Need, ...]:
+        """All that it holds at once, at least."""
+        return (*self.holds(run), *self.works_on(run))
 
 
 # What is held ------------------------------------------------------------------------------------------------------------
@@ -125,95 +135,119 @@ def _contexts(run: Run) -> Need:
 
 def _live_model(run: Run) -> tuple[Need, ...]:
     """Where activations are computed while they are read, the language model is held beside."""
-    if not run.live:
-        return ()
-    batch = _through_model(run, run.params.activations.model_batch_size, "activations.model_batch_size")
-    return (_model(run, whole=False), batch, _contexts(run))
+    return (_model(run, whole=False), _contexts(run)) if run.live else ()
 
 
-def _batch_of_features(run: Run, tensors: int) -> Need:
-    """So many tensors of the features of one training batch, of the largest dictionary."""
+def _live_batch(run: Run) -> tuple[Need, ...]:
+    key = "activations.model_batch_size"
+    return (_through_model(run, run.params.activations.model_batch_size, key),) if run.live else ()
+
+
+def _batch_of_features(run: Run, *, encoded: bool) -> Need:
+    """The features of one training batch, of the dictionary that takes most."""
     acts = run.params.activations
-    found = [
-        dictionary.need(acts.tokens_per_batch, acts.batch_size, encoded=tensors > 2) for dictionary in run.dictionaries.values()
-    ]
+    found = [each.need(acts.tokens_per_batch, acts.batch_size, encoded=encoded) for each in run.dictionaries.values()]
     return max(found, key=lambda need: need.n_bytes)
 
 
-def _held_tokenize(run: Run) -> tuple[Need, ...]:
+def _weights(run: Run, copies: int, what: str = "the weights") -> Need:
+    """So many copies of all members' weights."""
+    wide = max(each.config.d_sae / each.config.d_in for each in run.dictionaries.values())
+    return Need(what, copies * run.weight_bytes, {"dictionary.expansion_factor": wide})
+
+
+def _largest(run: Run, copies: int, what: str) -> Need:
+    """So many copies of the largest member's weights."""
+    largest = max(sum(parameter.nbytes for parameter in each.parameters()) for each in run.dictionaries.values())
+    return _weights(run, 1, what)._replace(n_bytes=copies * largest)
+
+
+def _nothing(run: Run) -> tuple[Need, ...]:
     return ()
 
 
-def _held_generate(run: Run) -> tuple[Need, ...]:
-    batch = _through_model(run, run.params.activations.model_batch_size, "activations.model_batch_size")
-    return (_model(run, whole=False), batch, _batch_rows(run), _contexts(run), *(() if run.live else (_block(run),)))
+def _generate_holds(run: Run) -> tuple[Need, ...]:
+    return (_model(run, whole=False), _contexts(run), *(() if run.live else (_block(run),)))
 
 
-def _held_norm(run: Run) -> tuple[Need, ...]:
+def _generate_works_on(run: Run) -> tuple[Need, ...]:
+    n_contexts = min(run.params.activations.model_batch_size, run.train_contexts)
+    return (_through_model(run, n_contexts, "activations.model_batch_size"), _batch_rows(run))
+
+
+def _norm_holds(run: Run) -> tuple[Need, ...]:
     squares = sum(run.sources.widths[hook] ** 2 for hook in run.params.hook_points)
     return (Need("covariances", 2 * squares * FLOAT64, {"norm.tokens": run.norm_tokens}), *_live_model(run))
 
 
-def _held_initialize(run: Run) -> tuple[Need, ...]:
+def _initialize_holds(run: Run) -> tuple[Need, ...]:
     tokens = min(run.params.initializer.tokens, run.stored_tokens)
     widths = sum(run.sources.widths[hook] for hook in run.params.dictionary_hook_points)
-    largest = max(sum(p.nbytes for p in each.parameters()) for each in run.dictionaries.values())
-    return (
-        Need("the weights and their file", 3 * largest, {"dictionary.expansion_factor": _expansion(run)}),
-        Need("the sample", 2 * tokens * widths * FLOAT32, {"initializer.tokens": run.params.initializer.tokens}),
-        *_live_model(run),
-    )
+    sample = Need("the sample", 2 * tokens * widths * FLOAT32, {"initializer.tokens": run.params.initializer.tokens})
+    return (_largest(run, 3, "the weights and their file"), sample, *_live_model(run))
 
 
-def _expansion(run: Run) -> float:
-    return max(each.config.d_sae / each.config.d_in for each in run.dictionaries.values())
+def _train_holds(run: Run) -> tuple[Need, ...]:
+    trained = _weights(run, 3, "gradients and moments of the weights")
+    return (_weights(run, 1), trained, _window(run), *_live_model(run))
 
 
-def _held_train(run: Run) -> tuple[Need, ...]:
-    width = {"dictionary.expansion_factor": _expansion(run)}
-    return (
-        Need("the weights", run.weight_bytes, width),
-        Need("gradients and moments of the weights", 3 * run.weight_bytes, width),
-        _batch_of_features(run, 2),
-        _window(run),
-        *_live_model(run),
-    )
+def _train_works_on(run: Run) -> tuple[Need, ...]:
+    return (_batch_of_features(run, encoded=False), *_live_batch(run))
 
 
-def _held_fold(run: Run) -> tuple[Need, ...]:
-    largest = max(sum(p.nbytes for p in each.parameters()) for each in run.dictionaries.values())
-    doubled = Need("the weights in float64", 3 * largest * FLOAT64 // FLOAT32, {"dictionary.expansion_factor": _expansion(run)})
-    return (doubled, _batch_of_features(run, 3), *_live_model(run))
+def _fold_holds(run: Run) -> tuple[Need, ...]:
+    return (_largest(run, 6, "the weights, in float64 too"), *_live_model(run))
 
 
-def _held_evaluate(run: Run) -> tuple[Need, ...]:
-    from pipeline.evaluation.evaluator import KEPT_BYTES, batch_needs
+def _fold_works_on(run: Run) -> tuple[Need, ...]:
+    return (_batch_of_features(run, encoded=True), *_live_batch(run))
 
-    evaluation, dtype = run.params.evaluation, ITEMSIZE[run.params.model.dtype]
-    n_contexts = run.evaluated_tokens // run.context_size
-    logits = max(source.vocab_size for source in run.sources.models.values()) * dtype
-    features = max(math.prod(each.feature_shape) * FLOAT32 for each in run.dictionaries.values())
+
+def _evaluate_holds(run: Run) -> tuple[Need, ...]:
+    from pipeline.evaluation.evaluator import KEPT_BYTES
+
     widths = sum(run.sources.widths[hook] for hook in run.params.dictionary_hook_points) + run.sources.main.d_model
-    kept = min(run.evaluated_tokens * widths * dtype, KEPT_BYTES)
-    batch = min(evaluation.batch_contexts, n_contexts)
-    return (
-        _model(run, whole=True),
-        Need("the weights", run.weight_bytes, {"dictionary.expansion_factor": _expansion(run)}),
-        *batch_needs(evaluation.batch_contexts, n_contexts, run.context_size, logits, features),
-        Need("activations that are kept", kept, {"evaluation.tokens": run.evaluated_tokens}),
-        _through_model(run, batch, "evaluation.batch_contexts"),
-    )
+    kept = min(run.evaluated_tokens * widths * ITEMSIZE[run.params.model.dtype], KEPT_BYTES)
+    activations = Need("activations that are kept", kept, {"evaluation.tokens": run.evaluated_tokens})
+    return (_model(run, whole=True), _weights(run, 1), activations)
 
 
-def _held_analyze(run: Run) -> tuple[Need, ...]:
+def _evaluate_works_on(run: Run) -> tuple[Need, ...]:
+    from pipeline.evaluation.evaluator import batch_needs
+
+    asked, n_contexts = run.params.evaluation.batch_contexts, run.evaluated_tokens // run.context_size
+    logits = max(source.vocab_size for source in run.sources.models.values()) * ITEMSIZE[run.params.model.dtype]
+    features = max(math.prod(each.feature_shape) * FLOAT32 for each in run.dictionaries.values())
+    through = _through_model(run, min(asked, n_contexts), "evaluation.batch_contexts")
+    return (*batch_needs(asked, n_contexts, run.context_size, logits, features), through)
+
+
+def _analyze_needs(run: Run) -> tuple[Need, Need, Need]:
     from pipeline.analysis.analyze import at_most, needs
 
-    analysis, dictionary = run.params.analysis, max(run.dictionaries.values(), key=lambda each: math.prod(each.feature_shape))
+    dictionary = max(run.dictionaries.values(), key=lambda each: math.prod(each.feature_shape))
     n_contexts = run.analysed_tokens // run.context_size
-    kept = at_most(analysis, n_contexts, run.context_size, math.prod(dictionary.feature_shape))
-    batch = _through_model(run, min(analysis.batch_contexts, n_contexts), "analysis.batch_contexts")
-    contexts, read, near = needs(analysis, kept, n_contexts, run.context_size, dictionary)
-    return (_model(run, whole=True), batch, contexts, read, near)
+    kept = at_most(run.params.analysis, n_contexts, run.context_size, math.prod(dictionary.feature_shape))
+    return needs(run.params.analysis, kept, n_contexts, run.context_size, dictionary)
+
+
+def _analyze_holds(run: Run) -> tuple[Need, ...]:
+    contexts, _, near = _analyze_needs(run)
+    return (_model(run, whole=True), _largest(run, 1, "the weights"), contexts, near)
+
+
+def _analyze_works_on(run: Run) -> tuple[Need, ...]:
+    n_contexts = min(run.params.analysis.batch_contexts, run.analysed_tokens // run.context_size)
+    tokens = n_contexts * run.context_size
+    features = tokens * max(math.prod(each.feature_shape) for each in run.dictionaries.values()) * FLOAT32
+    return (
+        _through_model(run, n_contexts, "analysis.batch_contexts"),
+        _analyze_needs(run)[1],
+        Need(
+            f"the features of {n_contexts:,} contexts", min(features, MAX_VALUES_BYTES), {"analysis.batch_contexts": n_contexts}
+        ),
+    )
 
 
 # What is done ------------------------------------------------------------------------------------------------------------
@@ -232,7 +266,8 @@ def _does_generate(run: Run) -> str:
         return f"verifies the store {run.params.activations.path}"
     if run.live:
         return f"plans {hooks}, which are computed while they are read; nothing is stored"
-    return f"{hooks} through {run.params.model.model_name}, {bytes_in_words(store_bytes(run))} in {run.params.activations.storage_dtype}"
+    stored = f"{bytes_in_words(store_bytes(run))} in {run.params.activations.storage_dtype}"
+    return f"{hooks} through {run.params.model.model_name}, {stored}"
 
 
 def _count(n: int, what: str) -> str:
@@ -246,8 +281,9 @@ def _does_norm(run: Run) -> str:
 def _does_initialize(run: Run) -> str:
     start = run.params.initializer.from_dictionary
     what = "a drawn start" if start is None else f"a start from {start}"
-    features = f"{_count(len(run.dictionaries), 'dictionary') if len(run.dictionaries) == 1 else f'{len(run.dictionaries)} dictionaries'}"
-    return f"{what} of {features}, {run.n_features:,} features, on {number(run.params.initializer.tokens)} tokens"
+    n = len(run.dictionaries)
+    made = "one dictionary" if n == 1 else f"{n} dictionaries"
+    return f"{what} of {made}, {run.n_features:,} features, on {number(run.params.initializer.tokens)} tokens"
 
 
 def _does_train(run: Run) -> str:
@@ -277,26 +313,32 @@ def _does_analyze(run: Run) -> str:
 
 def _live_seconds(run: Run, rates: Rates, tokens: float) -> float:
     """What the language model takes for tokens that are read live."""
-    return rates.part + tokens * rates.model if run.live else 0.0
+    return rates.models + rates.part + tokens * rates.model if run.live else 0.0
 
 
 def _seconds_tokenize(run: Run, rates: Rates) -> float:
     tokens = run.context_size * (run.train_contexts + run.held_out_contexts)
-    return rates.start + rates.text + tokens * rates.tokenize
+    return rates.start + rates.models + rates.text + tokens * rates.tokenize
 
 
 def _seconds_generate(run: Run, rates: Rates) -> float:
     if run.live:
         batch = run.params.activations.model_batch_size * run.context_size
-        return rates.start + rates.part + min(batch, run.stored_tokens) * rates.model
+        return rates.start + rates.models + rates.part + min(batch, run.stored_tokens) * rates.model
     if run.params.activations.path is not None:
         return rates.start + run.stored_tokens * rates.write
-    return rates.start + rates.part + run.train_contexts * run.context_size * rates.model + run.stored_tokens * rates.write
+    return (
+        rates.start
+        + rates.models
+        + rates.part
+        + run.train_contexts * run.context_size * rates.model
+        + run.stored_tokens * rates.write
+    )
 
 
 def _seconds_norm(run: Run, rates: Rates) -> float:
     measured = run.norm_tokens * len(run.params.hook_points) * rates.norm
-    return rates.start + measured + rates.norm_end + _live_seconds(run, rates, run.norm_tokens)
+    return rates.start + rates.models + measured + rates.norm_end + _live_seconds(run, rates, run.norm_tokens)
 
 
 def _seconds_initialize(run: Run, rates: Rates) -> float:
@@ -328,33 +370,34 @@ def _seconds_fold(run: Run, rates: Rates) -> float:
 
 
 def _seconds_evaluate(run: Run, rates: Rates) -> float:
-    return rates.start + rates.tracking + rates.load + run.evaluated_tokens * rates.evaluate + rates.evaluate_end
+    return rates.start + rates.models + rates.tracking + rates.load + run.evaluated_tokens * rates.evaluate + rates.evaluate_end
 
 
 def _seconds_analyze(run: Run, rates: Rates) -> float:
     seen = rates.load + run.analysed_tokens * rates.analyze
-    return rates.start + rates.tracking + seen + rates.neighbours + run.n_features * rates.feature
+    return rates.start + rates.models + rates.tracking + seen + rates.neighbours + run.n_features * rates.feature
 
 
 STAGES = (
-    Stage("tokenize", _does_tokenize, _held_tokenize, _seconds_tokenize),
-    Stage("generate", _does_generate, _held_generate, _seconds_generate),
-    Stage("norm", _does_norm, _held_norm, _seconds_norm),
-    Stage("initialize", _does_initialize, _held_initialize, _seconds_initialize),
-    Stage("train", _does_train, _held_train, _seconds_train),
-    Stage("fold", _does_fold, _held_fold, _seconds_fold),
-    Stage("evaluate", _does_evaluate, _held_evaluate, _seconds_evaluate),
-    Stage("analyze", _does_analyze, _held_analyze, _seconds_analyze),
+    Stage("tokenize", _does_tokenize, _nothing, _nothing, _seconds_tokenize),
+    Stage("generate", _does_generate, _generate_holds, _generate_works_on, _seconds_generate),
+    Stage("norm", _does_norm, _norm_holds, _live_batch, _seconds_norm),
+    Stage("initialize", _does_initialize, _initialize_holds, _live_batch, _seconds_initialize),
+    Stage("train", _does_train, _train_holds, _train_works_on, _seconds_train, tracks=True),
+    Stage("fold", _does_fold, _fold_holds, _fold_works_on, _seconds_fold, tracks=True),
+    Stage("evaluate", _does_evaluate, _evaluate_holds, _evaluate_works_on, _seconds_evaluate, tracks=True),
+    Stage("analyze", _does_analyze, _analyze_holds, _analyze_works_on, _seconds_analyze, tracks=True),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
+BEFORE, TRACKING = 350_000_000, 130_000_000  # bytes of a process with torch and transformers, and of MLflow, if not measured
 
 
 def peak_bytes(run: Run, stage: Stage, rates: Rates | None = None) -> int:
-    """About what a stage takes at most: what it holds, and what Python and its libraries take before."""
-    return int(BEFORE if rates is None else rates.memory) + sum(need.n_bytes for need in stage.held(run))
-
-
-BEFORE = 450_000_000  # bytes of a process that has imported torch and transformers, where it has not been measured
+    """About what a stage takes at most: libraries, what it holds, and batches with their temporaries."""
+    before, tracking = (BEFORE, TRACKING) if rates is None else (int(rates.memory), int(rates.tracking_memory))
+    batches = TEMPORARIES * sum(need.n_bytes for need in stage.works_on(run))
+    tracks = stage.tracks and run.params.tracking.enabled
+    return before + (tracking if tracks else 0) + sum(need.n_bytes for need in stage.holds(run)) + batches
 
 
 def stage_seconds(run: Run, rates: Rates) -> dict[str, float]:
