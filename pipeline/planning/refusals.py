@@ -125,11 +125,11 @@ def tracking_is_known(run: Run, tokens: Path) -> None:
 
 
 def rows_are_left_to_train_on(run: Run, tokens: Path) -> None:
-    """Calibration leaves rows, and a batch of them."""
+    """What calibration leaves holds a batch, also where it ends with a chunk."""
     acts = run.params.activations
-    kept_back = -(-run.params.fold.calibration_tokens // acts.tokens_per_row)
-    if acts.path is not None:
-        return  # the store has rows of its own
+    if acts.path is not None or acts.tokens_per_row > 1:
+        return  # the store has rows of its own; how many contexts there are is known with the tokens
+    kept_back = run.params.fold.calibration_tokens
     if run.least_rows - kept_back >= acts.batch_size + LARGEST_CHUNK:
         return
     _batch_of(run)
@@ -220,9 +220,9 @@ def devices_are_there(run: Run, tokens: Path) -> None:
     from pipeline.training.kernels import check_kernels
 
     acts, model = run.params.activations, run.params.model
-    if model.device is not None:
-        training_device(model.device, "model.device")
-    device = training_device(acts.device or model.device, "activations.device")
+    device = training_device(model.device, "model.device")
+    if acts.device is not None:
+        device = training_device(acts.device, "activations.device")
     faults: list[str] = []
     for name, own in run.params.members.items():
         faults += _of(name, lambda own=own: check_kernels(own.dictionary.use_triton_kernel, own.trainer.amp_dtype, device))
@@ -258,15 +258,19 @@ def store_has_a_place(run: Run, tokens: Path) -> None:
 
 
 def memory_is_there(run: Run, tokens: Path) -> None:
-    """Each stage can hold what it holds at least."""
+    """Each large thing that a stage holds fits by itself; what does not fit together the stages refuse themselves."""
     from pipeline.memory import require_memory
     from pipeline.planning.stages import STAGES
     from pipeline.training.device import training_device
 
-    device = training_device(run.params.activations.device or run.params.model.device, "activations.device")
+    try:
+        device = training_device(run.params.activations.device or run.params.model.device)
+    except ParamsError:
+        return  # a fault by itself
     if device.type != "cpu":
         return  # what lies on which device is the stages' own matter
-    _raise(fault for stage in STAGES for fault in _faults(lambda stage=stage: require_memory(*stage.held(run))))
+    needs = {need.what: need for stage in STAGES for need in stage.held(run)}
+    _raise(fault for need in needs.values() for fault in _faults(lambda need=need: require_memory(need)))
 
 
 def tokenizers_are_one(run: Run, tokens: Path) -> None:
@@ -329,7 +333,7 @@ CHECKS = (
     Check("attention that the model or device has not", "generate", PARAMETERS, attention_is_there),
     Check("store of activations.path", "generate", PARAMETERS, stated_store_fits),
     Check("dictionary to start from", "initialize", PARAMETERS, start_fits),
-    Check("calibration or batch larger than the rows", "train", PARAMETERS, rows_are_left_to_train_on),
+    Check("batch larger than the whole chunks that are left", "train", PARAMETERS, rows_are_left_to_train_on),
     Check("rank of PCA", "evaluate", PARAMETERS, pca_rank_is_kept),
     Check("tracking store", "train", PARAMETERS, tracking_is_known),
     Check("devices and kernels", "train", MACHINE, devices_are_there),

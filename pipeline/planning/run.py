@@ -119,13 +119,16 @@ class Run:
 
     @cached_property
     def training_rows(self) -> tuple[int, int]:
-        """Those that are trained on.
+        """Those that are trained on; of contexts that are not counted yet, about.
 
         Raises:
             DataError: fold.calibration_tokens leaves none.
         """
         from pipeline.activations.schema import training_rows
 
+        if self.counts is None and self.params.activations.tokens_per_row > 1:
+            per_row = self.context_size
+            return 0, max(self.rows.n_rows - -(-self.params.fold.calibration_tokens // per_row), 1)
         return training_rows(self.rows, self.params.fold.calibration_tokens)
 
     @property

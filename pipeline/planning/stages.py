@@ -24,8 +24,7 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 FLOAT32, FLOAT64 = 4, 8
 TEMPORARIES = 3  # copies of a batch at the peak, with what is computed of it and what the C library keeps
 TOKEN_FIELDS = 4  # int32 arrays of a context that are in memory where contexts are taken in any order
-BLOCKS_HELD = 3  # of rows: computed, permuted and written
-WINDOWS_HELD = 2  # of rows: batches come from one, the next is read
+BLOCKS_HELD = 2  # of rows: one is written while the next is computed
 MODEL_LOSS_RUNS = 4  # forward as it is, forward with the reconstruction, and back, which is two forward
 LANGUAGE_MODEL_COPIES = 5  # of a batch's residual stream, inside a block: its own, and what an MLP holds
 MAX_VALUES_BYTES = 2**26  # of the features that are looked at at once (pipeline.analysis.collection)
@@ -105,8 +104,8 @@ def _batch_rows(run: Run) -> Need:
     return Need(f"the activations of {n_contexts:,} contexts", rows * _row_bytes(run, run.params.hook_points), key)
 
 
-def _window(run: Run) -> Need:
-    """The rows that are mixed at once."""
+def _windows(run: Run) -> tuple[Need, ...]:
+    """The rows that are mixed at once; of several windows the next one is read meanwhile."""
     from pipeline.activations.order import BatchPlan
     from pipeline.activations.schema import BLOCK_ROWS
 
@@ -115,9 +114,9 @@ def _window(run: Run) -> Need:
     buffer = acts.buffer_size // acts.tokens_per_row
     plan = BatchPlan(0, run.training_rows, chunk, acts.batch_size, buffer, runs=run.live)
     rows = min(plan.window_rows, run.rows.n_rows)
-    once = 1 if plan.n_windows == 1 else WINDOWS_HELD
-    n_bytes = once * rows * _row_bytes(run, run.params.dictionary_hook_points)
-    return Need(f"a window of {rows:,} rows", n_bytes, {"activations.buffer_size": acts.buffer_size})
+    n_bytes = rows * _row_bytes(run, run.params.dictionary_hook_points)
+    window = Need(f"a window of {rows:,} rows", n_bytes, {"activations.buffer_size": acts.buffer_size})
+    return (window,) if plan.n_windows == 1 else (window, window._replace(what="the next window"))
 
 
 def _block(run: Run) -> Need:
@@ -189,7 +188,7 @@ def _initialize_holds(run: Run) -> tuple[Need, ...]:
 
 def _train_holds(run: Run) -> tuple[Need, ...]:
     trained = _weights(run, 3, "gradients and moments of the weights")
-    return (_weights(run, 1), trained, _window(run), *_live_model(run))
+    return (_weights(run, 1), trained, *_windows(run), *_live_model(run))
 
 
 def _train_works_on(run: Run) -> tuple[Need, ...]:
