@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from pipeline.planning.timing import SECONDS, slope, timed
+from pipeline.planning.timing import SECONDS, silent, slope, timed
 
 if TYPE_CHECKING:
     from pipeline.analysis.collection import Collection
@@ -95,7 +93,7 @@ def _neighbours(found: Loaded, collection: Collection, n: int) -> float:
     seconds, _ = timed(lambda: decoder_neighbours([part[:some] for part in rows], n))
     if total > COMPARED:
         return 2 * seconds * (total / some) ** 2
-    with contextlib.redirect_stderr(open(os.devnull, "w")):
+    with silent():
         return seconds + timed(lambda: collection.coactivation.neighbours(n))[0]
 
 
@@ -110,7 +108,7 @@ def _feature(params: Params, found: Loaded, collection: Collection, contexts: An
     from pipeline.analysis.writing import BLOCK, feature_columns, written
     from pipeline.dashboard.chunks import CHUNK, Table, chunk, packed
 
-    with contextlib.redirect_stderr(open(os.devnull, "w")):
+    with silent():
         every = written(found, collection, 0)
     features = TableWriter(folder / FEATURES, features_schema(), {})
     shown = TableWriter(folder / CONTEXTS, contexts_schema(), {})

@@ -31,7 +31,7 @@ from pipeline.params.choices import STORE
 from pipeline.params.schema import Params
 from pipeline.planning.rates import Rates
 from pipeline.planning.run import Run
-from pipeline.planning.timing import SECONDS, resident, since_the_process_began, slope, timed
+from pipeline.planning.timing import SECONDS, resident, silent, since_the_process_began, slope, timed
 from pipeline.seeding import generator
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class _Measurement:
         wanted = max(rows, CONTEXTS * self.params.activations.context_size)
         settings = dataclasses.replace(settings_of(self.params), total_tokens=wanted, eval_fraction=0.2)
         place = self.folder / "tokens.zarr"
-        with contextlib.redirect_stderr(open(os.devnull, "w")):
+        with silent():
             tokenize_corpus(_repeated(self.text.documents), self.text.info, settings, place)
         return open_tokens(place)
 
@@ -206,7 +206,7 @@ class _Measurement:
         sources = {_name(self.params.language_model(alias)): source for alias, source in self.run.sources.models.items()}
 
         def work() -> None:
-            with contextlib.redirect_stderr(open(os.devnull, "w")):
+            with silent():
                 generate_for(
                     self.params,
                     lambda model: sources[_name(model)],

@@ -27,6 +27,7 @@ TOKEN_FIELDS = 4  # int32 arrays of a context that are in memory where contexts 
 BLOCKS_HELD = 2  # of rows: one is written while the next is computed
 MODEL_LOSS_RUNS = 4  # forward as it is, forward with the reconstruction, and back, which is two forward
 LANGUAGE_MODEL_COPIES = 5  # of a batch's residual stream, inside a block: its own, and what an MLP holds
+PAGE_BYTES = 300_000_000  # of a block of features on the way to the dashboard
 MAX_VALUES_BYTES = 2**26  # of the features that are looked at at once (pipeline.analysis.collection)
 
 
@@ -40,6 +41,7 @@ class Stage(NamedTuple):
         works_on: what it holds of a batch, at least; with what is computed of it there is about TEMPORARIES times as much.
         seconds: how long it takes.
         tracks: whether it writes figures to MLflow.
+        beside: bytes of what does not depend on the run, as they were found on the embedded default.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Stage(NamedTuple):
     works_on: Callable[[Run], tuple[Need, ...]]
     seconds: Callable[[Run, Rates], float]
     tracks: bool = False
+    beside: int = 0
 
     def held(self, run: Run) -> tuple[Need, ...]:
         """All that it holds at once, at least."""
@@ -233,6 +236,8 @@ def _analyze_needs(run: Run) -> tuple[Need, Need, Need]:
 
 def _analyze_holds(run: Run) -> tuple[Need, ...]:
     contexts, _, near = _analyze_needs(run)
+        "rows and pages of a block of features", PAGE_BYTES, {"analysis.top_contexts": run.params.analysis.top_contexts}
+    )
     return (_model(run, whole=True), _largest(run, 1, "the weights"), contexts, near)
 
 
@@ -385,7 +390,7 @@ STAGES = (
     Stage("train", _does_train, _train_holds, _train_works_on, _seconds_train, tracks=True),
     Stage("fold", _does_fold, _fold_holds, _fold_works_on, _seconds_fold, tracks=True),
     Stage("evaluate", _does_evaluate, _evaluate_holds, _evaluate_works_on, _seconds_evaluate, tracks=True),
-    Stage("analyze", _does_analyze, _analyze_holds, _analyze_works_on, _seconds_analyze, tracks=True),
+    Stage("analyze", _does_analyze, _analyze_holds, _analyze_works_on, _seconds_analyze, tracks=True, beside=PAGE_BYTES),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
 BEFORE, TRACKING = 350_000_000, 130_000_000  # bytes of a process with torch and transformers, and of MLflow, if not measured
@@ -396,7 +401,7 @@ def peak_bytes(run: Run, stage: Stage, rates: Rates | None = None) -> int:
     before, tracking = (BEFORE, TRACKING) if rates is None else (int(rates.memory), int(rates.tracking_memory))
     batches = TEMPORARIES * sum(need.n_bytes for need in stage.works_on(run))
     tracks = stage.tracks and run.params.tracking.enabled
-    return before + (tracking if tracks else 0) + sum(need.n_bytes for need in stage.holds(run)) + batches
+    return before + stage.beside + (tracking if tracks else 0) + sum(need.n_bytes for need in stage.holds(run)) + batches
 
 
 def stage_seconds(run: Run, rates: Rates) -> dict[str, float]:

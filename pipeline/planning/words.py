@@ -28,5 +28,7 @@ def seconds_in_words(seconds: float) -> str:
     minutes = round(seconds / 60)
     if minutes < 100:
         return f"{minutes} min"
+    if minutes >= 600:
+        return f"{round(minutes / 60)} h"
     hours, rest = divmod(minutes, 60)
-    return f"{hours} h {10 * (rest // 10)} min" if hours < 10 else f"{hours} h"
+    return f"{hours} h {10 * (rest // 10)} min"
