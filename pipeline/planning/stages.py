@@ -236,8 +236,6 @@ def _analyze_needs(run: Run) -> tuple[Need, Need, Need]:
 
 def _analyze_holds(run: Run) -> tuple[Need, ...]:
     contexts, _, near = _analyze_needs(run)
-        "rows and pages of a block of features", PAGE_BYTES, {"analysis.top_contexts": run.params.analysis.top_contexts}
-    )
     return (_model(run, whole=True), _largest(run, 1, "the weights"), contexts, near)
 
 
