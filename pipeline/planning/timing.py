@@ -63,5 +63,7 @@ def slope(work: Callable[[int], Any], most: int, seconds: float = SECONDS) -> tu
     if n < 2:
         return once, 0.0
     several, _ = timed(lambda: work(n))
-    each = max(several - once, 0.0) / (n - 1)
+    if several <= once:  # other programs took the processor meanwhile
+        return several / n, 0.0
+    each = (several - once) / (n - 1)
     return (each, once - each) if each < once else (several / n, 0.0)

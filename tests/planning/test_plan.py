@@ -113,6 +113,11 @@ def test_slope_of_work_of_which_a_part_does_not_grow(monkeypatch: pytest.MonkeyP
 
     assert timing.slope(slow, most=100) == (5.0, 0.0)
 
+    def disturbed(n: int) -> None:
+        now.seconds += 1.0 if n == 1 else 0.5
+
+    assert timing.slope(disturbed, most=100, seconds=4.0) == (0.125, 0.0)  # 4 units in 0.5 s
+
 
 def test_a_stage_says_what_it_will_do(project: Project) -> None:
     outcome = project.run("evaluate")
