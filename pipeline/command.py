@@ -16,6 +16,7 @@ from pipeline.allocation import keep_freed_memory
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import ensure_writable
 from pipeline.foreign import full_disk, full_memory, shortened, told
+from pipeline.progress import watched
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
@@ -73,6 +74,12 @@ def _of_the_machine(error: Exception) -> str | None:
     return None
 
 
+def _script(function: Callable[..., Any]) -> str:
+    """The name of a stage's script; run by `python -m` its module is called __main__."""
+    spec = getattr(function, "__globals__", {}).get("__spec__")
+    return str(getattr(spec, "name", function.__module__)).rpartition(".")[2]
+
+
 def stage_command(function: Callable[..., Any]) -> click.Command:
     """Make a click command of a stage's main function, which takes `params` (a path) and its own options.
 
@@ -84,13 +91,16 @@ def stage_command(function: Callable[..., Any]) -> click.Command:
         option.name: option.type for option in getattr(function, "__click_params__", ()) if isinstance(option.type, Output)
     }
 
+    label = _script(function)
+
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         keep_freed_memory()
         try:
             for name, output in outputs.items():
                 output.check(kwargs[name])
-            function(*args, **kwargs)
+            with watched(label):
+                function(*args, **kwargs)
         except PipelineError as error:
             _fail(error.faults, error.exit_code)
         except KeyboardInterrupt:

@@ -1,11 +1,21 @@
-"""Progress of a long loop: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress of a long loop: a bar on a terminal, a line every few seconds elsewhere.
+
+A stage is watched while it works: where nothing has been shown for a minute, as in a long batch or between two loops, a line
+says that it is still at work.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
+import threading
 import time
+import weakref
+from collections.abc import Callable, Iterator
 from typing import TextIO
+
+SILENCE = 60.0  # seconds after which a stage says that it is still at work
 
 
 def _duration(seconds: float) -> str:
@@ -43,6 +53,7 @@ class Progress:
         self.done, self._before = int(done), int(done)
         self._started = self._shown = time.monotonic()
         self._figures: dict[str, float | str] = {}
+        _latest.progress = weakref.ref(self)
 
     def update(self, n: int, **figures: float | str) -> None:
         """Add `n` done units; `figures` are shown with the next line."""
@@ -73,7 +84,60 @@ class Progress:
             line = line[: max(shutil.get_terminal_size().columns - 1, 20)]
         self.stream.write(start + line + (end if end is not None else stop))
         self.stream.flush()
+        _latest.spoken = time.monotonic()
 
     def close(self) -> None:
         """Show the last line."""
         self._show(end="\n")
+        _latest.progress = _nothing
+
+
+def _nothing() -> Progress | None:
+    """In the place of a reference to the loop that is going on: there is none."""
+    return None
+
+
+class _Latest:
+    """When a line of progress was shown last, and the loop that is going on."""
+
+    def __init__(self) -> None:
+        self.spoken = time.monotonic()
+        self.progress: Callable[[], Progress | None] = _nothing
+
+
+_latest = _Latest()
+
+
+def still_line(label: str, began: float, now: float) -> str:
+    """What a stage says that has shown nothing for a while: how long it works, and how far the present loop has come."""
+    progress = _latest.progress()
+    where = "" if progress is None else f"; {progress.line()}"
+    return f"{label}: still at work, after {_duration(now - began)}{where}"
+
+
+@contextlib.contextmanager
+def watched(label: str, silence: float = SILENCE) -> Iterator[None]:
+    """Within the block a line comes to standard error whenever no progress has been shown for so many seconds.
+
+    Args:
+        label: of the stage.
+        silence: seconds.
+    """
+    ended, began = threading.Event(), time.monotonic()
+    _latest.spoken, _latest.progress = began, _nothing
+
+    def watch() -> None:
+        while not ended.wait(max(0.05, _latest.spoken + silence - time.monotonic())):
+            now = time.monotonic()
+            if now - _latest.spoken >= silence:
+                _latest.spoken = now
+                sys.stderr.write(f"{still_line(label, began, now)}\n")
+                sys.stderr.flush()
+
+    thread = threading.Thread(target=watch, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -30,8 +30,10 @@ def main(params: str, inference: str, tokens: str, features: str, dashboard: str
     from pipeline.dashboard.run import drawn, log_dashboard
     from pipeline.dictionaries.places import dictionary_places
     from pipeline.params.loader import load_params
+    from pipeline.planning.beginning import begin
 
     loaded = load_params(params)
+    begin("analyze", loaded, tokens)
     places = dictionary_places(loaded, inference)
     with drawn(loaded, places, figures, tokens=tokens, features=features, dashboard=dashboard):
         log_dashboard(loaded, dashboard, run)

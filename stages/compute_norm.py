@@ -30,9 +30,11 @@ def main(params: str, activations: str, out: str, statistics: str, metrics: str,
     from pipeline.norms.report import NormReport
     from pipeline.opening import open_activations
     from pipeline.params.loader import load_params
+    from pipeline.planning.beginning import begin
     from pipeline.progress import Progress
 
     loaded = load_params(params)
+    begin("norm", loaded)
     tokens, factor = loaded.norm.tokens, loaded.activations.max_norm_factor
     store = open_activations(activations, device=loaded.model.device)
     total = store.n_tokens if tokens is None else min(tokens, store.n_tokens)

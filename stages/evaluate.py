@@ -31,8 +31,10 @@ def main(params: str, inference: str, tokens: str, norms: str, statistics: str, 
     from pipeline.evaluation.results import excluded_lines, log_results, write_results
     from pipeline.evaluation.saved import evaluate_together
     from pipeline.params.loader import load_params
+    from pipeline.planning.beginning import begin
 
     loaded = load_params(params)
+    begin("evaluate", loaded, tokens)
     places = dictionary_places(loaded, inference)
     evaluations = evaluate_together(loaded, places, tokens=tokens, norms=norms, statistics=statistics)
     for line in excluded_lines(evaluations, places):

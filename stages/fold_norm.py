@@ -29,9 +29,11 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     from pipeline.norms.hook_norm import read_norms
     from pipeline.opening import open_activations
     from pipeline.params.loader import load_params
+    from pipeline.planning.beginning import begin
     from pipeline.tracking.opening import open_tracker
 
     loaded = load_params(params)
+    begin("fold", loaded)
     place = directory_of(trained, loaded.dictionary.name)
     store, (measured, origin) = open_activations(activations, device=loaded.model.device), read_norms(norms)
     inputs = {**store.made_from(), "norms": origin.digest}

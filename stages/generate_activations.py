@@ -30,10 +30,12 @@ def main(params: str, tokens: str, out: str, metrics: str) -> None:
     from pipeline.lm.loading import load_stated, model_widths
     from pipeline.models_fit import check_models_fit
     from pipeline.params.loader import load_params
+    from pipeline.planning.beginning import begin
 
     loaded = load_params(params)
     if loaded.activations.path is None:  # a dictionary that does not fit the model shows before hours of generating
         check_models_fit(loaded)
+    begin("generate", loaded, tokens)
     figures = generate_for(
         loaded,
         lambda model: model_widths(model.model_name, model.revision, model.backend),

@@ -24,8 +24,10 @@ def main(params: str, activations: str, norms: str, out: str) -> None:
     from pipeline.files import members_directory
     from pipeline.initialization.from_store import Places, initialize_dictionary
     from pipeline.params.loader import load_params
+    from pipeline.planning.beginning import begin
 
     loaded = load_params(params)
+    begin("initialize", loaded)
     with members_directory(Path(out) / loaded.dictionary.name, loaded.sweep is not None) as folder:
         for member, own in loaded.members.items():
             with of_member(member):

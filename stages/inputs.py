@@ -26,9 +26,11 @@ def main(params: str, out: str) -> None:
     from pipeline.files import root, write_json
     from pipeline.lm.contents import model_contents
     from pipeline.params.loader import load_params
+    from pipeline.planning.refusals import PARAMETERS, refuse
     from pipeline.uncached import uncached_plots
 
     loaded = load_params(params)
+    refuse(loaded, PARAMETERS)
     if "DVC_EXP_NAME" in os.environ and (lacking := uncached_plots()):
         click.echo(
             f"warning: DVC's cache here lacks {', '.join(lacking)} (in dvc.lock), without which `dvc exp run STAGE` fails when "

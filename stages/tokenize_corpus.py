@@ -1,7 +1,8 @@
 """tokenize: the data set -> data/tokens.zarr, packed contexts of both splits, every token traceable to its text.
 
 Reads the data set (the demo: text of installed packages) and the model's tokenizer. Writes data/tokens.zarr and
-metrics/tokenize.json. Cost: about 10 s for the demo's million tokens.
+metrics/tokenize.json. Says what the whole run needs, and refuses what a later stage would (docs/refusals.md). Cost: about 10 s
+for the demo's million tokens.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ def main(params: str, out: str, metrics: str) -> None:
     from pipeline.files import write_json
     from pipeline.lm.loading import model_widths
     from pipeline.params.loader import load_params
+    from pipeline.planning.beginning import begin_tokenize
+    from pipeline.planning.refusals import TOKENS, refuse
 
     loaded = load_params(params)
+    begin_tokenize(loaded)
     model = model_widths(loaded.model.model_name, loaded.model.revision, loaded.model.backend)
     figures = tokenize_for(loaded, model, Path(out), lambda line: click.echo(f"tokenize: {line}", err=True))
     write_json(metrics, figures)
+    refuse(loaded, TOKENS, tokens=out)
 
 
 if __name__ == "__main__":

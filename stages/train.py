@@ -31,6 +31,7 @@ def main(
 
     from pipeline.params.loader import load_params
     from pipeline.params.rules.said import said_of_training
+    from pipeline.planning.beginning import begin
     from pipeline.training.outputs import Places
     from pipeline.training.session import train_dictionaries
 
@@ -38,6 +39,7 @@ def main(
     for member, own in loaded.members.items():
         for line in said_of_training(own):
             click.echo(f"train: {member}: {line}" if member else f"train: {line}", err=True)
+    begin("train", loaded)
     name = loaded.dictionary.name
     places = Places(
         activations=Path(activations),

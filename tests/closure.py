@@ -53,7 +53,10 @@ NO_RESULT = {
     "pipeline/registry.py": "finds code by name; what it finds counts",
     "pipeline/uncached.py": "a warning",
     "pipeline/stage_code.py": "tells one code from another; a digest formed otherwise is another digest",
+    "pipeline/planning": "says beforehand what a run needs, and refuses what cannot end well",
 }
+# Of these not even what they import counts: they use the code of other stages, and give a stage nothing to write.
+GIVES_NOTHING = ("pipeline/planning",)
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,8 @@ def closure(script: str) -> dict[str, str]:
         path, where = waiting.pop()
         if path not in reached:
             reached[path] = where
+            if any(covers(place, path) for place in GIVES_NOTHING):
+                continue
             waiting.extend((found.path, f"{path}:{found.line}") for found in imports(path) if not found.typing_only)
             waiting.extend((other, path) for other in (modules(DYNAMIC[path]) if path in DYNAMIC else ()))
     return reached

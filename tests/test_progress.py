@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -118,3 +119,29 @@ def test_default_stream_is_standard_error(clock, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("x ")
+
+
+def test_a_stage_that_shows_nothing_for_a_while_says_so(capsys):
+    """As in a long batch of a loop, or between two loops."""
+    with module.watched("evaluate", silence=0.1):
+        threading.Event().wait(0.35)
+        progress = Progress("evaluate", 1000, unit="tokens in 6 runs", every_seconds=1000)
+        progress.update(250)
+        threading.Event().wait(0.35)
+        progress.close()
+    lines = capsys.readouterr().err.splitlines()
+    between = [line for line in lines if line.startswith("evaluate: still at work, after ")]
+    inside = [line for line in between if "; evaluate  25%  250/1,000 tokens in 6 runs" in line]
+    assert len(inside) >= 2
+    assert len(between) - len(inside) >= 2
+    threading.Event().wait(0.2)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_stage_that_shows_lines_says_nothing_more(capsys):
+    progress = Progress("x", 100, every_seconds=0.0)
+    with module.watched("train", silence=0.5):
+        for _ in range(8):
+            progress.update(1)
+            threading.Event().wait(0.1)
+    assert "still at work" not in capsys.readouterr().err

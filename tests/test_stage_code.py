@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
+import typing
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,18 @@ from pipeline import stage_code
 from pipeline.analysis.analyze import NOT_THE_PASS
 from pipeline.stage_code import code_files, code_of
 from pipeline.training.fingerprint import NOT_WEIGHTS
-from tests.closure import NO_RESULT, ROOT, closure, counts, covers, load_yaml, sources, stage_scripts, undeclared
+from tests.closure import (
+    NO_RESULT,
+    ROOT,
+    closure,
+    counts,
+    covers,
+    imported_names,
+    load_yaml,
+    sources,
+    stage_scripts,
+    undeclared,
+)
 
 SCRIPTS = stage_scripts(load_yaml("dvc.yaml"))
 
@@ -39,7 +52,7 @@ def test_deps_are_folders_and_modules_of_pipeline_and_the_script(stage: str) -> 
 
 
 def test_every_stage_script_is_in_the_pipeline_or_runs_beside_it() -> None:
-    beside = {"preset", "report", "inspect", "interpret", "export", "import_dictionary"}
+    beside = {"plan", "preset", "report", "inspect", "interpret", "export", "import_dictionary"}
     scripts = {path for path in sources("stages") if Path(path).stem not in {"__init__", *beside}}
     assert scripts == set(SCRIPTS.values())
 
@@ -47,6 +60,27 @@ def test_every_stage_script_is_in_the_pipeline_or_runs_beside_it() -> None:
 def test_what_changes_no_result_is_there_and_some_stage_imports_it() -> None:
     imported = {path for script in SCRIPTS.values() for path in closure(script)}
     assert [place for place in NO_RESULT if not any(covers(place, path) for path in imported)] == []
+
+
+def test_what_gives_a_stage_nothing_returns_nothing() -> None:
+    """The functions of pipeline.planning that stages of dvc.yaml call have no value that could go into an output."""
+    called = {"pipeline.planning.beginning": ("begin", "begin_tokenize"), "pipeline.planning.refusals": ("refuse",)}
+    allowed = {name for names in called.values() for name in names} | {"PARAMETERS", "TOKENS"}
+    for script in SCRIPTS.values():
+        names = [each for each, _, _ in imported_names(script) if each[-1].startswith("pipeline.planning")]
+        assert [name for name, *_ in names if name.rpartition(".")[2] not in allowed] == [], script
+    for module, functions in called.items():
+        for function in functions:
+            assert typing.get_type_hints(getattr(importlib.import_module(module), function), {}, _Names())["return"] is type(
+                None
+            )
+
+
+class _Names(dict):  # type: ignore[type-arg]
+    """Whatever an annotation names for type checkers alone."""
+
+    def __missing__(self, name: str) -> object:
+        return object
 
 
 def test_what_is_imported_by_name_or_inside_a_function_is_missed_when_it_is_not_declared() -> None:

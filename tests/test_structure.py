@@ -28,6 +28,7 @@ from tests.closure import (
 LAYOUT = (
     ("stages",),
     ("pipeline/api.py",),
+    ("pipeline/planning",),
     ("pipeline/interpretation",),
     ("pipeline/dashboard",),
     ("pipeline/analysis", "pipeline/pretraining"),

@@ -263,6 +263,14 @@ class Delivery:
     pinned: bool = False
 
 
+def too_few_rows(where: str, batch_size: int, n_rows: int) -> DataError:
+    """The error for a batch that is larger than all rows that are read."""
+    return DataError(
+        f"{where}: a batch of {batch_size:,} rows is more than the {n_rows:,} rows to read; lower activations.batch_size or "
+        "raise activations.total_tokens"
+    )
+
+
 def require_window(path: Path, plan: BatchPlan, arrays: Mapping[str, ChunkSource], buffer_rows: int) -> None:
     """Refuse a plan without a batch, and windows that cannot be held.
 
@@ -277,10 +285,7 @@ def require_window(path: Path, plan: BatchPlan, arrays: Mapping[str, ChunkSource
         ParamsError: a window is larger than the memory that is free.
     """
     if plan.batches_per_epoch < 1:
-        raise DataError(
-            f"{path}: activations: a batch of {plan.batch_size:,} rows is more than the {plan.n_rows:,} rows to read; "
-            "lower activations.batch_size or raise activations.total_tokens"
-        )
+        raise too_few_rows(f"{path}: activations", plan.batch_size, plan.n_rows)
     n_bytes = plan.window_rows * sum(array.layout.row_bytes for array in arrays.values())
     mixed = {"activations.buffer_size": buffer_rows}
     require_memory(Need(f"a window of {plan.window_rows:,} rows", n_bytes, mixed))

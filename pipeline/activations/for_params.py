@@ -24,10 +24,13 @@ from pipeline.params.choices import LIVE
 from pipeline.params.schema import Params
 from pipeline.progress import Progress
 
-_OTHER_TOKENIZER = (
-    "models.{}: {} has another tokenizer than {}, with which {} was made, so that its activations would be of other text; "
-    "compare models of one tokenizer"
-)
+
+def other_tokenizer(alias: str, name: str, main: str, tokens: Path | str) -> DataError:
+    """The error for a further model that reads tokens otherwise than the main one."""
+    return DataError(
+        f"models.{alias}: {name} has another tokenizer than {main}, with which {tokens} was made, so that its activations "
+        "would be of other text; compare models of one tokenizer"
+    )
 
 
 class ModelConfiguration(Protocol):
@@ -118,18 +121,28 @@ def _facts(
     )
     has = tokenizer_digest(stated) if tokenizer_digest is not None else None
     if alias and tokenizer_digest is not None and has != tokens.tokenizer_digest:
-        raise DataError(_OTHER_TOKENIZER.format(alias, model.name, params.model.model_name, tokens.path))
+        raise other_tokenizer(alias, model.name, params.model.model_name, tokens.path)
     if has is not None:
         tokens.check_tokenizer(has, model.name)
     return facts
 
 
-def _existing(stated: str, hook_points: tuple[str, ...], settings: GenerationSettings) -> ActivationStore:
+def open_stated_store(stated: str, hook_points: tuple[str, ...], settings: GenerationSettings) -> ActivationStore:
+    """The store that `activations.path` names; what its chunks hold is not looked at.
+
+    Raises:
+        DataError: there is none, it is incomplete, lacks a hook point, or has rows of another kind.
+    """
     path = root() / stated
     if not os.path.isdir(path):
         raise DataError(f"activations.path: {path}: no such activation store; give the directory of one, or null to generate")
     store = open_store(path, hook_points)
     check_made_for(path, store.config, settings, only=("target", "context_size"))
+    return store
+
+
+def _existing(stated: str, hook_points: tuple[str, ...], settings: GenerationSettings) -> ActivationStore:
+    store = open_stated_store(stated, hook_points, settings)
     progress = Progress("verify", sum(store.array(name).layout.shape[0] for name in store.digests), unit="rows")
     store.verify(progress.update)
     progress.close()

@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,9 +23,6 @@ import torch
 from pipeline.activations.codecs.interface import ROWS, ElementType, storage_codec
 from pipeline.errors import DataError
 from pipeline.files import ensure_writable, root
-
-if TYPE_CHECKING:
-    from pipeline.activations.interface import Activations
 
 FORMAT_VERSION = 1
 BLOCK_ROWS = 32768  # rows that are shuffled among each other in generation; independent of the width, so stores join
@@ -140,13 +137,26 @@ def store_root() -> Path:
     return place
 
 
-def training_rows(store: Activations, calibration_tokens: int) -> tuple[int, int]:
+class Rows(Protocol):
+    """What is asked of a store whose rows are divided; it need not be there yet."""
+
+    @property
+    def target(self) -> str: ...
+    @property
+    def n_rows(self) -> int: ...
+    @property
+    def chunk_rows(self) -> int: ...
+    @property
+    def context_size(self) -> int: ...
+
+
+def training_rows(store: Rows, calibration_tokens: int) -> tuple[int, int]:
     """The rows that training reads; at least `calibration_tokens` tokens are left after them.
 
     They end with a chunk, so that few contexts have rows on both sides; in a store of about one chunk they end anywhere.
 
     Args:
-        store: open activations.
+        store: open activations, or the rows that they will have.
         calibration_tokens: `fold.calibration_tokens`; 0 keeps nothing back.
 
     Returns:
@@ -168,6 +178,6 @@ def training_rows(store: Activations, calibration_tokens: int) -> tuple[int, int
     return 0, stop // store.chunk_rows * store.chunk_rows or stop
 
 
-def calibration_rows(store: Activations, calibration_tokens: int) -> tuple[int, int]:
+def calibration_rows(store: Rows, calibration_tokens: int) -> tuple[int, int]:
     """The rows after :func:`training_rows`: kept from training, for `fold` to set thresholds on."""
     return training_rows(store, calibration_tokens)[1], store.n_rows

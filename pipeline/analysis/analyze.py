@@ -199,24 +199,47 @@ def within(analysis: AnalysisParams, tokens: SplitTokens, dictionary: Dictionary
     Raises:
         ParamsError: it cannot be held.
     """
-    n_features, beside = math.prod(dictionary.feature_shape), tokens.n_tokens // tokens.n_contexts - 1
-    kept = {name: min(getattr(analysis, name), tokens.n_contexts) for name in ("top_contexts", "inactive_contexts")}
-    kept |= {name: min(getattr(analysis, name), beside) for name in ("window_before", "window_after")}
-    kept["band_contexts"] = min(analysis.band_contexts, math.ceil(tokens.n_contexts / BANDS))
+    context_size = tokens.n_tokens // tokens.n_contexts
+    kept = at_most(analysis, tokens.n_contexts, context_size, math.prod(dictionary.feature_shape))
+    contexts, *others = needs(analysis, kept, tokens.n_contexts, context_size, dictionary)
+    require_memory(contexts, device=next(dictionary.parameters()).device)
+    for other in others:
+        require_memory(other)
+    return dataclasses.replace(analysis, **kept)
+
+
+def at_most(analysis: AnalysisParams, n_contexts: int, context_size: int, n_features: int) -> dict[str, int]:
+    """{key of the section: what is kept of what it asks for}."""
+    kept = {name: min(getattr(analysis, name), n_contexts) for name in ("top_contexts", "inactive_contexts")}
+    kept |= {name: min(getattr(analysis, name), context_size - 1) for name in ("window_before", "window_after")}
+    kept["band_contexts"] = min(analysis.band_contexts, math.ceil(n_contexts / BANDS))
     kept["neighbours"] = min(analysis.neighbours, n_features)
+    return kept
+
+
+def needs(
+    analysis: AnalysisParams, kept: Mapping[str, int], n_contexts: int, context_size: int, dictionary: Dictionary
+) -> tuple[Need, Need, Need]:
+    """What the pass takes at least: contexts kept of the features, a batch of activations, neighbours.
+
+    Args:
+        analysis: the section.
+        kept: see :func:`at_most`.
+        n_contexts, context_size: that are looked at.
+        dictionary: its shapes are looked at, not its weights.
+    """
+    n_features, config = math.prod(dictionary.feature_shape), dictionary.config
     drawn = BANDS * RESERVOIR_PER_CONTEXT * kept["band_contexts"]
     window = 1 + kept["window_before"] + kept["window_after"]
     contexts = n_features * (kept["top_contexts"] + drawn) * slot_bytes(window)
     near = 2 * n_features * kept["neighbours"] * (torch.int64.itemsize + torch.float32.itemsize)
-    require_memory(
+    n = min(analysis.batch_contexts, n_contexts)
+    read = n * context_size * config.d_in * len(dictionary.hooks_in) * torch.float16.itemsize
+    return (
         Need(f"the contexts kept of {n_features:,} features", contexts, _stated(analysis, kept, "context", "window")),
-        device=next(dictionary.parameters()).device,
+        Need(f"the activations of {n:,} contexts", read, _stated(analysis, ["batch_contexts"], "")),
+        Need(f"the neighbours of {n_features:,} features", near, _stated(analysis, kept, "neighbours")),
     )
-    n_contexts, config = min(tokens.batch_contexts, tokens.n_contexts), dictionary.config
-    read = n_contexts * (beside + 1) * config.d_in * len(dictionary.hooks_in) * torch.float16.itemsize
-    require_memory(Need(f"the activations of {n_contexts:,} contexts", read, _stated(analysis, ["batch_contexts"], "")))
-    require_memory(Need(f"the neighbours of {n_features:,} features", near, _stated(analysis, kept, "neighbours")))
-    return dataclasses.replace(analysis, **kept)
 
 
 def _stated(analysis: AnalysisParams, names: Iterable[str], *parts: str) -> dict[str, int]:

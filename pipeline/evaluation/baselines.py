@@ -129,12 +129,20 @@ def checked_rank(asked: int | None, principal: Mapping[str, PrincipalDirections]
         NumericsError: with both numbers.
     """
     for hook, p in principal.items():
-        n_directions, width = p.directions.shape
-        if asked is not None and min(asked, width) > n_directions:
-            raise NumericsError(
-                f"evaluation.pca_rank: {asked:,}, but the norm pass keeps the {n_directions:,} leading directions of {hook}; "
-                f"state at most {n_directions:,}, or null"
-            )
+        check_rank(asked, hook, p.directions.shape[1], len(p.directions))
+
+
+def check_rank(asked: int | None, hook: str, width: int, n_directions: int) -> None:
+    """Refuse a rank that is stated and above the directions that are kept of a hook point of this width.
+
+    Raises:
+        NumericsError: with both numbers.
+    """
+    if asked is not None and min(asked, width) > n_directions:
+        raise NumericsError(
+            f"evaluation.pca_rank: {asked:,}, but the norm pass keeps the {n_directions:,} leading directions of {hook}; "
+            f"state at most {n_directions:,}, or null"
+        )
 
 
 def used_rank(asked: int | None, l0_mean: float, principal: Mapping[str, PrincipalDirections]) -> int:

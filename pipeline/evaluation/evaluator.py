@@ -48,6 +48,25 @@ if TYPE_CHECKING:
 KEPT_BYTES = 2**30
 
 
+def batch_needs(
+    batch_contexts: int, n_contexts: int, context_size: int, logit_bytes: int, feature_bytes: int
+) -> tuple[Need, Need]:
+    """What a batch takes at least: the logits of two runs at once, and what a dictionary makes of it.
+
+    Args:
+        batch_contexts: evaluation.batch_contexts.
+        n_contexts: that are evaluated.
+        context_size: tokens of each.
+        logit_bytes, feature_bytes: of one token, of the model and the dictionary that take most.
+    """
+    n = min(batch_contexts, n_contexts)
+    key = {"evaluation.batch_contexts": batch_contexts}
+    return (
+        Need(f"the logits of {n:,} contexts", 2 * n * context_size * logit_bytes, key),
+        Need(f"the features of {n:,} contexts", n * context_size * feature_bytes, key),
+    )
+
+
 class Evaluator:
     """Evaluates one dictionary, or several, in its language model, or in each of its language models.
 
@@ -139,18 +158,13 @@ class Evaluator:
     def _check_memory(self) -> None:
         """Refuse batches that cannot be held: the logits of two runs at once, and what a dictionary makes of them."""
         held_out = self.held_out
-        n_contexts = min(held_out.batch_contexts, held_out.n_contexts)
-        tokens = n_contexts * held_out.n_tokens // held_out.n_contexts
         models = {hook: self.models.owner(hook) for one in self.measured.values() for hook in one.raw.hooks_out}
-        logits = 2 * tokens * max(model.vocab_size * model.dtype.itemsize for model in models.values())
+        logits = max(model.vocab_size * model.dtype.itemsize for model in models.values())
         dictionaries = [one.raw.dictionary for one in self.measured.values()]
         sizes = [math.prod(each.feature_shape) * next(each.parameters()).dtype.itemsize for each in dictionaries]
-        key = {"evaluation.batch_contexts": held_out.batch_contexts}
-        require_memory(
-            Need(f"the logits of {n_contexts:,} contexts", logits, key),
-            Need(f"the features of {n_contexts:,} contexts", tokens * max(sizes), key),
-            device=self.models.device,
-        )
+        context_size = held_out.n_tokens // held_out.n_contexts
+        needs = batch_needs(held_out.batch_contexts, held_out.n_contexts, context_size, logits, max(sizes))
+        require_memory(*needs, device=self.models.device)
 
     @torch.no_grad()
     def _evaluate_batch(self, batch: SplitBatch) -> None:

@@ -26,6 +26,23 @@ class Contexts(Protocol):
         ...
 
 
+def contexts_asked_for(n_contexts: int, context_size: int, tokens: int | None) -> int:
+    """How many contexts of a split hold so many tokens, rounded up; all of them for None.
+
+    Raises:
+        DataError: the split is empty, or has fewer tokens than asked for.
+    """
+    if n_contexts == 0:
+        raise DataError("the held-out split has no context; raise dataset.eval_fraction or give more text, then `dvc repro`")
+    wanted = n_contexts if tokens is None else math.ceil(tokens / context_size)
+    if wanted > n_contexts:
+        raise DataError(
+            f"evaluation.tokens asks for {tokens:,} held-out tokens, there are {n_contexts * context_size:,}; ask for "
+            "fewer, or raise dataset.eval_fraction"
+        )
+    return wanted
+
+
 @dataclass(frozen=True)
 class SplitBatch:
     """Contexts of a split.
@@ -69,16 +86,7 @@ class SplitTokens:
     ) -> None:
         self._split, self._mask_of, self.batch_contexts, self._name = split, mask_of, batch_contexts, name
         n_all = split.n_contexts
-        if n_all == 0:
-            raise DataError(
-                "the held-out split has no context; raise dataset.eval_fraction or give more text, then `dvc repro`"
-            )
-        wanted = n_all if tokens is None else math.ceil(tokens / split.context_size)
-        if wanted > n_all:
-            raise DataError(
-                f"evaluation.tokens asks for {tokens:,} held-out tokens, there are {n_all * split.context_size:,}; ask for "
-                "fewer, or raise dataset.eval_fraction"
-            )
+        wanted = contexts_asked_for(n_all, split.context_size, tokens)
         self.contexts = np.arange(wanted, dtype=np.int64) * n_all // wanted
         self.n_contexts, self.n_tokens = wanted, wanted * split.context_size
 

@@ -81,6 +81,19 @@ def load_weights(
     return model.to(torch_device).eval().requires_grad_(False)
 
 
+def check_attention(
+    source: ModelSource, attention: str, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
+) -> None:
+    """Refuse a way to compute attention that this model, dtype or device has not; no weights are read.
+
+    Raises:
+        DataError: as :func:`load_weights`.
+    """
+    if attention == "flash_attention_2":
+        _check_flash(_torch_dtype(dtype), _torch_device(device))
+    _implementation(type(empty_model(source)), source, attention)
+
+
 def empty_model(source: ModelSource) -> nn.Module:
     """The transformers model of a configuration; its parameters have shapes and no values.
 

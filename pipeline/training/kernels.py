@@ -17,8 +17,16 @@ def check_device(dictionary: Dictionary, amp_dtype: str) -> None:
     Raises:
         ParamsError: which key to change.
     """
-    device = next(dictionary.parameters()).device
-    if dictionary.config.use_triton_kernel is True and (fault := triton_fault(device.type)) is not None:
+    check_kernels(dictionary.config.use_triton_kernel, amp_dtype, next(dictionary.parameters()).device)
+
+
+def check_kernels(use_triton_kernel: bool | str, amp_dtype: str, device: torch.device) -> None:
+    """:func:`check_device` of a dictionary that need not be there yet.
+
+    Raises:
+        ParamsError: which key to change.
+    """
+    if use_triton_kernel is True and (fault := triton_fault(device.type)) is not None:
         raise ParamsError(f"dictionary.use_triton_kernel: true on {device}, but {fault}; write auto or false")
     if amp_dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device)

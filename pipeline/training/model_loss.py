@@ -125,12 +125,7 @@ class ContextSource:
         self.n_contexts = _contexts_in_step(source, n_batches)
         self.at_once = int(self.live.config["model_batch_size"])
         self.contexts = self.live.contexts_within(source.rows)
-        if len(self.contexts) < self.n_contexts:
-            raise DataError(
-                f"{self.live.path}: trainer.model_loss {kind}: a step takes {self.n_contexts:,} whole contexts, and "
-                f"{len(self.contexts):,} have no row kept back by fold.calibration_tokens; raise activations.total_tokens, or "
-                "lower trainer.model_loss_batches or activations.batch_size"
-            )
+        require_contexts(str(self.live.path), kind, self.n_contexts, len(self.contexts))
         model = self.live.whole_model()
         assert isinstance(model, LanguageModel)
         model.check_whole()
@@ -189,8 +184,33 @@ class ContextSource:
         )
 
 
+def contexts_in_step(n_batches: int, batch_tokens: int, context_size: int) -> int:
+    """Whole contexts in a step of the loss: as many tokens as so many batches have, at least one context."""
+    return max(1, n_batches * batch_tokens // context_size)
+
+
+def require_contexts(where: str, kind: str, wanted: int, there: int) -> None:
+    """Refuse a step of more whole contexts than there are.
+
+    Args:
+        where: the activations, for the message.
+        kind: of the loss.
+        wanted: contexts of a step.
+        there: contexts without a row that is kept back.
+
+    Raises:
+        DataError: with both numbers, and which keys to change.
+    """
+    if there < wanted:
+        raise DataError(
+            f"{where}: trainer.model_loss {kind}: a step takes {wanted:,} whole contexts, and {there:,} have no row kept back "
+            "by fold.calibration_tokens; raise activations.total_tokens, or lower trainer.model_loss_batches or "
+            "activations.batch_size"
+        )
+
+
 def _contexts_in_step(source: StoreSource, n_batches: int) -> int:
-    return max(1, n_batches * source.batch_tokens // source.store.context_size)
+    return contexts_in_step(n_batches, source.batch_tokens, source.store.context_size)
 
 
 def run_tokens(source: StoreSource, params: TrainerParams, total_steps: int) -> int:

@@ -1,0 +1,193 @@
+"""What a run is, known from its parameters and the configurations of its models: how much of everything.
+
+Counts of contexts and held-out tokens are exact where the token store is there, else what the parameters lead to: a document
+is held out with probability dataset.eval_fraction.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.params.choices import LIVE
+from pipeline.planning.rows import PlannedRows, planned_rows
+from pipeline.planning.sources import Sources, sources_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.dictionaries.base import Dictionary
+    from pipeline.params.schema import Params
+
+
+class Counts(NamedTuple):
+    """Contexts of a token store that is there."""
+
+    train: int
+    held_out: int
+
+
+def counted(tokens: str | Path) -> Counts | None:
+    """The contexts of a token store; None: there is none that can be read."""
+    from pipeline.corpus.tokens import open_tokens
+    from pipeline.errors import DataError
+
+    try:
+        store = open_tokens(tokens)
+    except DataError:
+        return None
+    return Counts(store.train.n_contexts, store.eval.n_contexts)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is planned.
+
+    Attributes:
+        params: all of it.
+        sources: of its models.
+        counts: contexts of its token store; None: it is not there yet.
+    """
+
+    params: Params
+    sources: Sources
+    counts: Counts | None = None
+
+    @classmethod
+    def of(cls, params: Params, tokens: str | Path | None = None) -> Run:
+        """The run of `params`; counts are those of the token store, if it is there.
+
+        Raises:
+            DataError: there is no such model, or it has no such hook point.
+        """
+        return cls(params, sources_of(params), None if tokens is None else counted(tokens))
+
+    @property
+    def live(self) -> bool:
+        """Whether activations are computed while they are read."""
+        return self.params.activations.source == LIVE
+
+    @property
+    def context_size(self) -> int:
+        """Tokens of a context."""
+        return self.params.activations.context_size
+
+    @property
+    def train_contexts(self) -> int:
+        """Contexts of the training split; where the text has not been tokenized, as few as can hold the tokens."""
+        if self.counts is not None:
+            return self.counts.train
+        acts = self.params.activations
+        return math.ceil(acts.total_tokens / (acts.context_size - acts.ignore_positions))
+
+    @property
+    def held_out_contexts(self) -> int:
+        """Contexts of the held-out split, at least 1."""
+        if self.counts is not None:
+            return self.counts.held_out
+        share = self.params.dataset.eval_fraction
+        return max(1, round(self.train_contexts * share / (1.0 - share)))
+
+    @property
+    def stored_tokens(self) -> int:
+        """Tokens of activations."""
+        return self.params.activations.total_tokens
+
+    @property
+    def norm_tokens(self) -> int:
+        """Tokens whose norms are measured."""
+        asked = self.params.norm.tokens
+        return self.stored_tokens if asked is None else min(asked, self.stored_tokens)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens of all steps."""
+        return self.params.total_steps * self.params.activations.tokens_per_batch
+
+    @property
+    def least_rows(self) -> int:
+        """Rows of the store, at least: tokens, or as few contexts as can hold them."""
+        acts = self.params.activations
+        return acts.total_tokens // (1 if acts.tokens_per_row == 1 else acts.context_size - acts.ignore_positions)
+
+    @cached_property
+    def rows(self) -> PlannedRows:
+        """The rows of the store."""
+        return planned_rows(self.params, self.sources, None if self.counts is None else self.train_contexts)
+
+    @cached_property
+    def training_rows(self) -> tuple[int, int]:
+        """Those that are trained on; of contexts that are not counted yet, about.
+
+        Raises:
+            DataError: fold.calibration_tokens leaves none.
+        """
+        from pipeline.activations.schema import training_rows
+
+        if self.counts is None and self.params.activations.tokens_per_row > 1:
+            per_row = self.context_size
+            return 0, max(self.rows.n_rows - -(-self.params.fold.calibration_tokens // per_row), 1)
+        return training_rows(self.rows, self.params.fold.calibration_tokens)
+
+    @property
+    def epochs(self) -> float:
+        """How often each training row is trained on."""
+        return self.params.total_steps * self.params.activations.batch_size / max(self.training_rows[1], 1)
+
+    @property
+    def evaluated_tokens(self) -> int:
+        """Held-out tokens that are evaluated."""
+        asked = self.params.evaluation.tokens
+        contexts = self.held_out_contexts
+        return self.context_size * (contexts if asked is None else min(contexts, math.ceil(asked / self.context_size)))
+
+    @property
+    def evaluation_runs(self) -> int:
+        """Runs of a language model over each of them (pipeline.evaluation.evaluator.Evaluator.n_runs)."""
+        from pipeline.hook_keys import by_model
+
+        written = [by_model(member.dictionary.hooks_out) for member in self.params.members.values()]
+        places = [tuple(hooks) for own in written for hooks in own.values()]
+        each = [place for hooks in places for place in (hooks, *(((hook,) for hook in hooks) if len(hooks) > 1 else ()))]
+        return 2 * len({alias for own in written for alias in own}) + 2 * len(each) + 2 * len(set(each))
+
+    @property
+    def analysed_tokens(self) -> int:
+        """Tokens that the features are looked at on, by each member."""
+        analysis = self.params.analysis
+        contexts = self.train_contexts if analysis.split == "train" else self.held_out_contexts
+        asked = analysis.tokens
+        return self.context_size * (contexts if asked is None else min(contexts, math.ceil(asked / self.context_size)))
+
+    @cached_property
+    def dictionaries(self) -> dict[str, Dictionary]:
+        """{member: its dictionary}; tensors have shapes and no values.
+
+        Raises:
+            ParamsError: a width that does not fit.
+        """
+        import torch
+
+        from pipeline.dictionaries.build import config_from_dict, dictionary_class
+
+        found = {}
+        for name, own in self.params.members.items():
+            hooks_in, hooks_out = own.dictionary.hooks_in, own.dictionary.hooks_out
+            widths = self.sources.widths
+            fields = own.with_widths(widths).dictionary.of_widths(widths[hooks_in[0]], widths[hooks_out[0]])
+            config = config_from_dict(fields)
+            with torch.device("meta"):
+                found[name] = dictionary_class(config.kind)(config)
+        return found
+
+    @property
+    def n_features(self) -> int:
+        """Features of all members together."""
+        return sum(math.prod(each.feature_shape) for each in self.dictionaries.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights of all members together."""
+        return sum(parameter.nbytes for each in self.dictionaries.values() for parameter in each.parameters())

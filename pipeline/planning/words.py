@@ -1,0 +1,34 @@
+"""Numbers as a person reads them."""
+
+from __future__ import annotations
+
+
+def number(value: float) -> str:
+    """1,234,567."""
+    return f"{value:,.0f}"
+
+
+def bytes_in_words(n_bytes: float) -> str:
+    """`1.2 GB`, in units of 1,000; about."""
+    size, units = float(n_bytes), iter(("kB", "MB", "GB", "TB", "PB"))
+    unit = "bytes"
+    while size >= 1000 and (larger := next(units, None)):
+        size, unit = size / 1000, larger
+    return (
+        f"{size:.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.2g} {unit}" if size < 10 else f"{size:.0f} {unit}"
+    )
+
+
+def seconds_in_words(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`: to the accuracy of an estimate."""
+    if seconds < 10:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 100:
+        return f"{5 * round(seconds / 5)} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes >= 600:
+        return f"{round(minutes / 60)} h"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {10 * (rest // 10)} min"

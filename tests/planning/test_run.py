@@ -1,0 +1,113 @@
+"""What a run is known to need beforehand, beside what its stages then have."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.corpus.tokens import open_tokens
+from pipeline.params.loader import load_params
+from pipeline.planning.disk import store_bytes
+from pipeline.planning.run import Counts, Run
+from pipeline.planning.stages import BY_NAME, STAGES, peak_bytes
+from pipeline.planning.text import sample_text
+from pipeline.planning.weights import n_parameters
+from tests.project import CONTEXT, D_MODEL, Project
+
+
+def run_of(project: Project, monkeypatch: pytest.MonkeyPatch, tokens: str | None = None) -> Run:
+    monkeypatch.chdir(project.path)
+    return Run.of(load_params(), tokens)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8"])
+def test_the_store_takes_what_was_planned(dtype: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.set(
+        activations__storage_dtype=dtype, activations__hook_points=["blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"]
+    )
+    monkeypatch.setenv("SCOPELINE_STORE", str(project.path / "elsewhere"))
+    assert project.run("generate_activations").exit_code == 0
+    chunks = [file for file in (project.path / "elsewhere").rglob("c.*") if file.is_file()]
+    assert store_bytes(run_of(project, monkeypatch)) == sum(file.stat().st_size for file in chunks) > 0
+    project.set(activations__source="live")
+    assert store_bytes(run_of(project, monkeypatch)) == 0
+
+
+def test_counts_are_those_of_the_token_store(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(project, monkeypatch, "data/tokens.zarr")
+    store = open_tokens(project.path / "data" / "tokens.zarr")
+    assert run.counts == Counts(store.train.n_contexts, store.eval.n_contexts)
+    assert run.evaluated_tokens == store.eval.n_contexts * CONTEXT
+    before = run_of(project, monkeypatch)
+    assert before.counts is None
+    assert before.train_contexts == 4096 // CONTEXT
+    assert before.held_out_contexts == round(4096 // CONTEXT * 0.2 / 0.8)
+
+
+def test_evaluation_has_as_many_runs_as_it_says_itself(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = project.run("evaluate")
+    (n_runs,) = {int(found) for found in re.findall(r"tokens in (\d+) runs  ", outcome.stderr)}
+    assert run_of(project, monkeypatch).evaluation_runs == n_runs
+    # label means and original; all at once and each of two alone: spliced, PCA, zeros, mean
+    two = {
+        "kind": "crosscoder",
+        "hook_point_in": None,
+        "hook_points_in": ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"],
+    }
+    project.set(**{f"dictionary__{key}": value for key, value in two.items()}, dictionary__apply_b_dec_to_input=False)
+    assert run_of(project, monkeypatch).evaluation_runs == 2 + 3 * 4
+
+
+def test_parameters_of_the_model_and_of_its_first_blocks(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.chdir(project.path)
+    source = Run.of(load_params()).sources.main
+    model = AutoModelForCausalLM.from_pretrained(project.path / "model", local_files_only=True)
+    assert n_parameters(source) == sum(parameter.numel() for parameter in model.parameters())
+    (project.path / "model" / "model.safetensors").write_bytes(b"no such file")
+    assert n_parameters(source) == 2 * 300 * D_MODEL + 2 * 12 * D_MODEL**2  # by the configuration
+    assert n_parameters(source, 1) == 300 * D_MODEL + (300 * D_MODEL + 2 * 12 * D_MODEL**2) // 2
+
+
+def test_a_whole_text_is_counted(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoTokenizer
+
+    monkeypatch.chdir(project.path)
+    params = load_params()
+    sample = sample_text(params, Run.of(params).sources.main)
+    tokenizer = AutoTokenizer.from_pretrained(project.path / "model", local_files_only=True)
+    texts = [line.split('"')[3] for line in (project.path / "text.jsonl").read_text().splitlines()]
+    assert sample.whole
+    assert sample.there == sample.tokens == sum(len(tokenizer(text)["input_ids"]) + 1 for text in texts)
+
+
+def test_a_long_text_is_estimated_by_its_files(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.path)
+    params = load_params()
+    whole = sample_text(params, Run.of(params).sources.main)
+    part = sample_text(params, Run.of(params).sources.main, seconds=0.0)
+    assert not part.whole
+    assert part.tokens < whole.tokens
+    assert whole.there is not None
+    assert part.there == pytest.approx(whole.there, rel=0.1)
+
+
+def test_what_is_held_grows_with_what_makes_it_large(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {stage.name: peak_bytes(run_of(project, monkeypatch), stage) for stage in STAGES}
+    assert all(each >= 350_000_000 for each in before.values())
+    project.set(dictionary__expansion_factor=4000.0, evaluation__batch_contexts=8)
+    run = run_of(project, monkeypatch)
+    weights = 4 * (2 * 16 * 64_000 + 64_000 + 16)  # W_E, W_D, b_E, b_D in float32
+    assert run.weight_bytes == weights
+    # weights, gradients and two moments; h and z of a batch, three times
+    assert peak_bytes(run, BY_NAME["train"]) - before["train"] > 4 * weights + 3 * 2 * 4 * 128 * (64_000 - 64) - 4 * 10_000
+
+
+def test_every_stage_of_the_pipeline_that_works_is_planned() -> None:
+    import yaml
+
+    stages = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
+    assert set(BY_NAME) == set(stages) - {"pretrain", "inputs"}
