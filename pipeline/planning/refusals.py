@@ -158,22 +158,6 @@ def pca_rank_is_kept(run: Run, tokens: Path) -> None:
                 check_rank(rank, hook, width, min(width, MAX_EIGENVECTORS))
 
 
-def start_fits(run: Run, tokens: Path) -> None:
-    """The dictionary to start from is there, whole, and of the shape that is asked for."""
-    starts = {name: own.initializer.from_dictionary for name, own in run.params.members.items()}
-    if not any(starts.values()):
-        return
-    from pipeline.initialization.from_dictionary import check_start, read_start
-
-    faults: list[str] = []
-    for name, place in starts.items():
-        if place is not None:
-            faults += _of(
-                name, lambda name=name, place=place: check_start(read_start(place), run.dictionaries[name].config, place)
-            )
-    _raise(faults)
-
-
 def _of(member: str, check: Callable[[], object]) -> list[str]:
     def named() -> None:
         with of_member(member):
@@ -226,6 +210,22 @@ def devices_are_there(run: Run, tokens: Path) -> None:
     faults: list[str] = []
     for name, own in run.params.members.items():
         faults += _of(name, lambda own=own: check_kernels(own.dictionary.use_triton_kernel, own.trainer.amp_dtype, device))
+    _raise(faults)
+
+
+def start_fits(run: Run, tokens: Path) -> None:
+    """The dictionary to start from is there, whole, and of the shape that is asked for."""
+    starts = {name: own.initializer.from_dictionary for name, own in run.params.members.items()}
+    if not any(starts.values()):
+        return
+    from pipeline.initialization.from_dictionary import check_start, read_start
+
+    faults: list[str] = []
+    for name, place in starts.items():
+        if place is not None:
+            faults += _of(
+                name, lambda name=name, place=place: check_start(read_start(place), run.dictionaries[name].config, place)
+            )
     _raise(faults)
 
 
@@ -332,11 +332,11 @@ CHECKS = (
     Check("weight files missing or pickled", "generate", PARAMETERS, weights_are_there),
     Check("attention that the model or device has not", "generate", PARAMETERS, attention_is_there),
     Check("store of activations.path", "generate", PARAMETERS, stated_store_fits),
-    Check("dictionary to start from", "initialize", PARAMETERS, start_fits),
     Check("batch larger than the whole chunks that are left", "train", PARAMETERS, rows_are_left_to_train_on),
     Check("rank of PCA", "evaluate", PARAMETERS, pca_rank_is_kept),
     Check("tracking store", "train", PARAMETERS, tracking_is_known),
     Check("devices and kernels", "train", MACHINE, devices_are_there),
+    Check("dictionary to start from", "initialize", MACHINE, start_fits),
     Check("options of the start", "initialize", MACHINE, start_makes_sense),
     Check("place and disk of the store", "generate", MACHINE, store_has_a_place),
     Check("memory", "each stage", MACHINE, memory_is_there),

@@ -184,11 +184,11 @@ def test_a_long_stage_refuses_what_the_tokens_do_not_allow(stage: str, project: 
 
 def test_all_faults_at_once(fresh: Project) -> None:
     fresh.set(activations__context_size=32, tracking__enabled=True, tracking__tracking_uri="ftp://host")
-    fresh.set(initializer__from_dictionary="gone")
+    fresh.set(model__attention="flash_attention_2", model__dtype="bfloat16")
     outcome = fresh.run("inputs")
     lines = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 3
-    for key in ("activations.context_size:", "tracking.tracking_uri:", "initializer.from_dictionary:"):
+    for key in ("activations.context_size:", "tracking.tracking_uri:", "model.attention:"):
         assert len([line for line in lines if key in line]) == 1
 
 
