@@ -158,7 +158,7 @@ def measure_kernels(bench: Bench, size: Size) -> None:
     bench.add(size.name, "torch.topk by row", bench.time(lambda: torch.topk(z16, k, sorted=False), graph=False), read)
     bench.add(size.name, "select_batch", bench.time(lambda: select_batch(z16, n)), read)
     chosen = select_rows(z16, k)
-    index, values = chosen.index.reshape(-1), chosen.values.reshape(-1).float()
+    index, values = chosen.columns.reshape(-1), chosen.values.reshape(-1).float()
     tokens = torch.arange(n_tokens, device=device, dtype=torch.int32).repeat_interleave(k)
     offsets = torch.arange(n_tokens + 1, device=device, dtype=torch.int32) * k
     gather = floor(2 * n * d)

@@ -72,10 +72,10 @@ def from_store(run: Trainer, rows: Tensor, tokens: int, steps: int) -> tuple[flo
 
     with tempfile.TemporaryDirectory() as place:
         store, _ = write_store(Path(place) / "store", rows.cpu(), "bfloat16")
-        pinned = run.device.type == "cuda"
+        device = run.device if run.device.type == "cuda" else None
         hooks = (HOOK_POINT,)
         source = StoreSource(
-            store, hooks, hooks, tokens, (0, len(rows)), NormLimits({}), len(rows), 0, dtype=None, pin_memory=pinned
+            store, hooks, hooks, tokens, (0, len(rows)), NormLimits({}), len(rows), 0, dtype=None, device=device
         )
         batches = on_device(source.batches(0), run.device, run.dtype)
         for _ in range(8):

@@ -61,6 +61,16 @@ assert kernels.largest(rows, 2).tolist() == kernels.largest_of_all(rows, 2).toli
 for gate in ("topk", "batchtopk"):
     checks._step(device, gate, 40, 70, 3, 6)
 """,
+    "timings": """
+from benchmarks import gpu
+bench, tiny = gpu.Bench(device, 1), gpu.Size("tiny", 24, 64, 3, 8)
+gpu.measure_limits(bench, True)
+gpu.measure_kernels(bench, tiny)
+gpu.measure_generation(bench, True)
+gpu.measure_training(bench, tiny, ("topk", "batchtopk", "jumprelu"), ("bfloat16",), 1)
+measured = [row["what"] for row in bench.rows]
+assert {"sparse_decode", "generation to layer 6", "step, jumprelu, bfloat16, graph", "step, topk, bfloat16, from a store"} < set(measured)
+""",
     "a wrong kernel": """
 right = select_rows.select_rows
 def off(h, k, scale=None):
@@ -78,11 +88,12 @@ finally:
 """,
 }
 EACH = """
-import json, sys, traceback
+import contextlib, json, sys, traceback
 for name, code in json.load(sys.stdin).items():
     fault = ""
     try:
-        exec(code)
+        with contextlib.redirect_stdout(sys.stderr):
+            exec(code)
     except Exception:
         fault = traceback.format_exc()
     print(json.dumps([name, fault]), flush=True)
