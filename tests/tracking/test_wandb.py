@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pipeline.tracking.run_file import read_ids
 from pipeline.tracking.wandb_runs import WandbTracker
 from tests.closure import ROOT
 from tests.messages import faults, says
+from tests.project import Project
 from tests.tracking.recording_wandb import RecordingWandb
 
 RUN_FILE = "data/run.json"
@@ -297,6 +299,34 @@ def test_faults_of_its_parameters(tmp_path, key, value, part) -> None:
     found = faults(refused.value, file)
     assert list(found) == [f"tracking.wandb.{key}"]
     says(found[f"tracking.wandb.{key}"], part)
+
+
+def test_train_and_fold_are_one_run_with_the_history(finished_project: Project, tmp_path: Path, monkeypatch) -> None:
+    for name in ("DVC_ROOT", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    project = finished_project.copy(tmp_path / "project")
+    for made in ("data/checkpoints", "data/trained", "data/inference"):
+        shutil.rmtree(project.path / made)
+    project.set(tracking__wandb__enabled=True, trainer__log_frequency=1)
+    (tmp_path / "sessions").mkdir()
+    wandb = RecordingWandb(tmp_path / "sessions")
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for stage in ("train", "fold_norm"):
+        outcome = project.run(stage)
+        assert (outcome.exit_code, outcome.exception) == (0, None), outcome.stderr
+    train, fold = wandb.runs
+    assert train.id == fold.id
+    assert read_ids(project.path / RUN_FILE) == {"wandb": train.id}
+    history = [json.loads(line) for line in (project.path / "metrics" / "train_history.jsonl").read_text().splitlines()]
+    logged = [(row["train/step"], row["train/l0"]) for row in train.rows]
+    assert logged == [(row["step"], row["l0"]) for row in history]
+    assert train.config["trainer"]["log_frequency"] == 1
+    assert "tracking" not in train.config
+    assert train.config["tags.kind"] == "sae"
+    assert {"metrics/train.json", "plots/training/index.html"} <= set(train.saved)
+    assert any(key.startswith("fold/") for key in fold.summary)
+    assert [run.exit_code for run in wandb.runs] == [0, 0]
 
 
 def test_offline_with_the_package_itself(project, monkeypatch, capfd) -> None:
