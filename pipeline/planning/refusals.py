@@ -14,7 +14,6 @@ told at once, one line each.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -253,7 +252,7 @@ def store_has_a_place(run: Run, tokens: Path) -> None:
     from pipeline.planning.disk import store_bytes
 
     place = store_root()
-    if not (place.is_dir() and any(entry.is_dir() for entry in os.scandir(place))):
+    if not (place.is_dir() and any(entry.is_dir() for entry in place.iterdir())):
         ensure_free_space(place, store_bytes(run), "activations")
 
 
