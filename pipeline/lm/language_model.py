@@ -118,8 +118,13 @@ class LanguageModel(abc.ABC):
 
     @property
     def revision(self) -> str | None:
-        """Commit of a hub model; None for a local directory."""
+        """Commit of a hub model; None for a local one."""
         return self._source.revision
+
+    @property
+    def tokenizer_name(self) -> str | None:
+        """Where its tokenizer is said to be (model.tokenizer_name); None: beside the model."""
+        return self._source.tokenizer_name
 
     @functools.cached_property
     def digest(self) -> str:

@@ -4,6 +4,9 @@ A block that is not needed is taken out of the model after transformers has made
 configuration, and before any weight is read. So what depends on the number of blocks (kinds of layers listed one by one,
 scales of the residual stream) is what it is in the whole model, and the weights of the rest are never read. An unembedding
 goes too, unless it is the embedding.
+
+The tensors of a GGUF file are unpacked to numbers while they are read, those of blocks that are not needed one by one and not
+kept.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ from pipeline.errors import DataError, unknown_name
 from pipeline.foreign import reading
 from pipeline.garbage import uncollected
 from pipeline.lm.architectures import Architecture, architecture_of
+from pipeline.lm.place import load_from
 from pipeline.lm.quiet import quiet
-from pipeline.lm.source import ModelSource, from_hub_or_directory
+from pipeline.lm.source import ModelSource
 from pipeline.params.choices import ATTENTIONS, MODEL_DTYPES
 
 if TYPE_CHECKING:
@@ -48,7 +52,9 @@ def load_weights(
     torch_dtype, torch_device = _torch_dtype(dtype), _torch_device(device)
     if attention not in ATTENTIONS:
         raise DataError(unknown_name("model.attention", attention, ATTENTIONS))
-    if source.is_local:
+    if source.gguf is not None:
+        source.gguf.check_carried(configuration(source))
+    elif source.is_local:
         source.weight_files()
     if attention == "flash_attention_2":
         _check_flash(torch_dtype, torch_device)
@@ -58,13 +64,13 @@ def load_weights(
         cls = _first_blocks(cls, architecture_of(source.model_type, source.name), n_blocks)
     fault = f"{source.directory}: the weights of model '{source.name}' cannot be loaded"
     with uncollected(), quiet(), reading(fault, "restore the files or give another model"):
-        model, info = from_hub_or_directory(
+        model, info = load_from(
             source,
             cls.from_pretrained,
             dtype=torch_dtype,
             attn_implementation=implementation,
-            use_safetensors=True,
             output_loading_info=True,
+            **({"use_safetensors": True} if source.gguf is None else {"config": configuration(source), **_unpacked()}),
         )
     missing = sorted(info.get("missing_keys", ()))
     if missing:
@@ -82,11 +88,20 @@ def empty_model(source: ModelSource) -> nn.Module:
         DataError: there is none.
     """
     with uncollected():
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
     fault = f"{source.directory}: no model can be made of the configuration of '{source.name}'"
     with quiet(), torch.device("meta"), reading(fault, "restore it or give another model"):
-        return AutoModelForCausalLM.from_config(from_hub_or_directory(source, AutoConfig.from_pretrained))
+        return AutoModelForCausalLM.from_config(configuration(source))
+
+
+def configuration(source: ModelSource) -> Any:
+    """The configuration as transformers has it. Of a GGUF file it is made here: transformers takes seconds for it."""
+    from transformers import AutoConfig
+
+    if source.gguf is None:
+        return load_from(source, AutoConfig.from_pretrained)
+    return AutoConfig.for_model(**source.gguf.config())
 
 
 def _first_blocks(cls: Any, architecture: Architecture, n_blocks: int) -> type:
@@ -101,6 +116,14 @@ def _first_blocks(cls: Any, architecture: Architecture, n_blocks: int) -> type:
             self.set_output_embeddings(None)
 
     return type(cls.__name__, (cls,), {"__init__": __init__, "__module__": cls.__module__})
+
+
+def _unpacked() -> dict[str, Any]:
+    """The option that has transformers unpack a GGUF file's tensors, where it could keep some packed instead."""
+    import transformers
+
+    config: Any = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def _implementation(cls: Any, source: ModelSource, attention: str) -> str:
