@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pipeline.errors import DataError
 from pipeline.lm.attention import AttentionWeights, attention_weights
 from pipeline.lm.hook_points import last_of, layer_of, parse_hook_points
+from pipeline.lm.not_finite import NotFinite, first_not_finite
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Replacement, Run, StopRun, token_loss
 from pipeline.lm.token_texts import TokenTexts
@@ -238,6 +239,24 @@ class LanguageModel(abc.ABC):
         with contextlib.suppress(StopRun):
             self._forward(ids, run)
         return {name: run.captured[name] for name in hook_points}
+
+    @torch.no_grad()
+    def first_not_finite(self, token_ids: Tensor) -> NotFinite | None:
+        """Where a run of these tokens first gives a value that is not finite; None: it gives none.
+
+        Args:
+            token_ids: integer [b, T]; every hook point is kept, so they should be few.
+
+        Raises:
+            DataError: token ids that the model does not have.
+        """
+        ids = self._check_tokens(token_ids)
+        names = [name for name in self.hook_points() if layer_of(name) < self.n_loaded]
+        run = Run(capture=frozenset(names), stop_after=None if self.whole else last_of(names, self.n_layers))
+        logits = None
+        with contextlib.suppress(StopRun):
+            logits = self._forward(ids, run)
+        return first_not_finite({name: run.captured[name] for name in names}, self.dtype, logits if self.whole else None)
 
     def logits(
         self,
