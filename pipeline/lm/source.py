@@ -176,6 +176,8 @@ class ModelSource(Place):
         for key in _FIELDS[what]:
             if key in self.config:
                 return self.config[key]
+        if self.gguf is not None:  # which states everything that a model needs
+            return self.gguf.metadata.get(f"{self.gguf.architecture}.context_length") if what == "max_context" else None
         # A configuration may leave out what equals its family's default.
         from transformers import AutoConfig
 
@@ -188,7 +190,8 @@ class ModelSource(Place):
         value = self._field(what)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             keys = " or ".join(_FIELDS[what])
-            raise DataError(f"{self.directory / 'config.json'}: {keys} should be a positive integer, got {value!r}")
+            place = self.directory / "config.json" if self.gguf is None else f"{self.directory}: the metadata as config.json"
+            raise DataError(f"{place}: {keys} should be a positive integer, got {value!r}")
         return value
 
 

@@ -16,7 +16,7 @@ from tests.fuzz.hunting import Hunt, Target, find_in, hunt
 from tests.fuzz.targets import targets
 
 SECONDS = float(os.environ.get("SCOPELINE_FUZZ_SECONDS", "60"))
-NAMES = ("params", "dictionary", "features", "corpus", "chats", "metrics")
+NAMES = ("params", "dictionary", "features", "corpus", "gguf", "chats", "metrics")
 
 
 @pytest.fixture(scope="module")

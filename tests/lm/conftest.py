@@ -66,7 +66,8 @@ def _tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
 
 
-def _write_model(directory: Path, model_type: str, options: dict[str, Any]) -> None:
+def write_model(directory: Path, model_type: str, options: dict[str, Any]) -> None:
+    """Write a tiny random model and its tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from pipeline.lm.quiet import quiet
@@ -102,7 +103,7 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     def directory(name: str) -> Path:
         if name not in made:
             made[name] = root / name
-            _write_model(made[name], *{**CONFIGURATIONS, **ATTENTIONS}[name])
+            write_model(made[name], *{**CONFIGURATIONS, **ATTENTIONS}[name])
         return made[name]
 
     return directory

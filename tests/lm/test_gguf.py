@@ -353,6 +353,16 @@ def test_tensors_that_are_missing_or_of_other_shapes(model_directory: Directory,
         load_language_model(file, device="cpu")
 
 
+@pytest.mark.parametrize("key", ["embedding_length", "block_count"])
+@pytest.mark.parametrize("value", [None, 0, "many"])
+def test_sizes_that_are_not_there(key: str, value: Any, model_directory: Directory, tmp_path: Path) -> None:
+    """No size of the family's default takes their place."""
+    file = write_gguf(model_directory("llama"), tmp_path / "a.gguf", metadata={f"llama.{key}": value})
+    name = {"embedding_length": "hidden_size", "block_count": "num_hidden_layers"}[key]
+    with pytest.raises(DataError, match=saying(str(file), name, "positive integer", "None" if value is None else value)):
+        model_widths(file)
+
+
 def test_an_architecture_that_is_not_known(model_directory: Directory, tmp_path: Path) -> None:
     file = write_gguf(model_directory("llama"), tmp_path / "a.gguf", architecture="lama")
     with pytest.raises(DataError, match=saying(str(file), "'lama'", "llama", "directory or hub id")):
