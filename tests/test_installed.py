@@ -17,7 +17,9 @@ from tests.lm.gguf_files import write_gguf
 from tests.messages import says
 from tests.project import REPOSITORY, Project, make_project
 
-LONG = "a sentence that goes on for more than a hundred characters, as those do that say something about a country, and ends here"
+LONG = (
+    "a sentence that goes on for more than a hundred characters, as those do that say something about a country, and ends here"
+)
 COUNTRY = {
     "Introduction": {"Background": {"text": f"<p>{LONG} &amp; <strong>again</strong></p>"}},
     "Geography": {"Area": {"total": {"text": "12 sq km"}, "note": f"note: {LONG}"}, "Climate": {"text": "mild"}},
