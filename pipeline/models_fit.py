@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ParamsError, of_member
 from pipeline.hook_keys import MLP_INPUT, by_model, join_key, module_of, place_of, split_key
-from pipeline.lm.loading import load_attention_form, model_widths
+from pipeline.lm.loading import load_attention_form, stated_widths
 from pipeline.params.fields import as_written
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _check_fits(params: Params) -> None:
     widths: dict[str, int] = {}
     for alias, hooks in by_model(params.dictionary_hook_points).items():
         model = params.language_model(alias)
-        source = model_widths(model.model_name, model.revision, model.backend)
+        source = stated_widths(model)
         widths |= {join_key(alias, hook): source.hook_width(hook) for hook in hooks}
         _check_order(params.dictionary, alias, source)
     params.with_widths(widths)
@@ -63,7 +63,7 @@ def _check_fits(params: Params) -> None:
 
 def _check_mlp(params: Params) -> None:
     """Refuse to start from an MLP that, in this model's family, reads another hook point."""
-    source = model_widths(params.model.model_name, params.model.revision, params.model.backend)
+    source = stated_widths(params.model)
     for read in params.dictionary.hooks_in:
         match = MLP_INPUT.fullmatch(read)
         accepted = source.mlp_reads(int(match[1])) if match else {}

@@ -110,7 +110,7 @@ def _load_model(
     from pipeline.lm.loading import load_language_model, model_widths
 
     name, revision = model["name"], model["revision"]
-    digest = model_widths(name, revision, config["backend"]).digest()
+    digest = model_widths(name, revision, backend=config["backend"]).digest()
     if digest != config["model_digest"]:
         raise DataError(
             f"{name}: the language model is another one than live activations were planned with (digest "

@@ -192,7 +192,8 @@ def _tokenize(
     about = section_from_dict(DatasetParams, {**named, **text})
     params = _Text(activations, about, DemoParams(), dataclasses.replace(ModelParams(), prepend_bos=prepend_bos))
     if isinstance(dataset, str):
-        tokenize_for(params, model_widths(model.name, model.revision, model.backend), out, lambda line: None)
+        widths = model_widths(model.name, model.revision, model.tokenizer_name, model.backend)
+        tokenize_for(params, widths, out, lambda line: None)
     else:
         tokenize_corpus(_texts(dataset), tokenizer_info(model.tokenizer, model.name), settings_of(params), out)
 

@@ -27,7 +27,7 @@ def main(params: str, tokens: str, out: str, metrics: str) -> None:
     """Generate the activation store."""
     from pipeline.activations.for_params import generate_for
     from pipeline.files import write_json
-    from pipeline.lm.loading import load_stated, model_widths
+    from pipeline.lm.loading import load_stated, stated_widths
     from pipeline.models_fit import check_models_fit
     from pipeline.params.loader import load_params
     from pipeline.planning.beginning import begin
@@ -38,7 +38,7 @@ def main(params: str, tokens: str, out: str, metrics: str) -> None:
     begin("generate", loaded, tokens)
     figures = generate_for(
         loaded,
-        lambda model: model_widths(model.model_name, model.revision, model.backend),
+        stated_widths,
         load_stated,
         Path(tokens),
         Path(out),
@@ -50,9 +50,9 @@ def main(params: str, tokens: str, out: str, metrics: str) -> None:
 def tokenizer_digest(model: ModelParams) -> str | None:
     """Of a model's tokenizer; None where a main model has lost it, which generation does not need."""
     from pipeline.corpus.tokenization import tokenizer_info
-    from pipeline.lm.loading import model_widths
+    from pipeline.lm.loading import stated_widths
 
-    source = model_widths(model.model_name, model.revision, model.backend)
+    source = stated_widths(model)
     return tokenizer_info(source.load_tokenizer(), model.model_name).digest if source.has_tokenizer else None
 
 

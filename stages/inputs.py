@@ -38,9 +38,11 @@ def main(params: str, out: str) -> None:
             err=True,
         )
     digests = FileDigests(root() / "data" / "input_digests.json")
-    models = {"model": model_contents(loaded.model.model_name, loaded.model.revision, digests)}
-    for alias, model in (loaded.models or {}).items():
-        models[f"models.{alias}"] = model_contents(model.model_name, model.revision, digests)
+    models = {}
+    for alias in ("", *(loaded.models or {})):
+        model = loaded.language_model(alias)
+        contents = model_contents(model.model_name, model.revision, model.tokenizer_name, digests)
+        models[f"models.{alias}" if alias else "model"] = contents
     starts = {}
     for member, own in loaded.members.items():
         start = own.initializer.from_dictionary

@@ -21,14 +21,14 @@ def main(params: str, out: str, metrics: str) -> None:
     """Tokenize, split by document and pack the data set."""
     from pipeline.corpus.for_params import tokenize_for
     from pipeline.files import write_json
-    from pipeline.lm.loading import model_widths
+    from pipeline.lm.loading import stated_widths
     from pipeline.params.loader import load_params
     from pipeline.planning.beginning import begin_tokenize
     from pipeline.planning.refusals import TOKENS, refuse
 
     loaded = load_params(params)
     begin_tokenize(loaded)
-    model = model_widths(loaded.model.model_name, loaded.model.revision, loaded.model.backend)
+    model = stated_widths(loaded.model)
     figures = tokenize_for(loaded, model, Path(out), lambda line: click.echo(f"tokenize: {line}", err=True))
     write_json(metrics, figures)
     refuse(loaded, TOKENS, tokens=out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,10 @@ from safetensors.torch import load_file, save_file
 from pipeline.digests import FileDigests
 from pipeline.lm import source
 from tests.closure import load_yaml
+from tests.lm.conftest import CONFIGURATIONS
+from tests.lm.families import write_model
+from tests.lm.gguf_files import write_gguf
+from tests.messages import says
 from tests.project import REPOSITORY, Project, make_project
 
 
@@ -226,3 +231,59 @@ def test_dvc_notices(project: Project) -> None:
         dvc("repro")
         runs.append(len((project.path / "runs").read_text().splitlines()))
     assert runs == [1, 1, 2, 2]
+
+
+@pytest.fixture
+def with_file(project: Project, tmp_path: Path) -> Project:
+    """A GGUF file as the model, and a tokenizer of another place."""
+    write_model(tmp_path / "llama", *CONFIGURATIONS["llama"])
+    write_gguf(tmp_path / "llama", project.path / "own.gguf")
+    (project.path / "words").mkdir()
+    for file in (tmp_path / "llama").glob("tokenizer*"):
+        shutil.copy(file, project.path / "words")
+    return project.set(model__model_name="own.gguf")
+
+
+def other_byte(path: Path) -> None:
+    """Of the last tensor, with the same size and modification time."""
+    before = path.stat()
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_gguf_file_counts_by_its_content(with_file: Project) -> None:
+    before = contents(with_file)
+    (with_file.path / "beside.safetensors").touch()
+    (with_file.path / "own.gguf").touch()
+    assert contents(with_file) == before
+    (with_file.path / "own.gguf").rename(with_file.path / "renamed.gguf")
+    assert contents(with_file.set(model__model_name="renamed.gguf")) == before
+    other_byte(with_file.path / "renamed.gguf")
+    assert contents(with_file)[1] != before[1]
+    assert contents(with_file)[0] == before[0]
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_a_tokenizer_of_another_place_counts(with_file: Project, kind: str) -> None:
+    without = contents(with_file)
+    name = "words"
+    if kind == "file":
+        name = "words.gguf"
+        shutil.copy(with_file.path / "own.gguf", with_file.path / name)
+    before = contents(with_file.set(model__tokenizer_name=name))
+    assert before[1] != without[1]
+    other_tokenizer(with_file.path / name) if kind == "directory" else other_byte(with_file.path / name)
+    after = contents(with_file)
+    assert (after[0], after[1] != before[1]) == (before[0], True)
+    assert json.loads(after[1])["model"]["sha256"] == json.loads(before[1])["model"]["sha256"]
+
+
+def test_a_gguf_file_that_is_damaged_or_gone(with_file: Project) -> None:
+    content = (with_file.path / "own.gguf").read_bytes()
+    (with_file.path / "own.gguf").write_bytes(content[: len(content) // 2])
+    outcome = with_file.run("inputs")
+    assert outcome.exit_code == 2
+    says(outcome.stderr, "own.gguf:", "cut short")
+    (with_file.path / "own.gguf").unlink()
+    says(with_file.run("inputs").stderr, "own.gguf:", "no such GGUF file")

@@ -18,6 +18,9 @@ from pipeline.contracts.manifests import write_manifest
 from pipeline.contracts.sealing import Origin
 from pipeline.interpretation.chat import ChatError
 from pipeline.interpretation.local import LocalModel
+from tests.lm.conftest import CONFIGURATIONS
+from tests.lm.families import write_model
+from tests.lm.gguf_files import write_gguf
 from tests.messages import saying, says
 from tests.project import Outcome, Project
 from tests.sealing import rewritten
@@ -117,6 +120,50 @@ def test_a_tokenizer_that_needs_its_code_is_refused(with_code: Project, mark: Pa
     file.write_text(json.dumps({**json.loads(file.read_text()), "tokenizer_class": "Tokenizer"}))
     (model / "tokenizer.json").rename(model / "tokenizer.model")
     refused(with_code.run("tokenize_corpus"), "model:", "tokenizer")
+
+
+def test_there_is_no_key_that_lets_code_run(project: Project, mark: Path) -> None:
+    project.params["model"]["trust_remote_code"] = True
+    refused(project.set().run("inputs"), "model.trust_remote_code", "unknown key")
+
+
+@pytest.fixture
+def of_file(with_code: Project, tmp_path: Path) -> Project:
+    """The project with a GGUF file as its model, beside the same code; the file itself names classes too."""
+    directory = tmp_path / "llama"
+    write_model(directory, *CONFIGURATIONS["llama"])
+    metadata = {"auto_map": "evil.Model", "tokenizer.ggml.auto_map": "evil.Tokenizer", "llama.auto_map": "evil.Config"}
+    write_gguf(directory, with_code.path / "model" / "own.gguf", metadata=metadata)
+    return with_code.set(model__model_name="model/own.gguf")
+
+
+def test_code_beside_a_gguf_file_is_left_unread(of_file: Project, mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    for stage in ("inputs", "tokenize_corpus", "generate_activations"):
+        outcome = of_file.run(stage)
+        assert outcome.exit_code == 0, outcome.stderr
+
+
+@pytest.mark.parametrize("needs_code", [False, True])
+def test_code_beside_a_tokenizer_of_another_place(
+    with_code: Project, mark: Path, monkeypatch: pytest.MonkeyPatch, needs_code: bool
+) -> None:
+    """Left unread where the tokenizer is of a known kind, else the tokenizer is refused."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    model, words = with_code.path / "model", with_code.path / "words"
+    words.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (model / name).rename(words / name)
+    (words / "evil.py").write_text(script(mark))
+    if needs_code:
+        file = words / "tokenizer_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "tokenizer_class": "Tokenizer"}))
+        (words / "tokenizer.json").rename(words / "tokenizer.model")
+    outcome = with_code.set(model__tokenizer_name="words").run("tokenize_corpus")
+    if needs_code:
+        refused(outcome, "words:", "tokenizer", "model.tokenizer_name")
+    else:
+        assert outcome.exit_code == 0, outcome.stderr
 
 
 def test_pickled_weights_are_never_read(project: Project, mark: Path) -> None:
@@ -259,6 +306,36 @@ def test_tags_of_yaml(project: Project, mark: Path, tag: str) -> None:
     file = project.path / "params.yaml"
     file.write_text(f"{file.read_text()}\nodd: {tag} [{mark}]\n")
     refused(project.run("train"), "params.yaml")
+
+
+@pytest.mark.parametrize("place", ["model", "tokenizer_name", "file"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{{{ cycler.__init__.__globals__.os.system('touch {mark}') }}}}",
+        "{{{{ messages.__class__.__mro__[1].__subclasses__() | map(attribute='__init__') | list }}}}",
+        "{{% set x = messages.append(messages.__init__.__globals__) %}}{{{{ x.os.system('touch {mark}') }}}}",
+    ],
+)
+def test_templates_of_tokenizers_are_confined(of_file: Project, mark: Path, place: str, template: str) -> None:
+    """A chat data set is rendered by them."""
+    own = template.format(mark=mark)
+    model = of_file.path / "model"
+    if place == "file":
+        write_gguf(of_file.path.parent / "llama", model / "own.gguf", metadata={"tokenizer.chat_template": own})
+    elif place == "tokenizer_name":
+        (of_file.path / "words").mkdir()
+        for file in (of_file.path.parent / "llama").glob("tokenizer*"):
+            shutil.copy(file, of_file.path / "words")
+        (of_file.path / "words" / "chat_template.jinja").write_text(own)
+        of_file.set(model__tokenizer_name="words")
+    else:
+        (model / "chat_template.jinja").write_text(own)
+        of_file.set(model__model_name="model")
+    messages = [{"role": "user", "content": "the cat sat"}, {"role": "assistant", "content": "on the mat"}]
+    (of_file.path / "chats.jsonl").write_text(f"{json.dumps({'messages': messages})}\n" * 50)
+    of_file.set(dataset__dataset_name_or_path="chats.jsonl", dataset__messages_field="messages")
+    refused(of_file.run("tokenize_corpus"), "chats.jsonl", "chat template", "SecurityError")
 
 
 def test_templates_of_chat_models_are_confined(project: Project, mark: Path) -> None:

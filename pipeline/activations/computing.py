@@ -27,6 +27,7 @@ class Model(Protocol):
     @property
     def device(self) -> torch.device: ...
     def activations(self, token_ids: Tensor, hook_points: Sequence[str]) -> dict[str, Tensor]: ...
+    def first_not_finite(self, token_ids: Tensor) -> object: ...
 
 
 def require_batch(plan: RowPlan, layouts: Iterable[ArrayLayout]) -> None:
@@ -129,7 +130,7 @@ class BlockRows:
                 self._measure(name, acts)
             for part, stored in self.codec.encode(acts, self.shared[name]).items():
                 if not bool(torch.isfinite(stored).all()):
-                    self._check_finite(name, batch, acts, stored, arrays)
+                    self._check_finite(model, name, batch, acts, stored, arrays)
                 arrays[array_name(name, part)] = stored.cpu()
         return arrays
 
@@ -140,7 +141,9 @@ class BlockRows:
                 self.shared[hook_point][part] = values
                 self.measured(hook_point, part, values)
 
-    def _check_finite(self, hook_point: str, batch: int, acts: Tensor, stored: Tensor, about: Mapping[str, Tensor]) -> None:
+    def _check_finite(
+        self, model: Model, hook_point: str, batch: int, acts: Tensor, stored: Tensor, about: Mapping[str, Tensor]
+    ) -> None:
         """Raise for the first non-finite value of a row."""
         base = int(self.plan.offsets[self.plan.batch(batch).start])
         bad = ~torch.isfinite(stored[: self.plan.n_rows - base]).all(dim=-1).cpu()
@@ -149,14 +152,20 @@ class BlockRows:
         index = tuple(int(i) for i in bad.nonzero()[0])
         value = acts[index].float().cpu()
         overflow = bool(torch.isfinite(value).all())
-        what = (
-            f"activation {float(value.abs().max()):g} overflows activations.storage_dtype {self.storage_dtype}; "
-            "store bfloat16 or float32"
-            if overflow
-            else f"non-finite activation ({float(value[~torch.isfinite(value)][0])}); try model.dtype float32, or another model"
-        )
+        context = int(about["context_ids"][index[0]])
+        if overflow:
+            what = (
+                f"activation {float(value.abs().max()):g} overflows activations.storage_dtype {self.storage_dtype}; "
+                "store bfloat16 or float32"
+            )
+        else:
+            # Alone the context may come out finite: kernels differ with the size of a batch.
+            tokens = self.contexts.take(np.array([context])).astype(np.int64)
+            first = model.first_not_finite(torch.from_numpy(tokens))
+            why = "try model.dtype float32, or another model" if first is None else str(first)
+            what = f"non-finite activation ({float(value[~torch.isfinite(value)][0])}); {why}"
         raise NumericsError(
-            f"hook point {hook_point}: context {int(about['context_ids'][index[0]])}, "
+            f"hook point {hook_point}: context {context}, "
             f"position {int(about['positions'][index])}, token id {int(about['tokens'][index])} "
             f"(store row {self.plan.store_row(base + index[0])}): {what}"
         )

@@ -142,7 +142,9 @@ def steer(
     """
     _check_numbers(strength, n_tokens, temperature)
     bos = bos_of(model, prepend_bos)
-    ids = [*([] if bos is None else [bos]), *token_ids(text, model)]
+    ids = token_ids(text, model)
+    if bos is not None and ids[:1] != [bos]:
+        ids = [bos, *ids]
     if model.max_context is not None and len(ids) > model.max_context:
         raise DataError(
             f"the text has {len(ids):,} tokens, model '{model.name}' takes {model.max_context:,} at a time; shorten the text"

@@ -31,11 +31,16 @@ def token_ids(text: str, model: LanguageModel) -> list[int]:
 
 
 def contexts(ids: Sequence[int], size: int, bos: int | None) -> list[Tensor]:
-    """Contexts int64 [1, T] of at most `size` tokens, with the beginning-of-text token first where one is given."""
+    """Contexts int64 [1, T] of at most `size` tokens, with the beginning-of-text token first where one is given.
+
+    A text that begins with that token itself, as a rendered chat may, gets no other.
+    """
     body = size - (bos is not None)
     if body < 1:
         raise DataError(f"a context of {size} tokens has no room for text")
     first = [] if bos is None else [bos]
+    if first and list(ids[:1]) == first and len(ids) > 1:
+        ids = ids[1:]
     return [torch.tensor([[*first, *ids[start : start + body]]]) for start in range(0, len(ids), body)]
 
 

@@ -96,4 +96,5 @@ def tokenize_for(params: TextParams, model: Model, out: Path, say: Callable[[str
     if nulls:
         keys = "dataset.text_field, dataset.messages_field" if any(chats) else "dataset.text_field"
         say(f"{nulls:,} rows skipped that hold null instead of text ({keys})")
-    return {**figures, "null_rows": nulls}
+    why = bos_choice(info, model.name) if settings.prepend_bos == "auto" else f"{str(settings.prepend_bos).lower()}; as stated"
+    return {**figures, "null_rows": nulls, "prepend_bos": why}

@@ -138,13 +138,15 @@ class Evaluator:
         self._check_memory()
         self.labels = LabelSums(self.measured.values(), self.models.device)
         for batch in self.held_out:
-            self.labels.find(batch, self._found(batch))
+            with self.models.explaining(batch):
+                self.labels.find(batch, self._found(batch))
             self._count(batch, len(self.aliases))
         for name, one in self.measured.items():
             with of_member(name):
                 one.begin(self.labels.means(one))
         for batch in self.held_out:
-            self._evaluate_batch(batch)
+            with self.models.explaining(batch):
+                self._evaluate_batch(batch)
         ranks = {name: one.rank(pca_rank) for name, one in self.measured.items()}
         for batch in self.held_out:
             self._run_pca(batch, ranks)

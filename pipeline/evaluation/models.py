@@ -6,17 +6,20 @@ is run by itself, and what it captures is known by the full keys.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from pipeline.errors import NumericsError
 from pipeline.evaluation.language_model import Replacement
 from pipeline.hook_keys import MAIN, by_model, join_key, split_key
 from pipeline.lm.language_model import Start
 
 if TYPE_CHECKING:
+    from pipeline.evaluation.split_tokens import SplitBatch
     from pipeline.lm.language_model import LanguageModel
 
 
@@ -94,6 +97,21 @@ class LanguageModels:
         inside = {split_key(key)[1]: self._with_keys(alias, function) for key, function in replace.items()}
         own = by_model(capture).get(alias, [])
         return self._models[alias].logits(tokens, inside, capture=own, start=start)
+
+    @contextlib.contextmanager
+    def explaining(self, batch: SplitBatch) -> Iterator[None]:
+        """In the block, a NumericsError says where a model's own run of the batch first goes wrong, if it is that one."""
+        try:
+            yield
+        except NumericsError as error:
+            firsts = ((alias, model.first_not_finite(batch.tokens)) for alias, model in self._models.items())
+            found = next(((alias, first) for alias, first in firsts if first is not None), None)
+            if found is None:
+                raise
+            alias, first = found
+            whose = f"model {alias}, " if alias else ""
+            why = f"{whose}context {int(batch.contexts[first.row])} of the split, {first}"
+            raise NumericsError([f"{fault}; {why}" for fault in error.faults]) from None
 
     def block_input(self, keys: Iterable[str]) -> str:
         """The key of the residual stream before :meth:`first_block` of these keys of a model."""

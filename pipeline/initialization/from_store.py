@@ -204,4 +204,5 @@ def _load_model(params: Params, layers: Sequence[int]) -> LanguageModel:
         backend=params.model.backend,
         device="cpu",
         hook_points=[f"blocks.{layer}.hook_resid_post" for layer in layers],
+        tokenizer_name=params.model.tokenizer_name,
     )

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pipeline.errors import DataError
 from pipeline.lm.attention import AttentionWeights, attention_weights
 from pipeline.lm.mlp import BlockMLP
+from pipeline.lm.not_finite import NotFinite, first_not_finite
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Replacement, Run, StopRun, token_loss
 from pipeline.lm.token_texts import TokenTexts
@@ -117,8 +118,13 @@ class LanguageModel(abc.ABC):
 
     @property
     def revision(self) -> str | None:
-        """Commit of a hub model; None for a local directory."""
+        """Commit of a hub model; None for a local one."""
         return self._source.revision
+
+    @property
+    def tokenizer_name(self) -> str | None:
+        """Where its tokenizer is said to be (model.tokenizer_name); None: beside the model."""
+        return self._source.tokenizer_name
 
     @functools.cached_property
     def digest(self) -> str:
@@ -245,6 +251,27 @@ class LanguageModel(abc.ABC):
         if absent:
             raise DataError(f"hook point '{absent[0]}': its module does not run in a forward pass of {self.name}; name another")
         return {name: run.captured[name] for name in hook_points}
+
+    @torch.no_grad()
+    def first_not_finite(self, token_ids: Tensor) -> NotFinite | None:
+        """Where a run of these tokens first gives a value that is not finite; None: it gives none.
+
+        Args:
+            token_ids: integer [b, T]; every hook point is kept, so they should be few.
+
+        Raises:
+            DataError: token ids that the model does not have.
+        """
+        ids = self._check_tokens(token_ids)
+        points = self._source.points.parse_all(self.hook_points())
+        names = [name for name, point in points.items() if self.whole or point.layer < self.n_loaded]
+        run = Run(capture=frozenset(names), stop=not self.whole)
+        logits = None
+        with contextlib.suppress(StopRun):
+            logits = self._forward(ids, run)
+        return first_not_finite(
+            {name: run.captured[name] for name in names if name in run.captured}, self.dtype, logits if self.whole else None
+        )
 
     def logits(
         self,

@@ -1,7 +1,7 @@
 """Load a language model, its tokenizer, or only what its configuration says.
 
     model = load_language_model("demo")
-    model_widths("EleutherAI/pythia-160m").d_model      # reads config.json alone
+    model_widths("EleutherAI/pythia-160m").d_model      # reads config.json alone, or the header of a GGUF file
 
 Every import of transformers is inside the functions that need it.
 """
@@ -34,11 +34,12 @@ def load_language_model(
     device: str | torch.device | None = None,
     attention: str = "auto",
     hook_points: Sequence[str] | None = None,
+    tokenizer_name: str | None = None,
 ) -> LanguageModel:
     """Load a causal language model for reading and splicing activations.
 
     Args:
-        name_or_path: `demo`, a local directory written by save_pretrained, or a hub id.
+        name_or_path: `demo`, a local directory written by save_pretrained, a GGUF file, or a hub id.
         revision: branch, tag or commit of a hub model.
         backend: "huggingface" or "transformer_lens"; they agree to 2e-6 relative in float32.
         dtype: "float32", "bfloat16" or "float16" (or the torch dtype); None: float32.
@@ -47,6 +48,7 @@ def load_language_model(
             "flash_attention_2"; they agree to rounding.
         hook_points: those that will be read; blocks above the deepest of them and the unembedding are not loaded, so that
             the model has no logits. None: the whole model.
+        tokenizer_name: a directory, hub id or GGUF file whose tokenizer is the model's; None: the one beside the model.
 
     Raises:
         DataError: no such model, back end, dtype, device, attention or hook point, an unsupported architecture, or damaged
@@ -57,7 +59,7 @@ def load_language_model(
     fault = attention_fault(backend, attention)
     if fault is not None:
         raise DataError(f"model.attention: {fault}")
-    source = resolve_model(name_or_path, revision, any_family=backend == "transformer_lens")
+    source = resolve_model(name_or_path, revision, tokenizer_name, any_family=backend == "transformer_lens")
     if not is_known(source.model_type):
         return _load_bridged(source, dtype, device, attention)
     n_blocks = None
@@ -101,23 +103,35 @@ def load_stated(model: ModelParams, hook_points: Sequence[str] | None = None) ->
         device=model.device,
         attention=model.attention,
         hook_points=hook_points,
+        tokenizer_name=model.tokenizer_name,
     )
 
 
-def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> Any:
+def stated_widths(model: ModelParams) -> ModelSource:
+    """:func:`model_widths` of what a parameter file states."""
+    return model_widths(model.model_name, model.revision, model.tokenizer_name, model.backend)
+
+
+def load_tokenizer(name_or_path: str | Path, revision: str | None = None, tokenizer_name: str | None = None) -> Any:
     """The tokenizer of a model (a transformers tokenizer).
 
     Raises:
         DataError: no such model, or its tokenizer is missing or damaged.
     """
-    return resolve_model(name_or_path, revision, any_family=True).load_tokenizer()
+    return resolve_model(name_or_path, revision, tokenizer_name, any_family=True).load_tokenizer()
 
 
-def model_widths(name_or_path: str | Path, revision: str | None = None, backend: str = "huggingface") -> ModelSource:
+def model_widths(
+    name_or_path: str | Path,
+    revision: str | None = None,
+    tokenizer_name: str | None = None,
+    backend: str = "huggingface",
+) -> ModelSource:
     """What a model's configuration says, without weights and without importing torch.
 
     Args:
         name_or_path, revision: of the model.
+        tokenizer_name: where its tokenizer is; None: beside it.
         backend: that it is to be run by; transformer_lens may have further families.
 
     Returns:
@@ -127,7 +141,7 @@ def model_widths(name_or_path: str | Path, revision: str | None = None, backend:
     Raises:
         DataError: no such model, or its architecture is not supported.
     """
-    return resolve_model(name_or_path, revision, any_family=backend == "transformer_lens")
+    return resolve_model(name_or_path, revision, tokenizer_name, any_family=backend == "transformer_lens")
 
 
 def load_attention_form(

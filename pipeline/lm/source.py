@@ -1,7 +1,7 @@
 """Where a language model comes from, and what its configuration says; no weights are read and torch is not imported.
 
-A name is `demo` (the embedded model in data/demo/model), a local directory, or an id of the Hugging Face hub. A hub
-model is taken from the local cache if it is there, else fetched, and is pinned to the commit that its name and revision
+A name is `demo` (the embedded model in data/demo/model), a local directory, a GGUF file, or an id of the Hugging Face hub. A
+hub model is taken from the local cache if it is there, else fetched, and is pinned to the commit that its name and revision
 mean now.
 """
 
@@ -12,21 +12,23 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.files import json_object, local_path, looked_in, read_object, root
-from pipeline.foreign import reading, shortened
+from pipeline.foreign import reading
 from pipeline.hook_keys import AFTER
 from pipeline.lm.architectures import Architecture
 from pipeline.lm.families import architecture_of, check_configuration, is_known
+from pipeline.lm.gguf_file import SUFFIX, is_gguf, read_header
 from pipeline.lm.hook_points import HookPoints
+from pipeline.lm.hub import hub_snapshot
+from pipeline.lm.place import Place
+from pipeline.lm.tokenizer_place import TokenizerPlace, resolve_tokenizer
 
 DEMO = "demo"
-_HUB_TIMEOUT = 10.0
-_GIVE = f"give a hub id while online, a local directory written by save_pretrained, or '{DEMO}'"
 _CONFIG = "give a directory written by save_pretrained"
 _FIELDS = {
     "d_model": ("hidden_size", "n_embd"),
@@ -40,29 +42,23 @@ _INSIDE = (
     *(f"attn.hook_{part}" for part in "qkvz"),
     "mlp.hook_p",
 )  # what is not as wide as the residual stream
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
 @dataclass(frozen=True)
-class ModelSource:
+class ModelSource(Place):
     """A language model that exists, and its configuration.
 
     Attributes:
         name: as it was asked for.
-        directory: local directory with the configuration; for a hub model the cached snapshot.
-        revision: commit of a hub model, None for a local directory.
-        config: contents of config.json.
+        directory: local directory with the configuration, or the GGUF file; for a hub model the cached snapshot.
+        revision: commit of a hub model, None for what is local.
+        gguf: header of a GGUF file, else None.
+        config: contents of config.json, or what a GGUF file says under the same names.
+        tokenizer_name: where the tokenizer is, if not beside the model (model.tokenizer_name).
     """
 
-    name: str
-    directory: Path
-    revision: str | None
-    config: dict[str, Any]
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is a directory rather than a hub model."""
-        return self.revision is None
+    config: dict[str, Any] = field(default_factory=dict)
+    tokenizer_name: str | None = None
 
     @property
     def model_type(self) -> str:
@@ -160,11 +156,15 @@ class ModelSource:
         return list(see(self, hook_points))
 
     def digest(self) -> str:
-        """sha256 over the configuration and the content of every weight file, or over configuration and commit (hub).
+        """sha256 over the configuration and the content of every weight file, or over configuration and commit (hub), or over
+        the content of a GGUF file, which holds both.
 
         Raises:
             DataError: a weight file is missing.
         """
+        if self.gguf is not None:
+            with open(self.directory, "rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
         free = {key: value for key, value in self.config.items() if key not in _FREE_KEYS}
         digest = hashlib.sha256(json.dumps(free, sort_keys=True).encode())
         if self.revision is not None:
@@ -207,39 +207,40 @@ class ModelSource:
             raise DataError(f"{index}: weight files are missing: {', '.join(missing) or 'none is named'}; restore them")
         return files
 
+    def tokenizer_place(self) -> TokenizerPlace:
+        """Where the tokenizer is: beside the model, in the GGUF file, or where model.tokenizer_name says.
+
+        Raises:
+            DataError: there is nothing of the name that was given.
+        """
+        if self.tokenizer_name is None:
+            return TokenizerPlace(self.name, self.directory, self.revision, self.gguf)
+        return resolve_tokenizer(self.tokenizer_name)
+
     @property
     def has_tokenizer(self) -> bool:
-        """Whether a tokenizer lies beside the model; of a hub model it is not known before it is asked for."""
-        return not self.is_local or any((self.directory / name).is_file() for name in _TOKENIZER_FILES)
+        """Whether there is a tokenizer; on the hub it is not known before it is asked for."""
+        return self.tokenizer_place().has_tokenizer
 
     @property
     def states_tokenizer(self) -> bool:
-        """Whether a local directory says what its tokenizer is; else transformers takes what is usual in the model's family."""
-        return not self.is_local or (self.directory / "tokenizer_config.json").is_file()
+        """Whether what is local says what its tokenizer is; else transformers takes what is usual in the model's family."""
+        return self.tokenizer_place().states_tokenizer
 
     def load_tokenizer(self) -> Any:
-        """The tokenizer beside the model.
+        """The tokenizer of the model (of transformers).
 
         Raises:
             DataError: it is missing or damaged.
         """
-        from pipeline.lm.quiet import quiet
-
-        if not self.has_tokenizer:
-            raise DataError(
-                f"{self.directory}: model '{self.name}' has no tokenizer (looked for {', '.join(_TOKENIZER_FILES)}); "
-                "write one beside the model with tokenizer.save_pretrained"
-            )
-        from transformers import AutoTokenizer
-
-        fault = f"{self.directory}: the tokenizer of '{self.name}' is damaged"
-        with quiet(), reading(fault, "restore its files or give another model"):
-            return from_hub_or_directory(self, AutoTokenizer.from_pretrained)
+        return self.tokenizer_place().load()
 
     def _field(self, what: str) -> Any:
         for key in _FIELDS[what]:
             if key in self.text_config:
                 return self.text_config[key]
+        if self.gguf is not None:  # which states everything that a model needs
+            return self.gguf.metadata.get(f"{self.gguf.architecture}.context_length") if what == "max_context" else None
         # A configuration may leave out what equals its family's default.
         from transformers import AutoConfig
 
@@ -255,16 +256,25 @@ class ModelSource:
         value = self._field(what)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             keys = " or ".join(_FIELDS[what])
-            raise DataError(f"{self.directory / 'config.json'}: {keys} should be a positive integer, got {value!r}")
+            place = self.directory / "config.json" if self.gguf is None else f"{self.directory}: the metadata as config.json"
+            raise DataError(f"{place}: {keys} should be a positive integer, got {value!r}")
         return value
 
 
-def resolve_model(name_or_path: str | Path, revision: str | None = None, *, any_family: bool = False) -> ModelSource:
+def resolve_model(
+    name_or_path: str | Path,
+    revision: str | None = None,
+    tokenizer_name: str | None = None,
+    *,
+    any_family: bool = False,
+) -> ModelSource:
     """Find a model and read its configuration.
 
     Args:
-        name_or_path: `demo`, a local directory, or a hub id such as `EleutherAI/pythia-160m`.
+        name_or_path: `demo`, a local directory, a GGUF file, or a hub id such as `EleutherAI/pythia-160m`.
         revision: branch, tag or commit of a hub model.
+        tokenizer_name: a directory, hub id or GGUF file whose tokenizer is the model's; None: the one beside the model. It is
+            looked for when the tokenizer is asked for.
         any_family: its family need not be declared: TransformerLens may have it (bridged.py).
 
     Raises:
@@ -278,96 +288,42 @@ def resolve_model(name_or_path: str | Path, revision: str | None = None, *, any_
             f"{directory}: the embedded model is missing; restore it with `git checkout -- data/demo/model`, "
             "or make it anew with `dvc unfreeze pretrain && dvc repro pretrain`"
         )
+    local = name == DEMO or os.path.exists(directory)
+    if local and revision is not None:
+        kind = "a local directory" if os.path.isdir(directory) else "a local file"
+        raise DataError(f"model.revision '{revision}' was given for '{name}', {kind}, which has no revisions; set it to null")
     if name == DEMO or os.path.isdir(directory):
-        if revision is not None:
-            raise DataError(
-                f"model.revision '{revision}' was given for '{name}', a local directory, which has no revisions; set it to null"
-            )
-        commit = None
-    elif os.path.exists(directory):
-        raise DataError(f"{name}: a model should be a directory with config.json and model.safetensors, this is a file")
-    elif name.startswith((".", "/", "~")) or not 0 <= name.count("/") <= 1:
+        source = ModelSource(name, directory, None, None, _read_config(directory, name), tokenizer_name)
+    elif local and is_gguf(directory):
+        header = read_header(directory)
+        source = ModelSource(name, directory, None, header, header.config(), tokenizer_name)
+    elif local:
         raise DataError(
-            f"{name}: no such directory for a model (looked in {looked_in()}); give an existing one, a hub id, or '{DEMO}'"
+            f"{name}: a model should be a directory with config.json and model.safetensors, or a GGUF file; this is none"
+        )
+    elif name.startswith((".", "/", "~")) or not 0 <= name.count("/") <= 1 or name.endswith(SUFFIX):
+        kind = "GGUF file" if name.endswith(SUFFIX) else "directory"
+        raise DataError(
+            f"{name}: no such {kind} for a model (looked in {looked_in()}); give an existing one, a hub id, or '{DEMO}'"
         )
     else:
         directory, commit = _hub_config(name, revision)
-    source = ModelSource(name, directory, commit, _read_config(directory, name))
+        source = ModelSource(name, directory, commit, None, _read_config(directory, name), tokenizer_name)
     if any_family and not is_known(source.model_type):
         from pipeline.lm.bridged import BridgedSource
 
-        source = BridgedSource(name, directory, commit, source.config)
+        source = BridgedSource(name, directory, source.revision, source.gguf, source.config, tokenizer_name)
     check_configuration(source.declared, source.text_config, name)
     _ = (source.d_model, source.n_layers, source.vocab_size)  # checked now, so that what is returned is usable
     return source
 
 
-def from_hub_or_directory(source: ModelSource, load: Any, **options: Any) -> Any:
-    """`load(...)` from the directory, or from the hub at the pinned commit: the cache first, then over the network.
-
-    Code that lies beside a model is never run, nor does transformers ask whether it may be.
-
-    Raises:
-        DataError: a hub model is not whole in the cache and the hub cannot be reached.
-    """
-    options["trust_remote_code"] = False
-    if source.is_local:
-        return load(str(source.directory), local_files_only=True, **options)
-    try:
-        return load(source.name, revision=source.revision, local_files_only=True, **options)
-    except OSError:
-        _check_hub(source.name, source.revision)
-        return load(source.name, revision=source.revision, **options)
-
-
 def _read_config(directory: Path, name: str) -> dict[str, Any]:
+    if not (directory / "config.json").exists() and (files := sorted(directory.glob(f"*{SUFFIX}"))):
+        raise DataError(f"{directory}: has no config.json, but {files[0].name}; to load that, name the file itself")
     return read_object(directory / "config.json", f"configuration of model '{name}'", _CONFIG)
 
 
 def _hub_config(name: str, revision: str | None) -> tuple[Path, str]:
     """(snapshot directory, commit) of a hub model whose config.json is in the cache or could be fetched."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        file = hf_hub_download(name, "config.json", revision=revision, local_files_only=True)
-    except HFValidationError:
-        raise DataError(f"{_nothing_found(name, revision)} it is neither a directory nor a hub id; {_GIVE}") from None
-    except LocalEntryNotFoundError:
-        _check_hub(name, revision)
-        with reading(f"{_nothing_found(name, revision)} the hub refused it", _GIVE):
-            file = hf_hub_download(name, "config.json", revision=revision)
-    directory = Path(file).parent
-    return directory, directory.name
-
-
-def _check_hub(name: str, revision: str | None) -> None:
-    """Ask the hub for the model once, so that a wrong name or a missing network is known in seconds."""
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
-    if constants.is_offline_mode():
-        raise DataError(f"{_nothing_found(name, revision)} the hub was not asked (HF_HUB_OFFLINE is set); {_GIVE}")
-    # No network: the client's own exceptions differ between versions.
-    with reading(f"{_nothing_found(name, revision)} the hub cannot be reached", _GIVE):
-        try:
-            HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT)
-        except GatedRepoError:
-            raise DataError(
-                f"model '{name}': access is restricted; accept its terms on the hub and log in with `hf auth login`"
-            ) from None
-        except RepositoryNotFoundError:
-            raise DataError(f"{_nothing_found(name, revision)} the hub has no model of this name; {_GIVE}") from None
-        except RevisionNotFoundError:
-            raise DataError(
-                f"{_nothing_found(name, revision)} the hub has this model, but not this revision; {_GIVE}"
-            ) from None
-        except HfHubHTTPError as error:
-            raise DataError(f"{_nothing_found(name, revision)} the hub said: {shortened(error)}; {_GIVE}") from None
-
-
-def _nothing_found(name: str, revision: str | None) -> str:
-    """How a message begins that goes on with what the hub says."""
-    at = f" (revision '{revision}')" if revision else ""
-    looked = f"no directory of this name in {looked_in()}, not in the Hugging Face cache"
-    return f"model '{name}'{at} does not exist here: {looked}, and"
+    return hub_snapshot(name, revision, ("config.json",))

@@ -66,7 +66,7 @@ class TransformerLensModel(LanguageModel):
             self._bridge: Any = TransformerBridge.boot_transformers(
                 str(source.directory),
                 hf_model=model,
-                tokenizer=source.load_tokenizer(),  # its own: the bridge sets a padding token
+                tokenizer=_stand_in(),
                 device=str(parameter.device),
                 dtype=parameter.dtype,
             )
@@ -124,6 +124,14 @@ class TransformerLensModel(LanguageModel):
         self.check_whole()
         assert self._unembedding is not None
         return self._unembedding
+
+
+def _stand_in() -> Any:
+    """A tokenizer for the bridge, which is given token ids alone: a real one it would load again and change."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"": 0}, unk_token="")), eos_token="")
 
 
 def _hook(run: Run, name: str) -> Callable[..., Tensor]:

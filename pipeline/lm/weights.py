@@ -4,6 +4,9 @@ A block that is not needed is taken out of the model after transformers has made
 configuration, and before any weight is read. So what depends on the number of blocks (kinds of layers listed one by one,
 scales of the residual stream) is what it is in the whole model, and the weights of the rest are never read. An unembedding
 goes too, unless it is the embedding.
+
+The tensors of a GGUF file are unpacked to numbers while they are read, those of blocks that are not needed one by one and not
+kept.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ from pipeline.errors import DataError, unknown_name
 from pipeline.foreign import reading
 from pipeline.garbage import uncollected
 from pipeline.lm.architectures import Architecture
+from pipeline.lm.place import load_from
 from pipeline.lm.quiet import quiet
-from pipeline.lm.source import ModelSource, from_hub_or_directory
+from pipeline.lm.source import ModelSource
 from pipeline.params.choices import ATTENTIONS, MODEL_DTYPES
 
 if TYPE_CHECKING:
@@ -48,7 +52,9 @@ def load_weights(
     torch_dtype, torch_device = _torch_dtype(dtype), _torch_device(device)
     if attention not in ATTENTIONS:
         raise DataError(unknown_name("model.attention", attention, ATTENTIONS))
-    if source.is_local:
+    if source.gguf is not None:
+        source.gguf.check_carried(configuration(source))
+    elif source.is_local:
         source.weight_files()
     if attention == "flash_attention_2":
         _check_flash(torch_dtype, torch_device)
@@ -56,19 +62,20 @@ def load_weights(
     implementation = _implementation(cls, source, attention)
     if n_blocks is not None:
         cls = _first_blocks(cls, source.declared, n_blocks)
-    options: dict[str, Any] = {}
-    if source.declared.text_config is not None:  # the text model alone, of a multimodal model's files
+    options: dict[str, Any] = {"use_safetensors": True}
+    if source.gguf is not None:
+        options = {"config": configuration(source), **_unpacked()}
+    elif source.declared.text_config is not None:  # the text model alone, of a multimodal model's files
         config = _text_config(source)
         config.architectures = [cls.__name__]
-        options = {"config": config, "key_mapping": dict(source.declared.renamed)}
+        options |= {"config": config, "key_mapping": dict(source.declared.renamed)}
     fault = f"{source.directory}: the weights of model '{source.name}' cannot be loaded"
     with uncollected(), quiet(), reading(fault, "restore the files or give another model"):
-        model, info = from_hub_or_directory(
+        model, info = load_from(
             source,
             cls.from_pretrained,
             dtype=torch_dtype,
             attn_implementation=implementation,
-            use_safetensors=True,
             output_loading_info=True,
             **options,
         )
@@ -110,10 +117,17 @@ def empty_model(source: ModelSource) -> nn.Module:
 
 def _text_config(source: ModelSource) -> Any:
     """The configuration of transformers: of a multimodal model, that of its text model."""
+    config = configuration(source)
+    return config if source.declared.text_config is None else config.get_text_config()
+
+
+def configuration(source: ModelSource) -> Any:
+    """The configuration as transformers has it. Of a GGUF file it is made here: transformers takes seconds for it."""
     from transformers import AutoConfig
 
-    config = from_hub_or_directory(source, AutoConfig.from_pretrained)
-    return config if source.declared.text_config is None else config.get_text_config()
+    if source.gguf is None:
+        return load_from(source, AutoConfig.from_pretrained)
+    return AutoConfig.for_model(**source.gguf.config())
 
 
 def _first_blocks(cls: Any, architecture: Architecture, n_blocks: int) -> type:
@@ -128,6 +142,14 @@ def _first_blocks(cls: Any, architecture: Architecture, n_blocks: int) -> type:
             self.set_output_embeddings(None)
 
     return type(cls.__name__, (cls,), {"__init__": __init__, "__module__": cls.__module__})
+
+
+def _unpacked() -> dict[str, Any]:
+    """The option that has transformers unpack a GGUF file's tensors, where it could keep some packed instead."""
+    import transformers
+
+    config: Any = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def _implementation(cls: Any, source: ModelSource, attention: str) -> str:

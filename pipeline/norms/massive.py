@@ -84,6 +84,6 @@ class ModelTexts:
 
         model = self._params.language_model(alias)
         try:
-            return TokenTexts(load_tokenizer(model.model_name, model.revision))
+            return TokenTexts(load_tokenizer(model.model_name, model.revision, model.tokenizer_name))
         except DataError:
             return None

@@ -73,7 +73,7 @@ class Params(Section):
     models: Mapping[str, NamedModelParams] | None = param(
         None,
         form=ALIAS_FORM,
-        about="further models whose hook points are named alias:blocks.L.name: {alias: {model_name, revision}}",
+        about="further models whose hook points are named alias:blocks.L.name: {alias: {model_name, revision, tokenizer_name}}",
     )
     dataset: DatasetParams = field(default_factory=DatasetParams)
     activations: ActivationsParams = field(default_factory=ActivationsParams)
@@ -118,11 +118,11 @@ class Params(Section):
         return self.activations.hook_points or self.dictionary_hook_points
 
     def language_model(self, alias: str) -> ModelParams:
-        """The section model (alias ""), or the same with name and revision of `models.<alias>`."""
+        """The section model (alias ""), or the same with name, revision and tokenizer of `models.<alias>`."""
         if not alias:
             return self.model
         other = (self.models or {})[alias]
-        return replace(self.model, model_name=other.model_name, revision=other.revision)
+        return replace(self.model, model_name=other.model_name, revision=other.revision, tokenizer_name=other.tokenizer_name)
 
     def with_widths(self, widths: Mapping[str, int]) -> Params:
         """The same, with d_model known: what depends on the number of features is checked.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.hook_keys import MAIN, by_model, join_key
-from pipeline.lm.loading import model_widths
+from pipeline.lm.loading import stated_widths
 
 if TYPE_CHECKING:
     from pipeline.lm.source import ModelSource
@@ -42,6 +42,6 @@ def sources_of(params: Params) -> Sources:
     hooks = by_model(dict.fromkeys((*params.hook_points, *params.dictionary_hook_points)))
     for alias in dict.fromkeys((MAIN, *hooks)):
         stated = params.language_model(alias)
-        models[alias] = model_widths(stated.model_name, stated.revision)
+        models[alias] = stated_widths(stated)
         widths |= {join_key(alias, hook): models[alias].hook_width(hook) for hook in hooks.get(alias, ())}
     return Sources(models, widths)

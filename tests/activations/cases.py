@@ -63,6 +63,9 @@ class FakeModel:
         positions = torch.arange(token_ids.shape[1]).expand_as(token_ids)
         return {name: self.value(token_ids, positions, name) for name in hook_points}
 
+    def first_not_finite(self, token_ids: Tensor) -> str:
+        return f"first at a layer, of {len(token_ids)} context of {token_ids.shape[1]} tokens"
+
 
 def facts(width: int = 8, hook_points: Sequence[str] = (HOOK,), digest: str | None = None) -> ModelFacts:
     """What generation is told of a FakeModel."""

@@ -12,15 +12,18 @@ import pytest
 
 from pipeline.analysis.inspection import inspect_text
 from pipeline.analysis.steering import steer
-from pipeline.analysis.texts import bos_of
+from pipeline.analysis.texts import bos_of, contexts
 from pipeline.corpus.bos import adds_bos
 from pipeline.corpus.document import Document
 from pipeline.corpus.tokenization import TokenizeSettings, bos_choice, prepends_bos, tokenize_corpus, tokenizer_info
 from pipeline.corpus.tokens import open_tokens
 from pipeline.errors import DataError
-from pipeline.lm.loading import load_language_model
+from pipeline.lm.loading import load_language_model, load_tokenizer
 from tests.analysis.test_inspection import folded, sae
 from tests.corpus.tokenizers import ADDING, PLAIN, WITHOUT, fast_tokenizer
+from tests.lm.conftest import CONFIGURATIONS
+from tests.lm.families import write_model
+from tests.lm.gguf_files import vocabulary, write_gguf
 from tests.messages import saying, says
 from tests.project import Project
 
@@ -65,6 +68,49 @@ def test_contexts_start_with_bos_or_hold_none(tmp_path: Path, kind: str, stated:
         bos = np.zeros_like(tokens, dtype=bool) if info.bos is None else tokens == info.bos
         assert bos[:, 0].all() == first
         assert not bos[:, 1:].any()
+
+
+@pytest.mark.parametrize("add_bos", [True, False, None])
+def test_a_gguf_file_says_it_by_its_own_key(tmp_path: Path, add_bos: bool | None) -> None:
+    """tokenizer.ggml.add_bos_token; a byte-level vocabulary without it adds none."""
+    write_model(tmp_path / "llama", *CONFIGURATIONS["llama"])
+    keys = {**vocabulary(tmp_path / "llama"), "tokenizer.ggml.add_bos_token": add_bos}
+    loaded = load_tokenizer(write_gguf(tmp_path / "llama", tmp_path / "a.gguf", metadata=keys))
+    assert adds_bos(loaded) is bool(add_bos)
+    info = tokenizer_info(loaded, "a.gguf")
+    assert prepends_bos("auto", info) is bool(add_bos)
+    says(bos_choice(info, "a.gguf"), f"{str(bool(add_bos)).lower()};", "'a.gguf'", "<|endoftext|>")
+    assert loaded("the cat", add_special_tokens=False)["input_ids"] == loaded("the cat")["input_ids"][bool(add_bos) :]
+
+
+@pytest.mark.parametrize("prepend_bos", [True, "auto"])
+def test_the_template_of_a_gguf_file_that_begins_with_bos_gets_no_other(
+    tmp_path: Path, project: Project, prepend_bos: bool | str
+) -> None:
+    write_model(tmp_path / "llama", *CONFIGURATIONS["llama"])
+    template = "{{ bos_token }}{% for message in messages %}{{ message.role + ': ' + message.content + ' ' }}{% endfor %}"
+    keys = {**vocabulary(tmp_path / "llama", add_bos=True), "tokenizer.chat_template": template}
+    write_gguf(tmp_path / "llama", project.path / "chat.gguf", metadata=keys)
+    chats = [[{"role": "user", "content": "the cat"}, {"role": "assistant", "content": f"the mat {n}"}] for n in range(200)]
+    (project.path / "chats.jsonl").write_text("".join(f"{json.dumps({'messages': chat})}\n" for chat in chats))
+    project.set(model__model_name="chat.gguf", dataset__dataset_name_or_path="chats.jsonl", dataset__messages_field="messages")
+    project.set(activations__total_tokens=500, model__prepend_bos=prepend_bos)
+    outcome = project.run("tokenize_corpus")
+    assert outcome.exit_code == 0, outcome.stderr
+    store = open_tokens(project.path / "data" / "tokens.zarr")
+    tokens = store.train.read()
+    assert store.prepend_bos
+    assert (tokens[:, 0] == 0).all()
+    assert not ((tokens[:, 1:] == 0) & (tokens[:, :-1] == 0)).any()
+    assert (tokens[:, 1:] == 0).any()  # and a conversation inside a context keeps its own
+    figures = json.loads((project.path / "metrics" / "tokenize.json").read_text())
+    says(figures["prepend_bos"], "true;", *(["stated"] if prepend_bos is True else ["'chat.gguf'", "<|endoftext|>"]))
+
+
+def test_a_text_that_begins_with_bos_gets_no_other() -> None:
+    assert [context.tolist() for context in contexts([0, 5, 6, 7], 3, 0)] == [[[0, 5, 6]], [[0, 7]]]
+    assert [context.tolist() for context in contexts([5, 6, 7], 3, 0)] == [[[0, 5, 6]], [[0, 7]]]
+    assert [context.tolist() for context in contexts([0, 5, 6, 7], 3, None)] == [[[0, 5, 6]], [[7]]]
 
 
 def of_model(kind: str) -> SimpleNamespace:

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -33,6 +34,7 @@ from pipeline.evaluation.compared import compared
 from pipeline.evaluation.headline import headline
 from pipeline.evaluation.massive import massive_line
 from pipeline.interpretation.examples import split_examples
+from pipeline.lm.source import resolve_model
 from pipeline.metric_files import read_history, read_metrics
 from pipeline.norms.hook_norm import read_norms, sealed_norms
 from pipeline.params.lm_saes.overlay import settings_overlay
@@ -47,6 +49,7 @@ from tests.corpus.chats import HEADERS, chat_tokenizer, conversations
 from tests.dashboard import synthetic
 from tests.fuzz.hunting import Target
 from tests.fuzz.mutations import changed, corrupted, written
+from tests.lm.gguf_files import put
 from tests.params.lm_saes_settings import KINDS
 from tests.params.lm_saes_settings import toml as settings_toml
 from tests.project import REPOSITORY
@@ -245,6 +248,38 @@ def corpus() -> Target:
     return Target("corpus", case, put_files, read, tuple(whole))
 
 
+def gguf_files(seeds: Path) -> Target:
+    about = {"context_length": 16, "block_count": 1, "embedding_length": 32, "rope.freq_base": 1e4, "vocab_size": 4}
+    metadata = {f"llama.{key}": value for key, value in about.items()} | {
+        "general.name": "tiny", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a", "b", "c", "d"],
+        "tokenizer.ggml.token_type": [1, 1, 1, 3], "tokenizer.ggml.add_bos_token": True,
+    }  # fmt: skip
+    import gguf
+
+    writer = gguf.GGUFWriter(str(seeds / "a.gguf"), "llama")
+    for key, value in metadata.items():
+        put(writer, key, value)
+    for name in ("token_embd.weight", "output_norm.weight"):
+        writer.add_tensor(name, np.zeros((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    whole = (seeds / "a.gguf").read_bytes()
+
+    def case(draw: Random) -> Files:
+        # What is changed lies before the weights, where there is something to read.
+        head = whole.index(b"output_norm.weight") + 64
+        return one_file("a.gguf", corrupted(draw, whole[:head]) + whole[head:])
+
+    def read(folder: Path) -> None:
+        source = resolve_model(folder / "a.gguf")
+        assert source.d_model * source.n_layers * source.vocab_size > 0
+        assert source.has_tokenizer in (True, False)
+
+    return Target("gguf", case, put_files, read, (one_file("a.gguf", whole),))
+
+
 def chats() -> Target:
     records = [{"turns": chat} for chat in conversations(12, system=True)]
     template = ChatTemplate(chat_tokenizer(HEADERS), "tiny")
@@ -311,4 +346,4 @@ def metrics() -> Target:
 
 def targets(seeds: Path) -> tuple[Target, ...]:
     """Every target; whole documents that are directories are made in `seeds`."""
-    return params(), settings(seeds), dictionary(seeds), features(seeds), corpus(), chats(), metrics()
+    return params(), settings(seeds), dictionary(seeds), features(seeds), corpus(), gguf_files(seeds), chats(), metrics()

@@ -121,7 +121,7 @@ def test_back_ends_and_families(bridged: Callable[[str], LanguageModel], tmp_pat
     directory = Path(bridged("phi").name)
     with pytest.raises(DataError, match=saying("phi", "unknown model_type", "model.backend to transformer_lens", "phi3")):
         model_widths(directory)
-    assert model_widths(directory, None, "transformer_lens").hook_width("blocks.1.mlp.hook_post") == GQA["intermediate_size"]
+    assert model_widths(directory, backend="transformer_lens").hook_width("blocks.1.mlp.hook_post") == GQA["intermediate_size"]
     assert load_tokenizer(directory).bos_token_id == 0
     # What neither knows.
     own = Path(shutil.copytree(directory, tmp_path / "own"))
@@ -130,7 +130,7 @@ def test_back_ends_and_families(bridged: Callable[[str], LanguageModel], tmp_pat
         json.dumps({**config, "model_type": "persimmon", "architectures": ["PersimmonForCausalLM"]})
     )
     with pytest.raises(DataError, match=saying("persimmon", "not declared here", "CONTRIBUTING.md")):
-        model_widths(own, None, "transformer_lens").hook_points()
+        model_widths(own, backend="transformer_lens").hook_points()
 
 
 def test_a_bridge_that_computes_another_model_is_refused(

@@ -33,7 +33,8 @@ from tests.messages import saying, says
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [name for name in preset_names() if name.startswith("demo-")]
-LARGE = [name for name in preset_names() if name not in SMALL]
+SMOLLM2 = [name for name in preset_names() if name.startswith("smollm2-")]  # a real model on two cores
+LARGE = [name for name in preset_names() if name not in (*SMALL, *SMOLLM2)]
 # Trainer's keys that make a method; the others are sizes, rates and lengths.
 OF_THE_METHOD = (
     "optimizer",
@@ -108,6 +109,34 @@ def test_figures_of_the_large_follow_from_their_keys(name: str) -> None:
         return
     assert f"{store / 1e12:.2f} TB activations" in text
     assert f"disk: {(store + beside) / 1e12:.2f} TB" in text
+
+
+@pytest.mark.parametrize("name", SMOLLM2)
+def test_figures_of_those_for_two_cores_follow_from_their_keys(name: str) -> None:
+    params, text = apply_preset(name, ROOT / "params.yaml"), "\n".join(header(name))
+    tokens, steps = params.activations.total_tokens, params.total_steps
+    assert params.trainer.total_training_tokens == 4 * tokens
+    assert (
+        f"tokens: {tokens // 1000}K, stored and passed four times ({steps:,} steps of {params.activations.batch_size:,})"
+        in text
+    )
+    assert f"{params.evaluation.tokens // 1024}K held-out ones evaluated, {params.analysis.tokens // 1000}K analysed" in text
+    assert (
+        f"disk: {tokens * 576 * 2 / 1e9:.1f} GB of activations ({tokens // 1000}K x {params.dictionary.d_model} x 2 bytes)"
+        in text
+    )
+    assert f"{params.dictionary.d_sae:,} features (8x)" in header(name)[0]
+    assert f"after block {params.dictionary.hook_point_in.split('.')[1]} of 30" in header(name)[0]
+    assert params.activations.max_norm_factor == 10.0
+
+
+def test_both_smollm2_differ_in_model_and_text_alone() -> None:
+    hub, local = (
+        dict(flatten(apply_preset(name, ROOT / "params.yaml").to_dict())) for name in ("smollm2-135m", "smollm2-135m-local")
+    )
+    assert {key for key in hub if hub[key] != local[key]} == {
+        "model.model_name", "dataset.dataset_name_or_path", "dataset.streaming"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SMALL)

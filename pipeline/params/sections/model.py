@@ -12,7 +12,8 @@ from pipeline.params.section import Section, rule
 DEVICE = (r"cpu|(cuda|xpu|npu)(:\d+)?|mps", "a device (cpu, mps, cuda or cuda:N)")
 
 
-_NAME_FORM = (r"\S(.*\S)?", "a hub id, a local directory or demo")
+_NAME_FORM = (r"\S(.*\S)?", "a hub id, a local directory, a GGUF file or demo")
+_TOKENIZER_FORM = (r"\S(.*\S)?", "a hub id, a local directory or a GGUF file")
 _REVISION_FORM = (r"\S+", "a branch, tag or commit")
 ALIAS = r"[A-Za-z_][A-Za-z0-9_-]*"
 ALIAS_FORM = (ALIAS, "letters, digits, '_' and '-', beginning with a letter")
@@ -24,9 +25,14 @@ class NamedModelParams(Section):
 
     NAME: ClassVar[str] = "models"
 
-    model_name: str = param(form=_NAME_FORM, also_called=("name",), about="hub id or local directory of the further model")
+    model_name: str = param(
+        form=_NAME_FORM, also_called=("name",), about="hub id, local directory or GGUF file of the further model"
+    )
     revision: str | None = param(
         None, form=_REVISION_FORM, about="branch, tag or commit of its hub repository; null: its default branch"
+    )
+    tokenizer_name: str | None = param(
+        None, form=_TOKENIZER_FORM, about="what its tokenizer is taken from; null: from beside it, or from its GGUF file"
     )
 
 
@@ -37,10 +43,18 @@ class ModelParams(Section):
     NAME: ClassVar[str] = "model"
 
     model_name: str = param(
-        "demo", form=_NAME_FORM, also_called=("name",), about="hub id, local directory, or demo (data/demo/model, committed)"
+        "demo",
+        form=_NAME_FORM,
+        also_called=("name",),
+        about="hub id, local directory, GGUF file, or demo (data/demo/model, committed)",
     )
     revision: str | None = param(
         None, form=_REVISION_FORM, about="branch, tag or commit of the hub repository; null: its default branch"
+    )
+    tokenizer_name: str | None = param(
+        None,
+        form=_TOKENIZER_FORM,
+        about="hub id, local directory or GGUF file that the tokenizer is taken from; null: from the model's own",
     )
     backend: str = param(
         "huggingface",
