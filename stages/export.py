@@ -40,9 +40,8 @@ def main(
 
     loaded = load_params(params)
     found = chosen_places(loaded, places, member, inference)
-    target = to or Path("data") / "export" / name / (
-        found[0].name if places else "/".join([loaded.dictionary.name, member or ""])
-    )
+    own = Path(found[0].name) if places else Path(loaded.dictionary.name) / (member or "")
+    target = to or Path("data") / "export" / name / own
     export = export_stored(loaded, found, target, name, activations=None if drawn else activations, n_tokens=tokens)
     for line in export.lines():
         click.echo(line)

@@ -1,7 +1,7 @@
 """import_dictionary: a dictionary of another tool as one of ours, in data/inference/<name>/.
 
 Reads a directory or file in one of the known formats, or hf:user/repository/folder@revision, and the configuration of the
-language model. Writes data/inference/<name>/, which evaluate, analyze, inspect and interpret take, and which a run can start from.
+language model. Writes data/inference/<name>/, which evaluate, analyze, inspect and interpret take and a run can start from.
 Cost: seconds.
 """
 

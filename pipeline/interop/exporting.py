@@ -19,6 +19,7 @@ from pipeline.interop.interface import InterchangeFormat, interchange_format
 from pipeline.interop.plain import PlainDictionary, plain_of
 from pipeline.interop.verification import Difference, check, difference
 from pipeline.lm.source import resolve_model
+from pipeline.params.interchange import INTERCHANGE_FORMATS
 from pipeline.seeding import generator
 
 DRAWN_TOKENS, DRAWN_CONTEXT = 512, 16
@@ -75,7 +76,7 @@ def export_dictionaries(
     form = interchange_format(format)
     if not dictionaries:
         raise ParamsError("export: no dictionary was given")
-    plains = [form.prepared(_with_about(plain_of(each), about or {})) for each in dictionaries]
+    plains = [_prepared(form, _with_about(plain_of(each), about or {})) for each in dictionaries]
     folded = [each if each.config.folded else each.fold(each.config.norms) for each in dictionaries]
     inputs = [_drawn(each) for each in folded] if activations is None else activations
     place = form.place(plains, Path(path))
@@ -88,6 +89,23 @@ def export_dictionaries(
         ]
     said = tuple(dict.fromkeys(sentence for plain in plains for sentence in plain.said))
     return Export(place, format, tuple(found), activations is None, said)
+
+
+def _prepared(form: InterchangeFormat, plain: PlainDictionary) -> PlainDictionary:
+    """As the format holds it; what says that it does not names those that do."""
+    try:
+        return form.prepared(plain)
+    except ParamsError as error:
+        held = [name for name in INTERCHANGE_FORMATS if _holds(interchange_format(name), plain)]
+        raise ParamsError([f"{fault}; formats that hold it: {', '.join(held) or 'none'}" for fault in error.faults]) from None
+
+
+def _holds(form: InterchangeFormat, plain: PlainDictionary) -> bool:
+    try:
+        form.prepared(plain)
+    except ParamsError:
+        return False
+    return True
 
 
 def _check_free(place: Path, form: InterchangeFormat) -> None:

@@ -79,9 +79,10 @@ class InterchangeFormat(ABC):
             )
         return dictionaries[0]
 
-    def refuse(self, plain: PlainDictionary, what: str, advice: str) -> ParamsError:
-        """The error for a dictionary that the format cannot hold."""
-        return ParamsError(f"--format {self.name}: cannot hold {what} ({plain.kind}, {plain.gate}); {advice}")
+    def refuse(self, plain: PlainDictionary, what: str, advice: str = "") -> ParamsError:
+        """The error for a dictionary that the format cannot hold; the formats that do are added to it by who asks."""
+        hint = f"; {advice}" if advice else ""
+        return ParamsError(f"--format {self.name}: cannot hold {what} ({plain.kind}, {plain.gate}){hint}")
 
 
 def interchange_format(name: str) -> InterchangeFormat:

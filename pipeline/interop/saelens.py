@@ -144,10 +144,9 @@ class _SAELens(InterchangeFormat):
         if plain.kind == "sae":
             return {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu"}[plain.gate]
         if plain.kind != "transcoder":
-            advice = "write it as openmoss" + (" or circuit_tracer" if plain.kind == "clt" else "")
-            raise self.refuse(plain, "this kind", advice)
+            raise self.refuse(plain, "this kind")
         if plain.gate == "topk":
-            advice = "set fold.convert_topk_to_jumprelu: true, so that it has a calibrated threshold, or write it as sparsify"
+            advice = "set fold.convert_topk_to_jumprelu: true, so that it has a calibrated threshold"
             raise self.refuse(plain, "a TopK transcoder", advice)
         return next(name for name, form in TRANSCODERS.items() if form == (plain.gate, plain.skip))
 

@@ -42,9 +42,9 @@ def read_npz(file: Path) -> dict[str, Tensor]:
     """
     _must_be_file(file)
     found: dict[str, Any] = {}
-    with reading(f"{file}: not an npz file of plain arrays (objects in it are never read)", AGAIN):
-        with np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
+    fault = f"{file}: not an npz file of plain arrays (objects in it are never read)"
+    with reading(fault, AGAIN), np.load(file, allow_pickle=False) as arrays:
+        found = {name: arrays[name] for name in arrays.files}
     wrong = sorted(name for name, array in found.items() if array.dtype.kind not in "fiub")
     if wrong:
         raise DataError(f"{file}: {', '.join(wrong)}: not an array of numbers (dtype {found[wrong[0]].dtype}); {AGAIN}")

@@ -25,5 +25,16 @@ class InterchangeDeclaration:
 INTERCHANGE_FORMATS: Registry[InterchangeDeclaration] = Registry(
     "interchange format",
     "scopeline.interchange_formats",
-    (InterchangeDeclaration("saelens", f"{_CODE}.saelens:FORMAT"),),
+    tuple(
+        InterchangeDeclaration(name, f"{_CODE}.{name}:FORMAT")
+        for name in (
+            "saelens",
+            "sparsify",
+            "dictionary_learning",
+            "gemma_scope",
+            "llama_scope",
+            "openmoss",
+            "circuit_tracer",
+        )
+    ),
 )
