@@ -9,7 +9,7 @@
     GatedAutoEncoder         relu(u e^r_mag + mag_bias) where u + gate_bias > 0
 
 ae.pt is read with weights_only. The state that a training resumes from is called ae.pt too: {step, ae, optimizer, config,
-norm_factor}; it takes normalised activations, so that biases and thresholds are multiplied by norm_factor, as `scale_biases` there.
+norm_factor}; it takes normalised activations, so that biases and thresholds are multiplied by norm_factor.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@
     activation_function.log_jumprelu_threshold: theta = exp of it, compared with what the gate sees
 
 With norm_activation dataset-wise x is multiplied by sqrt(d) / norm and what is written over it, the norms being tensors
-`dataset_average_activation_norm.<hook>`: folded on reading. Written with norm_activation inference, so that it is folded no second
-time. A crosscoder's gate sees z times the decoder norm of each hook point apart, so that a feature may be active at some only: ReLU
-alone is the same as here.
+`dataset_average_activation_norm.<hook>`: folded on reading. Written with norm_activation inference, so that it is folded no
+second time. A crosscoder's gate sees z times the decoder norm of each hook point apart, so that a feature may be active at some
+only: ReLU alone is the same as here.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ class _OpenMOSS(InterchangeFormat):
         tensors = _plain(found, kind, len(hooks[0]), d)
         theta = tensors.pop(THRESHOLD).double().exp() if gate == "jumprelu" else None
         attention = {key: values[key] for key in ATTENTION if key in values} if kind == "lorsa" else {}
+        if attention.get("positional_embedding_type") == "none":
+            attention["rotary_dim"] = None
         plain = PlainDictionary(
             "transcoder" if kind == "sae" and hooks[0] != hooks[1] else kind,
             gate,
