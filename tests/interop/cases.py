@@ -36,7 +36,8 @@ KINDS: dict[str, dict[str, Any]] = {
 GATES = ("relu", "jumprelu", "topk")
 # What each format that is written holds.
 HELD = {
-    "saelens": {("sae", gate) for gate in GATES} | {(kind, gate) for kind in ("transcoder", "skip") for gate in ("relu", "jumprelu")},
+    "saelens": {("sae", gate) for gate in GATES}
+    | {(kind, gate) for kind in ("transcoder", "skip") for gate in ("relu", "jumprelu")},
     "sparsify": {(kind, "topk") for kind in ("sae", "transcoder", "skip")},
     "dictionary_learning": {("sae", gate) for gate in GATES},
     "openmoss": {(kind, gate) for kind in ("sae", "transcoder", "clt", "lorsa") for gate in GATES} | {("crosscoder", "relu")},
@@ -48,7 +49,9 @@ Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 def folded(kind: str, gate: str, **changes: Any) -> Dictionary:
     """A folded dictionary in float32, every tensor of it filled."""
     made = filled(act_fn=gate, dtype="float32", **{**KINDS[kind], **changes})
-    norms = {hook: {"mean_norm": 2.0 + i, "mean_square": 9.0 + i, "d": D} for i, hook in enumerate((*made.hooks_in, *made.hooks_out))}
+    norms = {
+        hook: {"mean_norm": 2.0 + i, "mean_square": 9.0 + i, "d": D} for i, hook in enumerate((*made.hooks_in, *made.hooks_out))
+    }
     return made.fold(norms)
 
 
@@ -129,7 +132,11 @@ def saelens(path: Path, architecture: str = "jumprelu", **config: Any) -> Forwar
             u = (x - b_in) @ w["W_enc"].double()
             f = ((u + mag["b_gate"].double()) > 0) * (u * mag["r_mag"].double().exp() + mag["b_mag"].double()).relu()
             return f, f @ w["W_dec"].double() + w["b_dec"].double()
-        norms = w["W_dec"].norm(dim=-1).double() if config.get("rescale_acts_by_decoder_norm") else torch.ones(F, dtype=torch.float64)
+        norms = (
+            w["W_dec"].norm(dim=-1).double()
+            if config.get("rescale_acts_by_decoder_norm")
+            else torch.ones(F, dtype=torch.float64)
+        )
         f, y = naive(
             x, w["W_enc"].double() * norms, w["b_enc"].double() * norms, w["W_dec"].double() / norms[:, None], w["b_dec"],
             theta=w["threshold"] if "jumprelu" in architecture else 0.0, k=K if architecture == "topk" else None, b_in=b_in,
@@ -144,7 +151,12 @@ def sparsify(path: Path, *, transcode: bool = False, skip: bool = False, **confi
     w, W_skip = _weights(), 0.2 * drawn("skip", D, D)
     stated = {"activation": "topk", "expansion_factor": 32, "num_latents": F, "k": K, "d_in": D, "transcode": transcode}
     _json(path / "cfg.json", {**stated, "skip_connection": skip, "multi_topk": False, "normalize_decoder": True, **config})
-    tensors = {"encoder.weight": w["W_enc"].T.contiguous(), "encoder.bias": w["b_enc"], "W_dec": w["W_dec"], "b_dec": w["b_dec"]}
+    tensors = {
+        "encoder.weight": w["W_enc"].T.contiguous(),
+        "encoder.bias": w["b_enc"],
+        "W_dec": w["W_dec"],
+        "b_dec": w["b_dec"],
+    }
     save_file(tensors | ({"W_skip": W_skip} if skip else {}), path / "sae.safetensors")
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,11 +170,17 @@ def _four(w: dict[str, Tensor]) -> list[Tensor]:
     return [w[key] for key in ("W_enc", "b_enc", "W_dec", "b_dec")]
 
 
-def dictionary_learning(path: Path, dict_class: str = "AutoEncoderTopK", *, resume: float | None = None, **trainer: Any) -> Forward:
+def dictionary_learning(
+    path: Path, dict_class: str = "AutoEncoderTopK", *, resume: float | None = None, **trainer: Any
+) -> Forward:
     """ae.pt and config.json; `resume`: the state that a training goes on from, with this norm_factor."""
     w = _weights()
     scale = resume or 1.0
-    linear = {"encoder.weight": w["W_enc"].T.contiguous(), "encoder.bias": w["b_enc"], "decoder.weight": w["W_dec"].T.contiguous()}
+    linear = {
+        "encoder.weight": w["W_enc"].T.contiguous(),
+        "encoder.bias": w["b_enc"],
+        "decoder.weight": w["W_dec"].T.contiguous(),
+    }
     mag = {"r_mag": 0.3 * drawn("r_mag", F), "gate_bias": 0.5 * drawn("b_gate", F), "mag_bias": 0.5 * drawn("b_mag", F)}
     theta = torch.tensor(0.7)
     budget = {"k": torch.tensor(K, dtype=torch.int), "threshold": theta}
@@ -182,7 +200,15 @@ def dictionary_learning(path: Path, dict_class: str = "AutoEncoderTopK", *, resu
     if resume is not None:
         state = {"step": 3, "ae": state, "optimizer": {"state": {}}, "config": {"lr": 1e-3}, "norm_factor": resume}
     torch.save(state, path / "ae.pt")
-    stated = {"dict_class": dict_class, "activation_dim": D, "dict_size": F, "k": K, "layer": 1, "lm_name": "tiny", "submodule_name": "resid_post_layer_1"}
+    stated = {
+        "dict_class": dict_class,
+        "activation_dim": D,
+        "dict_size": F,
+        "k": K,
+        "layer": 1,
+        "lm_name": "tiny",
+        "submodule_name": "resid_post_layer_1",
+    }
     _json(path / "config.json", {"trainer": stated | trainer, "buffer": {"ctx_len": 64}})
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,7 +221,16 @@ def dictionary_learning(path: Path, dict_class: str = "AutoEncoderTopK", *, resu
         bound = {"BatchTopKSAE": theta, "MatryoshkaBatchTopKSAE": theta, "JumpReluAutoEncoder": w["threshold"]}.get(dict_class)
         bounds: Any = 0.0 if bound is None else (bound.double() * scale).expand(F)
         subtracted = dict_class not in ("JumpReluAutoEncoder", "AutoEncoderNew")
-        return naive(x, W_enc, b_enc, W_dec, b_dec, theta=bounds, k=K if dict_class == "AutoEncoderTopK" else None, b_in=b_dec if subtracted else 0.0)
+        return naive(
+            x,
+            W_enc,
+            b_enc,
+            W_dec,
+            b_dec,
+            theta=bounds,
+            k=K if dict_class == "AutoEncoderTopK" else None,
+            b_in=b_dec if subtracted else 0.0,
+        )
 
     return forward
 
@@ -214,7 +249,13 @@ def gemma_scope_2(path: Path, *, affine: bool = False, **config: Any) -> Forward
     read, written = "model.layers.1.output", "model.layers.1.output"
     if affine:
         read, written = "model.layers.1.pre_feedforward_layernorm.output", "model.layers.1.post_feedforward_layernorm.output"
-    stated = {"architecture": "jump_relu", "model_name": "tiny", "hf_hook_point_in": read, "hf_hook_point_out": written, "affine_connection": affine}
+    stated = {
+        "architecture": "jump_relu",
+        "model_name": "tiny",
+        "hf_hook_point_in": read,
+        "hf_hook_point_out": written,
+        "affine_connection": affine,
+    }
     _json(path / "config.json", stated | config)
     names = {"W_enc": "w_enc", "W_dec": "w_dec"}
     tensors = {names.get(key, key): tensor for key, tensor in w.items()}
@@ -232,7 +273,10 @@ def llama_scope(path: Path, **config: Any) -> Forward:
     w = _weights()
     norms, theta = {"in": 7.0, "out": 5.0}, 0.6
     stated = {"d_model": D, "d_sae": F, "jump_relu_threshold": theta, "dataset_average_activation_norm": norms}
-    _json(path / "hyperparams.json", {**stated, "hook_point_in": "blocks.1.hook_mlp_out", "hook_point_out": "blocks.1.hook_mlp_out", **config})
+    _json(
+        path / "hyperparams.json",
+        {**stated, "hook_point_in": "blocks.1.hook_mlp_out", "hook_point_out": "blocks.1.hook_mlp_out", **config},
+    )
     (path / "checkpoints").mkdir(exist_ok=True)
     tensors = {"encoder.weight": w["W_enc"].T.contiguous(), "encoder.bias": w["b_enc"]}
     tensors |= {"decoder.weight": w["W_dec"].T.contiguous(), "decoder.bias": w["b_dec"]}
@@ -248,8 +292,20 @@ def llama_scope(path: Path, **config: Any) -> Forward:
 def openmoss(path: Path, *, by_norm: bool = True, gate: str = "jumprelu", norm: str = "dataset-wise", **config: Any) -> Forward:
     """config.json and sae_weights.safetensors of an autoencoder."""
     w, hook, mean = _weights(), "blocks.1.hook_resid_post", 7.0
-    stated: dict[str, Any] = {"sae_type": "sae", "d_model": D, "expansion_factor": F / D + 1e-9, "act_fn": gate, "top_k": K, "norm_activation": norm}
-    stated |= {"sparsity_include_decoder_norm": by_norm, "hook_point_in": hook, "hook_point_out": hook, "use_decoder_bias": True}
+    stated: dict[str, Any] = {
+        "sae_type": "sae",
+        "d_model": D,
+        "expansion_factor": F / D + 1e-9,
+        "act_fn": gate,
+        "top_k": K,
+        "norm_activation": norm,
+    }
+    stated |= {
+        "sparsity_include_decoder_norm": by_norm,
+        "hook_point_in": hook,
+        "hook_point_out": hook,
+        "use_decoder_bias": True,
+    }
     _json(path / "config.json", stated | config)
     tensors = {"W_E": w["W_enc"], "b_E": w["b_enc"], "W_D": w["W_dec"], "b_D": w["b_dec"]}
     tensors[f"dataset_average_activation_norm.{hook}"] = torch.tensor(mean)
@@ -270,7 +326,9 @@ def openmoss(path: Path, *, by_norm: bool = True, gate: str = "jumprelu", norm: 
     return forward
 
 
-def circuit_tracer(path: Path, *, skip: bool = False, activation: str = "jumprelu", layers: int = 2, **config: Any) -> dict[str, Forward]:
+def circuit_tracer(
+    path: Path, *, skip: bool = False, activation: str = "jumprelu", layers: int = 2, **config: Any
+) -> dict[str, Forward]:
     """config.yaml and layer_i.safetensors."""
     path.mkdir(parents=True, exist_ok=True)
     forwards = {}
@@ -282,11 +340,18 @@ def circuit_tracer(path: Path, *, skip: bool = False, activation: str = "jumprel
         save_file(tensors | ({"W_skip": W_skip} if skip else {}), path / f"layer_{layer}.safetensors")
 
         def forward(x: Tensor, w: dict[str, Tensor] = w, W_skip: Tensor = W_skip) -> tuple[Tensor, Tensor]:
-            f, y = naive(x, *_four(w), theta=w["threshold"] if activation == "jumprelu" else 0.0, k=K if activation == "topk" else None)
+            f, y = naive(
+                x, *_four(w), theta=w["threshold"] if activation == "jumprelu" else 0.0, k=K if activation == "topk" else None
+            )
             return f, y + x @ W_skip.T.double() if skip else y
 
         forwards[f"layer_{layer}.safetensors"] = forward
-    stated = {"model_name": "tiny", "model_kind": "transcoder_set", "feature_input_hook": "mlp.hook_in", "feature_output_hook": "hook_mlp_out"}
+    stated = {
+        "model_name": "tiny",
+        "model_kind": "transcoder_set",
+        "feature_input_hook": "mlp.hook_in",
+        "feature_output_hook": "hook_mlp_out",
+    }
     _json(path / "config.yaml", stated | config)  # JSON is YAML
     return forwards
 
@@ -303,7 +368,12 @@ def circuit_tracer_clt(path: Path, *, thresholds: bool = True) -> Forward:
         own = {f"{key}_{i}": tensor[i].contiguous() for key, tensor in w.items() if thresholds or key != "threshold"}
         save_file(own, path / f"W_enc_{i}.safetensors")
         save_file({f"W_dec_{i}": decoders[i]}, path / f"W_dec_{i}.safetensors")
-    stated = {"model_name": "tiny", "model_kind": "cross_layer_transcoder", "feature_input_hook": "hook_resid_pre", "feature_output_hook": "hook_mlp_out"}
+    stated = {
+        "model_name": "tiny",
+        "model_kind": "cross_layer_transcoder",
+        "feature_input_hook": "hook_resid_pre",
+        "feature_output_hook": "hook_mlp_out",
+    }
     _json(path / "config.yaml", stated)
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:

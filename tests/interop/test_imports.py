@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 
 from pipeline.api import import_dictionary, load_dictionary
 from pipeline.dictionaries.base import Dictionary
+from pipeline.errors import DataError
 from tests.interop import cases
 from tests.interop.cases import D, F, N, rows
+from tests.messages import says
 
 EXACT = 1e-5
 # name: (directory, maker and its arguments, hook points read and written)
@@ -43,7 +46,6 @@ READ: dict[str, tuple[str, Callable[..., Any], dict[str, Any], tuple[str, str]]]
     "sparsify skip": (
         "gpt_neox.layers.5.attention", cases.sparsify, {"transcode": True, "skip": True}, ("blocks.5.ln1.hook_out", "blocks.5.hook_attn_out"),
     ),
-    "sparsify width by the factor": ("layers.5", cases.sparsify, {"num_latents": 0, "expansion_factor": 0 or 1, "d_in": D, "k": 3}, ("",) * 2),
     **{
         f"dictionary_learning {name}": ("a", cases.dictionary_learning, {"dict_class": name}, ("blocks.1.hook_resid_post",) * 2)
         for name in (
@@ -68,7 +70,6 @@ READ: dict[str, tuple[str, Callable[..., Any], dict[str, Any], tuple[str, str]]]
         for gate in ("relu", "jumprelu", "topk") for by_norm in (True, False) for norm in ("dataset-wise", "inference")
     },
 }  # fmt: skip
-del READ["sparsify width by the factor"]  # no width of these weights is a multiple: see test_a_width_of_zero
 
 
 @pytest.mark.parametrize("name", READ)
@@ -100,8 +101,6 @@ def test_each_transcoder_of_a_circuit_tracer_set(arguments: dict[str, Any], tmp_
     stated |= {"activation": "topk"} if "k" in stated else {}
     forwards = cases.circuit_tracer(tmp_path / "set", **{key: value for key, value in arguments.items() if key != "k"})
     if stated:
-        import json
-
         config = json.loads((tmp_path / "set" / "config.yaml").read_text())
         (tmp_path / "set" / "config.yaml").write_text(json.dumps(config | stated))
     for layer, (name, forward) in enumerate(forwards.items()):
@@ -135,8 +134,9 @@ def test_an_unset_threshold_lets_every_positive_one_pass(tmp_path: Path) -> None
 def test_a_width_of_zero_is_the_factor_times_the_input(tmp_path: Path) -> None:
     folder = tmp_path / "layers.0"
     cases.sparsify(folder, num_latents=0, expansion_factor=4)
-    with pytest.raises(Exception, match=rf"encoder.weight is \[{F}, {D}\], wanted \[num_latents 24, d_in {D}\]"):
+    with pytest.raises(DataError) as error:
         import_dictionary(folder)
+    says(error.value, "sae.safetensors", f"encoder.weight is [{F}, {D}]", "num_latents 24")
 
 
 def test_hook_points_are_named_where_the_files_do_not(tmp_path: Path) -> None:
