@@ -1,9 +1,9 @@
-"""What runs in another tool's environment for peer_formats.py: load with the tool's own loader, or let the tool make a dictionary.
+"""What runs in another tool's environment for peer_formats.py: its own loader loads, or the tool makes a dictionary.
 
     PYTHON benchmarks/peer_loaders.py JOBS.json
 
 Each job: {"peer", "do": load or make, "path", "rows": .npy, "out": .npz, "kind", "arguments"}. Written to `out`: features and
-reconstruction of the rows in float32, and the seconds are not measured. Imports nothing of this project.
+reconstruction of the rows in float32. Imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def _dictionary_learning_make(path: str, x: torch.Tensor, job: dict[str, Any]) -
     extra |= {"target_l0": 8.0} if name == "JumpReluTrainer" else {}
     warm = {} if "TopK" in name else {"sparsity_warmup_steps": 2}
     trainer = trainer_class(
-        steps=10 * STEPS, activation_dim=x.shape[-1], dict_size=8 * x.shape[-1], layer=1, lm_name="tiny", lr=1e-2, warmup_steps=2,
-        device="cpu", submodule_name="resid_post_layer_1", **extra, **warm,
+        steps=10 * STEPS, activation_dim=x.shape[-1], dict_size=8 * x.shape[-1], layer=1, lm_name="tiny", lr=1e-2,
+        warmup_steps=2, device="cpu", submodule_name="resid_post_layer_1", **extra, **warm,
     )  # fmt: skip
     for step in range(STEPS):
         trainer.update(step, x)

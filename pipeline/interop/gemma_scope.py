@@ -97,8 +97,8 @@ def _second(path: Path) -> PlainDictionary:
     found = {_CAPITAL.get(name, name): tensor for name, tensor in read_safetensors(weights).items()}
     if "W_dec" in found and found["W_dec"].ndim == 3:
         raise DataError(
-            f"{weights}: w_dec is {list(found['W_dec'].shape)}: one layer of a cross-layer transcoder is no dictionary by itself, "
-            "and is not read"
+            f"{weights}: w_dec is {list(found['W_dec'].shape)}: one layer of a cross-layer transcoder, no dictionary by "
+            "itself: not read"
         )
     shapes = _shapes(found, weights)
     affine = values.get("affine_connection") or "affine_skip_connection" in found

@@ -1,4 +1,4 @@
-"""sparsify: cfg.json and sae.safetensors in a directory named by the module, `layers.5.mlp` (of several seeds <module>/seed<N>).
+"""sparsify: cfg.json and sae.safetensors in a directory named by the module, `layers.5.mlp` (of seeds <module>/seed<N>).
 
     z = relu((x - b_dec [unless transcode]) encoder.weight^T + encoder.bias);   f = the k largest z
     y = f W_dec + b_dec (+ x W_skip^T)
