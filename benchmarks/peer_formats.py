@@ -4,9 +4,9 @@
         [--source circuit_tracer=DIRECTORY] [--source openmoss=DIRECTORY]
 
 PYTHON is of an environment with the tool in it (python -m benchmarks.peers --environments DIR --only-install makes them);
---source names a checkout of a tool that is in no package index, whose modules are loaded by the python of --peer <name> or, without
-it, by the first one. Forward on raw activations in float32, features and reconstructions compared as norms of differences over
-norms. Writes benchmarks/results/peer_formats.md; exit status 1 if a difference exceeds 1e-5 or a loader refuses. Cost: a minute.
+--source names a checkout of a tool that is in no package index, whose modules are loaded by the python of --peer <name>
+or, without it, by the first one. Forward on raw activations in float32, features and reconstructions compared as norms of
+differences over norms. Writes benchmarks/results/peer_formats.md; exit status 1 if a difference exceeds 1e-5 or a loader refuses.
 """
 
 from __future__ import annotations
@@ -205,9 +205,11 @@ def write(out: Path, table: list[Row], found: list[tuple[float, float, float, st
     lines = [
         "# Other tools' loaders",
         "",
-        f"`python -m benchmarks.peer_formats {names}`: relative differences (norms) of features and reconstructions",
-        f"of {N_TOKENS:,} raw activations of width {D} in float32, torch {torch.__version__}; allowed {ALLOWED:.0e}. Made there:",
-        "trained by the tool for a few steps, SAELens' transcoders (which it has no trainer for) filled; saved by the tool itself.",
+        f"`python -m benchmarks.peer_formats {names}`",
+        "",
+        f"Relative differences of features and reconstructions (norms) of {N_TOKENS:,} raw activations of width {D} in float32,",
+        f"torch {torch.__version__}; allowed {ALLOWED:.0e}. Made there: trained by the tool for a few steps, SAELens' transcoders",
+        "(which it has no trainer for) filled; saved by the tool itself. Of circuit_tracer and openmoss: their sources' loaders.",
         "",
         "| direction | tool | dictionary | features | reconstructions | L0 | |",
         "|---|---|---|---:|---:|---:|---|",
