@@ -4,9 +4,9 @@
         [--source circuit_tracer=DIRECTORY] [--source openmoss=DIRECTORY]
 
 PYTHON is of an environment with the tool in it (python -m benchmarks.peers --environments DIR --only-install makes them);
---source names a checkout of a tool that is in no package index, whose modules are loaded by the python of --peer <name>
-or, without it, by the first one. Forward on raw activations in float32, features and reconstructions compared as norms of
-differences over norms. Writes benchmarks/results/peer_formats.md; exit status 1 if a difference exceeds 1e-5 or a loader refuses.
+--source names a checkout of a tool that is in no package index, loaded by the python of --peer <name>, else by the first one.
+Forward on raw activations in float32; norms of the differences of features and reconstructions over their norms. Writes
+benchmarks/results/peer_formats.md; exit status 1 if a difference exceeds 1e-5 or a loader refuses. Cost: some minutes.
 """
 
 from __future__ import annotations
@@ -76,7 +76,6 @@ class Row:
     job: dict[str, Any]
     dictionaries: list[Dictionary]
     x: Tensor
-    units: Tensor | None = None
 
 
 def dictionary(kind: str, gate: str, layer: int = 0) -> Dictionary:
@@ -154,8 +153,11 @@ def compared(row: Row) -> tuple[float, float, float, str]:
     if row.job["do"] == "make":
         row.dictionaries = [load_dictionary(row.job["path"])]
     if len(row.dictionaries) == 1:
-        f = row.dictionaries[0].encode(row.x)
-        y = row.dictionaries[0].reconstruct(f, row.x)
+        own = row.dictionaries[0]
+        f = own.encode(row.x)
+        y = own.reconstruct(f, row.x)
+        if own.gate_scale is not None:  # exported in the units in which its features compete
+            f = f * own.gate_scale
     else:
         pairs = [(d.encode(row.x[:, i]), d(row.x[:, i])) for i, d in enumerate(row.dictionaries)]
         f, y = (torch.stack(parts, dim=1) for parts in zip(*pairs, strict=True))
@@ -207,9 +209,10 @@ def write(out: Path, table: list[Row], found: list[tuple[float, float, float, st
         "",
         f"`python -m benchmarks.peer_formats {names}`",
         "",
-        f"Relative differences of features and reconstructions (norms) of {N_TOKENS:,} raw activations of width {D} in float32,",
-        f"torch {torch.__version__}; allowed {ALLOWED:.0e}. Made there: trained by the tool for a few steps, SAELens' transcoders",
-        "(which it has no trainer for) filled; saved by the tool itself. Of circuit_tracer and openmoss: their sources' loaders.",
+        f"Relative differences of features and reconstructions (norms) of {N_TOKENS:,} raw activations of width {D} in",
+        f"float32, torch {torch.__version__}; allowed {ALLOWED:.0e}. Made there: trained by the tool for a few steps,",
+        "SAELens' transcoders (which it has no trainer for) filled; saved by the tool itself. Of circuit_tracer and openmoss:",
+        "the loaders of their sources.",
         "",
         "| direction | tool | dictionary | features | reconstructions | L0 | |",
         "|---|---|---|---:|---:|---:|---|",

@@ -36,7 +36,8 @@ def _saelens_make(path: str, x: torch.Tensor, job: dict[str, Any]) -> Pair:
     from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 
     name, d = job["kind"], x.shape[-1]
-    meta = SAEMetadata(model_name="tiny", hook_name="blocks.0.hook_resid_post", hook_name_out="blocks.0.hook_mlp_out")
+    read = "blocks.0.ln2.hook_normalized" if "transcoder" in name else "blocks.0.hook_resid_post"
+    meta = SAEMetadata(model_name="tiny", hook_name=read, hook_name_out="blocks.0.hook_mlp_out")
     if "transcoder" in name:
         stem = "".join({"jumprelu": "JumpReLU"}.get(word, word.capitalize()) for word in name.split("_"))
         cfg = getattr(sae_lens, f"{stem}Config")(d_in=d, d_sae=8 * d, d_out=d, apply_b_dec_to_input=False, metadata=meta)

@@ -113,6 +113,8 @@ class _OpenMOSS(InterchangeFormat):
             raise self.refuse(
                 plain, "this gate of a crosscoder, which sees each hook point apart there", "ReLU alone is the same"
             )
+        if plain.kind == "crosscoder" and not bool((plain.tensors["W_dec"] != 0).any(-1).all()):
+            raise self.refuse(plain, "a feature that writes nothing at a hook point: its gate divides by the length there")
         if plain.kind == "lorsa":
             self._check_attention(plain)
         return unit_rows(plain)
@@ -147,7 +149,7 @@ class _OpenMOSS(InterchangeFormat):
             "use_decoder_bias": True,
             "act_fn": plain.gate,
             "norm_activation": "inference",
-            "sparsity_include_decoder_norm": False,
+            "sparsity_include_decoder_norm": plain.kind == "crosscoder",  # which has no other form, and of ReLU it is the same
             "top_k": plain.k or 50,
         }
         if plain.kind == "lorsa":

@@ -100,6 +100,15 @@ def test_a_format_that_is_read_only_says_so(format: str, tmp_path: Path) -> None
     says(error.value, f"--format {format}", "is read here, not written", "saelens")
 
 
+def test_a_crosscoder_feature_that_writes_nothing_somewhere_has_no_form_there(tmp_path: Path) -> None:
+    dictionary = folded("crosscoder", "relu")
+    with torch.no_grad():
+        dictionary.W_D[1, 3] = 0.0
+    with pytest.raises(ParamsError) as error:
+        export_dictionary(dictionary, tmp_path / "out", "openmoss")
+    says(error.value, "openmoss", "writes nothing at a hook point")
+
+
 def test_an_unknown_format_lists_all(tmp_path: Path) -> None:
     with pytest.raises(ParamsError) as error:
         export_dictionary(folded("sae", "relu"), tmp_path / "out", "saelense")
@@ -260,7 +269,7 @@ def _gated(z: Tensor, cfg: dict[str, Any], theta: Tensor | None) -> Tensor:
 def openmoss_reader(path: Path) -> Any:
     cfg, w = json.loads((path / "config.json").read_text()), _read(path, "sae_weights.safetensors")
     assert cfg["norm_activation"] == "inference"
-    assert not cfg["sparsity_include_decoder_norm"]
+    assert cfg["sparsity_include_decoder_norm"] == (cfg["sae_type"] == "crosscoder")  # whose loader has no other form
     assert int(cfg["d_model"] * cfg["expansion_factor"]) == F
     theta = w["activation_function.log_jumprelu_threshold"].exp() if cfg["act_fn"] == "jumprelu" else None
 
