@@ -121,8 +121,7 @@ def export_dictionary(
         DataError: something else lies at `path`.
         NumericsError: what was written computes something else; nothing is left there.
     """
-    several = not isinstance(dictionary, Dictionary)
-    dictionaries = list(dictionary) if several else [dictionary]
+    dictionaries = [dictionary] if isinstance(dictionary, Dictionary) else list(dictionary)
     given = [activations] if isinstance(activations, Tensor) else activations
     return export_dictionaries(dictionaries, path, format, activations=given, about=about)
 

@@ -224,7 +224,8 @@ def _shapes(values: Mapping[str, Any], kind: str, d: int, d_sae: int, n: int, bi
             shapes |= {"ln_q.w": (q, dh), "ln_k.w": (q, dh)}
         return shapes | ({"b_D": (wide,)} if biased else {})
     if kind == "sae":
-        return {"W_E": (wide, f), "b_E": (f,), "W_D": (f, wide)} | ({"b_D": (wide,)} if biased else {})
+        shapes = {"W_E": (wide, f), "b_E": (f,), "W_D": (f, wide)}
+        return shapes | ({"b_D": (wide,)} if biased else {})
     if kind == "crosscoder":
         return {"W_E": (hooks, wide, f), "b_E": (hooks, f), "W_D": (hooks, f, wide), "b_D": (hooks, wide)}
     shapes = {"W_E": (hooks, wide, f), "b_E": (hooks, f)}
@@ -272,7 +273,7 @@ def _unnormalised(plain: PlainDictionary, norm: str, norms: Mapping[str, Tensor]
     wide = {name: tensor.double() for name, tensor in plain.tensors.items()}
     said = "the data set's norms are folded in; features are those of the normalised space"
     if plain.kind in ("sae", "transcoder", "lorsa"):
-        scaled = {name: wide[name] * a[0] for name in ("W_enc", "W_Q", "W_K", "W_V") if name in wide}
+        scaled: dict[str, Tensor] = {name: wide[name] * a[0] for name in ("W_enc", "W_Q", "W_K", "W_V") if name in wide}
         scaled |= {name: wide[name] / b[0] for name in ("W_dec", "W_O", "b_dec") if name in wide}
         return plain.with_tensors(said, **scaled)
     read, written = (torch.tensor(factors, dtype=torch.float64)[:, None] for factors in (a, b))

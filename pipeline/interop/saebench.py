@@ -55,6 +55,12 @@ class SAEBenchObject(nn.Module):
         cfg: what it is.
     """
 
+    W_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_enc: nn.Parameter
+    b_dec: nn.Parameter
+    threshold: Tensor
+
     def __init__(self, plain: PlainDictionary, cfg: SAEBenchConfig) -> None:
         super().__init__()
         for name in ("W_enc", "W_dec", "b_enc", "b_dec"):

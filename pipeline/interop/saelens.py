@@ -258,7 +258,7 @@ def gated_as_jumprelu(W_enc: Tensor, r_mag: Tensor, b_gate: Tensor, b_mag: Tenso
 
 def _metadata(plain: PlainDictionary) -> dict[str, Any]:
     read, written = plain.hooks_in[0], plain.hooks_out[0]
-    known = {
+    known: dict[str, Any] = {
         "sae_lens_version": VERSION,
         "hook_name": read,
         "hook_name_out": written if plain.kind == "transcoder" else None,

@@ -109,6 +109,29 @@ def test_a_crosscoder_feature_that_writes_nothing_somewhere_has_no_form_there(tm
     says(error.value, "openmoss", "writes nothing at a hook point")
 
 
+@pytest.mark.parametrize("kind", ["clt", "crosscoder", "lorsa", "transcoder"])
+def test_norms_of_the_data_in_an_openmoss_file_are_folded_on_reading(kind: str, tmp_path: Path) -> None:
+    """x times sqrt(d) / norm goes in, what comes out is divided by that of its own hook point."""
+    dictionary = folded(kind, "relu")
+    export = export_dictionary(dictionary, tmp_path / "out", "openmoss")
+    forward = openmoss_reader(export.path)
+    norms = {hook: 3.0 + i for i, hook in enumerate(dict.fromkeys((*dictionary.hooks_in, *dictionary.hooks_out)))}
+    file, weights = export.path / "config.json", export.path / "sae_weights.safetensors"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "norm_activation": "dataset-wise"}))
+    stated = {f"dataset_average_activation_norm.{hook}": torch.tensor(norm) for hook, norm in norms.items()}
+    save_file({**load_file(weights), **stated}, weights)
+
+    def factors(hooks: tuple[str, ...]) -> Tensor:
+        found = torch.tensor([math.sqrt(D) / norms[hook] for hook in hooks], dtype=torch.float64)
+        return found[:, None] if len(hooks) > 1 else found
+
+    def normalised(x: Tensor) -> tuple[Tensor, Tensor]:
+        f, y = forward(x * factors(dictionary.hooks_in))
+        return f, y / factors(dictionary.hooks_out)
+
+    same(load_dictionary(export.path), normalised, inputs_of(dictionary))
+
+
 def test_an_unknown_format_lists_all(tmp_path: Path) -> None:
     with pytest.raises(ParamsError) as error:
         export_dictionary(folded("sae", "relu"), tmp_path / "out", "saelense")
