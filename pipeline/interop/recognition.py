@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.errors import DataError
 from pipeline.interop.interface import InterchangeFormat, interchange_format
+from pipeline.params.dictionary_formats import DICTIONARY_FORMATS
 from pipeline.params.interchange import INTERCHANGE_FORMATS
 
 SHOWN = 8  # dictionaries of a folder that are named
@@ -33,7 +34,9 @@ def format_and_place(path: Path, name: str | None = None) -> tuple[InterchangeFo
     places = _places_in(path, name)
     if not places:
         what = (
-            f"of the format {name}" if name else f"of a known format (known: {', '.join(('scopeline', *INTERCHANGE_FORMATS))})"
+            f"of the format {name}"
+            if name
+            else f"of a known format (known: {', '.join((*DICTIONARY_FORMATS, *INTERCHANGE_FORMATS))})"
         )
         raise DataError(f"{path}: no dictionary {what} here; name its directory, or the format by --format")
     if len(places) > 1:
