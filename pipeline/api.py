@@ -9,6 +9,7 @@ features = result.inference.encode(activations)
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import build_dictionary
 from pipeline.dictionaries.masks import check_padding
 from pipeline.dictionaries.store import load_dictionary as _load_dictionary
+from pipeline.dictionaries.store import stored_dtype
 from pipeline.errors import DataError, ParamsError
 from pipeline.evaluation.in_memory import evaluate_reconstruction
+from pipeline.interop.exporting import Export, export_dictionaries
+from pipeline.interop.importing import import_from, is_foreign
 from pipeline.lm.loading import load_language_model
 from pipeline.opening import open_activations
 from pipeline.params.choices import NORMS_OF_THE_DATA
@@ -37,13 +41,16 @@ __all__ = [
     "ActivationStore",
     "ActivationStream",
     "Dictionary",
+    "Export",
     "FitResult",
     "Inspection",
     "LossReport",
     "Steering",
     "build_dictionary",
     "evaluate_reconstruction",
+    "export_dictionary",
     "fit",
+    "import_dictionary",
     "inspect_text",
     "load_dictionary",
     "load_language_model",
@@ -67,7 +74,8 @@ def load_dictionary(
     """Read a dictionary that takes raw activations: one of data/inference, or a trained one, which is folded.
 
     Args:
-        path: written by `Dictionary.save` or by the pipeline, or of another format that is known.
+        path: written by `Dictionary.save` or by the pipeline, or of another format that is known (docs/interchange.md); of the
+            hub as hf:user/repository/folder@revision.
         device: where the weights go.
         dtype: of the loaded weights; None: as saved (float32 or float64 where it is folded).
         trained: give a trained one as it is; it takes normalised activations (`dictionary.config.norms` has the norms).
@@ -76,6 +84,8 @@ def load_dictionary(
         DataError: nothing there that a format recognises; a file is missing, truncated or altered; or a trained dictionary
             without norms, or one whose norm depends on the data, unless `trained` is asked for.
     """
+    if is_foreign(path):
+        return import_dictionary(path, device=device, dtype=dtype)
     loaded = _load_dictionary(path, device=device, dtype=dtype)
     if trained or loaded.config.folded:
         return loaded
@@ -85,6 +95,61 @@ def load_dictionary(
         raise DataError(f"{takes}, and {lacks}; give trained=True and normalise what it takes")
     warnings.warn(f"{takes}; it was folded, so that it takes raw ones. trained=True gives it as it is", stacklevel=2)
     return loaded.fold(loaded.config.norms)
+
+
+def export_dictionary(
+    dictionary: Dictionary | Sequence[Dictionary],
+    path: str | Path,
+    format: str = "saelens",
+    *,
+    activations: Tensor | Sequence[Tensor] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Export:
+    """Write a dictionary in the format of another tool, checked by a pass of that format over what was written.
+
+    Args:
+        dictionary: folded, or trained with a norm that can be folded; several for a format that holds sets.
+        path: directory.
+        format: saelens, ... (docs/interchange.md says what each holds).
+        activations: raw ones as the dictionary takes them, to check on (of several: each one's); None: drawn ones.
+        about: model_name, model_type, dataset_path, context_size, prepend_bos, where the dictionary does not say them.
+
+    Returns: where it lies, and how far the format's own pass differs.
+
+    Raises:
+        ParamsError: no such format, or it cannot hold this dictionary, and why.
+        DataError: something else lies at `path`.
+        NumericsError: what was written computes something else; nothing is left there.
+    """
+    dictionaries = [dictionary] if isinstance(dictionary, Dictionary) else list(dictionary)
+    given = [activations] if isinstance(activations, Tensor) else activations
+    return export_dictionaries(dictionaries, path, format, activations=given, about=about)
+
+
+def import_dictionary(
+    path: str | Path,
+    format: str | None = None,
+    *,
+    hook_point_in: str | None = None,
+    hook_point_out: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str | None = None,
+) -> Dictionary:
+    """Read a dictionary that another tool has written, as one of ours: folded, its features as that tool computes them.
+
+    Args:
+        path: directory, file, or hf:user/repository/folder@revision.
+        format: None: told by the files.
+        hook_point_in, hook_point_out: what it reads and writes, where the files do not say it.
+        device: where the weights go.
+        dtype: of the weights; None: float32.
+
+    Raises:
+        ParamsError: no such format.
+        DataError: nothing that is known is there; it is damaged, contradicts itself, or has no counterpart here.
+    """
+    made = import_from(path, format, hook_point_in=hook_point_in, hook_point_out=hook_point_out).dictionary
+    return made.to(device=device, dtype=stored_dtype(dtype))
 
 
 def loss(

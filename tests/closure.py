@@ -24,6 +24,7 @@ PACKAGES = ("pipeline", "stages")
 DYNAMIC = {
     "pipeline/dictionaries/build.py": "pipeline/dictionaries",
     "pipeline/dictionaries/formats/interface.py": "pipeline/dictionaries/formats",
+    "pipeline/interop/interface.py": "pipeline/interop",
     "pipeline/activation_functions/interface.py": "pipeline/activation_functions",
     "pipeline/activations/codecs/interface.py": "pipeline/activations/codecs",
     "pipeline/losses/sparsity_losses.py": "pipeline/losses/sparsity",
@@ -36,6 +37,7 @@ BY_NAME = {
     "pipeline/params/losses.py",
     "pipeline/params/codecs.py",
     "pipeline/params/dictionary_formats.py",
+    "pipeline/params/interchange.py",
 }
 # No stage runs again because one of these has changed, and why. What they import themselves counts all the same.
 NO_RESULT = {

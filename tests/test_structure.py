@@ -29,6 +29,7 @@ LAYOUT = (
     ("stages",),
     ("pipeline/api.py",),
     ("pipeline/planning",),
+    ("pipeline/interop",),
     ("pipeline/interpretation",),
     ("pipeline/dashboard",),
     ("pipeline/analysis", "pipeline/pretraining"),
@@ -49,7 +50,7 @@ LAYOUT = (
     ("pipeline/params",),
 )
 USE_THE_INTERFACE = ("pipeline/training", "pipeline/evaluation", "pipeline/folding.py", "pipeline/plots")
-REGISTRIES = {"GATES", "KINDS", "SPARSITY_LOSSES", "STORAGE_CODECS", "DICTIONARY_FORMATS"}
+REGISTRIES = {"GATES", "KINDS", "SPARSITY_LOSSES", "STORAGE_CODECS", "DICTIONARY_FORMATS", "INTERCHANGE_FORMATS"}
 HEAVY = (
     "click", "datasets", "dvc", "httpx", "matplotlib", "mlflow", "transformer_lens", "transformers", "xxhash", "zarr",
 )  # fmt: skip

@@ -314,7 +314,7 @@ loaded, x = api.load_dictionary(place / "folded.npz", dtype="float64"), torch.ra
 assert loaded.W_E.dtype == torch.float64
 torch.testing.assert_close(loaded(x.double()).float(), folded(x))
 (place / "other.txt").write_text("")
-with pytest.raises(DataError, match=r"other.txt: no dictionary of a known format \\(known: scopeline, archive\\)"):
+with pytest.raises(DataError, match=r"other.txt: no dictionary of a known format \\(known: scopeline, archive, saelens, .*\\)"):
     api.load_dictionary(place / "other.txt")
 """
 

@@ -56,10 +56,15 @@ def load_dictionary(
         difference = _difference(found, wanted)
         raise DataError(f"{path}: the weights do not fit the configuration: {difference}; {NEXT}")
     dictionary.load_weights_(tensors)
-    return dictionary.to(device=device, dtype=_dtype(dtype))
+    return dictionary.to(device=device, dtype=stored_dtype(dtype))
 
 
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+def stored_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The torch dtype of a name.
+
+    Raises:
+        ParamsError: not one that weights are stored in.
+    """
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in STORED_DTYPES:

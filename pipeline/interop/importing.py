@@ -1,0 +1,132 @@
+"""Import: a dictionary of another tool as one of ours, folded, on raw activations."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.formats.interface import dictionary_format, members_at
+from pipeline.dictionaries.store import load_dictionary
+from pipeline.errors import DataError
+from pipeline.interop.hub import PREFIX, local_copy
+from pipeline.interop.plain import PlainDictionary, dictionary_of
+from pipeline.interop.recognition import format_and_place
+from pipeline.lm.loading import model_widths
+from pipeline.params.dictionary_formats import DICTIONARY_FORMATS
+
+
+@dataclass(frozen=True)
+class Import:
+    """A dictionary that was read.
+
+    Attributes:
+        dictionary: folded, on raw activations.
+        format: in which it was found.
+        said: what was done to its tensors, or is not carried on.
+    """
+
+    dictionary: Dictionary
+    format: str
+    said: tuple[str, ...] = ()
+
+
+def is_foreign(path: str | Path) -> bool:
+    """Whether what is at `path` is in none of our own formats (nor a sweep, nor nothing)."""
+    if str(path).startswith(PREFIX):
+        return True
+    place = Path(path)
+    return place.exists() and not members_at(place) and not _own(place)
+
+
+def _own(place: Path) -> str | None:
+    return next((each for each in DICTIONARY_FORMATS if dictionary_format(each).recognises(place)), None)
+
+
+def import_from(
+    path: str | Path,
+    format: str | None = None,
+    *,
+    name: str = "main",
+    hook_point_in: str | None = None,
+    hook_point_out: str | None = None,
+) -> Import:
+    """Read a dictionary of any known format.
+
+    Args:
+        path: directory, file, or hf:user/repository[/folder][@revision].
+        format: None: told by the files.
+        name: of the dictionary that is made.
+        hook_point_in, hook_point_out: what is read and written, where the files do not say it, or by another name.
+
+    Raises:
+        ParamsError: no such format.
+        DataError: nothing that is known is there, it is damaged, contradicts itself, or has no counterpart here.
+    """
+    copy = local_copy(path)
+    own = _own(copy.path) if format is None else None
+    if own is not None:
+        return Import(load_dictionary(copy.path), own)
+    form, place = format_and_place(copy.path, format)
+    plain = renamed(form.read(place), hook_point_in, hook_point_out)
+    origin = {"format": form.name, "about": dict(plain.about), "said": list(plain.said), **copy.origin}
+    model = {"name": plain.about.get("model_name"), "revision": plain.about.get("model_revision")}
+    made = dictionary_of(plain, {"imported": origin, "model": model}, name)
+    return Import(made, form.name, plain.said)
+
+
+def renamed(plain: PlainDictionary, hook_point_in: str | None, hook_point_out: str | None) -> PlainDictionary:
+    """With other names for its one hook point read and written.
+
+    Raises:
+        DataError: it has several.
+    """
+    if hook_point_in is None and hook_point_out is None:
+        return plain
+    if len(plain.hooks_in) > 1:
+        raise DataError(
+            f"--hook-point-in: this {plain.kind} has {len(plain.hooks_in)} hook points; they cannot be renamed by one"
+        )
+    read = hook_point_in or plain.hooks_in[0]
+    same = plain.kind == "sae"
+    if same and hook_point_out not in (None, read):
+        raise DataError(f"--hook-point-out: an autoencoder writes what it reads, {read}; leave the option out")
+    return dataclasses.replace(plain, hooks_in=(read,), hooks_out=(read,) if same else (hook_point_out or plain.hooks_out[0],))
+
+
+def check_model(dictionary: Dictionary, model: str, revision: str | None = None) -> None:
+    """Refuse a dictionary whose hook points or width a language model does not have; its configuration is read, no weights.
+
+    Raises:
+        DataError: no such model, no such hook point (the message has the nearest), or another width.
+    """
+    source = model_widths(model, revision)
+    hint = f"set model.model_name to the dictionary's model ({dictionary.config.provenance.get('model', {}).get('name')})"
+    pairs = [(hook, dictionary.config.d_in) for hook in dictionary.hooks_in]
+    pairs += [(hook, dictionary.config.d_out) for hook in dictionary.hooks_out]
+    for hook, width in pairs:
+        try:
+            found = source.hook_width(hook)
+        except DataError as error:
+            advice = f"name it by --hook-point-in and --hook-point-out, or {hint}"
+            raise DataError([f"{fault}; {advice}" for fault in error.faults]) from None
+        if found != width:
+            raise DataError(f"hook point '{hook}': the dictionary's width is {width}, that of model '{model}' {found}; {hint}")
+
+
+def next_steps(found: Import, place: Path) -> list[str]:
+    """What was written, and how the stages take it, a line each."""
+    config = found.dictionary.config
+    several = len(found.dictionary.hooks_in) > 1
+    hooks = {"hook_points_in" if several else "hook_point_in": list(found.dictionary.hooks_in)}
+    hooks["hook_points_out" if several else "hook_point_out"] = list(found.dictionary.hooks_out)
+    stated = " ".join(
+        f"-S 'dictionary.{key}={'[' + ','.join(names) + ']' if several else names[0]}'" for key, names in hooks.items()
+    )
+    width = f"{'x'.join(map(str, found.dictionary.feature_shape))} features of width {config.d_in}"
+    return [
+        f"{place}: {config.kind}, {config.act_fn}, {width}, read as {found.format}",
+        f"{place}: a run starts from it by: -S initializer.from_dictionary={place} -S dictionary.kind={config.kind} {stated}",
+        f"{place}: evaluate and analyze take it with dictionary.name: {place.name} and norms of its hook points",
+    ]

@@ -1,0 +1,94 @@
+"""What a format of another tool does: to tell its files, to read and to write them, and to compute as that tool does."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar, cast
+
+from torch import Tensor
+
+from pipeline.errors import ParamsError
+from pipeline.interop.plain import PlainDictionary
+from pipeline.params.interchange import INTERCHANGE_FORMATS
+
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class InterchangeFormat(ABC):
+    """A format of another tool."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def recognises(self, path: Path) -> bool:
+        """Whether one dictionary of this format is at `path` (a directory or a file), by the names of files and keys."""
+
+    @abstractmethod
+    def read(self, path: Path) -> PlainDictionary:
+        """The dictionary at `path`.
+
+        Raises:
+            DataError: a file is missing, damaged, contradicts another one, or holds what cannot be had here, by name.
+        """
+
+    def inside(self, path: Path) -> list[Path]:
+        """What a file or directory that is a set of dictionaries holds; none where it is no set."""
+        return []
+
+    def place(self, dictionaries: Sequence[PlainDictionary], path: Path) -> Path:
+        """The directory that `write` makes for `path`."""
+        return path
+
+    def prepared(self, plain: PlainDictionary) -> PlainDictionary:
+        """The dictionary in the form that is written, which computes the same.
+
+        Raises:
+            ParamsError: the format cannot hold it; the message says what of it, and what to do.
+        """
+        names = [name for name in INTERCHANGE_FORMATS if type(interchange_format(name)).write is not InterchangeFormat.write]
+        raise ParamsError(f"--format {self.name}: is read here, not written (written: {', '.join(names)})")
+
+    def write(self, dictionaries: Sequence[PlainDictionary], path: Path) -> list[Path]:
+        """Write a directory that is there and empty.
+
+        Args:
+            dictionaries: prepared; one, of a format that holds sets several.
+            path: the directory.
+
+        Returns: for each dictionary the path inside, as `read` and `forward` take it.
+
+        Raises:
+            ParamsError: they are no set of this format.
+        """
+        raise NotImplementedError
+
+    def forward(self, path: Path) -> Forward:
+        """What that tool computes with the files at `path`: x -> (features, reconstruction), in float64.
+
+        Read from the files alone and computed as the tool documents it, without what `read` and `write` share.
+        """
+        raise NotImplementedError
+
+    def only(self, dictionaries: Sequence[PlainDictionary]) -> PlainDictionary:
+        """The one dictionary, of a format that holds no sets."""
+        if len(dictionaries) != 1:
+            raise ParamsError(
+                f"--format {self.name}: holds one dictionary in a directory, got {len(dictionaries)}; export them one by one"
+            )
+        return dictionaries[0]
+
+    def refuse(self, plain: PlainDictionary, what: str, advice: str = "") -> ParamsError:
+        """The error for a dictionary that the format cannot hold; the formats that do are added to it by who asks."""
+        hint = f"; {advice}" if advice else ""
+        return ParamsError(f"--format {self.name}: cannot hold {what} ({plain.kind}, {plain.gate}){hint}")
+
+
+def interchange_format(name: str) -> InterchangeFormat:
+    """The format of this name.
+
+    Raises:
+        ParamsError: there is none; the message lists all and the nearest.
+    """
+    return cast(InterchangeFormat, INTERCHANGE_FORMATS.load(name))

@@ -1,0 +1,78 @@
+"""Export of what a run has left on the disk, checked on its activation store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.places import chosen, dictionary_places
+from pipeline.dictionaries.store import load_dictionary
+from pipeline.errors import DataError
+from pipeline.folding import StoredBatches
+from pipeline.interop.exporting import Export, export_dictionaries
+from pipeline.opening import open_activations
+
+if TYPE_CHECKING:
+    from pipeline.activations.interface import Activations
+    from pipeline.params.schema import Params
+
+
+def chosen_places(params: Params, places: Sequence[str], member: str | None, inference: str | Path) -> list[Path]:
+    """The directories that are named, else that of the run, of a sweep that of the member."""
+    if places:
+        return [Path(place) for place in places]
+    return [dictionary_places(params, inference)[chosen(member, params.members, "the run")]]
+
+
+def export_stored(
+    params: Params,
+    places: Sequence[Path],
+    to: Path,
+    format: str,
+    *,
+    activations: str | Path | None,
+    n_tokens: int = 4096,
+) -> Export:
+    """Export dictionaries from their directories.
+
+    Args:
+        params: what they were trained with, for what other formats say of that.
+        places: directories.
+        to: directory to write.
+        format: name.
+        activations: manifest of a store, or a store, with what they read; None: drawn activations.
+        n_tokens: so many tokens are read of it.
+
+    Raises:
+        DataError: a dictionary or the store is not there, or the store has not what a dictionary reads.
+    """
+    dictionaries = [load_dictionary(place) for place in places]
+    inputs = None
+    if activations is not None:
+        store = open_activations(activations)
+        inputs = [_rows(store, dictionary, n_tokens) for dictionary in dictionaries]
+    about = {
+        "model_name": params.model.model_name,
+        "model_revision": params.model.revision,
+        "dataset_path": params.dataset.dataset_name_or_path,
+        "context_size": params.activations.context_size,
+        "prepend_bos": params.model.prepend_bos if isinstance(params.model.prepend_bos, bool) else None,
+    }
+    return export_dictionaries(dictionaries, to, format, activations=inputs, about=about)
+
+
+def _rows(store: Activations, dictionary: Dictionary, n_tokens: int) -> Tensor:
+    missing = [hook for hook in dictionary.hooks_in if hook not in store.hook_points]
+    if missing:
+        raise DataError(
+            f"export: the activation store has no {', '.join(missing)}, which the dictionary reads; give one that has by "
+            "--activations, or --drawn"
+        )
+    n_rows = min(store.n_rows, max(1, n_tokens * store.n_rows // store.n_tokens))  # of the end, which is kept from training
+    batches = StoredBatches.of(store, dictionary, {}, (store.n_rows - n_rows, store.n_rows), n_rows)
+    x, mask = next(iter(batches))
+    return x if mask is None or dictionary.reads_sequences else x[mask]

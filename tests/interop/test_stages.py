@@ -1,0 +1,80 @@
+"""export and import_dictionary through the stages: an imported dictionary lies where a trained one does and is taken as one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.dictionaries.store import load_dictionary
+from tests.interop import cases
+from tests.messages import says
+from tests.project import D_MODEL, Project
+
+
+@pytest.mark.parametrize("format", ["saelens", "sparsify", "dictionary_learning", "openmoss"])
+def test_out_and_in_again_evaluates_the_same(format: str, project: Project) -> None:
+    outcome = project.run("export", "--format", format)
+    assert outcome.exit_code == 0, outcome.stderr or outcome.exception
+    outcome = project.run("import_dictionary", f"data/export/{format}/main", "--name", "back")
+    assert outcome.exit_code == 0, outcome.stderr or outcome.exception
+    ours, back = (load_dictionary(project.path / "data" / "inference" / name) for name in ("main", "back"))
+    assert (back.config.name, back.hooks_in) == ("back", ours.hooks_in)
+    if format != "saelens":
+        return
+    before = json.loads((project.path / "metrics" / "evaluation.json").read_text())
+    project.set(dictionary__name="back")
+    for stage in ("evaluate", "analyze"):
+        outcome = project.run(stage)
+        assert outcome.exit_code == 0, outcome.stderr or outcome.exception
+    after = json.loads((project.path / "metrics" / "evaluation.json").read_text())
+    for key in ("fvu", "l0_mean", "delta_ce"):
+        assert after[key] == pytest.approx(before[key], rel=1e-4)
+    outcome = project.run("inspect", "--text", "the cat sat on the mat")
+    assert outcome.exit_code == 0, outcome.stderr or outcome.exception
+    shutil.copytree(project.path / "data" / "inference" / "back", project.path / "base")
+    project.set(dictionary__name="tuned", initializer__from_dictionary="base")
+    outcome = project.run("initialize")
+    assert outcome.exit_code == 0, outcome.stderr or outcome.exception
+    assert "computes the same" in outcome.stderr
+
+
+def test_what_others_trained_is_judged(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An untrained one: its L0 is at most its k, its error is measured."""
+    monkeypatch.setattr(cases, "D", D_MODEL)
+    cases.sparsify(project.path / "theirs" / "layers.0", d_in=D_MODEL)
+    outcome = project.run("import_dictionary", "theirs", "--name", "theirs")
+    assert outcome.exit_code == 0, outcome.stderr or outcome.exception
+    project.set(dictionary__name="theirs")
+    outcome = project.run("evaluate")
+    assert outcome.exit_code == 0, outcome.stderr or outcome.exception
+    metrics = json.loads((project.path / "metrics" / "evaluation.json").read_text())
+    assert metrics["l0_mean"] <= cases.K + 1e-6
+    assert metrics["fvu"] > 0
+
+
+def test_a_dictionary_of_another_width_or_hook_point_is_refused(project: Project) -> None:
+    cases.sparsify(project.path / "theirs" / "layers.0")
+    outcome = project.run("import_dictionary", "theirs")
+    says(outcome.stderr, "blocks.0.hook_resid_post", "width is 6", D_MODEL, "model.model_name")
+    assert outcome.exit_code == 2
+    cases.sparsify(project.path / "deep" / "layers.7")
+    outcome = project.run("import_dictionary", "deep")
+    says(outcome.stderr, "blocks.7.hook_resid_post", "layer 7 does not exist", "--hook-point-in")
+    assert outcome.exit_code == 2
+    assert not (project.path / "data" / "inference" / "imported").exists()
+    outcome = project.run("import_dictionary", "deep", "--any-model")
+    assert outcome.exit_code == 0, outcome.stderr or outcome.exception
+
+
+def test_a_store_without_the_hook_point_is_said(project: Project) -> None:
+    cases.sparsify(project.path / "theirs" / "layers.1")
+    assert project.run("import_dictionary", "theirs", "--name", "other", "--any-model").exit_code == 0
+    outcome = project.run("export", "--format", "saelens", "--dictionary", "data/inference/other")
+    assert outcome.exit_code == 2
+    says(outcome.stderr, "blocks.1.hook_resid_post", "--activations", "--drawn")
+    outcome = project.run("export", "--format", "saelens", "--dictionary", "data/inference/other", "--drawn", "--to", "out")
+    assert outcome.exit_code == 0, outcome.stderr or outcome.exception
+    assert (project.path / "out" / "cfg.json").exists()
