@@ -21,7 +21,7 @@ from pipeline.opening import open_activations
 from tests.lm.conftest import CONFIGURATIONS
 from tests.lm.families import VOCAB, write_model
 from tests.messages import says
-from tests.project import STAGES, Project, make_project
+from tests.project import Project, make_project
 
 RESIDUAL = "blocks.1.hook_resid_post"
 TINY: dict[str, Any] = {
@@ -35,24 +35,28 @@ TINY: dict[str, Any] = {
     "trainer__log_frequency": 4,
     "initializer__tokens": 256,
 }
-AFTER_TOKENS = STAGES[1:]
 WHOLE = ("gemma2", "gemma3", "qwen3_moe", "gpt_oss", "olmo2")
 # What the MLP of a layer reads, in a family without a norm before it.
 READS = {"olmo2": "blocks.1.mlp.hook_in"}
-TRANSCODER: dict[str, Any] = {"dictionary__kind": "transcoder", "dictionary__apply_b_dec_to_input": False}
+TRANSCODER: dict[str, Any] = {
+    "dictionary__kind": "transcoder",
+    "dictionary__apply_b_dec_to_input": False,
+    "initializer__initialize_tc_with_mlp": True,
+    "initializer__initialize_W_D_with_activations": False,
+    "initializer__initialize_W_D_with_active_subspace": False,
+}
 
 
 @pytest.fixture(scope="module")
-def tokenized(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose tokens are there: all models here have the same tokenizer."""
-    project = make_project(tmp_path_factory.mktemp("families") / "project").set(**TINY)
-    return _with_model(project, "llama").run_all(until="tokenize_corpus")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with text and parameters."""
+    return make_project(tmp_path_factory.mktemp("families") / "project").set(**TINY)
 
 
 @pytest.fixture
-def of_family(tokenized: Project, tmp_path: Path) -> Callable[[str], Project]:
+def of_family(base: Project, tmp_path: Path) -> Callable[[str], Project]:
     """name -> a copy of that project with a model of the family."""
-    return lambda name: _with_model(tokenized.copy(tmp_path / name), name)
+    return lambda name: _with_model(base.copy(tmp_path / name), name)
 
 
 def _with_model(project: Project, name: str, **changes: Any) -> Project:
@@ -60,14 +64,6 @@ def _with_model(project: Project, name: str, **changes: Any) -> Project:
     model_type, options = CONFIGURATIONS[name]
     write_model(project.path / "model", model_type, {**options, **changes})
     return project
-
-
-def run(project: Project, *stages: str) -> None:
-    for stage in stages:
-        outcome = project.run(stage)
-        if outcome.exception is not None:
-            raise outcome.exception
-        assert outcome.exit_code == 0, outcome.stderr
 
 
 def residual_streams(directory: Path, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -83,7 +79,7 @@ def residual_streams(directory: Path, tokens: torch.Tensor) -> tuple[torch.Tenso
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_every_family_generates_and_is_evaluated(name: str, of_family: Callable[[str], Project]) -> None:
     project = of_family(name)
-    run(project, "generate_activations", "compute_norm", "initialize", "train", "fold_norm", "evaluate")
+    project.run_all(until="evaluate")
     store = open_activations(project.store)
     tokens = store.read_rows_meta(0, 8).tokens.long()
     plain = residual_streams(project.path / "model", tokens)
@@ -101,8 +97,7 @@ def test_families_run_to_the_dashboard(name: str, kind: str, of_family: Callable
     if kind == "transcoder":
         reads = READS.get(name, "blocks.1.ln2.hook_out")
         project.set(**TRANSCODER, dictionary__hook_point_in=reads, dictionary__hook_point_out="blocks.1.hook_mlp_out")
-        project.set(initializer__initialize_tc_with_mlp=True)
-    run(project, *AFTER_TOKENS)
+    project.run_all()
     assert (project.path / "data" / "dashboard" / "index.html").stat().st_size > 10_000
     rows = FeatureStore(project.path / "data" / "features").features(["promoted"])
     assert all(row["promoted"] for row in rows)
@@ -116,7 +111,7 @@ def test_a_cross_layer_transcoder_of_a_family_with_norms_after_its_parts(of_fami
         dictionary__hook_points_in=[f"blocks.{layer}.ln2.hook_out" for layer in range(3)],
         dictionary__hook_points_out=[f"blocks.{layer}.hook_mlp_out" for layer in range(3)],
     )
-    run(project, *AFTER_TOKENS)
+    project.run_all()
     metrics = json.loads((project.path / "metrics" / "evaluation.json").read_text())
     assert math.isfinite(metrics["fvu"])
     assert metrics["ce_zero"] != metrics["ce_original"]
@@ -131,7 +126,11 @@ LORSA: dict[str, Any] = {
     "dictionary__n_qk_heads": 4,
     "dictionary__d_qk_head": 8,
     "dictionary__n_ctx": 16,
+    "dictionary__rotary_dim": 8,
+    "dictionary__rotary_adjacent_pairs": False,
     "initializer__initialize_lorsa_with_mhsa": True,
+    "initializer__initialize_W_D_with_activations": False,
+    "initializer__initialize_W_D_with_active_subspace": False,
 }
 
 
@@ -156,31 +155,30 @@ def test_an_attention_that_cannot_be_taken_over_is_refused_before_generating(
 
 
 def test_low_rank_attention_of_a_mixture_of_experts(of_family: Callable[[str], Project]) -> None:
-    rotary = {"dictionary__rotary_dim": 8, "dictionary__rotary_adjacent_pairs": False, "dictionary__use_post_qk_ln": True}
-    eps = {"dictionary__normalization_type": "RMS", "dictionary__eps": 1e-3}
-    project = of_family("qwen3_moe").set(**LORSA, **rotary, **eps)
-    run(project, *AFTER_TOKENS)
+    norm = {"dictionary__use_post_qk_ln": True, "dictionary__normalization_type": "RMS", "dictionary__eps": 1e-3}
+    project = of_family("qwen3_moe").set(**LORSA, **norm)
+    project.run_all()
     metrics = json.loads((project.path / "metrics" / "evaluation.json").read_text())
     assert math.isfinite(metrics["fvu"])
 
 
-def test_a_vocabulary_larger_than_the_tokenizers(tokenized: Project, tmp_path: Path) -> None:
+def test_a_vocabulary_larger_than_the_tokenizers(base: Project, tmp_path: Path) -> None:
     """Tokens that no text has are suppressed or promoted by name all the same."""
-    project = _with_model(tokenized.copy(tmp_path / "larger"), "gemma3", vocab_size=VOCAB + 20)
-    run(project, *AFTER_TOKENS)
+    project = _with_model(base.copy(tmp_path / "larger"), "gemma3", vocab_size=VOCAB + 20)
+    project.run_all()
     rows = FeatureStore(project.path / "data" / "features").features(["promoted", "suppressed"])
     named = {token["token"] for row in rows for part in ("promoted", "suppressed") for token in row[part]}
     assert max(named) >= VOCAB
 
 
-def test_a_family_that_only_transformer_lens_knows(tokenized: Project, tmp_path: Path) -> None:
+def test_a_family_that_only_transformer_lens_knows(base: Project, tmp_path: Path) -> None:
     """Neurons by the bridge's own name, and an SAE of the residual stream, whose features have logits."""
     options = {"num_attention_heads": 4, "intermediate_size": 48, "pad_token_id": 0}
     for hook, width in (("blocks.1.mlp.out.hook_in", 48), (RESIDUAL, 32)):
-        project = tokenized.copy(tmp_path / str(width)).set(model__backend="transformer_lens", dictionary__hook_point_in=hook)
+        project = base.copy(tmp_path / str(width)).set(model__backend="transformer_lens", dictionary__hook_point_in=hook)
         shutil.rmtree(project.path / "model")
         write_model(project.path / "model", "phi", options)
-        run(project, *AFTER_TOKENS)
+        project.run_all()
         assert open_activations(project.store).width(hook) == width
         promoted = [row["promoted"] for row in FeatureStore(project.path / "data" / "features").features(["promoted"])]
         assert {each is not None for each in promoted} == {hook == RESIDUAL}

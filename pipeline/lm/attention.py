@@ -207,7 +207,8 @@ def _query_key_norm(
     norm = parts.get(f"{of}_norm") or parts.get(f"{of}_layernorm")
     if norm is None:
         return None, 1e-6, "RMS"
-    norms = list(norm.norms) if hasattr(norm, "norms") else [norm]  # one for each head, or one for all of them
+    each: Any = getattr(norm, "norms", [norm])  # one for each head, or one for all of them
+    norms: list[Any] = list(each)
     gains = torch.stack([_plain(one.get_parameter("weight")) + block.gain_offset for one in norms])
     if gains.shape[-1] != d_head:
         raise _Unreadable("its queries and keys are normed over all heads at once")

@@ -16,7 +16,7 @@ from pipeline.registry import Declarations
 
 Config = Mapping[str, Any]
 
-_PRE_NORMS = {"ln1": "input_layernorm", "ln2": "post_attention_layernorm"}
+_PRE_NORMS: dict[str, Any] = {"ln1": "input_layernorm", "ln2": "post_attention_layernorm"}
 _POST_NORMS = {"ln1_post": "post_attention_layernorm", "ln2_post": "post_feedforward_layernorm"}
 _FOUR_NORMS = {"ln1": "input_layernorm", "ln2": "pre_feedforward_layernorm", **_POST_NORMS}
 _ONLY_POST_NORMS = {"ln1": None, "ln2": None, **_POST_NORMS}

@@ -17,7 +17,8 @@ from pipeline.lm.attention import AttentionWeights
 from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.loading import load_attention_form
 from pipeline.models_fit import attention_fields, check_attention_fits
-from tests.lm.conftest import CONFIGURATIONS, CONTEXT, OLDEST, WINDOW, D
+from tests.lm.conftest import CONFIGURATIONS, OLDEST
+from tests.lm.families import CONTEXT, WINDOW, D
 from tests.messages import saying
 
 LAYER = 1

@@ -9,7 +9,8 @@ from torch import nn
 from pipeline.errors import DataError
 from pipeline.lm.families import MODEL_FAMILIES
 from pipeline.lm.loading import BACKENDS, load_language_model
-from tests.lm.conftest import BRIDGED, CONFIGURATIONS, CONTEXT, VOCAB, D
+from tests.lm.conftest import BRIDGED, CONFIGURATIONS
+from tests.lm.families import CONTEXT, VOCAB, D
 from tests.messages import saying
 
 TOLERANCE = 2e-6

@@ -10,7 +10,8 @@ import torch
 from pipeline.errors import DataError
 from pipeline.lm.language_model import Start
 from pipeline.lm.loading import BACKENDS, load_language_model, model_widths
-from tests.lm.conftest import CONFIGURATIONS, LAYERS, D
+from tests.lm.conftest import CONFIGURATIONS
+from tests.lm.families import LAYERS, D
 from tests.lm.shapes import D_HEAD, HEADS, expected_of, shape_of, with_plain_hooks
 from tests.messages import saying
 

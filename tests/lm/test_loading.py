@@ -14,8 +14,7 @@ import torch
 from pipeline.errors import DataError
 from pipeline.lm.loading import load_language_model, load_tokenizer, model_widths
 from pipeline.lm.source import resolve_model
-from tests.lm.conftest import CONTEXT, LAYERS, VOCAB, D
-from tests.lm.families import NOT_BRIDGED
+from tests.lm.families import CONTEXT, LAYERS, NOT_BRIDGED, VOCAB, D
 from tests.messages import saying
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pipeline.lm.language_model import Start
-from tests.lm.conftest import CONFIGURATIONS, LAYERS, OLDEST
+from tests.lm.conftest import CONFIGURATIONS, OLDEST
+from tests.lm.families import LAYERS
 
 SITES = ("hook_resid_pre", "ln1.hook_normalized", "hook_attn_out", "ln2.hook_out", "hook_mlp_out", "hook_resid_post")
 # What a run must take over from the model around its blocks, differs from family to family: all of those in one back end.

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pipeline.lm.language_model import LanguageModel
-from tests.lm.conftest import CONFIGURATIONS, LAYERS, VOCAB, D
+from tests.lm.conftest import CONFIGURATIONS
+from tests.lm.families import LAYERS, VOCAB, D
 from tests.lm.shapes import shape_of
 
 CAPS = {"gemma2": 3.0}

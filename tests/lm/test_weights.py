@@ -11,7 +11,8 @@ import torch
 from pipeline.errors import DataError
 from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.loading import BACKENDS, load_language_model
-from tests.lm.conftest import CONFIGURATIONS, LAYERS, OLDEST, VOCAB, D
+from tests.lm.conftest import CONFIGURATIONS, OLDEST
+from tests.lm.families import LAYERS, VOCAB, D
 from tests.messages import saying
 
 Directory = Callable[[str], Path]
