@@ -149,7 +149,7 @@ def test_what_a_key_takes_in_words() -> None:
 def test_the_page_has_every_key_and_says_whose_it_is() -> None:
     page = (ROOT / "docs" / "params.md").read_text()
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
-    of_names = len(["models.NAME"] * 2) + len(["dataset.sources.NAME"] * 9)
+    of_names = len(["models.NAME"] * 3) + len(["dataset.sources.NAME"] * 9)
     assert len(rows) == len({key for key, _ in flatten(read_mapping(PARAMS))}) + of_names
     row = next(row for row in rows if row[0] == "| `hook_point_out`")
     assert row[1] == "lorsa, sae, transcoder"
