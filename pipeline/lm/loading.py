@@ -62,11 +62,7 @@ def load_language_model(
     source = resolve_model(name_or_path, revision, tokenizer_name, any_family=backend == "transformer_lens")
     if not is_known(source.model_type):
         return _load_bridged(source, dtype, device, attention)
-    n_blocks = None
-    if hook_points is not None:
-        points = source.points.parse_all(hook_points).values()
-        if not any(point.anywhere for point in points):
-            n_blocks = min(source.n_layers, max((max(point.layer, 0) + 1 for point in points), default=0))
+    n_blocks = None if hook_points is None else source.needed_blocks(hook_points)
     whole = n_blocks is None
     from pipeline.lm.weights import load_weights
 

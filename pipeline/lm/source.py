@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,17 @@ class ModelSource(Place):
             inside = [name for name in self.hook_points() if self.points.parse(name).site.startswith(_INSIDE)]
             self._seen.update(see(self, [hook_point] if point.path else inside))
         return self._seen[hook_point]
+
+    def needed_blocks(self, hook_points: Iterable[str]) -> int | None:
+        """How many of the first blocks a run to these hook points needs; None: the whole model.
+
+        Raises:
+            DataError: no such hook point.
+        """
+        points = self.points.parse_all(hook_points).values()
+        if any(point.anywhere for point in points):
+            return None
+        return min(self.n_layers, max((max(point.layer, 0) + 1 for point in points), default=0))
 
     @functools.cached_property
     def _seen(self) -> dict[str, int]:

@@ -129,6 +129,9 @@ class Replayed:
             given[hook] = x[rows] + self.scales[hook] * noise
         return given
 
+    def first_not_finite(self, token_ids: Tensor) -> None:
+        """What was found is finite."""
+
 
 class _Measurement:
     """One measurement, in the order in which the stages work."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.hook_keys import by_model, place_of
+from pipeline.hook_keys import by_model
 from pipeline.memory import Need
 from pipeline.planning.disk import store_bytes, token_store_bytes
 from pipeline.planning.weights import n_parameters
@@ -70,8 +70,7 @@ def _parameters(run: Run, *, whole: bool) -> dict[str, int]:
     """{alias: parameters} of the language models; where not whole, up to the deepest hook point."""
     hooks, found = by_model(run.params.hook_points), {}
     for alias, source in run.sources.models.items():
-        layers = [place[0] for hook in hooks.get(alias, ()) if (place := place_of(hook)) is not None]
-        found[alias] = n_parameters(source, None if whole else 1 + max(layers, default=source.n_layers - 1))
+        found[alias] = n_parameters(source, None if whole or alias not in hooks else source.needed_blocks(hooks[alias]))
     return found
 
 
