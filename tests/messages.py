@@ -25,3 +25,10 @@ def faults(error: ParamsError, source: object = "") -> dict[str, str]:
     found = [fault.removeprefix(prefix).partition(": ") for fault in error.faults]
     assert len({key for key, _, _ in found}) == len(found), error.faults
     return {key: text for key, _, text in found}
+
+
+def after_beginning(stderr: str) -> list[str]:
+    """The lines of a stage without the first one, in which it says what it will do, how long and in how much memory."""
+    lines = stderr.splitlines()
+    begins = bool(lines) and re.fullmatch(r"[a-z]+: .*; .*, at most about [\d.]+ [kMGT]?B of memory", lines[0]) is not None
+    return lines[begins:]

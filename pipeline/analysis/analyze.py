@@ -208,9 +208,9 @@ def within(analysis: AnalysisParams, tokens: SplitTokens, dictionary: Dictionary
     return dataclasses.replace(analysis, **kept)
 
 
-def at_most(analysis: AnalysisParams, n_contexts: int, context_size: int, n_features: int) -> dict[str, int]:
-    """{key of the section: what is kept of what it asks for}."""
-    kept = {name: min(getattr(analysis, name), n_contexts) for name in ("top_contexts", "inactive_contexts")}
+def at_most(analysis: AnalysisParams, n_contexts: int, context_size: int, n_features: int) -> dict[str, Any]:
+    """{key of the section: what is kept of what it asks for, a number}."""
+    kept: dict[str, Any] = {name: min(getattr(analysis, name), n_contexts) for name in ("top_contexts", "inactive_contexts")}
     kept |= {name: min(getattr(analysis, name), context_size - 1) for name in ("window_before", "window_after")}
     kept["band_contexts"] = min(analysis.band_contexts, math.ceil(n_contexts / BANDS))
     kept["neighbours"] = min(analysis.neighbours, n_features)

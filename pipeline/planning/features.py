@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.corpus.tokens import TokenStore
     from pipeline.evaluation.raw_space import RawDictionary
     from pipeline.lm.language_model import LanguageModel
+    from pipeline.norms.hook_norm import HookNorm
     from pipeline.params.schema import Params
 
 COMPARED = 4096  # features whose neighbours are looked for; of more the time grows with the square of their number
@@ -33,6 +34,7 @@ class Part(NamedTuple):
 def measure_features(
     params: Params,
     raw: RawDictionary,
+    norms: Mapping[str, HookNorm],
     models: Mapping[str, LanguageModel],
     replayed: Mapping[str, Any],
     tokens: TokenStore,
@@ -44,6 +46,7 @@ def measure_features(
     Args:
         params: all parameters.
         raw: the dictionary.
+        norms: {hook point: norm}, for a dictionary that is not folded.
         models: of its hook points.
         replayed: what gives activations without running them.
         tokens: contexts.
@@ -75,7 +78,7 @@ def measure_features(
     collection = Collection(LanguageModels(cast(Any, replayed)), raw, kept, analysed)
     for batch in shown:
         collection.update(batch)
-    found = Loaded(raw.dictionary, dict(models), raw.norms if not raw.dictionary.config.folded else None)
+    found = Loaded(raw.dictionary, dict(models), None if raw.dictionary.config.folded else dict(norms))
     contexts = AnalysedContexts(tokens.train, shown.contexts, ReadableTexts(found.main))
     feature = _feature(params, found, collection, contexts, folder)
     return Part((each + beside / most) / size, feature, _neighbours(found, collection, kept.neighbours))

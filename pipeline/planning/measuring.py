@@ -154,7 +154,7 @@ class _Measurement:
         folded = self._folded(members, norms)
         raws = {name: _raw(dictionary, norms, models) for name, dictionary in folded.items()}
         self._evaluate(models, raws, tokens)
-        self._analyze(models, raws, found, tokens)
+        self._analyze(norms, models, raws, found, tokens)
         return Rates(**self.known)
 
     def _tracking(self) -> float:
@@ -323,6 +323,7 @@ class _Measurement:
 
     def _analyze(
         self,
+        norms: Mapping[str, HookNorm],
         models: Mapping[str, LanguageModel],
         raws: Mapping[str, RawDictionary],
         found: Mapping[str, Mapping[str, Tensor]],
@@ -332,7 +333,7 @@ class _Measurement:
 
         replayed = {alias: Replayed(own) for alias, own in found.items()}
         parts = [
-            measure_features(self.params, raw, models, replayed, tokens, self.run.analysed_tokens, self.folder)
+            measure_features(self.params, raw, norms, models, replayed, tokens, self.run.analysed_tokens, self.folder)
             for raw in raws.values()
         ]
         self.known["analyze"] = sum(part.token for part in parts)

@@ -14,6 +14,7 @@ told at once, one line each.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -66,7 +67,7 @@ def refuse(params: Params, *known: str, tokens: str | Path = "data/tokens.zarr")
     if found and not faults:
         for check in CHECKS:
             if check.known in known:
-                faults += _faults(lambda check=check: check.check(found[0], Path(tokens)))  # type: ignore[misc]
+                faults += _faults(functools.partial(check.check, found[0], Path(tokens)))
     if faults:
         raise DataError(list(dict.fromkeys(faults)))
 
@@ -157,12 +158,16 @@ def pca_rank_is_kept(run: Run, tokens: Path) -> None:
                 check_rank(rank, hook, width, min(width, MAX_EIGENVECTORS))
 
 
-def _of(member: str, check: Callable[[], object]) -> list[str]:
-    def named() -> None:
-        with of_member(member):
-            check()
-
-    return _faults(named)
+def _each_member(run: Run, check: Callable[[str, Params], object]) -> None:
+    """Make a check of each member, and tell all faults with the members' names."""
+    faults: list[str] = []
+    for name, own in run.params.members.items():
+        try:
+            with of_member(name):
+                check(name, own)
+        except PipelineError as error:
+            faults += error.faults
+    _raise(faults)
 
 
 def stated_store_fits(run: Run, tokens: Path) -> None:
@@ -206,37 +211,31 @@ def devices_are_there(run: Run, tokens: Path) -> None:
     device = training_device(model.device, "model.device")
     if acts.device is not None:
         device = training_device(acts.device, "activations.device")
-    faults: list[str] = []
-    for name, own in run.params.members.items():
-        faults += _of(name, lambda own=own: check_kernels(own.dictionary.use_triton_kernel, own.trainer.amp_dtype, device))
-    _raise(faults)
+    _each_member(run, lambda _, own: check_kernels(own.dictionary.use_triton_kernel, own.trainer.amp_dtype, device))
 
 
 def start_fits(run: Run, tokens: Path) -> None:
     """The dictionary to start from is there, whole, and of the shape that is asked for."""
-    starts = {name: own.initializer.from_dictionary for name, own in run.params.members.items()}
-    if not any(starts.values()):
+    if not any(own.initializer.from_dictionary for own in run.params.members.values()):
         return
     from pipeline.initialization.from_dictionary import check_start, read_start
 
-    faults: list[str] = []
-    for name, place in starts.items():
-        if place is not None:
-            faults += _of(
-                name, lambda name=name, place=place: check_start(read_start(place), run.dictionaries[name].config, place)
-            )
-    _raise(faults)
+    def fits(name: str, own: Params) -> None:
+        if (place := own.initializer.from_dictionary) is not None:
+            check_start(read_start(place), run.dictionaries[name].config, place)
+
+    _each_member(run, fits)
 
 
 def start_makes_sense(run: Run, tokens: Path) -> None:
     """The options of the initializer fit the dictionary's kind and widths."""
     from pipeline.initialization.compose import check
 
-    faults: list[str] = []
-    for name, own in run.params.members.items():
+    def sensible(name: str, own: Params) -> None:
         if own.initializer.from_dictionary is None:
-            faults += _of(name, lambda name=name, own=own: check(run.dictionaries[name], own.initializer, has_model=True))
-    _raise(faults)
+            check(run.dictionaries[name], own.initializer, has_model=True)
+
+    _each_member(run, sensible)
 
 
 def store_has_a_place(run: Run, tokens: Path) -> None:
@@ -269,7 +268,7 @@ def memory_is_there(run: Run, tokens: Path) -> None:
     if device.type != "cpu":
         return  # what lies on which device is the stages' own matter
     needs = {need.what: need for stage in STAGES for need in stage.held(run)}
-    _raise(fault for need in needs.values() for fault in _faults(lambda need=need: require_memory(need)))
+    _raise(fault for need in needs.values() for fault in _faults(functools.partial(require_memory, need)))
 
 
 def tokenizers_are_one(run: Run, tokens: Path) -> None:

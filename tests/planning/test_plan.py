@@ -34,7 +34,34 @@ def files(project: Project) -> dict[str, str]:
     return {str(path.relative_to(project.path)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 
-@pytest.mark.parametrize("changes", [{}, {"activations__source": "live"}], ids=["store", "live"])
+KINDS: dict[str, dict[str, object]] = {
+    "store": {},
+    "live": {"activations__source": "live"},
+    "kept norms": {"dictionary__norm_activation": "token-wise", "fold__mode": "keep", "fold__feature_units": "normalized"},
+    "sweep": {"sweep": {"few": {"dictionary.top_k": 2}, "many": {"dictionary.act_fn": "batchtopk", "dictionary.top_k": 6}}},
+    "crosscoder": {
+        "dictionary__kind": "crosscoder",
+        "dictionary__hook_point_in": None,
+        "dictionary__hook_points_in": ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"],
+        "dictionary__apply_b_dec_to_input": False,
+    },
+    "lorsa": {
+        "activations__target": "activations-2d",
+        "activations__batch_size": 8,
+        "dictionary__kind": "lorsa",
+        "dictionary__hook_point_in": "blocks.0.ln1.hook_out",
+        "dictionary__hook_point_out": "blocks.0.hook_attn_out",
+        "dictionary__n_qk_heads": 4,
+        "dictionary__d_qk_head": 8,
+        "dictionary__n_ctx": 16,
+        "dictionary__positional_embedding_type": "none",
+        "dictionary__apply_b_dec_to_input": False,
+        "initializer__initialize_W_D_with_activations": False,
+    },
+}
+
+
+@pytest.mark.parametrize("changes", KINDS.values(), ids=[name.replace(" ", "_") for name in KINDS])
 def test_the_plan_measures_and_touches_nothing(changes: dict[str, object], fresh: Project) -> None:
     fresh.set(**changes)
     before = files(fresh)
