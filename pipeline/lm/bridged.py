@@ -118,10 +118,11 @@ class BridgedSource(ModelSource):
         Raises:
             DataError: always.
         """
-        raise _undeclared(self, "what its MLP reads")
+        raise undeclared(self, "what its MLP reads")
 
 
-def _undeclared(source: ModelSource, what: str) -> DataError:
+def undeclared(source: ModelSource, what: str) -> DataError:
+    """That something is not known of a model whose family is not declared."""
     return DataError(
         f"model '{source.name}': {what} is not known, since its family {source.model_type} is not declared; switch off "
         "what needs it, or declare the family (CONTRIBUTING.md)"
@@ -165,18 +166,18 @@ class BridgedModel(LanguageModel):
             return self._bridge(token_ids, return_type="logits")
 
     def _mlp(self, layer: int) -> BlockMLP:
-        raise _undeclared(self._source, "its MLP")
+        raise undeclared(self._source, "its MLP")
 
     def _attention(self, layer: int) -> tuple[nn.Module, Any]:
-        raise _undeclared(self._source, "its attention")
+        raise undeclared(self._source, "its attention")
 
     def _affine(self, layer: int, norm: str) -> tuple[Tensor | None, Tensor | None]:
-        raise _undeclared(self._source, "its norms")
+        raise undeclared(self._source, "its norms")
 
     def unembedding(self) -> Unembedding:
         norm = getattr(self._bridge, "ln_final", None)
         if norm is None:
-            raise _undeclared(self._source, "its final norm")
+            raise undeclared(self._source, "its final norm")
         weight: Tensor | None = getattr(norm.original_component, "weight", None)
         gain = weight if weight is None or not norm.uses_weight_offset else weight + 1.0
         scale = getattr(self._config, "logit_scale", None) or 1.0 / (getattr(self._config, "logits_scaling", None) or 1.0)

@@ -153,7 +153,11 @@ def load_attention_form(
     Raises:
         DataError: no such model or layer, or an attention of a form that cannot be read.
     """
-    source = resolve_model(name_or_path, revision)
+    source = resolve_model(name_or_path, revision, any_family=True)
+    if not is_known(source.model_type):
+        from pipeline.lm.bridged import undeclared
+
+        raise undeclared(source, "its attention")
     from pipeline.lm.huggingface import HuggingFaceModel
     from pipeline.lm.weights import empty_model
 

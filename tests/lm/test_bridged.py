@@ -14,7 +14,7 @@ import torch
 from pipeline.errors import DataError
 from pipeline.lm.bridged import BridgedModel
 from pipeline.lm.language_model import LanguageModel
-from pipeline.lm.loading import load_language_model, load_tokenizer, model_widths
+from pipeline.lm.loading import load_attention_form, load_language_model, load_tokenizer, model_widths
 from tests.lm.families import GQA, LAYERS, D, write_model
 from tests.lm.shapes import with_plain_hooks
 from tests.messages import saying
@@ -110,7 +110,12 @@ def test_the_unembedding_has_the_familys_scale(
 
 def test_what_is_not_known_of_an_undeclared_family(bridged: Callable[[str], LanguageModel], token_ids: torch.Tensor) -> None:
     model = bridged("phi")
-    for ask in (lambda: model.layer_mlp(1), lambda: model.layer_attention(1, "blocks.1.ln1.hook_out")):
+    attention = "blocks.1.ln1.hook_out"
+    for ask in (
+        lambda: model.layer_mlp(1),
+        lambda: model.layer_attention(1, attention),
+        lambda: load_attention_form(model.name, None, 1),
+    ):
         with pytest.raises(DataError, match=saying("phi", "not declared", "CONTRIBUTING.md")):
             ask()
     with pytest.raises(DataError, match=saying("blocks.1.hook_rsid_post", "did you mean 'blocks.1.hook_resid_post'", "phi")):
