@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from pipeline.planning.timing import SECONDS, silent, slope, timed
+from pipeline.planning.timing import SECONDS, Stopwatch, silent, slope, timed
 
 if TYPE_CHECKING:
     from pipeline.analysis.collection import Collection
@@ -116,8 +115,8 @@ def _feature(params: Params, found: Loaded, collection: Collection, contexts: An
     features = TableWriter(folder / FEATURES, features_schema(), {})
     shown = TableWriter(folder / CONTEXTS, contexts_schema(), {})
     energies, total, done = every.norms.new_ones(len(every.norms)), len(every.norms), 0
-    began = time.perf_counter()
-    while done < total and (not done or time.perf_counter() - began < SECONDS):
+    watch = Stopwatch()
+    while done < total and (not done or watch.seconds() < SECONDS):
         some = slice(done, min(done + BLOCK, total))
         effects = None
         if every.directions is not None:
@@ -138,4 +137,4 @@ def _feature(params: Params, found: Loaded, collection: Collection, contexts: An
         for row in part:
             table.add(row, by_feature[row["feature"]])
     packed(table.packed())
-    return (time.perf_counter() - began) / done
+    return watch.seconds() / done

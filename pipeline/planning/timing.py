@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 SECONDS = 1.5  # of each kind of work
+STOPPED = 10.0  # times its processor time: a process that takes longer was not at work
 
 
 def since_the_process_began() -> float:
@@ -39,13 +40,24 @@ def silent() -> Iterator[None]:
         yield
 
 
+class Stopwatch:
+    """Seconds since it was made, without those in which the process was stopped rather than slowed down by others."""
+
+    def __init__(self) -> None:
+        self._wall, self._processor = time.perf_counter(), time.process_time()
+
+    def seconds(self) -> float:
+        """Wall-clock time, at most STOPPED times that of the processor."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return min(time.perf_counter() - self._wall, STOPPED * (time.process_time() - self._processor))
+
+
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     """(seconds, what the work gives)."""
-    began = time.perf_counter()
+    watch = Stopwatch()
     found = work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began, found
+    return watch.seconds(), found
 
 
 def slope(work: Callable[[int], Any], most: int, seconds: float = SECONDS) -> tuple[float, float]:

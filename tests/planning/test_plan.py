@@ -127,7 +127,8 @@ def test_time_is_linear_in_what_there_is_much_of(fresh: Project, monkeypatch: py
 
 def test_slope_of_work_of_which_a_part_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     now = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now.seconds)
+    for clock in ("perf_counter", "process_time"):
+        monkeypatch.setattr(timing.time, clock, lambda: now.seconds)
 
     def work(n: int) -> None:
         now.seconds += 0.1 + 0.02 * n
@@ -144,6 +145,17 @@ def test_slope_of_work_of_which_a_part_does_not_grow(monkeypatch: pytest.MonkeyP
         now.seconds += 1.0 if n == 1 else 0.5
 
     assert timing.slope(disturbed, most=100, seconds=4.0) == (0.125, 0.0)  # 4 units in 0.5 s
+
+
+def test_a_process_that_was_stopped_did_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = {"perf_counter": 100.0, "process_time": 3.0}
+    for clock in clocks:
+        monkeypatch.setattr(timing.time, clock, lambda clock=clock: clocks[clock])
+    watch = timing.Stopwatch()
+    clocks |= {"perf_counter": 104.0, "process_time": 4.0}
+    assert watch.seconds() == 4.0
+    clocks["perf_counter"] = 700.0
+    assert watch.seconds() == 10.0
 
 
 def test_a_stage_says_what_it_will_do(project: Project) -> None:
