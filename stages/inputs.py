@@ -1,9 +1,7 @@
 """inputs: which text, models and dictionary lie under the names of the parameters now, for DVC to compare.
 
-Runs at every `dvc repro`, since DVC cannot depend on a path that may be a hub id as well, nor on one that may be null. Reads
-the local text and models, and what initializer.from_dictionary names; their digests are remembered in data/input_digests.json,
-so that only what has changed is read. Writes data/inputs/text.json, models.json and dictionary.json, on which the stages that
-read them depend. Cost: a second.
+Runs at every `dvc repro`, since DVC cannot depend on a path that may be a hub id, or null. Reads what is local as far as
+data/input_digests.json has no digest of it; other stages depend on the three files that it writes. Cost: a second.
 """
 
 from __future__ import annotations
@@ -41,8 +39,8 @@ def main(params: str, out: str) -> None:
     models = {}
     for alias in ("", *(loaded.models or {})):
         model = loaded.language_model(alias)
-        contents = model_contents(model.model_name, model.revision, model.tokenizer_name, digests)
-        models[f"models.{alias}" if alias else "model"] = contents
+        key = f"models.{alias}" if alias else "model"
+        models[key] = model_contents(model.model_name, model.revision, model.tokenizer_name, digests)
     starts = {}
     for member, own in loaded.members.items():
         start = own.initializer.from_dictionary

@@ -103,8 +103,8 @@ def test_a_module_of_another_model(tmp_path: Path) -> None:
 def test_what_a_model_lacks_is_refused_before_anything_is_computed(
     changes: dict[str, Any], parts: tuple[str, ...], tmp_path: Path
 ) -> None:
-    project = make_project(tmp_path / "project").set(**changes).run_all(until="tokenize_corpus")
-    outcome = project.run("generate_activations")
+    project = make_project(tmp_path / "project").set(**changes)
+    outcome = project.run("inputs")
     assert (outcome.exit_code, outcome.exception) == (2, None)
     assert len(outcome.stderr.splitlines()) == 1
     says(outcome.stderr, *parts)
@@ -114,7 +114,6 @@ def test_what_a_model_lacks_is_refused_before_anything_is_computed(
 def test_what_is_written_too_early_is_refused(tmp_path: Path) -> None:
     written = "module:gpt_neox.layers.1.mlp.dense_h_to_4h:output"
     project = make_project(tmp_path / "project").set(**{**TRANSCODER, "dictionary__hook_point_out": written})
-    project.run_all(until="tokenize_corpus")
-    outcome = project.run("generate_activations")
+    outcome = project.run("inputs")
     assert (outcome.exit_code, outcome.exception) == (2, None)
     says(outcome.stderr, f"{written} occurs before {DOWN}", "later")

@@ -12,8 +12,8 @@ import yaml
 
 from pipeline.lm.loading import model_widths
 from pipeline.params.presets import apply_preset
-from tests.lm.conftest import CONFIGURATIONS, D
-from tests.lm.families import write_model
+from tests.lm.conftest import CONFIGURATIONS
+from tests.lm.families import D, write_model
 from tests.lm.gguf_files import write_gguf
 from tests.messages import says
 from tests.project import REPOSITORY, Project, make_project

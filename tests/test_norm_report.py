@@ -273,13 +273,16 @@ def test_texts_are_of_the_model_that_the_hook_point_is_of(finished_project: Proj
     loaded = []
     load = loading.load_tokenizer
 
-    def other(name: str, revision: str | None) -> Any:
+    def other(name: str, revision: str | None, tokenizer_name: str | None) -> Any:
         loaded.append((name, revision))
         return load("model", None) if name == "model" else load("nowhere/at all", revision)
 
     monkeypatch.chdir(finished_project.path)
     monkeypatch.setattr(loading, "load_tokenizer", other)
-    sections = {"": SimpleNamespace(model_name="model", revision=None), "tuned": SimpleNamespace(model_name="x", revision="r")}
+    sections = {
+        "": SimpleNamespace(model_name="model", revision=None, tokenizer_name=None),
+        "tuned": SimpleNamespace(model_name="x", revision="r", tokenizer_name=None),
+    }
     texts = ModelTexts(SimpleNamespace(language_model=sections.__getitem__))  # type: ignore[arg-type]
     tokenizer = load("model", None)
     (cat,) = tokenizer(" cat", add_special_tokens=False)["input_ids"]

@@ -195,7 +195,7 @@ def attention_is_there(run: Run, tokens: Path) -> None:
 def weights_are_there(run: Run, tokens: Path) -> None:
     """A local model has weight files, and none that may run code."""
     for source in run.sources.models.values():
-        if source.is_local:
+        if source.is_local and source.gguf is None:  # a GGUF file is seen whole when its header is read
             source.weight_files()
 
 

@@ -20,7 +20,7 @@ from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.loading import load_language_model, load_tokenizer, model_widths
 from pipeline.lm.quiet import quiet
 from pipeline.lm.source import resolve_model
-from tests.lm.conftest import CONTEXT, LAYERS, VOCAB, D
+from tests.lm.families import CONTEXT, LAYERS, VOCAB, D
 from tests.lm.gguf_files import gguf_name, put, stored, vocabulary, write_gguf
 from tests.messages import saying
 

@@ -118,6 +118,6 @@ def test_models_in_python() -> None:
     named = NamedModelParams(model_name="x")
     params = Params(models={"tuned": named}, model=ModelParams(dtype="float16"))
     assert params.language_model("tuned") == ModelParams(model_name="x", dtype="float16")
-    assert params.to_dict()["models"] == {"tuned": {"model_name": "x", "revision": None}}
+    assert params.to_dict()["models"] == {"tuned": {"model_name": "x", "revision": None, "tokenizer_name": None}}
     with pytest.raises(ParamsError, match=saying("models:", "letters", "a:b")):
         Params(models={"a:b": NamedModelParams(model_name="x"), "c": {"model_name": "y"}})  # type: ignore[dict-item]
