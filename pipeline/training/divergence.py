@@ -93,10 +93,14 @@ class DivergenceGuard:
             self.squares += squares
             self.n += n
 
+    def due(self, step: int) -> bool:
+        """Whether there may be a verdict after `step` steps: a window is at its end."""
+        return step > 0 and (step % self.window == 0 or step == self.total_steps)
+
     @torch.no_grad()
     def verdict(self, step: int) -> Verdict | None:
         """How the run stands after `step` steps; None: a window is not at its end, or the labels do not vary."""
-        if step == 0 or (step % self.window and step != self.total_steps):
+        if not self.due(step):
             return None
         variance = self._variance()
         if not variance > 0:

@@ -5,7 +5,9 @@ for each step from that of the run which is the least far: next batch; each run 
 report; now and then save; stop when asked
 
 On a CPU two runs take their steps at the same time, each with all of torch's threads: while one works on one thread (selection,
-sorting, Python) the other has the cores. Bits depend on the number of threads, not on what runs beside them.
+sorting, Python) the other has the cores. Who has ended a step may begin the next one while others are still at theirs; where
+something is due after a step (figures, a state to keep) all of them end it first. Bits depend on the number of threads, not on
+what runs beside them.
 
 A run that fails (a loss that is not finite, a divergence) ends alone; the others go on.
 """
@@ -13,10 +15,9 @@ A run that fails (a loss that is not finite, a divergence) ends alone; the other
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -35,6 +36,7 @@ from pipeline.training.processes import ONE_PROCESS, Reductions
 from pipeline.training.run import Report, Timing, TrainingRun, say
 from pipeline.training.shared_batches import joint_batches, joint_on_device
 from pipeline.training.source import Source, TrainingBatch
+from pipeline.training.turns import StepsAtOnce, StepsInTurn, Turns, UnderWay
 
 __all__ = ["Report", "Timing", "TrainingRun", "deterministic", "say", "train", "train_together"]
 SHOWN = 4  # members whose figures the progress line shows one by one
@@ -116,7 +118,7 @@ class _Loop:
         self.failed: dict[str, NumericsError] = {}
         self.timing = Timing()
         self.progress: Progress | None = None
-        self.pool: ThreadPoolExecutor | None = None
+        self.turns: Turns = StepsInTurn()
         self.working: TrainingRun = self.runs[0]  # the one whose turn it is
         for run in self.runs:
             run.timing = self.timing
@@ -142,9 +144,7 @@ class _Loop:
                 stack.callback(self.progress.close)
             at_once = steps_at_once(len(self.active), first.device)
             if at_once > 1:
-                # Each thread has its own number of threads of torch.
-                as_many = functools.partial(torch.set_num_threads, torch.get_num_threads())
-                self.pool = stack.enter_context(ThreadPoolExecutor(at_once, "training steps", as_many))
+                self.turns = stack.enter_context(StepsAtOnce(at_once))
             stack.enter_context(told_of_memory(lambda: _held(self.working), lambda: self.working.step_number))
             self._steps(start, first.total_steps, stop)
             for run in list(self.active):
@@ -168,47 +168,51 @@ class _Loop:
         runs = sorted(
             self.active, key=lambda run: -sum(p.numel() for p in run.dictionary.parameters())
         )  # the longest steps first
-        tokens = runs[0].source.batch_tokens
         joint = joint_batches([run.source for run in runs], [run.step_number for run in runs])
         batches = joint_on_device(joint, runs[0].trainer.device, [run.trainer.dtype for run in runs])
+        self.timing.start()
+        under_way: deque[UnderWay] = deque()
         for s in range(start, total_steps):
-            started = time.perf_counter()
+            asked = time.perf_counter()
             try:
                 with stop.waiting():
                     joint_batch = next(batches)
             except StopWaiting:
+                self._end(under_way, left=0)
                 self._stop(s, total_steps, stop)
-            self.timing.wait += time.perf_counter() - started
-            observed = self._step(s, zip(runs, joint_batch, strict=True))
-            self.timing.total += time.perf_counter() - started
-            self.timing.tokens += tokens
-            for run, observation in observed:
-                with self._alone(run):
-                    run.after(observation)
-            if self.progress is not None:
-                seen = any(observation is not None for _, observation in observed)
-                self.progress.update(tokens, **(self._shown() if seen else {}))
+            self.timing.wait += self.turns.idle_since(asked)
+            under_way.append(self._begun(s, zip(runs, joint_batch, strict=True)))
+            self._end(under_way, left=0 if under_way[-1].due or s + 1 == total_steps else self.turns.ahead)
             if stop and s + 1 < total_steps:
+                self._end(under_way, left=0)
                 self._stop(s + 1, total_steps, stop)
             if not self.active:
                 break
         batches.close()
 
-    def _step(
-        self, s: int, batches: Iterable[tuple[TrainingRun, TrainingBatch | None]]
-    ) -> list[tuple[TrainingRun, Observation | None]]:
-        """Train the runs that are at step s on their batches; (run, what is to be reported of it) of each."""
-        due = [(run, batch) for run, batch in batches if batch is not None and run in self.active and run.step_number == s]
-        steps = [(run, self._begun(run, batch)) for run, batch in due]
-        done = []
-        for run, end in steps:
-            with self._alone(run):
-                done.append((run, end()))
-        return done
+    def _begun(self, s: int, batches: Iterable[tuple[TrainingRun, TrainingBatch | None]]) -> UnderWay:
+        """Begin step s of the runs that are so far, on their batches."""
+        here = [(run, batch) for run, batch in batches if batch is not None and run in self.active]
+        due = any(run.due(s + 1) for run, _ in here)
+        return UnderWay(due, [(run, self.turns.begin(run, batch)) for run, batch in here])
 
-    def _begun(self, run: TrainingRun, batch: TrainingBatch) -> Callable[[], Observation | None]:
-        """Begin a step where several are taken at a time; what ends it, or does it."""
-        return functools.partial(run.step, batch) if self.pool is None else self.pool.submit(run.step, batch).result
+    def _end(self, under_way: deque[UnderWay], *, left: int) -> None:
+        """Wait until at most `left` steps are under way; do what is due after those that end."""
+        while len(under_way) > left:
+            step = under_way.popleft()
+            observed: list[tuple[TrainingRun, Observation | None]] = []
+            for run, end in step.ends:
+                if run in self.active:
+                    with self._alone(run):
+                        observed.append((run, end()))
+            self.timing.step(self.runs[0].source.batch_tokens)
+            if step.due:
+                for run, observation in observed:
+                    with self._alone(run):
+                        run.after(observation)
+            if self.progress is not None:
+                seen = any(observation is not None for _, observation in observed)
+                self.progress.update(self.runs[0].source.batch_tokens, **(self._shown() if seen else {}))
 
     def _stop(self, done: int, total_steps: int, stop: StopRequest) -> NoReturn:
         """Keep the states and stop.

@@ -36,6 +36,17 @@ class Timing:
     wait: float = 0.0
     total: float = 0.0
     tokens: int = 0
+    _mark: float = 0.0
+
+    def start(self) -> None:
+        """The loop begins."""
+        self._mark = time.perf_counter()
+
+    def step(self, tokens: int) -> None:
+        """A step on so many tokens has ended."""
+        before, self._mark = self._mark, time.perf_counter()
+        self.total += self._mark - before
+        self.tokens += tokens
 
     def figures(self) -> dict[str, float]:
         """Share of the time spent waiting for data, and tokens per second."""
@@ -157,8 +168,18 @@ class TrainingRun:
         Raises:
             NumericsError: the loss is not finite (on a GPU: raised by :meth:`after`).
         """
-        s = self.step_number
-        return self.trainer.step(batch, observe=s == self.trainer.total_steps - 1 or s % self.params.log_frequency == 0)
+        return self.trainer.step(batch, observe=self._observed(self.step_number))
+
+    def due(self, done: int) -> bool:
+        """Whether anything is due when so many steps are done; see :meth:`after`."""
+        seen = self._observed(done - 1) or done in self._snapshots or self.trainer.divergence.due(done)
+        return seen or (self.checkpoints is not None and self._time_to_save())
+
+    def _observed(self, s: int) -> bool:
+        return s == self.trainer.total_steps - 1 or s % self.params.log_frequency == 0
+
+    def _time_to_save(self) -> bool:
+        return time.monotonic() - self._saved >= 60 * self.params.checkpoint_minutes
 
     def after(self, observation: Observation | None) -> None:
         """What is due after a step: report, look whether it has diverged, snapshot; the state where its time has come.
@@ -173,8 +194,7 @@ class TrainingRun:
         self._check_progress()
         if done in self._snapshots:
             self._snapshot(done)
-        due = time.monotonic() - self._saved >= 60 * self.params.checkpoint_minutes
-        if due and self.checkpoints is not None and not self.ended:
+        if self.checkpoints is not None and self._time_to_save() and not self.ended:
             self.save()
 
     def end(self) -> None:
