@@ -28,11 +28,11 @@ from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import Interrupted, NumericsError
 from pipeline.interrupts import StopRequest, StopWaiting, stop_on_signals
 from pipeline.params.sections.trainer import TrainerParams
+from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.progress import Progress
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.held import Held, check_memory, held_lines, steps_at_once, told_of_memory
 from pipeline.training.observation import Observation
-from pipeline.training.processes import ONE_PROCESS, Reductions
 from pipeline.training.run import Report, Timing, TrainingRun, say
 from pipeline.training.shared_batches import joint_batches, joint_on_device
 from pipeline.training.source import Source, TrainingBatch
