@@ -240,7 +240,7 @@ class TrainingRun:
             self.on_metrics(s, figures | self.timing.figures())
 
     def _snapshot_steps(self) -> set[int]:
-        if self.checkpoints is None:
+        if self.checkpoints is None or not self.checkpoints.keeps:
             return set()
         return set(snapshot_steps(self.trainer.total_steps, self.params.n_checkpoints, self.params.checkpoint_schedule))
 
