@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pipeline.allocation import keep_freed_memory
-from pipeline.errors import DataError, PipelineError
+from pipeline.errors import FAULTS, DataError, PipelineError
 from pipeline.files import ensure_writable
 from pipeline.foreign import full_disk, full_memory, shortened, told
 from pipeline.progress import watched
@@ -54,7 +54,12 @@ def _check_inside(path: Path) -> None:
 
 
 def _fail(lines: Sequence[str], code: int) -> None:
-    click.echo("\n".join(f"error: {line}" for line in lines), err=True)
+    """Say what is wrong, and end; one of several processes leaves it to the one that has started them."""
+    if (place := os.environ.get(FAULTS)) is not None and "RANK" in os.environ:
+        Path(place, os.environ["RANK"]).write_text("\n".join(lines))
+    else:
+        for line in lines:
+            click.echo(f"error: {line}", err=True)
     sys.exit(code)
 
 

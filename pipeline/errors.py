@@ -12,6 +12,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
 LONGEST = 4000  # characters of a fault
+FAULTS = "SCOPELINE_FAULTS"  # the directory in which several processes of one stage leave their faults, each under its rank
 
 
 class PipelineError(Exception):

@@ -29,29 +29,31 @@ def main(
     """Train the dictionary, or those of the sweep."""
     from pathlib import Path
 
+    from pipeline.distributed.group import joined
+    from pipeline.distributed.launch import launch, to_be_launched
     from pipeline.params.loader import load_params
-    from pipeline.params.rules.said import said_of_training
-    from pipeline.planning.beginning import begin
+    from pipeline.planning.beginning import begin_training
     from pipeline.training.outputs import Places
     from pipeline.training.session import train_dictionaries
 
     loaded = load_params(params)
-    for member, own in loaded.members.items():
-        for line in said_of_training(own):
-            click.echo(f"train: {member}: {line}" if member else f"train: {line}", err=True)
-    begin("train", loaded)
-    name = loaded.dictionary.name
+    if to_be_launched(loaded.distributed):
+        launch(loaded.distributed, "stages.train")
+        return
     places = Places(
         activations=Path(activations),
         norms=Path(norms),
-        initial=Path(initial) / name,
-        trained=Path(out) / name,
+        initial=Path(initial) / loaded.dictionary.name,
+        trained=Path(out) / loaded.dictionary.name,
         metrics=Path(metrics),
         history=Path(history),
         plots=Path(plots),
         run=Path(run),
     )
-    train_dictionaries(loaded, places)
+    with joined(loaded.distributed) as processes:
+        if processes.rank == 0:
+            begin_training(loaded)
+        train_dictionaries(loaded, places, processes)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ LAYOUT = (
     ("pipeline/lm",),
     ("pipeline/activations",),
     ("pipeline/corpus",),
+    ("pipeline/distributed",),
     ("pipeline/params",),
 )
 USE_THE_INTERFACE = ("pipeline/training", "pipeline/evaluation", "pipeline/folding.py", "pipeline/plots")

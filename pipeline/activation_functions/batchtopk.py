@@ -23,6 +23,8 @@ class BatchTopK(BudgetedActivation):
         if kept is not None:
             rows = rows.masked_fill(~kept[:, None], -torch.inf)
         kernels = settings.kernels_of(z)
+        if settings.reductions.size > 1:
+            return self._of_all_processes(rows, len(rows) if kept is None else int(kept.sum()), settings)
         if kept is None or kernels.counts_freely:
             n_kept = len(rows) if kept is None else int(kept.sum())
             flat = kernels.largest_of_all(rows, min(settings.k, n_features) * n_kept)
@@ -37,7 +39,25 @@ class BatchTopK(BudgetedActivation):
 
     def threshold(self, smallest: Tensor, settings: GateSettings) -> Tensor:
         """The smallest active z of the batch (of each layer: [L, 1])."""
-        return smallest.flatten(0, -3).amin((0, 2))[:, None] if settings.layered else smallest.amin()
+        least = smallest.flatten(0, -3).amin((0, 2))[:, None] if settings.layered else smallest.amin()
+        return torch.stack(settings.reductions.gathered(least)).amin(0)
+
+    def _of_all_processes(self, rows: Tensor, n_kept: int, settings: GateSettings) -> Selection:
+        """This process's part of what one process would choose of all rows, ties included: of these the first ones.
+
+        Nothing that it does not choose of its own rows is chosen of all, so the cut is made on what each one sends.
+        """
+        kernels, n_features = settings.kernels_of(rows), rows.shape[1]
+        (n_kept,) = settings.reductions.sum([n_kept])
+        budget = min(settings.k, n_features) * n_kept
+        flat = kernels.largest_of_all(rows, min(budget, rows.numel()))
+        values = rows.reshape(-1).index_select(0, flat)
+        sent = settings.reductions.gathered(values)
+        first = sum(len(other) for other in sent[: settings.reductions.rank])
+        among = kernels.largest_of_all(torch.cat(sent)[None], budget)
+        own = among[(among >= first) & (among < first + len(flat))] - first
+        values = values.index_select(0, own)
+        return Selection(flat.index_select(0, own), values, ~(values <= 0))
 
     def _of_each_layer(self, z: Tensor, settings: GateSettings) -> Selection:
         n_layers, n_features = z.shape[-2:]

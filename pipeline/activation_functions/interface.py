@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline.kernels.dispatch import entry_kernels
 from pipeline.kernels.entries import EntryKernels
 from pipeline.params.gates import GATES, GateDeclaration
+from pipeline.processes import ONE_PROCESS, Reductions
 
 
 class GateSettings(NamedTuple):
@@ -29,6 +30,7 @@ class GateSettings(NamedTuple):
         layered: z is [..., L, F]; a mask has the dimensions before L.
         k_of_token: k counts the features of all layers of a token; only where its layers compete.
         kernels: what looks for the chosen entries; None: those of the device.
+        reductions: over the processes that hold the rest of the batch.
     """
 
     k: int = 0
@@ -38,6 +40,7 @@ class GateSettings(NamedTuple):
     layered: bool = False
     k_of_token: bool = False
     kernels: EntryKernels | None = None
+    reductions: Reductions = ONE_PROCESS
 
     def kernels_of(self, z: Tensor) -> EntryKernels:
         """What looks for the chosen entries of z."""

@@ -39,6 +39,7 @@ from pipeline.kernels.dispatch import entry_kernels
 from pipeline.kernels.entries import EntryKernels, Places
 from pipeline.memory import Need, require_memory
 from pipeline.params.dictionary_config import DictionaryConfig
+from pipeline.processes import ONE_PROCESS, Reductions
 
 
 class Gate(NamedTuple):
@@ -49,12 +50,14 @@ class Gate(NamedTuple):
         window: width of JumpReLU's straight-through window.
         activation: another activation function.
         share: measured share of active features of a gate without budget, for the choice of the way; None: not known.
+        reductions: over the processes that hold the rest of the batch.
     """
 
     top_k: int | None = None
     window: float | None = None
     activation: ActivationFunction | None = None
     share: float | None = None
+    reductions: Reductions = ONE_PROCESS
 
 
 class LinearBranch(NamedTuple):
@@ -330,7 +333,7 @@ class Dictionary(nn.Module, abc.ABC):
         log_threshold = self.log_jumprelu_threshold if self.activation.has_threshold else None
         layered, of_token = len(self.feature_shape) > 1, self.config.k_layers > 1
         kernels = self.kernels(device or next(self.parameters()).device)
-        return GateSettings(k, mask, log_threshold, window, layered=layered, k_of_token=of_token, kernels=kernels)
+        return GateSettings(k, mask, log_threshold, window, layered, of_token, kernels, gate.reductions)
 
     def kernels(self, device: torch.device) -> EntryKernels:
         """What works on entries there, in the dtype that autocast computes in, or that of the weights."""

@@ -23,6 +23,7 @@ from pipeline.hooks import split, stacked
 from pipeline.norms.exclusion import NormLimits
 from pipeline.norms.hook_norm import NEXT, HookNorm, hook_norms
 from pipeline.params.choices import CONSTANT_NORMS, INFERENCE, NORM_ACTIVATIONS, NORMS_OF_THE_DATA
+from pipeline.processes import ONE_PROCESS, Reductions
 
 SHORTENED = 3.0  # medians: the length that a massive token counts as in a step, where no rule excludes it
 SMALLEST = 1e-12
@@ -49,7 +50,11 @@ def widths_of(config: HookPoints) -> dict[str, int]:
 
 
 def scale_factor(
-    norm_activation: str, hook_norm: HookNorm | None, x: Tensor | None = None, mask: Tensor | None = None
+    norm_activation: str,
+    hook_norm: HookNorm | None,
+    x: Tensor | None = None,
+    mask: Tensor | None = None,
+    reductions: Reductions = ONE_PROCESS,
 ) -> float | Tensor:
     """The factor that normalises a hook point's activations.
 
@@ -58,6 +63,7 @@ def scale_factor(
         hook_norm: of the hook point; read by the dataset ones only.
         x: [..., D]; read by token-wise and batch-wise only.
         mask: bool [...], the tokens that batch-wise takes the mean over.
+        reductions: over the processes that hold the rest of the batch.
 
     Returns:
         a float, or a float32 tensor that broadcasts over `x`: [..., 1].
@@ -85,11 +91,12 @@ def scale_factor(
     with torch.autocast(x.device.type, enabled=False):
         norms = torch.linalg.vector_norm(x if x.dtype == torch.float64 else x.float(), dim=-1, keepdim=True)
         if norm_activation == "batch-wise":
-            if mask is None:
+            if mask is None and reductions.size == 1:
                 norms = norms.mean()
             else:
-                kept = mask.unsqueeze(-1).to(norms.dtype)
-                norms = (norms * kept).sum() / kept.sum().clamp(min=1.0)
+                kept = torch.ones_like(norms) if mask is None else mask.unsqueeze(-1).to(norms.dtype)
+                total, n_kept = reductions.sum([(norms * kept).sum(), kept.sum()])
+                norms = total / n_kept.clamp(min=1.0)
             norms = norms.reshape((1,) * x.ndim)
         return math.sqrt(x.shape[-1]) / norms.clamp(min=SMALLEST)
 
@@ -100,6 +107,7 @@ class Normalizer:
     Args:
         config: says the hook points and `norm_activation`.
         norms: {hook point: {mean_norm, mean_square, d, ...} or mean_norm}; `inference` needs none.
+        reductions: over the processes that hold the rest of each batch.
 
     Attributes:
         norms: of the hook points.
@@ -110,8 +118,8 @@ class Normalizer:
         DataError: a hook point has no norm.
     """
 
-    def __init__(self, config: HookPoints, norms: Any) -> None:
-        self.norm_activation = config.norm_activation
+    def __init__(self, config: HookPoints, norms: Any, reductions: Reductions = ONE_PROCESS) -> None:
+        self.norm_activation, self._reductions = config.norm_activation, reductions
         self.hooks_in, self.hooks_out = tuple(config.hooks_in), tuple(config.hooks_out)
         widths = widths_of(config)
         if self.norm_activation == INFERENCE:
@@ -122,7 +130,7 @@ class Normalizer:
 
     def factor(self, hook: str, x: Tensor | None = None, mask: Tensor | None = None) -> float | Tensor:
         """The factor of a hook point; arguments as for :func:`scale_factor`."""
-        return scale_factor(self.norm_activation, self.norms.get(hook), x, mask)
+        return scale_factor(self.norm_activation, self.norms.get(hook), x, mask, self._reductions)
 
     def scaled(self, hook: str, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Raw `x` [..., d] of a hook point times its factor."""

@@ -20,6 +20,7 @@ from pipeline.params.sections.analysis import AnalysisParams
 from pipeline.params.sections.dataset import DatasetParams
 from pipeline.params.sections.demo import DemoParams
 from pipeline.params.sections.dictionary import DictionaryParams, params_class
+from pipeline.params.sections.distributed import DistributedParams
 from pipeline.params.sections.evaluation import EvaluationParams
 from pipeline.params.sections.fold import FoldParams
 from pipeline.params.sections.initializer import InitializerParams
@@ -36,6 +37,7 @@ __all__ = [
     "DatasetParams",
     "DemoParams",
     "DictionaryParams",
+    "DistributedParams",
     "EvaluationParams",
     "FitParams",
     "FoldParams",
@@ -87,6 +89,7 @@ class Params(Section):
     )
     initializer: InitializerParams = field(default_factory=InitializerParams)
     trainer: TrainerParams = field(default_factory=TrainerParams)
+    distributed: DistributedParams = field(default_factory=DistributedParams)
     fold: FoldParams = field(default_factory=FoldParams)
     evaluation: EvaluationParams = field(default_factory=EvaluationParams)
     analysis: AnalysisParams = field(default_factory=AnalysisParams)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.errors import PipelineError
+from pipeline.params.rules.said import said_of_training
 from pipeline.planning.rates import Rates, record, recorded
 from pipeline.planning.refusals import MACHINE, PARAMETERS, refuse, refuse_by_tokens
 from pipeline.planning.report import needs_lines, short_lines, stage_lines
@@ -52,6 +53,14 @@ def beginning_line(run: Run, stage: str, rates: Rates | None) -> str:
     if rates is not None:
         took = f"about {seconds_in_words(declared.seconds(run, rates))}"
     return f"{declared.does(run)}; {took}, at most about {bytes_in_words(peak_bytes(run, declared, rates))} of memory"
+
+
+def begin_training(params: Params) -> None:
+    """The same of a training, and what of its parameters will act otherwise than one may expect."""
+    for member, own in params.members.items():
+        for line in said_of_training(own):
+            _say("train", f"{member}: {line}" if member else line)
+    begin("train", params)
 
 
 def begin_tokenize(params: Params) -> None:

@@ -81,9 +81,14 @@ class Checkpoints:
         directory: of this run alone.
         about: all that changes its weights, as plain values.
 
+    Attributes:
+        keeps: whether anything is written.
+
     Raises:
         CheckpointError: the directory belongs to a run with other parameters; the message has the differences.
     """
+
+    keeps = True
 
     def __init__(self, directory: str | Path, about: Mapping[str, Any]) -> None:
         self.directory = Path(directory)
@@ -106,6 +111,11 @@ class Checkpoints:
                     leftover.unlink(missing_ok=True)
             self._check_about()
             yield self
+
+    @contextlib.contextmanager
+    def followed(self) -> Iterator[Checkpoints]:
+        """For a process that trains beside the one that keeps the state: what is there is read, nothing is written."""
+        yield Followed(self.directory, self.about)
 
     def _check_about(self) -> None:
         file = self.directory / "about.json"
@@ -236,6 +246,22 @@ class Checkpoints:
         return self.directory / f"snapshot-{step:09d}"
 
 
+class Followed(Checkpoints):
+    """Those that another process keeps; see :meth:`Checkpoints.followed`."""
+
+    keeps = False
+
+    def __init__(self, directory: str | Path, about: Mapping[str, Any]) -> None:
+        super().__init__(directory, about)
+        self.history = FollowedHistory(self.history.file)
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def finish(self, step: int, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
 def snapshot_steps(total_steps: int, n: int, schedule: str) -> list[int]:
     """After which steps weight snapshots are taken: `n` of them, the last at the end.
 
@@ -298,3 +324,13 @@ class History:
     def size(self) -> int:
         """Bytes of the file so far."""
         return self.file.stat().st_size if self.file is not None and self.file.exists() else 0
+
+
+class FollowedHistory(History):
+    """One that another process writes."""
+
+    def resume(self, n_bytes: int) -> None:
+        """Nothing."""
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Nothing."""

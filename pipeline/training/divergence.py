@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pipeline.losses.reductions import aligned, widened
-from pipeline.training.processes import ONE_PROCESS, Reductions
+from pipeline.processes import ONE_PROCESS, Reductions
 
 BLOWN, WORSE, FAR, FALLING = 10.0, 1.05, 2.0, 0.97
 WINDOWS = 20  # of a run; fewer where they would be shorter than SHORTEST

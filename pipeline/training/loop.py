@@ -28,13 +28,13 @@ from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import Interrupted, NumericsError
 from pipeline.interrupts import StopRequest, StopWaiting, stop_on_signals
 from pipeline.params.sections.trainer import TrainerParams
+from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.progress import Progress
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.held import Held, check_memory, held_lines, steps_at_once, told_of_memory
 from pipeline.training.observation import Observation
-from pipeline.training.processes import ONE_PROCESS, Reductions
 from pipeline.training.run import Report, Timing, TrainingRun, say
-from pipeline.training.shared_batches import joint_batches, joint_on_device
+from pipeline.training.shared_batches import joint_batches, joint_dealt, joint_on_device
 from pipeline.training.source import Source, TrainingBatch
 from pipeline.training.turns import StepsAtOnce, StepsInTurn, Turns, UnderWay
 
@@ -65,7 +65,7 @@ def train(
         checkpoints: opened resume points, used and kept up; None: none, and no signal is caught.
         on_metrics: called at every log step with its number, its figures and the timing's.
         label: shown before the progress and other lines (that revival cannot act); None: nothing is shown.
-        reductions: over the processes that run this loop at the same time, each with a source of its own rows.
+        reductions: over the processes that run this loop at the same time; each reads the whole batches and trains on its part.
 
     Returns: the run, at its end.
 
@@ -113,7 +113,7 @@ class _Loop:
     """The loop over several runs; see :func:`train_together`."""
 
     def __init__(self, runs: Sequence[TrainingRun], label: str | None) -> None:
-        self.runs, self.label = list(runs), label
+        self.runs, self.label, self.reductions = list(runs), label, runs[0].trainer.reductions
         self.active = list(runs)
         self.failed: dict[str, NumericsError] = {}
         self.timing = Timing()
@@ -142,7 +142,7 @@ class _Loop:
             if self.label is not None:
                 self.progress = Progress(self.label, first.total_steps * tokens, done=start * tokens)
                 stack.callback(self.progress.close)
-            at_once = steps_at_once(len(self.active), first.device)
+            at_once = steps_at_once(len(self.active), first.device) if self.reductions.size == 1 else 1
             if at_once > 1:
                 self.turns = stack.enter_context(StepsAtOnce(at_once))
             stack.enter_context(told_of_memory(lambda: _held(self.working), lambda: self.working.step_number))
@@ -169,13 +169,16 @@ class _Loop:
             self.active, key=lambda run: -sum(p.numel() for p in run.dictionary.parameters())
         )  # the longest steps first
         joint = joint_batches([run.source for run in runs], [run.step_number for run in runs])
+        if self.reductions.size > 1:
+            joint = joint_dealt(joint, self.reductions)
         batches = joint_on_device(joint, runs[0].trainer.device, [run.trainer.dtype for run in runs])
         self.timing.start()
         under_way: deque[UnderWay] = deque()
         for s in range(start, total_steps):
             asked = time.perf_counter()
             try:
-                with stop.waiting():
+                # Of several processes none leaves the others waiting at a step that it has not taken.
+                with stop.waiting() if self.reductions.size == 1 else contextlib.nullcontext():
                     joint_batch = next(batches)
             except StopWaiting:
                 self._end(under_way, left=0)
@@ -183,12 +186,21 @@ class _Loop:
             self.timing.wait += self.turns.idle_since(asked)
             under_way.append(self._begun(s, zip(runs, joint_batch, strict=True)))
             self._end(under_way, left=0 if under_way[-1].due or s + 1 == total_steps else self.turns.ahead)
-            if stop and s + 1 < total_steps:
+            if s + 1 < total_steps and self._asked(stop):
                 self._end(under_way, left=0)
                 self._stop(s + 1, total_steps, stop)
             if not self.active:
                 break
         batches.close()
+
+    def _asked(self, stop: StopRequest) -> bool:
+        """Whether to stop: any process was asked to."""
+        if self.reductions.size == 1:
+            return bool(stop)
+        found = bool(self.reductions.any(torch.tensor([bool(stop)])))
+        if found and not stop:
+            stop.receive("another process's signal")
+        return found
 
     def _begun(self, s: int, batches: Iterable[tuple[TrainingRun, TrainingBatch | None]]) -> UnderWay:
         """Begin step s of the runs that are so far, on their batches."""

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from pipeline import metric_names as names
+from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.training.objective import LossReport
-from pipeline.training.processes import ONE_PROCESS, Reductions
 
 _COUNTS = (names.TOKENS, names.DEAD_FEATURES)
 

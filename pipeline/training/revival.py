@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ from pipeline.dictionaries.codes import Codes
 from pipeline.dictionaries.fold import EPS_NORM
 from pipeline.losses.reductions import widened
 from pipeline.params.sections.trainer import TrainerParams
+from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.shares import resolve_share
 
 LARGEST = 100.0
@@ -56,6 +58,7 @@ def revive_(
     mask: Tensor | None,
     *,
     encoder_gate: Tensor | None = None,
+    reductions: Reductions = ONE_PROCESS,
 ) -> None:
     """Move dead features to the threshold of the gate.
 
@@ -66,6 +69,7 @@ def revive_(
         dead: bool of `feature_shape`.
         mask: bool over tokens; None: all kept.
         encoder_gate: Dictionary.encoder_gate of the batch.
+        reductions: over the processes that hold the rest of the batch.
     """
     shape = dead.shape
     z = widened(codes.gating).reshape(-1, *shape)
@@ -78,18 +82,17 @@ def revive_(
         z, threshold = z / sigma, threshold / sigma
     if kept is not None:
         z, threshold = z[kept], threshold[kept]
-    if not len(z):
+    found = _nearest(z, threshold, reductions)
+    if found is None:
         return
-    mean = z.mean(0)
-    ratio, token = ((z - mean) / threshold.clamp_min(EPS_NORM)).max(0)
+    mean, ratio, best, wanted = found
     scale = torch.where(ratio > 0, 1.0 / ratio, torch.inf).clamp(1.0, LARGEST)
-    best, wanted = z.gather(0, token[None])[0], threshold.gather(0, token[None])[0]
     shift = wanted - scale * (best - mean) + MARGIN * scale * (best - mean)
     gain = dictionary.gating_scale(codes.norms.detach())
     every = torch.ones(shape, dtype=z.dtype, device=z.device) if gain is None else gain.to(z.dtype).expand(shape)
     gain = every.reshape(-1)[columns].clamp_min(EPS_NORM)
     length = dictionary.encoder_norms().to(z.dtype) * every
-    use = codes.uses(tuple(shape)).to(z.dtype)
+    use = reductions.sum([codes.uses(tuple(shape))])[0].to(z.dtype)
     usual = (length * use).sum() / use.sum().clamp_min(1)
     within = scale * length.reshape(-1)[columns] <= LONGEST * usual
     usable = dead.reshape(-1)[columns] & wanted.isfinite() & (ratio > SMALLEST) & within
@@ -105,6 +108,41 @@ def revive_(
     bias.copy_(flat.reshape(bias.shape))
     _scale_(dictionary.scale_encoder_, torch.where(usable, scale, 1.0) / longer, columns, dead)
     _scale_(dictionary.scale_decoder_, longer, columns, dead)
+
+
+class _Nearest(NamedTuple):
+    """Of each feature [n]: the mean z of the batch; the ratio r, z and threshold of the token that suits it best."""
+
+    mean: Tensor
+    ratio: Tensor
+    best: Tensor
+    wanted: Tensor
+
+
+def _nearest(z: Tensor, threshold: Tensor, reductions: Reductions) -> _Nearest | None:
+    """Of the batch's kept tokens, whichever process holds them (of equal ones the first); None: there is none.
+
+    Args:
+        z, threshold: of this process's kept tokens, [B, n].
+    """
+    if reductions.size == 1:
+        if not len(z):
+            return None
+        mean = z.mean(0)
+    else:
+        total, n_kept = reductions.sum([z.sum(0), torch.tensor(len(z), device=z.device)])
+        if not bool(n_kept):
+            return None
+        mean = total / n_kept
+    if len(z):
+        ratio, token = ((z - mean) / threshold.clamp_min(EPS_NORM)).max(0)
+        own = torch.stack([ratio, z.gather(0, token[None])[0], threshold.gather(0, token[None])[0]])
+    else:
+        own = torch.full((3, z.shape[1]), -torch.inf, dtype=z.dtype, device=z.device)
+    of_all = torch.stack(reductions.gathered(own))
+    nearest = of_all[:, 0].max(0).indices
+    ratio, best, wanted = of_all.gather(0, nearest.expand(1, *own.shape))[0]
+    return _Nearest(mean, ratio, best, wanted)
 
 
 def least_silence(dictionary: Dictionary, params: TrainerParams) -> int:

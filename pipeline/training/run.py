@@ -14,10 +14,10 @@ from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.errors import CheckpointError, NumericsError
 from pipeline.params.sections.trainer import TrainerParams
+from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.training.checkpoints import Checkpoints, History, snapshot_steps
 from pipeline.training.kernels import check_device, way_in_words
 from pipeline.training.observation import Observation
-from pipeline.training.processes import ONE_PROCESS, Reductions
 from pipeline.training.revival import out_of_reach
 from pipeline.training.source import Source, TrainingBatch
 from pipeline.training.step import Trainer
@@ -240,7 +240,7 @@ class TrainingRun:
             self.on_metrics(s, figures | self.timing.figures())
 
     def _snapshot_steps(self) -> set[int]:
-        if self.checkpoints is None:
+        if self.checkpoints is None or not self.checkpoints.keeps:
             return set()
         return set(snapshot_steps(self.trainer.total_steps, self.params.n_checkpoints, self.params.checkpoint_schedule))
 

@@ -27,6 +27,7 @@ from pipeline.norms.hook_norm import read_norms
 from pipeline.opening import open_for
 from pipeline.params.choices import LIVE
 from pipeline.params.schema import Params
+from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.device import training_device
@@ -39,13 +40,19 @@ from pipeline.training.run import TrainingRun, say
 from pipeline.training.source import Source, StoreSource
 from pipeline.training.tracked import tracked
 
+LABEL = "train"
 Opened = Mapping[str, tuple[Member, Checkpoints]]
 
 
-def train_dictionaries(params: Params, places: Places) -> dict[str, Any]:
+def train_dictionaries(params: Params, places: Places, processes: Reductions = ONE_PROCESS) -> dict[str, Any]:
     """Train `places.initial` (of a sweep, each member's) on the store, from its checkpoint if it has one; write the outputs.
 
-    Returns: the figures of metrics/train.json.
+    Args:
+        params: all parameters.
+        places: what is read and written.
+        processes: those that train together. The first one keeps the state, tracks and writes the outputs.
+
+    Returns: the figures of metrics/train.json; of other processes than the first none.
 
     Raises:
         DataError, CheckpointError, NumericsError, ParamsError: as the message says. Members of a sweep whose training failed
@@ -54,14 +61,17 @@ def train_dictionaries(params: Params, places: Places) -> dict[str, Any]:
     """
     ensure_writable(checkpoint_root := root() / "data" / "checkpoints", "checkpoints")
     store, members = open_members(params, places)
-    if store.source == LIVE:
+    first = processes.rank == 0
+    if store.source == LIVE and first:
         for line in _live_lines(params, next(iter(members.values())).source):
-            say("train", line)
+            say(LABEL, line)
     with contextlib.ExitStack() as stack:
-        opened = _with_checkpoints(members, checkpoint_root, stack)
+        opened = _with_checkpoints(members, checkpoint_root, stack, first)
         stack.enter_context(deterministic(params.determinism, next(iter(members.values())).device))
-        trackers = stack.enter_context(tracked(params, places, opened, store))
-        last = _train(params, opened, trackers)
+        trackers = stack.enter_context(tracked(params, places, opened, store)) if first else _untracked(opened)
+        last = _train(params, opened, trackers, processes)
+        if not first:
+            return {}
         ended = [Ended(member, checkpoints, last[name]) for name, (member, checkpoints) in opened.items()]
         figures = write_outputs(ended, places, params.sweep is not None)
         _log_outputs(trackers, figures, places)
@@ -82,19 +92,27 @@ def open_members(params: Params, places: Places) -> tuple[Activations, dict[str,
     return store, members
 
 
-def _with_checkpoints(members: Mapping[str, Member], directory: Path, stack: contextlib.ExitStack) -> Opened:
-    """The members with their checkpoints, held by the stack. Members whose trainings are the same have the same ones."""
+def _untracked(opened: Opened) -> dict[str, Tracker]:
+    return {name: Tracker() for name in ("", *opened)}
+
+
+def _with_checkpoints(members: Mapping[str, Member], directory: Path, stack: contextlib.ExitStack, first: bool) -> Opened:
+    """The members with their checkpoints, held by the stack. Members whose trainings are the same have the same ones.
+
+    Of several processes the first one keeps them, the others read them.
+    """
     found: dict[Path, Checkpoints] = {}
     opened = {}
     for name, member in members.items():
         place = directory / fingerprint(member.about)
         if place not in found:
-            found[place] = stack.enter_context(Checkpoints(place, member.about).opened())
+            checkpoints = Checkpoints(place, member.about)
+            found[place] = stack.enter_context(checkpoints.opened() if first else checkpoints.followed())
         opened[name] = member, found[place]
     return opened
 
 
-def _train(params: Params, opened: Opened, trackers: Mapping[str, Tracker]) -> dict[str, dict[str, Any]]:
+def _train(params: Params, opened: Opened, trackers: Mapping[str, Tracker], processes: Reductions) -> dict[str, dict[str, Any]]:
     """Bring the dictionaries to the end of their runs; {member: figures of the last step}.
 
     Raises:
@@ -106,9 +124,11 @@ def _train(params: Params, opened: Opened, trackers: Mapping[str, Tracker]) -> d
         if checkpoints.finished() is None:
             unfinished.setdefault(checkpoints.directory, (member, checkpoints))
     if unfinished:
-        runs = _runs(params, list(unfinished.values()), opened, trackers)
-        failed = train_together(list(runs.values()), label="train")
-        _keep_ends([run for run in runs.values() if run.name not in failed], params.activations.source == LIVE)
+        runs = _runs(params, list(unfinished.values()), opened, trackers, processes)
+        failed = train_together(list(runs.values()), label=LABEL if processes.rank == 0 else None)
+        _keep_ends(
+            [run for run in runs.values() if run.name not in failed], params.activations.source == LIVE and processes.rank == 0
+        )
         faults = [
             f"sweep.{name}: {fault}" if name else fault
             for name, (_, checkpoints) in opened.items()
@@ -125,15 +145,19 @@ def _train(params: Params, opened: Opened, trackers: Mapping[str, Tracker]) -> d
             continue
         done = checkpoints.finished()
         assert done is not None  # it was before, or is the end of a run here
-        if name and run is None:
-            say("train", f"{name}: trained already, its end is taken from {checkpoints.directory}")
+        if name and run is None and processes.rank == 0:
+            say(LABEL, f"{name}: trained already, its end is taken from {checkpoints.directory}")
         member.dictionary.load_weights_({key: tensor.to(member.device) for key, tensor in done.tensors.items()})
         last[name] = done.extra["last"]
     return last
 
 
 def _runs(
-    params: Params, unfinished: Sequence[tuple[Member, Checkpoints]], opened: Opened, trackers: Mapping[str, Tracker]
+    params: Params,
+    unfinished: Sequence[tuple[Member, Checkpoints]],
+    opened: Opened,
+    trackers: Mapping[str, Tracker],
+    processes: Reductions,
 ) -> dict[Path, TrainingRun]:
     """{directory of the checkpoints: the run} of what has not ended."""
     check_memory([(member.dictionary, member.source, member.trainer, member.name) for member, _ in unfinished])
@@ -146,8 +170,9 @@ def _runs(
             total_steps=params.total_steps,
             checkpoints=checkpoints,
             on_metrics=_logging([trackers[name] for name, (_, own) in opened.items() if own is checkpoints]),
-            label="train",
+            label=LABEL if processes.rank == 0 else None,
             name=member.name,
+            reductions=processes,
         )
         for member, checkpoints in unfinished
     }
@@ -157,7 +182,7 @@ def _batches(member: Member, total_steps: int) -> Source:
     """What the member is trained on; what a loss through the language model costs is said."""
     batches = with_model_loss(member.source, member.trainer, total_steps)
     if isinstance(batches, ContextSource):
-        say("train", batches.cost())
+        say(LABEL, batches.cost())
     return batches
 
 
@@ -167,7 +192,7 @@ def _keep_ends(ended: Sequence[TrainingRun], live: bool) -> None:
         assert run.checkpoints is not None
         run.checkpoints.finish(run.step_number, run.dictionary.state_dict(), {"last": run.last})
     if ended and live:
-        say("train", ended[0].timing.limit())
+        say(LABEL, ended[0].timing.limit())
 
 
 def _logging(trackers: list[Tracker]) -> Callable[[int, dict[str, float]], None]:

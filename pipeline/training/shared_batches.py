@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from pipeline.norms.exclusion import NormLimits
+from pipeline.processes import Reductions
+from pipeline.training.dealt import dealt
 from pipeline.training.source import Source, StoreSource, TrainingBatch, moved_ahead
 
 Joint = tuple[TrainingBatch | None, ...]
@@ -33,6 +35,13 @@ def joint_batches(sources: Sequence[Source], starts: Sequence[int]) -> Iterator[
             for place, batch in batches.items():
                 found[place] = batch
         yield tuple(found)
+
+
+def joint_dealt(batches: Iterator[Joint], reductions: Reductions) -> Iterator[Joint]:
+    """This process's part of the batches; what runs share stays shared."""
+    for joint in batches:
+        parts = {id(batch): dealt(batch, reductions.rank, reductions.size) for batch in joint if batch is not None}
+        yield tuple(None if batch is None else parts[id(batch)] for batch in joint)
 
 
 def joint_on_device(batches: Iterator[Joint], device: torch.device, dtypes: Sequence[torch.dtype]) -> Generator[Joint]:

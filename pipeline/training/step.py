@@ -28,6 +28,7 @@ from pipeline.dictionaries.inference_thresholds import n_layers_of
 from pipeline.losses.reductions import aligned
 from pipeline.norms.normalizer import Normalizer
 from pipeline.params.sections.trainer import TrainerParams
+from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.shares import resolve_share, resolve_steps
 from pipeline.training.active_share import ActiveShare
 from pipeline.training.checkpoints import check_fit
@@ -38,7 +39,6 @@ from pipeline.training.finiteness import LossGuard
 from pipeline.training.objective import LossReport, ModelLoss, autocast, compute_loss, step_statistic
 from pipeline.training.observation import Observation
 from pipeline.training.optimizers import GradientScaler, build_optimizer, clip_gradients_, global_norm, gradient_norms
-from pipeline.training.processes import ONE_PROCESS, Reductions
 from pipeline.training.revival import revive_, silence
 from pipeline.training.schedules import CoefficientSchedule, KSchedule, LearningRateSchedule, resolve_learning_rate
 from pipeline.training.source import TrainingBatch
@@ -143,7 +143,7 @@ class Trainer:
         self.parameters = dict(dictionary.named_parameters())
         first = next(iter(self.parameters.values()))
         self.device, self.dtype = first.device, first.dtype
-        self.normalizer = Normalizer(dictionary.config, norms)
+        self.normalizer = Normalizer(dictionary.config, norms, reductions)
         thresholds = {id(parameter) for parameter in dictionary.threshold_parameters()}
         self._thresholds = frozenset(name for name, p in self.parameters.items() if id(p) in thresholds)
         self.optimizer = build_optimizer(
@@ -227,9 +227,9 @@ class Trainer:
         """The gate of step s: the scheduled k, and TopK before topk_start_steps (k = target_l0 where that is steered to)."""
         k = self._k(s) if self.dictionary.activation.budgeted else None
         if s >= self.topk_start_steps:
-            return Gate(top_k=k, share=self.share.known)
+            return Gate(top_k=k, share=self.share.known, reductions=self.reductions)
         target = self.params.steered_l0
-        return Gate(top_k=k if target is None else max(1, round(target)), activation=activation_function("topk"))
+        return Gate(k if target is None else max(1, round(target)), activation=activation_function("topk"))
 
     def step(self, batch: TrainingBatch, observe: bool = False) -> Observation | None:
         """Train on a batch of raw activations, on the trainer's device.
@@ -278,6 +278,14 @@ class Trainer:
         done = self.graph.run(batch, gate._replace(share=None))
         return None if done is None else done._replace(sums=dict(done.sums), tally=done.tally.fresh())
 
+    def _gathered(self, part: _Part) -> tuple[Tensor, Tensor | None]:
+        """Input and mask of a micro-batch, with those of the other processes."""
+        x, mask = part.x, part.ordinary
+        if self.reductions.size == 1:
+            return x, mask
+        kept = torch.ones(x.shape[: self._token_dims(x)], dtype=torch.bool, device=x.device) if mask is None else mask
+        return torch.cat(self.reductions.gathered(x)), torch.cat(self.reductions.gathered(kept))
+
     def _waits(self, gate: Gate) -> bool:
         """Whether a step by entries would have to ask how many there are."""
         kernels = self.dictionary.kernels(self.device)
@@ -288,7 +296,7 @@ class Trainer:
         """Loss, gradient and update."""
         parts, n_tokens = self._parts(batch)
         if s == self.topk_start_steps and s > 0:
-            any(self.l0.start_(part.x, part.ordinary) for part in parts)  # the first that has an ordinary token
+            any(self.l0.start_(*self._gathered(part)) for part in parts)  # the first that has an ordinary token
         dead = self._dead(parts, n_tokens, gate) if self.params.auxk_coefficient is not None else None
         sums: dict[str, Tensor] = {}
         tally = _Tally(self.dead, n_layers_of(self.dictionary))
@@ -424,7 +432,15 @@ class Trainer:
         settings = self.dictionary.gate_settings(tally.mask, gate)
         threshold = activation.threshold(tally.codes.smallest_active(), settings)
         encoder_gate = self.dictionary.encoder_gate(tally.x)
-        revive_(self.dictionary, tally.codes, threshold, dead, tally.ordinary, encoder_gate=encoder_gate)
+        revive_(
+            self.dictionary,
+            tally.codes,
+            threshold,
+            dead,
+            tally.ordinary,
+            encoder_gate=encoder_gate,
+            reductions=self.reductions,
+        )
 
     def _accumulate(
         self, part: _Part, gate: Gate, dead: Tensor | DeadOf | None, sums: dict[str, Tensor], statistic: Tensor | None

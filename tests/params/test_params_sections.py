@@ -209,7 +209,7 @@ def test_every_default_is_within_its_own_limits_and_typed() -> None:
         return [cls, *(inner for section in chosen for inner in sections(section))]
 
     found = sections(Params)
-    assert len(found) == 15
+    assert len(found) == 16
     for cls in found:
         assert cls().to_dict()
         names = {field.name for field in dataclasses.fields(cls)}

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from types import ModuleType
 
-from pipeline.params.rules import batches, hook_points, inference, language_model, losses, model_loss, places, schedule, start
+from pipeline.params.rules import (
+    batches,
+    distributed,
+    hook_points,
+    inference,
+    language_model,
+    losses,
+    model_loss,
+    places,
+    schedule,
+    start,
+)
 from pipeline.params.section import Across
 
 
@@ -13,7 +24,7 @@ def _of(*modules: ModuleType) -> tuple[Across, ...]:
     return tuple(check for module in modules for check in vars(module).values() if isinstance(check, Across))
 
 
-OF_FILES = _of(hook_points, language_model, inference, places)
+OF_FILES = _of(hook_points, language_model, inference, places, distributed)
 OF_TRAINING = _of(schedule, batches, start, losses, model_loss)
 
 

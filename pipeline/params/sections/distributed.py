@@ -1,0 +1,24 @@
+"""Several processes for one training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pipeline.params.fields import param
+from pipeline.params.section import Section
+
+
+@dataclass(frozen=True)
+class DistributedParams(Section):
+    """Several processes for one training (docs/scale.md)."""
+
+    NAME: ClassVar[str] = "distributed"
+
+    data_parallel_size: int = param(
+        1, at_least=1, at_most=4096, about="processes of train, each with its part of every batch; 1: one process"
+    )
+    max_restarts: int = param(
+        3, at_least=0, at_most=1000, about="how often the processes are started again when one was killed"
+    )
+    timeout_minutes: float = param(10.0, more_than=0, about="minutes that processes wait for one another")

@@ -1,0 +1,92 @@
+"""What a group reduces, in three real processes, beside the same worked out of all that went in."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.params.sections.distributed import DistributedParams
+from pipeline.processes import ONE_PROCESS
+from tests.project import REPOSITORY
+
+SIZE = 3
+
+
+def values(rank: int) -> list[Tensor | int]:
+    draw = torch.Generator().manual_seed(rank)
+    return [
+        torch.randn(3, 2, generator=draw),
+        rank + 1,
+        torch.randn((), generator=draw, dtype=torch.float64),
+        torch.arange(4) * rank,
+        torch.randn(5, generator=draw),
+    ]
+
+
+def flags(rank: int) -> Tensor:
+    return torch.arange(6).reshape(2, 3) % SIZE == rank
+
+
+def rows(rank: int) -> list[Tensor]:
+    """Of other lengths in each process, one of them empty; a scalar; flags."""
+    draw = torch.Generator().manual_seed(10 + rank)
+    return [torch.randn(rank * 2, 3, generator=draw), torch.tensor(float(rank)), flags(rank), torch.arange(rank + 1)]
+
+
+def main() -> None:
+    """One process: everything that it is given is compared with what it should be."""
+    from pipeline.distributed.group import joined
+
+    with joined(DistributedParams(data_parallel_size=SIZE, timeout_minutes=1.0)) as group:
+        assert (group.size, group.rank) == (SIZE, int(os.environ["RANK"]))
+        found = group.sum(values(group.rank))
+        all_values = [values(rank) for rank in range(SIZE)]
+        assert isinstance(found[1], int)
+        for place, value in enumerate(found):
+            wanted = sum(torch.as_tensor(each[place]).double() for each in all_values)
+            torch.testing.assert_close(torch.as_tensor(value).double(), wanted, rtol=1e-6, atol=1e-6)
+            assert torch.as_tensor(value).shape == torch.as_tensor(all_values[0][place]).shape
+        bits = [each.double().sum() for each in group.gathered(torch.as_tensor(found[0])[None])]
+        assert all(torch.equal(bits[0], each) for each in bits)  # the same bits in every process
+        assert bool(group.any(flags(group.rank)).all())
+        assert not bool(group.any(torch.zeros(2, dtype=torch.bool)).any())
+        for place in range(len(rows(0))):
+            parts = group.gathered(rows(group.rank)[place])
+            for rank, part in enumerate(parts):
+                assert part.dtype == rows(rank)[place].dtype
+                assert torch.equal(part, rows(rank)[place])
+
+
+def test_three_processes() -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "WORLD_SIZE": str(SIZE), "OMP_NUM_THREADS": "1"}
+    environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.distributed.test_group"],
+            env={**environment, "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(SIZE)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * SIZE, said
+
+
+@pytest.mark.parametrize("value", [3, torch.randn(2, 3)])
+def test_one_process_keeps_what_it_has(value: Tensor | int) -> None:
+    assert ONE_PROCESS.sum([value])[0] is value
+    assert ONE_PROCESS.gathered(torch.as_tensor(value))[0] is not None
+
+
+if __name__ == "__main__":
+    main()
