@@ -214,9 +214,10 @@ class RemoteRoot:
                 client_options={"timeout": timeout, "allow_http": True},
             )
         except Exception as error:
-            raise DataError(
-                f"SCOPELINE_STORE={url}: {told(error)}; write s3://, gs:// or az://, a bucket and a prefix"
-            ) from None
+            advice = "write s3://, gs:// or az://, a bucket and a prefix"
+            if any(sign in str(error) for sign in ("AccessKey", "redential")):
+                advice = "give credentials whole, as the provider's own tools take them"
+            raise DataError(f"SCOPELINE_STORE={url}: {told(error)}; {advice}") from None
         self.url, self.cache = url.rstrip("/"), cache
         self._stores: dict[str, RemoteStore] = {}
 

@@ -153,7 +153,11 @@ def test_what_is_wrong_is_told_in_one_line(away: Project, server: str, monkeypat
     monkeypatch.setattr(remote, "RETRIES", 1)
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")  # where a machine in the cloud would find credentials
     cases: list[tuple[dict[str, str | None], str]] = [
-        ({"SCOPELINE_STORE": "s3://activations/x", "AWS_ACCESS_KEY_ID": None}, "AWS_SECRET_ACCESS_KEY, or a profile"),
+        ({"SCOPELINE_STORE": "s3://activations/x", "AWS_ACCESS_KEY_ID": None}, "give credentials whole"),
+        (
+            {"SCOPELINE_STORE": "s3://activations/x", "AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None},
+            "AWS_SECRET_ACCESS_KEY, or a profile",
+        ),
         ({"SCOPELINE_STORE": "s3://no-such-bucket/x"}, "no such bucket"),
         ({"SCOPELINE_STORE": "ftp://host/x"}, "SCOPELINE_STORE=ftp://host/x"),
         ({"SCOPELINE_STORE": "s3://activations/x", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "after 1 tries"),
