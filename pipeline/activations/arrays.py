@@ -7,19 +7,24 @@ imported here.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.activations.remote import RemoteStore
 from pipeline.activations.schema import DIGESTS_FILE, REGENERATE, ArrayLayout, as_bytes
 from pipeline.activations.vectored import read_rows_to
 from pipeline.errors import DataError
 from pipeline.files import json_object, read_object
+
+T = TypeVar("T")
+TRIES = 5  # to read a file that has come from an object store, before the cache is too small
 
 
 def read_digests(path: Path) -> dict[int, str]:
@@ -48,12 +53,17 @@ def array_digest(layout: ArrayLayout, digests: Mapping[int, str]) -> str:
 class ArrayReader:
     """One array of a complete store.
 
+    Args:
+        directory: of the array.
+        layout: of the array.
+        remote: the object store that its directory stands for; None: it is all there.
+
     Raises:
         DataError: the array is incomplete, altered, or a chunk is missing or of another size.
     """
 
-    def __init__(self, directory: Path, layout: ArrayLayout) -> None:
-        self.directory, self.layout = directory, layout
+    def __init__(self, directory: Path, layout: ArrayLayout, remote: RemoteStore | None = None) -> None:
+        self.directory, self.layout, self._remote = directory, layout, remote
         about = read_node(directory, f"array '{layout.name}' of the activation store")
         if about["attributes"].get("complete") is not True:
             raise DataError(
@@ -73,13 +83,29 @@ class ArrayReader:
         return DataError(f"{self.directory.parent}: activation store, array '{self.layout.name}': {what}; {REGENERATE}")
 
     def _check_sizes(self) -> None:
-        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.directory)}
+        if self._remote is None:
+            sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.directory)}
+        else:
+            inside = f"{self.directory.name}/"
+            sizes = {name.removeprefix(inside): n for name, n in self._remote.sizes.items() if name.startswith(inside)}
         for chunk in range(self.layout.n_chunks):
             size = sizes.get(self.layout.chunk_file(chunk))
             if size is None:
                 raise self._fault(f"chunk {chunk} is missing")
             if size != self.layout.chunk_bytes:
                 raise self._fault(f"chunk {chunk} is truncated: {size:,} bytes, wanted {self.layout.chunk_bytes:,}")
+
+    def ahead(self, chunks: Sequence[int]) -> None:
+        """Chunks that will be read next; what lies elsewhere begins to come."""
+        if self._remote is not None:
+            self._remote.ahead([self._name(chunk) for chunk in chunks])
+
+    def _name(self, chunk: int) -> str:
+        return f"{self.directory.name}/{self.layout.chunk_file(chunk)}"
+
+    def _file(self, chunk: int) -> Path:
+        """The file of a chunk, which is here then, if it is anywhere."""
+        return self.directory / self.layout.chunk_file(chunk) if self._remote is None else self._remote.fetch(self._name(chunk))
 
     def empty(self, n: int) -> Tensor:
         """An uninitialised tensor for `n` rows."""
@@ -95,8 +121,7 @@ class ArrayReader:
         if self._verified[chunk]:
             self._read_bytes(chunk, (start - first) * self.layout.row_bytes, as_bytes(out))
         elif stop - start == self.layout.chunk_rows:
-            self._read_bytes(chunk, 0, as_bytes(out))
-            self._verify(chunk, out)
+            self._read_whole(chunk, out)
         else:
             out.copy_(self._whole(chunk)[start - first : stop - first])
 
@@ -108,26 +133,38 @@ class ArrayReader:
         """
         if not self._verified[chunk]:
             self._whole(chunk)
-        path = self.directory / self.layout.chunk_file(chunk)
         offset = (start - chunk * self.layout.chunk_rows) * self.layout.row_bytes
-        try:
-            done = read_rows_to(path, offset, self.layout.row_bytes, out.data_ptr(), places)
-        except FileNotFoundError:
-            raise self._fault(f"chunk {chunk} is missing") from None
-        if not done:
+        if not self._there(chunk, lambda path: read_rows_to(path, offset, self.layout.row_bytes, out.data_ptr(), places)):
             content = self.empty(stop - start)
             self.read_chunk_into(content, chunk, start, stop)
             out.index_copy_(0, torch.from_numpy(places), content)
 
     def _whole(self, chunk: int) -> Tensor:
         content = self.empty(self.layout.chunk_rows)
-        self._read_bytes(chunk, 0, as_bytes(content))
-        self._verify(chunk, content)
+        self._read_whole(chunk, content)
         return content
 
+    def _read_whole(self, chunk: int, out: Tensor) -> None:
+        """Read a chunk and verify it; a copy here that is another one than the object is got anew once."""
+        from xxhash import xxh3_128_hexdigest
+
+        for last in (self._remote is None, True):
+            try:
+                self._read_bytes(chunk, 0, as_bytes(out))
+                if xxh3_128_hexdigest(as_bytes(out)) == self.digests[chunk]:
+                    self._verified[chunk] = 1
+                    return
+            except DataError:
+                if last:
+                    raise
+            if self._remote is not None:
+                self._remote.forget(self._name(chunk))
+        where = "" if self._remote is None else f" (remove the object {self._remote.url}/{self._name(chunk)} first)"
+        raise self._fault(f"chunk {chunk} is altered: its digest is not the one recorded when it was written{where}")
+
     def _read_bytes(self, chunk: int, offset: int, view: Any) -> None:
-        try:
-            with open(self.directory / self.layout.chunk_file(chunk), "rb", buffering=0) as stream:
+        def read(path: Path) -> None:
+            with open(path, "rb", buffering=0) as stream:
                 if offset:
                     stream.seek(offset)
                 done = 0
@@ -136,15 +173,15 @@ class ArrayReader:
                     if not n:
                         raise self._fault(f"chunk {chunk} is truncated: {offset + done:,} bytes")
                     done += n
-        except FileNotFoundError:
-            raise self._fault(f"chunk {chunk} is missing") from None
 
-    def _verify(self, chunk: int, content: Tensor) -> None:
-        from xxhash import xxh3_128_hexdigest
+        self._there(chunk, read)
 
-        if xxh3_128_hexdigest(as_bytes(content)) != self.digests[chunk]:
-            raise self._fault(f"chunk {chunk} is altered: its digest is not the one recorded when it was written")
-        self._verified[chunk] = 1
+    def _there(self, chunk: int, read: Callable[[Path], T]) -> T:
+        """What `read` makes of a chunk's file; one that had to make room in the meantime is got again."""
+        for _ in range(1 if self._remote is None else TRIES):
+            with contextlib.suppress(FileNotFoundError):
+                return read(self._file(chunk))
+        raise self._fault(f"chunk {chunk} is missing")
 
     def whole(self) -> Tensor:
         """All rows."""

@@ -14,7 +14,7 @@ import mmap
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +32,7 @@ from pipeline.errors import DataError
 from pipeline.memory import Need, require_memory
 
 BATCHES_AHEAD = 3
+CHUNKS_AHEAD = 16  # of each array, that come from an object store at the same time
 
 
 class ChunkSource(Protocol):
@@ -39,6 +40,7 @@ class ChunkSource(Protocol):
 
     @property
     def layout(self) -> ArrayLayout: ...
+    def ahead(self, chunks: Sequence[int]) -> None: ...
     def scatter_chunk(self, out: Tensor, places: np.ndarray, chunk: int, start: int, stop: int) -> None: ...
 
 
@@ -190,8 +192,11 @@ class _Windows:
         full = {name: _empty(self.memory, array, self.plan.window_rows) for name, array in self.arrays.items()}
         tensors = {name: x[: len(rows)] for name, x in full.items()}
         done = 0
-        for chunk, start, stop in segments:
+        for number, (chunk, start, stop) in enumerate(segments):
             part = places[done : done + stop - start]
+            soon = [following for following, _, _ in segments[number : number + CHUNKS_AHEAD]]
+            for array in self.arrays.values():
+                array.ahead(soon)
             for name, array in self.arrays.items():
                 array.scatter_chunk(tensors[name], part, chunk, start, stop)
             done += stop - start

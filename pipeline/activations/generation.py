@@ -173,7 +173,8 @@ class _Generation:
         blocks = self.pending_blocks()
         if not blocks:
             return
-        ensure_free_space(self.writer.path, self.writer.pending_bytes() + MARGIN_BYTES, "activations")
+        if self.writer.remote is None:
+            ensure_free_space(self.writer.path, self.writer.pending_bytes() + MARGIN_BYTES, "activations")
         names = [array_name(hook, part) for hook in self.hook_points for part in self.codec.token_parts]
         require_batch(self.plan, [self.writer.arrays[name].layout for name in names])
         model = load_model(self.hook_points) if self.hook_points else None

@@ -122,6 +122,9 @@ class _LiveArray:
     blocks: _Blocks
     name: str
 
+    def ahead(self, chunks: Sequence[int]) -> None:
+        """Nothing: a block is computed when it is asked for."""
+
     def scatter_chunk(self, out: Tensor, places: np.ndarray, chunk: int, start: int, stop: int) -> None:
         first, _ = self.blocks.rows.plan.block(chunk)
         out.index_copy_(0, torch.from_numpy(places), self.blocks.block(chunk)[self.name][start - first : stop - first])

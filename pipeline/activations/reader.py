@@ -16,6 +16,7 @@ from pipeline.activations.batches import ActivationBatch, Delivery, RowsMeta, it
 from pipeline.activations.codecs.interface import storage_codec
 from pipeline.activations.interface import Activations
 from pipeline.activations.order import BatchPlan
+from pipeline.activations.remote import remote_of
 from pipeline.activations.schema import (
     FORMAT_VERSION,
     PART,
@@ -56,14 +57,14 @@ class ActivationStore(Activations):
         self.storage_dtype: str = self.config["storage_dtype"]
         self._codec = storage_codec(self.storage_dtype)
         inner = None if self.target == "activations-1d" else self.context_size
-        layouts = row_layouts(self.n_rows, inner, self.chunk_rows)
-        self._arrays = {layout.name: ArrayReader(path / layout.name, layout) for layout in layouts}
+        layouts, remote = row_layouts(self.n_rows, inner, self.chunk_rows), remote_of(path)
+        self._arrays = {layout.name: ArrayReader(path / layout.name, layout, remote) for layout in layouts}
         found = _stored_hook_points(path)
         for name in found if hook_points is None else hook_points:
             if name not in found:
                 raise DataError(f"{path}: activation store: {unknown_name('hook point', name, found)}; {REGENERATE}")
             for layout in hook_layouts(name, self.n_rows, found[name], inner, self.chunk_rows, self.storage_dtype):
-                self._arrays[layout.name] = ArrayReader(path / layout.name, layout)
+                self._arrays[layout.name] = ArrayReader(path / layout.name, layout, remote)
 
     def attach(self, alias: str, other: ActivationStore) -> None:
         """Add the hook points of a store with the same rows (:func:`pipeline.activations.joining.join_` checks them)."""
@@ -232,8 +233,11 @@ def open_store(path: Path, hook_points: Sequence[str] | None = None) -> Activati
     Raises:
         DataError: missing, incomplete, damaged, of another format, or without such a hook point.
     """
+    remote = remote_of(path)
+    if remote is not None:
+        remote.pull()
     if not os.path.isdir(path):
-        raise DataError(f"{path}: the activation store is missing; {REGENERATE}")
+        raise DataError(f"{path if remote is None else remote.url}: the activation store is missing; {REGENERATE}")
     about = read_node(path, "the activation store's description")
     attributes = about["attributes"]
     if attributes.get("format_version") != FORMAT_VERSION:

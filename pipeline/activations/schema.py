@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from pipeline.activations.codecs.interface import ROWS, ElementType, storage_codec
+from pipeline.activations.remote import cache_directory, stated_url
 from pipeline.errors import DataError
 from pipeline.files import ensure_writable, root
 
@@ -125,12 +126,14 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
 def store_root() -> Path:
     """Where stores are: $SCOPELINE_STORE (a relative one is of the user's checkout), or data/store under the checkout.
 
+    Where it is a URL, the directory that stands for it (remote.py).
+
     Raises:
-        DataError: it is a URL, since stores are written to and read from file systems, or no directory and cannot become one.
+        DataError: it is no directory and cannot become one.
     """
     stated = os.environ.get("SCOPELINE_STORE")
-    if stated and "://" in stated:
-        raise DataError(f"SCOPELINE_STORE={stated}: URLs are not supported as store root; give a directory")
+    if stated_url() is not None:
+        return cache_directory()
     place = root() / Path(stated).expanduser() if stated else root() / "data" / "store"
     if not os.path.isdir(place):
         ensure_writable(place, "activation stores", STORE_ROOT)

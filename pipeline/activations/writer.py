@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ from torch import Tensor
 from xxhash import xxh3_128_hexdigest
 
 from pipeline.activations.arrays import array_digest, describes, describes_group, read_digests
+from pipeline.activations.remote import RemoteStore, remote_of
 from pipeline.activations.schema import DIGESTS_FILE, ArrayLayout, as_bytes
 from pipeline.errors import DataError
 from pipeline.files import read_json, write_bytes
+
+RECORD_SECONDS = 30.0  # between which the digests go to an object store
 
 
 @contextlib.contextmanager
@@ -43,8 +47,9 @@ def disk_full_named(path: Path) -> Iterator[None]:
 class ArrayWriter:
     """One array: its description, its chunks, the record of their digests."""
 
-    def __init__(self, group: Any, directory: Path, layout: ArrayLayout) -> None:
-        self.directory, self.layout = directory, layout
+    def __init__(self, group: Any, directory: Path, layout: ArrayLayout, remote: RemoteStore | None = None) -> None:
+        self.directory, self.layout, self._remote = directory, layout, remote
+        self._recorded = time.monotonic()
         self._array = _open_array(group, directory, layout)
         self.digests = {
             chunk: digest for chunk, digest in read_digests(directory / DIGESTS_FILE).items() if self._is_whole(chunk, digest)
@@ -58,6 +63,8 @@ class ArrayWriter:
         path = self.directory / self.layout.chunk_file(chunk)
         if chunk >= self.layout.n_chunks:
             return False
+        if self._remote is not None:  # put before its digest was recorded, and verified when it is read
+            return self._remote.sizes.get(self._name(chunk)) == self.layout.chunk_bytes
         try:
             if path.stat().st_size != self.layout.chunk_bytes:
                 return False
@@ -104,12 +111,27 @@ class ArrayWriter:
                 partial.unlink()
             raise
         digest = xxh3_128_hexdigest(content)
+        if self._remote is not None:
+            self._remote.push(self._name(chunk))
         with open(self.directory / DIGESTS_FILE, "ab", buffering=0) as stream:
             stream.write(f"{chunk} {digest}\n".encode())
         self.digests[chunk] = digest
+        if self._remote is not None and time.monotonic() - self._recorded > RECORD_SECONDS:
+            self._put(DIGESTS_FILE)
+            self._recorded = time.monotonic()
+
+    def _name(self, chunk: int) -> str:
+        return f"{self.directory.name}/{self.layout.chunk_file(chunk)}"
+
+    def _put(self, *files: str) -> None:
+        if self._remote is not None:
+            for file in files:
+                self._remote.push(f"{self.directory.name}/{file}")
 
     def read_chunk(self, chunk: int) -> Tensor:
         """The rows of a chunk that is whole."""
+        if self._remote is not None:
+            self._remote.fetch(self._name(chunk))
         content = bytearray((self.directory / self.layout.chunk_file(chunk)).read_bytes())
         return torch.frombuffer(content, dtype=self.layout.element.torch_dtype).view(-1, *self.layout.shape[1:])
 
@@ -119,6 +141,7 @@ class ArrayWriter:
         self._record()
         if {key: self._array.attrs.get(key) for key in about} != about:
             self._array.attrs.update(about)
+            self._put(DIGESTS_FILE, "zarr.json")
 
 
 class StoreWriter:
@@ -136,13 +159,18 @@ class StoreWriter:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         self.remove_leftovers()
+        remote = self.remote = remote_of(path)
+        if remote is not None:
+            remote.pull()
         with disk_full_named(path):
             if not (_readable_node(path, "group") and describes_group(read_json(path / "zarr.json", "group"))):
                 (path / "zarr.json").unlink(missing_ok=True)
             group = zarr.open_group(str(path), mode="a", zarr_format=3)
             if any(group.attrs.get(key) != value for key, value in attributes.items()):
                 group.attrs.update(dict(attributes))
-            self.arrays = {layout.name: ArrayWriter(group, path / layout.name, layout) for layout in layouts}
+            self.arrays = {layout.name: ArrayWriter(group, path / layout.name, layout, remote) for layout in layouts}
+        if remote is not None:
+            remote.push("zarr.json")
 
     def remove_leftovers(self) -> None:
         """Delete temporary siblings that a killed writer left."""

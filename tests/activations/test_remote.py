@@ -1,0 +1,176 @@
+"""Activation stores on a real S3 server: the bytes of a store on a disk, through faults, a bounded cache, and what goes wrong."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.activations import remote, schema
+from pipeline.activations.reader import open_store
+from pipeline.errors import DataError
+from pipeline.opening import open_activations
+from tests.activations.object_store import failing, request, s3_server
+from tests.project import D_MODEL, Project
+
+HOOK = "blocks.0.hook_resid_post"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def away(server: str, project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Project:
+    """A project whose stores are on the server, each test's under a prefix of its own."""
+    credentials = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "not-to-be-shown", "AWS_REGION": "us-east-1"}
+    for name, value in {**credentials, "AWS_ENDPOINT_URL": server, "AWS_ALLOW_HTTP": "true"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SCOPELINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "_ROOTS", {})
+    monkeypatch.setattr(schema, "CHUNK_BYTES", 512 * D_MODEL * 2)  # several chunks
+    return project
+
+
+def use(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCOPELINE_STORE", f"s3://activations/{prefix}")
+    remote._ROOTS.clear()
+
+
+def forget(project: Project, tmp_path: Path) -> None:
+    """As on another machine: nothing is here."""
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    remote._ROOTS.clear()
+
+
+def manifest(project: Project) -> bytes:
+    return (project.path / "data" / "activations.json").read_bytes()
+
+
+@pytest.fixture
+def wanted(away: Project, tmp_path: Path) -> tuple[bytes, dict[str, bytes]]:
+    """The manifest of a store on a disk, and its files."""
+    own = away.copy(tmp_path / "on-a-disk")
+    assert own.run("generate_activations").exit_code == 0
+    files = {str(file.relative_to(own.store)): file.read_bytes() for file in own.store.rglob("*") if file.is_file()}
+    return manifest(own), files
+
+
+def objects(server: str, prefix: str) -> dict[str, bytes]:
+    """{name below the store: content} of all objects under a prefix."""
+    place = server.removeprefix("http://")
+    names = re.findall(r"<Key>([^<]+)</Key>", request(place, "GET", f"/activations?prefix={prefix}&max-keys=1000").decode())
+    return {name.split("/", 2)[2]: request(place, "GET", f"/activations/{name}") for name in names}
+
+
+def test_the_objects_are_the_files_of_a_store_on_a_disk(
+    away: Project, wanted: tuple[bytes, dict[str, bytes]], server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use("same", monkeypatch)
+    assert away.run("generate_activations").exit_code == 0
+    assert manifest(away) == wanted[0]
+    assert objects(server, "same") == wanted[1]
+    forget(away, tmp_path)
+    store = open_activations(away.path / "data" / "activations.json")
+    first = next(store.batches(128, seed=0)).activations[HOOK]
+    monkeypatch.delenv("SCOPELINE_STORE")
+    there = next(iter((tmp_path / "on-a-disk" / "data" / "store").glob("*/zarr.json"))).parent
+    assert torch.equal(first, next(open_store(there).batches(128, seed=0)).activations[HOOK])
+
+
+def test_faults_of_the_server_change_nothing(
+    away: Project, wanted: tuple[bytes, dict[str, bytes]], server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every third request fails: refused, reset or cut off in the middle."""
+    with failing(server, 3) as (url, met):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        use("faults", monkeypatch)
+        outcome = away.run("generate_activations")
+        assert outcome.exit_code == 0, outcome.stderr
+        assert manifest(away) == wanted[0]
+        forget(away, tmp_path)
+        assert away.run("compute_norm").exit_code == 0
+    assert {"500", "reset", "503", "cut"} <= set(met)
+    assert objects(server, "faults") == wanted[1]
+
+
+def test_generation_goes_on_with_what_is_there(
+    away: Project, wanted: tuple[bytes, dict[str, bytes]], server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A killed run on another machine has left chunks and their digests; one of them was not put."""
+    use("resume", monkeypatch)
+    assert away.run("generate_activations").exit_code == 0
+    place, name = server.removeprefix("http://"), next(iter(objects(server, "resume")))
+    fingerprint = next(iter((tmp_path / "cache").glob("*/zarr.json"))).parent.name
+    chunk = next(name for name in wanted[1] if name.startswith(f"{HOOK}/c"))
+    for gone in (chunk, f"{HOOK}/zarr.json"):
+        request(place, "DELETE", f"/activations/resume/{fingerprint}/{gone}")
+    forget(away, tmp_path)
+    assert name
+    assert away.run("generate_activations").exit_code == 0
+    assert objects(server, "resume") == wanted[1]
+
+
+def test_the_cache_stays_within_its_bounds(away: Project, server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use("bounded", monkeypatch)
+    assert away.run("generate_activations").exit_code == 0
+    forget(away, tmp_path)
+    monkeypatch.setattr(remote, "FRESH", 0.0)
+    whole = sum(len(content) for content in objects(server, "bounded").values())
+    monkeypatch.setenv("SCOPELINE_CACHE_GIB", str(whole / 2 / 2**30))
+    store = open_activations(away.path / "data" / "activations.json")
+    for _ in zip(range(40), store.batches(128, seed=0), strict=False):
+        held = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*") if file.is_file())
+        assert held <= whole / 2 + 2**12  # the small files stay, whatever the bound
+    store.verify()
+
+
+def test_an_altered_copy_is_got_again_and_an_altered_object_named(
+    away: Project, server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use("altered", monkeypatch)
+    assert away.run("generate_activations").exit_code == 0
+    copy = next((tmp_path / "cache").glob(f"*/{HOOK}/c*"))
+    content = copy.read_bytes()
+    other = bytes([content[0] ^ 1]) + content[1:]
+    copy.write_bytes(other)
+    open_activations(away.path / "data" / "activations.json").verify()
+    assert copy.read_bytes() == content
+    name = f"/activations/altered/{copy.relative_to(tmp_path / 'cache')}"
+    request(server.removeprefix("http://"), "PUT", name, other)
+    forget(away, tmp_path)
+    with pytest.raises(DataError, match=r"chunk 0 is altered.*remove the object s3://activations/altered/"):
+        open_activations(away.path / "data" / "activations.json").verify()
+
+
+def test_what_is_wrong_is_told_in_one_line(away: Project, server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(remote, "RETRIES", 1)
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")  # where a machine in the cloud would find credentials
+    cases: list[tuple[dict[str, str | None], str]] = [
+        ({"SCOPELINE_STORE": "s3://activations/x", "AWS_ACCESS_KEY_ID": None}, "give credentials whole"),
+        (
+            {"SCOPELINE_STORE": "s3://activations/x", "AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None},
+            "AWS_SECRET_ACCESS_KEY, or a profile",
+        ),
+        ({"SCOPELINE_STORE": "s3://no-such-bucket/x"}, "no such bucket"),
+        ({"SCOPELINE_STORE": "ftp://host/x"}, "SCOPELINE_STORE=ftp://host/x"),
+        ({"SCOPELINE_STORE": "s3://activations/x", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "after 1 tries"),
+        ({"SCOPELINE_STORE": "s3://activations/x", "SCOPELINE_CACHE_GIB": "none"}, "SCOPELINE_CACHE_GIB=none"),
+    ]
+    for environment, words in cases:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.delenv(name) if value is None else patch.setenv(name, value)
+            remote._ROOTS.clear()
+            outcome = away.run("generate_activations")
+            errors = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+            assert outcome.exit_code == 2, outcome.stderr
+            assert len(errors) == 1
+            assert words in errors[0]
+            assert "not-to-be-shown" not in outcome.stderr
