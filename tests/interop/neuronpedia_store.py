@@ -12,7 +12,7 @@ from tests.interpretation.conftest import BANDS, context_row, feature_row, write
 
 PER_LAYER, DEAD = 10, 3
 EDGES = [0.5, 1.0, 2.0, 4.0, 8.0]
-WORDS = [" the", " cat", "\n", "<0xE2>", "<0x82>", "<|endoftext|>", "", "\0", "\U0001f600", " \"q\"\\", " caf\u00e9", "<<"]
+WORDS = [" the", " cat", "\n", "<0xE2>", "<0x82>", "<|endoftext|>", "", "\0", "\U0001f600", ' "q"\\', " caf\u00e9", "<<"]
 SHOWN = {"top": 4, "inactive": 2}  # and two of each quarter
 DENSE = dict.fromkeys(BANDS, 2) | SHOWN
 
@@ -28,7 +28,9 @@ def _feature(index: int, name: str, layer: int | None, total: int) -> dict[str, 
 
     def logits(sign: float) -> list[dict[str, Any]]:
         values = sorted((_number(draw, 0.1, 3.0) for _ in words), reverse=True)
-        return [{"token": i, "text": text, "logit": sign * value} for i, (text, value) in enumerate(zip(words, values, strict=True))]
+        return [
+            {"token": i, "text": text, "logit": sign * value} for i, (text, value) in enumerate(zip(words, values, strict=True))
+        ]
 
     return feature_row(
         index,
@@ -53,10 +55,12 @@ def _contexts(index: int, attention: bool, counts: dict[str, int]) -> list[dict[
             values = [0.0] * 6
             if band != "inactive":
                 peak = int(draw.integers(1, 6))
-                values[peak] = float(np.float32(7.3)) if (number, place) == (0, 0) else float(np.float32(7.1 - number - 0.1 * place))
+                values[peak] = (
+                    float(np.float32(7.3)) if (number, place) == (0, 0) else float(np.float32(7.1 - number - 0.1 * place))
+                )
                 values[peak - 1] = _number(draw, 0.0, 1.0)
             row = context_row(index, band, place, 1000 * index + 50 * number + place, texts, values)
-            row["position"] += 7  # the window begins at the eighth token of its context
+            row["position"] += 20  # where the window begins in its context
             if attention and band != "inactive":
                 at = int(row["position"])
                 row["sources"] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,6 @@ from tests.project import REPOSITORY
 
 SOURCE = "2-scopeline-main"
 QUARTERS = {"75-100 %": 0.25, "50-75 %": 0.25, "25-50 %": 0.25, "0-25 %": 0.25}
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory to run in, where the embedded model is at hand."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "demo").symlink_to(REPOSITORY / "data" / "demo")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    return tmp_path
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -105,7 +96,7 @@ def test_bulk_files(here: Path) -> None:
             assert row[f"{side}_str"] == [shown(each["text"], each["token"]) for each in feature[key]]
             assert same(row[f"{side}_values"], [each["logit"] for each in feature[key]])
         counts = dict(zip(row["freq_hist_data_bar_values"], row["freq_hist_data_bar_heights"], strict=True))
-        middles = [(low + high) / 2 for low, high in zip(EDGES, EDGES[1:], strict=False)]
+        middles = [(low + high) / 2 for low, high in itertools.pairwise(EDGES)]
         assert {bar: count for bar, count in counts.items() if count} == {
             bar: count for bar, count in zip(middles, feature["histogram"], strict=True) if count
         }
@@ -154,7 +145,9 @@ def test_arrow_and_upload_files_hold_the_same(here: Path) -> None:
             assert same(row[f"top_{name}_logits_val"], [each["logit"] for each in feature[key]])
         assert len(row["activations"]) == len(wanted)
         for found, window in zip(row["activations"], wanted, strict=True):
-            assert found["tokens"] == [shown(text, token) for text, token in zip(window["texts"], window["tokens"], strict=True)]
+            assert found["tokens"] == [
+                shown(text, token) for text, token in zip(window["texts"], window["tokens"], strict=True)
+            ]
             assert same(found["values"], window["activations"])
             assert found["z_pattern_indices"] is None
         if index != DEAD:
@@ -264,13 +257,13 @@ def test_attention_says_what_activations_come_from(here: Path) -> None:
 
 def test_a_member_of_a_sweep(here: Path) -> None:
     for name in ("k16", "k64"):
-        planted_store(here / "data/features" / name, name=name)
+        planted_store(here / "data/features" / name, name=f"main-{name}")
     (here / "metrics").mkdir()
     figures = {"k16": {"fvu": 0.25, "l0_mean": 16.0}, "k64": {"fvu": 0.125, "l0_mean": 64.0}}
     (here / "metrics/evaluation.json").write_text(json.dumps(figures))
     says(refused(), "--member", "k16, k64")
     exported("--member", "k64")
-    place = here / "data/export/neuronpedia/main/k64/bulk/demo/2-scopeline-k64"
+    place = here / "data/export/neuronpedia/main/k64/bulk/demo/2-scopeline-main-k64"
     (source,) = lines(place / "source.jsonl")
     says(source["notes"], "fvu 0.125", "l0_mean 64")
     says(refused("--member", "k99"), "--member", "k99", "k16")
@@ -326,7 +319,14 @@ def test_what_no_export_may_hold_is_refused_by_name(here: Path) -> None:
         row |= changes
         hooks = ["blocks.2.hook_resid_post"]
         write_store(
-            folder, features, contexts, model="demo", name="main", histogram_edges=EDGES, hook_points_in=hooks, hook_points_out=hooks
+            folder,
+            features,
+            contexts,
+            model="demo",
+            name="main",
+            histogram_edges=EDGES,
+            hook_points_in=hooks,
+            hook_points_out=hooks,
         )
         return refused("--to", "out")
 

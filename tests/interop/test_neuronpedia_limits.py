@@ -86,6 +86,10 @@ def test_each_limit(path: tuple[Any, ...], value: Any, taken: bool, place: str) 
 
 
 def test_what_the_site_does_not_know_is_not_sent() -> None:
-    for changed in (batch() | {"more": 1}, {**batch(), "features": [FEATURE | {"densities": 1}]}, batch() | {"source": "2-Mine"}):
+    for changed in (
+        batch() | {"more": 1},
+        {**batch(), "features": [FEATURE | {"densities": 1}]},
+        batch() | {"source": "2-Mine"},
+    ):
         with pytest.raises(DataError):
             check_batch(changed, "this batch")

@@ -107,7 +107,7 @@ def _where(to: str | None, inputs: FeatureInputs) -> tuple[str | None, Path, str
 
 def _ready(inputs: FeatureInputs, settings: Settings) -> Ready:
     store = FeatureStore(inputs.features)
-    digest, target = store_digest(store), target_of(store.about, inputs.member, settings)
+    digest, target = store_digest(store), target_of(store.about, settings)
     pages = Pages(store, read_explanations(inputs.interpretations, digest))
     facts = {
         "dataset": inputs.params.dataset.dataset_name_or_path,

@@ -23,7 +23,7 @@ class Settings:
     Attributes:
         model_id: of the model on the site; "": the last part of its name, in small letters.
         model_layers: number of its blocks; 0: what its configuration says.
-        source_set: "": scopeline-<dictionary>[-<member>].
+        source_set: "": scopeline-<dictionary>.
         layer: of the source; None: that of the hook points.
         forms: of the files: bulk, upload, arrow.
         batch_features, batch_bytes: most features, and most bytes, of an upload batch.
@@ -86,7 +86,7 @@ class Target:
     description: str
 
 
-def target_of(about: Mapping[str, Any], member: str, settings: Settings) -> Target:
+def target_of(about: Mapping[str, Any], settings: Settings) -> Target:
     """What the settings and the feature store's metadata say.
 
     Raises:
@@ -96,7 +96,7 @@ def target_of(about: Mapping[str, Any], member: str, settings: Settings) -> Targ
     model = str(about["model"])
     model_id = settings.model_id or model.rstrip("/").rpartition("/")[2].lower()
     check_model_id(model_id, new=settings.create)
-    source_set = settings.source_set or _words("scopeline", str(about["name"]), member)
+    source_set = settings.source_set or _words(f"scopeline-{about['name']}")
     check_source_set(source_set)
     description = settings.description or str(about["dictionary"])
     if settings.description and len(description) > DESCRIPTION:
@@ -109,8 +109,8 @@ def target_of(about: Mapping[str, Any], member: str, settings: Settings) -> Targ
     return Target(model_id, depth, source_set, tuple(f"{layer}-{source_set}" for layer in layers), description[:DESCRIPTION])
 
 
-def _words(*parts: str) -> str:
-    return re.sub("[^a-z0-9]+", "-", "-".join(part for part in parts if part).lower()).strip("-")
+def _words(text: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _layers(about: Mapping[str, Any], settings: Settings) -> list[int]:
