@@ -374,9 +374,10 @@ def test_settings_are_refused_by_name(here: Path, setting: str, parts: tuple[str
 
 
 def test_a_model_that_is_not_at_hand(here: Path) -> None:
-    planted_store(here / "data/features", model="./models/Somewhere-7B")
+    planted_store(here / "data/features", model="./models/Somewhere-7B", dictionary="SAE, ./models/Somewhere-7B")
     says(refused(), "models/Somewhere-7B", "--set model_layers=N")
-    says(exported("--dry-run", "--set", "model_layers=3"), "model somewhere-7b", SOURCE)
+    says(exported("--to", "out", "--set", "model_layers=3", "--set", "forms=bulk"), "model somewhere-7b", SOURCE)
+    assert not any(b"models/" in path.read_bytes() for path in (here / "out").rglob("*.jsonl"))  # no place of this machine
 
 
 def test_formats_of_weights_have_no_settings(here: Path) -> None:

@@ -87,7 +87,7 @@ def test_killed_between_a_batch_and_its_line(here: Path, site: FakeSite, there: 
     assert upload(site)[0] == 2
     (journal,) = here.glob("data/export/neuronpedia/uploads/*/demo/*.jsonl")
     lines = journal.read_bytes().splitlines(keepends=True)
-    assert json.loads(lines[-1]) == {"state": "sent", "source": 0, "indexes": ALIVE[4:6]}
+    assert json.loads(lines[-1]) == {"state": "sent", "source": SOURCE, "indexes": ALIVE[4:6]}
     journal.write_bytes(b"".join(lines) + b'{"state": "acc')
     if there:
         files = written(here)

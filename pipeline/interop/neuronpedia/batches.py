@@ -19,13 +19,13 @@ class Batch(NamedTuple):
     """A batch.
 
     Attributes:
-        source: index of its source.
+        source: name of its source.
         indexes: of its features, within the source.
         activations, explanations: how many it holds.
         body: JSON.
     """
 
-    source: int
+    source: str
     indexes: list[int]
     activations: int
     explanations: int
@@ -45,7 +45,7 @@ def feature_object(page: Page, settings: Settings) -> dict[str, Any]:
 
 
 def batches(
-    pages: Iterable[Page], target: Target, settings: Settings, accepted: Collection[tuple[int, int]] = ()
+    pages: Iterable[Page], target: Target, settings: Settings, accepted: Collection[tuple[str, int]] = ()
 ) -> Iterator[Batch]:
     """All features that have an activation, which the site asks for, in batches of one source each.
 
@@ -53,7 +53,7 @@ def batches(
         pages: in the order of features.
         target: where they go.
         settings: how large a batch may be.
-        accepted: (source, index) of features that are left out.
+        accepted: (name of the source, index) of features that are left out.
 
     Raises:
         DataError: the site would refuse a batch, or a feature alone is larger than a batch may be.
@@ -61,7 +61,7 @@ def batches(
     waiting: list[tuple[Page, bytes]] = []
     size, longest = 0, settings.batch_bytes
     for page in pages:
-        if not page.shown or (page.source, page.index) in accepted:
+        if not page.shown or (target.sources[page.source], page.index) in accepted:
             continue
         text = encoded(feature_object(page, settings))
         if waiting and (
@@ -69,7 +69,7 @@ def batches(
         ):
             yield _batch(waiting, target)
             waiting, size = [], 0
-        size += len(text) + 1 if waiting else len(text) + len(_ends(target, page.source, b""))
+        size += len(text) + 1 if waiting else len(text) + len(_ends(target, target.sources[page.source], b""))
         if size > longest:
             raise DataError(
                 f"feature {page.index} of {target.sources[page.source]} takes {size:,} bytes, more than the {longest:,} of a "
@@ -82,16 +82,16 @@ def batches(
 
 
 def _batch(features: list[tuple[Page, bytes]], target: Target) -> Batch:
-    source = features[0][0].source
+    source = target.sources[features[0][0].source]
     body = _ends(target, source, b",".join(text for _, text in features))
     indexes = [page.index for page, _ in features]
-    check_batch(json.loads(body), f"batch of features {indexes[0]} to {indexes[-1]} of {target.sources[source]}")
+    check_batch(json.loads(body), f"batch of features {indexes[0]} to {indexes[-1]} of {source}")
     shown = sum(len(page.shown) for page, _ in features)
     return Batch(source, indexes, shown, sum(page.explanation is not None for page, _ in features), body)
 
 
-def _ends(target: Target, source: int, features: bytes) -> bytes:
-    head = encoded({"modelId": target.model_id, "source": target.sources[source]})
+def _ends(target: Target, source: str, features: bytes) -> bytes:
+    head = encoded({"modelId": target.model_id, "source": source})
     return head[:-1] + b',"features":[' + features + b"]}"
 
 
@@ -121,14 +121,14 @@ def _activation(shown: Shown, largest: float) -> dict[str, Any]:
 class BatchFiles:
     """Batches as files: <folder>/<source>/batch-0.json, ... of each source."""
 
-    def __init__(self, folder: Path, target: Target) -> None:
-        self._folder, self._target = folder, target
-        self._written: dict[int, int] = {}
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._written: dict[str, int] = {}
 
     def add(self, batch: Batch) -> None:
         """Write one."""
         number = self._written.get(batch.source, 0)
-        place = self._folder / self._target.sources[batch.source]
+        place = self._folder / batch.source
         place.mkdir(parents=True, exist_ok=True)
         (place / f"batch-{number}.json").write_bytes(batch.body)
         self._written[batch.source] = number + 1

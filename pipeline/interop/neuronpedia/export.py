@@ -20,7 +20,7 @@ from pipeline.interop.neuronpedia.bulk import BulkFiles
 from pipeline.interop.neuronpedia.explanations import read_explanations
 from pipeline.interop.neuronpedia.limits import LOGITS
 from pipeline.interop.neuronpedia.pages import Page, Pages
-from pipeline.interop.neuronpedia.settings import Settings, Target, target_of
+from pipeline.interop.neuronpedia.settings import Settings, Target, public_name, target_of
 from pipeline.interop.neuronpedia.site import HOST, Site
 from pipeline.interop.neuronpedia.upload import Sent, Upload
 
@@ -110,7 +110,7 @@ def _ready(inputs: FeatureInputs, settings: Settings) -> Ready:
     digest, target = store_digest(store), target_of(store.about, settings)
     pages = Pages(store, read_explanations(inputs.interpretations, digest))
     facts = {
-        "dataset": inputs.params.dataset.dataset_name_or_path,
+        "dataset": public_name(str(inputs.params.dataset.dataset_name_or_path or "")) or None,
         "context_size": inputs.params.activations.context_size,
         "notes": _notes(inputs, store),
     }
@@ -165,7 +165,7 @@ def _written(ready: Ready, place: Path) -> list[str]:
         raise DataError(f"{place}: something else than an export to Neuronpedia is here; give another place by --to")
     forms, lines = ready.settings.forms, []
     with atomic_directory(place) as folder:
-        counts = _checked(ready, BatchFiles(folder / "upload", ready.target) if "upload" in forms else None)
+        counts = _checked(ready, BatchFiles(folder / "upload") if "upload" in forms else None)
         with contextlib.ExitStack() as stack:
             sinks: list[BulkFiles | ArrowFiles] = []
             if "bulk" in forms:

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.errors import DataError
 from pipeline.files import parse_json
 
-Feature = tuple[int, int]  # source, index within it
+Feature = tuple[str, int]  # source, index within it
 
 
 class Journal:
@@ -35,7 +35,7 @@ class Journal:
     def __init__(self, path: Path, digest: str) -> None:
         self.path, self._digest = path, digest
         self.accepted: set[Feature] = set()
-        self.open: tuple[int, list[int]] | None = None
+        self.open: tuple[str, list[int]] | None = None
         self.begun = False
         whole = path.read_bytes() if path.exists() else b""
         lines = whole[: whole.rfind(b"\n") + 1].splitlines()
@@ -56,17 +56,17 @@ class Journal:
                 )
             return
         try:
-            state, source, indexes = said["state"], int(said["source"]), [int(index) for index in said["indexes"]]
+            state, source, indexes = said["state"], str(said["source"]), [int(index) for index in said["indexes"]]
         except (KeyError, TypeError, ValueError):
             raise DataError(f"{self.path}: line {number + 1} is damaged; {self._remove()}") from None
         self._take(state, source, indexes)
 
-    def _take(self, state: str, source: int, indexes: list[int]) -> None:
+    def _take(self, state: str, source: str, indexes: list[int]) -> None:
         self.open = (source, indexes) if state == "sent" else None
         if state == "accepted":
             self.accepted |= {(source, index) for index in indexes}
 
-    def write(self, state: str, source: int, indexes: list[int]) -> None:
+    def write(self, state: str, source: str, indexes: list[int]) -> None:
         """Say of a batch: sent, accepted, or absent; it is on the disk when this returns."""
         line = json.dumps({"state": state, "source": source, "indexes": indexes}).encode() + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ def target_of(about: Mapping[str, Any], settings: Settings) -> Target:
     check_model_id(model_id, new=settings.create)
     source_set = settings.source_set or _words(f"scopeline-{about['name']}")
     check_source_set(source_set)
-    description = settings.description or str(about["dictionary"])
+    description = settings.description or str(about["dictionary"]).replace(model, public_name(model))
     if settings.description and len(description) > DESCRIPTION:
         raise ParamsError(f"--set description: {len(description)} characters, the site takes {DESCRIPTION}")
     layers = _layers(about, settings)
@@ -107,6 +107,11 @@ def target_of(about: Mapping[str, Any], settings: Settings) -> Target:
     if beyond:
         raise ParamsError(f"--set layer: model '{model}' has {depth} layers, no layer {beyond[0]}")
     return Target(model_id, depth, source_set, tuple(f"{layer}-{source_set}" for layer in layers), description[:DESCRIPTION])
+
+
+def public_name(name: str) -> str:
+    """What a model or a text is called where others read it: of a place on this machine the last part."""
+    return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
 
 
 def _words(text: str) -> str:

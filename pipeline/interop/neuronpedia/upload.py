@@ -133,10 +133,9 @@ class Upload:
     def _refuse_used(self, batch: Batch) -> None:
         """Nothing is put to what others have sent: the site keeps its features and would add activations to them."""
         if self._has(batch.source, batch.indexes[0]):
-            name = self._target.sources[batch.source]
             raise DataError(
-                f"{self._site.address}: source '{name}' has a feature {batch.indexes[0]} already, which was not sent from "
-                "here; give another --set source_set"
+                f"{self._site.address}: source '{batch.source}' has a feature {batch.indexes[0]} already, which was not "
+                "sent from here; give another --set source_set"
             )
 
     def _one(self, batch: Batch, journal: Journal) -> None:
@@ -150,7 +149,7 @@ class Upload:
         self._site.post(_BATCH, batch.body, done)
         journal.write("accepted", batch.source, batch.indexes)
 
-    def _has(self, source: int, index: int) -> bool:
+    def _has(self, source: str, index: int) -> bool:
         """Whether a feature is there; a batch is taken whole or not at all."""
-        place = f"/api/feature/{quote(self._target.model_id)}/{quote(self._target.sources[source])}/{index}"
+        place = f"/api/feature/{quote(self._target.model_id)}/{quote(source)}/{index}"
         return self._site.get(place) is not None
