@@ -56,7 +56,7 @@ class Journal:
                 )
             return
         try:
-            state, source, indexes = said["state"], str(said["source"]), [int(index) for index in said["indexes"]]
+            state, source, indexes = str(said["state"]), str(said["source"]), [int(index) for index in said["indexes"]]
         except (KeyError, TypeError, ValueError):
             raise DataError(f"{self.path}: line {number + 1} is damaged; {self._remove()}") from None
         self._take(state, source, indexes)
