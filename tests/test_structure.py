@@ -51,7 +51,9 @@ LAYOUT = (
     ("pipeline/params",),
 )
 USE_THE_INTERFACE = ("pipeline/training", "pipeline/evaluation", "pipeline/folding.py", "pipeline/plots")
-REGISTRIES = {"GATES", "KINDS", "SPARSITY_LOSSES", "STORAGE_CODECS", "DICTIONARY_FORMATS", "INTERCHANGE_FORMATS"}
+REGISTRIES = {
+    "GATES", "KINDS", "SPARSITY_LOSSES", "STORAGE_CODECS", "DICTIONARY_FORMATS", "INTERCHANGE_FORMATS", "FEATURE_FORMATS",
+}  # fmt: skip
 HEAVY = (
     "click", "datasets", "dvc", "httpx", "matplotlib", "mlflow", "transformer_lens", "transformers", "xxhash", "zarr",
 )  # fmt: skip

@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from torch import Tensor
 
-from pipeline.errors import ParamsError
+from pipeline.errors import ParamsError, unknown_name
 from pipeline.interop.plain import PlainDictionary
-from pipeline.params.interchange import INTERCHANGE_FORMATS
+from pipeline.params.interchange import FEATURE_FORMATS, INTERCHANGE_FORMATS
+
+if TYPE_CHECKING:
+    from pipeline.interop.feature_format import FeatureFormat
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -89,6 +92,17 @@ def interchange_format(name: str) -> InterchangeFormat:
     """The format of this name.
 
     Raises:
+        ParamsError: there is none; the message lists all, those of features too, and the nearest.
+    """
+    if name not in INTERCHANGE_FORMATS:
+        raise ParamsError(unknown_name(INTERCHANGE_FORMATS.what, name, (*INTERCHANGE_FORMATS, *FEATURE_FORMATS)))
+    return cast(InterchangeFormat, INTERCHANGE_FORMATS.load(name))
+
+
+def feature_format(name: str) -> FeatureFormat:
+    """The format of features of this name.
+
+    Raises:
         ParamsError: there is none; the message lists all and the nearest.
     """
-    return cast(InterchangeFormat, INTERCHANGE_FORMATS.load(name))
+    return cast("FeatureFormat", FEATURE_FORMATS.load(name))

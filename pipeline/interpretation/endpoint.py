@@ -6,11 +6,10 @@ import os
 import re
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from pipeline.foreign import reading, shortened
+from pipeline.http_retries import retry_after
 from pipeline.interpretation.chat import ChatError, Message
 
 if TYPE_CHECKING:
@@ -181,17 +180,3 @@ class EndpointModel:
         """What the server or the library says, on one line, without the key."""
         plain = str(text)
         return shortened(plain.replace(self._key, "***") if self._key else plain) or "nothing"
-
-
-def retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks to wait: a number of seconds or a date; None if there is none."""
-    if not value:
-        return None
-    if re.fullmatch(r"\d+(\.\d*)?", value.strip(), re.ASCII):
-        return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    date = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return max((date - datetime.now(UTC)).total_seconds(), 0.0)

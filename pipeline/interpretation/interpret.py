@@ -6,7 +6,6 @@ file is there, with the fingerprint of the model's name, the settings, the featu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
 import threading
@@ -15,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.analysis.feature_columns import CONTEXTS, FEATURES
 from pipeline.analysis.feature_tables import FeatureStore
+from pipeline.analysis.store_digest import store_digest
 from pipeline.errors import DataError, Interrupted
 from pipeline.files import fingerprint, write_json
 from pipeline.interpretation.chat import ChatModel, Message
@@ -219,15 +218,6 @@ def summarize(folder: Path, run: str, model: str) -> dict[str, Any]:
         values = [feature[kind] for feature in features.values() if feature[kind] is not None]
         median[kind] = statistics.median(values) if values else None
     return {"features": features, "median": median, "model": model, "run": run}
-
-
-def store_digest(store: FeatureStore) -> str:
-    """sha256 over the contents of the feature store's two files."""
-    digest = hashlib.sha256()
-    for name in (FEATURES, CONTEXTS):
-        with open(store.folder / name, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _file(folder: Path, row: Mapping[str, Any]) -> Path:

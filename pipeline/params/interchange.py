@@ -15,7 +15,7 @@ class InterchangeDeclaration:
 
     Attributes:
         name: `--format`.
-        implementation: `module:attribute`, an InterchangeFormat.
+        implementation: `module:attribute`, an InterchangeFormat; of a format of features, a FeatureFormat.
     """
 
     name: str
@@ -37,4 +37,11 @@ INTERCHANGE_FORMATS: Registry[InterchangeDeclaration] = Registry(
             "circuit_tracer",
         )
     ),
+)
+
+# What holds features, as the analysis found them, and no weights.
+FEATURE_FORMATS: Registry[InterchangeDeclaration] = Registry(
+    "feature format",
+    "scopeline.feature_formats",
+    (InterchangeDeclaration("neuronpedia", f"{_CODE}.neuronpedia.export:FORMAT"),),
 )

@@ -11,8 +11,9 @@ from email.utils import format_datetime
 
 import pytest
 
+from pipeline.http_retries import retry_after
 from pipeline.interpretation.chat import ChatError
-from pipeline.interpretation.endpoint import EndpointModel, api_key, retry_after
+from pipeline.interpretation.endpoint import EndpointModel, api_key
 from tests.interpretation.conftest import Stub
 from tests.messages import saying, says
 
