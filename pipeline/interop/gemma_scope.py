@@ -6,9 +6,9 @@
 
     z = x W_enc + b_enc;   f = relu(z) where z > threshold;   y = f W_dec + b_dec (+ x affine_skip_connection)
 
-Nothing is subtracted from x. What is read and written stands in config.json (2; some folders lack it) or follows from the names of
-the directories: layer_L, and res, mlp, att or transcoder in that of the repository (1), resid_post, mlp_out, attn_out or transcoder
-in that of a folder (2).
+Nothing is subtracted from x. What is read and written stands in config.json (2; some folders lack it) or follows from the
+names of the directories: layer_L, and res, mlp, att or transcoder in that of the repository (1), resid_post, mlp_out, attn_out
+or transcoder in that of a folder (2).
 """
 
 from __future__ import annotations

@@ -25,6 +25,14 @@ class Unreachable(DataError):
     """The hub gives no answer."""
 
 
+class NoRepository(DataError):
+    """The hub has no repository of this name, or none that the token opens."""
+
+
+class NoRevision(DataError):
+    """The repository has no such branch, tag or commit."""
+
+
 @dataclass(frozen=True)
 class Listing:
     """What a repository holds at a commit.
@@ -64,7 +72,8 @@ def asking(path: HubPath, what: str) -> Iterator[None]:
         what: cannot be done if it fails: "cannot be fetched from the hub".
 
     Raises:
-        DataError: no such repository or revision, it is not to be read, or something else that the hub says.
+        DataError: it is not to be read, or something else that the hub says.
+        NoRepository, NoRevision: no such repository or revision.
         Unreachable: it does not answer.
     """
     from huggingface_hub.errors import (
@@ -86,11 +95,11 @@ def asking(path: HubPath, what: str) -> Iterator[None]:
             "`hf auth login`"
         ) from None
     except RevisionNotFoundError:
-        raise DataError(
+        raise NoRevision(
             f"{path}: {path.repository} has no revision '{path.revision}'; name a branch, tag or commit that it has"
         ) from None
     except RepositoryNotFoundError:
-        raise DataError(
+        raise NoRepository(
             f"{path}: the hub has no repository {path.repository}, or it is private and your token does not open it; look at "
             "the name, or log in with `hf auth login`"
         ) from None

@@ -142,9 +142,7 @@ class _Sparsify(InterchangeFormat):
 
     def loading(self, place: Loading) -> dict[str, str]:
         hook = f', hookpoint="{place.folder}"' if place.folder else ""
-        return {
-            "sparsify": f'from sparsify import SparseCoder\n\nsae = SparseCoder.load_from_hub("{place.repository}"{hook})'
-        }
+        return {"sparsify": f'from sparsify import SparseCoder\n\nsae = SparseCoder.load_from_hub("{place.repository}"{hook})'}
 
 
 FORMAT = _Sparsify()
