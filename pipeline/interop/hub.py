@@ -98,9 +98,10 @@ def _nothing(found: Listing, asked: HubPath, format: str | None, there: bool) ->
     where = f"at commit {found.commit}" + (" in the cache" if found.said else "")
     fault = f"no dictionary {what} here, {where}" if there else f"{asked.repository} has no '{asked.folder}' {where}"
     all_of_it = list(dictionaries_in(found.sizes, format))
-    near = difflib.get_close_matches(asked.folder, all_of_it, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(asked.folder, all_of_it, n=4 * SHOWN, cutoff=0.5)
     if near:
-        return f"{fault}; nearest: {', '.join(near)}"
+        near.sort(key=lambda place: -len(posixpath.commonprefix([f"{place}/".split("/"), asked.folder.split("/")])))
+        return f"{fault}; nearest: {', '.join(near[:3])}"
     return f"{fault}; it holds: {shown(all_of_it)}" if all_of_it else f"{fault}; {ADVICE}"
 
 

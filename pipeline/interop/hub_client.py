@@ -201,5 +201,8 @@ def fetched(found: Listing, files: Collection[str]) -> Path:
         assert root is not None  # it was listed
         return root
     patterns = [glob.escape(file) for file in sorted(files)]
-    with asking(found.path, "cannot be fetched: the hub cannot be reached"):
-        return Path(snapshot_download(found.path.repository, revision=found.commit, allow_patterns=patterns))
+    with asking(found.path, "cannot be fetched: the hub cannot be reached"):  # by its branch, which the cache then knows
+        root = Path(snapshot_download(found.path.repository, revision=found.path.revision, allow_patterns=patterns))
+    if root.name != found.commit:
+        raise DataError(f"{found.path}: changed from commit {found.commit} to {root.name} while it was fetched; run again")
+    return root
