@@ -44,7 +44,8 @@ def refused(path: str, *words: object, format: str | None = None) -> str:
         import_dictionary(path, format)
     assert len(error.value.faults) == 1, error.value.faults
     text = str(error.value)
-    assert "\n" not in text and TOKEN not in text
+    assert "\n" not in text
+    assert TOKEN not in text
     says(text, path, *words)
     return text
 
@@ -82,7 +83,7 @@ def test_a_repository_of_200_asks_which_and_fetches_none(tmp_path: Path, hub: Hu
     assert len(text) < 700
     refused(f"hf:{GEMMA}/layer_3", "holds 10 dictionaries", "layer_3/width_16k/average_l0_70", "2 more")
     refused(f"hf:{GEMMA}/layer_20/width_16k/average_l0_72", "has no 'layer_20", "nearest: layer_20/width_16k/average_l0_71")
-    refused(f"hf:{GEMMA}/nowhere/at/all", "has no 'nowhere/at/all'", "it holds: layer_0/")
+    refused(f"hf:{GEMMA}/nowhere/at/all", "has no 'nowhere/at/all'", "it holds: layer_0/width_16k/average_l0_70")
     refused(f"hf:{GEMMA}/layer_3", "no dictionary of the format saelens", format="saelens")
     lines = listed(f"hf:{GEMMA}")
     assert len(lines) == 200
@@ -145,7 +146,7 @@ def test_only_the_files_of_a_dictionary_are_fetched(format: str, tmp_path: Path,
     own = files_of(tmp_path / folder)
     files = {f"{folder}/{name}": content for name, content in own.items()}
     others = {f"{folder}-other/{name}": content for name, content in own.items()}
-    others |= {name: b"{}" for name in ("README.md", f"{folder}/optimizer.pt", f"{folder}/README.md", *beside)}
+    others |= dict.fromkeys(("README.md", f"{folder}/optimizer.pt", f"{folder}/README.md", *beside), b"{}")
     hub.add("user/saes", files | others)
     dictionary = load_dictionary(f"hf:user/saes/{folder}")
     if format != "circuit_tracer":

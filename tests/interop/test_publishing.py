@@ -49,7 +49,8 @@ def done(outcome: Outcome) -> None:
 def refused(outcome: Outcome, *words: object) -> None:
     """A stage that ended with one line."""
     assert outcome.exit_code == 2, outcome.exception
-    assert outcome.stderr.count("\n") == 1 and TOKEN not in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
+    assert TOKEN not in outcome.stderr
     says(outcome.stderr, *words)
 
 
@@ -85,8 +86,11 @@ def test_a_run_is_pushed_with_its_card_and_read_back(project: Project, hub: Hub,
 
     text = files["README.md"].decode()
     card = ModelCard(text)
-    assert card.data.license == "cc-by-4.0" and card.data.language == ["en"] and card.data.library_name == "saelens"
-    assert "sparse-autoencoder" in card.data.tags and card.data.base_model is None  # the model is a local directory
+    assert card.data.license == "cc-by-4.0"
+    assert card.data.language == ["en"]
+    assert card.data.library_name == "saelens"
+    assert "sparse-autoencoder" in card.data.tags
+    assert card.data.base_model is None
     metrics = json.loads((project.path / "metrics" / "evaluation.json").read_text())
     assert json.loads(files["main/evaluation.json"]) == metrics
     row = next(line for line in text.splitlines() if line.startswith("| FVU |"))
@@ -144,10 +148,12 @@ def test_a_sweep_is_one_folder_a_member_and_one_card(project: Project, tmp_path:
     for name in ("a", "b"):
         assert load_dictionary(project.path / "all" / name / "layers.0").config.top_k == 4
     text = (project.path / "all" / "README.md").read_text()
-    assert is_ours(text) and [*(project.path / "all").rglob("README.md")] == [project.path / "all" / "README.md"]
+    assert is_ours(text)
+    assert [*(project.path / "all").rglob("README.md")] == [project.path / "all" / "README.md"]
     for name, fvu in (("a", "0.125"), ("b", "0.25")):
         (row,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
-        assert f"`{name}/layers.0`" in row and f"| {fvu} (" in row
+        assert f"`{name}/layers.0`" in row
+        assert f"| {fvu} (" in row
     done(project.run("export", "--format", "sparsify", "--member", "b"))
     member = project.path / "data" / "export" / "sparsify" / "main" / "b"
     assert json.loads((member / "evaluation.json").read_text()) == both["b"]
@@ -157,8 +163,11 @@ def test_a_sweep_is_one_folder_a_member_and_one_card(project: Project, tmp_path:
         place = ("--dictionary", str(tmp_path / kind), "--drawn", "--to", f"out-{kind}", "--as", f"hf:me/{kind}/set")
         done(project.run("export", "--format", "circuit_tracer", *place))
         text = (project.path / f"out-{kind}" / "README.md").read_text()
-        assert "It was not evaluated." in text and hooks in text and not (project.path / f"out-{kind}" / "params.yaml").exists()
-        assert f'"me/{kind}/set")' in text and ("cross-layer-transcoder" in text) == (kind == "clt")
+        assert "It was not evaluated." in text
+        assert hooks in text
+        assert not (project.path / f"out-{kind}" / "params.yaml").exists()
+        assert f'"me/{kind}/set")' in text
+        assert ("cross-layer-transcoder" in text) == (kind == "clt")
         loads = re.findall(r'load_dictionary\("hf:me/\w+/set(.*)"\)', text)
         assert loads == (["/layer_0.safetensors"] if kind == "skip" else [""])
         for name in loads:
