@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, PipelineError
 from pipeline.foreign import full_disk, told
 from pipeline.interop.hub_paths import ADVICE, HubPath
 
@@ -64,12 +64,13 @@ def offline() -> bool:
 
 
 @contextlib.contextmanager
-def asking(path: HubPath, what: str) -> Iterator[None]:
+def asking(path: HubPath, what: str, advice: str = ADVICE) -> Iterator[None]:
     """Ask the hub in the block; what it refuses becomes one line.
 
     Args:
         path: for the message.
-        what: cannot be done if it fails: "cannot be fetched from the hub".
+        what: cannot be done if it fails: "cannot be fetched".
+        advice: what to do where it does not answer, or says something else.
 
     Raises:
         DataError: it is not to be read, or something else that the hub says.
@@ -87,7 +88,7 @@ def asking(path: HubPath, what: str) -> Iterator[None]:
 
     try:
         yield
-    except DataError:
+    except PipelineError:
         raise
     except GatedRepoError:
         raise DataError(
@@ -106,22 +107,23 @@ def asking(path: HubPath, what: str) -> Iterator[None]:
     except DisabledRepoError:
         raise DataError(f"{path}: the hub has disabled access to {path.repository}; {ADVICE}") from None
     except HFValidationError as error:
-        raise DataError(f"{path}: no name that the hub can have ({_told(error)}); {ADVICE}") from None
+        raise DataError(f"{path}: no name that the hub can have ({_told(error)}); {advice}") from None
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 0)
         kind = Unreachable if status >= 500 or status == 429 else DataError
-        raise kind(f"{path}: {what} (it answers {status}: {_told(error)}); {ADVICE}") from None
+        raise kind(f"{path}: {what} (it answers {status}: {_told(error)}); {advice}") from None
     except Exception as error:  # the client's own exceptions differ between versions
         if full_disk(error) is not None:
             raise
-        raise Unreachable(f"{path}: {what} ({_told(error)}); {ADVICE}") from None
+        raise Unreachable(f"{path}: {what} ({_told(error)}); {advice}") from None
 
 
 def _told(error: BaseException) -> str:
-    """What it says, without the token."""
+    """What it says and what that comes from, without the token."""
     from huggingface_hub import get_token
 
-    text, token = told(error), get_token()
+    token, cause = get_token(), error.__cause__
+    text = told(error) if cause is None or isinstance(error, OSError) else f"{told(error)} {told(cause)}"
     return text.replace(token, "<token>") if token else text
 
 
@@ -142,11 +144,11 @@ def listing(path: HubPath) -> Listing:
         return _cached(path, error.faults[0].removeprefix(f"{path}: ").rpartition(f"; {ADVICE}")[0])
 
 
-def asked(path: HubPath) -> Listing:
-    """The same, of the hub alone."""
+def asked(path: HubPath, what: str = "cannot be fetched: the hub cannot be reached", advice: str = ADVICE) -> Listing:
+    """The same, of the hub alone; `what` and `advice` as of `asking`."""
     from huggingface_hub import HfApi
 
-    with asking(path, "cannot be fetched: the hub cannot be reached"):
+    with asking(path, what, advice):
         info: Any = HfApi().model_info(path.repository, revision=path.revision, files_metadata=True, timeout=TIMEOUT)
         files = info.siblings or []
         return Listing(

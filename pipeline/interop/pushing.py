@@ -15,6 +15,7 @@ from pipeline.interop.hub_paths import HubPath
 from pipeline.interop.layouts import dictionaries_in
 
 CANNOT = "cannot be pushed"
+TRY = "run the same command again, or write the files by --to DIRECTORY"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def look(target: Target) -> Remote:
     if get_token() is None:
         raise DataError(f"{path}: {CANNOT} without a token; log in with `hf auth login`, or set HF_TOKEN")
     try:
-        found = asked(HubPath(path.repository))
+        found = asked(HubPath(path.repository), CANNOT, TRY)
     except NoRepository:
         return Remote(None, path.revision)
     if target.private and found.private is False:
@@ -75,7 +76,7 @@ def look(target: Target) -> Remote:
     if path.revision is None:
         return Remote(found)
     try:
-        return Remote(asked(path))
+        return Remote(asked(path, CANNOT, TRY))
     except NoRevision:
         return Remote(found, path.revision)
 
@@ -145,7 +146,7 @@ def push(folder: Path, target: Target, remote: Remote, format: str) -> list[str]
     files = additions(folder, path, remote.files)
     old = stale(files, remote.files, format, path)
     lines = []
-    with asking(path, CANNOT):
+    with asking(path, CANNOT, TRY):
         if remote.listing is None:
             api.create_repo(path.repository, private=target.private or None, exist_ok=True)
             lines.append(f"{path}: made the repository {path.repository}" + (", private" if target.private else ""))
@@ -160,7 +161,7 @@ def push(folder: Path, target: Target, remote: Remote, format: str) -> list[str]
             parent_commit=remote.listing.commit if remote.listing and remote.branch is None else None,
         )
     commit = str(done.oid)
-    _compare(path, files, asked(HubPath(path.repository, path.folder, commit)))
+    _compare(path, files, asked(HubPath(path.repository, path.folder, commit), "was pushed and cannot be compared", TRY))
     total = sum(file.stat().st_size for file in files.values())
     lines += [f"{path}: {name} was of the earlier dictionary and is deleted" for name in old]
     lines.append(f"{path}: pushed {len(files)} files, {total:,} bytes, commit {commit}; the hub has each of them as it is here")

@@ -107,9 +107,20 @@ class _Handler(BaseHTTPRequestHandler):
         """Send an error as the hub does."""
         self.answer(status, {"error": message or code}, X_Error_Code=code, X_Error_Message=message or code)
 
+    def body(self) -> bytes:
+        """Of the request, of known length or in chunks."""
+        if self.headers.get("Transfer-Encoding", "") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
     def handle_any(self) -> None:
         """Any request."""
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.body()
         url = urlparse(self.path)
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
         self.hub.asked.append(f"{self.command} {'/'.join(parts)}")
@@ -131,13 +142,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any
 
-    def repository(self, name: str) -> Repository | None:
-        """The repository, unless it is refused."""
+    def repository(self, name: str, *, content: bool = False) -> Repository | None:
+        """The repository, unless it is refused; of one with terms to accept the content of files is."""
         found = self.hub.repositories.get(name)
         if found is None or (found.private and TOKEN not in self.headers.get("Authorization", "")):
             self.refuse(404, "RepoNotFound", "Repository not found")
             return None
-        if found.gated:
+        if found.gated and content:
             self.refuse(403, "GatedRepo", "Access to model is restricted")
             return None
         return found
@@ -200,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
         if parts[1].endswith(".git"):
             wanted = json.loads(body)["objects"]
             return self.answer(200, {"transfer": "basic", "objects": [self.upload(each) for each in wanted]})
-        found = self.repository("/".join(parts[:2]))
+        found = self.repository("/".join(parts[:2]), content=True)
         if found is None:
             return None
         commit, name = found.at(parts[3]), "/".join(parts[4:])

@@ -183,7 +183,7 @@ def test_two_formats_in_a_folder_are_asked_about(tmp_path: Path, hub: Hub) -> No
 
 def test_what_the_hub_refuses_is_one_line(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add("user/saes", {"README.md": b""})
-    hub.add("user/gated", {"README.md": b""}, gated=True)
+    hub.add("user/gated", {"a/params.npz": b""}, gated=True)
     refused("hf:user/none", "no repository user/none", "hf auth login")
     refused("hf:user/gated/a", "access to user/gated is restricted", "accept its terms")
     refused("hf:user/saes@v9", "no revision 'v9'")

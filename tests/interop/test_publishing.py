@@ -22,10 +22,14 @@ from pipeline.interop.exporting import export_dictionaries
 from pipeline.interop.hub_paths import hub_path
 from pipeline.interop.licence import declared_licence
 from pipeline.interop.pushing import Target, look, push, stale
+from tests.dictionaries.make import LAYERS_IN
 from tests.interop import cases
 from tests.interop.hub_stub import TOKEN, Hub, serving
 from tests.messages import says
 from tests.project import Outcome, Project
+
+# What huggingface_hub's own upload says of its client.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
 @pytest.fixture
@@ -158,7 +162,7 @@ def test_a_sweep_is_one_folder_a_member_and_one_card(project: Project, tmp_path:
     member = project.path / "data" / "export" / "sparsify" / "main" / "b"
     assert json.loads((member / "evaluation.json").read_text()) == both["b"]
     assert (member / "layers.0" / "sae.safetensors").exists()
-    for kind, hooks in (("skip", "blocks.0.ln2.hook_out"), ("clt", "blocks.0.hook_resid_pre")):
+    for kind, hooks in (("skip", "blocks.0.ln2.hook_out"), ("clt", LAYERS_IN[0])):
         cases.folded(kind, "jumprelu").save(tmp_path / kind)
         place = ("--dictionary", str(tmp_path / kind), "--drawn", "--to", f"out-{kind}", "--as", f"hf:me/{kind}/set")
         done(project.run("export", "--format", "circuit_tracer", *place))
@@ -186,7 +190,7 @@ def test_a_message_of_the_hub_does_not_show_the_token(tmp_path: Path, hub: Hub) 
     hub.broken = "you sent"
     with pytest.raises(PipelineError) as error:
         pushed(folder, "hf:me/saes/a", "saelens")
-    says(error.value, "you sent", "<token>", "503")
+    says(error.value, "you sent", "<token>", "503", "--to DIRECTORY")
     assert TOKEN not in str(error.value)
 
 
