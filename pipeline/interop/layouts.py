@@ -5,13 +5,13 @@ from __future__ import annotations
 import fnmatch
 import posixpath
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from pipeline.dictionaries.formats.interface import CONFIG_FILE
 from pipeline.dictionaries.formats.scopeline import WEIGHTS_FILE
 from pipeline.interop.interface import Layout, interchange_format
-from pipeline.params.dictionary_formats import OWN
+from pipeline.params.dictionary_formats import DICTIONARY_FORMATS, OWN
 from pipeline.params.interchange import INTERCHANGE_FORMATS
 
 _OWN = Layout((CONFIG_FILE, WEIGHTS_FILE))
@@ -31,12 +31,19 @@ class Found:
 
 
 def layouts(format: str | None = None) -> dict[str, tuple[Layout, ...]]:
-    """{name: its layouts} of one format, or of all, ours among them."""
-    if format == OWN:
-        return {OWN: (_OWN,)}
-    names = [format] if format else list(INTERCHANGE_FORMATS)
-    found = {name: interchange_format(name).layouts for name in names}
-    return found if format else {OWN: (_OWN,), **found}
+    """{name: its layouts} of one format, or of all, ours among them; none of one that does not say them.
+
+    Raises:
+        ParamsError: no such format.
+    """
+    names = [format] if format else [*DICTIONARY_FORMATS, *INTERCHANGE_FORMATS]
+    return {name: _layouts_of(name) for name in names}
+
+
+def _layouts_of(name: str) -> tuple[Layout, ...]:
+    if name in DICTIONARY_FORMATS:
+        return (_OWN,) if name == OWN else ()
+    return interchange_format(name).layouts
 
 
 def dictionaries_in(files: Collection[str], format: str | None = None, folder: str = "") -> dict[str, Found]:
@@ -94,8 +101,3 @@ def _inside(place: str, folder: str) -> bool:
 def natural(name: str) -> list[tuple[int, str]]:
     """Sorts layer_2 before layer_10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def of_other_formats(places: Mapping[str, Found], format: str) -> dict[str, Found]:
-    """The places that hold a dictionary of another format than this one."""
-    return {place: found for place, found in places.items() if format not in found.formats}

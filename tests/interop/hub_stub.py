@@ -183,11 +183,13 @@ class _Handler(BaseHTTPRequestHandler):
         if what == "preupload":
             return self.answer(200, {"files": [_mode(each["path"], files) for each in json.loads(body)["files"]]})
         if what == "commit":
-            return self.push(found, rest[0], commit, [json.loads(line) for line in body.splitlines()])
+            lines = [json.loads(line) for line in body.splitlines()]
+            return self.push("/".join(parts[2:4]), rest[0], commit, lines)
         return self.refuse(404, "NotFound", what)
 
-    def push(self, found: Repository, ref: str, commit: str, lines: list[dict[str, Any]]) -> None:
+    def push(self, name: str, ref: str, commit: str, lines: list[dict[str, Any]]) -> None:
         """POST .../commit/<branch>, of lines."""
+        found = self.hub.repositories[name]
         files = dict(found.commits[commit])
         for line in lines:
             value = line["value"]
@@ -204,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
         sha = found.commit(files, ref)
-        return self.answer(200, {"commitUrl": f"{self.hub.url}/commit/{sha}", "commitOid": sha})
+        return self.answer(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha})
 
     def file(self, parts: list[str], body: bytes) -> None:
         """/user/repository/resolve/<revision>/<file>, or the batch of LFS objects."""
