@@ -17,6 +17,9 @@ from pipeline.command import Output, stage_command
 @stage_command
 @click.argument("path")
 @click.option("--format", "form", help="Of the files; without it they are looked at.")
+@click.option(
+    "--list", "only_list", is_flag=True, help="Of the hub: name the dictionaries of PATH and their sizes, fetch none."
+)
 @click.option("--name", default="imported", help="Name of the dictionary.")
 @click.option("--hook-point-in", help="What it reads, where the files do not say it: blocks.L.name.")
 @click.option("--hook-point-out", help="What it writes, likewise.")
@@ -26,6 +29,7 @@ def main(
     params: str,
     path: str,
     form: str | None,
+    only_list: bool,
     name: str,
     hook_point_in: str | None,
     hook_point_out: str | None,
@@ -33,9 +37,12 @@ def main(
     out: str,
 ) -> None:
     """Read the dictionary at PATH and write it as one of ours."""
+    from pipeline.interop.hub import listed
     from pipeline.interop.importing import check_model, import_from, next_steps
     from pipeline.params.loader import load_params
 
+    if only_list:
+        return click.echo("\n".join(listed(path, form)))
     loaded = load_params(params)
     found = import_from(path, form, name=name, hook_point_in=hook_point_in, hook_point_out=hook_point_out)
     if not any_model:

@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline.errors import DataError, ParamsError
 from pipeline.foreign import reading
 from pipeline.interop.hook_names import layer_and_site, ours
-from pipeline.interop.interface import Forward, InterchangeFormat
+from pipeline.interop.interface import Forward, InterchangeFormat, Layout, Loading
 from pipeline.interop.plain import PlainDictionary
 from pipeline.interop.tensors import AGAIN, Shape, checked, read_safetensors, text, write_safetensors
 
@@ -37,6 +37,11 @@ _ENCODER = re.compile(r"W_enc_(\d+)\.safetensors")
 
 class _CircuitTracer(InterchangeFormat):
     name = "circuit_tracer"
+    library = "circuit-tracer"
+    layouts = (
+        Layout((CONFIG, "layer_*.safetensors"), each="layer_*.safetensors"),
+        Layout((CONFIG, "W_enc_*.safetensors", "W_dec_*.safetensors")),
+    )
 
     def recognises(self, path: Path) -> bool:
         if path.is_file():
@@ -86,6 +91,11 @@ class _CircuitTracer(InterchangeFormat):
 
     def forward(self, path: Path) -> Forward:
         return _forward_layer(path) if path.is_file() else _forward_cross_layer(path)
+
+    def loading(self, place: Loading) -> dict[str, str]:
+        path, name = "/".join(filter(None, (place.repository, place.folder))), place.about.get("model_name")
+        load = "from circuit_tracer import ReplacementModel\n\n"
+        return {"circuit-tracer": f'{load}model = ReplacementModel.from_pretrained("{name}", "{path}")'}
 
 
 FORMAT = _CircuitTracer()

@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline.errors import DataError, unknown_name
 from pipeline.files import json_object, read_object, write_json
 from pipeline.interop.hook_names import hook_of_module, layer_and_site, module_of_hook
-from pipeline.interop.interface import Forward, InterchangeFormat
+from pipeline.interop.interface import Forward, InterchangeFormat, Layout, Loading
 from pipeline.interop.plain import PlainDictionary, unit_rows
 from pipeline.interop.saelens import gated_as_jumprelu
 from pipeline.interop.tensors import AGAIN, Shape, checked, integer, number, read_pickle, text
@@ -52,6 +52,8 @@ BIASES = ("bias", "encoder.bias", "decoder.bias", "b_dec", "b_enc", "gate_bias",
 
 class _DictionaryLearning(InterchangeFormat):
     name = "dictionary_learning"
+    library = "dictionary_learning"
+    layouts = (Layout((WEIGHTS,), (CONFIG,)),)
 
     def recognises(self, path: Path) -> bool:
         return (path / WEIGHTS).is_file()
@@ -143,6 +145,11 @@ class _DictionaryLearning(InterchangeFormat):
             return f, f @ state["decoder.weight"].T + bias
 
         return run
+
+    def loading(self, place: Loading) -> dict[str, str]:
+        use = 'dictionary, config = load_dictionary({}, device="cpu")'
+        first = "\nfrom dictionary_learning.utils import load_dictionary\n\n"
+        return {"dictionary_learning": place.snapshot(use).replace("\n\n", first, 1)}
 
 
 FORMAT = _DictionaryLearning()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import DataError, ParamsError
 from pipeline.files import atomic_directory
+from pipeline.interop.hub_paths import is_of_hub
 from pipeline.interop.interface import InterchangeFormat, interchange_format
 from pipeline.interop.plain import PlainDictionary, plain_of
 from pipeline.interop.verification import Difference, check, difference
@@ -36,6 +37,8 @@ class Export:
         differences: of each dictionary, from the format's own pass.
         drawn: the activations that it was checked on were drawn, none were given.
         said: what was done to the tensors, a sentence each.
+        about: what the files say of the model, or could.
+        names: of each dictionary, relative to the path; "": the path.
     """
 
     path: Path
@@ -43,6 +46,8 @@ class Export:
     differences: tuple[Difference, ...]
     drawn: bool
     said: tuple[str, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
+    names: tuple[str, ...] = ("",)
 
     def lines(self) -> list[str]:
         """For a terminal."""
@@ -74,6 +79,8 @@ def export_dictionaries(
         NumericsError: the format's own pass over the written files differs by more than rounding; nothing is written.
     """
     form = interchange_format(format)
+    if is_of_hub(path):
+        raise ParamsError(f"export: {path} is of the hub; write to a directory, or push by python -m stages.export --to {path}")
     if not dictionaries:
         raise ParamsError("export: no dictionary was given")
     plains = [_prepared(form, _with_about(plain_of(each), about or {})) for each in dictionaries]
@@ -88,7 +95,8 @@ def export_dictionaries(
             for dictionary, plain, own, x in zip(folded, plains, places, inputs, strict=True)
         ]
     said = tuple(dict.fromkeys(sentence for plain in plains for sentence in plain.said))
-    return Export(place, format, tuple(found), activations is None, said)
+    names = tuple("" if own == temporary else own.relative_to(temporary).as_posix() for own in places)
+    return Export(place, format, tuple(found), activations is None, said, plains[0].about, names)
 
 
 def _prepared(form: InterchangeFormat, plain: PlainDictionary) -> PlainDictionary:

@@ -53,12 +53,11 @@ def export_features(
     return form.export(inputs, to, settings, dry_run=dry_run)
 
 
-def refuse_settings(format: str, settings: Sequence[str], dry_run: bool) -> None:
+def refuse_settings(format: str, settings: Sequence[str]) -> None:
     """Refuse what a format of weights has not.
 
     Raises:
-        ParamsError: settings, or a dry run.
+        ParamsError: there are settings.
     """
-    given = "--set" if settings else "--dry-run" if dry_run else None
-    if given is not None:
-        raise ParamsError(f"{given}: the format {format} has none; those of features do ({', '.join(FEATURE_FORMATS)})")
+    if settings:
+        raise ParamsError(f"--set: the format {format} has none; those of features do ({', '.join(FEATURE_FORMATS)})")

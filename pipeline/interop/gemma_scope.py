@@ -6,8 +6,9 @@
 
     z = x W_enc + b_enc;   f = relu(z) where z > threshold;   y = f W_dec + b_dec (+ x affine_skip_connection)
 
-Nothing is subtracted from x. What is read and written stands in config.json (2) or follows from the names of the directories
-(1): layer_L, and res, mlp, att or transcoder in that of the repository.
+Nothing is subtracted from x. What is read and written stands in config.json (2; some folders lack it) or follows from the
+names of the directories: layer_L, and res, mlp, att or transcoder in that of the repository (1), resid_post, mlp_out, attn_out
+or transcoder in that of a folder (2).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 from pipeline.errors import DataError
 from pipeline.files import read_object
 from pipeline.interop.hook_names import hook_of_module
-from pipeline.interop.interface import InterchangeFormat
+from pipeline.interop.interface import InterchangeFormat, Layout
 from pipeline.interop.plain import PlainDictionary
 from pipeline.interop.tensors import AGAIN, Shape, checked, read_npz, read_safetensors, text
 
@@ -34,16 +35,28 @@ _SITES = {
     "transcoder": ("ln2.hook_normalized", "hook_mlp_out"),
 }
 _REPOSITORY = re.compile(r"gemma-scope-(?P<size>\d+b(?:-it)?)(?:-pt)?-(?P<site>res|mlp|att|transcoder)s?\b")
+_SECOND = re.compile(r"gemma-scope-2-(?P<size>\d+[mb])-(?P<form>pt|it)\b")
+_FOLDER = re.compile(r"(resid_post|attn_out|mlp_out|transcoder)(?:_all)?")
+_MODULES = {  # as its config.json names them
+    "resid_post": ("model.layers.{}.output", None),
+    "attn_out": ("model.layers.{}.self_attn.o_proj.input", None),
+    "mlp_out": ("model.layers.{}.post_feedforward_layernorm.output", None),
+    "transcoder": ("model.layers.{}.pre_feedforward_layernorm.output", "model.layers.{}.post_feedforward_layernorm.output"),
+}
 _CAPITAL = {"w_enc": "W_enc", "w_dec": "W_dec"}
 
 
 class _GemmaScope(InterchangeFormat):
     name = "gemma_scope"
+    layouts = (Layout((NPZ,)), Layout((WEIGHTS,), (CONFIG,)))
 
     def recognises(self, path: Path) -> bool:
         if path.name == NPZ or (path / NPZ).is_file():
             return True
-        return (path / WEIGHTS).is_file() and _architecture(path / CONFIG) == "jump_relu"
+        if not (path / WEIGHTS).is_file():
+            return False
+        stated = (path / CONFIG).exists()
+        return _architecture(path / CONFIG) == "jump_relu" if stated else _of_names(path) is not None
 
     def read(self, path: Path) -> PlainDictionary:
         if path.name == NPZ or (path / NPZ).is_file():
@@ -91,9 +104,22 @@ def _shapes(found: dict[str, Tensor], file: Path) -> dict[str, Shape]:
     return {"W_enc": (("d_in", out[1]), f), "W_dec": (f, out), "b_enc": (f,), "b_dec": (out,), "threshold": (f,)}
 
 
+def _of_names(path: Path) -> dict[str, Any] | None:
+    """What config.json would say, by the names of the directories; None where they do not say it."""
+    repository = next((match for part in reversed(path.parts) if (match := _SECOND.search(part))), None)
+    site = next((match[1] for part in reversed(path.parts[:-1]) if (match := _FOLDER.fullmatch(part))), None)
+    layer = re.match(r"layer_(\d+)_", path.name)
+    if repository is None or site is None or layer is None:
+        return None
+    read, written = (module and module.format(layer[1]) for module in _MODULES[site])
+    model = f"google/gemma-3-{repository['size']}-{repository['form']}"
+    return {"model_name": model, "hf_hook_point_in": read, "hf_hook_point_out": written}
+
+
 def _second(path: Path) -> PlainDictionary:
     file, weights = path / CONFIG, path / WEIGHTS
-    values = read_object(file, "the configuration of a Gemma Scope dictionary", AGAIN)
+    named = None if file.exists() else _of_names(path)
+    values = named or read_object(file, "the configuration of a Gemma Scope dictionary", AGAIN)
     found = {_CAPITAL.get(name, name): tensor for name, tensor in read_safetensors(weights).items()}
     if "W_dec" in found and found["W_dec"].ndim == 3:
         raise DataError(
@@ -114,4 +140,6 @@ def _second(path: Path) -> PlainDictionary:
         if not transcoder:
             raise DataError(f"{weights}: an affine skip connection of an autoencoder has no counterpart here")
     about = {"model_name": values["model_name"]} if isinstance(values.get("model_name"), str) else {}
-    return PlainDictionary("transcoder" if transcoder else "sae", "jumprelu", tensors, (read,), (written,), about=about)
+    said = (f"it has no {CONFIG}: model and hook points are those that the names of its directories say",) if named else ()
+    kind = "transcoder" if transcoder else "sae"
+    return PlainDictionary(kind, "jumprelu", tensors, (read,), (written,), about=about, said=said)

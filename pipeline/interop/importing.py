@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.formats.interface import dictionary_format, members_at
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import DataError
-from pipeline.interop.hub import PREFIX, local_copy
+from pipeline.interop.hub import local_copy
+from pipeline.interop.hub_paths import is_of_hub
 from pipeline.interop.plain import PlainDictionary, dictionary_of
 from pipeline.interop.recognition import format_and_place
 from pipeline.lm.loading import model_widths
-from pipeline.params.dictionary_formats import DICTIONARY_FORMATS
+from pipeline.params.dictionary_formats import DICTIONARY_FORMATS, OWN
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Import:
 
 def is_foreign(path: str | Path) -> bool:
     """Whether what is at `path` is in none of our own formats (nor a sweep, nor nothing)."""
-    if str(path).startswith(PREFIX):
+    if is_of_hub(path):
         return True
     place = Path(path)
     return place.exists() and not members_at(place) and not _own(place)
@@ -64,16 +67,25 @@ def import_from(
         ParamsError: no such format.
         DataError: nothing that is known is there, it is damaged, contradicts itself, or has no counterpart here.
     """
-    copy = local_copy(path)
-    own = _own(copy.path) if format is None else None
+    copy = local_copy(path, format)
+    own = _own(copy.path) if format is None else format if format in DICTIONARY_FORMATS else None
     if own is not None:
-        return Import(load_dictionary(copy.path), own)
+        return Import(_recorded(load_dictionary(copy.path), copy.origin), own, copy.said)
     form, place = format_and_place(copy.path, format)
     plain = renamed(form.read(place), hook_point_in, hook_point_out)
     origin = {"format": form.name, "about": dict(plain.about), "said": list(plain.said), **copy.origin}
     model = {"name": plain.about.get("model_name"), "revision": plain.about.get("model_revision")}
     made = dictionary_of(plain, {"imported": origin, "model": model}, name)
-    return Import(made, form.name, plain.said)
+    return Import(made, form.name, (*copy.said, *plain.said))
+
+
+def _recorded(dictionary: Dictionary, origin: Mapping[str, Any]) -> Dictionary:
+    """One of our own format, with where it was fetched from; a local one as it is."""
+    if "repository" in origin:
+        imported = {"format": OWN, **origin}
+        provenance = {**dictionary.config.provenance, "imported": imported}
+        dictionary.config = dataclasses.replace(dictionary.config, provenance=provenance)
+    return dictionary
 
 
 def renamed(plain: PlainDictionary, hook_point_in: str | None, hook_point_out: str | None) -> PlainDictionary:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor
 
@@ -19,10 +20,59 @@ if TYPE_CHECKING:
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Which files are a dictionary of a format, so that they are told, and fetched, by their names alone.
+
+    Attributes:
+        needed: patterns, or paths below its directory; each has a file.
+        beside: what is read too, where it is there; paths relative to its directory.
+        each: the one of `needed` of which each file is a dictionary, with the others; None: all together are one.
+    """
+
+    needed: tuple[str, ...]
+    beside: tuple[str, ...] = ()
+    each: str | None = None
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Where an exported dictionary, or a set of them, is loaded from.
+
+    Attributes:
+        repository: user/repository.
+        folder: of its files in the repository; "": the repository itself.
+        kind: of the dictionary.
+        about: what is known of its model.
+    """
+
+    repository: str
+    folder: str
+    kind: str
+    about: Mapping[str, Any]
+
+    def snapshot(self, use: str) -> str:
+        """Lines that fetch the folder with huggingface_hub and give its place to `use`, where {} stands for it."""
+        patterns = f', allow_patterns="{self.folder}/*"' if self.folder else ""
+        inside = f' + "/{self.folder}"' if self.folder else ""
+        return (
+            "from huggingface_hub import snapshot_download\n\n"
+            f'folder = snapshot_download("{self.repository}"{patterns}){inside}\n{use.format("folder")}'
+        )
+
+
 class InterchangeFormat(ABC):
-    """A format of another tool."""
+    """A format of another tool.
+
+    Attributes:
+        name: `--format`.
+        library: what the hub calls the tool (library_name of a model card); None: it has no name there.
+        layouts: its files; none: of a repository all of the folder that is named is fetched.
+    """
 
     name: ClassVar[str]
+    library: ClassVar[str | None] = None
+    layouts: ClassVar[tuple[Layout, ...]] = ()
 
     @abstractmethod
     def recognises(self, path: Path) -> bool:
@@ -73,6 +123,10 @@ class InterchangeFormat(ABC):
         Read from the files alone and computed as the tool documents it, without what `read` and `write` share.
         """
         raise NotImplementedError
+
+    def loading(self, place: Loading) -> dict[str, str]:
+        """{tool: Python that loads what was written}, for a model card."""
+        return {}
 
     def only(self, dictionaries: Sequence[PlainDictionary]) -> PlainDictionary:
         """The one dictionary, of a format that holds no sets."""

@@ -4,28 +4,36 @@
     z = s_in x encoder.weight^T + encoder.bias;   f = z where z > jump_relu_threshold, a scalar of that normalised space
     y = (f decoder.weight^T + decoder.bias) / s_out
 
-The norms are folded once, here: features stay those of the normalised space.
+The norms are folded once, here: features stay those of the normalised space. What hyperparams.json leaves out (the model, in
+lm_config.json where that is there; in some copies the hook point) follows from the names of the directories: L15R-8x.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pipeline.errors import DataError
 from pipeline.files import json_object, read_object
 from pipeline.interop.hook_names import ours
-from pipeline.interop.interface import InterchangeFormat
+from pipeline.interop.interface import InterchangeFormat, Layout
 from pipeline.interop.plain import PlainDictionary
 from pipeline.interop.tensors import AGAIN, Shape, checked, flag, integer, number, read_safetensors, text
 
-CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
+CONFIG, WEIGHTS, MODEL = "hyperparams.json", "checkpoints/final.safetensors", "lm_config.json"
+_NAME = re.compile(r"Llama3_1-8B-(?P<form>Base|Instruct)-L(?:X|(?P<layer>\d+))(?P<site>R|M|A|TC)-\d+x")
+_MODELS = {"Base": "meta-llama/Llama-3.1-8B", "Instruct": "meta-llama/Llama-3.1-8B-Instruct"}
+_SITES = {"R": "hook_resid_post", "M": "hook_mlp_out", "A": "hook_attn_out"}
 
 
 class _LlamaScope(InterchangeFormat):
     name = "llama_scope"
+    layouts = (Layout((CONFIG, WEIGHTS), (MODEL,)),)
 
     def recognises(self, path: Path) -> bool:
         return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
@@ -50,7 +58,8 @@ class _LlamaScope(InterchangeFormat):
             "encoder.weight": (*f, *wide), "encoder.bias": f, "decoder.weight": (*wide, *f), "decoder.bias": wide,
         }  # fmt: skip
         found = checked(read_safetensors(weights), wanted, weights)
-        read = ours(text(values, "hook_point_in", file) or "input")
+        names = _of_names(path)
+        read = ours(text(values, "hook_point_in", file) or names.get("hook", "input"))
         written = ours(text(values, "hook_point_out", file) or read)
         tensors = {
             "W_enc": found["encoder.weight"].T.double() * s_in,
@@ -61,8 +70,30 @@ class _LlamaScope(InterchangeFormat):
         }
         kind = "sae" if read == written else "transcoder"
         said = ("the data set's norms are folded in; features are those of the normalised space",)
-        about = {"model_name": values["model_name"]} if isinstance(values.get("model_name"), str) else {}
+        model = text(values, "model_name", file) or _stated_model(path) or names.get("model")
+        about = {"model_name": model} if model else {}
         return PlainDictionary(kind, "jumprelu", tensors, (read,), (written,), about=about, said=said)
 
 
 FORMAT = _LlamaScope()
+
+
+def _of_names(path: Path) -> Mapping[str, str]:
+    """{model, hook} as the names of the directories say them, as far as they do."""
+    found: dict[str, str] = {}
+    for part in reversed(path.parts):
+        match = _NAME.search(part)
+        if match is None:
+            continue
+        found.setdefault("model", _MODELS[match["form"]])
+        if match["layer"] and match["site"] in _SITES:
+            found.setdefault("hook", f"blocks.{match['layer']}.{_SITES[match['site']]}")
+    return found
+
+
+def _stated_model(path: Path) -> str | None:
+    """The model that lm_config.json beside it names."""
+    if not (path / MODEL).is_file():
+        return None
+    values: dict[str, Any] = read_object(path / MODEL, "the configuration of its language model", AGAIN)
+    return text(values, "model_name", path / MODEL)

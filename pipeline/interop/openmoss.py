@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pipeline.errors import DataError, unknown_name
 from pipeline.files import read_object, write_json
-from pipeline.interop.interface import Forward, InterchangeFormat
+from pipeline.interop.interface import Forward, InterchangeFormat, Layout, Loading
 from pipeline.interop.plain import PlainDictionary, decoder_lengths, rescaled, unit_rows
 from pipeline.interop.tensors import AGAIN, Shape, checked, flag, integer, number, read_safetensors, text, write_safetensors
 
@@ -52,6 +52,8 @@ _NAMES = {"W_E": "W_enc", "b_E": "b_enc", "W_D": "W_dec", "b_D": "b_dec", "ln_q.
 
 class _OpenMOSS(InterchangeFormat):
     name = "openmoss"
+    library = "llamascopium"
+    layouts = (Layout((CONFIG, WEIGHTS)),)
 
     def recognises(self, path: Path) -> bool:
         try:
@@ -194,6 +196,12 @@ class _OpenMOSS(InterchangeFormat):
             return f, f @ state["W_D"] + state["b_D"]
 
         return run
+
+    def loading(self, place: Loading) -> dict[str, str]:
+        module = place.kind if place.kind in ("clt", "lorsa", "crosscoder") else "sae"
+        first = f"\nimport llamascopium.models.{module}\nfrom llamascopium.models.sparse_dictionary import SparseDictionary\n\n"
+        use = 'dictionary = SparseDictionary.from_pretrained({}, device="cpu")'
+        return {"Language-Model-SAEs": place.snapshot(use).replace("\n\n", first, 1)}
 
 
 FORMAT = _OpenMOSS()

@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline.errors import DataError, unknown_name
 from pipeline.files import json_object, read_object, write_json
 from pipeline.interop.hook_names import module_of_hook, ours
-from pipeline.interop.interface import Forward, InterchangeFormat
+from pipeline.interop.interface import Forward, InterchangeFormat, Layout, Loading
 from pipeline.interop.plain import PlainDictionary, rescaled
 from pipeline.interop.tensors import (
     AGAIN,
@@ -62,6 +62,8 @@ ABOUT = (
 
 class _SAELens(InterchangeFormat):
     name = "saelens"
+    library = "saelens"
+    layouts = (Layout((CONFIG, WEIGHTS)),)
 
     def recognises(self, path: Path) -> bool:
         return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
@@ -168,6 +170,13 @@ class _SAELens(InterchangeFormat):
             return f, y + x @ weights["W_skip"].T if "W_skip" in weights else y
 
         return run
+
+    def loading(self, place: Loading) -> dict[str, str]:
+        if place.folder:
+            code = f'from sae_lens import SAE\n\nsae = SAE.from_pretrained("{place.repository}", "{place.folder}")'
+        else:
+            code = place.snapshot("sae = SAE.load_from_disk({})").replace("\n\n", "\nfrom sae_lens import SAE\n\n", 1)
+        return {"SAELens": code}
 
 
 FORMAT = _SAELens()

@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.errors import DataError, ParamsError
 from pipeline.files import read_object, write_json
 from pipeline.interop.hook_names import hook_of_module, module_of_hook
-from pipeline.interop.interface import Forward, InterchangeFormat
+from pipeline.interop.interface import Forward, InterchangeFormat, Layout, Loading
 from pipeline.interop.plain import PlainDictionary, decoder_lengths
 from pipeline.interop.tensors import AGAIN, Shape, checked, flag, integer, read_safetensors, text, write_safetensors
 
@@ -30,6 +30,8 @@ _SEED = re.compile(r"seed\d+")
 
 class _Sparsify(InterchangeFormat):
     name = "sparsify"
+    library = "sparsify"
+    layouts = (Layout((CONFIG, WEIGHTS), (f"../{RUN}", f"../../{RUN}")),)
 
     def recognises(self, path: Path) -> bool:
         return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
@@ -137,6 +139,10 @@ class _Sparsify(InterchangeFormat):
             return f, y + x @ weights["W_skip"].mT if "W_skip" in weights else y
 
         return run
+
+    def loading(self, place: Loading) -> dict[str, str]:
+        hook = f', hookpoint="{place.folder}"' if place.folder else ""
+        return {"sparsify": f'from sparsify import SparseCoder\n\nsae = SparseCoder.load_from_hub("{place.repository}"{hook})'}
 
 
 FORMAT = _Sparsify()

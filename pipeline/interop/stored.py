@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.places import chosen, dictionary_places
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import DataError
 from pipeline.folding import StoredBatches
@@ -19,13 +18,6 @@ from pipeline.opening import open_activations
 if TYPE_CHECKING:
     from pipeline.activations.interface import Activations
     from pipeline.params.schema import Params
-
-
-def chosen_places(params: Params, places: Sequence[str], member: str | None, inference: str | Path) -> list[Path]:
-    """The directories that are named, else that of the run, of a sweep that of the member."""
-    if places:
-        return [Path(place) for place in places]
-    return [dictionary_places(params, inference)[chosen(member, params.members, "the run")]]
 
 
 def export_stored(

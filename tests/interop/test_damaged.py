@@ -261,7 +261,7 @@ def test_a_path_of_the_hub_that_is_none(path: str) -> None:
 
 
 def test_the_hub_that_cannot_be_reached() -> None:
-    one_line(Path("hf:nobody/nothing/layers.1"), "hf:nobody/nothing/layers.1", "cannot be fetched")
+    one_line(Path("hf:nobody/nothing/layers.1"), "hf:nobody/nothing/layers.1", "not in the cache", "HF_HUB_OFFLINE")
 
 
 def test_a_snapshot_in_the_cache_is_read_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
