@@ -22,6 +22,8 @@ from pipeline.command import stage_command
 @click.option("--inference", default="data/inference", help="Directory of the inference dictionaries.")
 @click.option("--activations", default="data/activations.json", help="Manifest of the activation store, or a store.")
 @click.option("--tokens", type=click.IntRange(1), default=4096, help="Rows of it that the written files are checked on.")
+@click.option("--with-features", is_flag=True, help="Write pages of the features too (circuit_tracer).")
+@click.option("--features", "stores", multiple=True, help="Feature store of each dictionary.  [default: data/features]")
 @click.option("--drawn", is_flag=True, help="Without a store: check on drawn activations.")
 def main(
     params: str,
@@ -32,17 +34,21 @@ def main(
     inference: str,
     activations: str,
     tokens: int,
+    with_features: bool,
+    stores: tuple[str, ...],
     drawn: bool,
 ) -> None:
     """Write the inference dictionary in the format of another tool."""
-    from pipeline.interop.stored import chosen_places, export_stored
+    from pipeline.interop.stored import chosen_places, export_stored, feature_places
     from pipeline.params.loader import load_params
 
     loaded = load_params(params)
     found = chosen_places(loaded, places, member, inference)
     own = Path(found[0].name) if places else Path(loaded.dictionary.name) / (member or "")
     target = to or Path("data") / "export" / name / own
-    export = export_stored(loaded, found, target, name, activations=None if drawn else activations, n_tokens=tokens)
+    shown = feature_places(loaded, found, stores) if with_features or stores else None
+    rows = None if drawn else activations
+    export = export_stored(loaded, found, target, name, activations=rows, n_tokens=tokens, features=shown)
     for line in export.lines():
         click.echo(line)
 

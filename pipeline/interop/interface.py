@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from torch import Tensor
 
 from pipeline.errors import ParamsError
 from pipeline.interop.plain import PlainDictionary
 from pipeline.params.interchange import INTERCHANGE_FORMATS
+
+if TYPE_CHECKING:
+    from pipeline.analysis.feature_tables import FeatureStore
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -63,6 +66,20 @@ class InterchangeFormat(ABC):
             ParamsError: they are no set of this format.
         """
         raise NotImplementedError
+
+    def write_features(self, dictionaries: Sequence[PlainDictionary], stores: Sequence[FeatureStore], path: Path) -> None:
+        """Write what the tool shows of features into a directory that `write` has written.
+
+        Args:
+            dictionaries: as of `write`.
+            stores: the feature store of each.
+            path: the directory.
+
+        Raises:
+            ParamsError: the format has no place for that.
+            DataError: a store is of another dictionary.
+        """
+        raise ParamsError(f"--with-features: the format {self.name} has no pages of features (circuit_tracer has)")
 
     def forward(self, path: Path) -> Forward:
         """What that tool computes with the files at `path`: x -> (features, reconstruction), in float64.

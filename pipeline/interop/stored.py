@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.places import chosen, dictionary_places
 from pipeline.dictionaries.store import load_dictionary
-from pipeline.errors import DataError
+from pipeline.errors import DataError, ParamsError
 from pipeline.folding import StoredBatches
 from pipeline.interop.exporting import Export, export_dictionaries
 from pipeline.opening import open_activations
@@ -36,6 +37,7 @@ def export_stored(
     *,
     activations: str | Path | None,
     n_tokens: int = 4096,
+    features: Sequence[Path] | None = None,
 ) -> Export:
     """Export dictionaries from their directories.
 
@@ -46,9 +48,10 @@ def export_stored(
         format: name.
         activations: manifest of a store, or a store, with what they read; None: drawn activations.
         n_tokens: so many tokens are read of it.
+        features: directories of their feature stores, to be written too; None: not.
 
     Raises:
-        DataError: a dictionary or the store is not there, or the store has not what a dictionary reads.
+        DataError: a dictionary, a feature store or the store is not there, or the store has not what a dictionary reads.
     """
     dictionaries = [load_dictionary(place) for place in places]
     inputs = None
@@ -62,7 +65,19 @@ def export_stored(
         "context_size": params.activations.context_size,
         "prepend_bos": params.model.prepend_bos if isinstance(params.model.prepend_bos, bool) else None,
     }
-    return export_dictionaries(dictionaries, to, format, activations=inputs, about=about)
+    shown = None if features is None else [FeatureStore(place) for place in features]
+    return export_dictionaries(dictionaries, to, format, activations=inputs, about=about, features=shown)
+
+
+def feature_places(params: Params, places: Sequence[Path], given: Sequence[str], root: str | Path = "data/features") -> list[Path]:
+    """The directories of feature stores that are named, one for each dictionary, else where analyze writes those of this run.
+
+    Raises:
+        ParamsError: more or fewer are named.
+    """
+    if given and len(given) != len(places):
+        raise ParamsError(f"--features: {len(given)} feature stores for {len(places)} dictionaries; name one for each, in order")
+    return [Path(each) for each in given] or [Path(root) / (place.name if params.sweep else "") for place in places]
 
 
 def _rows(store: Activations, dictionary: Dictionary, n_tokens: int) -> Tensor:
