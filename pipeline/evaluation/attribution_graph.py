@@ -9,8 +9,8 @@ is linear in what others write, and
     error         w: mlp_out - reconstruction
     logit         e: its row of the unembedding, less the mean row, x: ln_final.hook_out of the last token
 
-Effects run through the residual stream, attention's outputs under the held patterns, and skip terms, not through MLPs. Of tokens
-that are not replaced (special or excluded ones) there are no features and no errors. Biases are no nodes.
+Effects run through the residual stream, attention's outputs under the held patterns, and skip terms, not through MLPs. Of
+tokens that are not replaced (special or excluded ones) there are no features and no errors. Biases are no nodes.
 Source: Ameisen et al. 2025, circuit tracing; the choice of logits is circuit-tracer's.
 """
 

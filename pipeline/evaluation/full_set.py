@@ -65,7 +65,8 @@ class FullSet:
 
     def features(self, raw: RawDictionary, features: Tensor) -> Mapping[int, Tensor]:
         """{layer: [T, F]} of what a dictionary of the set gives for one context of T tokens."""
-        places = {layer: place for layer, hook in enumerate(self.hooks_out) for own, place in [self._places[hook]] if own is raw}
+        owners = [self._places[hook] for hook in self.hooks_out]
+        places = {layer: place for layer, (own, place) in enumerate(owners) if own is raw}
         several = len(raw.hooks_in) > 1
         return {layer: features[:, place] if several else features[0] for layer, place in places.items()}
 

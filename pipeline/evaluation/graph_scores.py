@@ -4,7 +4,7 @@ With |A| normalised so that the effects on each node that has any sum to 1, and 
 influence of a node is its share in all paths to the logits, I = p (|A| + |A|^2 + ...). Then
 
     replacement_score  = sum of I over tokens / (the same + sum of I over errors)
-    completeness_score = sum over nodes of (I + p) (1 - share of errors among the effects on the node) / sum over nodes of (I + p)
+    completeness_score = sum over nodes of (I + p) (1 - share of errors in the effects on the node) / sum over nodes of (I + p)
 
 A row adds to the influence of nodes below it alone, so that rows are taken from the logits down and none is kept.
 Source: Ameisen et al. 2025; circuit-tracer, compute_graph_scores.

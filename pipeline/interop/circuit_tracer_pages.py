@@ -1,15 +1,15 @@
 """circuit-tracer's pages of features, which its frontend shows beside a graph, from feature stores (docs/features.md).
 
     features/index.json.gz      {layer: {filename, offsets [F + 1]}}
-    features/layer_{l}.bin      for each feature at its offset 4 bytes, the length (little endian) of the gzipped JSON after them:
+    features/layer_{l}.bin      for each feature at its offset 4 bytes, the length (little endian), and as much gzipped JSON:
         transcoder_id, index    (l + f)(l + f + 1) / 2 + f, by which the graph's nodes name it
         examples_quantiles      [{quantile_name, examples [{tokens, tokens_acts_list, train_token_ind, is_repeated_datapoint}]}]
         top_logits, bottom_logits   texts of the tokens that it promotes and suppresses
         act_min, act_max        ends of the histogram and of the colours
         histogram, quantile_values, activation_frequency
 
-A store keeps activations in logarithmic bins (a factor of 2^(1/4)); the linear bins and the percentiles here are what they give if
-each bin's activations are spread evenly in it. Windows of inactive contexts have no place here.
+A store keeps activations in logarithmic bins (a factor of 2^(1/4)); the linear bins and the percentiles here are what they give
+if each bin's activations are spread evenly in it. Windows of inactive contexts have no place here.
 """
 
 from __future__ import annotations
@@ -92,7 +92,12 @@ class _Layer:
 
 
 def page(
-    row: Mapping[str, Any], contexts: Sequence[Mapping[str, Any]], about: Mapping[str, Any], layer: int, feature: int, unit: float
+    row: Mapping[str, Any],
+    contexts: Sequence[Mapping[str, Any]],
+    about: Mapping[str, Any],
+    layer: int,
+    feature: int,
+    unit: float,
 ) -> dict[str, Any]:
     """What is shown of one feature.
 
@@ -175,6 +180,7 @@ def _check_same(plain: PlainDictionary, store: FeatureStore) -> None:
     if store.n_features != n:
         wrong.append(f"{store.n_features:,} features, wanted {n:,}")
     if wrong:
-        raise DataError(f"{store.folder}: the feature store is of another dictionary: {'; '.join(wrong)}; run analyze for this one")
+        what = f"{store.folder}: the feature store is of another dictionary"
+        raise DataError(f"{what}: {'; '.join(wrong)}; run analyze for this one")
     if not about.get("folded", True):
         raise DataError(f"{store.folder}: its activations are of a dictionary before the fold (fold.mode keep), in other units")

@@ -69,15 +69,15 @@ def export_stored(
     return export_dictionaries(dictionaries, to, format, activations=inputs, about=about, features=shown)
 
 
-def feature_places(params: Params, places: Sequence[Path], given: Sequence[str], root: str | Path = "data/features") -> list[Path]:
+def feature_places(params: Params, places: Sequence[Path], given: Sequence[str]) -> list[Path]:
     """The directories of feature stores that are named, one for each dictionary, else where analyze writes those of this run.
 
     Raises:
         ParamsError: more or fewer are named.
     """
     if given and len(given) != len(places):
-        raise ParamsError(f"--features: {len(given)} feature stores for {len(places)} dictionaries; name one for each, in order")
-    return [Path(each) for each in given] or [Path(root) / (place.name if params.sweep else "") for place in places]
+        raise ParamsError(f"--features: {len(given)} feature stores for {len(places)} dictionaries; name one for each")
+    return [Path(each) for each in given] or [Path("data/features") / (place.name if params.sweep else "") for place in places]
 
 
 def _rows(store: Activations, dictionary: Dictionary, n_tokens: int) -> Tensor:

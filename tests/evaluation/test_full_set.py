@@ -29,7 +29,13 @@ WRITES = tuple(f"blocks.{layer}.hook_mlp_out" for layer in range(N_LAYERS))
 
 
 def transcoder(layer: int, **config: Any) -> RawDictionary:
-    fields = {"kind": "transcoder", "hook_point_in": READS[layer], "hook_point_out": WRITES[layer], "act_fn": "topk", "top_k": 3}
+    fields = {
+        "kind": "transcoder",
+        "hook_point_in": READS[layer],
+        "hook_point_out": WRITES[layer],
+        "act_fn": "topk",
+        "top_k": 3,
+    }
     return RawDictionary(made({**fields, **config}), {})
 
 
@@ -107,7 +113,8 @@ def test_each_of_a_set_gets_its_figures_and_others_a_reason(model: Any) -> None:
     figures = {key: value for key, value in found["l0"].metrics.items() if key != "fvu"}
     assert set(figures) == set(EVALUATION["Replacement model"])
     assert all({k: v for k, v in found[name].metrics.items() if k != "fvu"} == figures for name in whole)
-    assert found["lonely"].metrics == {"fvu": 1.0} and found["l0"].said == ""
+    assert found["lonely"].metrics == {"fvu": 1.0}
+    assert found["l0"].said == ""
     says(found["lonely"].said, "lonely", "evaluation.replacement_contexts", WRITES[0], WRITES[2])
 
 
@@ -115,7 +122,13 @@ def family(name: str, path: Path) -> HuggingFaceModel:
     """A small model in float64."""
     from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 24,
+    }
     config = {
         "llama": lambda: LlamaConfig(vocab_size=50, **sizes),
         "gpt2": lambda: GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=16),
@@ -146,7 +159,9 @@ def test_a_frozen_model_computes_the_same_and_is_linear_in_what_mlps_add(name: s
             kept["end"] = original
             return original
 
-        model.logits(ids, {**(frozen.replacements() if held else {}), **replace, "ln_final.hook_out": keep}, capture=frozen.reads)
+        model.logits(
+            ids, {**(frozen.replacements() if held else {}), **replace, "ln_final.hook_out": keep}, capture=frozen.reads
+        )
         return kept["end"]
 
     torch.testing.assert_close(end(0.0), end(0.0, held=False), rtol=1e-9, atol=1e-9)

@@ -72,7 +72,9 @@ def store_of(dictionary: Dictionary, folder: Path, **about: Any) -> FeatureStore
         row["written_norms"] = [1.0] * len(dictionary.hooks_out)
         pairs = len(dictionary.hooks_out) * (len(dictionary.hooks_out) - 1) // 2
         row["written_cosines"] = [0.0] * pairs if pairs else None
-        row["layer"] = row["feature"] // dictionary.config.d_sae if len(dictionary.feature_shape) > 1 else None
+        if len(dictionary.feature_shape) > 1:
+            layer, feature = divmod(row["feature"], dictionary.config.d_sae)
+            row |= {"layer": layer, "name": f"{layer}/{feature}"}
     return FeatureStore(write_store(folder, features, contexts, **said))
 
 
@@ -80,20 +82,27 @@ def check(page: dict[str, Any], layer: int, feature: int, dead: bool) -> None:
     """A page has the fields of the documented form, and says what the store does."""
     assert {name: type(value) for name, value in page.items()} == FIELDS
     assert page["index"] == (layer + feature) * (layer + feature + 1) // 2 + feature
-    assert page["top_logits"] == ["\\xe2x", "a⏎"] and page["bottom_logits"] == []
+    assert page["top_logits"] == ["\\xe2x", "a⏎"]
+    assert page["bottom_logits"] == []
     if dead:
-        assert page["examples_quantiles"] == [] and page["act_max"] == 0.0 and page["quantile_values"] == []
+        assert page["examples_quantiles"] == []
+        assert page["act_max"] == 0.0
+        assert page["quantile_values"] == []
         assert set(page["histogram"]) == {0.0}
         return
     assert [q["quantile_name"] for q in page["examples_quantiles"]] == ["Top activations", "75-100 %", "0-25 %"]
     top, high, low = (q["examples"][0] for q in page["examples_quantiles"])
     assert {name: type(value) for name, value in top.items()} == EXAMPLE
-    assert top["tokens"][1:] == ["⏎", " end"] and top["tokens_acts_list"] == [0.0, 3.0, 0.5] and top["train_token_ind"] == 1
-    assert high["tokens_acts_list"] == [2.0, 0.0, 0.0] and low["train_token_ind"] == 2
+    assert top["tokens"][1:] == ["⏎", " end"]
+    assert top["tokens_acts_list"] == [0.0, 3.0, 0.5]
+    assert top["train_token_ind"] == 1
+    assert high["tokens_acts_list"] == [2.0, 0.0, 0.0]
+    assert low["train_token_ind"] == 2
     assert (page["act_min"], page["act_max"], page["activation_frequency"]) == (0.0, 3.0, 0.01)
     assert sum(page["histogram"]) == pytest.approx(100)
     # 90 activations spread over (1, 2), 10 over (2, 3)
-    assert page["quantile_values"][44] == pytest.approx(1.5) and page["quantile_values"][94] == pytest.approx(2.5)
+    assert page["quantile_values"][44] == pytest.approx(1.5)
+    assert page["quantile_values"][94] == pytest.approx(2.5)
     assert page["quantile_values"][-1] == pytest.approx(3.0)
     width = 3.0 / len(page["histogram"])
     ends = [width * i for i in range(len(page["histogram"]) + 1)]
@@ -147,7 +156,9 @@ def test_what_has_no_pages_is_refused_and_leaves_nothing(tmp_path: Path) -> None
         export_dictionaries([made], tmp_path / "a", "circuit_tracer", features=[store_of(other, tmp_path / "other")])
     says(error.value, tmp_path / "other", "another dictionary", other.hooks_in[0], f"{F}", "run analyze")
     with pytest.raises(DataError) as kept:
-        export_dictionaries([made], tmp_path / "a", "circuit_tracer", features=[store_of(made, tmp_path / "kept", folded=False)])
+        export_dictionaries(
+            [made], tmp_path / "a", "circuit_tracer", features=[store_of(made, tmp_path / "kept", folded=False)]
+        )
     says(kept.value, tmp_path / "kept", "before the fold")
     with pytest.raises(ParamsError) as refused:
         export_dictionaries([made], tmp_path / "a", "openmoss", features=[store])
