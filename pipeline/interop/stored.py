@@ -57,7 +57,7 @@ def export_stored(
     inputs = None
     if activations is not None:
         store = open_activations(activations)
-        inputs = [_rows(store, dictionary, n_tokens) for dictionary in dictionaries]
+        inputs = [stored_rows(store, dictionary, n_tokens) for dictionary in dictionaries]
     about = {
         "model_name": params.model.model_name,
         "model_revision": params.model.revision,
@@ -80,7 +80,12 @@ def feature_places(params: Params, places: Sequence[Path], given: Sequence[str])
     return [Path(each) for each in given] or [Path("data/features") / (place.name if params.sweep else "") for place in places]
 
 
-def _rows(store: Activations, dictionary: Dictionary, n_tokens: int) -> Tensor:
+def stored_rows(store: Activations, dictionary: Dictionary, n_tokens: int) -> Tensor:
+    """The last rows of a store, which are kept from training, as a dictionary takes them.
+
+    Raises:
+        DataError: the store has not what the dictionary reads.
+    """
     missing = [hook for hook in dictionary.hooks_in if hook not in store.hook_points]
     if missing:
         raise DataError(
