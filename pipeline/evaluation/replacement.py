@@ -81,16 +81,19 @@ class ReplacementModel:
         model, full = self.full.model, self.full
         originals = model.activations(batch.tokens, list(full.hooks))
         masks = self._masks(batch, originals)
-        splice: dict[str, Replacement] = {}
-        for raw, tokens in masks.items():
-            known = raw(originals, originals, tokens.kept, tokens.massive).x_hats
-            splice |= splice_replacements(raw, originals, known, tokens)
+        known = {raw: raw(originals, originals, tokens.kept, tokens.massive).x_hats for raw, tokens in masks.items()}
+
+        def splice() -> dict[str, Replacement]:
+            """Of one run: it remembers what has occurred."""
+            parts = [splice_replacements(raw, originals, known[raw], tokens) for raw, tokens in masks.items()]
+            return {hook: replace for part in parts for hook, replace in part.items()}
+
         frozen = Frozen(model, batch.tokens)
         replaced = next(iter(masks.values())).replaced
         zeros = {hook: torch.zeros_like(mean) for hook, mean in self.means.items()}
         runs: dict[str, Mapping[str, Replacement]] = {
-            "": splice,
-            "_frozen": {**frozen.replacements(), **splice},
+            "": splice(),
+            "_frozen": {**frozen.replacements(), **splice()},
             "_mean": constant_replacements(self.means, replaced),
             "_zero": constant_replacements(zeros, replaced),
         }

@@ -58,7 +58,6 @@ def write_pages(path: Path, dictionaries: Sequence[PlainDictionary], stores: Seq
     for plain, store in zip(dictionaries, stores, strict=True):
         _check_same(plain, store)
         n = plain.d_sae
-        units = np.ones(store.n_features) if plain.units is None else plain.units.flatten().numpy()
         first = int(plain.hooks_in[0].split(".")[1])
         writer: _Layer | None = None
         for rows, contexts in store.blocks():
@@ -68,7 +67,7 @@ def write_pages(path: Path, dictionaries: Sequence[PlainDictionary], stores: Seq
                     if writer is not None:
                         index[str(writer.layer)] = writer.close()
                     writer = _Layer(folder, layer)
-                writer.add(page(row, contexts[row["feature"]], store.about, layer, feature, float(units[row["feature"]])))
+                writer.add(page(row, contexts[row["feature"]], store.about, layer, feature))
         if writer is not None:
             index[str(writer.layer)] = writer.close()
     (folder / INDEX).write_bytes(gzip.compress(json.dumps(index).encode(), mtime=0))
@@ -97,7 +96,6 @@ def page(
     about: Mapping[str, Any],
     layer: int,
     feature: int,
-    unit: float,
 ) -> dict[str, Any]:
     """What is shown of one feature.
 
@@ -105,22 +103,21 @@ def page(
         row, contexts: of the store.
         about: the store's metadata.
         layer, feature: its place in the set.
-        unit: what the written feature is, times that of the store.
     """
     bands: dict[str, list[dict[str, Any]]] = {}
     for shown in sorted(contexts, key=lambda context: (context["band"] != TOP, context["place"])):
         if shown["band"] != INACTIVE:
             example = {
                 "tokens": [shown_text(text) for text in shown["texts"]],
-                "tokens_acts_list": [unit * value for value in shown["activations"]],
+                "tokens_acts_list": list(shown["activations"]),
                 "train_token_ind": shown["peak"],
                 "is_repeated_datapoint": False,
             }
             bands.setdefault(shown["band"], []).append(example)
     names = sorted(bands, key=lambda name: (name != TOP, -int(name.split("-")[0]) if name != TOP else 0))
-    highest = unit * float(row["max_activation"])
+    highest = float(row["max_activation"])
     counts = np.asarray(row["histogram"], dtype=np.float64)
-    below = _Cumulative(counts, unit * np.asarray(about["histogram_edges"], dtype=np.float64), highest)
+    below = _Cumulative(counts, np.asarray(about["histogram_edges"], dtype=np.float64), highest)
     return {
         "transcoder_id": f"{about['name']}-{layer}",
         "index": paired(layer, feature),

@@ -10,9 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.api import export_dictionary
@@ -135,18 +133,6 @@ def test_a_set_has_the_pages_of_each_layers_own_store(tmp_path: Path) -> None:
         check(page, layer, feature, dead=feature == 0)
     export_dictionary(layers, tmp_path / "out", "circuit_tracer")  # in its place, without pages
     assert not (tmp_path / "out" / "features").exists()
-
-
-def test_pages_are_in_the_unit_of_the_exported_features(tmp_path: Path) -> None:
-    """Where features were exported times a unit, activations and thresholds are too."""
-    made = folded("clt", "jumprelu")
-    made.gate_scale = torch.full(made.feature_shape, 2.0)  # type: ignore[assignment]
-    store = store_of(made, tmp_path / "store")
-    export = export_dictionaries([made], tmp_path / "out", "circuit_tracer", features=[store])
-    page = naive_page(export.path / "features", paired(1, 2))
-    assert (page["act_max"], page["quantile_values"][44]) == pytest.approx((6.0, 3.0))
-    assert page["examples_quantiles"][0]["examples"][0]["tokens_acts_list"] == [0.0, 6.0, 1.0]
-    assert np.argmax(page["histogram"]) >= len(page["histogram"]) // 3
 
 
 def test_what_has_no_pages_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
