@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -84,16 +85,18 @@ def test_a_dictionary_before_the_fold_is_refused(model: Any) -> None:
     says(error.value, "fold.mode keep")
 
 
-def test_members_that_differ_in_hook_points_alone_are_a_set(tmp_path: Path) -> None:
-    file = tmp_path / "params.yaml"
-    sweep = "".join(
-        f"\n  k{k}-{layer}: {{dictionary.kind: transcoder, dictionary.top_k: {k}, dictionary.hook_point_in: blocks.{layer}.ln2.hook_out, "
-        f"dictionary.hook_point_out: blocks.{layer}.hook_mlp_out}}"
+def test_members_that_differ_in_hook_points_alone_are_a_set() -> None:
+    sweep = {
+        f"k{k}-{layer}": {
+            "dictionary.kind": "transcoder",
+            "dictionary.top_k": k,
+            "dictionary.hook_point_in": READS[layer],
+            "dictionary.hook_point_out": WRITES[layer],
+        }
         for k in (8, 16)
         for layer in range(2)
-    )
-    file.write_text(f"sweep:{sweep}\n")
-    params = load_params(file)
+    }
+    params = dataclasses.replace(load_params("params.yaml"), sweep=sweep)
     raws = {name: transcoder(int(name[-1])) for name in params.members}
     assert [list(members) for members in full_sets(params, raws)] == [["k8-0", "k8-1"], ["k16-0", "k16-1"]]
     raws["k8-1"] = clt()
@@ -143,8 +146,9 @@ def family(name: str, path: Path) -> HuggingFaceModel:
     return HuggingFaceModel(resolve_model(path), made.double().eval())
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
-def test_a_frozen_model_computes_the_same_and_is_linear_in_what_mlps_add(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "rounding"), [("gpt2", 1e-9), ("llama", 1e-5), ("gemma2", 1e-5)])
+def test_a_frozen_model_computes_the_same_and_is_linear_in_what_mlps_add(name: str, rounding: float, tmp_path: Path) -> None:
+    """transformers' RMSNorm works in float32, whatever it is given: Llama's and Gemma's figures are rounded to that."""
     model = family(name, tmp_path)
     ids = torch.randint(50, (2, 8), generator=torch.Generator().manual_seed(0))
     outputs = model.activations(ids, [f"blocks.{layer}.hook_mlp_out" for layer in range(2)])
@@ -164,7 +168,7 @@ def test_a_frozen_model_computes_the_same_and_is_linear_in_what_mlps_add(name: s
         )
         return kept["end"]
 
-    torch.testing.assert_close(end(0.0), end(0.0, held=False), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(end(2.0) - end(0.0), 2 * (end(1.0) - end(0.0)), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(end(0.0), end(0.0, held=False), rtol=rounding, atol=rounding)
+    torch.testing.assert_close(end(2.0) - end(0.0), 2 * (end(1.0) - end(0.0)), rtol=rounding, atol=rounding)
     free = end(2.0, held=False) - end(0.0)
     assert float((free - 2 * (end(1.0, held=False) - end(0.0))).norm()) > 1e-3 * float(free.norm())
