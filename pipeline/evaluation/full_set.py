@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError
-from pipeline.hook_keys import MAIN, place_of, split_key
+from pipeline.hook_keys import MAIN, occurs_before, place_of, split_key
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import LinearBranch
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pipeline.lm.language_model import LanguageModel
 
 SITE = "hook_mlp_out"
-KINDS = ("transcoder", "clt")
 
 
 class FullSet:
@@ -106,13 +105,13 @@ class FullSet:
         """What the features of the layer read that `written` is of.
 
         Raises:
-            DataError: it is not of that layer.
+            DataError: it is not of that layer, or not before.
         """
         raw, place = self._places[written]
         read = raw.hooks_in[place]
         own, other = place_of(read), place_of(written)
-        if own is None or other is None or own[0] != other[0]:
-            raise DataError(f"{read} is read where {written} is written: features of a layer read that layer")
+        if own is None or other is None or own[0] != other[0] or not occurs_before(read, written):
+            raise DataError(f"{read} is read where {written} is written: features of a layer read what comes before, in it")
         return read
 
 
@@ -120,11 +119,9 @@ def _check_form(raw: RawDictionary) -> None:
     """Refuse what no frozen model is linear in.
 
     Raises:
-        DataError: the dictionary is of another kind, is not folded, or its features are no linear function of what it reads.
+        DataError: the dictionary is not folded, or its features are no linear function of what it reads.
     """
     config = raw.dictionary.config
-    if config.kind not in KINDS:
-        raise DataError(f"kind {config.kind} does not take the place of MLPs (a transcoder of each layer does, or a clt)")
     if any(split_key(hook)[0] != MAIN for hook in (*raw.hooks_in, *raw.hooks_out)):
         raise DataError("it has hook points of further models")
     if not config.folded:

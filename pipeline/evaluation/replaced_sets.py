@@ -30,8 +30,8 @@ def full_sets(params: Params, raws: Mapping[str, RawDictionary]) -> list[dict[st
     for name, raw in raws.items():
         keys = own_keys(params, name) if name in params.members else {}
         same = sorted((key, repr(value)) for key, value in keys.items() if not key.startswith(HOOKS))
-        alone = raw.dictionary.config.kind != "transcoder"
-        sets.setdefault(repr((same, name if alone else "")), {})[name] = raw
+        whole = len(raw.hooks_out) > 1  # of several layers: a set by itself
+        sets.setdefault(repr((same, name if whole else "")), {})[name] = raw
     return list(sets.values())
 
 

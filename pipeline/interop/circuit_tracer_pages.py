@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FOLDER, INDEX = "features", "index.json.gz"
 BINS = 50
-_SHOWN = str.maketrans({"\n": "⏎", "\t": "→", "\r": "↵"})
+_SHOWN = str.maketrans({"\n": "\u23ce", "\t": "\u2192", "\r": "\u21b5"})
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 

@@ -64,7 +64,7 @@ def test_a_set_is_in_the_order_of_layers_however_given(model: Any) -> None:
         (lambda: [clt(hook_points_in=READS[:2], hook_points_out=WRITES[:2])], (WRITES[2],)),
         (lambda: [transcoder(0, hook_point_in="blocks.0.hook_resid_pre"), transcoder(1), transcoder(2, hook_point_in=READS[1])],
          (READS[1], WRITES[2])),
-        (lambda: [RawDictionary(made({"kind": "sae", "hook_point_in": WRITES[0]}), {})], ("kind sae", "clt")),
+        (lambda: [RawDictionary(made({"kind": "sae", "hook_point_in": hook}), {}) for hook in WRITES], (WRITES[0], "comes before")),
         (lambda: [transcoder(0, use_glu_encoder=True)], ("use_glu_encoder",)),
     ],
 )  # fmt: skip

@@ -96,7 +96,7 @@ def test_what_is_no_set_for_all_mlps_is_said(project):
     before = json.loads((project.path / "metrics" / "evaluation.json").read_text())
     outcome = project.set(evaluation__replacement_contexts=2).run("evaluate")
     assert (outcome.exit_code, outcome.exception) == (0, None)
-    says(outcome.stderr, "evaluation.replacement_contexts", "kind sae", "transcoder of each layer", "clt")
+    says(outcome.stderr, "evaluation.replacement_contexts", "blocks.0.hook_mlp_out", "one transcoder for each layer's", "clt")
     assert json.loads((project.path / "metrics" / "evaluation.json").read_text()) == before
 
 

@@ -80,7 +80,7 @@ def check(page: dict[str, Any], layer: int, feature: int, dead: bool) -> None:
     """A page has the fields of the documented form, and says what the store does."""
     assert {name: type(value) for name, value in page.items()} == FIELDS
     assert page["index"] == (layer + feature) * (layer + feature + 1) // 2 + feature
-    assert page["top_logits"] == ["\\xe2x", "a⏎"]
+    assert page["top_logits"] == ["\\xe2x", "a\u23ce"]
     assert page["bottom_logits"] == []
     if dead:
         assert page["examples_quantiles"] == []
@@ -91,7 +91,7 @@ def check(page: dict[str, Any], layer: int, feature: int, dead: bool) -> None:
     assert [q["quantile_name"] for q in page["examples_quantiles"]] == ["Top activations", "75-100 %", "0-25 %"]
     top, high, low = (q["examples"][0] for q in page["examples_quantiles"])
     assert {name: type(value) for name, value in top.items()} == EXAMPLE
-    assert top["tokens"][1:] == ["⏎", " end"]
+    assert top["tokens"][1:] == ["\u23ce", " end"]
     assert top["tokens_acts_list"] == [0.0, 3.0, 0.5]
     assert top["train_token_ind"] == 1
     assert high["tokens_acts_list"] == [2.0, 0.0, 0.0]
@@ -163,4 +163,4 @@ def test_stores_are_found_where_analyze_writes_them() -> None:
 
 
 def test_bytes_without_a_character_are_as_the_frontend_merges_them() -> None:
-    assert shown_text("<0xE2><0x82> a\tb\r\n") == "\\xe2\\x82 a→b↵⏎"
+    assert shown_text("<0xE2><0x82> a\tb\r\n") == "\\xe2\\x82 a\u2192b\u21b5\u23ce"
