@@ -70,7 +70,7 @@ class ReplacementModel:
         for batch in held_out:
             self._runs(batch)
             for row in range(len(batch.tokens)):
-                self._graph(batch, row)
+                self._graph(batch, row, held_out.batch_contexts)
                 self._counted(1)
         found = {name: self.sums[name] / self.counts[name] for name in self.sums}
         n = {"replacement_contexts": held_out.n_contexts, "replacement_predictions": self.counts["replacement_kl"]}
@@ -105,8 +105,8 @@ class ReplacementModel:
                 self._add(f"replacement_{figure}{name}", values)
         self._add("replacement_ce_original", original)
 
-    def _graph(self, batch: SplitBatch, row: int) -> None:
-        """Of the first tokens of a context; the copies of it that are run at once are as many as contexts in a batch."""
+    def _graph(self, batch: SplitBatch, row: int, copies: int) -> None:
+        """Of the first tokens of a context; so many copies of it are run at once."""
         n, full = min(self.graph_tokens, batch.tokens.shape[1]), self.full
         one = dataclasses.replace(
             batch,
@@ -114,7 +114,7 @@ class ReplacementModel:
             **{field: getattr(batch, field)[row : row + 1, :n] for field in ("tokens", "mask", "documents")},
         )
         tokens = one.tokens.to(full.model.device)
-        run = LinearRun(full, tokens, max(1, len(batch.tokens)))
+        run = LinearRun(full, tokens, copies)
         with torch.no_grad():
             originals = full.model.activations(tokens, list(full.hooks))
             masks = self._masks(one, originals)
