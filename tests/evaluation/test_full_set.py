@@ -90,6 +90,7 @@ def test_members_that_differ_in_hook_points_alone_are_a_set() -> None:
         f"k{k}-{layer}": {
             "dictionary.kind": "transcoder",
             "dictionary.top_k": k,
+            "dictionary.apply_b_dec_to_input": False,
             "dictionary.hook_point_in": READS[layer],
             "dictionary.hook_point_out": WRITES[layer],
         }
