@@ -1,16 +1,20 @@
 """Every format and architecture against the tool's own loader: written here and loaded there, made there and read here.
 
     python -m benchmarks.peer_formats --peer saelens=PYTHON --peer sparsify=PYTHON --peer dictionary_learning=PYTHON
-        [--source circuit_tracer=DIRECTORY] [--source openmoss=DIRECTORY]
+        [--source circuit_tracer=DIRECTORY] [--source openmoss=DIRECTORY] [--run DIRECTORY]
 
 PYTHON is of an environment with the tool in it (python -m benchmarks.peers --environments DIR --only-install makes them);
 --source names a checkout of a tool that is in no package index, loaded by the python of --peer <name>, else by the first one.
+--run is a project directory in which a cross-layer transcoder, or a sweep of transcoders of all layers, was trained and
+analyzed: they are exported for circuit_tracer with their feature pages, which the tool's own model of a page then checks, and
+compared on rows of their activation store.
 Forward on raw activations in float32; norms of the differences of features and reconstructions over their norms. Writes
 benchmarks/results/peer_formats.md; exit status 1 if a difference exceeds 1e-5 or a loader refuses. Cost: some minutes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -27,6 +31,10 @@ from torch import Tensor
 
 from pipeline.api import build_dictionary, export_dictionary, load_dictionary
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.places import dictionary_places
+from pipeline.interop.stored import export_stored, feature_places, stored_rows
+from pipeline.opening import open_activations
+from pipeline.params.loader import load_params
 
 RESULTS = Path(__file__).parent / "results" / "peer_formats.md"
 LOADERS = Path(__file__).parent / "peer_loaders.py"
@@ -133,6 +141,23 @@ def made(peer: str, what: str, arguments: dict[str, Any], folder: Path) -> Row:
     return Row("made there, read here", peer, named, job, [], x)
 
 
+def trained(directory: Path, folder: Path) -> Row:
+    """Export what was trained in a project directory for circuit_tracer, with its features, and the job of loading it."""
+    place = folder / f"trained-{directory.name}"
+    with contextlib.chdir(directory):
+        params = load_params("params.yaml")
+        places = list(dictionary_places(params, "data/inference").values())
+        shown = feature_places(params, places, ())
+        export_stored(params, places, place, "circuit_tracer", activations="data/activations.json", features=shown)
+        dictionaries = [load_dictionary(each) for each in places]
+        inputs = [stored_rows(open_activations("data/activations.json"), each, N_TOKENS) for each in dictionaries]
+    kind, act_fn = dictionaries[0].config.kind, dictionaries[0].config.act_fn
+    job = {"peer": "circuit_tracer", "do": "load", "path": str(place), "kind": kind, "arguments": {}}
+    what = f"{kind} of {params.model.model_name}, {act_fn}, {len(dictionaries)} trained, with feature pages"
+    x = inputs[0] if len(inputs) == 1 else torch.stack(inputs, dim=1)
+    return Row("written here, loaded there", "circuit_tracer", what, job, dictionaries, x.float())
+
+
 def run_peer(python: str, jobs: list[dict[str, Any]], sources: dict[str, str], folder: Path) -> None:
     """Let a tool do its jobs in its own environment."""
     file = folder / "jobs.json"
@@ -176,8 +201,9 @@ def _pairs(given: tuple[str, ...], what: str) -> dict[str, str]:
 @click.command()
 @click.option("--peer", "peers", multiple=True, required=True, help="NAME=PYTHON of the environment that has it; repeatable.")
 @click.option("--source", "sources", multiple=True, help="NAME=DIRECTORY of a checkout; repeatable.")
+@click.option("--run", "runs", multiple=True, type=click.Path(path_type=Path, exists=True), help="A finished run; repeatable.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(peers: tuple[str, ...], sources: tuple[str, ...], out: Path) -> None:
+def main(peers: tuple[str, ...], sources: tuple[str, ...], runs: tuple[Path, ...], out: Path) -> None:
     """Compare with the tools' own loaders."""
     pythons, checkouts = _pairs(peers, "--peer"), _pairs(sources, "--source")
     for name in checkouts:
@@ -186,6 +212,7 @@ def main(peers: tuple[str, ...], sources: tuple[str, ...], out: Path) -> None:
         folder = Path(temporary)
         table = [written(peer, kind, gate, folder) for peer in pythons for kind, gate in WRITTEN[peer]]
         table += [made(peer, what, arguments, folder) for peer, what, arguments in MADE if peer in pythons]
+        table += [trained(each.resolve(), folder) for each in runs]
         for i, row in enumerate(table):
             row.job |= {"rows": str(folder / f"{i}.npy"), "out": str(folder / f"{i}.npz")}
             np.save(row.job["rows"], row.x.numpy())

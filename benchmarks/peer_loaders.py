@@ -8,6 +8,7 @@ reconstruction of the rows in float32. Imports nothing of this project.
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 import types
@@ -140,15 +141,31 @@ def _dictionary_learning_make(path: str, x: torch.Tensor, job: dict[str, Any]) -
 def _circuit_tracer() -> None:
     """Only the modules that load: the package's own __init__ files import its web server and its models."""
     source = Path(SOURCES["circuit_tracer"])
-    for name in ("circuit_tracer", "circuit_tracer.utils", "circuit_tracer.transcoder"):
+    for name in ("circuit_tracer", "circuit_tracer.utils", "circuit_tracer.transcoder", "circuit_tracer.frontend"):
         module = types.ModuleType(name)
         module.__path__ = [str(source / name.replace(".", "/"))]
         sys.modules.setdefault(name, module)
     sys.modules["circuit_tracer.utils"].get_default_device = lambda: torch.device("cpu")  # type: ignore[attr-defined]
 
 
+def _circuit_tracer_pages(folder: Path) -> None:
+    """Every page, read as the frontend reads it and checked by the tool's own model of one."""
+    from circuit_tracer.frontend.feature_models import Model
+
+    for layer, place in json.loads(gzip.decompress((folder / "index.json.gz").read_bytes())).items():
+        data, offsets = (folder / place["filename"]).read_bytes(), place["offsets"]
+        for feature, start in enumerate(offsets[:-1]):
+            length = int.from_bytes(data[start : start + 4], "little")
+            page = Model.model_validate_json(gzip.decompress(data[start + 4 : start + 4 + length]))
+            pair = int(layer) + feature
+            if page.index != pair * (pair + 1) // 2 + feature or start + 4 + length != offsets[feature + 1]:
+                raise ValueError(f"layer {layer}, feature {feature}: page {page.index} of {length} bytes")
+
+
 def _circuit_tracer_load(path: str, x: torch.Tensor, job: dict[str, Any]) -> Pair:
     _circuit_tracer()
+    if (Path(path) / "features").is_dir():
+        _circuit_tracer_pages(Path(path) / "features")
     if job["kind"] == "clt":
         from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
 

@@ -4,8 +4,8 @@ members, in one pass.
 Reads data/inference/<name>/ (of a sweep <name>/<member>/), data/tokens.zarr (the eval split), data/norms.json,
 data/norm_statistics.safetensors and the model. Writes metrics/evaluation.json and metrics/plots/evaluation/ (densities of
 features and norms of activations, as data, PNG and HTML), of a sweep {member: metrics} and a directory a member; says on
-standard error how many tokens are excluded. Cost: about six runs of the model over the held-out tokens, and one or two for
-each further member.
+standard error how many tokens are excluded, and what was not measured. Cost: about six runs of the model over the held-out
+tokens, and one or two for each further member.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.interrupts import interruption
 def main(params: str, inference: str, tokens: str, norms: str, statistics: str, out: str, plots: str, run: str) -> None:
     """Measure reconstruction, sparsity and language-model loss on held-out tokens."""
     from pipeline.dictionaries.places import dictionary_places
-    from pipeline.evaluation.results import excluded_lines, log_results, write_results
+    from pipeline.evaluation.results import log_results, notices, write_results
     from pipeline.evaluation.saved import evaluate_together
     from pipeline.params.loader import load_params
     from pipeline.planning.beginning import begin
@@ -37,7 +37,7 @@ def main(params: str, inference: str, tokens: str, norms: str, statistics: str, 
     begin("evaluate", loaded, tokens)
     places = dictionary_places(loaded, inference)
     evaluations = evaluate_together(loaded, places, tokens=tokens, norms=norms, statistics=statistics)
-    for line in excluded_lines(evaluations, places):
+    for line in notices(evaluations, places):
         click.echo(line, err=True)
     write_results(loaded, evaluations, places, out=out, plots=plots, norms=norms, statistics=statistics)
     log_results(loaded, evaluations, places, run=run, out=out, plots=plots)

@@ -64,7 +64,10 @@ def test_what_changes_no_result_is_there_and_some_stage_imports_it() -> None:
 
 def test_what_gives_a_stage_nothing_returns_nothing() -> None:
     """The functions of pipeline.planning that stages of dvc.yaml call have no value that could go into an output."""
-    called = {"pipeline.planning.beginning": ("begin", "begin_tokenize", "begin_training"), "pipeline.planning.refusals": ("refuse",)}
+    called = {
+        "pipeline.planning.beginning": ("begin", "begin_tokenize", "begin_training"),
+        "pipeline.planning.refusals": ("refuse",),
+    }
     allowed = {name for names in called.values() for name in names} | {"PARAMETERS", "TOKENS"}
     for script in SCRIPTS.values():
         names = [each for each, _, _ in imported_names(script) if each[-1].startswith("pipeline.planning")]

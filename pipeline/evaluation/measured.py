@@ -43,6 +43,7 @@ class Evaluation:
         histogram: features by log10 of their density over the tokens that are not massive.
         shares: {written hook point: features by share of what they write that is there} (decoder.share_histogram), where
             there are several.
+        said: what was not measured and why; "": nothing.
     """
 
     metrics: dict[str, float]
@@ -50,6 +51,7 @@ class Evaluation:
     mean_when_active: Tensor
     histogram: DensityHistogram
     shares: dict[str, list[int]] = field(default_factory=dict)
+    said: str = ""
 
 
 @dataclass(frozen=True)

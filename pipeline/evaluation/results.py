@@ -45,9 +45,9 @@ def write_results(
         write_sweep_plots(plots, params, evaluations, places, norms=norms, statistics=statistics)
 
 
-def excluded_lines(evaluations: Mapping[str, Evaluation], places: Mapping[str, Path]) -> list[str]:
-    """How many tokens are excluded, a line for each dictionary of which some are."""
-    lines = []
+def notices(evaluations: Mapping[str, Evaluation], places: Mapping[str, Path]) -> list[str]:
+    """How many tokens are excluded, a line for each dictionary of which some are, and what was not measured."""
+    lines = list(dict.fromkeys(evaluation.said for evaluation in evaluations.values() if evaluation.said))
     for name, evaluation in evaluations.items():
         if evaluation.metrics["excluded_tokens"]:
             line = massive_line(evaluation.metrics, read_config(places[name]).norms)

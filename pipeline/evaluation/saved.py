@@ -14,6 +14,7 @@ from pipeline.evaluation.baselines import load_principal_directions
 from pipeline.evaluation.evaluator import Evaluator
 from pipeline.evaluation.measured import Evaluation
 from pipeline.evaluation.raw_space import RawDictionary
+from pipeline.evaluation.replaced_sets import full_sets, with_replacement
 from pipeline.evaluation.split_tokens import SplitTokens
 from pipeline.hook_keys import by_model
 from pipeline.lm.loading import load_stated
@@ -74,7 +75,11 @@ def evaluate_together(
     evaluator.progress = Progress("evaluate", n_runs * held_out.n_tokens, unit=f"tokens in {n_runs} runs")
     evaluations = evaluator.evaluate_each(params.evaluation.pca_rank)
     evaluator.progress.close()
-    return evaluations
+    if (n := params.evaluation.replacement_contexts) == 0:
+        return evaluations
+    few = SplitTokens(store.eval, store.eval.mask, n * store.eval.context_size, params.evaluation.batch_contexts)
+    sets = full_sets(params, raws)
+    return with_replacement(evaluations, sets, models, principal, few, params.evaluation.graph_tokens)
 
 
 def check_origin(

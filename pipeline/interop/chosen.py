@@ -27,6 +27,7 @@ def export_chosen(
     activations: str,
     tokens: int,
     drawn: bool,
+    with_features: bool,
     features: Sequence[str],
     settings: Sequence[str],
     dry_run: bool,
@@ -45,5 +46,5 @@ def export_chosen(
     refuse_settings(name, settings)
     found = chosen_dictionaries(params, places, member, inference)
     options = Publishing(dry_run=dry_run, **publishing)
-    rows = None if drawn else activations
-    return export_run(params, params_file, found, name, to, options, activations=rows, n_tokens=tokens)
+    rows, pages = None if drawn else activations, features if with_features or features else None
+    return export_run(params, params_file, found, name, to, options, activations=rows, n_tokens=tokens, features=pages)

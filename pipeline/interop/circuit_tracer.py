@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -23,10 +23,14 @@ from torch import Tensor
 
 from pipeline.errors import DataError, ParamsError
 from pipeline.foreign import reading
+from pipeline.interop.circuit_tracer_pages import write_pages
 from pipeline.interop.hook_names import layer_and_site, ours
 from pipeline.interop.interface import Forward, InterchangeFormat, Layout, Loading
 from pipeline.interop.plain import PlainDictionary
 from pipeline.interop.tensors import AGAIN, Shape, checked, read_safetensors, text, write_safetensors
+
+if TYPE_CHECKING:
+    from pipeline.analysis.feature_tables import FeatureStore
 
 CONFIG = "config.yaml"
 SET, CLT = "transcoder_set", "cross_layer_transcoder"
@@ -88,6 +92,9 @@ class _CircuitTracer(InterchangeFormat):
         }
         (path / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
         return places
+
+    def write_features(self, dictionaries: Sequence[PlainDictionary], stores: Sequence[FeatureStore], path: Path) -> None:
+        write_pages(path, dictionaries, stores)
 
     def forward(self, path: Path) -> Forward:
         return _forward_layer(path) if path.is_file() else _forward_cross_layer(path)

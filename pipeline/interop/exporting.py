@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from pipeline.interop.verification import Difference, check, difference
 from pipeline.lm.source import resolve_model
 from pipeline.params.interchange import INTERCHANGE_FORMATS
 from pipeline.seeding import generator
+
+if TYPE_CHECKING:
+    from pipeline.analysis.feature_tables import FeatureStore
 
 DRAWN_TOKENS, DRAWN_CONTEXT = 512, 16
 DOUBLINGS = 12  # of drawn activations, until a feature is active
@@ -63,6 +66,7 @@ def export_dictionaries(
     *,
     activations: Sequence[Tensor] | None = None,
     about: Mapping[str, Any] | None = None,
+    features: Sequence[FeatureStore] | None = None,
 ) -> Export:
     """Write dictionaries (of most formats: one) to `path`, all or nothing.
 
@@ -72,10 +76,11 @@ def export_dictionaries(
         format: name.
         activations: of each dictionary raw ones as it takes them, on which the written files are checked; None: drawn.
         about: model_name, dataset_path, context_size, prepend_bos, model_type where the dictionary does not say them.
+        features: the feature store of each dictionary, written as that tool shows features; None: not.
 
     Raises:
         ParamsError: no such format, or it cannot hold a dictionary.
-        DataError: something else lies at `path`.
+        DataError: something else lies at `path`, or a feature store is of another dictionary.
         NumericsError: the format's own pass over the written files differs by more than rounding; nothing is written.
     """
     form = interchange_format(format)
@@ -94,6 +99,8 @@ def export_dictionaries(
             check(difference(dictionary, form.forward(own), x, plain.units), f"{place}: {format}")
             for dictionary, plain, own, x in zip(folded, plains, places, inputs, strict=True)
         ]
+        if features is not None:
+            form.write_features(plains, features, temporary)
     said = tuple(dict.fromkeys(sentence for plain in plains for sentence in plain.said))
     names = tuple("" if own == temporary else own.relative_to(temporary).as_posix() for own in places)
     return Export(place, format, tuple(found), activations is None, said, plains[0].about, names)

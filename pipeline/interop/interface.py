@@ -15,6 +15,7 @@ from pipeline.interop.plain import PlainDictionary
 from pipeline.params.interchange import FEATURE_FORMATS, INTERCHANGE_FORMATS
 
 if TYPE_CHECKING:
+    from pipeline.analysis.feature_tables import FeatureStore
     from pipeline.interop.feature_format import FeatureFormat
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -116,6 +117,20 @@ class InterchangeFormat(ABC):
             ParamsError: they are no set of this format.
         """
         raise NotImplementedError
+
+    def write_features(self, dictionaries: Sequence[PlainDictionary], stores: Sequence[FeatureStore], path: Path) -> None:
+        """Write what the tool shows of features into a directory that `write` has written.
+
+        Args:
+            dictionaries: as of `write`.
+            stores: the feature store of each.
+            path: the directory.
+
+        Raises:
+            ParamsError: the format has no place for that.
+            DataError: a store is of another dictionary.
+        """
+        raise ParamsError(f"--with-features: the format {self.name} has no pages of features (circuit_tracer has)")
 
     def forward(self, path: Path) -> Forward:
         """What that tool computes with the files at `path`: x -> (features, reconstruction), in float64.

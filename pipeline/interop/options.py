@@ -20,6 +20,7 @@ _OPTIONS = (
     click.option("--activations", default="data/activations.json", help="Manifest of the activation store, or a store."),
     click.option("--tokens", type=click.IntRange(1), default=4096, help="Rows of it that the written files are checked on."),
     click.option("--drawn", is_flag=True, help="Without a store: check on drawn activations."),
+    click.option("--with-features", is_flag=True, help="Write pages of the features too (circuit_tracer)."),
     click.option("--features", multiple=True, help="Feature store, of a set of each dictionary.  [default: data/features]"),
     click.option("--set", "settings", multiple=True, help="NAME=VALUE: a setting of a format of features; may be repeated."),
     click.option("--evaluation", help="Figures of the card.  [default: metrics/evaluation.json, of the run's own]"),

@@ -24,7 +24,7 @@ from pipeline.interop.exporting import Export
 from pipeline.interop.hub_paths import HubPath, hub_path, is_of_hub
 from pipeline.interop.licence import Licence, declared_licence
 from pipeline.interop.pushing import Remote, Target, additions, listed_files, look, push
-from pipeline.interop.stored import export_stored
+from pipeline.interop.stored import export_stored, feature_places
 from pipeline.params.reading import read_mapping
 from pipeline.params.schema import Params
 
@@ -88,6 +88,7 @@ def export_run(
     *,
     activations: str | Path | None,
     n_tokens: int,
+    features: Sequence[str] | None = None,
 ) -> list[str]:
     """Export, write the card, and push where `to` is of the hub.
 
@@ -99,6 +100,7 @@ def export_run(
         options: about publishing.
         activations: manifest of a store, or a store, that the written files are checked on; None: drawn activations.
         n_tokens: so many tokens of it.
+        features: feature stores of the dictionaries, to be written too; empty: those of the run; None: they are not.
 
     Returns: what was done, for a terminal.
 
@@ -110,7 +112,7 @@ def export_run(
     target = _target(to, options)
     licence = declared_licence(options.licence, options.licence_name, options.licence_link, required=target is not None)
     metrics = _metrics(found, options.evaluation)
-    source = _Source(params, params_file, found, format, metrics, activations, n_tokens)
+    source = _Source(params, params_file, found, format, metrics, activations, n_tokens, features)
     if target is None:
         named = hub_path(options.named) if options.named else None
         folder = Path(to) if to else Path("data") / "export" / format / _name(params, found)
@@ -187,13 +189,20 @@ class _Source:
     metrics: Mapping[str, Mapping[str, Any]]
     activations: str | Path | None
     n_tokens: int
+    features: Sequence[str] | None
 
     def write(self, folder: Path, path: HubPath | None, licence: Licence | None, languages: Sequence[str]) -> list[str]:
         """Files and card; what was done, for a terminal."""
         lines, described, inside = [], [], path.folder if path else ""
         for member, places in self.found.places.items():
             export = export_stored(
-                self.params, places, folder / member, self.format, activations=self.activations, n_tokens=self.n_tokens
+                self.params,
+                places,
+                folder / member,
+                self.format,
+                activations=self.activations,
+                n_tokens=self.n_tokens,
+                features=None if self.features is None else feature_places(self.params, places, self.features),
             )
             lines += export.lines()
             described.append(self._described(member, places, export, folder, inside))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.store import load_dictionary
-from pipeline.errors import DataError
+from pipeline.errors import DataError, ParamsError
 from pipeline.folding import StoredBatches
 from pipeline.interop.exporting import Export, export_dictionaries
 from pipeline.opening import open_activations
@@ -28,6 +29,7 @@ def export_stored(
     *,
     activations: str | Path | None,
     n_tokens: int = 4096,
+    features: Sequence[Path] | None = None,
 ) -> Export:
     """Export dictionaries from their directories.
 
@@ -38,15 +40,16 @@ def export_stored(
         format: name.
         activations: manifest of a store, or a store, with what they read; None: drawn activations.
         n_tokens: so many tokens are read of it.
+        features: directories of their feature stores, to be written too; None: not.
 
     Raises:
-        DataError: a dictionary or the store is not there, or the store has not what a dictionary reads.
+        DataError: a dictionary, a feature store or the store is not there, or the store has not what a dictionary reads.
     """
     dictionaries = [load_dictionary(place) for place in places]
     inputs = None
     if activations is not None:
         store = open_activations(activations)
-        inputs = [_rows(store, dictionary, n_tokens) for dictionary in dictionaries]
+        inputs = [stored_rows(store, dictionary, n_tokens) for dictionary in dictionaries]
     about = {
         "model_name": params.model.model_name,
         "model_revision": params.model.revision,
@@ -54,10 +57,27 @@ def export_stored(
         "context_size": params.activations.context_size,
         "prepend_bos": params.model.prepend_bos if isinstance(params.model.prepend_bos, bool) else None,
     }
-    return export_dictionaries(dictionaries, to, format, activations=inputs, about=about)
+    shown = None if features is None else [FeatureStore(place) for place in features]
+    return export_dictionaries(dictionaries, to, format, activations=inputs, about=about, features=shown)
 
 
-def _rows(store: Activations, dictionary: Dictionary, n_tokens: int) -> Tensor:
+def feature_places(params: Params, places: Sequence[Path], given: Sequence[str]) -> list[Path]:
+    """The directories of feature stores that are named, one for each dictionary, else where analyze writes those of this run.
+
+    Raises:
+        ParamsError: more or fewer are named.
+    """
+    if given and len(given) != len(places):
+        raise ParamsError(f"--features: {len(given)} feature stores for {len(places)} dictionaries; name one for each")
+    return [Path(each) for each in given] or [Path("data/features") / (place.name if params.sweep else "") for place in places]
+
+
+def stored_rows(store: Activations, dictionary: Dictionary, n_tokens: int) -> Tensor:
+    """The last rows of a store, which are kept from training, as a dictionary takes them.
+
+    Raises:
+        DataError: the store has not what the dictionary reads.
+    """
     missing = [hook for hook in dictionary.hooks_in if hook not in store.hook_points]
     if missing:
         raise DataError(

@@ -91,6 +91,15 @@ def test_excluded_tokens_are_said(project):
     assert never / n_features == metrics["dead_fraction_ordinary"]
 
 
+def test_what_is_no_set_for_all_mlps_is_said(project):
+    """Nothing else is changed by asking for it."""
+    before = json.loads((project.path / "metrics" / "evaluation.json").read_text())
+    outcome = project.set(evaluation__replacement_contexts=2).run("evaluate")
+    assert (outcome.exit_code, outcome.exception) == (0, None)
+    says(outcome.stderr, "evaluation.replacement_contexts", "blocks.0.hook_mlp_out", "one transcoder for each layer's", "clt")
+    assert json.loads((project.path / "metrics" / "evaluation.json").read_text()) == before
+
+
 def test_a_dictionary_with_its_run_time_norm_is_evaluated_in_raw_space(project):
     folded = json.loads((project.path / "metrics" / "evaluation.json").read_text())
     project.set(fold__mode="keep")

@@ -22,3 +22,9 @@ class EvaluationParams(Section):
         at_least=1,
         about="rank of the PCA baseline; null: the dictionary's mean L0, rounded (at most what the norm pass keeps)",
     )
+    replacement_contexts: int = param(
+        0,
+        at_least=0,
+        about="held-out contexts on which a clt, or a sweep's transcoders of all layers, take the place of all MLPs; 0: none",
+    )
+    graph_tokens: int = param(24, at_least=1, about="first tokens of each of these whose attribution graph is made")
