@@ -22,13 +22,14 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipeline.errors import DataError
 from pipeline.files import ensure_writable, root
 
 AT_ONCE = 8  # requests
 RETRIES, RETRY_SECONDS = 8, 120.0
+FIRST_WAIT, LONGEST_WAIT = datetime.timedelta(milliseconds=100), datetime.timedelta(seconds=15)
 SMALL = ("zarr.json", "digests")  # files that say what a store holds: they are got when it is opened
 FRESH = 60.0  # seconds for which what was used stays
 CACHE_GIB = 50.0
@@ -202,16 +203,13 @@ class RemoteRoot:
         except ImportError:
             raise DataError(f"SCOPELINE_STORE={url}: needs the package obstore; run `pip install obstore`") from None
         timeout = datetime.timedelta(seconds=RETRY_SECONDS)
-        backoff = {
-            "init_backoff": datetime.timedelta(milliseconds=100),
-            "max_backoff": datetime.timedelta(seconds=15),
-            "base": 2,
-        }
+        backoff = {"init_backoff": FIRST_WAIT, "max_backoff": LONGEST_WAIT, "base": 2}
+        client: dict[str, Any] = {"timeout": timeout, "allow_http": True}
         try:
             self.objects = from_url(
                 url,
-                retry_config={"max_retries": RETRIES, "retry_timeout": timeout, "backoff": backoff},
-                client_options={"timeout": timeout, "allow_http": True},
+                retry_config=cast(Any, {"max_retries": RETRIES, "retry_timeout": timeout, "backoff": backoff}),
+                client_options=cast(Any, client),
             )
         except Exception as error:
             advice = "write s3://, gs:// or az://, a bucket and a prefix"

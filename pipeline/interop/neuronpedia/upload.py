@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
@@ -114,7 +114,7 @@ class Upload:
         said = {"name": target.source_set, "modelId": target.model_id, "description": target.description}
         self._made("/api/source-set/new", said | url)
 
-    def _made(self, path: str, said: dict[str, object]) -> None:
+    def _made(self, path: str, said: Mapping[str, object]) -> None:
         """Make it; what is there already is no fault."""
         try:
             self._site.post(path, encoded(said))
