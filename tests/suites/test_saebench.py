@@ -26,7 +26,7 @@ from pipeline.suites.saebench_environment import PLACE, REQUIREMENTS, child_envi
 from pipeline.suites.saebench_evaluations import EVALUATIONS, chosen_evaluations
 from pipeline.suites.saebench_results import logged, read_result
 from tests.interop.cases import GATES, folded, rows
-from tests.messages import says, saying
+from tests.messages import saying, says
 from tests.project import Project
 
 VERSIONS = {"sae-bench": "0.6.0", "torch": "2.13.0"}

@@ -143,8 +143,9 @@ def transcoder():
 
 def test_what_needs_the_run_is_refused(params) -> None:
     known = SMALL.draw()
+    start = dataclasses.replace(params, initializer=dataclasses.replace(params.initializer, from_dictionary="base"))
     with pytest.raises(ParamsError, match=saying("initializer.from_dictionary")):
-        start = dataclasses.replace(params.initializer, from_dictionary="base")
-        trained(dataclasses.replace(params, initializer=start), known, 1000)
+        trained(start, known, 1000)
+    other = transcoder()
     with pytest.raises(ParamsError, match=saying("dictionary.kind")):
-        trained(transcoder(), known, 1000)
+        trained(other, known, 1000)
