@@ -44,8 +44,10 @@ if TYPE_CHECKING:
 
 STAGE = "saebench"
 HELD_OUT, MODEL, OBJECT = "scopeline_held_out", "model", "object"  # of the folder of a run
+HEADS = ("hook_q", "hook_k", "hook_v", "hook_z")
 CHECKED_CONTEXTS = 8
 EVERY_SECONDS = 15.0
+TOKENIZED_AGAIN = 0.75  # share of the tokens that SAEBench gets of a text for sure, with tokens of its own
 SHOWN_LINES = 3  # of a log, where its evaluation fails
 
 
@@ -97,7 +99,7 @@ def prepare(params: Params, dictionary: Path, tokens: str | Path, settings: Sett
     shutil.rmtree(work / "eval_results", ignore_errors=True)
     limited = dataclasses.replace(settings, text=settings.text or HELD_OUT)
     if settings.text is None:
-        n, limited = _write_contexts(store, limited, work)
+        n, limited = _write_contexts(params, store, limited, work)
         lines.append(
             f"text: {n:,} held-out contexts of {store.eval.context_size} tokens (core: {limited.reconstruction_batches} and "
             f"{limited.sparsity_batches} batches of {limited.batch_prompts})"
@@ -150,27 +152,30 @@ def _activations(params: Params, loaded: Dictionary, store: TokenStore) -> Tenso
     return found[kept].float()
 
 
-def _write_contexts(store: TokenStore, settings: Settings, work: Path) -> tuple[int, Settings]:
-    """Held-out contexts as a data set of token ids and text, and as many batches as they give at most."""
-    size = settings.batch_prompts
-    most = store.eval.n_contexts // size
+def _write_contexts(params: Params, store: TokenStore, settings: Settings, work: Path) -> tuple[int, Settings]:
+    """All held-out contexts as a data set of token ids and text; how many, and no more batches and tokens than they give."""
+    split, size = store.eval, settings.batch_prompts
+    most = split.n_contexts // size
     if not most:
         raise DataError(
-            f"the held-out split has {store.eval.n_contexts} contexts, fewer than a batch of {size}; give --batch-prompts, or "
+            f"the held-out split has {split.n_contexts} contexts, fewer than a batch of {size}; give --batch-prompts, or "
             "--text a data set"
         )
+    available = int(TOKENIZED_AGAIN * split.n_contexts * split.context_size)
     limited = dataclasses.replace(
         settings,
         reconstruction_batches=min(settings.reconstruction_batches, most),
         sparsity_batches=min(settings.sparsity_batches, most),
+        total_tokens=available if settings.total_tokens is None else min(settings.total_tokens, available),
     )
-    n = size * max(limited.reconstruction_batches, limited.sparsity_batches)
+    tokenizer = load_tokenizer(params.model.model_name, params.model.revision, params.model.tokenizer_name)
     folder = work / HELD_OUT
     folder.mkdir(exist_ok=True)
     with open(folder / "train.jsonl", "w", encoding="utf-8") as stream:
-        for row in store.eval.read(0, n).tolist():
-            stream.write(json.dumps({"tokens": row}) + "\n")
-    return n, limited
+        for row in split.read().tolist():
+            text = tokenizer.decode(row, skip_special_tokens=True)
+            stream.write(json.dumps({"tokens": row, "text": text}) + "\n")
+    return split.n_contexts, limited
 
 
 def _model(params: Params, work: Path) -> str:
@@ -306,14 +311,27 @@ def _log(
                 tracker.log_artifact(place, f"saebench/{name}")
 
 
-def check_own(params: Params) -> None:
+def check_own(params: Params, model: str | None) -> None:
     """Refuse what SAEBench cannot see of a model.
 
+    Args:
+        params: of the run.
+        model: that --model names; None: the run's own.
+
     Raises:
-        ParamsError: a GGUF file, or a model whose hook points have other names there.
+        ParamsError: a GGUF file, or a hook point that its evaluations take from SAELens's own class alone.
     """
-    if str(params.model.model_name).endswith(".gguf"):
-        raise ParamsError(
+    faults = []
+    if model is None and str(params.model.model_name).endswith(".gguf"):
+        faults.append(
             f"model.model_name: {params.model.model_name}: SAEBench loads models by TransformerLens, which reads no GGUF file; "
             "name the model that it was made of by --model"
         )
+    for hook in params.dictionary.hooks_in:
+        if hook.rpartition(".")[2] in HEADS:
+            faults.append(
+                f"dictionary.hook_point_in: {hook}: SAEBench takes activations of single heads from classes of SAELens alone; "
+                "it evaluates what is read at hook_resid_pre, hook_resid_mid, hook_resid_post, hook_attn_out or hook_mlp_out"
+            )
+    if faults:
+        raise ParamsError(faults)

@@ -32,7 +32,6 @@ def evaluate(params: str, evaluations: tuple[str, ...], options: Mapping[str, An
     files = {"tokens": options["tokens"], "out": options["out"], "run": options["run_file"]}
     others = ("member", "inference", "tokens", "out", "run_file")
     settings = Settings(**{key: value for key, value in options.items() if key not in others})
-    if settings.model is None:
-        check_own(own)
+    check_own(own, settings.model)
     place = dictionary_places(loaded, options["inference"])[member]
     yield from run(own, place, member, names, settings, **files)

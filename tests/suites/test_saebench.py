@@ -241,3 +241,7 @@ def test_the_command_says_what_is_wrong(project: Project) -> None:
     outcome = project.run("saebench", "--python", str(stand_in(project.path)), "--batch-prompts", "4000")
     assert outcome.exit_code == 2
     says(outcome.stderr, "--batch-prompts", 4000)
+    project.set(dictionary__hook_point_in="blocks.0.attn.hook_z")
+    outcome = project.run("saebench")
+    assert outcome.exit_code == 2
+    says(outcome.stderr, "dictionary.hook_point_in", "blocks.0.attn.hook_z", "hook_resid_post")
