@@ -45,7 +45,7 @@ def mean_differences(x: Any, positive: np.ndarray) -> np.ndarray:
         x: [N, F], dense or sparse.
         positive: bool [N].
     """
-    means = [np.asarray(x[rows].mean(axis=0, dtype=np.float64)).ravel() for rows in (positive, ~positive)]
+    means = [np.asarray(x[rows].astype(np.float64).mean(axis=0)).ravel() for rows in (positive, ~positive)]
     return np.abs(means[0] - means[1])
 
 

@@ -70,10 +70,10 @@ def test_the_embedded_corpus_is_labelled_by_its_packages() -> None:
     from pipeline.corpus.demo import demo_documents
     from pipeline.corpus.document import held_out
 
-    found = list(of_demo(["networkx"], 0.05, 0))
-    wanted = list(demo_documents(["networkx"], partial(held_out, fraction=0.05, seed=0)))
+    found = list(of_demo(["click"], 0.05, 0))
+    wanted = list(demo_documents(["click"], partial(held_out, fraction=0.05, seed=0)))
     assert [each.text for each in found] == [document.text for document in wanted]
-    assert {each.label for each in found} == {"networkx"}
+    assert {each.label for each in found} == {"click"}
 
 
 def test_so_many_of_each_label_whatever_their_order() -> None:
