@@ -8,7 +8,6 @@ evaluation needs is not to be had. Its result is where SAEBench writes it, below
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
@@ -88,7 +87,8 @@ def accept_directories() -> None:
 
 def run_core(job: Mapping[str, Any], selected: list[Any]) -> None:
     """Its own runner takes no configuration."""
-    core: Any = importlib.import_module("sae_bench.evals.core.main")
+    import sae_bench.evals.core.main as core
+
     core.multiple_evals(
         selected_saes=selected,
         n_eval_reconstruction_batches=job["reconstruction_batches"],
@@ -107,19 +107,38 @@ def run_core(job: Mapping[str, Any], selected: list[Any]) -> None:
     )
 
 
+def module_and_class(name: str) -> tuple[Any, Any]:
+    """The evaluation's module, and the class of its configuration."""
+    if name == "absorption":
+        import sae_bench.evals.absorption.main as absorption
+
+        return absorption, absorption.AbsorptionEvalConfig
+    if name == "autointerp":
+        import sae_bench.evals.autointerp.main as autointerp
+
+        return autointerp, autointerp.AutoInterpEvalConfig
+    if name == "ravel":
+        import sae_bench.evals.ravel.main as ravel
+
+        return ravel, ravel.RAVELEvalConfig
+    if name in ("scr", "tpp"):
+        import sae_bench.evals.scr_and_tpp.main as scr_and_tpp
+
+        return scr_and_tpp, scr_and_tpp.ScrAndTppEvalConfig
+    if name == "sparse_probing":
+        import sae_bench.evals.sparse_probing.main as sparse_probing
+
+        return sparse_probing, sparse_probing.SparseProbingEvalConfig
+    if name == "unlearning":
+        import sae_bench.evals.unlearning.main as unlearning
+
+        return unlearning, unlearning.UnlearningEvalConfig
+    raise Refused(f"this runner has no evaluation {name}")
+
+
 def configuration(name: str, job: Mapping[str, Any]) -> tuple[Any, Any]:
     """The evaluation's module and its configuration."""
-    modules = {"scr": "scr_and_tpp", "tpp": "scr_and_tpp"}
-    classes = {
-        "absorption": "AbsorptionEvalConfig",
-        "autointerp": "AutoInterpEvalConfig",
-        "ravel": "RAVELEvalConfig",
-        "scr": "ScrAndTppEvalConfig",
-        "sparse_probing": "SparseProbingEvalConfig",
-        "tpp": "ScrAndTppEvalConfig",
-        "unlearning": "UnlearningEvalConfig",
-    }
-    module: Any = importlib.import_module(f"sae_bench.evals.{modules.get(name, name)}.main")
+    module, config_class = module_and_class(name)
     fields: dict[str, Any] = {
         "model_name": job["model"],
         "random_seed": SEED,
@@ -131,7 +150,7 @@ def configuration(name: str, job: Mapping[str, Any]) -> tuple[Any, Any]:
     if name == "autointerp":
         fields |= {"dataset_name": job["text"], "llm_context_size": job["context_size"]}
         fields |= {key: job[key] for key in ("n_latents", "total_tokens") if job.get(key) is not None}
-    return module, getattr(module, classes[name])(**fields)
+    return module, config_class(**fields)
 
 
 def run_other(name: str, job: Mapping[str, Any], selected: list[Any]) -> None:
@@ -158,7 +177,9 @@ def main(job_file: str, name: str) -> None:
         raise Refused(f"it needs the file {Path(needs['file']).absolute()}, which SAEBench does not come with (gated)")
     accept_directories()
     sys.path.insert(0, str(Path("object").absolute()))
-    sae = importlib.import_module("scopeline_sae").load("object")
+    import scopeline_sae
+
+    sae = scopeline_sae.load("object")
     sae.cfg.model_name, sae.cfg.dtype, sae.cfg.device = job["model"], job["dtype"], job["device"]
     import torch
 
