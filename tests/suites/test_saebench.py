@@ -155,7 +155,7 @@ def test_results_keep_their_names_and_leave_out_what_is_undefined(tmp_path: Path
     [
         ([], ("an object",)),
         ({"a": 1}, ("an object", "a number")),
-        ({"a": {"b": "x"}}, ("a.b", "'x'")),
+        ({"a": {"b": "x"}}, ("eval_result_metrics.a.b", "'x'")),
         ({"a": {"b": 1}, "c": {"b": 2}}, ("b", "two groups")),
         ({"a": {}}, ("no figure",)),
     ],
