@@ -11,7 +11,7 @@ from pipeline.errors import DataError
 from pipeline.files import json_object, parse_json
 
 PLACE = ".venv-saebench"
-# Releases that were run together; what they need besides is pip's choice.
+# Releases that pip resolves together; torch and torchvision must be of one index (PyPI, or that of CPU builds).
 REQUIREMENTS = (
     "sae-bench==0.6.0",
     "sae-lens==6.54.12",
