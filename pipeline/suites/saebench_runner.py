@@ -74,15 +74,25 @@ def check_model(name: str, hugging_face: bool) -> None:
 
 
 def accept_directories() -> None:
-    """Let TransformerLens load a model from a directory: all of it does, but for the check of the name that comes first."""
+    """Let a model and a text be directories.
+
+    All of TransformerLens's loader takes a model's, but for the check of the name that comes first. SAELens asks the hub which
+    tokenizer has made a text of token ids; of a directory nobody asks.
+    """
+    import sae_lens.training.activations_store as store
     import transformer_lens.loading_from_pretrained as loading
 
-    by_name = loading.get_official_model_name
+    by_name, by_hub = loading.get_official_model_name, store.validate_pretokenized_dataset_tokenizer
 
     def official(model_name: str) -> str:
         return model_name if Path(model_name, "config.json").is_file() else by_name(model_name)
 
+    def validate(dataset_path: str, model_tokenizer: Any) -> None:
+        if not Path(dataset_path).is_dir():
+            by_hub(dataset_path, model_tokenizer)
+
     loading.get_official_model_name = official
+    store.validate_pretokenized_dataset_tokenizer = validate
 
 
 def run_core(job: Mapping[str, Any], selected: list[Any]) -> None:
