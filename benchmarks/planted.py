@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from pipeline.seeding import generator
+from pipeline.suites.synthetic import EXTRA, LEAST, firing_probabilities
 
 DATA_SEED = 7_000_000  # plus the number of the draw; dictionaries of the benchmarks take small seeds
 BLOCK = 4096  # rows drawn at once: a shorter draw is the beginning of a longer one
-LEAST, EXTRA = 0.5, 1.0  # a coefficient is LEAST plus an exponential of mean EXTRA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +62,7 @@ class PlantedSet:
             raise ValueError(
                 f"{self.name}: {self.n_directions} directions of probability {self.cap} give no {self.active} active"
             )
-        share = torch.arange(1, self.n_directions + 1, dtype=torch.float64) ** -self.exponent
-        for capped in range(self.n_directions):
-            factor = float((self.active - capped * self.cap) / share[capped:].sum())
-            if factor * share[capped] <= self.cap:
-                break
-        return (factor * share).clamp_max(self.cap).float()
+        return firing_probabilities(self.n_directions, self.active, self.exponent, self.cap)
 
     def draw(self, seed: int) -> Planted:
         """Draw number `seed` of the set: its directions, its mean and its rows."""
@@ -114,21 +109,6 @@ class Planted:
             mixed += about.noise_norm / math.sqrt(about.width) * torch.randn(mixed.shape, generator=random)
             found[start : start + BLOCK] = about.scale * mixed[: n - start]
         return found
-
-
-def recovery(directions: Tensor, decoder_rows: Tensor) -> Tensor:
-    """For each planted direction its largest cosine similarity with a decoder row; the mean is the share recovered.
-
-    Every direction counts alike, however rarely it is used.
-
-    Args:
-        directions: [n, D].
-        decoder_rows: [F, D], of any length; a row of length 0 has cosine 0.
-
-    Returns: [n], in [-1, 1].
-    """
-    cosines = torch.nn.functional.normalize(directions, dim=-1) @ torch.nn.functional.normalize(decoder_rows, dim=-1).T
-    return cosines.amax(1)
 
 
 MAIN = PlantedSet(

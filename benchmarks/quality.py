@@ -32,9 +32,10 @@ import click
 import torch
 from torch import Tensor
 
-from benchmarks.planted import EASY, MAIN, SECOND, SETS, PlantedSet, recovery
+from benchmarks.planted import EASY, MAIN, SECOND, SETS, PlantedSet
 from pipeline.dictionaries.base import Dictionary
 from pipeline.evaluation.in_memory import evaluate_reconstruction
+from pipeline.suites.recovery import recovery
 from pipeline.training.fit import fit
 
 RESULTS = Path("benchmarks/results/quality.md")

@@ -177,6 +177,37 @@ EVALUATION = {
         "predicted_tokens": "of these, the ones that are predicted: cross entropies and KL are means over them",
     },
 }
+# metrics/sparse_probing.json (SPEC 8): balanced accuracies on test texts, means over labels; of one label its name is appended.
+SPARSE_PROBING = {
+    "accuracy_k1": "of a probe on the one feature whose mean differs most between a label and the others; k2, k5: on so many",
+    "pca_accuracy_k1": "the same of principal directions of the activations",
+    "channel_accuracy_k1": "the same of the activations' own dimensions",
+    "dense_accuracy": "of a probe on all dimensions of the activations: what there is to be told",
+    "labels": "labels that are probed for, each against the others",
+    "texts": "texts of all labels",
+    "train_examples": "contexts of the texts that probes are fitted to",
+    "test_examples": "contexts of the other texts",
+}
+# metrics/ground_truth.json (SPEC 9): a dictionary that was trained on activations made of known features.
+GROUND_TRUTH = {
+    "mcc": "mean |cosine| of known directions and decoder rows, matched one to one; 1 is perfect",
+    "mcc_chance": "the same of as many drawn rows",
+    "recovery": "largest cosine similarity of a known direction with a decoder row, mean over directions",
+    "recovered_fraction": "share of the directions for which it is above 0.9",
+    "uniqueness": "directions that are the most similar one of some decoder row / decoder rows",
+    "precision": "of a feature as a detector of its most similar direction, mean over features; a dead one has 0",
+    "recall": "the same: share of the rows with the direction on which the feature is active",
+    "f1": "2 rows with both / (rows with the feature + rows with the direction), mean over features",
+    "true_l0": "known features a row",
+    "l0_mean": "active features a row",
+    "fvu": "fraction of variance unexplained, on rows that were not trained on",
+    "explained_variance": "1 - FVU",
+    "l2_ratio": "length of the reconstruction / length of the activation, mean over rows",
+    "dead_fraction": "share of the features that are active on no row",
+    "pca_fvu": "FVU of as many principal directions as the L0",
+    "noise_fvu": "share of the variance that is noise: what no dictionary can explain",
+    "tokens": "rows that were trained on",
+}
 DEFINITIONS = {name: about for group in EVALUATION.values() for name, about in group.items()}
 
 

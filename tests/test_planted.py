@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
-from benchmarks.planted import DATA_SEED, EASY, MAIN, SECOND, SETS, PlantedSet, recovery
+from benchmarks.planted import DATA_SEED, EASY, MAIN, SECOND, SETS, PlantedSet
 from pipeline.dictionaries.build import build_dictionary
+from pipeline.suites.recovery import recovery
 from tests.messages import saying
 
 SMALL = PlantedSet(

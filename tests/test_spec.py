@@ -10,7 +10,7 @@ from benchmarks.formulas import PAGE, Formula, formulas, headings
 from benchmarks.mutants import ROOT, mutants
 from benchmarks.mutations import by_place
 
-SECTIONS = ["1", "1.1", "1.2", "1.3", "1.4", "2", "2.1", "2.2", "3", "4", "5", "6", "7", "initializer"]
+SECTIONS = ["1", "1.1", "1.2", "1.3", "1.4", "2", "2.1", "2.2", "3", "4", "5", "6", "7", "8", "9", "initializer"]
 BOOKS = {"SPEC": PAGE, "CONTRACTS": ROOT / "docs" / "contracts.md"}
 _REFERENCE = re.compile(r"\b(SPEC|CONTRACTS)\b(?: (initializer|\d+(?:\.\d+)?(?:(?:, | and )\d+(?:\.\d+)?)*))?")
 

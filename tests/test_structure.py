@@ -29,6 +29,7 @@ LAYOUT = (
     ("stages",),
     ("pipeline/api.py",),
     ("pipeline/planning",),
+    ("pipeline/suites",),
     ("pipeline/interop",),
     ("pipeline/interpretation",),
     ("pipeline/dashboard",),

@@ -43,6 +43,8 @@ from pipeline.params.preset_flags import flags_of
 from pipeline.params.reading import read_mapping
 from pipeline.plots.training import training_charts
 from pipeline.plots.training_report import describe
+from pipeline.suites.labelled_texts import chosen_texts, of_file
+from pipeline.suites.saebench_results import read_result
 from pipeline.tracking.opening import history_rows
 from pipeline.tracking.run_file import read_ids
 from tests.corpus.chats import HEADERS, chat_tokenizer, conversations
@@ -344,6 +346,44 @@ def metrics() -> Target:
     return Target("metrics", case, put_files, read, whole)
 
 
+def suites() -> Target:
+    """Labelled texts, and the results that SAEBench leaves."""
+    texts = [{"text": f"text {i}", "label": i % 2} for i in range(4)]
+    result = {"eval_result_metrics": {"sparsity": {"l0": 24.0, "l1": 30.5}, "kl": {"kl_div_score": -1}}}
+    names = ("a.jsonl", "core_eval_results.json")
+
+    def lines(rows: Any) -> str:
+        return "".join(json.dumps(row) + "\n" for row in rows) if isinstance(rows, list) else json.dumps(rows)
+
+    text = dict(zip(names, (lines, json.dumps), strict=True))
+    documents = dict(zip(names, (texts, result), strict=True))
+
+    def case(draw: Random) -> Files:
+        name = draw.choice(names)
+        return one_file(name, written(draw, documents[name], text[name]))
+
+    def read(folder: Path) -> None:
+        if (folder / names[0]).exists():
+            chosen_texts(of_file(folder / names[0]), "texts", per_label=2, least=1)
+        else:
+            (folder / "core").mkdir()
+            (folder / names[1]).rename(folder / "core" / names[1])
+            read_result(folder, "core")
+
+    whole = tuple(one_file(name, text[name](documents[name]).encode()) for name in names)
+    return Target("suites", case, put_files, read, whole)
+
+
 def targets(seeds: Path) -> tuple[Target, ...]:
     """Every target; whole documents that are directories are made in `seeds`."""
-    return params(), settings(seeds), dictionary(seeds), features(seeds), corpus(), gguf_files(seeds), chats(), metrics()
+    return (
+        params(),
+        settings(seeds),
+        dictionary(seeds),
+        features(seeds),
+        corpus(),
+        gguf_files(seeds),
+        chats(),
+        metrics(),
+        suites(),
+    )
