@@ -32,7 +32,7 @@ class Continuation:
     """How the steered model goes on.
 
     Attributes:
-        n_tokens, temperature, seed: see pipeline.analysis.steering.continue_text.
+        n_tokens, temperature, seed: see pipeline.lm.language_model.LanguageModel.generate.
     """
 
     n_tokens: int = 40
