@@ -352,7 +352,9 @@ class Dictionary(nn.Module, abc.ABC):
         """
         known = ", ".join(self.hooks_out)
         if hook_point is None and len(self.hooks_out) > 1:
-            raise DataError(f"feature_directions: dictionary '{self.config.name}' writes several hook points; name one of {known}")
+            raise DataError(
+                f"feature_directions: dictionary '{self.config.name}' writes several hook points; name one of {known}"
+            )
         wanted = self.hooks_out[0] if hook_point is None else hook_point
         if wanted not in self.hooks_out:
             raise DataError(f"feature_directions: dictionary '{self.config.name}' does not write '{wanted}', it writes {known}")

@@ -387,7 +387,9 @@ class LanguageModel(abc.ABC):
             logits = self._forward(ids, run)
             absent = [name for name in kept if name not in run.captured]
             if absent:
-                raise DataError(f"hook point '{absent[0]}': its module does not run in a forward pass of {self.name}; name another")
+                raise DataError(
+                    f"hook point '{absent[0]}': its module does not run in a forward pass of {self.name}; name another"
+                )
             return Output(ids, logits, {name: run.captured[name] for name in kept})
 
     @torch.no_grad()
