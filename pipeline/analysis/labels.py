@@ -87,8 +87,8 @@ def _check_dictionary(store: FeatureStore, dictionary: Dictionary) -> None:
     for what, there, wanted in zip(("reads", "writes", "has features of shape"), stated, own, strict=True):
         if there != wanted:
             raise DataError(
-                f"{store.folder}: the feature store is of another dictionary: it {what} {there}, wanted {wanted}; run `dvc repro "
-                "analyze`, or name the store of this one"
+                f"{store.folder}: the feature store is of another dictionary: it {what} {there}, wanted {wanted}; run "
+                "`dvc repro analyze`, or name the store of this one"
             )
 
 

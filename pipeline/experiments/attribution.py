@@ -156,8 +156,8 @@ def attribute(
 
     Args:
         model: whole.
-        dictionary: SAE, transcoder, cross-layer transcoder, Lorsa, or a crosscoder over layers of this model. Features are those of
-            the model's own run; their decoded parts are changed, error terms and other features are held.
+        dictionary: SAE, transcoder, cross-layer transcoder, Lorsa, or a crosscoder over layers of this model. Features are
+            those of the model's own run; their decoded parts are changed, error terms and other features are held.
         text: a text, or token ids [b, T].
         metric: a function of the run (`logits`, `loss`, `activations` of `hook_points`) that gives one number, such as
             `logit_difference(model, " cat", " dog")`; or "loss".
@@ -239,13 +239,14 @@ class _OfFeatures:
         placed = self.placed
         if len(placed.hooks_out) > 1:
             raise DataError(
-                f"baseline: dictionary '{placed.dictionary.config.name}' writes {len(placed.hooks_out)} hook points, whose error terms "
-                "depend on one another; leave the baseline out, then features are set to 0"
+                f"baseline: dictionary '{placed.dictionary.config.name}' writes {len(placed.hooks_out)} hook points, whose "
+                "error terms depend on one another; leave the baseline out, then features are set to 0"
             )
         ids = self.model.to_tokens(baseline, prepend_bos)
         if ids.shape != self.ids.shape:
             raise DataError(
-                f"baseline: wanted {list(self.ids.shape)} tokens as the text has, got {list(ids.shape)}; give texts of equal length"
+                f"baseline: wanted {list(self.ids.shape)} tokens as the text has, got {list(ids.shape)}; give texts of equal "
+                "length"
             )
         other = run_with_dictionaries(self.model, ids, placed.dictionary, norms=norms)
         (hook,) = placed.hooks_out

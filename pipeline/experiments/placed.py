@@ -140,7 +140,7 @@ def by_name(
         found = {each.config.name: each for each in given}
         if len(found) < len(given):
             raise DataError(
-                f"dictionaries: {len(given)} are given, with the names {', '.join(each.config.name for each in given)}; give them "
-                "as {name: dictionary}"
+                f"dictionaries: {len(given)} are given, with the names {', '.join(each.config.name for each in given)}; give "
+                "{name: dictionary}"
             )
     return found

@@ -295,7 +295,7 @@ class _Splice:
         return torch.stack([parts.get(i, self.last[..., i, :]) for i in range(len(self.placed.hooks_in))], -2)
 
     def _written(self, f: Tensor, hook: str, original: Tensor) -> Tensor:
-        """The raw reconstruction at a hook point, [b, T, d_out]; where a token is not kept, what an edit has put there alone."""
+        """The raw reconstruction at a hook point, [b, T, d_out]; where a token is not kept, only what an edit puts there."""
         assert self.x is not None
         dictionary = self.placed.dictionary
         x_hat = self.placed.written(dictionary.reconstruct(f, self.x), hook, original, self.kept)

@@ -23,7 +23,7 @@ def test_a_text_is_its_tokens(model) -> None:
     assert model.to_tokens("the cat sat").tolist() == [ids]
     assert model.to_tokens(ids).tolist() == model.to_tokens(torch.tensor(ids)).tolist() == [ids]
     assert model.to_tokens(["the cat", "the dog"]).shape[0] == 2
-    assert model.to_str_tokens("the cat sat") == model.to_str_tokens(torch.tensor([ids])) == ["the", " cat", " s", "at"]
+    assert model.to_str_tokens("the cat sat") == model.to_str_tokens(torch.tensor([ids])) == ["the", " cat", " sat"]
     assert model.to_single_token(" cat") == ids[1]
     for call in (model.loss, model.logits, lambda given: model.trace(given).logits, lambda given: model.run(given).logits):
         assert torch.equal(call("the cat sat"), call(torch.tensor([ids])))
@@ -45,7 +45,7 @@ def test_the_beginning_of_text_is_put_once_and_not_before_ids(model) -> None:
     [
         ("", ("no token",)),
         ([], ("empty list",)),
-        (["the cat", "the cat sat on"], ("equally many tokens", "2, 5")),
+        (["the cat", "the cat sat on"], ("equally many tokens", "2, 4")),
         ([1.5, 2], ("a list of", "float", "int")),
         ([[1, 2]], ("a list of list",)),
         (torch.zeros(3), ("integers", "float32", "(3,)")),
