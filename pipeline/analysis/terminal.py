@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,12 +126,11 @@ def texts_of(given: Sequence[str], file: Path | None, lines: bool) -> Iterator[s
 
 def _lines() -> Iterator[str]:
     """The lines of standard input that hold something; a prompt on a terminal."""
-    stream = click.get_text_stream("stdin")
-    asks = stream.isatty()
+    asks = sys.stdin.isatty()
     while True:
         if asks:
             click.echo("text (Ctrl-D ends): ", nl=False, err=True)
-        line = stream.readline()
+        line = sys.stdin.readline()
         if not line:
             return
         if line.strip():

@@ -24,9 +24,9 @@ KINDS = {
 }  # fmt: skip
 
 
-def make(name: str, dtype: torch.dtype = torch.float64, **fields: object) -> Dictionary:
+def make(kind: str, dtype: torch.dtype = torch.float64, **fields: object) -> Dictionary:
     """A drawn, folded dictionary of one of KINDS, its biases not zero."""
-    config = {"name": name, "d_in": D_MODEL, "d_sae": 24, "act_fn": "topk", "top_k": 4, **KINDS[name], **fields}
+    config = {"name": kind, "d_in": D_MODEL, "d_sae": 24, "act_fn": "topk", "top_k": 4, **KINDS[kind], **fields}
     if config["act_fn"] != "topk":
         del config["top_k"]
     made = build_dictionary(config, seed=2)

@@ -52,7 +52,7 @@ def test_ablation_is_that_of_a_hook_on_the_module(double):
 
             wanted = whole - float(loss_of(by_hand(double, ids, without), ids))
             assert float(found.effects[0, position, feature]) == pytest.approx(wanted, rel=1e-6, abs=1e-9)
-    assert int((found.effects != 0).sum()) == int((f > 0).sum())
+    assert int((found.effects != 0).sum()) == int((f[0, :-1] > 0).sum())  # no prediction follows the last token
     one = found.top(1)[0]
     same = attribute(double, made, TEXT, method="ablation", features=[one.feature])
     assert same.top(1)[0] == one
@@ -89,16 +89,17 @@ def test_patching_is_the_activation_times_the_derivative(double, name):
 
 
 def test_the_order_is_that_of_exhaustive_ablation(double):
-    """Rank correlations over all active features and positions; the directions are a tenth of the activations, as in use."""
+    """Rank correlations over all active features and positions; single features are small beside the activation, as in use."""
     made = make("sae", top_k=12)
     with torch.no_grad():
         made.get_parameter("W_D").mul_(0.1)
     exact = attribute(double, made, TEXT, method="ablation").effects
     active = exact != 0
     assert int(active.sum()) > 40
+    assert not torch.allclose(exact, attribute(double, made, TEXT).effects, rtol=0.05)  # the metric is far from linear
     for method in ("integrated_gradients", "attribution_patching"):
         found = attribute(double, made, TEXT, method=method).effects
-        assert spearman(found[active], exact[active]) > 0.95, method
+        assert spearman(found[active], exact[active]) > 0.9, method
 
 
 def test_another_text_as_the_baseline(double):

@@ -48,7 +48,7 @@ def test_the_beginning_of_text_is_put_once_and_not_before_ids(model) -> None:
         (["the cat", "the cat sat on"], ("equally many tokens", "2, 4")),
         ([1.5, 2], ("a list of", "float", "int")),
         ([[1, 2]], ("a list of list",)),
-        (torch.zeros(3), ("integers", "float32", "(3,)")),
+        (torch.zeros(3), ("integers", "torch.float32", "(3,)")),
         (torch.zeros(1, 1, 1, dtype=torch.int64), ("integers", "(1, 1, 1)")),
         ([1, 400], ("token id 400", "vocabulary")),
     ],
