@@ -24,8 +24,8 @@ def test_the_example_runs(finished_project: Project, tmp_path: Path, monkeypatch
     for block in blocks():
         exec(block.replace('"demo"', repr(str(finished_project.path / "model"))), names)
     run, attribution = names["run"], names["attribution"]
-    assert float(run.loss.mean()) == pytest.approx(float(names["model"].loss(names["text"]).mean()), rel=1e-6)
+    assert run.loss.mean().item() == pytest.approx(float(names["model"].loss(names["text"]).mean()), rel=1e-6)
     assert names["gradient"].shape == run.features.shape
-    assert float(names["without"].loss.mean()) != float(run.loss.mean())
+    assert float(names["without"].loss.mean()) != run.loss.mean().item()
     assert abs(attribution.gap) < 0.02 * abs(attribution.metric - attribution.baseline_metric) + 1e-4
     assert names["found"].features[0].label == names["labels"][names["feature"]]

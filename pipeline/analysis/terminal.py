@@ -23,6 +23,7 @@ from pipeline.foreign import reading
 from pipeline.plots.training_report import describe
 
 if TYPE_CHECKING:
+    from pipeline.dictionaries.base import Dictionary
     from pipeline.params.schema import Params
 
 
@@ -75,7 +76,7 @@ def print_inspections(
     """
     found = load_for_analysis(params, dictionary, norms=norms)
     model = found.model(alias := found.alias if alias is None else alias)
-    there = KnownFeatures() if known is None else known_features(*known, found.dictionary)
+    there = KnownFeatures() if known is None else _known_of(found.dictionary, *known)
     bos, size = params.model.prepend_bos, params.activations.context_size
     config = found.dictionary.config
     click.echo(describe(config.to_dict(), params.language_model(found.alias).model_name, layers=config.layers))
@@ -109,6 +110,15 @@ def print_inspections(
                 show_feature(inspection, feature, top, effect, there.labels)
         else:
             show_tokens(inspection, top, there.labels)
+
+
+def _known_of(dictionary: Dictionary, features: Path, interpretations: Path) -> KnownFeatures:
+    """What is known of its features; nothing, and a line that says why, where the files are damaged or of another dictionary."""
+    try:
+        return known_features(features, interpretations, dictionary)
+    except DataError as error:
+        click.echo(f"warning: features are shown without labels: {error}", err=True)
+        return KnownFeatures()
 
 
 def texts_of(given: Sequence[str], file: Path | None, lines: bool) -> Iterator[str]:

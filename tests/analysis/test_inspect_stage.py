@@ -125,6 +125,7 @@ def test_a_dictionary_of_other_models_only(project: Project) -> None:
         shown[alias] = out
     assert shown["one"] != shown["two"]
     assert run(project, "--text", TEXT, "--feature", "3")[1] == shown["one"]
+    says(run(project, "--text", TEXT)[2], "warning: features are shown without labels", "another dictionary")
     code, out, err = run(project, "--text", TEXT, "--steer", "3", "--strength", "5", "--continue", "2")
     assert code == 0, err
     assert "steered: loss of the text" in out

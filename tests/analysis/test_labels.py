@@ -43,7 +43,7 @@ def test_a_store_of_another_dictionary_and_one_that_is_not_there(finished_projec
     with pytest.raises(DataError, match=saying("none", "missing", "analyze")):
         feature_labels(tmp_path / "none")
     (tmp_path / "1.json").write_text("[")
-    with pytest.raises(DataError, match=saying("1.json", "damaged", "interpret")):
+    with pytest.raises(DataError, match=saying("1.json", "damaged", "stages.interpret")):
         known_features(tmp_path / "none", tmp_path)
 
 
