@@ -113,7 +113,7 @@ def print_inspections(
 
 
 def _known_of(dictionary: Dictionary, features: Path, interpretations: Path) -> KnownFeatures:
-    """What is known of its features; nothing, and a line that says why, where the files are damaged or of another dictionary."""
+    """What is known of its features; nothing, and a line that says why, where files are damaged or of another dictionary."""
     try:
         return known_features(features, interpretations, dictionary)
     except DataError as error:
