@@ -1,9 +1,15 @@
 """The public functions: what a notebook imports. Importing them needs torch, numpy, safetensors and pyyaml only.
 
-from pipeline.api import fit, load_dictionary, load_language_model
+from pipeline.api import PROJECT, fit, load_dictionary, load_language_model, run_with_dictionaries
 
 result = fit(activations, dictionary={"top_k": 32}, trainer={"total_training_tokens": 1_000_000})
 features = result.inference.encode(activations)
+
+model, sae = load_language_model("demo"), load_dictionary(PROJECT / "data/inference/main")
+run = run_with_dictionaries(model, "Once upon a time", sae, ablate=[513], grad=True)
+
+A path is relative to the working directory, as everywhere in Python. What lies in the project is at `PROJECT / "data/..."`,
+wherever one works; the model `demo` and presets are found from everywhere.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from torch import Tensor
 
 from pipeline.activations.reader import ActivationStore
 from pipeline.analysis.inspection import Inspection, inspect_text
+from pipeline.analysis.labels import feature_labels
 from pipeline.analysis.steering import Steering, steer
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import build_dictionary
@@ -26,8 +33,13 @@ from pipeline.dictionaries.store import load_dictionary as _load_dictionary
 from pipeline.dictionaries.store import stored_dtype
 from pipeline.errors import DataError, ParamsError
 from pipeline.evaluation.in_memory import evaluate_reconstruction
+from pipeline.experiments.attribution import Effect, FeatureAttribution, attribute, logit_difference
+from pipeline.experiments.runs import DictionaryRun, ModelRun, run_with_dictionaries
+from pipeline.experiments.top_features import TopFeature, TopFeatures, top_features
+from pipeline.files import CHECKOUT
 from pipeline.interop.exporting import Export, export_dictionaries
 from pipeline.interop.importing import import_from, is_foreign
+from pipeline.lm.language_model import LanguageModel, Output
 from pipeline.lm.loading import load_language_model
 from pipeline.opening import open_activations
 from pipeline.params.choices import NORMS_OF_THE_DATA
@@ -38,30 +50,47 @@ from pipeline.training.objective import LossReport, compute_loss
 from pipeline.training.on_activations import train_dictionary, train_on_text
 
 __all__ = [
+    "PROJECT",
     "ActivationStore",
     "ActivationStream",
     "Dictionary",
+    "DictionaryRun",
+    "Effect",
     "Export",
+    "FeatureAttribution",
     "FitResult",
     "Inspection",
+    "LanguageModel",
     "LossReport",
+    "ModelRun",
+    "Output",
     "Steering",
+    "TopFeature",
+    "TopFeatures",
+    "attribute",
     "build_dictionary",
     "evaluate_reconstruction",
     "export_dictionary",
+    "feature_labels",
     "fit",
     "import_dictionary",
     "inspect_text",
     "load_dictionary",
     "load_language_model",
+    "logit_difference",
     "loss",
     "open_activations",
+    "run_with_dictionaries",
     "steer",
     "stream_activations",
+    "top_features",
     "train_dictionary",
     "train_on_text",
     "write_activations",
 ]
+
+PROJECT: Path = CHECKOUT
+"""The checkout that the package is installed from: `PROJECT / "data/inference/main"` is the pipeline's dictionary."""
 
 
 def load_dictionary(
@@ -74,7 +103,8 @@ def load_dictionary(
     """Read a dictionary that takes raw activations: one of data/inference, or a trained one, which is folded.
 
     Args:
-        path: written by `Dictionary.save` or by the pipeline, or of another format that is known (docs/interchange.md); of the
+        path: relative to the working directory (in the project: `PROJECT / "data/inference/main"`); written by
+            `Dictionary.save` or by the pipeline, or of another format that is known (docs/interchange.md); of the
             hub as hf:user/repository/folder@revision.
         device: where the weights go.
         dtype: of the loaded weights; None: as saved (float32 or float64 where it is folded).

@@ -18,6 +18,8 @@ from typing import Any
 
 from pipeline.errors import DataError
 
+CHECKOUT = Path(__file__).resolve().parents[1]  # that the package is imported from
+
 
 def fingerprint(about: Mapping[str, Any]) -> str:
     """32 hexadecimal digits of the sha256 of plain values as sorted JSON."""

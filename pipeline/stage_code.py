@@ -13,7 +13,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+from pipeline.files import CHECKOUT
+
 PACKAGES = ("pipeline", "stages")
 
 

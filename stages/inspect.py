@@ -1,7 +1,7 @@
-"""inspect: the features that are active on a text of one's own, and steering.
+"""inspect: the features that are active on texts of one's own, and steering. The model is loaded once for all of them.
 
-Reads data/inference/<name>/ (of a sweep <name>/<member>/), the model, and data/norms.json (for a dictionary with its run-time
-norm). Writes nothing.
+Reads data/inference/<name>/ (of a sweep <name>/<member>/), the model, data/norms.json (for a dictionary with its run-time
+norm), and where they are there data/features and data/interpretations, for what is known of a feature. Writes nothing.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from pipeline.interrupts import interruption
 
 
 @stage_command
-@click.option("--text", help="The text.")
+@click.option("--text", "given", multiple=True, help="A text; may be given several times.")
 @click.option("--file", type=click.Path(path_type=Path), help="A file with the text.")
+@click.option("--lines", is_flag=True, help="Each line of standard input is a text, answered at once.")
 @click.option("--top", type=click.IntRange(1), default=4, help="Features of a token, and tokens of a feature.")
 @click.option("--feature", "features", multiple=True, help="Show the tokens of this feature (with layers: LAYER/FEATURE).")
 @click.option("--steer", help="Add this feature at every token, and show what the model does.")
-@click.option("--strength", type=float, help="Activation that is added; without it, twice the feature's largest on the text.")
+@click.option(
+    "--strength", type=float, help="Activation that is added; else the largest in the feature store, or twice that on the text."
+)
 @click.option("--continue", "n_tokens", type=click.IntRange(1), default=40, help="Tokens that the model writes after the text.")
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, help="0: always the likeliest token.")
 @click.option("--seed", type=int, default=0, help="Of what is drawn at a temperature above 0.")
@@ -30,17 +33,17 @@ from pipeline.interrupts import interruption
 @click.option("--inference", type=click.Path(path_type=Path), default="data/inference", help="Inference dictionaries.")
 @click.option("--norms", default="data/norms.json", help="Activation norms.")
 @interruption("interrupted")
-def main(params: str, text: str | None, file: Path | None, inference: Path, norms: str, **options: Any) -> None:
+def main(params: str, inference: Path, norms: str, **options: Any) -> None:
     """Show the strongest features of each token of a text; or a feature's tokens; or steer with a feature."""
-    from pipeline.analysis.terminal import Continuation, print_inspection, read_text
+    from pipeline.analysis.terminal import Continuation, print_inspections, texts_of
     from pipeline.dictionaries.places import chosen, dictionary_places
     from pipeline.params.loader import load_params
 
     loaded = load_params(params)
     member = chosen(options["member"], loaded.members, "the run")
-    print_inspection(
+    print_inspections(
         loaded.members[member],
-        read_text(text, file),
+        texts_of(options["given"], options["file"], options["lines"]),
         dictionary=dictionary_places(loaded, inference)[member],
         norms=norms,
         top=options["top"],
@@ -49,6 +52,7 @@ def main(params: str, text: str | None, file: Path | None, inference: Path, norm
         strength=options["strength"],
         continuation=Continuation(options["n_tokens"], options["temperature"], options["seed"]),
         alias=options["alias"],
+        known=(inference.parent / "features" / member, inference.parent / "interpretations" / member),
     )
 
 

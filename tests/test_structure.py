@@ -33,6 +33,7 @@ LAYOUT = (
     ("pipeline/interop",),
     ("pipeline/interpretation",),
     ("pipeline/dashboard",),
+    ("pipeline/experiments",),
     ("pipeline/analysis", "pipeline/pretraining"),
     ("pipeline/evaluation",),
     ("pipeline/training",),

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from pipeline.analysis.attribution import standing
@@ -16,7 +15,6 @@ from pipeline.errors import DataError
 from pipeline.evaluation.language_model import Replacement
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.hook_keys import MAIN, by_model, split_key
-from pipeline.seeding import generator
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
@@ -80,39 +78,6 @@ def steering_replacements(
     return found
 
 
-@torch.no_grad()
-def continue_text(
-    ids: list[int],
-    model: LanguageModel,
-    n_tokens: int,
-    *,
-    replace: Mapping[str, Replacement] | None = None,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> list[int]:
-    """The tokens that the model writes after `ids`, up to the end of the text.
-
-    Args:
-        n_tokens: at most so many.
-        replace: activations to replace.
-        temperature: 0: always the likeliest token; else logits are divided by it and a token is drawn.
-        seed: of the draws.
-    """
-    written: list[int] = []
-    draw = generator(seed, "analysis", "continuation")
-    longest = model.max_context or len(ids) + n_tokens
-    for _ in range(n_tokens):
-        logits = model.logits(torch.tensor([[*ids, *written][-longest:]]), replace)[0, -1].float().cpu()
-        if temperature > 0:
-            token = int(torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=draw))
-        else:
-            token = int(logits.argmax())
-        if token == model.eos_token_id:
-            break
-        written.append(token)
-    return written
-
-
 def steer(
     text: str,
     dictionary: Dictionary,
@@ -133,7 +98,7 @@ def steer(
         text: at most as long as a context of the model.
         dictionary, feature, strength, norms: see :func:`steering_replacements`.
         model: the language model that is steered.
-        n_tokens, temperature, seed: see :func:`continue_text`; both continuations are drawn with the same seed.
+        n_tokens, temperature, seed: see `LanguageModel.generate`; both continuations are drawn with the same seed.
         prepend_bos: whether the text starts with the beginning-of-text token; "auto": if the tokenizer puts it there by itself.
         alias: of `model` among those of the dictionary's hook points.
 
@@ -152,10 +117,11 @@ def steer(
     replace = steering_replacements(dictionary, feature, strength, norms, alias)
     if len(ids) < 2:
         raise DataError("steering compares the loss of the text's tokens; give at least two tokens")
+    by_token = dictionary.config.norm_activation != "batch-wise"  # its factor is that of all tokens
     losses, texts = [], []
     for change in (None, replace):
-        losses.append(float(model.loss(torch.tensor([ids]), change).mean()))
-        written = continue_text(ids, model, n_tokens, replace=change, temperature=temperature, seed=seed)
+        losses.append(float(model.loss(ids, change).mean()))
+        written = model.generate(ids, n_tokens, replace=change, temperature=temperature, seed=seed, cached=by_token)
         texts.append(model.tokenizer.decode(written))
     return Steering(losses[0], losses[1], texts[0], texts[1])
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipeline.corpus.bos import adds_bos
 from pipeline.errors import DataError
 
 if TYPE_CHECKING:
@@ -50,11 +49,7 @@ def bos_of(model: LanguageModel, prepend_bos: bool | str) -> int | None:
     Raises:
         DataError: it is asked for, and the tokenizer has none.
     """
-    if prepend_bos == "auto":
-        prepend_bos = adds_bos(model.tokenizer)
-    if prepend_bos and model.bos_token_id is None:
-        raise DataError(f"model.prepend_bos: the tokenizer of '{model.name}' has no beginning-of-text token; write false")
-    return model.bos_token_id if prepend_bos else None
+    return model.bos_token(prepend_bos)
 
 
 class ReadableTexts:

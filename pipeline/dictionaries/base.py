@@ -34,7 +34,7 @@ from pipeline.dictionaries.initial import DEFAULT_LOG_THRESHOLD, BaseInitializat
 from pipeline.dictionaries.masks import kept_tokens
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.saving import save_dictionary
-from pipeline.errors import ParamsError
+from pipeline.errors import DataError, ParamsError
 from pipeline.kernels.dispatch import entry_kernels
 from pipeline.kernels.entries import EntryKernels, Places
 from pipeline.memory import Need, require_memory
@@ -310,6 +310,114 @@ class Dictionary(nn.Module, abc.ABC):
         return self.config.hooks_out
 
     @property
+    def d_in(self) -> int:
+        """Width of what is read at a hook point."""
+        return self.config.d_in
+
+    @property
+    def d_out(self) -> int:
+        """Width of what is written at a hook point."""
+        return self.config.d_out
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features F (with layers: of each)."""
+        return self.config.d_sae
+
+    @property
+    def k(self) -> int | None:
+        """Active features of a token that the gate lets through (BatchTopK: on average); None: the gate has no such number."""
+        return self.config.top_k if self.activation.budgeted else None
+
+    def __repr__(self) -> str:
+        config, name = self.config, type(self).__name__
+        gate = config.act_fn if self.k is None else f"{config.act_fn} k={self.k}"
+        reads, writes = ", ".join(self.hooks_in), ", ".join(self.hooks_out)
+        where = reads if reads == writes else f"{reads} -> {writes}"
+        widths = f"d_in={self.d_in}" if self.d_in == self.d_out else f"d_in={self.d_in}, d_out={self.d_out}"
+        first, units = next(self.parameters()), "raw" if config.folded else f"normalised ({config.norm_activation})"
+        return (
+            f"{name}('{config.name}', {widths}, features={list(self.feature_shape)}, {gate}, {where}, {units} activations, "
+            f"{str(first.dtype).removeprefix('torch.')}, {first.device})"
+        )
+
+    def feature_directions(self, hook_point: str | None = None) -> Tensor:
+        """What each feature of activation 1 adds to the reconstruction at a written hook point.
+
+        Args:
+            hook_point: one of `hooks_out`; None: the only one.
+
+        Returns: [F, d_out], with layers [L, F, d_out] (zero where a feature writes nothing there), in the units of the
+            reconstruction: of a folded dictionary the model's own. Differentiable.
+
+        Raises:
+            DataError: no such hook point is written, or several are and none is named.
+        """
+        known = ", ".join(self.hooks_out)
+        if hook_point is None and len(self.hooks_out) > 1:
+            raise DataError(
+                f"feature_directions: dictionary '{self.config.name}' writes several hook points; name one of {known}"
+            )
+        wanted = self.hooks_out[0] if hook_point is None else hook_point
+        if wanted not in self.hooks_out:
+            raise DataError(f"feature_directions: dictionary '{self.config.name}' does not write '{wanted}', it writes {known}")
+        return self.written_rows(self.hooks_out.index(wanted))
+
+    # The field's names: SAELens, Gemma Scope, Neuronpedia.
+
+    @property
+    def W_enc(self) -> Tensor:
+        """Encoder weights [d_in, d_sae]; of a crosscoder [P, d_in, d_sae], of a cross-layer transcoder [L, d_in, d_sae]."""
+        return self._tensor("W_enc", "W_E")
+
+    @property
+    def b_enc(self) -> Tensor:
+        """Encoder bias [d_sae], with layers [L, d_sae]."""
+        return self.encoder_bias()
+
+    @property
+    def W_dec(self) -> Tensor:
+        """Decoder weights [d_sae, d_out]; of a crosscoder [P, d_sae, d_out].
+
+        Raises:
+            DataError: the decoder is no one tensor, as of a cross-layer transcoder; use `feature_directions`.
+        """
+        return self._tensor("W_dec", "W_D")
+
+    @property
+    def b_dec(self) -> Tensor:
+        """Decoder bias [d_out] ([P, d_out] of several hook points); zeros where there is none."""
+        bias = self._parameters.get("b_D")
+        if bias is not None:
+            return bias
+        shape = (self.d_out,) if len(self.hooks_out) == 1 else (len(self.hooks_out), self.d_out)
+        return next(self.parameters()).new_zeros(shape)
+
+    def _tensor(self, alias: str, name: str) -> Tensor:
+        found = self._parameters.get(name)
+        if found is None:
+            raise DataError(
+                f"{alias}: dictionary '{self.config.name}' of kind {self.config.kind} has no such tensor; it has "
+                f"{', '.join(name for name, _ in self.named_parameters())}, and `feature_directions(hook point)`"
+            )
+        return found
+
+    def _check_input(self, x: Tensor) -> None:
+        """Refuse activations of another width, or that are no numbers of the kind that a matrix product takes.
+
+        Raises:
+            DataError: what was given, and what is wanted.
+        """
+        wanted = (self.d_in,) if self.input_dims == 1 else (len(self.hooks_in), self.d_in)
+        if x.is_floating_point() and x.shape[-len(wanted) :] == wanted:
+            return
+        got = f"shape {list(x.shape)}" if x.is_floating_point() else f"{str(x.dtype).removeprefix('torch.')} numbers"
+        raise DataError(
+            f"dictionary '{self.config.name}' ({self.config.kind}): wanted activations [..., {', '.join(map(str, wanted))}] of "
+            f"{', '.join(self.hooks_in)}, got {got}; give what a language model has there"
+        )
+
+    @property
     def input_dims(self) -> int:
         """Dimensions of a token's input: [d_in] or [L, d_in]."""
         return 1 if len(self.hooks_in) == 1 else 2
@@ -359,7 +467,11 @@ class Dictionary(nn.Module, abc.ABC):
             padding: bool [...], True for a position that holds no token: masked, and read by none. None: there are none.
 
         Returns: h, z, f [..., F] and the decoder norms.
+
+        Raises:
+            DataError: activations of another width.
         """
+        self._check_input(x)
         mask = kept_tokens(mask, padding)
         h, norms = self.pre_activations(x, padding), self.decoder_norms()
         scale = self.gating_scale(norms)
@@ -387,7 +499,7 @@ class Dictionary(nn.Module, abc.ABC):
         return step_codes(self, x, mask, gate, padding, decoded_only=decoded_only)
 
     def encode(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED, padding: Tensor | None = None) -> Tensor:
-        """Feature activations f [..., F] of x [..., d_in]; arguments as in `codes`."""
+        """Feature activations f [..., F] of x [..., d_in], differentiable; arguments and errors as in `codes`."""
         return self.codes(x, mask, gate, padding).f
 
     def forward(self, x: Tensor, mask: Tensor | None = None, padding: Tensor | None = None) -> Tensor:

@@ -204,6 +204,16 @@ class LowRankSparseAttention(Dictionary):
     def encoder_bias(self) -> nn.Parameter:
         return self.b_V
 
+    @property
+    def W_enc(self) -> Tensor:
+        """The values' weights [d_in, d_sae]: a pre-activation is their mean over the tokens that its head attends to."""
+        return self.w_V.T
+
+    @property
+    def W_dec(self) -> Tensor:
+        """What each head writes, [d_sae, d_out]."""
+        return self.w_O
+
     def encoder_norms(self) -> Tensor:
         return torch.linalg.vector_norm(self.w_V, dim=-1)
 

@@ -59,6 +59,7 @@ class HuggingFaceModel(LanguageModel):
 
     backend = "huggingface"
     starts_midway = True
+    keeps_cache = True
 
     def __init__(self, source: ModelSource, model: nn.Module, whole: bool = True) -> None:
         parameter = next(model.parameters())
@@ -71,6 +72,12 @@ class HuggingFaceModel(LanguageModel):
         run.batch = token_ids.shape
         with self._skipped(start), self._hooks(run):
             return self._model(input_ids=token_ids, use_cache=False).logits
+
+    def _extend(self, token_ids: Tensor, run: Run, cache: Any) -> tuple[Tensor, Any]:
+        run.batch = token_ids.shape
+        with self._hooks(run):
+            out = self._model(input_ids=token_ids, past_key_values=cache, use_cache=True)
+        return out.logits, getattr(out, "past_key_values", None)
 
     @contextmanager
     def _skipped(self, start: Start | None) -> Iterator[None]:

@@ -1,11 +1,13 @@
 """The interface of a language model: activations at hook points, logits, loss, with or without splicing.
 
     model = load_language_model("demo")
+    model.loss("Once upon a time").mean()                                         # a text, or token ids
     acts = model.activations(token_ids, ["blocks.2.hook_resid_post"])            # stops after block 2
     loss = model.loss(token_ids, replace={"blocks.2.hook_mlp_out": lambda captured, original: reconstruct(captured)})
 
 Two back ends implement it, :mod:`pipeline.lm.huggingface` and :mod:`pipeline.lm.transformer_lens`; they agree to 2e-6
-relative in float32. Nothing here knows dictionaries. Runs have no gradients, unless `logits` is asked for them.
+relative in float32. Nothing here knows dictionaries. Runs have no gradients, unless `logits` or `run` is asked for them.
+Whatever takes token ids takes a text as well: it is what `to_tokens` makes of it.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ from pipeline.lm.mlp import BlockMLP
 from pipeline.lm.not_finite import NotFinite, first_not_finite
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Replacement, Run, StopRun, token_loss
+from pipeline.lm.text_input import Tokens, as_token_ids, bos_token
 from pipeline.lm.token_texts import TokenTexts
 from pipeline.lm.unembedding import Unembedding
+from pipeline.seeding import generator
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,26 @@ class Trace:
     activations: dict[str, Tensor]
     logits: Tensor
     loss: Tensor
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one run has computed.
+
+    Attributes:
+        tokens: int64 [b, T].
+        logits: [b, T, V], in the model's dtype.
+        activations: {hook point: [b, T, d]} of those that were asked for, after replacement.
+    """
+
+    tokens: Tensor
+    logits: Tensor
+    activations: dict[str, Tensor]
+
+    @functools.cached_property
+    def loss(self) -> Tensor:
+        """Cross entropy of every next token, in nats, float32 (float64 of a model in float64) [b, T - 1]."""
+        return token_loss(self.logits, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -99,6 +123,7 @@ class LanguageModel(abc.ABC):
 
     backend: str
     starts_midway = False  # whether _forward can begin at a block
+    keeps_cache = False  # whether _extend can go on from the keys and values of the tokens before
 
     def __init__(
         self, source: ModelSource, device: torch.device, dtype: torch.dtype, n_loaded: int, whole: bool = True
@@ -198,6 +223,51 @@ class LanguageModel(abc.ABC):
         """The tokenizer's padding token."""
         return self.tokenizer.pad_token_id
 
+    def bos_token(self, prepend_bos: bool | str = "auto") -> int | None:
+        """The token that a context starts with; `auto`: if the tokenizer puts it before a text by itself. None: none.
+
+        Raises:
+            DataError: it is asked for, and the tokenizer has none.
+        """
+        return bos_token(self.tokenizer, prepend_bos, self.name)
+
+    def to_tokens(self, text: Tokens, prepend_bos: bool | str = "auto") -> Tensor:
+        """Token ids int64 [b, T], on the model's device.
+
+        Args:
+            text: a text; texts that have equally many tokens; ids of one context; or an integer tensor [T] or [b, T], which
+                is taken as it is.
+            prepend_bos: whether a text starts with the beginning-of-text token; "auto": if the tokenizer puts it there by
+                itself.
+
+        Raises:
+            DataError: a text without a token, texts of unequal length, or ids that the model does not have.
+        """
+        return self._check_tokens(text, prepend_bos)
+
+    def to_str_tokens(self, text: Tokens, prepend_bos: bool | str = "auto") -> list[str]:
+        """The text of each token of one context, spaces included; arguments and errors as :meth:`to_tokens`.
+
+        Raises:
+            DataError: several contexts.
+        """
+        ids = self._check_tokens(text, prepend_bos)
+        if len(ids) != 1:
+            raise DataError(f"to_str_tokens: wanted one context, got {len(ids)}; give them one at a time")
+        return self._token_texts(ids)[0]
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is one token, such as " cat".
+
+        Raises:
+            DataError: it is none, or several.
+        """
+        ids = self.to_tokens(text, prepend_bos=False)[0].tolist()
+        if len(ids) != 1:
+            parts = ", ".join(repr(self.token_text(i)) for i in ids)
+            raise DataError(f"{text!r}: wanted a text of one token, got {len(ids)}: {parts}; mind the space before a word")
+        return int(ids[0])
+
     # What a back end does.
 
     @abc.abstractmethod
@@ -206,6 +276,13 @@ class LanguageModel(abc.ABC):
 
         A start is given where `starts_midway`: blocks before it are not run.
         """
+
+    def _extend(self, token_ids: Tensor, run: Run, cache: Any) -> tuple[Tensor, Any]:
+        """As _forward, behind the tokens that `cache` has seen (None: none): the new tokens' logits, and the cache with them.
+
+        Called where `keeps_cache`. A model whose family keeps none gives None.
+        """
+        raise NotImplementedError
 
     @abc.abstractmethod
     def _mlp(self, layer: int) -> BlockMLP:
@@ -224,14 +301,14 @@ class LanguageModel(abc.ABC):
         """Final norm and unembedding, for what directions of the residual stream add to the logits."""
 
     @torch.no_grad()
-    def activations(self, token_ids: Tensor, hook_points: Sequence[str]) -> dict[str, Tensor]:
+    def activations(self, token_ids: Tokens, hook_points: Sequence[str]) -> dict[str, Tensor]:
         """Activations at `hook_points`; the model stops after the last of them.
 
         Every position attends to all before it: padding, if any, belongs on the right, and which positions count is the
         caller's business.
 
         Args:
-            token_ids: integer [b, T].
+            token_ids: integer [b, T], or a text.
             hook_points: names, any order.
 
         Returns:
@@ -273,9 +350,109 @@ class LanguageModel(abc.ABC):
             {name: run.captured[name] for name in names if name in run.captured}, self.dtype, logits if self.whole else None
         )
 
+    def run(
+        self,
+        text: Tokens,
+        *,
+        replace: Mapping[str, Replacement] | None = None,
+        hook_points: Iterable[str] = (),
+        capture: Iterable[str] | None = (),
+        gradient: bool = False,
+        prepend_bos: bool | str = "auto",
+    ) -> Output:
+        """One run: logits, loss and the activations at some hook points.
+
+        Args:
+            text: a text, texts of equally many tokens, or token ids [b, T].
+            replace: {hook point: function(captured, original) -> tensor like original}, see :meth:`logits`.
+            hook_points: whose activations are kept, after replacement.
+            capture: which hook points the functions find in `captured` beside those; None: all up to the last replaced one.
+            gradient: everything is differentiable in what the functions return; the model's own weights are frozen.
+            prepend_bos: see :meth:`to_tokens`.
+
+        Example:
+            >>> out = model.run("Once upon a time", hook_points=["blocks.0.hook_resid_post"])
+            >>> out.loss.mean(), out.activations["blocks.0.hook_resid_post"].shape
+
+        Raises:
+            DataError: no such hook point, token ids that the model does not have, or the model is not whole.
+            ValueError: a replacement of another shape.
+        """
+        self.check_whole()
+        ids, kept = self._check_tokens(text, prepend_bos), list(hook_points)
+        run = self._splicing_run(replace or {}, capture)
+        self._check_hook_points(kept)
+        run = Run(capture=run.capture | frozenset(kept), replace=run.replace)
+        with torch.set_grad_enabled(gradient):
+            logits = self._forward(ids, run)
+            absent = [name for name in kept if name not in run.captured]
+            if absent:
+                raise DataError(
+                    f"hook point '{absent[0]}': its module does not run in a forward pass of {self.name}; name another"
+                )
+            return Output(ids, logits, {name: run.captured[name] for name in kept})
+
+    @torch.no_grad()
+    def generate(
+        self,
+        text: Tokens,
+        n_tokens: int,
+        *,
+        replace: Mapping[str, Replacement] | None = None,
+        capture: Iterable[str] | None = (),
+        temperature: float = 0.0,
+        seed: int = 0,
+        cached: bool = True,
+        prepend_bos: bool | str = "auto",
+    ) -> list[int]:
+        """The tokens that the model writes after one context, up to the end of the text.
+
+        Args:
+            text: a text, or token ids of one context.
+            n_tokens: at most so many.
+            replace: activations to replace, see :meth:`logits`.
+            capture: which hook points the functions find in `captured`; None: all up to the last replaced one.
+            temperature: 0: always the likeliest token; else logits are divided by it and a token is drawn.
+            seed: of the draws.
+            cached: keys and values of the tokens before are kept, so that a step runs one token. The functions of `replace`
+                then get the new tokens alone: false where they look at several. Beyond the model's longest context, and
+                behind a back end without such a cache, each step runs all tokens whatever is asked for.
+            prepend_bos: see :meth:`to_tokens`.
+
+        Returns: ids of the new tokens, without the end-of-text token.
+
+        Raises:
+            DataError: as :meth:`logits`; or several contexts.
+        """
+        ids = self._check_tokens(text, prepend_bos)
+        if len(ids) != 1:
+            raise DataError(f"generate: wanted one context, got {len(ids)}; give them one at a time")
+        self.check_whole()
+        context, written = ids[0].tolist(), list[int]()
+        draw = generator(seed, "analysis", "continuation")
+        longest = self.max_context or len(context) + n_tokens
+        cached, cache, n_known = cached and self.keeps_cache, None, 0
+        for _ in range(n_tokens):
+            if cached and len(context) <= longest:
+                new = self._check_tokens(context[n_known:])
+                logits, cache = self._extend(new, self._splicing_run(replace or {}, capture), cache)
+                n_known, cached = len(context), cache is not None
+            else:
+                logits = self.logits(context[-longest:], replace, capture=capture)
+            last = logits[0, -1].float().cpu()
+            if temperature > 0:
+                token = int(torch.multinomial(torch.softmax(last / temperature, -1), 1, generator=draw))
+            else:
+                token = int(last.argmax())
+            if token == self.eos_token_id:
+                break
+            written.append(token)
+            context.append(token)
+        return written
+
     def logits(
         self,
-        token_ids: Tensor,
+        token_ids: Tokens,
         replace: Mapping[str, Replacement] | None = None,
         *,
         capture: Iterable[str] | None = None,
@@ -285,7 +462,7 @@ class LanguageModel(abc.ABC):
         """Logits of the run, with activations replaced.
 
         Args:
-            token_ids: integer [b, T].
+            token_ids: integer [b, T], or a text.
             replace: {hook point: function(captured, original) -> tensor like original}. `captured` maps the hook points
                 that occurred so far in this run to their values [b, T, d] after replacement.
             capture: which hook points `captured` keeps; None: all up to the last replaced one. Naming those that the
@@ -320,20 +497,27 @@ class LanguageModel(abc.ABC):
 
     def loss(
         self,
-        token_ids: Tensor,
+        token_ids: Tokens,
         replace: Mapping[str, Replacement] | None = None,
         *,
         capture: Iterable[str] | None = None,
     ) -> Tensor:
-        """Cross entropy of every next token in nats, float32 [b, T - 1]; arguments and errors as :meth:`logits`."""
-        return token_loss(self.logits(token_ids, replace, capture=capture), token_ids)
+        """Cross entropy of every next token in nats, float32 [b, T - 1] (float64 of a model in float64).
+
+        Arguments and errors as :meth:`logits`.
+
+        Example:
+            >>> model.loss("Once upon a time").mean()
+        """
+        ids = self._check_tokens(token_ids)
+        return token_loss(self.logits(ids, replace, capture=capture), ids)
 
     @torch.no_grad()
-    def trace(self, token_ids: Tensor) -> Trace:
+    def trace(self, token_ids: Tokens) -> Trace:
         """One run with the text of its tokens, every hook point, logits and loss.
 
         Args:
-            token_ids: integer [b, T].
+            token_ids: integer [b, T], or a text.
 
         Raises:
             DataError: token ids that the model does not have, or the model is not whole.
@@ -422,8 +606,14 @@ class LanguageModel(abc.ABC):
         self._check_hook_points(capture)
         return Run(capture=frozenset(capture), replace=replace)
 
-    def _check_tokens(self, token_ids: Tensor) -> Tensor:
-        """`token_ids` as int64 on the model's device; the range is checked where that costs no synchronisation."""
+    def _check_tokens(self, token_ids: Tokens, prepend_bos: bool | str = "auto") -> Tensor:
+        """`token_ids`, or those of a text, as int64 on the model's device.
+
+        The range is checked where that costs no synchronisation.
+        """
+        if not isinstance(token_ids, Tensor) or token_ids.ndim == 1:
+            tokenizer = self.tokenizer if _has_text(token_ids) else None
+            token_ids = as_token_ids(token_ids, tokenizer, prepend_bos, self.name)
         if token_ids.ndim != 2 or token_ids.is_floating_point() or token_ids.is_complex():
             raise DataError(f"token ids should be integers [b, T], got {token_ids.dtype} of shape {tuple(token_ids.shape)}")
         if self.max_context is not None and token_ids.shape[1] > self.max_context:
@@ -443,3 +633,7 @@ class LanguageModel(abc.ABC):
     def _token_texts(self, ids: Tensor) -> list[list[str]]:
         texts = {i: self.token_text(i) for i in sorted({int(i) for i in ids.flatten().tolist()})}
         return [[texts[i] for i in row] for row in ids.tolist()]
+
+
+def _has_text(given: Tokens) -> bool:
+    return isinstance(given, str) or (not isinstance(given, Tensor) and any(isinstance(item, str) for item in given))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
-from pipeline.files import json_object, local_path, looked_in, read_object, root
+from pipeline.files import CHECKOUT, json_object, local_path, looked_in, read_object, root
 from pipeline.foreign import reading
 from pipeline.hook_keys import AFTER
 from pipeline.lm.architectures import Architecture
@@ -272,6 +272,13 @@ class ModelSource(Place):
         return value
 
 
+def _embedded() -> Path:
+    """The embedded model of the checkout that one works in; where that has none, of the one that is installed."""
+    here, installed = (place / "data" / "demo" / "model" for place in (root(), CHECKOUT))
+    elsewhere = not os.environ.get("DVC_ROOT") and not here.exists() and installed.exists()
+    return installed if elsewhere else here
+
+
 def resolve_model(
     name_or_path: str | Path,
     revision: str | None = None,
@@ -292,7 +299,7 @@ def resolve_model(
         DataError: there is none, or its architecture is not supported; the message says what was tried and what to do.
     """
     name = str(name_or_path)
-    found = root() / "data" / "demo" / "model" if name == DEMO else local_path(name)
+    found = _embedded() if name == DEMO else local_path(name)
     directory = found or Path(name).expanduser()
     if name == DEMO and not (directory / "config.json").is_file():
         raise DataError(

@@ -130,7 +130,7 @@ class Run:
 
 
 def token_loss(logits: Tensor, token_ids: Tensor, *, max_elements: int = 1 << 24) -> Tensor:
-    """Cross entropy of every next token, in float32 whatever the model's dtype.
+    """Cross entropy of every next token, in float32 (float64 of float64) whatever the model's dtype.
 
     loss[b, t] = -log softmax(logits[b, t])[token_ids[b, t + 1]]
 
@@ -140,7 +140,7 @@ def token_loss(logits: Tensor, token_ids: Tensor, *, max_elements: int = 1 << 24
         max_elements: how many logits are held in float32 at once.
 
     Returns:
-        float32 [b, T - 1], nats.
+        float32 (float64 of float64) [b, T - 1], nats.
     """
     width = logits.shape[-1]
     predictions = logits[:, :-1]
@@ -148,8 +148,12 @@ def token_loss(logits: Tensor, token_ids: Tensor, *, max_elements: int = 1 << 24
     step = max(1, max_elements // max(1, predictions.shape[1] * width))
     parts = [
         torch.nn.functional.cross_entropy(
-            predictions[i : i + step].reshape(-1, width).float(), labels[i : i + step].reshape(-1), reduction="none"
+            _wide(predictions[i : i + step].reshape(-1, width)), labels[i : i + step].reshape(-1), reduction="none"
         ).view(labels[i : i + step].shape)
         for i in range(0, len(predictions), step)
     ]
     return torch.cat(parts)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import chdir
 
 import pytest
 from click.testing import CliRunner
 
+from pipeline.analysis import terminal
+from pipeline.analysis.labels import feature_labels, known_features
+from pipeline.analysis.loading import load_for_analysis
 from stages.inspect import main
 from tests.messages import says
 from tests.project import D_MODEL, Project
@@ -14,9 +18,9 @@ from tests.project import D_MODEL, Project
 TEXT = "the cat sat on the mat"
 
 
-def run(project: Project, *arguments: str) -> tuple[int, str, str]:
+def run(project: Project, *arguments: str, typed: str | None = None) -> tuple[int, str, str]:
     with chdir(project.path):
-        result = CliRunner().invoke(main, list(arguments))
+        result = CliRunner().invoke(main, list(arguments), input=typed)
     return result.exit_code, result.stdout, result.stderr
 
 
@@ -26,7 +30,9 @@ def test_tokens_features_and_steering(finished_project: Project) -> None:
     assert code == 0
     assert lines[0].startswith("SAE main, topk 4, 64 features, blocks.0.hook_resid_post of model")
     assert lines[1].split()[:2] == ["0", "the"]
-    assert lines[-1].split()[1] == "\\n"
+    assert next(line for line in lines if line.startswith("    6")).split()[1] == "\\n"
+    labels = feature_labels(finished_project.path / "data" / "features", "none")
+    assert lines[-1].split(maxsplit=1)[1] == labels[lines[-1].split()[0]]
     feature = lines[1].split()[2]
     code, out, _ = run(finished_project, "--text", TEXT, "--feature", feature)
     assert code == 0
@@ -49,6 +55,7 @@ def test_a_file(finished_project: Project, tmp_path) -> None:
     [
         ([], ("--text", "--file")),
         (["--text", "a", "--file", "b"], ("--text", "--file")),
+        (["--text", "a", "--lines"], ("--text", "--lines")),
         (["--file", "nothing.txt"], ("nothing.txt:",)),
         (["--text", TEXT, "--feature", "64"], ("feature '64':", "range")),
         (["--text", TEXT, "--inference", "nowhere"], ("nowhere",)),
@@ -62,13 +69,39 @@ def test_errors(finished_project: Project, arguments: list[str], parts: tuple[st
     assert err.startswith("error: ")
 
 
-def test_a_silent_feature_needs_a_strength(finished_project: Project) -> None:
+def test_the_strength_is_that_of_the_feature_store(finished_project: Project, tmp_path) -> None:
+    """Without a store, twice the largest on the text, so that a silent feature needs a stated one."""
+    place = finished_project.path / "data" / "features"
+    known = known_features(place)
     out = run(finished_project, "--text", TEXT, "--top", "99")[1]
-    active = {cell for line in out.splitlines()[1:] for cell in line.split()[2::2]}
-    silent = next(str(i) for i in range(64) if str(i) not in active)
-    code, _, err = run(finished_project, "--text", TEXT, "--steer", silent)
+    active = {line.split()[2] for line in out.splitlines()[1:] if line.startswith("    0")}
+    feature = next(name for name in known.largest if name in active)
+    found = run(finished_project, "--text", TEXT, "--steer", feature, "--continue", "2")[1]
+    assert f"feature {feature} added with strength {known.largest[feature]:.4g} at every token (its largest" in found
+    assert known.labels[feature] in found
+    alone = finished_project.copy(tmp_path / "alone")
+    shutil.rmtree(alone.path / "data" / "features")
+    inspection = run(alone, "--text", TEXT, "--top", "99")[1]
+    shown = {cell for line in inspection.splitlines()[1:] for cell in line.split()[2::2]}
+    silent = next(str(i) for i in range(64) if str(i) not in shown)
+    code, _, err = run(alone, "--text", TEXT, "--steer", silent)
     assert code == 2
     says(err, f"feature {silent}", "--strength")
+    assert "(twice its largest activation on the text)" in run(alone, "--text", TEXT, "--steer", feature, "--continue", "2")[1]
+
+
+def test_several_texts_load_the_model_once(finished_project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    single = [run(finished_project, "--text", text, "--top", "2")[1] for text in (TEXT, "the dog ran")]
+    loaded = []
+    monkeypatch.setattr(
+        terminal, "load_for_analysis", lambda *args, **given: loaded.append(1) or load_for_analysis(*args, **given)
+    )
+    several = run(finished_project, "--text", TEXT, "--text", "the dog ran", "--top", "2")[1]
+    assert several == single[0] + "\n" + single[1].partition("\n")[2]
+    assert loaded == [1]
+    typed = run(finished_project, "--lines", "--top", "2", typed=f"{TEXT}\n\nthe dog ran\n")[1]
+    assert typed == several
+    assert loaded == [1, 1]
 
 
 def test_a_dictionary_of_other_models_only(project: Project) -> None:
@@ -92,6 +125,7 @@ def test_a_dictionary_of_other_models_only(project: Project) -> None:
         shown[alias] = out
     assert shown["one"] != shown["two"]
     assert run(project, "--text", TEXT, "--feature", "3")[1] == shown["one"]
+    says(run(project, "--text", TEXT)[2], "warning: features are shown without labels", "another dictionary")
     code, out, err = run(project, "--text", TEXT, "--steer", "3", "--strength", "5", "--continue", "2")
     assert code == 0, err
     assert "steered: loss of the text" in out

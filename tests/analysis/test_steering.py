@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pipeline.analysis.steering import continue_text, steer, steering_replacements
+from pipeline.analysis.steering import steer, steering_replacements
 from pipeline.dictionaries.build import build_dictionary
 from pipeline.errors import DataError
 from pipeline.norms.hook_norm import as_hook_norm
@@ -149,10 +149,10 @@ def test_a_text_that_is_too_long_is_to_be_shortened(small_model) -> None:
 
 def test_drawn_continuations_follow_the_seed(small_model) -> None:
     ids = ids_of(small_model)
-    first, again, other = (continue_text(ids, small_model, 9, temperature=1.0, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (small_model.generate(ids, 9, temperature=1.0, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
-    assert len(continue_text(ids, small_model, 40, temperature=1.0)) <= 40  # beyond the context's length
+    assert len(small_model.generate(ids, 40, temperature=1.0)) <= 40  # beyond the context's length
 
 
 def test_texts_that_are_too_short(small_model) -> None:

@@ -295,7 +295,8 @@ def test_half_precision(family, backend, model_directory, language_model, token_
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (torch.zeros(4, dtype=torch.int64), r"integers \[b, T\]"),
+        (torch.zeros(1, 1, 4, dtype=torch.int64), r"integers \[b, T\]"),
+        (torch.zeros(4), r"integers \[T\] or \[b, T\], got torch.float32"),
         (torch.zeros(1, 4), r"integers \[b, T\], got torch.float32"),
         (torch.full((1, 4), VOCAB), f"token id {VOCAB} is outside the vocabulary.*tokenize"),
         (torch.full((1, 4), -1), "token id -1 is outside"),

@@ -1,0 +1,337 @@
+"""How much each feature, at each position, does to a number of a run: attribution patching, integrated gradients, ablation.
+
+With m(f) the number as a function of the features that are decoded, the error term held, and f0 the baseline (zero, or the
+features of another text):
+
+    attribution_patching    a_i = (f_i - f0_i) dm/df_i at f
+    integrated_gradients    a_i = (f_i - f0_i) int_0^1 dm/df_i at f0 + t (f - f0) dt       sums to m(f) - m(f0)
+    ablation                a_i = m(f) - m(f with f_i := f0_i)                             exact, a run for each
+
+The integral is a Gauss-Legendre sum. Sources: Sundararajan et al. 2017 (integrated gradients); Nanda 2023, Syed et al. 2023
+(attribution patching); Marks et al. 2024 (arXiv 2403.19647) for both on features with error terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.analysis.texts import feature_index, feature_name
+from pipeline.errors import DataError, unknown_name
+from pipeline.experiments.placed import PlacedDictionary
+from pipeline.experiments.runs import run_with_dictionaries
+from pipeline.lm.language_model import Output
+from pipeline.lm.splicing import Replacement
+
+if TYPE_CHECKING:
+    from pipeline.dictionaries.base import Dictionary
+    from pipeline.lm.language_model import LanguageModel
+    from pipeline.lm.text_input import Tokens
+    from pipeline.norms.hook_norm import HookNorm
+
+Metric = Callable[[Output], Tensor]
+Method = Literal["integrated_gradients", "attribution_patching", "ablation"]
+METHODS = ("integrated_gradients", "attribution_patching", "ablation")
+
+
+class Effect(NamedTuple):
+    """What one feature does at one position.
+
+    Attributes:
+        feature: `513`, or `2/513` for feature 513 of layer 2.
+        context, position: of the token.
+        token: its text.
+        activation: there, in the dictionary's units.
+        effect: its share of the metric, in the metric's units.
+    """
+
+    feature: str
+    context: int
+    position: int
+    token: str
+    activation: float
+    effect: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FeatureAttribution:
+    """What each feature does to a number of a run.
+
+    Attributes:
+        method: see `attribute`.
+        tokens: text of each token, [b][T].
+        features: activations [b, T, *feature_shape].
+        effects: [b, T, *feature_shape], in the metric's units; 0 where a feature is what it is in the baseline.
+        error_effects: [b, T], of the error term; 0 without a baseline text, when it is held, and of the method ablation.
+        metric, baseline_metric: the number in the run as it is, and with features (and error term) of the baseline.
+    """
+
+    method: str
+    tokens: list[list[str]]
+    features: Tensor
+    effects: Tensor
+    error_effects: Tensor
+    metric: float
+    baseline_metric: float
+
+    @property
+    def gap(self) -> float:
+        """What the effects leave open of metric - baseline_metric: of integrated gradients the error of the sum for the
+        integral, of attribution patching and of ablation what is not linear."""
+        total = float(self.effects.sum(dtype=torch.float64)) + float(self.error_effects.sum(dtype=torch.float64))
+        return self.metric - self.baseline_metric - total
+
+    def by_feature(self) -> Tensor:
+        """Effects summed over contexts and positions, [*feature_shape]."""
+        return self.effects.sum((0, 1))
+
+    def top(self, n: int = 10) -> list[Effect]:
+        """The n largest effects, by size; fewer where there are fewer that are not 0."""
+        shape = self.effects.shape
+        flat = self.effects.flatten()
+        order = flat.abs().argsort(descending=True, stable=True)[:n]
+        found = []
+        for index in order[flat[order] != 0].tolist():
+            context, position, *place = (int(i) for i in torch.unravel_index(torch.tensor(index), shape))
+            name = "/".join(map(str, place))
+            token = self.tokens[context][position]
+            found.append(Effect(name, context, position, token, float(self.features.flatten()[index]), float(flat[index])))
+        return found
+
+    def top_features(self, n: int = 10) -> list[tuple[str, float]]:
+        """(feature, effect summed over positions) of the n largest sums, by size."""
+        sums = self.by_feature().flatten()
+        order = sums.abs().argsort(descending=True, stable=True)[:n]
+        shape = self.effects.shape[2:]
+        return [(feature_name(int(i), shape), float(sums[i])) for i in order if float(sums[i]) != 0]
+
+    def __repr__(self) -> str:
+        first = ", ".join(f"{name} {effect:+.3g}" for name, effect in self.top_features(5))
+        return (
+            f"FeatureAttribution({self.method}, metric {self.metric:.4g}, baseline {self.baseline_metric:.4g}, gap "
+            f"{self.gap:.2g}; {first})"
+        )
+
+
+def logit_difference(model: LanguageModel, right: str | int, wrong: str | int, position: int = -1) -> Metric:
+    """The metric logit(right) - logit(wrong) at a position, meaned over contexts.
+
+    Args:
+        model: whose tokens they are.
+        right, wrong: texts of one token, such as " cat", or token ids.
+        position: of the prediction; -1: after the last token.
+
+    Raises:
+        DataError: a text of several tokens.
+    """
+    first, second = (model.to_single_token(each) if isinstance(each, str) else each for each in (right, wrong))
+    return lambda run: (run.logits[:, position, first] - run.logits[:, position, second]).mean()
+
+
+def mean_loss(run: Output) -> Tensor:
+    """The metric "loss": mean cross entropy of all predictions, nats a token."""
+    return run.loss.mean()
+
+
+def attribute(
+    model: LanguageModel,
+    dictionary: Dictionary,
+    text: Tokens,
+    metric: Metric | Literal["loss"] = "loss",
+    *,
+    method: Method = "integrated_gradients",
+    baseline: Tokens | None = None,
+    steps: int = 16,
+    features: Sequence[int | str] | None = None,
+    hook_points: Sequence[str] = (),
+    norms: Mapping[str, HookNorm] | None = None,
+    prepend_bos: bool | str = "auto",
+) -> FeatureAttribution:
+    """What each feature at each position does to a number of a run.
+
+    Args:
+        model: whole.
+        dictionary: SAE, transcoder, cross-layer transcoder, Lorsa, or a crosscoder over layers of this model. Features are
+            those of the model's own run; their decoded parts are changed, error terms and other features are held.
+        text: a text, or token ids [b, T].
+        metric: a function of the run (`logits`, `loss`, `activations` of `hook_points`) that gives one number, such as
+            `logit_difference(model, " cat", " dog")`; or "loss".
+        method: "integrated_gradients" (`steps` runs forward and back; sums to the metric's difference to the baseline),
+            "attribution_patching" (one run; its linear approximation), "ablation" (exact, a run for each active feature and
+            position).
+        baseline: another text of as many tokens, whose features and error term take the place; None: features are 0, the error
+            term is held.
+        steps: points of the integral.
+        features: of the method ablation, those that are looked at; None: all that are active.
+        hook_points: whose activations the metric finds in the run.
+        norms: {hook point: norm}, for a dictionary that is not folded.
+        prepend_bos: see `LanguageModel.to_tokens`.
+
+    Example:
+        >>> found = attribute(model, sae, "The cat sat on the", logit_difference(model, " mat", " dog"))
+        >>> found.top(5), found.gap
+
+    Raises:
+        DataError: a metric that is not one number or has no gradient; texts of unequal length; a baseline text for a dictionary
+            that writes several hook points; or as `run_with_dictionaries`.
+    """
+    if method not in METHODS:
+        raise DataError(unknown_name("method", method, METHODS))
+    if steps < 1:
+        raise DataError(f"steps: wanted at least 1 point of the integral, got {steps}")
+    measured: Metric = mean_loss if metric == "loss" else metric
+    function = _OfFeatures(model, dictionary, text, measured, baseline, hook_points, norms, prepend_bos)
+    if method == "ablation":
+        effects, error_effects = function.ablated(features), torch.zeros(function.f.shape[:2])
+    else:
+        points, weights = _points(steps) if method == "integrated_gradients" else ([1.0], [1.0])
+        effects, error_effects = function.integrated(points, weights)
+    texts = [model.to_str_tokens(row) for row in function.ids] if function.has_text else _numbers(function.ids)
+    return FeatureAttribution(method, texts, function.f, effects, error_effects, function.at(1.0), function.at(0.0))
+
+
+def _points(steps: int) -> tuple[list[float], list[float]]:
+    """Points and weights of the Gauss-Legendre sum on [0, 1]."""
+    x, w = np.polynomial.legendre.leggauss(steps)
+    return ((x + 1) / 2).tolist(), (w / 2).tolist()
+
+
+def _numbers(ids: Tensor) -> list[list[str]]:
+    return [[str(i) for i in row] for row in ids.tolist()]
+
+
+class _OfFeatures:
+    """The metric as a function of the decoded features and the rest, of which a point between baseline and run is taken."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        dictionary: Dictionary,
+        text: Tokens,
+        metric: Metric,
+        baseline: Tokens | None,
+        hook_points: Sequence[str],
+        norms: Mapping[str, HookNorm] | None,
+        prepend_bos: bool | str,
+    ) -> None:
+        self.model, self.metric, self.hook_points = model, metric, list(hook_points)
+        self.placed = PlacedDictionary(dictionary, model, norms)
+        self.ids = model.to_tokens(text, prepend_bos)
+        try:
+            self.has_text = model.tokenizer is not None
+        except DataError:
+            self.has_text = False
+        run = run_with_dictionaries(model, self.ids, dictionary, norms=norms)
+        self.f, self.kept = run.only.encoded.detach(), run.only.kept
+        self.f0 = torch.zeros_like(self.f)
+        self.rest: dict[str, Tensor] = {}  # {hook point: how far what features do not carry is from that of the baseline}
+        if baseline is not None:
+            self._compare(run.activations, baseline, norms, prepend_bos)
+
+    def _compare(
+        self, activations: Mapping[str, Tensor], baseline: Tokens, norms: Mapping[str, HookNorm] | None, prepend_bos: bool | str
+    ) -> None:
+        placed = self.placed
+        if len(placed.hooks_out) > 1:
+            raise DataError(
+                f"baseline: dictionary '{placed.dictionary.config.name}' writes {len(placed.hooks_out)} hook points, whose "
+                "error terms depend on one another; leave the baseline out, then features are set to 0"
+            )
+        ids = self.model.to_tokens(baseline, prepend_bos)
+        if ids.shape != self.ids.shape:
+            raise DataError(
+                f"baseline: wanted {list(self.ids.shape)} tokens as the text has, got {list(ids.shape)}; give texts of equal "
+                "length"
+            )
+        other = run_with_dictionaries(self.model, ids, placed.dictionary, norms=norms)
+        (hook,) = placed.hooks_out
+        self.f0 = other.only.encoded.detach()
+        parts = [
+            y - self._decoded(f, hook, y, kept)
+            for y, f, kept in (
+                (activations[hook], self.f, self.kept),
+                (other.activations[hook], self.f0, other.only.kept),
+            )
+        ]
+        self.rest[hook] = parts[0] - parts[1]
+
+    def _decoded(self, f: Tensor, hook: str, y: Tensor, kept: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.placed.written(self.placed.dictionary.decode_linear(f), hook, y, kept)
+
+    def run(self, change: Tensor, errors: Mapping[str, Tensor], gradient: bool = False) -> Tensor:
+        """The metric with the features changed by `change`, and what they do not carry by `errors`."""
+        with torch.set_grad_enabled(gradient):
+            decoded = self.placed.dictionary.decode_linear(change)
+
+        def replacement(hook: str) -> Replacement:
+            def replace(captured: Mapping[str, Tensor], original: Tensor) -> Tensor:
+                new = original + self.placed.written(decoded, hook, original, self.kept).to(original.dtype)
+                return new + errors[hook] if hook in errors else new
+
+            return replace
+
+        replace = {hook: replacement(hook) for hook in self.placed.standing}
+        out = self.model.run(self.ids, replace=replace, hook_points=self.hook_points, gradient=gradient)
+        with torch.set_grad_enabled(gradient):
+            value = self.metric(out)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise DataError(f"metric: wanted one number (a tensor with one element), got {got}")
+        if gradient and not value.requires_grad:
+            raise DataError(
+                "metric: it does not depend on the features; take it from what comes after the dictionary's hook point"
+            )
+        return value
+
+    def _errors(self, t: float) -> dict[str, Tensor]:
+        return {hook: (t - 1.0) * rest for hook, rest in self.rest.items()}
+
+    def at(self, t: float) -> float:
+        """The metric at baseline + t (run - baseline)."""
+        return float(self.run((t - 1.0) * (self.f - self.f0), self._errors(t)))
+
+    def integrated(self, points: Sequence[float], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Effects of features, and of the error term: differences times the weighted sum of the gradients at the points."""
+        far = self.f - self.f0
+        total = torch.zeros_like(far)
+        totals = {hook: torch.zeros_like(rest) for hook, rest in self.rest.items()}
+        for t, weight in zip(points, weights, strict=True):
+            change = ((t - 1.0) * far).requires_grad_()
+            errors = {hook: error.requires_grad_() for hook, error in self._errors(t).items()}
+            value = self.run(change, errors, gradient=True)
+            gradients = torch.autograd.grad(value, [change, *errors.values()], allow_unused=True)
+            if gradients[0] is None:
+                raise DataError(
+                    "metric: it does not depend on the features; take it from what comes after the dictionary's hook point"
+                )
+            total += weight * gradients[0]
+            for (_, sum_of), g in zip(totals.items(), gradients[1:], strict=True):
+                if g is not None:
+                    sum_of += weight * g
+        effects = torch.zeros(far.shape[:2], dtype=far.dtype)
+        for hook, gradient in totals.items():
+            effects += (gradient * self.rest[hook]).sum(-1).to(effects)
+        return (far * total).detach(), effects
+
+    def ablated(self, features: Sequence[int | str] | None) -> Tensor:
+        """Effects of single features at single positions, each by a run of its own."""
+        far = self.f - self.f0
+        looked_at = far != 0
+        if features is not None:
+            chosen = torch.zeros(self.placed.dictionary.feature_shape, dtype=torch.bool, device=far.device)
+            for feature in features:
+                chosen.view(-1)[feature_index(feature, self.placed.dictionary.feature_shape)] = True
+            looked_at = looked_at & chosen
+        whole, effects = self.at(1.0), torch.zeros_like(far)
+        for place in looked_at.nonzero():
+            index = tuple(place.tolist())
+            change = torch.zeros_like(far)
+            change[index] = -far[index]
+            effects[index] = whole - float(self.run(change, {}))
+        return effects

@@ -1,0 +1,327 @@
+"""A language model run with dictionaries in it: activations, features, error terms, logits and loss, edited or not.
+
+    x_hat = D(f) + b           what the dictionary makes of the features (and of what passes by them)
+    e     = x - x_hat          the error term
+    x'    = D(f') + b + e      what the model goes on with, f' being the edited features
+
+Without an edit x' is x bit for bit. The error term can be kept (gradients to what is before the dictionary are those of the
+model itself), frozen (they flow through features alone) or dropped (the reconstruction alone takes the activation's place).
+Source: Marks et al. 2024 (arXiv 2403.19647) for error terms as nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import DataError, unknown_name
+from pipeline.evaluation.language_model import keep_masked
+from pipeline.experiments.edits import Ablate, Edit, Values, edited, edits_of
+from pipeline.experiments.placed import PlacedDictionary, by_name
+from pipeline.lm.language_model import Output
+from pipeline.lm.splicing import Replacement
+
+if TYPE_CHECKING:
+    from pipeline.dictionaries.base import Dictionary
+    from pipeline.lm.language_model import LanguageModel
+    from pipeline.lm.text_input import Tokens
+    from pipeline.norms.hook_norm import HookNorm
+
+Errors = Literal["keep", "freeze", "drop"]
+ERRORS = ("keep", "freeze", "drop")
+
+
+@dataclass(frozen=True)
+class DictionaryRun:
+    """What one dictionary has seen and done in a run.
+
+    Attributes:
+        dictionary: itself.
+        kept: bool [b, T], the tokens that have features: no special ones, and none that it was trained without (massive ones).
+            Others keep their own activation, which counts as error there.
+        encoded: features [b, T, *feature_shape], in the dictionary's units, before edits.
+        features: the same after edits: what is decoded.
+        reconstructions: {written hook point: [b, T, d_out]} of `features`, raw; 0 where not kept.
+        errors: {written hook point: [b, T, d_out]}, the activation before edits less the reconstruction of `encoded`, raw.
+    """
+
+    dictionary: Dictionary
+    kept: Tensor
+    encoded: Tensor
+    features: Tensor
+    reconstructions: dict[str, Tensor]
+    errors: dict[str, Tensor]
+    _nodes: tuple[Tensor, ...] = field(repr=False, default=())
+
+    def gradient(self, of: Tensor, *, retain_graph: bool = True) -> Tensor:
+        """The gradient of a number of the run in the features that are decoded, [b, T, *feature_shape].
+
+        The error term is held. The gradient in the error term at a hook point is that in the run's `activations` there.
+
+        Args:
+            of: one number, such as `run.loss.mean()`, of a run with `grad=True`.
+            retain_graph: so that further gradients of the run can be taken.
+
+        Raises:
+            DataError: the run has no gradients, or it is not one number.
+        """
+        if of.numel() != 1 or not of.requires_grad:
+            got = "one without gradient" if of.numel() == 1 else f"shape {list(of.shape)}"
+            raise DataError(f"gradient: wanted one number of a run with grad=True, got {got}")
+        found = torch.autograd.grad(of, self._nodes, retain_graph=retain_graph, allow_unused=True)
+        parts = [torch.zeros_like(node) if g is None else g for node, g in zip(self._nodes, found, strict=True)]
+        return torch.stack(parts, -2) if len(self.dictionary.feature_shape) > 1 else parts[0]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ModelRun(Output):
+    """One run of a language model with dictionaries in it.
+
+    Attributes:
+        tokens: int64 [b, T].
+        logits: [b, T, V].
+        activations: {hook point: [b, T, d]}, after edits.
+        dictionaries: {name: what it has done}.
+    """
+
+    dictionaries: dict[str, DictionaryRun] = field(default_factory=dict)
+
+    @property
+    def features(self) -> Tensor:
+        """Features after edits [b, T, *feature_shape], of a run with one dictionary.
+
+        Raises:
+            DataError: there are several.
+        """
+        return self.only.features
+
+    @property
+    def only(self) -> DictionaryRun:
+        """What the one dictionary of the run has done.
+
+        Raises:
+            DataError: there are several, or none.
+        """
+        if len(self.dictionaries) != 1:
+            known = ", ".join(self.dictionaries) or "none"
+            raise DataError(f"the run has {len(self.dictionaries)} dictionaries ({known}); name one: run.dictionaries[name]")
+        return next(iter(self.dictionaries.values()))
+
+    @property
+    def cache(self) -> dict[str, Tensor]:
+        """All tensors by name, as of a run with a cache.
+
+        The names are those of the hook points that were kept (after edits), and of each dictionary `<name>.features`,
+        `<name>.encoded`, `<name>.reconstruction.<hook point>` and `<name>.error.<hook point>`.
+        """
+        found = dict(self.activations)
+        for name, part in self.dictionaries.items():
+            found |= {f"{name}.features": part.features, f"{name}.encoded": part.encoded}
+            found |= {f"{name}.reconstruction.{hook}": x for hook, x in part.reconstructions.items()}
+            found |= {f"{name}.error.{hook}": x for hook, x in part.errors.items()}
+        return found
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{name}: {list(part.features.shape)}" for name, part in self.dictionaries.items())
+        return (
+            f"ModelRun(tokens {list(self.tokens.shape)}, loss {float(self.loss.detach().mean()):.4f} nats a token, "
+            f"{len(self.activations)} hook points, features {{{names}}})"
+        )
+
+
+def run_with_dictionaries(
+    model: LanguageModel,
+    text: Tokens,
+    dictionaries: Dictionary | Sequence[Dictionary] | Mapping[str, Dictionary] = (),
+    *,
+    ablate: Ablate | None = None,
+    add: Values | None = None,
+    set_to: Values | None = None,
+    errors: Errors = "keep",
+    hook_points: Sequence[str] | Literal["all"] = (),
+    grad: bool = False,
+    norms: Mapping[str, HookNorm] | None = None,
+    prepend_bos: bool | str = "auto",
+) -> ModelRun:
+    """Run a language model on a text with dictionaries in it; edit their features.
+
+    Args:
+        model: whole, as `load_language_model` gives it.
+        text: a text, texts of equally many tokens, or token ids [b, T].
+        dictionaries: one, several, or {name: dictionary}; the name is that of the configuration where none is given. SAE,
+            transcoder, cross-layer transcoder, Lorsa, or a crosscoder over layers of this model.
+        ablate: features that are set to 0: `513`, "513", "2/513" (feature 513 of layer 2), several of them, or {feature:
+            positions}. With several dictionaries a feature is (name, feature).
+        add: {feature: value} or {feature: (value, positions)}: added to the activation, which is steering; without positions at
+            every token, in the dictionary's units.
+        set_to: the same, for the value that the activation gets.
+        errors: "keep": the error term is added back, gradients to earlier activations are those of the model itself;
+            "freeze": it is added back as a constant, so that gradients flow through features alone; "drop": it is left out.
+        hook_points: whose activations are kept; "all": every one, as run_with_cache. Those that dictionaries read and write are
+            always kept.
+        grad: everything is differentiable: in the features (`DictionaryRun.gradient`), in any activation that was kept
+            (torch.autograd.grad), and in the weights of dictionaries. The model's own weights stay frozen.
+        norms: {hook point: norm}, for dictionaries that are not folded.
+        prepend_bos: whether a text starts with the beginning-of-text token; "auto": if the tokenizer puts it there by itself.
+
+    Returns: logits, loss, activations, and of each dictionary features, reconstructions and error terms.
+
+    A dictionary with several written hook points in the residual stream is edited at the last one alone. A crosscoder reads
+    hook points that come after the first that it writes: its features are those of the model's own run.
+
+    Example:
+        >>> run = run_with_dictionaries(model, "Once upon a time", sae, ablate=[513], grad=True)
+        >>> run.loss.mean(), run.features.shape, run.only.gradient(run.loss.mean()).shape
+
+    Raises:
+        DataError: hook points that the model does not have; two dictionaries that write one hook point; no such feature or
+            position; a dictionary with hook points of several models.
+    """
+    if errors not in ERRORS:
+        raise DataError(unknown_name("errors", errors, ERRORS))
+    named = by_name(dictionaries)  # type: ignore[arg-type]
+    placed = {name: PlacedDictionary(dictionary, model, norms) for name, dictionary in named.items()}
+    _check_written_once(placed)
+    ids = model.to_tokens(text, prepend_bos)
+    edits = edits_of({name: one.feature_shape for name, one in named.items()}, ids.shape[1], ablate, add, set_to)
+    ahead = list(dict.fromkeys(hook for one in placed.values() if one.looks_ahead() for hook in one.hooks))
+    clean = model.activations(ids, ahead) if ahead else {}
+    splices = {
+        name: _Splice(one, one.kept(ids, clean), clean, [edit for edit in edits if edit.dictionary == name], errors, grad)
+        for name, one in placed.items()
+    }
+    replace = {hook: function for splice in splices.values() for hook, function in splice.replacements().items()}
+    if grad:
+        first = model.hook_points()[0]
+        replace[first] = _leaf(replace.get(first))
+    used = [hook for one in placed.values() for hook in one.hooks]
+    kept = model.hook_points() if hook_points == "all" else [*hook_points, *used]
+    out = model.run(ids, replace=replace, hook_points=dict.fromkeys(kept), gradient=grad)
+    return ModelRun(out.tokens, out.logits, out.activations, {name: splice.result() for name, splice in splices.items()})
+
+
+def _check_written_once(placed: Mapping[str, PlacedDictionary]) -> None:
+    writers: dict[str, str] = {}
+    for name, one in placed.items():
+        for hook in one.hooks_out:
+            if hook in writers:
+                raise DataError(f"dictionaries '{writers[hook]}' and '{name}' both write {hook}; run them one at a time")
+            writers[hook] = name
+
+
+def _leaf(function: Replacement | None) -> Replacement:
+    """What the gradients of a run end at: the first activation, as a constant that is differentiated."""
+
+    def replace(captured: Mapping[str, Tensor], original: Tensor) -> Tensor:
+        leaf = original.detach().requires_grad_()
+        return leaf if function is None else function(captured, leaf)
+
+    return replace
+
+
+class _Splice:
+    """One dictionary in one run.
+
+    Args:
+        placed: the dictionary.
+        kept: bool [b, T].
+        clean: activations of the model as it is, for what the run has not come to yet.
+        edits: of its features.
+        errors: what becomes of the error term.
+        grad: whether the run is differentiated.
+    """
+
+    def __init__(
+        self,
+        placed: PlacedDictionary,
+        kept: Tensor,
+        clean: Mapping[str, Tensor],
+        edits: Sequence[Edit],
+        errors: Errors,
+        grad: bool,
+    ) -> None:
+        self.placed, self.kept, self.clean, self.edits, self.errors = placed, kept, clean, edits, errors
+        self.copies = bool(edits) or grad  # f' is another tensor than f
+        self.inputs: dict[str, Tensor] = {}
+        self.x: Tensor | None = None  # what was encoded last
+        self.last: Tensor | None = None
+        self.before: dict[int, Tensor] = {}  # features by layer (0: of all), as they are read
+        self.after: dict[int, Tensor] = {}
+        self.reconstructions: dict[str, Tensor] = {}
+        self.error_terms: dict[str, Tensor] = {}
+
+    def replacements(self) -> dict[str, Replacement]:
+        """{written hook point: what is put there}."""
+        return {hook: self._replacement(hook) for hook in self.placed.hooks_out}
+
+    def _replacement(self, hook: str) -> Replacement:
+        def replace(captured: Mapping[str, Tensor], original: Tensor) -> Tensor:
+            self._read(captured, hook, original)
+            assert self.x is not None
+            before = self._written(self._all(self.before), hook, original)
+            after = self._written(self._all(self.after), hook, original) if self.copies else before
+            self.reconstructions[hook], self.error_terms[hook] = after, original - before
+            return self._value(hook, original, before, after)
+
+        return replace
+
+    def _read(self, captured: Mapping[str, Tensor], hook: str, original: Tensor) -> None:
+        """Encode what has come since the last time: of a dictionary with layers, those layers."""
+        placed, layered = self.placed, self.placed.layered
+        for name in placed.hooks_in:
+            if name not in self.inputs and (name == hook or name in captured):
+                self.inputs[name] = original if name == hook else captured[name]
+        come = [i for i, name in enumerate(placed.hooks_in) if name in self.inputs] if layered else [0]
+        new = [i for i in come if i not in self.before]
+        if not new:
+            return
+        absent = [name for name in placed.hooks_in if name not in self.inputs and name not in self.clean]
+        if absent:
+            raise DataError(f"dictionary '{placed.dictionary.config.name}': {absent[0]} does not run before {hook}")
+        self.last, self.x = placed.encode({**self.clean, **self.inputs}, self.kept)
+        for i in new:
+            self.before[i] = self.last[..., i, :] if layered else self.last
+            self.after[i] = edited(self.before[i], self.edits, i if layered else None) if self.copies else self.before[i]
+
+    def _all(self, parts: Mapping[int, Tensor]) -> Tensor:
+        """Features [b, T, *feature_shape]; of layers that the run has not come to yet, as they were last."""
+        if not self.placed.layered:
+            return parts[0]
+        assert self.last is not None
+        return torch.stack([parts.get(i, self.last[..., i, :]) for i in range(len(self.placed.hooks_in))], -2)
+
+    def _written(self, f: Tensor, hook: str, original: Tensor) -> Tensor:
+        """The raw reconstruction at a hook point, [b, T, d_out]; where a token is not kept, only what an edit puts there."""
+        assert self.x is not None
+        dictionary = self.placed.dictionary
+        x_hat = self.placed.written(dictionary.reconstruct(f, self.x), hook, original, self.kept)
+        bare = self.placed.written(dictionary.decode_linear(f), hook, original, self.kept)
+        return keep_masked(self.kept, x_hat, bare.to(original.dtype)) if not bool(self.kept.all()) else x_hat
+
+    def _value(self, hook: str, original: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        change = after - before
+        if self.errors == "drop":
+            return keep_masked(self.kept, after, original + change.to(original.dtype))
+        if hook not in self.placed.standing:
+            return original
+        if self.errors == "freeze":
+            return original.detach() + (after - before.detach()).to(original.dtype)
+        return original + change.to(original.dtype)
+
+    def result(self) -> DictionaryRun:
+        """What is told of the run."""
+        placed = self.placed
+        nodes = tuple(self.after[i] for i in sorted(self.after))
+        return DictionaryRun(
+            placed.dictionary,
+            self.kept,
+            self._all(self.before),
+            self._all(self.after),
+            self.reconstructions,
+            self.error_terms,
+            nodes,
+        )
