@@ -20,7 +20,7 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.member import Member
 from pipeline.training.outputs import Places
 
-EARLIER = ("generate", "norm", "pretrain", "tokenize")  # stages whose figures are there before a run is
+EARLIER = ("generate", "norm", "tokenize")  # stages whose figures are there before a run is
 
 
 @contextlib.contextmanager
