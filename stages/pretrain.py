@@ -1,8 +1,8 @@
 """pretrain: installed packages' documentation -> data/demo/model, the embedded default's small language model.
 
-No stage of dvc.yaml: the model is in git, and every run takes it from there. Reads no data file. Writes data/demo/model (Hugging
-Face form), with its figures in pretraining.json. Goes on from its last resume point. Cost: about two minutes for each million
-tokens on two cores.
+No stage of dvc.yaml: the model is in git, and every run takes it from there. Reads no data file. Writes data/demo/model
+(Hugging Face form), with its figures in pretraining.json. Goes on from its last resume point. Cost: about two minutes for each
+million tokens on two cores.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from pipeline.evaluation.compared import interval_of
 from pipeline.evaluation.members import member_experiments
 from pipeline.metric_names import ordinary
 from pipeline.plots.charts import number
-from pipeline.plots.page import card
 from pipeline.plots.experiment import Experiment
+from pipeline.plots.page import card
 from pipeline.plots.pareto import front, pareto_charts
 from pipeline.plots.training_report import PAGE
 

@@ -42,8 +42,8 @@ def heading(site: str, own: Sequence[Experiment]) -> str:
 
 
 def cells(own: Sequence[Experiment]) -> list[tuple[str, ...]]:
-    """A row for each experiment of a site, under HEAD, and last what tells it from the others; an asterisk marks the front of FVU
-    and that of delta cross entropy."""
+    """A row for each experiment of a site, under HEAD, and last what tells it from the others; an asterisk marks the front of
+    FVU and that of delta cross entropy."""
     fronts = [front(own, lambda e: e.fvu), front(own, lambda e: e.delta_ce)]
     rows = []
     for e in own:

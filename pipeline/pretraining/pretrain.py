@@ -46,7 +46,7 @@ def check_memory(params: DemoParams) -> None:
 
 
 def pretrain(params: DemoParams, out: Path) -> dict[str, float | int | str]:
-    """Train the tokenizer and the model, write `out` (fp16 safetensors, tokenizer, config, and the figures in pretraining.json).
+    """Train the tokenizer and the model, write `out` (fp16 safetensors, tokenizer, config; the figures in pretraining.json).
 
     Held-out figures are in nats a token over held-out documents, none of whose blocks was trained on; the bigram model is
     trained on the same training text.

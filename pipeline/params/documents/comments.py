@@ -1,8 +1,8 @@
 """A parameter file as DVC's writer leaves it, with the comments at the ends of its lines, written from the declaration.
 
-`dvc exp run -S` writes the whole file anew (ruamel.yaml, round trip): it leaves lines as they are but for null, which it writes as
-nothing, and lists, which it writes below their key. So both are written in this way here too, and -S of a key changes what stands
-at that key alone. Nothing else is touched.
+`dvc exp run -S` writes the whole file anew (ruamel.yaml, round trip): it leaves lines as they are but for null, which it writes
+as nothing, and lists, which it writes below their key. So both are written in this way here too, and -S of a key changes what
+stands at that key alone. Nothing else is touched.
 """
 
 from __future__ import annotations
