@@ -16,8 +16,8 @@ from pipeline.tracking.tracker import Tracker
 
 
 def log_comparison(tracker: Tracker, run_ids: Collection[str | None]) -> None:
-    """Log L0 against FVU and delta cross entropy of these runs and of all that are like them, with PCA in the same chart, to the
-    run of the tracker; and a table of them as the description of all runs together.
+    """Log L0 against FVU and delta cross entropy of these runs and of all that are like them, with PCA in the same chart, to
+    the run of the tracker; and a table of them as the description of all runs together.
 
     Args:
         tracker: of the run; one that knows no other runs logs nothing.

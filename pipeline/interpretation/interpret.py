@@ -6,7 +6,6 @@ file is there, with the fingerprint of the model's name, the settings, the featu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
 import threading
@@ -15,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.analysis.feature_columns import CONTEXTS, FEATURES
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.errors import DataError, Interrupted
 from pipeline.files import fingerprint, write_json
@@ -183,7 +181,7 @@ def interpret(
         "model": model.name,
         "settings": asdict(settings),
         "prompts": PROMPTS,
-        "store": {**store.about, "sha256": store_digest(store)},
+        "store": {**store.about, "sha256": store.digest()},
     }
     run = fingerprint(about)
     waiting = [row for row in rows if force or not _finished(_file(folder, row), run, row)]
@@ -219,15 +217,6 @@ def summarize(folder: Path, run: str, model: str) -> dict[str, Any]:
         values = [feature[kind] for feature in features.values() if feature[kind] is not None]
         median[kind] = statistics.median(values) if values else None
     return {"features": features, "median": median, "model": model, "run": run}
-
-
-def store_digest(store: FeatureStore) -> str:
-    """sha256 over the contents of the feature store's two files."""
-    digest = hashlib.sha256()
-    for name in (FEATURES, CONTEXTS):
-        with open(store.folder / name, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _file(folder: Path, row: Mapping[str, Any]) -> Path:
