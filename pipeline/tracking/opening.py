@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.params.sections.tracking import TrackingParams
 
 STARTING_STAGE = "train"
-DRAWN = re.compile(r"[a-z]+-[a-z]+")  # a name that DVC draws for an experiment: an adjective and a noun
+DRAWN = re.compile(r"[a-z]+-[a-z]+|.+-\d+")  # names that DVC makes: an adjective and a noun, or the one of a grid numbered
 MAX_ABOUT = 80
 
 

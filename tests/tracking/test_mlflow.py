@@ -161,7 +161,7 @@ def test_a_stage_that_fails_before_it_logs_is_told(tracked, client, params, erro
 
 
 @pytest.mark.parametrize(("experiment", "stated", "wanted"), [
-    ("brave-lynx", None, "brave-lynx (top_k 8)"), ("k8", None, "k8"), (None, "mine", "mine"), (None, None, "main (top_k 8)"),
+    ("brave-lynx", None, "brave-lynx (top_k 8)"), ("smol-sweep-1", None, "smol-sweep-1 (top_k 8)"), ("k8", None, "k8"), (None, "mine", "mine"), (None, None, "main (top_k 8)"),
 ])  # fmt: skip
 def test_a_name_that_nobody_has_chosen_says_what_differs(tracked, client, params, monkeypatch, experiment, stated, wanted):
     if experiment:
