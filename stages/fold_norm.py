@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from pipeline.command import Output, stage_command
+from pipeline.params.loader import tracking_of
 from pipeline.tracking.outcome import outcome_told
 
 
@@ -19,7 +20,7 @@ from pipeline.tracking.outcome import outcome_told
 @click.option("--out", type=Output(directory=True), default="data/inference", help="Directory of the inference dictionaries.")
 @click.option("--metrics", type=Output(), default="metrics/fold.json", help="Figures to write.")
 @click.option("--run", default="data/run.json", help="The tracking run to go on with.")
-@outcome_told("fold")
+@outcome_told("fold", tracking_of)
 def main(params: str, trained: str, norms: str, activations: str, out: str, metrics: str, run: str) -> None:
     """Fold the activation norm and the decoder norms into the weights, of each member of the sweep if there is one."""
     from pathlib import Path

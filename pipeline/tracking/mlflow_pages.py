@@ -13,19 +13,15 @@ from typing import Any
 VIEW = "scopeline"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 NOTE_TAG = "mlflow.note.content"
+KIND_TAG = "mlflow.experimentKind"  # which pages MLflow offers: those of training, not of chats
 MARK = "<!-- written by scopeline -->"  # a note without it is the user's own
 MAX_EXPERIMENT_TAG = 5000
+NARROW = 110  # pixels of a column: what matters fits beside the names at 1,280
 MOST_RUNS = 200  # compared, the newest
 MODEL_TYPE = "sparse dictionary"
 _HEAD = "0 headline"
-_PARAMS = (
-    "dictionary.top_k",
-    "dictionary.act_fn",
-    "dictionary.hook_point_in",
-    "model.model_name",
-    "trainer.total_training_tokens",
-)
-_METRICS = (f"{_HEAD}/L0", f"{_HEAD}/FVU", "evaluation/pca_fvu", f"{_HEAD}/delta cross entropy", f"{_HEAD}/dead share")
+_PARAMS = ("dictionary.top_k", "dictionary.act_fn", "dictionary.hook_point_in")
+_METRICS = (f"{_HEAD}/L0", f"{_HEAD}/FVU", "evaluation/pca_fvu", f"{_HEAD}/delta cross entropy")
 _AGAINST_L0 = (f"{_HEAD}/FVU", f"{_HEAD}/delta cross entropy")
 _BARS = (*_AGAINST_L0, f"{_HEAD}/loss recovered against the mean", f"{_HEAD}/dead share")
 
@@ -44,16 +40,17 @@ def view_state() -> dict[str, Any]:
         for i, key in enumerate(_AGAINST_L0)
     ]  # fmt: skip
     bars = [{**common, "type": "BAR", "uuid": f"bar-{i}", "metricKey": key} for i, key in enumerate(_BARS)]
-    images = [{**common, "type": "IMAGE", "uuid": "compared", "imageKeys": ["compared/FVU", "compared/delta cross entropy"]}]
     return {
         "selectedColumns": [
             column("tags", "differs"),
             *(column("params", name) for name in _PARAMS),
             *(column("metrics", name) for name in _METRICS),
-            column("attributes", "Dataset"),
-            column("attributes", "Models"),
         ],
-        "compareRunCharts": [*scatter, *images, *bars],
+        "columnWidths": {
+            **{column("metrics", name): NARROW for name in _METRICS},
+            **{column("params", name): NARROW for name in _PARAMS},
+        },
+        "compareRunCharts": [*scatter, *bars],
         "compareRunSections": [{"uuid": section, "name": "Which is best", "display": True, "isReordered": False}],
         "runsHiddenMode": "FIRST_20_RUNS",
         "isAccordionReordered": True,
@@ -63,6 +60,8 @@ def view_state() -> dict[str, Any]:
 def offer_view(client: Any, experiment: Any) -> None:
     """Put the shared view into the experiment's tags, and a note with the way to it where there is none."""
     wanted = {VIEW_TAG: json.dumps(view_state(), separators=(",", ":"))}
+    if KIND_TAG not in experiment.tags:
+        wanted[KIND_TAG] = "custom_model_development"
     if NOTE_TAG not in experiment.tags:
         wanted[NOTE_TAG] = note(experiment.experiment_id, "")
     for key, value in wanted.items():
@@ -73,7 +72,8 @@ def offer_view(client: Any, experiment: Any) -> None:
 def note(experiment_id: str, text: str) -> str:
     """The experiment's note: the way to the view, then a text, cut at a line where it is too long."""
     link = f"#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
-    lines = [MARK, f"[Table and charts with k, L0, FVU and delta cross entropy]({link})", "", *text.splitlines()]
+    links = f"[Table with k, L0, FVU and delta cross entropy]({link}), [charts]({link}&compareRunsMode=CHART)"
+    lines = [MARK, links, "", *text.splitlines()]
     while len("\n".join(lines)) > MAX_EXPERIMENT_TAG:
         lines.pop()
     return "\n".join(lines)

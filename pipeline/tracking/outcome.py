@@ -5,18 +5,28 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.tracking.opening import open_tracker
 from pipeline.tracking.run_file import read_ids, read_members
 from pipeline.tracking.tracker import FAILED, STOPPED
 
+if TYPE_CHECKING:
+    from pipeline.params.sections.tracking import TrackingParams
 
-def outcome_told(stage: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+
+def outcome_told(
+    stage: str, tracking_of: Callable[[str], TrackingParams]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a stage's main function, whose options `params` and `run` are the parameter file and the run file: where it ends
     by an exception, the run (of a sweep each) becomes FAILED, or KILLED where it was interrupted. A run that is not there is
-    not made."""
+    not made.
+
+    Args:
+        stage: its name.
+        tracking_of: parameter file -> the parameters of tracking.
+    """
 
     def decorated(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
@@ -25,7 +35,12 @@ def outcome_told(stage: str) -> Callable[[Callable[..., None]], Callable[..., No
                 function(params=params, run=run, **options)
             except BaseException as error:
                 with contextlib.suppress(PipelineError):
-                    _tell(stage, params, run, STOPPED if isinstance(error, Interrupted | KeyboardInterrupt) else FAILED)
+                    _tell(
+                        stage,
+                        tracking_of(params),
+                        run,
+                        STOPPED if isinstance(error, Interrupted | KeyboardInterrupt) else FAILED,
+                    )
                 raise
 
         return called
@@ -33,10 +48,7 @@ def outcome_told(stage: str) -> Callable[[Callable[..., None]], Callable[..., No
     return decorated
 
 
-def _tell(stage: str, params: str, run: str, status: str) -> None:
-    from pipeline.params.loader import load_params
-
-    tracking = load_params(params).tracking
+def _tell(stage: str, tracking: TrackingParams, run: str, status: str) -> None:
     for member in ("", *read_members(run)):
         if read_ids(run, member):
             open_tracker(tracking, stage=stage, run_file=run, member=member).close(status)

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.errors import DataError, Interrupted
 from pipeline.evaluation.headline import NAMES
+from pipeline.params.loader import tracking_of
 from pipeline.tracking.mlflow_runs import MlflowTracker
 from pipeline.tracking.opening import open_tracker
 from pipeline.tracking.outcome import outcome_told
@@ -139,7 +140,7 @@ def test_a_stage_that_fails_before_it_logs_is_told(tracked, client, params, erro
     (tracked / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
     called = []
 
-    @outcome_told("fold")
+    @outcome_told("fold", tracking_of)
     def main(params: str, run: str, other: int) -> None:
         called.append(other)
         raise error
@@ -197,7 +198,7 @@ def test_the_table_of_runs_has_a_view_and_a_note_that_a_user_may_write(tracked, 
     experiment = client.get_experiment_by_name("scopeline")
     view = json.loads(experiment.tags["mlflow.sharedViewState.scopeline"])
     assert {"params.`dictionary.top_k`", "metrics.`0 headline/FVU`", "tags.`differs`"} <= set(view["selectedColumns"])
-    assert {chart["type"] for chart in view["compareRunCharts"]} == {"SCATTER", "BAR", "IMAGE"}
+    assert {chart["type"] for chart in view["compareRunCharts"]} == {"SCATTER", "BAR"}
     assert len({chart["uuid"] for chart in view["compareRunCharts"]}) == len(view["compareRunCharts"])
     keys = {f"{name}" for chart in view["compareRunCharts"] if "metricKey" in chart for name in [chart["metricKey"]]}
     assert keys <= {f"0 headline/{name}" for name in NAMES}

@@ -107,7 +107,7 @@ function searched(columns) {
   const where = filled(columns).map((column) => column.key).filter((key) => ["fires", "promotes", "explanation"].includes(key));
   const titles = where.map((key) => `, \u201c${COLUMNS.find((column) => column.key === key).title}\u201d`).join("");
   const suppressed = columns.suppresses.some((places) => places.length) ? ", suppressed tokens" : "";
-  const text = `Searched: feature numbers${titles}${suppressed}, with all tokens that a feature\u2019s page lists and the words that they are parts of (the table shows ${SHOWN} in a column); the very token comes first.`;
+  const text = `Searched: feature numbers${titles}${suppressed}, with all tokens that a feature\u2019s page lists (the table shows ${SHOWN} in a column), and the words that they are parts of; the very token comes first.`;
   const hidden = state.hidden > 0 ? ` The filters hide ${state.hidden.toLocaleString("en")} more.` : "";
   return text + hidden;
 }
