@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -81,7 +82,7 @@ def _of_the_machine(error: Exception) -> str | None:
 
 def _script(function: Callable[..., Any]) -> str:
     """The name of a stage's script; run by `python -m` its module is called __main__."""
-    spec = getattr(function, "__globals__", {}).get("__spec__")
+    spec = getattr(inspect.unwrap(function), "__globals__", {}).get("__spec__")
     return str(getattr(spec, "name", function.__module__)).rpartition(".")[2]
 
 

@@ -12,6 +12,7 @@ The algebra is each kind's own (Dictionary.fold); this module knows the dictiona
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,9 @@ from torch import Tensor
 from pipeline.activations.schema import calibration_rows
 from pipeline.contracts.sealing import Origin
 from pipeline.dictionaries.base import Dictionary
+from pipeline.dictionaries.formats.scopeline import CONFIG_FILE
 from pipeline.dictionaries.saving import save_dictionary
-from pipeline.dictionaries.store import load_dictionary
+from pipeline.dictionaries.store import load_dictionary, read_config
 from pipeline.errors import NumericsError, ParamsError, unknown_name
 from pipeline.hooks import stacked
 from pipeline.memory import require_memory
@@ -290,3 +292,15 @@ def fold_stored(
     )
     save_dictionary(report.dictionary, out, Origin("fold", made.made_from).to_dict())
     return report.figures
+
+
+def model_entity(place: Path) -> tuple[str, dict[str, Any], list[Path]]:
+    """An inference dictionary as trackers list models: (name, what it is, files about it). Its weights stay where they are.
+
+    Args:
+        place: its directory.
+    """
+    config = read_config(place).to_dict()
+    keys = ("kind", "act_fn", "top_k", "d_in", "d_sae", "hook_point_in", "hook_point_out", "hook_points_in", "hook_points_out")
+    about = {key: config[key] for key in keys if config.get(key) is not None}
+    return re.sub(r"[^\w-]", "_", str(config.get("name") or place.name)), about | {"weights": str(place)}, [place / CONFIG_FILE]

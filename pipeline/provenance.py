@@ -38,6 +38,11 @@ def _git(directory: str | Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def committed_text(path: str) -> str | None:
+    """A file of the working directory as the commit that is checked out has it; None without git, or where it has none."""
+    return _git(".", "show", f"HEAD:./{path}")
+
+
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """{package: version} of those that are installed, and python; nothing is imported."""
     found = {"python": platform.python_version()}

@@ -13,6 +13,8 @@ from __future__ import annotations
 import click
 
 from pipeline.command import Output, stage_command
+from pipeline.params.loader import tracking_of
+from pipeline.tracking.outcome import outcome_told
 
 
 @stage_command
@@ -25,6 +27,7 @@ from pipeline.command import Output, stage_command
 @click.option("--features", type=Output(directory=True), default="data/features", help="Feature store to write.")
 @click.option("--dashboard", type=Output(directory=True), default="data/dashboard", help="Dashboard to write.")
 @click.option("--run", default="data/run.json", help="The tracking run to go on with.")
+@outcome_told("analyze", tracking_of)
 def main(params: str, inference: str, tokens: str, features: str, dashboard: str, run: str, **figures: str) -> None:
     """Collect contexts, densities, logits and neighbours of every feature, and draw the dashboard."""
     from pipeline.dashboard.run import drawn, log_dashboard

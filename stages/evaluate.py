@@ -14,6 +14,8 @@ import click
 
 from pipeline.command import Output, stage_command
 from pipeline.interrupts import interruption
+from pipeline.params.loader import tracking_of
+from pipeline.tracking.outcome import outcome_told
 
 
 @stage_command
@@ -24,6 +26,7 @@ from pipeline.interrupts import interruption
 @click.option("--out", type=Output(), default="metrics/evaluation.json", help="Metrics to write.")
 @click.option("--plots", type=Output(directory=True), default="metrics/plots/evaluation", help="Directory of plots to write.")
 @click.option("--run", default="data/run.json", help="The tracking run to go on with.")
+@outcome_told("evaluate", tracking_of)
 @interruption("interrupted; run the same command again, it starts anew")
 def main(params: str, inference: str, tokens: str, norms: str, statistics: str, out: str, plots: str, run: str) -> None:
     """Measure reconstruction, sparsity and language-model loss on held-out tokens."""

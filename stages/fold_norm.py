@@ -9,6 +9,8 @@ from __future__ import annotations
 import click
 
 from pipeline.command import Output, stage_command
+from pipeline.params.loader import tracking_of
+from pipeline.tracking.outcome import outcome_told
 
 
 @stage_command
@@ -18,6 +20,7 @@ from pipeline.command import Output, stage_command
 @click.option("--out", type=Output(directory=True), default="data/inference", help="Directory of the inference dictionaries.")
 @click.option("--metrics", type=Output(), default="metrics/fold.json", help="Figures to write.")
 @click.option("--run", default="data/run.json", help="The tracking run to go on with.")
+@outcome_told("fold", tracking_of)
 def main(params: str, trained: str, norms: str, activations: str, out: str, metrics: str, run: str) -> None:
     """Fold the activation norm and the decoder norms into the weights, of each member of the sweep if there is one."""
     from pathlib import Path
@@ -25,7 +28,7 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     from pipeline.dictionaries.store import directory_of
     from pipeline.errors import of_member
     from pipeline.files import members_directory, write_json
-    from pipeline.folding import fold_stored
+    from pipeline.folding import fold_stored, model_entity
     from pipeline.norms.hook_norm import read_norms
     from pipeline.opening import open_activations
     from pipeline.params.loader import load_params
@@ -46,6 +49,7 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     for member, found in figures.items():
         with open_tracker(loaded.tracking, stage="fold", run_file=run, member=member) as tracker:
             tracker.log_metrics({key: value for key, value in found.items() if not isinstance(value, str)})
+            tracker.log_model(*model_entity(Path(out) / place.name / member))
             if not member:
                 tracker.log_artifact(metrics, "metrics")
 

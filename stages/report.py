@@ -1,7 +1,8 @@
 """report: compare experiments: L0 against FVU and delta cross entropy, as a table, PNG files and a page.
 
 Reads the metrics and parameters of the experiments (`dvc exp run`) of the last commit (or of more), and of the working tree;
-each member of a sweep is compared as an experiment by itself.
+each member of a sweep is compared as an experiment by itself. Those of another model, text, hook point or evaluation are in a
+group of their own, each with its table and charts.
 Writes metrics/plots/pareto.
 """
 
@@ -13,6 +14,8 @@ import click
 
 from pipeline.command import Output, stage_command
 
+PICTURES = 12  # charts, two a group, that are in PNG files as well
+
 
 @stage_command
 @click.option(
@@ -22,8 +25,10 @@ from pipeline.command import Output, stage_command
 def main(params: str, output: Path, commits: int) -> None:
     """Compare the experiments of this project, from the last commit or from more of them."""
     from pipeline.errors import DataError
+    from pipeline.plots.comparison import table, tables
+    from pipeline.plots.experiment import distinct, member_rows, read_experiment, told_apart
     from pipeline.plots.experiments import experiment_rows
-    from pipeline.plots.pareto import distinct, member_rows, pareto_charts, read_experiment, table, told_apart
+    from pipeline.plots.pareto import pareto_charts
     from pipeline.plots.training_report import write_report
 
     rows, others = experiment_rows(commits)
@@ -35,7 +40,8 @@ def main(params: str, output: Path, commits: int) -> None:
         raise DataError("no experiment has been evaluated; run `dvc repro`, or `dvc exp run`")
     for line in table(experiments):
         click.echo(line)
-    write_report(output, "Experiments", f"{len(experiments)} evaluated on held-out text", pareto_charts(experiments))
+    charts, about = pareto_charts(experiments), f"{len(experiments)} evaluated on held-out text"
+    write_report(output, "Experiments", about, charts, pictures=PICTURES, tables=tables(experiments))
     click.echo(f"\n{output / 'index.html'}", err=True)
 
 

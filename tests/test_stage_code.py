@@ -52,7 +52,7 @@ def test_deps_are_folders_and_modules_of_pipeline_and_the_script(stage: str) -> 
 
 
 def test_every_stage_script_is_in_the_pipeline_or_runs_beside_it() -> None:
-    beside = {"plan", "preset", "report", "inspect", "interpret", "export", "import_dictionary", "installed"}
+    beside = {"plan", "pretrain", "preset", "report", "inspect", "interpret", "export", "import_dictionary", "installed"}
     beside |= {"saebench", "sparse_probing", "ground_truth"}
     scripts = {path for path in sources("stages") if Path(path).stem not in {"__init__", *beside}}
     assert scripts == set(SCRIPTS.values())

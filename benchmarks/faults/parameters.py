@@ -205,7 +205,7 @@ def files(text: str) -> list[Fault]:
         "a merge key": ("params.yaml", text + "extra: &x {a: 1}\nmore:\n  <<: *x\n"),
         "billion laughs": ("params.yaml", text + bomb),
         "billion laughs as a value": ("params.yaml", bomb + text.replace("seed: 0", "seed: *a11", 1)),
-        "billion laughs as a list key": ("params.yaml", bomb + text.replace("hook_points: null", "hook_points: *a11", 1)),
+        "billion laughs as a list key": ("params.yaml", bomb + text.replace("hook_points:", "hook_points: *a11", 1)),
         "10,000 deep, lists": ("params.yaml", text.replace("seed: 0", "seed: " + "[" * 10000 + "]" * 10000, 1)),
         "10,000 deep, open": ("params.yaml", "a: " + "[" * 10000),
         "10,000 deep, maps": ("params.yaml", text + "extra: " + "{a: " * 10000 + "}" * 10000),
@@ -259,7 +259,7 @@ def files(text: str) -> list[Fault]:
     for share in (0.1, 0.3, 0.5, 0.7, 0.9):
         written[f"cut at {share}"] = ("params.yaml", text[: int(len(text) * share)])
     written["huge"] = ("params.yaml", text + "# more of it\n" * 3_000_000)
-    written["huge list"] = ("params.yaml", text.replace("hook_points: null", f"hook_points: [{'x, ' * 1_000_000}]", 1))
+    written["huge list"] = ("params.yaml", text.replace("hook_points:", f"hook_points: [{'x, ' * 1_000_000}]", 1))
     return [
         Fault("file", name, STAGES[0], write=(file, content if isinstance(content, bytes) else content.encode()))
         for name, (file, content) in written.items()

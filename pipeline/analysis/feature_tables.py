@@ -8,6 +8,7 @@ missing in stores of before), coactivation_tokens, histogram_edges.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,6 +127,14 @@ class FeatureStore:
         if self._about(CONTEXTS, self._contexts) != self.about:
             raise DataError(f"{self.folder / CONTEXTS}: not written with {FEATURES}: it states something else; {NEXT}")
         check_store(self)
+
+    def digest(self) -> str:
+        """sha256 over the contents of the two files."""
+        digest = hashlib.sha256()
+        for name in (FEATURES, CONTEXTS):
+            with open(self.folder / name, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
 
     def _reading(self, name: str) -> AbstractContextManager[None]:
         return reading(f"{self.folder / name}: the feature store is damaged", NEXT)

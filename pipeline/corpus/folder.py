@@ -62,7 +62,8 @@ class TextFiles:
     def lines(self) -> list[str]:
         """What was read and what was left, in a line each."""
         found = [f"{self.path}: split {self.split}: {_counted(self.names)} read"]
-        return found + ([f"{self.path}: left unread: {_counted(self.left)}"] if self.left else [])
+        why = f"of a folder the files of one form are read, the commonest of {WANTED}"
+        return found + ([f"{self.path}: left unread: {_counted(self.left)}; {why}"] if self.left else [])
 
 
 def suffix_of(name: str) -> tuple[str, str]:

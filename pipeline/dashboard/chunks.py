@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
@@ -17,8 +18,9 @@ from typing import Any
 from pipeline.analysis.feature_columns import INACTIVE, TOP
 
 CHUNK = 32
+_INSIDE, _OPEN = re.compile(r"\w"), re.compile(r"\w\Z")  # a token that goes on with a word; one that a word may go on from
 COLUMNS = (
-    "feature", "name", "density", "max", "mean", "energy", "kurtosis", "norm", "fires", "promotes", "suppresses",
+    "feature", "name", "density", "max", "mean", "energy", "kurtosis", "norm", "fires", "words", "promotes", "suppresses",
     "explanation",
 )  # fmt: skip
 
@@ -134,6 +136,21 @@ def fires_on(contexts: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
     return [token for token, _ in Counter(peaks).most_common()]
 
 
+def words_of(contexts: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The words of several tokens that the strongest tokens of the contexts are parts of, each once, the commonest first."""
+    found: Counter[str] = Counter()
+    for context in contexts:
+        texts, start = context["texts"], context["peak"]
+        end = start + 1
+        while start > 0 and _INSIDE.match(texts[start]) and _OPEN.search(texts[start - 1]):
+            start -= 1
+        while end < len(texts) and _INSIDE.match(texts[end]) and _OPEN.search(texts[end - 1]):
+            end += 1
+        if end - start > 1 and context["band"] != INACTIVE:
+            found["".join(texts[start:end]).strip()] += 1
+    return [word for word, _ in found.most_common()]
+
+
 class Table:
     """The columns of the table, filled feature by feature in ascending order."""
 
@@ -155,6 +172,7 @@ class Table:
             "kurtosis": short(row["logit_kurtosis"], 3),
             "norm": short(row["decoder_norm"], 3),
             "fires": [self._strings(*token) for token in fires_on(contexts)],
+            "words": [self._strings(word) for word in words_of(contexts)],
             "promotes": [self._strings(token["text"], token["token"]) for token in row["promoted"] or ()],
             "suppresses": [self._strings(token["text"], token["token"]) for token in row["suppressed"] or ()],
             "explanation": [explained.get(key) for key in ("explanation", "detection", "fuzzing")] if explained else None,
@@ -163,10 +181,11 @@ class Table:
             self.columns[name].append(value)
 
     def packed(self) -> dict[str, Any]:
-        """The table's values; the names only where they are not the numbers, explanations only where there are some."""
+        """The table's values; names only where they are not the numbers, words and explanations only where there are some."""
         columns = {**self.columns, **self._strings.packed()}
         if all(name == str(number) for name, number in zip(columns["name"], columns["feature"], strict=True)):
             del columns["name"]
-        if not any(columns["explanation"]):
-            del columns["explanation"]
+        for key in ("words", "explanation"):
+            if not any(columns[key]):
+                del columns[key]
         return columns

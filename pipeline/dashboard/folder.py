@@ -9,6 +9,7 @@ single.html       the same with the features of the largest energy, all in one f
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -24,8 +25,10 @@ from pipeline.progress import Progress
 
 SINGLE_PAGE = "single.html"
 OVERVIEW = "overview.json"
+EXPLANATIONS = "shown.html"  # which the page of a dashboard takes explanations from
 _ASSETS = Path(__file__).parent / "assets"
-_SCRIPTS = ("data.js", "draw.js", "overview.js", "table.js", "feature.js", "main.js")
+_SCRIPTS = ("theme.js", "data.js", "draw.js", "overview.js", "table.js", "kept.js", "feature.js", "main.js")
+_DARK = re.compile(r"@media \(prefers-color-scheme: dark\) \{ :root \{(.*?)\} \}", re.DOTALL)
 
 Block = tuple[Sequence[Mapping[str, Any]], Mapping[int, Sequence[Mapping[str, Any]]]]
 
@@ -38,6 +41,7 @@ def write_dashboard(
     single: int = 2000,
     explanations: Mapping[str, Mapping[str, Any]] | None = None,
     up: str = "",
+    interpretations: str = "",
 ) -> None:
     """Write the dashboard of a feature store, whole or not at all.
 
@@ -48,7 +52,9 @@ def write_dashboard(
         single: features in the page that is one file: the ones with the largest `energy`; 0: no such page.
         explanations: {name of a feature: {"explanation", "detection", "fuzzing"}}.
         up: a page beside the folder that index.html leads back to, as `../index.html`; "": none.
+        interpretations: where stages.interpret may have written explanations of this store, from the folder; "": nowhere.
     """
+    overview = {**overview, "store": store.digest()}
     ranked = store.features(["feature", "density", "energy"])
     chosen = largest_energy(ranked, single)
     table, single_table = Table(explanations), Table(explanations)
@@ -70,11 +76,22 @@ def write_dashboard(
             progress.update(len(rows))
         _write(place / "data" / "table.js", f'scopeline.put("table","{packed(table.packed())}")')
         write_json(place / "data" / OVERVIEW, dict(overview))
-        _write(place / PAGE, page(overview, {}, up))
+        _write(place / PAGE, page({**overview, "explanations": interpretations}, {}, up))
         if single:
             data = {"table": packed(single_table.packed()), **singles}
             _write(place / SINGLE_PAGE, page({**overview, **_part(ranked, chosen)}, data))
     progress.close()
+
+
+def write_explanations(path: Path, store: FeatureStore, explanations: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the page from which a dashboard takes explanations, {name: {"explanation", "detection", "fuzzing"}}."""
+    keys = ("explanation", "detection", "fuzzing")
+    features = {name: {key: one.get(key) for key in keys} for name, one in explanations.items()}
+    said = json.dumps({"store": store.digest(), "features": features}, ensure_ascii=True).replace("<", "\\u003c")
+    _write(
+        path,
+        f'<!DOCTYPE html><meta charset="utf-8"><title>Explanations</title><script>parent.postMessage({said}, "*")</script>\n',
+    )
 
 
 def largest_energy(rows: Sequence[Mapping[str, Any]], n: int) -> set[int]:
@@ -125,8 +142,16 @@ def page(overview: Mapping[str, Any], data: Mapping[str, str], up: str = "") -> 
 
 
 def style() -> str:
-    """Of all pages of a dashboard."""
-    return STYLE + (_ASSETS / "dashboard.css").read_text(encoding="utf-8")
+    """Of all pages of a dashboard: dark where the system is, or where the page is told so, and light where it is told that."""
+    both = STYLE + (_ASSETS / "dashboard.css").read_text(encoding="utf-8")
+    told = ':root[data-theme="light"] { color-scheme: light; } :root[data-theme="dark"] { color-scheme: dark; }'
+    dark = '@media (prefers-color-scheme: dark) { :root:not([data-theme="light"]) {\\1} }\n:root[data-theme="dark"] {\\1}'
+    return f"{_DARK.sub(dark, both)}{told}\n"
+
+
+def theme_script() -> str:
+    """The program of the button that chooses light or dark, for a page of its own."""
+    return (_ASSETS / "theme.js").read_text(encoding="utf-8")
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from pipeline.dashboard.folder import SINGLE_PAGE, style
+from pipeline.dashboard.folder import SINGLE_PAGE, style, theme_script
 from pipeline.evaluation.compared import interval_of
 from pipeline.evaluation.members import member_experiments
 from pipeline.metric_names import ordinary
 from pipeline.plots.charts import number
+from pipeline.plots.experiment import Experiment
 from pipeline.plots.page import card
-from pipeline.plots.pareto import Experiment, front, pareto_charts
+from pipeline.plots.pareto import front, pareto_charts
 from pipeline.plots.training_report import PAGE
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _HEAD = ("member", "of its own", "L0", "FVU", "PCA", "delta cross entropy", "PCA
 
 
 def members_page(params: Params, metrics: Mapping[str, Mapping[str, Any]], shown: Mapping[str, str], *, single: bool) -> str:
-    """The HTML page, which lies beside the members' folders; it needs no script and asks the network for nothing.
+    """The HTML page, which lies beside the members' folders; it asks the network for nothing; its script is for colours.
 
     Args:
         params: of the run.
@@ -53,14 +54,15 @@ def members_page(params: Params, metrics: Mapping[str, Mapping[str, Any]], shown
             '<link rel="icon" href="data:,">',
             f"<style>{style()}{_STYLE}</style></head><body>",
             '<header class="top"><span class="brand">Scopeline</span>',
-            f'<nav><a class="on" href="{PAGE}">Members</a></nav></header>',
+            f'<nav><a class="on" href="{PAGE}">Members</a></nav><button id="theme" type="button"></button></header>',
             f'<div id="view" class="view"><h1>{escape(title)}</h1>',
             f"<p>Metrics are of {tokens} tokens of held-out text. Bold: no other member at the same hook points has a lower L0",
             "and a lower loss.</p>",
             '<section class="card"><div class="wide"><table class="compare members">',
             f"<thead><tr>{head}</tr></thead><tbody>",
             rows,
-            f'</tbody></table></div></section><div class="cards pareto">{cards}</div></div></body></html>\n',
+            f'</tbody></table></div></section><div class="cards pareto">{cards}</div></div>',
+            f"<script>{theme_script()}</script></body></html>\n",
         ]
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.analysis.analyze import Inputs, analyzed
 from pipeline.analysis.feature_tables import FeatureStore
-from pipeline.dashboard.folder import SINGLE_PAGE, write_dashboard
+from pipeline.dashboard.folder import EXPLANATIONS, SINGLE_PAGE, write_dashboard
 from pipeline.dashboard.members import UP, members_page
 from pipeline.dashboard.overview import OverviewFiles, check_files, overview
 from pipeline.errors import of_member
@@ -66,13 +66,22 @@ def drawn(
                     about = states.enter_context(analyzed(member, inputs, place, models=models))
                     store = FeatureStore(place)
                     up = UP if name else ""
-                    write_dashboard(Path(pages) / name, store, overview(store, files[name], member), single=single, up=up)
+                    about_all, explained = (
+                        overview(store, files[name], member),
+                        f"{'../' * (2 if name else 1)}{explanations_at(name)}",
+                    )
+                    write_dashboard(Path(pages) / name, store, about_all, single=single, up=up, interpretations=explained)
                     shown[name] = about["dictionary"]
             if params.sweep is not None:
                 metrics = {name: one.metrics() for name, one in files.items()}
                 text = members_page(params, metrics, shown, single=single > 0)
                 (Path(pages) / PAGE).write_text(text, encoding="utf-8")
         yield
+
+
+def explanations_at(member: str = "") -> str:
+    """Where stages.interpret writes what a dashboard shows of it, below the folder that both are in by default."""
+    return f"interpretations/{member}/{EXPLANATIONS}" if member else f"interpretations/{EXPLANATIONS}"
 
 
 def log_dashboard(params: Params, dashboard: str | Path, run: str | Path) -> None:

@@ -15,9 +15,7 @@ GROUP = "0 headline"
 NAMES = {
     "L0": "l0_mean",
     "FVU": "fvu",
-    "FVU of PCA": "pca_fvu",
     "delta cross entropy": "delta_ce",
-    "delta cross entropy of PCA": "pca_delta_ce",
     "loss recovered against the mean": "loss_recovered_mean",
     "dead share": "dead_fraction",
 }

@@ -9,8 +9,8 @@ from pipeline.evaluation.compared import interval_of
 from pipeline.metric_names import flatten, ordinary
 from pipeline.params.members import own_keys
 from pipeline.plots.charts import number
+from pipeline.plots.experiment import Experiment, differs, read_experiment
 from pipeline.plots.page import Row, Table
-from pipeline.plots.pareto import Experiment, differs, read_experiment
 from pipeline.plots.training_report import PAGE
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.dictionaries.store import read_config
+from pipeline.evaluation.compared_runs import log_comparison
 from pipeline.evaluation.headline import headline, member_headlines, note
 from pipeline.evaluation.massive import massive_line
 from pipeline.evaluation.plots import write_plots
@@ -71,16 +72,21 @@ def log_results(
         run: file with the ids of the runs.
         params, evaluations, places, out, plots: as of :func:`write_results`.
     """
+    members = []
     for name, evaluation in evaluations.items():
         metrics, config = evaluation.metrics, read_config(places[name])
         with open_tracker(params.tracking, stage="evaluate", run_file=Path(run), member=name) as tracker:
+            members.append(tracker.run_id)
             tracker.log_metrics({**metrics, **headline(metrics)})
+            tracker.log_model_metrics(headline(metrics))
             tracker.describe(note(config.to_dict(), metrics, layers=config.layers))
             if not name:
                 tracker.log_artifact(out, "metrics")
+                log_comparison(tracker, members)
             tracker.log_artifact(Path(plots) / name, "plots/evaluation")
     if params.sweep is not None:
         with open_tracker(params.tracking, stage="evaluate", run_file=Path(run)) as tracker:
             tracker.log_metrics(member_headlines({name: evaluation.metrics for name, evaluation in evaluations.items()}))
             tracker.log_artifact(out, "metrics")
+            log_comparison(tracker, members)
             tracker.log_artifact(plots, "plots/evaluation")

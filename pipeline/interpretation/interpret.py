@@ -182,7 +182,7 @@ def interpret(
         "model": model.name,
         "settings": asdict(settings),
         "prompts": PROMPTS,
-        "store": {**store.about, "sha256": store_digest(store)},
+        "store": {**store.about, "sha256": store.digest()},
     }
     run = fingerprint(about)
     waiting = [row for row in rows if force or not _finished(_file(folder, row), run, row)]

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pipeline.analysis.feature_tables import FeatureStore
-from pipeline.dashboard.folder import OVERVIEW, write_dashboard
+from pipeline.dashboard.folder import EXPLANATIONS, OVERVIEW, write_dashboard, write_explanations
 from pipeline.errors import ParamsError
 from pipeline.files import read_object
 from pipeline.interpretation.chat import ChatModel
@@ -106,6 +106,7 @@ def print_interpretations(
     for line in table(summary, [row["name"] for row in rows]):
         click.echo(line)
     click.echo(f"\n{out / 'summary.json'}", err=True)
+    write_explanations(out / EXPLANATIONS, store, summary["features"])
     shown = dashboard / "data" / OVERVIEW
     if shown.exists():
         about = read_object(shown, "the dashboard's overview", "run `dvc repro analyze`")

@@ -304,7 +304,7 @@ def resolve_model(
     if name == DEMO and not (directory / "config.json").is_file():
         raise DataError(
             f"{directory}: the embedded model is missing; restore it with `git checkout -- data/demo/model`, "
-            "or make it anew with `dvc unfreeze pretrain && dvc repro pretrain`"
+            "or make it anew with `python -m stages.pretrain`"
         )
     local = name == DEMO or os.path.exists(directory)
     if local and revision is not None:

@@ -12,8 +12,9 @@ from pipeline.params.reading import read_mapping
 from pipeline.params.rules.hook_points import every_model_is_used
 from pipeline.params.schema import Params, section_from_dict
 from pipeline.params.section import Reading, Section, hints
+from pipeline.params.sections.tracking import TrackingParams
 
-__all__ = ["load_params", "params_from_dict", "section_from_dict"]
+__all__ = ["load_params", "params_from_dict", "section_from_dict", "tracking_of"]
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
@@ -29,6 +30,11 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     if (fault := every_model_is_used(params.hook_points, params.models)) is not None:
         raise ParamsError(f"{path}: models: {fault}")
     return params
+
+
+def tracking_of(path: str | Path) -> TrackingParams:
+    """The section `tracking` of a parameter file. Raises as :func:`load_params`."""
+    return load_params(path).tracking
 
 
 def params_from_dict(values: Mapping[str, Any], *, source: str = "params", null_left_out: bool = False) -> Params:

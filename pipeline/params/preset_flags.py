@@ -20,9 +20,10 @@ _OTHER_TYPE = re.compile(r"null|true|false|inf|nan|[-+]?(\d[\d_]*(\.[\d_]*)?|\.\
 
 
 def flags_over(name: str, params_path: str | Path = "params.yaml", directory: Path = DIRECTORY) -> list[str]:
-    """The flags that lay a preset over this parameter file, in the file's order.
+    """The flags that lay a preset over this parameter file as it is now, in the file's order.
 
-    Keys of other kinds of dictionary that the file does not state are left out: DVC would refuse them.
+    What the file says already is left out, and so are keys of other kinds of dictionary that it does not state: DVC would
+    refuse them.
 
     Raises:
         ParamsError: what `apply_preset` and `flags` refuse.
@@ -32,8 +33,8 @@ def flags_over(name: str, params_path: str | Path = "params.yaml", directory: Pa
 
 def flags_of(values: Mapping[str, Any], params_path: str | Path, source: str) -> list[str]:
     """The same of nested values, `source` being what faults begin with."""
-    own = laid_over(values, params_path, source).to_dict()
-    return flags(_stated(values, read_mapping(params_path), own))
+    own, file = laid_over(values, params_path, source).to_dict(), read_mapping(params_path)
+    return flags(_changed(_stated(values, file, own), file))
 
 
 def text_over(values: Mapping[str, Any], params_path: str | Path, source: str, as_yaml: bool) -> str:
@@ -60,6 +61,26 @@ def _below(key: str, value: Any, *by: Mapping[str, Any]) -> Any:
     if not isinstance(value, Mapping):
         return value
     return _stated(value, *(each[key] for each in by if isinstance(each.get(key), Mapping)))
+
+
+def _changed(values: Mapping[str, Any], file: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """The values that are not the file's; names with sections of their own are one value."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        there = file.get(key)
+        if isinstance(value, Mapping) and isinstance(there, Mapping) and f"{where}{key}" not in NAMED:
+            if inside := _changed(value, there, f"{where}{key}."):
+                found[key] = inside
+        elif key not in file or not _same(value, there):
+            found[key] = value
+    return found
+
+
+def _same(value: Any, there: Any) -> bool:
+    """Whether YAML reads both as the same: true is no 1, and 16 is 16.0."""
+    if isinstance(value, list | tuple) and isinstance(there, list | tuple):
+        return len(value) == len(there) and all(map(_same, value, there))
+    return value == there and isinstance(value, bool) == isinstance(there, bool)
 
 
 def flags(preset: Mapping[str, Any]) -> list[str]:

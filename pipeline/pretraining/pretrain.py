@@ -45,8 +45,8 @@ def check_memory(params: DemoParams) -> None:
     )
 
 
-def pretrain(params: DemoParams, out: Path, metrics: Path) -> dict[str, float | int | str]:
-    """Train the tokenizer and the model, write `out` (fp16 safetensors, tokenizer, config) and `metrics`.
+def pretrain(params: DemoParams, out: Path) -> dict[str, float | int | str]:
+    """Train the tokenizer and the model, write `out` (fp16 safetensors, tokenizer, config; the figures in pretraining.json).
 
     Held-out figures are in nats a token over held-out documents, none of whose blocks was trained on; the bigram model is
     trained on the same training text.
@@ -54,7 +54,6 @@ def pretrain(params: DemoParams, out: Path, metrics: Path) -> dict[str, float | 
     Args:
         params: the demo section.
         out: model directory, replaced when the new one is whole.
-        metrics: JSON file of the figures, also written as `out`/pretraining.json.
 
     Raises:
         ParamsError: the model or a batch of it cannot be held, or there is no window of text.
@@ -107,6 +106,5 @@ def pretrain(params: DemoParams, out: Path, metrics: Path) -> dict[str, float | 
             )
         figures["ce_below_bigram"] = float(figures["ce_bigram"]) - float(figures["ce_held_out"])
         write_json(place / "pretraining.json", figures)
-    write_json(metrics, figures)
     shutil.rmtree(checkpoint.parent, ignore_errors=True)
     return figures

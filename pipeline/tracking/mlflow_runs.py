@@ -1,5 +1,8 @@
 """The MLflow tracker: buffered, one run across stages, never the end of a run.
 
+A run is RUNNING from the first stage to the end of the last one, between the stages too; FAILED or KILLED after a stage that
+ended so, until the next one goes on with it. A run that had ended when a stage went on with it ends with that stage.
+
 Metrics, parameters and tags wait in a buffer and go out together (log_batch) about every 900 metrics, at checkpoints and at
 the end: a tenth of the cost of one call a step. A call that fails is said once on standard error; what was buffered stays and
 is tried again from time to time and at the end.
@@ -17,7 +20,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -26,10 +29,11 @@ from pipeline.foreign import told
 from pipeline.garbage import uncollected
 from pipeline.metric_names import flatten, grouped
 from pipeline.provenance import provenance_tags
+from pipeline.tracking import mlflow_pages
 from pipeline.tracking.moved import artifacts_of, follow
 from pipeline.tracking.run_file import MLFLOW
 from pipeline.tracking.store_uri import DATABASES
-from pipeline.tracking.tracker import FAILED, FINISHED, STOPPED, Tracker
+from pipeline.tracking.tracker import FAILED, FINISHED, LAST_STAGE, STOPPED, Tracker
 
 FLUSH_AT = 900  # metrics; a server takes 1,000 a call
 MAX_BUFFERED = 200_000  # metrics kept while the server does not answer
@@ -38,7 +42,7 @@ MAX_PARAM_LENGTH, MAX_TAG_LENGTH, MAX_DIGEST_LENGTH = 6000, 8000, 36
 RETRY_SECONDS = 60.0
 LOCK_SECONDS = 120.0
 EXPERIMENT_TAG, CONTINUES_TAG = "dvc_exp_name", "continues"
-NOTE_TAG = "mlflow.note.content"
+NOTE_TAG = mlflow_pages.NOTE_TAG
 PARENT_TAG = "mlflow.parentRunId"  # by which MLflow shows a run below another one
 # A server that is down must not hold a stage for the minutes that MLflow's own settings allow.
 PATIENCE = {
@@ -113,6 +117,8 @@ class MlflowTracker(Tracker):
         self._retry_at = 0.0
         self._warned = False
         self._closed = False
+        self._had_ended = False
+        self._experiment_id = ""
 
     def connect(
         self, uri: str, experiment: str, run_id: str | None, name: str, owner: bool, parent: Parent | None = None
@@ -123,7 +129,7 @@ class MlflowTracker(Tracker):
             _check_database(uri)
             _follow_move(uri)
             self._client = client(tracking_uri=uri)
-            experiment_id = _experiment(self._client, experiment, uri)
+            self._experiment_id = experiment_id = _experiment(self._client, experiment, uri)
         tags = {key: _shortened(value, MAX_TAG_LENGTH) for key, value in provenance_tags().items()}
         if parent is not None:
             tags |= self._tag_of(parent, experiment_id, tags)
@@ -134,6 +140,7 @@ class MlflowTracker(Tracker):
                 _say_stopped(self._client, run_id, owner)
             run = self._started(experiment_id, tags, run_id, name)
         else:
+            self._had_ended = run.info.status == FINISHED
             self._client.update_run(run.info.run_id, status="RUNNING")
             self._tags = {f"{self.stage}.{k}": v for k, v in tags.items() if run.data.tags.get(k) != v}
             self._logged = dict(run.data.params)
@@ -157,7 +164,6 @@ class MlflowTracker(Tracker):
         run = _matching_run(self._client, experiment_id, parent.run_id, tags)
         if run is None:
             run = self._started(experiment_id, tags, parent.run_id, tags.get(EXPERIMENT_TAG) or "sweep")
-            self._client.set_terminated(run.info.run_id, FINISHED)
         return {PARENT_TAG: run.info.run_id}
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
@@ -203,6 +209,48 @@ class MlflowTracker(Tracker):
     def describe(self, text: str) -> None:
         """The note that MLflow shows above a run."""
         self.set_tags({NOTE_TAG: text})
+
+    def describe_experiment(self, text: str) -> None:
+        """The note above the table of runs, unless somebody has written another one."""
+        self._now_or_later(
+            "describe the experiment",
+            lambda: mlflow_pages.describe_experiment(self._client, self._experiment_id, text),
+        )
+
+    def log_image(self, path: str | Path, name: str) -> None:
+        """Show a PNG file as a chart of the run and of the table of runs."""
+
+        def upload() -> None:
+            from PIL import Image
+
+            with Image.open(path) as image:
+                self._client.log_image(self.run_id, image.convert("RGB"), key=name, step=0, synchronous=True)
+
+        self._now_or_later(f"show {path}", upload)
+
+    def log_model(self, name: str, about: Mapping[str, Any], files: Sequence[str | Path]) -> None:
+        """A model of the run, which MLflow lists by itself: what it is, and files about it; the weights are not copied."""
+        shown = {key: _shortened(value, MAX_PARAM_LENGTH) for key, value in about.items()}
+        self._now_or_later(
+            f"log the model {name}",
+            lambda: mlflow_pages.make_model(self._client, str(self.run_id), name, shown, [str(file) for file in files]),
+        )
+
+    def log_model_metrics(self, values: Mapping[str, float]) -> None:
+        """Figures of the run's model; those that are not finite are left out."""
+        found, now = {key: float(value) for key, value in values.items() if math.isfinite(value)}, int(time.time() * 1000)
+        self._now_or_later(
+            "log figures of the model",
+            lambda: mlflow_pages.log_model_metrics(self._client, str(self.run_id), found, now),
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The newest runs of the experiment, this one with what is logged so far."""
+        found: list[dict[str, Any]] = []
+        if self.run_id is not None and not self._closed:
+            self.flush()
+            self.attempt("read the runs", lambda: found.extend(mlflow_pages.experiment_rows(self._client, self._experiment_id)))
+        return found
 
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         """Copy a file, or what a directory holds, to the run's artifacts; what does not exist is reported."""
@@ -305,7 +353,7 @@ class MlflowTracker(Tracker):
             return False if final else None
 
     def close(self, status: str = FINISHED) -> None:
-        """Write out the rest, try again what failed, and end the run."""
+        """Write out the rest, try again what failed, and end the run where this stage is its last or has failed."""
         if self._closed:
             return
         self._closed = True
@@ -318,7 +366,8 @@ class MlflowTracker(Tracker):
         self.flush()
         for call in self._waiting if not self._retry_at else ():
             self.attempt("keep an artifact", call)
-        if not self._retry_at:
+        ended = status != FINISHED or self.stage == LAST_STAGE or self._had_ended
+        if ended and not self._retry_at:
             self.attempt("end the run", lambda: self._client.set_terminated(self.run_id, status))
         self.lost += len(self._metrics)
         if self.lost:
@@ -388,19 +437,19 @@ def _follow_move(uri: str) -> None:
 
 
 def _experiment(client: Any, name: str, uri: str) -> str:
-    """Id of the experiment; a new one in a database keeps its artifacts in the project, on a server where that says."""
+    """Id of the experiment, with its shared view; a new one in a database keeps its artifacts in the project, on a server where
+    that says."""
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    local = uri.split(":", 1)[0].split("+")[0] in DATABASES
-    place = artifacts_of(root()) if local else None
-    try:
-        return client.create_experiment(name, artifact_location=place)
-    except Exception:
-        found = client.get_experiment_by_name(name)  # another process was faster, on a server
+    if found is None:
+        local = uri.split(":", 1)[0].split("+")[0] in DATABASES
+        with contextlib.suppress(Exception):  # another process may be faster, on a server
+            client.create_experiment(name, artifact_location=artifacts_of(root()) if local else None)
+        found = client.get_experiment_by_name(name)
         if found is None:
-            raise
-        return found.experiment_id
+            client.create_experiment(name)  # says why not
+    with contextlib.suppress(Exception):  # somebody without the right to change the experiment logs all the same
+        mlflow_pages.offer_view(client, found)
+    return str(found.experiment_id)
 
 
 def _matching_run(client: Any, experiment_id: str, run_id: str | None, tags: Mapping[str, str]) -> Any:

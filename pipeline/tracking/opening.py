@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pipeline.params.sections.tracking import TrackingParams
 
 STARTING_STAGE = "train"
+DRAWN = re.compile(r"[a-z]+-[a-z]+|.+-\d+")  # names that DVC makes: an adjective and a noun, or the one of a grid numbered
+MAX_ABOUT = 80
 
 
 def open_tracker(
@@ -38,6 +41,7 @@ def open_tracker(
     past: str | Path | None = None,
     name: str | None = None,
     member: str = "",
+    about: str = "",
 ) -> Tracker:
     """The tracker of a stage, or of a member of the sweep in it.
 
@@ -60,6 +64,7 @@ def open_tracker(
             everything if it is a new one in an old one's place) is logged.
         name: name of the run where neither DVC_EXP_NAME nor tracking.run_name gives one.
         member: name of the member of a sweep, and of its run; "": the run itself.
+        about: what tells the run from others, behind a name that does not say it: `name`, or one that DVC has drawn.
 
     Raises:
         ParamsError: the tracking URI is of no kind that MLflow has.
@@ -70,7 +75,7 @@ def open_tracker(
     run = RunToOpen(
         stage=stage,
         ids=ids,
-        name=member or os.environ.get("DVC_EXP_NAME") or params.run_name or name or stage,
+        name=member or _name(os.environ.get("DVC_EXP_NAME"), params.run_name, name or stage, about),
         starts=starts,
         parent=read_ids(run_file) if member else None,
         last_step=max((row["step"] for row in history_rows(past)), default=-1) if starts else -1,
@@ -83,6 +88,14 @@ def open_tracker(
     if starts:
         write_ids(run_file, {**ids, **tracker.ids}, member)
     return tracker
+
+
+def _name(experiment: str | None, stated: str | None, name: str, about: str) -> str:
+    """The name of a new run; what nobody has chosen as a name is followed by what the run is."""
+    chosen = experiment if experiment and not DRAWN.fullmatch(experiment) else None if experiment else stated
+    if chosen is not None or not about:
+        return chosen or experiment or name
+    return f"{experiment or name} ({about if len(about) <= MAX_ABOUT else about[: MAX_ABOUT - 3] + '...'})"
 
 
 def history_rows(path: str | Path | None, last_step: int | None = None) -> Iterator[dict[str, Any]]:

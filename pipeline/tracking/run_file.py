@@ -30,6 +30,12 @@ def read_run_id(path: str | Path, member: str = "") -> str | None:
     return read_ids(path, member).get(MLFLOW)
 
 
+def read_members(path: str | Path) -> list[str]:
+    """The members of a sweep that have a run; none without a sweep."""
+    members = _read(path).get("members")
+    return list(members) if isinstance(members, dict) else []
+
+
 def write_ids(path: str | Path, ids: Mapping[str, str | None], member: str = "") -> None:
     """Write a run file; that of a member is added to what is there."""
     if not member:

@@ -60,6 +60,30 @@ class Trackers(Tracker):
         for each in self.trackers:
             each.describe(text)
 
+    def log_image(self, path: str | Path, name: str) -> None:
+        """To each."""
+        for each in self.trackers:
+            each.log_image(path, name)
+
+    def log_model(self, name: str, about: Mapping[str, Any], files: Sequence[str | Path]) -> None:
+        """To each."""
+        for each in self.trackers:
+            each.log_model(name, about, files)
+
+    def log_model_metrics(self, values: Mapping[str, float]) -> None:
+        """To each."""
+        for each in self.trackers:
+            each.log_model_metrics(values)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Those of the first that knows any."""
+        return next((rows for each in self.trackers if (rows := each.rows())), [])
+
+    def describe_experiment(self, text: str) -> None:
+        """To each."""
+        for each in self.trackers:
+            each.describe_experiment(text)
+
     def flush(self) -> None:
         """Each."""
         for each in self.trackers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from pipeline.errors import Interrupted
 from pipeline.metric_names import grouped
 
 FINISHED, FAILED, STOPPED = "FINISHED", "FAILED", "KILLED"
+LAST_STAGE = "analyze"  # with which a run ends; between the stages before it the run goes on
 
 
 class Tracker:
@@ -60,11 +61,28 @@ class Tracker:
     def describe(self, text: str) -> None:
         """The description of the run, in Markdown."""
 
+    def log_image(self, path: str | Path, name: str) -> None:
+        """Show a PNG file beside the charts of the run's figures."""
+
+    def log_model(self, name: str, about: Mapping[str, Any], files: Sequence[str | Path]) -> None:
+        """Say that the run has made a model: its name, what it is, and small files that describe it."""
+
+    def log_model_metrics(self, values: Mapping[str, float]) -> None:
+        """Log figures of the model that the run has made."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """This run and those beside it, as rows that :func:`pipeline.plots.experiment.read_experiment` reads, each with its id,
+        "run"; empty where nothing knows them."""
+        return []
+
+    def describe_experiment(self, text: str) -> None:
+        """The description of all runs together, in Markdown."""
+
     def flush(self) -> None:
         """Write out what is buffered. Called at checkpoints."""
 
     def close(self, status: str = FINISHED) -> None:
-        """Write out the rest and end the run. A second call does nothing."""
+        """Write out the rest and end what the stage says of the run. A second call does nothing."""
 
     def __enter__(self) -> Tracker:
         return self

@@ -7,12 +7,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pipeline import metric_names as names
 from pipeline.activations.interface import Activations
 from pipeline.contracts.sealing import remake
+from pipeline.errors import PipelineError
 from pipeline.files import fingerprint, is_number
 from pipeline.metric_files import read_metrics
+from pipeline.params.loader import params_from_dict
+from pipeline.params.reading import Yaml12Loader
 from pipeline.params.schema import Params, flatten
+from pipeline.plots.experiment import differs
+from pipeline.provenance import committed_text
 from pipeline.tracking.opening import open_tracker
 from pipeline.tracking.run_file import read_ids, write_ids
 from pipeline.tracking.tracker import Tracker
@@ -20,7 +27,8 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.member import Member
 from pipeline.training.outputs import Places
 
-EARLIER = ("generate", "norm", "pretrain", "tokenize")  # stages whose figures are there before a run is
+NO_DIFFERENCE = ("tracking.", "demo.", "sweep.")  # no run is another by them, or by what is told of it elsewhere
+EARLIER = ("generate", "norm", "tokenize")  # stages whose figures are there before a run is
 
 
 @contextlib.contextmanager
@@ -42,9 +50,9 @@ def tracked(
             trackers = {"": stack.enter_context(_of_the_sweep(params, places, run_file))}
             for name, (member, checkpoints) in members.items():
                 tracker = stack.enter_context(_of_run(member.params, places, member, checkpoints, run_file))
-                tracker.log_params(member.params.to_dict())
+                tracker.log_params(logged(member.params))
                 trackers[name] = tracker
-        trackers[""].log_params(params.to_dict())
+        trackers[""].log_params(logged(params))
         for tracker in trackers.values():
             _log_activations(tracker, store)
         log_earlier(trackers[""], places.metrics.parent)
@@ -64,11 +72,12 @@ def _of_run(params: Params, places: Places, member: Member, checkpoints: Checkpo
         past=checkpoints.history.file,
         name=params.dictionary.name,
         member=member.name,
+        about=(own := differs_from_commit(params)),
     )
     write_ids(run_file, {**ids, **tracker.ids}, member.name)
     dictionary = params.dictionary
     tags = {"kind": dictionary.kind, "name": dictionary.name, "checkpoints": checkpoints.directory.name}
-    tags |= {"sae_name": dictionary.sae_name or "", "sae_series": dictionary.sae_series or ""}
+    tags |= {"differs": own, "sae_name": dictionary.sae_name or "", "sae_series": dictionary.sae_series or ""}
     tracker.set_tags({key: value for key, value in tags.items() if value})
     return tracker
 
@@ -77,13 +86,14 @@ def _of_the_sweep(params: Params, places: Places, run_file: Path) -> Tracker:
     """The tracker of the run that those of the members are nested in, with a note of what they are."""
     ids, name = read_ids(run_file), params.dictionary.name
     known = {member: read_ids(run_file, member) for member in params.members}
-    tracker = open_tracker(params.tracking, stage="train", run_file=places.run, ids=ids, name=name)
+    own = differs_from_commit(params)
+    tracker = open_tracker(params.tracking, stage="train", run_file=places.run, ids=ids, name=name, about=own)
     write_ids(run_file, {**ids, **tracker.ids})
     for member, of_member in known.items():
         write_ids(run_file, of_member, member)
     lines = [f"- {member}: {_in_words(stated)}" for member, stated in (params.sweep or {}).items()]
     note = f"A sweep of {len(lines)} members, trained in one pass; each has its figures in a run of its own below this one.\n\n"
-    tracker.set_tags({"name": name})
+    tracker.set_tags({"name": name, **({"differs": own} if own else {})})
     tracker.describe(note + "\n".join(lines))
     return tracker
 
@@ -91,6 +101,26 @@ def _of_the_sweep(params: Params, places: Places, run_file: Path) -> Tracker:
 def _of_sweep(checkpoints: Path, directories: Mapping[str, Path]) -> Path:
     """Where the ids of a sweep's tracked runs are kept: beside the checkpoints of its members."""
     return checkpoints / f"sweep-{fingerprint({name: place.name for name, place in directories.items()})}"
+
+
+def logged(params: Params) -> dict[str, Any]:
+    """The parameters of a run; of the embedded model's own those that are the run's text, where it is."""
+    values = params.to_dict()
+    demo = values.pop("demo")
+    return values | (
+        {"demo": {"text_packages": demo["text_packages"]}} if params.dataset.dataset_name_or_path == "demo" else {}
+    )
+
+
+def differs_from_commit(params: Params, path: str = "params.yaml") -> str:
+    """In words what is stated otherwise than by the parameter file of the commit that is checked out; "" where nothing is."""
+    try:
+        text = committed_text(path)
+        before = {} if text is None else dict(flatten(params_from_dict(yaml.load(text, Loader=Yaml12Loader)).to_dict()))
+    except (yaml.YAMLError, PipelineError, TypeError):
+        return ""
+    now = flatten(params.to_dict())
+    return differs({key: value for key, value in now if before.get(key, value) != value and not key.startswith(NO_DIFFERENCE)})
 
 
 def _in_words(stated: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from pipeline.corpus.sources import Corpus, documents
 from pipeline.corpus.text_form import GATHERED_CHARACTERS, SEPARATOR
 from pipeline.errors import DataError
 from pipeline.params.schema import DatasetParams
-from tests.messages import saying
+from tests.messages import saying, says
 
 
 def corpus(name: Path | str, **params: Any) -> Corpus:
@@ -196,6 +196,7 @@ def test_what_is_read_and_what_is_left_is_said(tmp_path: Path) -> None:
     assert "split train: 2 (1 .jsonl, 1 .jsonl.gz: a.jsonl, b.jsonl.gz) read" in read
     assert "left unread: 3 (" in left
     assert all(what in left for what in ("1 folder", "1 .md", "1 .txt", ".ipynb_checkpoints/, LICENSE.txt, test.md"))
+    says(left, "files of one form", ".txt", ".jsonl", ".parquet")
 
 
 def test_a_linked_folder_is_read_once(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from pipeline.analysis.feature_columns import CONTEXTS, FEATURES, INACTIVE, TOP
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dashboard.folder import SINGLE_PAGE, write_dashboard
 from pipeline.plots.charts import BarChart, Group, Line, LineChart, Point, ScatterChart
+from pipeline.plots.experiment import read_experiment
 from pipeline.plots.page import Row, Table, card
-from pipeline.plots.pareto import pareto_charts, read_experiment
+from pipeline.plots.pareto import pareto_charts
 from pipeline.plots.training_report import PAGE, write_report
 from tests.dashboard import synthetic
 from tests.dashboard.browser import chromium, found, show

@@ -76,7 +76,9 @@ def test_a_missing_directory_or_file_is_named(saved: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"weights\.safetensors: the dictionary's weights file is missing"):
         load_dictionary(saved)
     (saved / "config.json").rename(tmp_path / "config.json")
-    with pytest.raises(DataError, match=r"d: no dictionary of a known format \(known: scopeline.*\); make the directory again"):
+    with pytest.raises(
+        DataError, match=r"d: no dictionary of a known format \(known: scopeline.*\); .*stages.import_dictionary .*d`"
+    ):
         load_dictionary(saved)
     (saved / "weights.safetensors").write_bytes(b"")
     with pytest.raises(DataError, match=r"config\.json: a dictionary's configuration is missing"):

@@ -107,7 +107,7 @@ def test_sharded_weights(own_model, token_ids):
 
 def test_demo_is_the_embedded_model_of_the_checkout(own_model, tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    with pytest.raises(DataError, match=r"embedded model is missing; restore it with `git checkout.*dvc repro pretrain"):
+    with pytest.raises(DataError, match=r"embedded model is missing; restore it with `git checkout.*python -m stages.pretrain"):
         model_widths("demo")
     shutil.copytree(own_model, tmp_path / "data" / "demo" / "model")
     assert model_widths("demo").digest() == model_widths(own_model).digest()

@@ -233,8 +233,8 @@ def test_presets_are_what_their_names_say() -> None:
 
 
 @functools.cache
-def flags_of(name: str) -> list[str]:
-    return flags_over(name, ROOT / "params.yaml")
+def flags_of(name: str, params: Path = ROOT / "params.yaml") -> list[str]:
+    return flags_over(name, params)
 
 
 def test_flags_have_nothing_that_a_shell_would_change() -> None:
@@ -299,14 +299,16 @@ def test_flags_reach_params_yaml_through_the_shell_and_dvc(tmp_path: Path) -> No
     (tmp_path / "apply.py").write_text(DVC_ARGUMENTS)
     command = f'"{sys.executable}" -W ignore apply.py'
     params = (ROOT / "params.yaml").read_text()
-    assert "\nmodels: null " in params  # a model that an earlier run has left there goes
-    (tmp_path / "params.yaml").write_text(
-        params.replace("\nmodels: null ", "\nmodels: {old: {model_name: x, revision: null}} ")
-    )
+    assert "\nmodels: " in params  # a model that an earlier run has left there goes
+    changed = params.replace("\nmodels: ", "\nmodels: {old: {model_name: x, revision: null}} ")
+    changed = changed.replace("\n  top_k: 24 ", "\n  top_k: 7 ").replace("\n  eps: 1.0e-8 ", "\n  eps: 0.5 ")
+    assert "\n  top_k: 7 " in changed
+    assert "\n  eps: 0.5 " in changed
+    (tmp_path / "params.yaml").write_text(changed)
     for name in preset_names():  # one process for all: dvc takes seconds to import
         (tmp_path / name).mkdir()
         shutil.copy(tmp_path / "params.yaml", tmp_path / name / "params.yaml")
-        (tmp_path / name / "flags.txt").write_text(" ".join(flags_of(name)))
+        (tmp_path / name / "flags.txt").write_text(" ".join(flags_of(name, tmp_path / "params.yaml")))
         command += f" {name} $(cat {name}/flags.txt) -S trainer.lr=2e-5 END"
     subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
     for name in preset_names():
@@ -358,14 +360,38 @@ def test_presets_are_beside_the_pipeline() -> None:
     assert "pythia-160m" in preset_names()
 
 
+def keys(words: list[str]) -> list[str]:
+    return [word.partition("=")[0] for word in words[1::2]]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_flags_are_what_the_parameter_file_does_not_say_already(name: str) -> None:
+    """In the file's order; names with sections of their own are null first, so that those of before go, and stand at the end."""
+    file, preset = read_mapping(ROOT / "params.yaml"), read_preset(name)
+    named = [key for key in ("models", "sweep") if file[key] != preset[key]]
+    wanted = [key for key, value in flatten(file) if (key, value) not in list(flatten(preset)) and not is_left_alone(key)]
+    assert keys(flags_of(name)) == [*wanted, *named]
+    assert len(wanted) < 50
+
+
+def test_a_preset_that_the_file_is_already_has_no_flag(tmp_path: Path) -> None:
+    whole = CliRunner().invoke(main, ["gemma-scope", "--yaml", "--params", str(ROOT / "params.yaml")])
+    (tmp_path / "params.yaml").write_text(whole.stdout)
+    assert flags_over("gemma-scope", tmp_path / "params.yaml") == []
+    (tmp_path / "params.yaml").write_text(whole.stdout.replace("streaming: false", "streaming: 0"))
+    with pytest.raises(ParamsError, match="streaming"):  # false is no 0; what the preset does not restore is refused
+        load_params(tmp_path / "params.yaml")
+    assert keys(flags_over("gemma-scope", tmp_path / "params.yaml")) == ["dataset.streaming"]
+
+
 def test_flags_follow_the_parameter_file(tmp_path: Path) -> None:
-    """In its order, without keys of other kinds that it does not state; a key of the preset's own kind is never left out."""
-    whole = [word.partition("=")[0] for word in flags_over("clt", ROOT / "params.yaml")[1::2]]
-    stated = [key for key, _ in flatten(read_mapping(ROOT / "params.yaml")) if not is_left_alone(key)]
-    assert whole == stated
-    assert {"dictionary.rotary_base", "dictionary.top_k"} <= set(whole)
+    """Without keys of other kinds that it does not state; a key of the preset's own kind is never left out."""
     lines = (ROOT / "params.yaml").read_text().splitlines(keepends=True)
+    changed = [line.replace("rotary_base: 10000.0", "rotary_base: 5.0    ") for line in lines]
     own = tmp_path / "params.yaml"
-    own.write_text("".join(line for line in lines if not line.startswith(("  rotary_base:", "  top_k:"))))
-    fewer = [word.partition("=")[0] for word in flags_over("clt", own)[1::2]]
-    assert set(whole) - set(fewer) == {"dictionary.rotary_base"}
+    own.write_text("".join(changed))
+    assert "dictionary.rotary_base" in keys(flags_over("clt", own))
+    own.write_text("".join(line for line in changed if not line.startswith(("  rotary_base:", "  top_k:"))))
+    fewer = keys(flags_over("clt", own))
+    assert "dictionary.rotary_base" not in fewer
+    assert "dictionary.top_k" in fewer

@@ -133,7 +133,7 @@ def test_all_faults_of_all_members_are_told_at_once() -> None:
 
 
 def test_a_name_that_is_there_twice_is_refused_by_the_reader(tmp_path: Path) -> None:
-    text = Path("params.yaml").read_text().replace("sweep: null", "sweep:\n  a: {}\n  a: {}")
+    text = Path("params.yaml").read_text().replace("\nsweep:", "\nsweep:\n  a: {}\n  a: {}")
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(ParamsError, match=r"sweep\.a: duplicate key"):
         load_params(tmp_path / "params.yaml")

@@ -110,4 +110,4 @@ def test_every_stage_of_the_pipeline_that_works_is_planned() -> None:
     import yaml
 
     stages = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
-    assert set(BY_NAME) == set(stages) - {"pretrain", "inputs"}
+    assert set(BY_NAME) == set(stages) - {"inputs"}

@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.plots.charts import Group, Point, ScatterChart, axes
+from pipeline.plots.comparison import STAR, table, tables
+from pipeline.plots.experiment import Experiment, distinct, member_rows, read_experiment, told_apart
 from pipeline.plots.experiments import experiment_rows
 from pipeline.plots.page import page
-from pipeline.plots.pareto import Experiment, distinct, front, member_rows, pareto_charts, read_experiment, table, told_apart
+from pipeline.plots.pareto import front, pareto_charts
 from pipeline.plots.png import png
 from tests.messages import says
 from tests.project import REPOSITORY
@@ -40,7 +42,8 @@ def made(name: str, l0: float, fvu: float, delta_ce: float = 0.1, site: str = "d
 def test_a_row_of_dvc(fields: dict[str, object], site: str) -> None:
     found = read_experiment({**ROW, **PARAMS, **fields})
     wanted = Experiment("wide", site, "sae topk 24", 24.0, 0.1, 0.2, 0.01)
-    assert found == wanted._replace(revision="default revision", data="unknown text")
+    assert found is not None
+    assert found._replace(stated=()) == wanted._replace(revision="default revision", data="unknown text")
 
 
 def test_figures_without_massive_tokens_come_first() -> None:
@@ -91,9 +94,9 @@ def test_members_of_a_sweep_are_experiments_of_their_own() -> None:
         ("workspace/both", "demo, a, b", "crosscoder topk 24", 20.0, 0.2, "hook_points_in ['a', 'b'], kind crosscoder"),
     ]
     lines = table(experiments)
-    assert lines[1].endswith("differs")
+    assert lines[1].endswith("differs in")
     assert next(line for line in lines if "k1.6" in line).endswith("top_k 16, trainer.lr 0.0002")
-    fvu, _ = pareto_charts(experiments)
+    fvu = pareto_charts(experiments)[0]
     assert fvu.groups[0].front == (Point(16.0, 0.16, "workspace/k1.6"), Point(24.0, 0.1, "wide"))
     again = [e._replace(name=e.name.replace("workspace", "exp-1")) for e in experiments]
     assert [e.name for e in distinct([*experiments, *again])] == ["wide", "exp-1/k1.6", "exp-1/base", "exp-1/both"]
@@ -116,14 +119,70 @@ def test_the_front_is_what_no_other_beats(values: list[tuple[int, int]]) -> None
 def test_table_and_charts_keep_sites_apart() -> None:
     experiments = [made("b", 32, 0.2), made("a", 16, 0.1, 0.3), made("c", 8, 0.9, site="other")]
     lines = table(experiments)
-    assert [line.split()[0] for line in lines if line] == ["demo,", "experiment", "a", "b", "other", "experiment", "c"]
+    assert [line.split()[0] for line in lines if line] == ["demo,", "experiment", "a", "b", "other", "experiment", "c", "*"]
     assert "0.1000*" in lines[2]
     assert "0.2000 " in lines[3]
     assert "0.1000*" in lines[3]  # of delta CE
-    fvu, delta = pareto_charts(experiments)
-    assert [group.label for group in fvu.groups] == ["demo, blocks.2", "other"]
+    assert "0.9000*" in lines[7]  # alone in its group
+    fvu, delta, *other = pareto_charts(experiments)
+    assert [fvu.title, other[0].title] == ["L0 and FVU: demo, blocks.2", "L0 and FVU: other"]
+    assert [[group.label for group in chart.groups] for chart in (fvu, *other)] == [["demo, blocks.2"], ["other"], ["other"]]
     assert fvu.groups[0].front == (Point(16, 0.1, "a"),)
     assert delta.groups[0].front == (Point(16, 0.3, "a"), Point(32, 0.1, "b"))
+    assert len({chart.name for chart in (fvu, delta, *other)}) == 4
+    assert {chart.name.split(".")[0] for chart in (fvu, delta, *other)} == {"pareto_fvu", "pareto_delta_ce"}
+    assert [(each.title, [row.name for row in each.rows]) for each in tables(experiments)] == [
+        ("demo, blocks.2", ["a", "b"]), ("other", ["c"])
+    ]  # fmt: skip
+
+
+def test_runs_evaluated_on_other_tokens_are_not_compared_and_what_differs_is_said() -> None:
+    rows = [
+        {**ROW, **PARAMS, "Experiment": name, "fvu": fvu, "evaluated_tokens": tokens, "trainer.amp_dtype": dtype}
+        for name, fvu, tokens, dtype in (("a", 0.1, 1000, "float32"), ("b", 0.2, 1000, "bfloat16"), ("c", 0.3, 9000, "float32"))
+    ]
+    found = told_apart([e for row in rows if (e := read_experiment(row)) is not None])
+    assert [e.site for e in found] == [
+        "demo, ?, 1,000 held-out tokens", "demo, ?, 1,000 held-out tokens", "demo, ?, 9,000 held-out tokens"
+    ]  # fmt: skip
+    assert [e.differs for e in found] == ["trainer.amp_dtype float32", "trainer.amp_dtype bfloat16", ""]
+    assert [line.split()[0] for line in table(found) if "*" in line] == ["a", "c", "*"]
+    alone = told_apart([e for row in rows[:1] if (e := read_experiment(row)) is not None])
+    assert table(alone)[0] == "demo, ?, 1,000 held-out tokens"
+
+
+def test_tokens_trained_seed_learning_rate_and_intervals_have_columns() -> None:
+    """`tokens` is in two files of metrics, so that DVC writes the file before it; of a training without figures the parameters."""
+    measured = {
+        "metrics/train.json:tokens": 1998848,
+        "metrics/generate.json:tokens": 7,
+        "learning_rate": 0.00254631784,
+        "seed": 3,
+    }
+    ends = {
+        "fvu_ordinary": 0.125,
+        "fvu_ordinary_low": 0.12,
+        "fvu_ordinary_high": 0.13,
+        "delta_ce_low": 0.19,
+        "delta_ce_high": 0.21,
+    }
+    stated = {"trainer.lr": "auto", "trainer.total_training_tokens": 2000000}
+    found = read_experiment({**ROW, **PARAMS, **measured, **ends, **stated})
+    assert found is not None
+    assert (found.trained, found.lr, found.seed) == (1998848.0, "0.00255", "3")
+    assert (found.fvu_interval, found.delta_ce_interval) == ((0.12, 0.13), (0.19, 0.21))
+    says(table([found])[2], "0.1200 to 0.1300", "0.1900 to 0.2100", "0.00255", "1.999M")
+    before = read_experiment({**ROW, **PARAMS, **stated, "fvu_low": 0.1})
+    assert before is not None
+    assert (before.trained, before.lr, before.seed, before.fvu_interval) == (2000000.0, "auto", "", None)
+
+
+def test_of_many_differences_the_first_are_named() -> None:
+    rows = [
+        {**ROW, **PARAMS, "Experiment": name, **{f"dictionary.key{i}": value for i in range(9)}} for name, value in ("a1", "b2")
+    ]
+    found = told_apart([e for row in rows if (e := read_experiment(row)) is not None])
+    assert found[1].differs == "key0 2, key1 2, key2 2, key3 2 and 5 more"
 
 
 def test_other_text_and_another_revision_of_the_model_are_other_sites() -> None:
@@ -161,13 +220,15 @@ def test_other_weights_of_sources_are_other_sites() -> None:
 def test_pca_is_in_the_charts_and_in_the_table() -> None:
     a, b, c = made("a", 72, 0.1), made("b", 72, 0.2), made("c", 8, 0.9)  # 72: three layers of 24
     experiments = [e._replace(pca_fvu=0.4, pca_delta_ce=1.4, pca_rank=24.0) for e in (a, b)] + [c]
-    fvu, delta = pareto_charts(experiments)
+    fvu, delta = pareto_charts(experiments)  # of one site
     assert fvu.groups[-1] == Group("PCA", (Point(24, 0.4, "PCA 24"),))
     assert delta.groups[-1].points == (Point(24, 1.4, "PCA 24"),)
     lines = table(experiments)
-    assert lines[1].split()[3:] == ["FVU", "of", "PCA", "delta", "CE", "of", "PCA", "PCA", "rank", "dead"]
-    assert [line.split()[-5] for line in lines[2:]] == ["-", "0.4000", "0.4000"]
-    assert [line.split()[-2] for line in lines[2:]] == ["-", "24", "24"]
+    assert lines[1].split()[6:] == ["FVU", "95", "%", "PCA", "delta", "CE", "95", "%", "PCA", "rank", "dead"]
+    assert lines[-1] == STAR
+    rows = [line.split() for line in lines[2:5]]
+    assert [row[-6] for row in rows] == ["-", "0.4000", "0.4000"]
+    assert [row[-2] for row in rows] == ["-", "24", "24"]
     assert max(len(fvu.y_label), len(delta.y_label)) <= 45  # what fits beside a chart
     assert fvu.x_label.endswith("; of PCA its rank")
     says(fvu.note, "PCA", "rank", "hook point")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,9 +11,12 @@ import sys
 
 import pytest
 
-from pipeline.errors import Interrupted
+from pipeline.errors import DataError, Interrupted
+from pipeline.evaluation.headline import NAMES
+from pipeline.params.loader import tracking_of
 from pipeline.tracking.mlflow_runs import MlflowTracker
 from pipeline.tracking.opening import open_tracker
+from pipeline.tracking.outcome import outcome_told
 from tests.project import REPOSITORY
 
 RUN_FILE = "data/run.json"
@@ -44,8 +48,8 @@ def test_one_run_across_stages(tracked, client, params):
             tracker.log_metrics({"l0": 24.0 + step}, step)
     first = tracker.run_id
     assert json.loads((tracked / RUN_FILE).read_text()) == {"run_id": first}
-    assert client.get_run(first).info.status == "FINISHED"
-    for stage, values in (("fold", {"l0_after": 23.5}), ("evaluate", {"fvu": 0.125})):
+    for stage, values in (("fold", {"l0_after": 23.5}), ("evaluate", {"fvu": 0.125}), ("analyze", {})):
+        assert client.get_run(first).info.status == "RUNNING"  # between the stages too
         with _open(params, stage) as tracker:
             assert tracker.run_id == first
             assert client.get_run(first).info.status == "RUNNING"
@@ -105,6 +109,136 @@ def test_the_outcome_of_the_stage_is_the_status(tracked, client, params):
             raise error
         ids[tracker.run_id] = wanted
     assert {run_id: client.get_run(run_id).info.status for run_id in ids} == ids
+
+
+def test_a_stage_that_is_run_again_by_itself_ends_the_run_again_and_a_failed_one_is_gone_on_with(tracked, client, params):
+    for stage in ("train", "analyze", "evaluate"):
+        with _open(params, stage) as tracker:
+            pass
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+    with pytest.raises(RuntimeError), _open(params, "evaluate"):
+        raise RuntimeError
+    assert client.get_run(tracker.run_id).info.status == "FAILED"
+    with _open(params, "evaluate"):
+        pass
+    assert client.get_run(tracker.run_id).info.status == "RUNNING"  # analyze comes
+    with _open(params, "analyze"):
+        pass
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (RuntimeError("bug"), "FAILED"),
+        (DataError("torn"), "FAILED"),
+        (Interrupted("stop"), "KILLED"),
+        (KeyboardInterrupt(), "KILLED"),
+    ],
+)
+def test_a_stage_that_fails_before_it_logs_is_told(tracked, client, params, error, wanted):
+    (tracked / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
+    called = []
+
+    @outcome_told("fold", tracking_of)
+    def main(params: str, run: str, other: int) -> None:
+        called.append(other)
+        raise error
+
+    with pytest.raises(type(error)):  # no run: none is made
+        main(params="params.yaml", run=RUN_FILE, other=1)
+    assert client.get_experiment_by_name("scopeline") is None
+    runs = {}
+    for member in ("", "k8"):
+        with _open(params, member=member) as tracker:
+            runs[member] = tracker.run_id
+    with pytest.raises(type(error)):
+        main(params="params.yaml", run=RUN_FILE, other=2)
+    assert {client.get_run(run_id).info.status for run_id in runs.values()} == {wanted}
+    (tracked / "params.yaml").write_text("no: parameters")  # what failed stays what is told
+    with pytest.raises(type(error)):
+        main(params="params.yaml", run=RUN_FILE, other=3)
+    assert called == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("experiment", "stated", "wanted"), [
+    ("brave-lynx", None, "brave-lynx (top_k 8)"), ("smol-sweep-1", None, "smol-sweep-1 (top_k 8)"), ("k8", None, "k8"), (None, "mine", "mine"), (None, None, "main (top_k 8)"),
+])  # fmt: skip
+def test_a_name_that_nobody_has_chosen_says_what_differs(tracked, client, params, monkeypatch, experiment, stated, wanted):
+    if experiment:
+        monkeypatch.setenv("DVC_EXP_NAME", experiment)
+    with _open(dataclasses.replace(params, run_name=stated), name="main", about="top_k 8") as tracker:
+        pass
+    assert client.get_run(tracker.run_id).info.run_name == wanted
+    with _open(params, name="main", about="k" * 300) as tracker:
+        pass
+    assert len(client.get_run(tracker.run_id).info.run_name) < 110
+
+
+def test_the_model_of_a_run_with_figures_of_its_own(tracked, client, params):
+    (tracked / "config.json").write_text("{}")
+    with _open(params) as tracker:
+        tracker.log_model_metrics({"0 headline/FVU": 0.5})  # none yet
+    for _ in range(2):  # a stage that is run again makes no second one
+        with _open(params, "fold") as tracker:
+            tracker.log_model("main", {"kind": "sae", "top_k": 24}, [tracked / "config.json"])
+    with _open(params, "evaluate") as tracker:
+        tracker.log_model_metrics({"0 headline/FVU": 0.25, "0 headline/L0": float("nan")})
+    run = client.get_run(tracker.run_id)
+    (output,) = run.outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    assert (model.name, model.source_run_id, model.params) == ("main", tracker.run_id, {"kind": "sae", "top_k": "24"})
+    assert [(metric.key, metric.value) for metric in model.metrics] == [("0 headline/FVU", 0.25)]
+    assert str(model.status) == "READY"
+
+
+def test_the_table_of_runs_has_a_view_and_a_note_that_a_user_may_write(tracked, client, params):
+    with _open(params) as tracker:
+        tracker.describe_experiment("| a |\n" + "long line\n" * 900)
+    experiment = client.get_experiment_by_name("scopeline")
+    view = json.loads(experiment.tags["mlflow.sharedViewState.scopeline"])
+    assert {"params.`dictionary.top_k`", "metrics.`0 headline/FVU`", "tags.`differs`"} <= set(view["selectedColumns"])
+    assert {chart["type"] for chart in view["compareRunCharts"]} == {"SCATTER", "BAR"}
+    assert len({chart["uuid"] for chart in view["compareRunCharts"]}) == len(view["compareRunCharts"])
+    keys = {f"{name}" for chart in view["compareRunCharts"] if "metricKey" in chart for name in [chart["metricKey"]]}
+    assert keys <= {f"0 headline/{name}" for name in NAMES}
+    note = experiment.tags["mlflow.note.content"]
+    assert "?viewStateShareKey=scopeline" in note
+    assert "| a |" in note
+    assert len(note) <= 5000
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "my own")
+    with _open(params) as tracker:
+        tracker.describe_experiment("| b |")
+    assert client.get_experiment_by_name("scopeline").tags["mlflow.note.content"] == "my own"
+
+
+def test_the_runs_are_compared_in_the_newest_one(tracked, client, params, monkeypatch):
+    from pipeline.evaluation.compared_runs import log_comparison
+
+    figures = {"l0_mean": 8.0, "fvu": 0.5, "delta_ce": 1.0, "dead_fraction": 0.0, "evaluated_tokens": 99.0}
+    baseline = {"pca_fvu": 0.75, "pca_delta_ce": 2.0, "pca_rank": 8.0}
+    for name, model, fvu in (("k8", "demo", 0.5), ("k9", "demo", 0.25), ("other", "gpt2", 0.1)):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        with _open(params) as tracker:
+            tracker.log_params({"model": {"model_name": model, "revision": None}, "dictionary": {"top_k": 8, "act_fn": "topk"}})
+            tracker.log_metrics({"tokens": 1000.0}, 3)
+        with _open(params, "evaluate") as tracker:
+            tracker.log_metrics({**figures, **baseline, "fvu": fvu})
+            if name == "k9":
+                log_comparison(tracker, [tracker.run_id])
+                run_id = tracker.run_id
+    rows = {row["Experiment"]: row for row in tracker.rows()}
+    assert rows == {}  # closed
+    kept = tracked / "mlartifacts" / run_id / "artifacts"
+    page = (kept / "comparison" / "index.html").read_text()
+    assert "k8" in page
+    assert "PCA" in page
+    assert "gpt2" not in page
+    assert len(list((kept / "images").glob("compared*.png"))) == 2
+    note = client.get_experiment_by_name("scopeline").tags["mlflow.note.content"]
+    (row,) = [line for line in note.splitlines() if line.startswith("| k9 ")]
+    assert [cell.strip() for cell in row.split("|")][5:10] == ["1000", "8.0", "0.2500\\*", "-", "0.7500"]
+    assert "0.5000 |" in next(line for line in note.splitlines() if line.startswith("| k8 "))
 
 
 def test_provenance_are_tags_only(tracked, client, params, monkeypatch):
@@ -188,7 +322,7 @@ def test_killed_and_resumed_has_every_step_once(tracked, client, params):
         for step in range(11, 16):
             tracker.log_metrics({"l0": float(step)}, step)
     assert tracker.run_id == run_id
-    assert client.get_run(run_id).info.status == "FINISHED"
+    assert client.get_run(run_id).info.status == "RUNNING"
     assert _steps(client, run_id, "train/l0") == list(range(1, 16))
 
 
@@ -231,8 +365,9 @@ def test_a_run_that_cannot_go_on_is_continued_by_a_new_one(tracked, client, para
 
 def test_later_stages_of_another_experiment_share_one_new_run(tracked, client, params, monkeypatch):
     """As in `dvc exp run -S fold.feature_units=normalized`: train is not run again, data/run.json has the baseline's id."""
-    with _open(params) as tracker:
-        pass
+    for stage in ("train", "analyze"):
+        with _open(params, stage) as tracker:
+            pass
     baseline = tracker.run_id
     new = {}
     for name in ("brave-lynx", "calm-owl"):
@@ -279,7 +414,7 @@ def test_logging_after_the_end_is_ignored(tracked, client, params):
     tracker.log_artifact("x")
     tracker.flush()
     run = client.get_run(tracker.run_id)
-    assert (run.info.status, run.data.metrics) == ("FINISHED", {})
+    assert (run.info.status, run.data.metrics) == ("RUNNING", {})
 
 
 def test_what_was_not_closed_is_written_at_exit(tracked, client, params):

@@ -74,7 +74,8 @@ def test_killed_train_then_fold_and_evaluate_are_one_whole_run(small: Project) -
         assert (outcome.exit_code, outcome.exception) == (0, None), outcome.stderr
     client, run = _run(small)
     assert run.info.run_id == killed.info.run_id
-    assert run.info.status == "FINISHED"
+    assert run.info.status == "RUNNING"  # until analyze has ended
+    assert len(run.outputs.model_outputs) == 1
     assert json.loads((small.path / "data" / "run.json").read_text()) == {"run_id": run.info.run_id}
     history = [json.loads(line) for line in (small.path / "metrics" / "train_history.jsonl").read_text().splitlines()]
     assert [row["step"] for row in history] == list(range(400))
@@ -87,5 +88,10 @@ def test_killed_train_then_fold_and_evaluate_are_one_whole_run(small: Project) -
     assert not [key for key in run.data.params if key.startswith("tracking.")]
     assert [entry.dataset.name for entry in run.inputs.dataset_inputs] == ["activations"]
     kept = small.path / "mlartifacts" / run.info.run_id / "artifacts"
-    for name in ("plots/training/index.html", "plots/training/loss.png", "plots/evaluation/feature_density.png"):
+    for name in (
+        "plots/training/index.html",
+        "comparison/index.html",
+        "plots/training/loss.png",
+        "plots/evaluation/feature_density.png",
+    ):
         assert (kept / name).is_file(), name

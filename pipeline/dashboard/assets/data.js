@@ -33,6 +33,25 @@ function data(name) {
   return loaded.get(name);
 }
 
+// Explanations that stages.interpret has written beside this folder, of the same feature store. A page in a frame brings them: of
+// one that is not there nothing comes, and nothing is said.
+function explanations() {
+  const place = overview.explanations;
+  if (!place || location.protocol !== "file:") return Promise.resolve({});
+  return new Promise((resolve) => {
+    const frame = document.createElement("iframe");
+    const done = (found) => { removeEventListener("message", heard); frame.remove(); resolve(found); };
+    const heard = ({ source, data: said }) => {
+      if (source === frame.contentWindow) done(said?.store === overview.store && typeof said.features === "object" ? said.features : {});
+    };
+    addEventListener("message", heard);
+    frame.hidden = true;
+    frame.onload = () => setTimeout(() => done({}), 300);
+    frame.src = place;
+    document.body.append(frame);
+  });
+}
+
 // The columns of the table, with what follows from them.
 async function table() {
   const columns = await data("table");
@@ -44,7 +63,14 @@ async function table() {
     columns.lower = columns.t.map((text) => text.toLowerCase());
     const text = (places) => places.slice(0, SHOWN).map((place) => columns.lower[place]).join("\n");
     columns.fireText = columns.fires.map(text);
+    columns.words ??= columns.feature.map(() => []);
     columns.promoteText = columns.promotes.map(text);
+    for (const [name, said] of Object.entries(await explanations())) {
+      const row = columns.byName.get(name);
+      if (row === undefined) continue;
+      columns.explanation ??= columns.feature.map(() => null);
+      columns.explanation[row] ??= [said.explanation, said.detection, said.fuzzing];
+    }
     columns.explainText = (columns.explanation ?? []).map((e) => (e?.[0] ?? "").toLowerCase());
   }
   return columns;

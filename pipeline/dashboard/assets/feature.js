@@ -69,11 +69,12 @@ async function showFeature(view, name, latest) {
   });
   const stat = (title, value) => `<div>${title}<b>${value}</b></div>`;
   const density = columns.density[row], tags = density === 0 ? '<span class="tag">never active here</span>' : density > 0.1 ? '<span class="tag">dense</span>' : "";
-  const logits = page.promoted.length ? `<p>what an activation of 1 adds (before a soft cap of the logits), the final norm's scale left out</p>
+  const noisy = noise(columns, row) ? `<p class="warning">No token stands out (excess kurtosis ${number(columns.kurtosis[row])}; of noise 0): read these as noise. What the feature does, it does through later blocks; <code>stages.inspect --steer</code> shows that.</p>` : "";
+  const logits = page.promoted.length ? `<p>what an activation of 1 adds directly, past the blocks behind it (before a soft cap of the logits), the final norm's scale left out</p>${noisy}
     <h3>promotes</h3>${effects(page.promoted, page, false)}<h3>suppresses</h3>${effects(page.suppressed, page, true)}` :
     `<p>none: what it writes (${overview.hooks.map(escaped).join(", ")}) is not itself added to the residual stream, so it has no direct effect on the logits</p>`;
   view.innerHTML = `<div class="title"><h1>Feature ${escaped(name)}${tags}</h1><span class="step">${step(-1, "\u2190", "k")}${step(1, "\u2192", "j")}</span></div>
-    ${explained(columns.explanation?.[row])}
+    ${explained(columns.explanation?.[row])}${keeper(name)}
     <div class="stats">${stat("density", percent(density))}${stat("active tokens", number(page.active))}${stat("maximum", number(largest))}
     ${stat("mean when active", number(columns.mean[row]))}${page.threshold === null ? "" : stat("threshold", number(page.threshold))}
     ${stat("energy", percent(columns.energy[row]))}${columns.kurtosis[row] === null ? "" : stat("logit kurtosis", number(columns.kurtosis[row]))}
@@ -83,4 +84,5 @@ async function showFeature(view, name, latest) {
     ${written(page.norms)}<section class="card"><h2>Logits</h2>${logits}</section>
     <section class="card"><h2>Similar decoder rows</h2><p>cosine similarity</p>${neighbour(columns, page.decoder)}</section>
     <section class="card"><h2>Active together</h2><p>Jaccard index over ${number(overview.coactivation_tokens)} tokens</p>${neighbour(columns, page.coactive)}</section></div></div>`;
+  keep(view, name);
 }

@@ -25,7 +25,7 @@ function follow() {
 function named() {
   document.querySelector('[data-tab="features"]').setAttribute("href", tableLink());
   const tab = current.replace(/^#\/?/, "").split(/[/?]/, 1)[0];
-  const page = tab === "feature" ? view.querySelector("h1").firstChild.textContent : tab === "features" ? `Features${state.query ? `: ${visible(state.query)}` : ""}` : "";
+  const page = tab === "kept" ? "Kept features" : tab === "feature" ? view.querySelector("h1").firstChild.textContent : tab === "features" ? `Features${state.query ? `: ${visible(state.query)}` : ""}` : "";
   document.title = page ? `${page} \u00b7 ${overview.about}` : overview.about;
 }
 
@@ -42,7 +42,7 @@ async function route(typing) {
   const path = current.replace(/^#\/?/, "").replace(/\?.*/s, ""), query = current.replace(/^[^?]*\??/, "");
   const [tab, ...rest] = path.split("/");
   tableKeys = null;
-  for (const link of document.querySelectorAll("[data-tab]")) link.classList.toggle("on", link.dataset.tab === (tab ? "features" : "overview"));
+  for (const link of document.querySelectorAll("[data-tab]")) link.classList.toggle("on", link.dataset.tab === (tab === "kept" ? "kept" : tab ? "features" : "overview"));
   try {
     if (tab === "feature") await showFeature(view, readable(rest.join("/")), latest);
     else if (tab === "features") {
@@ -51,7 +51,8 @@ async function route(typing) {
       if (tableLink() !== before) [state.chosen, state.scroll, state.order] = [0, 0, []];
       if (!typing) search.value = wanted.query;
       await showTable(view, latest);
-    } else if (tab === "") showOverview(view);
+    } else if (tab === "kept") await showKept(view, latest);
+    else if (tab === "") showOverview(view);
     else throw new Error(`There is no page \u201c${path}\u201d here; the link is for something else or was cut.`);
     if (!latest()) return;
     if (tab !== "features") scrollTo(0, 0);
@@ -88,7 +89,7 @@ search.form.addEventListener("submit", (event) => {
 document.getElementById("help-button").addEventListener("click", () => help.showModal());
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
-  const typing = event.target.matches("input, select");
+  const typing = event.target.matches("input, select, textarea");
   const moves = { ArrowDown: 1, ArrowUp: -1, PageDown: 12, PageUp: -12, Home: -Infinity, End: Infinity };
   const inside = event.key === "Home" || event.key === "End"; // keys of the search box itself
   if (tableKeys && event.key in moves && (!typing || (event.target === search && !inside))) {

@@ -5,7 +5,7 @@ const shownChips = (columns, places) => chips(columns, places.slice(0, SHOWN));
 const COLUMNS = [
   { key: "feature", title: "feature", width: "92px", least: 92, text: (c, r) => `<span>${escaped(c.name[r])}</span>` },
   { key: "fires", title: "fires on", least: 160, width: "minmax(160px,1.5fr)", sort: "fireText", text: (c, r) => `<span>${shownChips(c, c.fires[r])}</span>` },
-  { key: "promotes", title: "promotes", least: 140, width: "minmax(140px,1.3fr)", sort: "promoteText", text: (c, r) => `<span>${shownChips(c, c.promotes[r])}</span>` },
+  { key: "promotes", title: "promotes", least: 140, width: "minmax(140px,1.3fr)", sort: "promoteText", text: (c, r) => `<span${noise(c, r) ? ' class="noise" title="no token stands out: read it as noise"' : ""}>${shownChips(c, c.promotes[r])}</span>` },
   { key: "explanation", title: "explanation", least: 160, width: "minmax(160px,1.6fr)", sort: "explainText", text: (c, r) => `<span>${escaped(c.explanation[r]?.[0] ?? "")}</span>` },
   { key: "density", title: "density", width: "150px", least: 150, number: true, text: (c, r) => `<span class="num">${meter(c.density[r])}${percent(c.density[r])}</span>` },
   { key: "max", title: "maximum", width: "84px", least: 84, number: true },
@@ -13,6 +13,9 @@ const COLUMNS = [
   { key: "kurtosis", title: "logit kurtosis", width: "104px", least: 104, number: true },
   { key: "energy", title: "energy", width: "84px", least: 84, number: true, text: (c, r) => `<span class="num">${percent(c.energy[r])}</span>` },
 ];
+// Whether a feature's direct effect on the logits looks like noise: no token stands out.
+const NOISE = 1;
+const noise = (columns, row) => columns.kurtosis[row] !== null && columns.kurtosis[row] < NOISE;
 const hints = {
   fires: "tokens on which it is strongest", promotes: "next tokens whose logits it raises most", density: "share of the tokens on which it is active",
   max: "largest activation", mean: "mean activation when active", kurtosis: "excess kurtosis of its effect on the logits: high is a few tokens",
@@ -57,7 +60,7 @@ function arranged(columns) {
   const texts = query && fits(columns, query), asked = query.toLowerCase().trim();
   const fit = (r) => {
     const best = (places) => places.reduce((most, place) => Math.max(most, texts[place]), 0);
-    const degrees = [columns.fires, columns.promotes, columns.suppresses].map((column) => best(column[r])), very = degrees.indexOf(2);
+    const degrees = [[...columns.fires[r], ...columns.words[r]], columns.promotes[r], columns.suppresses[r]].map(best), very = degrees.indexOf(2);
     return very >= 0 ? 4 - very : Math.max(...degrees) || (columns.explainText[r] ?? "").includes(asked) ? 1 : 0;
   };
   const filtered = (r) => {
@@ -104,7 +107,7 @@ function searched(columns) {
   const where = filled(columns).map((column) => column.key).filter((key) => ["fires", "promotes", "explanation"].includes(key));
   const titles = where.map((key) => `, \u201c${COLUMNS.find((column) => column.key === key).title}\u201d`).join("");
   const suppressed = columns.suppresses.some((places) => places.length) ? ", suppressed tokens" : "";
-  const text = `Searched: feature numbers${titles}${suppressed}, with all tokens that a feature\u2019s page lists (the table shows ${SHOWN} in a column); the very token comes first.`;
+  const text = `Searched: feature numbers${titles}${suppressed}, with all tokens that a feature\u2019s page lists (the table shows ${SHOWN} in a column), and the words that they are parts of; the very token comes first.`;
   const hidden = state.hidden > 0 ? ` The filters hide ${state.hidden.toLocaleString("en")} more.` : "";
   return text + hidden;
 }

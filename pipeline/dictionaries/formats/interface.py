@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 NEXT = "make the directory again (`dvc repro` writes lost outputs of the pipeline)"
 
 
+def foreign(path: str | Path) -> str:
+    """What to do with a dictionary of another tool."""
+    return f"one of another tool is read by `python -m stages.import_dictionary {path}`"
+
+
 CONFIG_FILE = "config.json"  # in a directory of our own format
 
 
@@ -84,7 +89,7 @@ def format_at(path: Path) -> DictionaryFormat:
     members = members_at(path)
     if members:
         raise DataError(f"{path}: holds the members {', '.join(members)} of a sweep; name one, as {path / members[0]}")
-    raise DataError(f"{path}: no dictionary of a known format (known: {', '.join(DICTIONARY_FORMATS)}); {NEXT}")
+    raise DataError(f"{path}: no dictionary of a known format (known: {', '.join(DICTIONARY_FORMATS)}); {foreign(path)}")
 
 
 def configuration(values: Mapping[str, Any], file: Path) -> DictionaryConfig:

@@ -18,7 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from pipeline.contracts.sealing import sealed, unsealed
-from pipeline.dictionaries.formats.interface import CONFIG_FILE, NEXT, DictionaryFormat, configuration
+from pipeline.dictionaries.formats.interface import CONFIG_FILE, NEXT, DictionaryFormat, configuration, foreign
 from pipeline.errors import DataError
 from pipeline.files import atomic_directory, ensure_free_space, read_bytes, read_object, write_json
 from pipeline.foreign import reading
@@ -75,7 +75,7 @@ def _parse(file: Path) -> tuple[DictionaryConfig, dict[str, Any]]:
     """The configuration and the record of the weights."""
     values = read_object(file, "a dictionary's configuration", NEXT)
     if "format_version" not in values:
-        raise DataError(f"{file}: not a dictionary's configuration (format_version is missing); {NEXT}")
+        raise DataError(f"{file}: no configuration of this project (format_version is missing); {foreign(file.parent)}")
     version = values["format_version"]
     if version not in READ_VERSIONS:
         known = " and ".join(map(str, READ_VERSIONS))

@@ -1,4 +1,9 @@
-"""The comments at the ends of the lines of a parameter file, written from the declaration; nothing else is touched."""
+"""A parameter file as DVC's writer leaves it, with the comments at the ends of its lines, written from the declaration.
+
+`dvc exp run -S` writes the whole file anew (ruamel.yaml, round trip): it leaves lines as they are but for null, which it writes
+as nothing, and lists, which it writes below their key. So both are written in this way here too, and -S of a key changes what
+stands at that key alone. Nothing else is touched.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +39,21 @@ def comment(key: Key) -> str:
 
 
 def commented(text: str) -> str:
-    """The text of a YAML parameter file with the comment of each key at the end of its line.
+    """The text of a YAML parameter file with the comment of each key at the end of its line, nothing for null,
+    and lists of scalars below their key.
 
     Raises:
         ParamsError: a key spreads over lines in such a way that its values would change.
     """
     lines, written, ends = text.split("\n"), comments(), _code_ends(text)
-    for key, line in _lines_of_keys(yaml.compose(text, Loader=Yaml12Loader)):
-        if written.get(key):
-            lines[line] = f"{lines[line][: ends[line]].ljust(COLUMN)} # {written[key]}"
+    for key, place, value in _lines_of_keys(yaml.compose(text, Loader=Yaml12Loader)):
+        line = place.line
+        code, behind = lines[line][: ends[line]], lines[line][ends[line] :]
+        below = _items(value, text) if value.start_mark.line == line else []
+        if below or _is_null(value, line):
+            code = code[: value.start_mark.column].rstrip()
+        first = f"{code.ljust(COLUMN)} # {written[key]}" if written.get(key) else code + behind
+        lines[line] = "\n".join([first, *(f"{' ' * place.column}- {item}" for item in below)])
     result = "\n".join(lines)
     if yaml.load(result, Loader=Yaml12Loader) != yaml.load(text, Loader=Yaml12Loader):
         raise ParamsError("comments would change the values; write each key and its value on one line, or a list below it")
@@ -58,11 +69,25 @@ def _code_ends(text: str) -> dict[int, int]:
     return ends
 
 
-def _lines_of_keys(node: yaml.Node | None, place: str = "") -> Iterator[tuple[str, int]]:
-    """(dotted key, line) of each key that begins a line."""
+def _is_null(value: yaml.Node, line: int) -> bool:
+    return bool(value.tag.endswith(":null")) and value.start_mark.line == line
+
+
+def _items(value: yaml.Node, text: str) -> list[str]:
+    """The scalars of a list in brackets, as they are written; none of another list, nor of one over several lines."""
+    one_line = value.start_mark.line == value.end_mark.line
+    if not (isinstance(value, yaml.SequenceNode) and value.flow_style and one_line):
+        return []
+    if not all(isinstance(item, yaml.ScalarNode) for item in value.value):
+        return []
+    return [text[item.start_mark.index : item.end_mark.index] for item in value.value]
+
+
+def _lines_of_keys(node: yaml.Node | None, place: str = "") -> Iterator[tuple[str, yaml.Mark, yaml.Node]]:
+    """(dotted key, where it begins, its value) of each key that begins a line."""
     if not isinstance(node, yaml.MappingNode) or node.flow_style:
         return
     for key, value in node.value:
         dotted = f"{place}.{key.value}" if place else str(key.value)
-        yield dotted, key.start_mark.line
+        yield dotted, key.start_mark, value
         yield from _lines_of_keys(value, dotted)

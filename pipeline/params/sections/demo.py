@@ -1,4 +1,4 @@
-"""The embedded default's text and small language model, made by the frozen stage pretrain."""
+"""The embedded default's text and small language model, made by `python -m stages.pretrain`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGE = (r"[A-Za-z0-9][A-Za-z0-9._-]*", "a distribution's name, or stdlib")
 
 @dataclass(frozen=True)
 class DemoParams(Section):
-    """Text and model of the embedded default (stage pretrain, frozen)."""
+    """Text and model of the embedded default (the model is made by python -m stages.pretrain)."""
 
     NAME: ClassVar[str] = "demo"
 

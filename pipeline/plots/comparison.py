@@ -1,0 +1,82 @@
+"""Experiments beside each other, those of each site by themselves: as lines of text and as tables of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.plots.charts import number
+from pipeline.plots.experiment import Experiment
+from pipeline.plots.page import Row, Table
+from pipeline.plots.pareto import front
+
+HEAD = (
+    "experiment",
+    "dictionary",
+    "seed",
+    "lr",
+    "trained",
+    "L0",
+    "FVU",
+    "95 %",
+    "PCA",
+    "delta CE",
+    "95 %",
+    "PCA",
+    "rank",
+    "dead",
+)
+NAMES = 2  # first columns, which are words
+STAR = "* no other one of the group has a lower L0 and a lower loss; PCA: of as many directions as `rank`"
+
+
+def by_site(experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
+    """{site: its experiments by growing L0}."""
+    sites = dict.fromkeys(e.site for e in experiments)
+    return {site: sorted((e for e in experiments if e.site == site), key=lambda e: e.l0) for site in sites}
+
+
+def heading(site: str, own: Sequence[Experiment]) -> str:
+    """The site, with the tokens of its evaluation where it does not say them."""
+    evaluated = own[0].evaluated
+    return site if not evaluated or evaluated in site else f"{site}, {evaluated}"
+
+
+def cells(own: Sequence[Experiment]) -> list[tuple[str, ...]]:
+    """A row for each experiment of a site, under HEAD, and last what tells it from the others; an asterisk marks the front of
+    FVU and that of delta cross entropy."""
+    fronts = [front(own, lambda e: e.fvu), front(own, lambda e: e.delta_ce)]
+    rows = []
+    for e in own:
+        marks = ["*" if e in chosen else " " for chosen in fronts]
+        fvu, delta_ce = f"{e.fvu:.4f}{marks[0]}", f"{e.delta_ce:.4f}{marks[1]}"
+        pca = ["-" if value is None else f"{value:.4f}" for value in (e.pca_fvu, e.pca_delta_ce)]
+        ends = ["-" if each is None else f"{each[0]:.4f} to {each[1]:.4f}" for each in (e.fvu_interval, e.delta_ce_interval)]
+        trained, rank = "-" if e.trained is None else number(e.trained), "-" if e.pca_rank is None else f"{e.pca_rank:.0f}"
+        said = (e.name, e.about, e.seed or "-", e.lr or "-", trained, f"{e.l0:.1f}")
+        rows.append((*said, fvu, ends[0], pca[0], delta_ce, ends[1], pca[1], rank, f"{e.dead:.2%}", e.differs))
+    return rows
+
+
+def table(experiments: Sequence[Experiment]) -> list[str]:
+    """Lines of text, by site and L0; the last column, where any has it, says what each has of its own."""
+    sites = [(heading(site, own), cells(own)) for site, own in by_site(experiments).items()]
+    head = (*HEAD, "differs in" if any(e.differs for e in experiments) else "")
+    widths = [max(len(row[i]) for row in [head, *(row for _, rows in sites for row in rows)]) for i in range(len(HEAD))]
+
+    def line(row: tuple[str, ...]) -> str:
+        words = [cell.ljust(width) for cell, width in zip(row[:NAMES], widths[:NAMES], strict=True)]
+        figures = [cell.rjust(width) for cell, width in zip(row[NAMES:-1], widths[NAMES:], strict=True)]
+        return "  ".join([*words, *figures, row[-1]]).rstrip()
+
+    found = []
+    for site, rows in sites:
+        found += [site, f"  {line(head)}", *(f"  {line(row)}" for row in rows), ""]
+    return [*found, STAR]
+
+
+def tables(experiments: Sequence[Experiment]) -> list[Table]:
+    """The same as a table of a page for each site."""
+    return [
+        Table(heading(site, own), HEAD[1:], tuple(Row(row[0], row[-1], row[1:-1]) for row in cells(own)), STAR)
+        for site, own in by_site(experiments).items()
+    ]
