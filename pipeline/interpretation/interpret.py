@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.analysis.feature_tables import FeatureStore
-from pipeline.analysis.store_digest import store_digest
 from pipeline.errors import DataError, Interrupted
 from pipeline.files import fingerprint, write_json
 from pipeline.interpretation.chat import ChatModel, Message

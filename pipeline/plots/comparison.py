@@ -45,7 +45,7 @@ def cells(own: Sequence[Experiment]) -> list[tuple[str, ...]]:
     """A row for each experiment of a site, under HEAD, and last what tells it from the others; an asterisk marks the front of
     FVU and that of delta cross entropy."""
     fronts = [front(own, lambda e: e.fvu), front(own, lambda e: e.delta_ce)]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for e in own:
         marks = ["*" if e in chosen else " " for chosen in fronts]
         fvu, delta_ce = f"{e.fvu:.4f}{marks[0]}", f"{e.delta_ce:.4f}{marks[1]}"

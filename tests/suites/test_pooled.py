@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,9 @@ def sae(median: float | None = None, hook: str = HOOK) -> Dictionary:
     norm = {"mean_norm": 3.0, "mean_square": 9.0, "d": D_MODEL}
     if median is not None:
         norm |= {"median_norm": median, "max_norm_factor": 1.0, "n_tokens": 10, "n_massive": 1, "n_excluded": 1}
-    return made.fold({hook: norm})
+    folded = made.fold({hook: norm})
+    folded.config = dataclasses.replace(folded.config, norms={hook: norm})  # as the fold stage keeps them
+    return folded
 
 
 def naive(model, dictionary: Dictionary, text: str, size: int, n: int, bos: bool, limit: float = float("inf")):
