@@ -237,7 +237,7 @@ def test_the_runs_are_compared_in_the_newest_one(tracked, client, params, monkey
     assert len(list((kept / "images").glob("compared*.png"))) == 2
     note = client.get_experiment_by_name("scopeline").tags["mlflow.note.content"]
     (row,) = [line for line in note.splitlines() if line.startswith("| k9 ")]
-    assert [cell.strip() for cell in row.split("|")][5:10] == ["1000", "8.0", "0.2500\\*", "-", "0.7500"]
+    assert [cell.strip() for cell in row.split("|")][5:10] == ["1,000", "8.0", "0.2500\\*", "-", "0.7500"]
     assert "0.5000 |" in next(line for line in note.splitlines() if line.startswith("| k8 "))
 
 
