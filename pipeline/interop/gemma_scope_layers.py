@@ -122,7 +122,7 @@ def _hooks(values: dict[str, Any], path: Path, n: int) -> tuple[tuple[str, ...],
     reads, writes = sides
     if set(reads) & set(writes):
         raise DataError(
-            f"{path / CONFIG}: a crosscoder, {', '.join(reads)}: each of its features sees one layer and writes others, while one "
-            "here sees all; it has no counterpart"
+            f"{path / CONFIG}: a crosscoder, {', '.join(reads)}: each of its features sees one layer and writes others, while "
+            "one here sees all; it has no counterpart"
         )
     return reads, writes, tuple(said)
