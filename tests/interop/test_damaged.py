@@ -125,7 +125,9 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("sparsify", {"skip_connection": True}, ("skip_connection of an autoencoder",)),
     ("dictionary_learning", {"dict_class": "IdentityDict"}, ("trainer.dict_class", "unknown class 'IdentityDict'")),
     ("dictionary_learning", {"activation_dim": None}, ("activation_dim should be a whole number",)),
+    ("dictionary_learning", {"dict_size": 21}, ("encoder.weight is [20, 6], wanted [dict_size 21, activation_dim 6]",)),
     ("dictionary_learning", {"k": 5}, ("trainer.k 5 contradicts k 4",)),
+    ("llama_scope", {"d_sae": 21}, ("encoder.weight is [20, 6], wanted [",)),
     ("llama_scope", {"jump_relu_threshold": -1.0}, ("jump_relu_threshold should be a positive number",)),
     ("llama_scope", {"dataset_average_activation_norm": {"in": 3.0}}, ("out should be a positive number, is missing",)),
     ("llama_scope", {"dataset_average_activation_norm": None}, ("dataset_average_activation_norm should be an object",)),
@@ -138,10 +140,12 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("openmoss", {"use_glu_encoder": True}, ("W_E_glu is missing, b_E_glu is missing",)),
     ("openmoss", {"use_glu_encoder": 1}, ("use_glu_encoder should be true or false",)),
     ("openmoss", {"expansion_factor": 0}, ("expansion_factor should be a positive number",)),
+    ("openmoss", {"expansion_factor": 3.0}, ("W_E is [6, 20], wanted [d_model 6, d_sae 18]",)),
     ("openmoss", {"hook_point_in": "blocks.0.hook_resid_pre"}, ("no norm of blocks.0.hook_resid_pre",)),
     ("circuit_tracer", {"model_kind": "plt"}, ("model_kind should be transcoder_set or cross_layer_transcoder",)),
     ("circuit_tracer", {"feature_input_hook": 3}, ("feature_input_hook should be a string",)),
     ("circuit_tracer", {"activation": "topk"}, ("has thresholds", "activation topk")),
+    ("gemma_scope", {"affine_connection": True}, ("affine_skip_connection is missing",)),
     ("gemma_scope", {"hf_hook_point_in": "model.layers.1.mystery.output"}, ("no hook point of this module is known",)),
 ]
 
