@@ -182,7 +182,8 @@ def evaluated(name: str, run: Settings) -> dict[str, float]:
     if not out.exists():
         plots, norms, statistics = (work / part for part in ("plots", "norms.json", "norm_statistics.safetensors"))
         stage("evaluate", "--params", run.parameters(name), "--inference", work / "inference", "--tokens", run.token_store,
-              "--norms", norms, "--statistics", statistics, "--out", out, "--plots", plots, "--run", work / "r.json")  # fmt: skip
+              "--norms", norms, "--statistics", statistics, "--out", out, "--plots", plots,
+              "--run", work / "run.json")  # fmt: skip
     found: dict[str, float] = json.loads(out.read_text())
     return found
 
@@ -260,8 +261,8 @@ def report(rows: list[str], judged: list[Judged], run: Settings) -> str:
             "",
             f"Layer {LAYER} of the embedded default, residual stream (transcoders: its MLP); {run.features:,} features, "
             f"{run.tokens:,} tokens in batches of {BATCH:,}, once through. Each tool's own trainer "
-            "(`benchmarks/peer_judged.py` has the settings; SAELens has none for transcoders, whose loop is ours) and own files; "
-            f"read by `stages.import_dictionary`, judged by `stages.evaluate` on {n:,} held-out tokens. Ours: TopK with the L0 "
+            "(`benchmarks/peer_judged.py` has the settings; SAELens has none for transcoders, whose loop is ours) and own "
+            f"files; read by `stages.import_dictionary`, judged by `stages.evaluate` on {n:,} held-out tokens. Ours: TopK with the L0 "
             "that the tool came to. Such a run is short: the figures do not rank the tools at their best.",
             "",
             "The last columns are relative differences between this pipeline and the tool's own forward: FVU and L0 of all "

@@ -3,9 +3,9 @@
     PYTHON benchmarks/peer_judged.py PEER FOLDER '{"batch": 1024, "features": 1024, "l0": 24, "layer": 2, "jobs": {"topk": TO}}'
 
 FOLDER holds float32 arrays [N, D]: resid.npy (what an autoencoder reads and writes), read.npy and written.npy (what an MLP
-reads and writes), the same three with held_out_ before the name, which nothing is trained on. Each job is a kind of
-TRAINERS and a directory: what the tool saves lies in <directory>/saved, result.json has FVU and L0 of the held-out rows by the tool's own
-forward in float32, summed in float64, and sample.npz features and reconstructions of its first rows. A directory with a
+reads and writes), the same three with held_out_ before the name, which nothing is trained on. Each job is a kind of TRAINERS
+and a directory: what the tool saves lies in <directory>/saved, result.json has FVU and L0 of the held-out rows by the tool's
+own forward in float32, summed in float64, and sample.npz features and reconstructions of its first rows. A directory with a
 result.json is left as it is.
 
 Each tool trains with its own trainer, once through the rows in their order, at batches of one size:
