@@ -260,9 +260,9 @@ def report(rows: list[str], judged: list[Judged], run: Settings) -> str:
             f"`python -m benchmarks.peer_dictionaries {tools} {asked}` on {machine()}. {', '.join(versions)}.",
             "",
             f"Layer {LAYER} of the embedded default, residual stream (transcoders: its MLP); {run.features:,} features, "
-            f"{run.tokens:,} tokens in batches of {BATCH:,}, once through. Each tool's own trainer "
-            "(`benchmarks/peer_judged.py` has the settings; SAELens has none for transcoders, whose loop is ours) and own "
-            f"files; read by `stages.import_dictionary`, judged by `stages.evaluate` on {n:,} held-out tokens. Ours: TopK with the L0 "
+            f"{run.tokens:,} tokens in batches of {BATCH:,}, once through. Each tool has its own trainer "
+            "(`benchmarks/peer_judged.py` has the settings; SAELens has none for transcoders, whose loop is ours) and files. "
+            f"Read by `stages.import_dictionary`, judged by `stages.evaluate` on {n:,} held-out tokens. Ours: TopK with the L0 "
             "that the tool came to. Such a run is short: the figures do not rank the tools at their best.",
             "",
             "The last columns are relative differences between this pipeline and the tool's own forward: FVU and L0 of all "
