@@ -156,23 +156,29 @@ def held_out(token_store: Path, tokens: int | None) -> dict[str, Tensor]:
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def train_peer(peer: str, python: str, run: Settings) -> list[Judged]:
-    """Let a tool train, save and judge what is not there yet.
+def train_peers(peers: dict[str, str], run: Settings) -> list[Judged]:
+    """Let the tools train, save and judge what is not there yet, beside one another, a thread each.
 
     Raises:
-        click.ClickException: it ends badly; the message has the end of what it says.
+        click.ClickException: one ends badly; the message has the end of what it says.
     """
-    places = {kind: run.work / "theirs" / f"{peer}-{kind}" for kind in TRAINERS[peer]}
-    for place in places.values():
-        place.mkdir(parents=True, exist_ok=True)
-    jobs = {kind: str(place.resolve()) for kind, place in places.items()}
-    asked = {"batch": BATCH, "features": run.features, "l0": L0, "layer": LAYER, "jobs": jobs}
-    command = [python, str(SCRIPT), peer, str(run.work / "rows"), json.dumps(asked)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise click.ClickException(f"{peer}: status {done.returncode}:\n{done.stderr[-2000:]}")
-    return [Judged(peer, kind, json.loads((place / "result.json").read_text())) for kind, place in places.items()]
+    judged, started = [], {}
+    for peer, python in peers.items():
+        places = {kind: run.work / "theirs" / f"{peer}-{kind}" for kind in TRAINERS[peer]}
+        for place in places.values():
+            place.mkdir(parents=True, exist_ok=True)
+        asked = {"batch": BATCH, "features": run.features, "l0": L0, "layer": LAYER}
+        asked |= {"jobs": {kind: str(place) for kind, place in places.items()}}
+        command = [python, str(SCRIPT), peer, str(run.work / "rows"), json.dumps(asked)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+        log = run.work / f"{peer}.log"
+        with log.open("w") as said:
+            started[peer] = subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT), log, places
+    for peer, (process, log, places) in started.items():
+        if process.wait():
+            raise click.ClickException(f"{peer}: status {process.returncode}:\n{log.read_text()[-2000:]}")
+        judged += [Judged(peer, kind, json.loads((place / "result.json").read_text())) for kind, place in places.items()]
+    return judged
 
 
 def evaluated(name: str, run: Settings) -> dict[str, float]:
@@ -298,7 +304,7 @@ def main(
         for name in ("metrics", "inference"):
             (run.work / name).mkdir(parents=True, exist_ok=True)
         store = activations(run)
-        judged = [each for peer, python in peers.items() for each in train_peer(peer, python, run)]
+        judged = train_peers(peers, run)
         rows = []
         for each in judged:
             judge(each, run)
