@@ -11,6 +11,7 @@ from pipeline.dictionaries.formats.interface import dictionary_format, members_a
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import DataError
 from pipeline.interop.hub import PREFIX, local_copy
+from pipeline.interop.openmoss import expansion_factor
 from pipeline.interop.plain import PlainDictionary, dictionary_of
 from pipeline.interop.recognition import format_and_place
 from pipeline.lm.loading import model_widths
@@ -137,7 +138,7 @@ def start_parameters(dictionary: Dictionary, place: Path) -> dict[str, str]:
     for side, names in (("in", dictionary.hooks_in), ("out", dictionary.hooks_out)):
         key = f"dictionary.hook_point{'s' if several else ''}_{side}"
         found[key] = f"[{','.join(names)}]" if several else names[0]
-    found["dictionary.expansion_factor"] = f"{config.d_sae / config.d_in:.17g}"
+    found["dictionary.expansion_factor"] = f"{expansion_factor(config.d_sae, config.d_in):.17g}"
     if config.gate.budgeted:
         found["dictionary.top_k"] = str(config.top_k)
     for key in ("use_glu_encoder", "skip"):

@@ -146,7 +146,7 @@ class _OpenMOSS(InterchangeFormat):
         config: dict[str, Any] = {
             "sae_type": "sae" if plain.kind == "transcoder" else plain.kind,
             "d_model": plain.d_in,
-            "expansion_factor": _expansion(plain.d_sae, plain.d_in),
+            "expansion_factor": expansion_factor(plain.d_sae, plain.d_in),
             "use_decoder_bias": True,
             "act_fn": plain.gate,
             "norm_activation": "inference",
@@ -304,7 +304,7 @@ def _unnormalised(plain: PlainDictionary, norm: str, norms: Mapping[str, Tensor]
     return plain.with_tensors(said, **scaled)
 
 
-def _expansion(d_sae: int, d: int) -> float:
+def expansion_factor(d_sae: int, d: int) -> float:
     """The expansion factor of which int(d * factor) is d_sae."""
     factor = d_sae / d
     while int(d * factor) < d_sae:

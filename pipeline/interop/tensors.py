@@ -108,7 +108,7 @@ def checked(
             faults.append(_wrong_shape(name, tensor, shape))
             continue
         wide = tensor if tensor.dtype == torch.float64 else tensor.float()
-        bad = int((~wide.isfinite()).sum())
+        bad = int((~wide.float().isfinite()).sum())  # what float64 holds and float32 does not is none either
         if bad:
             faults.append(f"{name} has {bad:,} of {wide.numel():,} values that are not finite")
         taken[name] = wide
