@@ -124,7 +124,9 @@ def plain_of(dictionary: Dictionary) -> PlainDictionary:
             "of it (a jumprelu with a calibrated threshold), or dictionary.to_jumprelu(batches)"
         )
     if config.act_fn not in GATES:
-        raise ParamsError(f"{where}: this gate is written in no format (written: {', '.join(GATES)}); fold.convert_topk_to_jumprelu: true")
+        raise ParamsError(
+            f"{where}: this gate is written in no format (written: {', '.join(GATES)}); fold.convert_topk_to_jumprelu: true"
+        )
     if getattr(config, "use_glu_encoder", False):
         raise ParamsError(f"{where}: use_glu_encoder: an encoder that is multiplied by a second one is written in no format")
     if config.kind not in ("sae", "transcoder", "crosscoder", "clt", "lorsa"):

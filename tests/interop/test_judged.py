@@ -8,6 +8,7 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -66,7 +67,7 @@ def naive(project: Project, forward: cases.Forward, reads: list[str], writes: li
         model, split = load_language_model("model"), open_tokens("data/tokens.zarr").eval
         ids = split.read()
         found = model.activations(torch.from_numpy(ids).long(), [*reads, *writes])
-        kept = torch.from_numpy(split.mask(list(range(len(ids))), ids))
+        kept = torch.from_numpy(split.mask(np.arange(len(ids)), ids))
     x, y = (torch.stack([found[hook][kept].double() for hook in hooks], dim=1) for hooks in (reads, writes))
     f, y_hat = forward(x if len(reads) > 1 else x[:, 0])
     y_hat = y_hat.reshape(y.shape)
