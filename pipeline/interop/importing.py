@@ -70,13 +70,14 @@ def import_from(
     if own is not None:
         return Import(load_dictionary(copy.path), own)
     form, place = format_and_place(copy.path, format)
-    plain = renamed(form.read(place), hook_point_in, hook_point_out)
-    origin = {"format": form.name, "about": dict(plain.about), "said": list(plain.said), **copy.origin}
-    model = {"name": plain.about.get("model_name"), "revision": plain.about.get("model_revision")}
+    folder = place.parent if place.is_file() else place
     try:
+        plain = renamed(form.read(place), hook_point_in, hook_point_out)
+        origin = {"format": form.name, "about": dict(plain.about), "said": list(plain.said), **copy.origin}
+        model = {"name": plain.about.get("model_name"), "revision": plain.about.get("model_revision")}
         made = dictionary_of(plain, {"imported": origin, "model": model}, name)
     except DataError as error:
-        raise DataError([f"{place}: {fault}" for fault in error.faults]) from None
+        raise DataError([fault if str(folder) in fault else f"{place}: {fault}" for fault in error.faults]) from None
     return Import(made, form.name, plain.said)
 
 
