@@ -104,8 +104,10 @@ def test_inspect_steer_interpret(hooked: Project, monkeypatch: pytest.MonkeyPatc
     run(hooked, "inspect", "--text", "the cat sat on the mat", "--steer", "3", "--strength", "5", "--continue", "2")
     with chdir(hooked.path):
         dictionary, model = load_dictionary("data/inference/theirs"), load_language_model("model")
+        nothing, something = (steer("the cat sat", dictionary, model, 3, strength, n_tokens=2) for strength in (0.0, 50.0))
     assert "W_G" in dict(dictionary.named_parameters())
-    assert steer("the cat sat", dictionary, model, 3, 0.0, n_tokens=2) is not None
+    assert nothing.steered_loss == pytest.approx(nothing.loss)
+    assert something.steered_loss != pytest.approx(something.loss)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with running() as stub:
         run(hooked, "interpret", "--endpoint", stub.url, "--model", "stub", "--n", "1")
