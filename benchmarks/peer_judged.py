@@ -15,10 +15,10 @@ Each tool trains with its own trainer, once through the rows in their order, at 
 - sparsify: Trainer with TrainConfig's defaults (signum, schedule-free), on a model that looks its modules' outputs up.
 - dictionary_learning: trainSAE with normalize_activations.
 
-Learning rates are the tools' own, but 1e-3 where theirs (3e-4 of SAELens, 7e-5 and 5e-5 of two trainers of dictionary_learning)
-is for runs of a hundred times the length; warm-ups are a twentieth of the run, those of sparsity a fifth.
-Only TopK has the L0 that was asked for. What is steered by a coefficient comes to another one in so short a run (of 512 features
-after 128 steps: 89 to 498), and is compared at that. Imports nothing of this project.
+Learning rates are the tools' own, but 1e-3 where theirs (3e-4 of SAELens, 7e-5 and 5e-5 of two trainers of
+dictionary_learning) is for runs of a hundred times the length; warm-ups are a twentieth of the run, those of sparsity a fifth.
+Only TopK has the L0 that was asked for. What is steered by a coefficient comes to another one in so short a run (of 512
+features after 128 steps: 89 to 498), and is compared at that. Imports nothing of this project.
 """
 
 from __future__ import annotations
