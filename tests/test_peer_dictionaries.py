@@ -43,7 +43,7 @@ for kind, place in asked["jobs"].items():
 
 def test_a_tool_that_fails_says_why(tmp_path: Path) -> None:
     run = Settings(tmp_path / "work", Path("tokens"), 1024, 64, None)
-    with pytest.raises(click.ClickException, match=r"sparsify: status 1:\\n(.|\\n)*no such thing"):
+    with pytest.raises(click.ClickException, match=r"sparsify: status 1:\n(.|\n)*no such thing"):
         train_peers({"sparsify": fake_peer(tmp_path, "sys.exit('no such thing')")}, run)
 
 
