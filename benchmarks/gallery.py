@@ -135,6 +135,9 @@ def main(names: tuple[str, ...], tokens: int | None) -> None:
             "",
             *lines,
             "",
+            "Dictionaries that SAELens, sparsify and dictionary_learning trained on the same activations, judged by the same "
+            "stages and beside ours at the same L0: peer_dictionaries.md.",
+            "",
         ]
     )
     RESULTS.write_text(text, encoding="utf-8")

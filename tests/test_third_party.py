@@ -1,5 +1,5 @@
 """A package outside this repository brings what is found by name: an activation function, a sparsity loss with a key of its own, a
-kind, a language-model family, a storage codec, a file format of dictionaries."""
+kind, a language-model family, a storage codec, a file format of dictionaries, a format of another tool."""
 
 from __future__ import annotations
 
@@ -129,6 +129,60 @@ class _Archive(DictionaryFormat):
 
 Archive = _Archive()
 """
+TOOL = """
+import json
+
+import torch
+
+from pipeline.errors import DataError
+from pipeline.interop.interface import InterchangeFormat
+from pipeline.interop.plain import PlainDictionary
+from pipeline.interop.tensors import checked, read_safetensors, write_safetensors
+from pipeline.params.interchange import InterchangeDeclaration
+
+BENCH = InterchangeDeclaration("bench", "toolkit.tool:Bench")
+
+
+class _Bench(InterchangeFormat):
+    name = "bench"
+
+    def recognises(self, path):
+        return (path / "bench.json").is_file()
+
+    def read(self, path):
+        about = json.loads((path / "bench.json").read_text())
+        d, f = ("width", about["width"]), ("features", about["features"])
+        shapes = {"enc": (f, d), "enc_bias": (f,), "dec": (f, d), "dec_bias": (d,)}
+        found = checked(read_safetensors(path / "bench.safetensors"), shapes, path / "bench.safetensors")
+        tensors = {"W_enc": found["enc"].T, "b_enc": found["enc_bias"], "W_dec": found["dec"], "b_dec": found["dec_bias"]}
+        return PlainDictionary("sae", "relu", tensors, (about["hook"],), (about["hook"],))
+
+    def prepared(self, plain):
+        if (plain.kind, plain.gate) != ("sae", "relu"):
+            raise self.refuse(plain, "anything but a ReLU autoencoder")
+        return plain
+
+    def write(self, dictionaries, path):
+        plain = self.only(dictionaries)
+        names = {"enc_bias": "b_enc", "dec": "W_dec", "dec_bias": "b_dec"}
+        tensors = {"enc": plain.tensors["W_enc"].T} | {theirs: plain.tensors[ours] for theirs, ours in names.items()}
+        write_safetensors(tensors, path / "bench.safetensors")
+        about = {"width": plain.d_in, "features": plain.d_sae, "hook": plain.hooks_in[0]}
+        (path / "bench.json").write_text(json.dumps(about))
+        return [path]
+
+    def forward(self, path):
+        w = {name: tensor.double() for name, tensor in read_safetensors(path / "bench.safetensors").items()}
+
+        def run(x):
+            f = torch.nn.functional.linear(x, w["enc"], w["enc_bias"]).relu()
+            return f, f @ w["dec"] + w["dec_bias"]
+
+        return run
+
+
+Bench = _Bench()
+"""
 POINTS = """
 [scopeline.activation_functions]
 half-topk = toolkit.declared:HALF
@@ -147,6 +201,9 @@ bytes = toolkit.codec:BYTES
 
 [scopeline.dictionary_formats]
 archive = toolkit.format:ARCHIVE
+
+[scopeline.interchange_formats]
+bench = toolkit.tool:BENCH
 """
 DICTIONARIES = """
 import json, sys
@@ -319,7 +376,37 @@ with pytest.raises(DataError, match=r"other.txt: no dictionary of a known format
 """
 
 
-USES = {"dictionaries": DICTIONARIES, "families": FAMILIES, "codecs": CODECS, "formats": FORMATS}
+TOOLS = """
+import sys
+from pathlib import Path
+import pytest
+import torch
+import pipeline.api as api
+from pipeline.errors import DataError, ParamsError
+from pipeline.params.interchange import INTERCHANGE_FORMATS
+
+place, x = Path(sys.argv[1]), torch.randn(500, 8)
+made = {act_fn: api.build_dictionary({"kind": "sae", "d_in": 8, "d_sae": 32, "act_fn": act_fn, "hook_point_in": "blocks.1.hook_resid_post"},
+                                     seed=3).fold(2.0) for act_fn in ("relu", "topk")}
+assert "bench" in list(INTERCHANGE_FORMATS) and "toolkit.tool" not in sys.modules
+with pytest.raises(ParamsError, match="did you mean 'bench'"):
+    api.export_dictionary(made["relu"], place / "made", "bensch", activations=x)
+with pytest.raises(ParamsError, match="--format bench: cannot hold anything but a ReLU autoencoder"):
+    api.export_dictionary(made["topk"], place / "made", "bench", activations=x)
+with pytest.raises(ParamsError, match="circuit_tracer.*bench|bench.*circuit_tracer"):
+    api.export_dictionary(made["relu"], place / "made", "gemma_scope", activations=x)
+assert not (place / "made").exists()
+api.export_dictionary(made["relu"], place / "made", "bench", activations=x)
+read = api.load_dictionary(place / "made")
+torch.testing.assert_close(read(x), made["relu"](x))
+assert (read.hooks_in, read.config.provenance["imported"]["format"]) == (("blocks.1.hook_resid_post",), "bench")
+(place / "made" / "bench.safetensors").unlink()
+with pytest.raises(DataError, match="bench.safetensors: the weights are missing"):
+    api.load_dictionary(place / "made")
+"""
+
+
+USES = {"dictionaries": DICTIONARIES, "families": FAMILIES, "codecs": CODECS, "formats": FORMATS, "tools": TOOLS}
 # Each in a fork of a process that has imported other libraries, which takes seconds, and nothing of the pipeline's.
 EACH = """
 import json, os, sys, traceback
@@ -341,7 +428,15 @@ for name, use in json.load(sys.stdin).items():
 
 def install(site: Path) -> None:
     """Make a directory as an installer leaves it: the package, and its metadata with the entry points."""
-    modules = {"__init__": "", "declared": DECLARED, "code": CODE, "family": FAMILY, "codec": CODEC, "format": FORMAT}
+    modules = {
+        "__init__": "",
+        "declared": DECLARED,
+        "code": CODE,
+        "family": FAMILY,
+        "codec": CODEC,
+        "format": FORMAT,
+        "tool": TOOL,
+    }
     for name, text in modules.items():
         (site / "toolkit").mkdir(parents=True, exist_ok=True)
         (site / "toolkit" / f"{name}.py").write_text(text)

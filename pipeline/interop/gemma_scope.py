@@ -3,6 +3,7 @@
     1: layer_L/width_W/average_l0_N/params.npz: W_enc, W_dec, b_enc, b_dec, threshold (some files w_enc, w_dec)
     2: config.json (architecture jump_relu) and params.safetensors: w_enc, w_dec, b_enc, b_dec, threshold,
        affine_skip_connection [d_in, d_out]
+       of several layers params_layer_i.safetensors, i from 0, with w_dec [F, layers, d_out]: gemma_scope_layers.py
 
     z = x W_enc + b_enc;   f = relu(z) where z > threshold;   y = f W_dec + b_dec (+ x affine_skip_connection)
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from pipeline.errors import DataError
 from pipeline.files import read_object
+from pipeline.interop.gemma_scope_layers import is_of_layers, read_layers
 from pipeline.interop.hook_names import hook_of_module
 from pipeline.interop.interface import InterchangeFormat, Layout
 from pipeline.interop.plain import PlainDictionary
@@ -53,6 +55,8 @@ class _GemmaScope(InterchangeFormat):
     def recognises(self, path: Path) -> bool:
         if path.name == NPZ or (path / NPZ).is_file():
             return True
+        if is_of_layers(path):
+            return True
         if not (path / WEIGHTS).is_file():
             return False
         stated = (path / CONFIG).exists()
@@ -61,7 +65,7 @@ class _GemmaScope(InterchangeFormat):
     def read(self, path: Path) -> PlainDictionary:
         if path.name == NPZ or (path / NPZ).is_file():
             return _first(path if path.name == NPZ else path / NPZ)
-        return _second(path)
+        return read_layers(path) if is_of_layers(path) else _second(path)
 
 
 FORMAT = _GemmaScope()
@@ -124,7 +128,7 @@ def _second(path: Path) -> PlainDictionary:
     if "W_dec" in found and found["W_dec"].ndim == 3:
         raise DataError(
             f"{weights}: w_dec is {list(found['W_dec'].shape)}: one layer of a cross-layer transcoder, no dictionary by "
-            "itself: not read"
+            "itself; name the directory with params_layer_0.safetensors and those of all other layers"
         )
     shapes = _shapes(found, weights)
     affine = values.get("affine_connection") or "affine_skip_connection" in found

@@ -14,6 +14,7 @@ from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import DataError
 from pipeline.interop.hub import local_copy
 from pipeline.interop.hub_paths import is_of_hub
+from pipeline.interop.openmoss import expansion_factor
 from pipeline.interop.plain import PlainDictionary, dictionary_of
 from pipeline.interop.recognition import format_and_place
 from pipeline.lm.loading import model_widths
@@ -72,10 +73,14 @@ def import_from(
     if own is not None:
         return Import(_recorded(load_dictionary(copy.path), copy.origin), own, copy.said)
     form, place = format_and_place(copy.path, format)
-    plain = renamed(form.read(place), hook_point_in, hook_point_out)
-    origin = {"format": form.name, "about": dict(plain.about), "said": list(plain.said), **copy.origin}
-    model = {"name": plain.about.get("model_name"), "revision": plain.about.get("model_revision")}
-    made = dictionary_of(plain, {"imported": origin, "model": model}, name)
+    folder = place.parent if place.is_file() else place
+    try:
+        plain = renamed(form.read(place), hook_point_in, hook_point_out)
+        origin = {"format": form.name, "about": dict(plain.about), "said": list(plain.said), **copy.origin}
+        model = {"name": plain.about.get("model_name"), "revision": plain.about.get("model_revision")}
+        made = dictionary_of(plain, {"imported": origin, "model": model}, name)
+    except DataError as error:
+        raise DataError([fault if str(folder) in fault else f"{place}: {fault}" for fault in error.faults]) from None
     return Import(made, form.name, (*copy.said, *plain.said))
 
 
@@ -130,15 +135,28 @@ def check_model(dictionary: Dictionary, model: str, revision: str | None = None)
 def next_steps(found: Import, place: Path) -> list[str]:
     """What was written, and how the stages take it, a line each."""
     config = found.dictionary.config
-    several = len(found.dictionary.hooks_in) > 1
-    hooks = {"hook_points_in" if several else "hook_point_in": list(found.dictionary.hooks_in)}
-    hooks["hook_points_out" if several else "hook_point_out"] = list(found.dictionary.hooks_out)
-    stated = " ".join(
-        f"-S 'dictionary.{key}={'[' + ','.join(names) + ']' if several else names[0]}'" for key, names in hooks.items()
-    )
     width = f"{'x'.join(map(str, found.dictionary.feature_shape))} features of width {config.d_in}"
+    stated = " ".join(f"-S '{key}={value}'" for key, value in start_parameters(found.dictionary, place).items())
     return [
         f"{place}: {config.kind}, {config.act_fn}, {width}, read as {found.format}",
-        f"{place}: a run starts from it by: -S initializer.from_dictionary={place} -S dictionary.kind={config.kind} {stated}",
+        f"{place}: a run starts from it by: {stated}",
         f"{place}: evaluate and analyze take it with dictionary.name: {place.name} and norms of its hook points",
     ]
+
+
+def start_parameters(dictionary: Dictionary, place: Path) -> dict[str, str]:
+    """{parameter: value as -S takes it} of a run that starts from a folded dictionary at `place`."""
+    config, several = dictionary.config, len(dictionary.hooks_in) > 1
+    found = {"initializer.from_dictionary": str(place), "dictionary.kind": config.kind, "dictionary.act_fn": config.act_fn}
+    for side, names in (("in", dictionary.hooks_in), ("out", dictionary.hooks_out)):
+        key = f"dictionary.hook_point{'s' if several else ''}_{side}"
+        found[key] = f"[{','.join(names)}]" if several else names[0]
+    found["dictionary.expansion_factor"] = f"{expansion_factor(config.d_sae, config.d_in):.17g}"
+    if config.gate.budgeted:
+        found["dictionary.top_k"] = str(config.top_k)
+    for key in ("use_glu_encoder", "skip"):
+        if getattr(config, key, False):
+            found[f"dictionary.{key}"] = "true"
+    if getattr(config, "top_k_of", "layer") != "layer":
+        found["dictionary.top_k_of"] = str(config.top_k_of)
+    return found

@@ -1,12 +1,13 @@
 """OpenMOSS Language-Model-SAEs 2.0: config.json (sae_type) and sae_weights.safetensors.
 
-    sae         W_E [d, F], b_E [F], W_D [F, d], b_D [d]
+    sae         W_E [d, F], b_E [F], W_D [F, d], b_D [d]; with use_glu_encoder W_E_glu [d, F], b_E_glu [F]
     clt         W_E [L, d, F], b_E [L, F], W_D.j [j + 1, F, d], b_D.j [d]
     lorsa       W_Q, W_K [Q, d, dh], b_Q, b_K [Q, dh], W_V, W_O [F, d], b_V [F], b_D [d], ln_q.w, ln_k.w [Q, dh]
     crosscoder  W_E [H, d, F], b_E [H, F] (added up), W_D [H, F, d], b_D [H, d]
 
     z = x W_E + b_E;   the gate sees z, or z n with sparsity_include_decoder_norm (n the norm of what a feature writes)
     activation_function.log_jumprelu_threshold: theta = exp of it, compared with what the gate sees
+    use_glu_encoder: z times the sigmoid of x W_E_glu + b_E_glu;   layertopk: top_k of all layers of a token together
 
 With norm_activation dataset-wise x is multiplied by sqrt(d) / norm and what is written over it, the norms being tensors
 `dataset_average_activation_norm.<hook>`: folded on reading. Written with norm_activation inference, so that it is folded no
@@ -33,7 +34,8 @@ from pipeline.interop.tensors import AGAIN, Shape, checked, flag, integer, numbe
 
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
 KINDS = ("sae", "clt", "lorsa", "crosscoder")
-GATES = {"relu": "relu", "jumprelu": "jumprelu", "topk": "topk"}
+GATES = ("relu", "jumprelu", "topk", "layertopk")
+BATCH_GATES = ("batchtopk", "batchlayertopk")
 THRESHOLD, NORM = "activation_function.log_jumprelu_threshold", "dataset_average_activation_norm."
 BUFFERS = (
     "mask",
@@ -47,7 +49,10 @@ ATTENTION = (
     "NTK_by_parts_high_freq_factor", "old_context_len", "attn_scale", "use_post_qk_ln", "normalization_type", "eps",
 )  # fmt: skip
 _SAME_NAMES = ("W_Q", "W_K", "b_Q", "b_K", "W_V", "b_V", "W_O")
-_NAMES = {"W_E": "W_enc", "b_E": "b_enc", "W_D": "W_dec", "b_D": "b_dec", "ln_q.w": "q_gain", "ln_k.w": "k_gain"}
+_NAMES = {
+    "W_E": "W_enc", "b_E": "b_enc", "W_D": "W_dec", "b_D": "b_dec", "W_E_glu": "W_glu", "b_E_glu": "b_glu", "ln_q.w": "q_gain",
+    "ln_k.w": "k_gain",
+}  # fmt: skip
 
 
 class _OpenMOSS(InterchangeFormat):
@@ -68,14 +73,8 @@ class _OpenMOSS(InterchangeFormat):
         kind, gate = text(values, "sae_type", file) or "", text(values, "act_fn", file, "relu") or ""
         if kind not in KINDS:
             raise DataError(f"{file}: sae_type: {unknown_name('kind', kind, KINDS)}")
-        if gate not in GATES:
-            raise DataError(
-                f"{file}: act_fn {gate!r} is no inference form that is read (relu, jumprelu and topk are); convert it there"
-            )
-        if flag(values, "use_glu_encoder", file, False):
-            raise DataError(
-                f"{file}: use_glu_encoder: an encoder that is multiplied by a second one is not read from this format"
-            )
+        glu = flag(values, "use_glu_encoder", file, False)
+        _refuse_form(kind, gate, glu, file)
         if kind == "crosscoder" and gate != "relu":
             raise DataError(
                 f"{file}: a crosscoder with {gate}: its gate sees each hook point apart, which has no counterpart here"
@@ -88,6 +87,8 @@ class _OpenMOSS(InterchangeFormat):
         shapes = _shapes(values, kind, d, int(d * expansion), len(hooks[0]), biased, file)
         if gate == "jumprelu":
             shapes[THRESHOLD] = shapes["b_V" if kind == "lorsa" else "b_E"]
+        if glu:
+            shapes |= {"W_E_glu": shapes["W_E"], "b_E_glu": shapes["b_E"]}
         found = checked(state, shapes, weights, unused=BUFFERS if kind == "lorsa" else ())
         tensors = _plain(found, kind, len(hooks[0]), d)
         theta = tensors.pop(THRESHOLD).double().exp() if gate == "jumprelu" else None
@@ -100,7 +101,7 @@ class _OpenMOSS(InterchangeFormat):
             tensors,
             hooks[0],
             hooks[1],
-            k=integer(values, "top_k", file) if gate == "topk" else None,
+            k=integer(values, "top_k", file) if gate in ("topk", "layertopk") else None,
             attention=attention,
         )
         plain = _gated(plain, theta, flag(values, "sparsity_include_decoder_norm", file, True))
@@ -147,7 +148,7 @@ class _OpenMOSS(InterchangeFormat):
         config: dict[str, Any] = {
             "sae_type": "sae" if plain.kind == "transcoder" else plain.kind,
             "d_model": plain.d_in,
-            "expansion_factor": _expansion(plain.d_sae, plain.d_in),
+            "expansion_factor": expansion_factor(plain.d_sae, plain.d_in),
             "use_decoder_bias": True,
             "act_fn": plain.gate,
             "norm_activation": "inference",
@@ -207,6 +208,21 @@ class _OpenMOSS(InterchangeFormat):
 FORMAT = _OpenMOSS()
 
 
+def _refuse_form(kind: str, gate: str, glu: bool, file: Path) -> None:
+    """What has no counterpart here."""
+    if gate in BATCH_GATES:
+        raise DataError(
+            f"{file}: act_fn {gate!r}: which features are active depends on the batch; convert it there to jumprelu, which is "
+            "its inference form"
+        )
+    if gate not in GATES:
+        raise DataError(f"{file}: act_fn: {unknown_name('activation function', gate, (*GATES, *BATCH_GATES))}")
+    if gate == "layertopk" and kind != "clt":
+        raise DataError(f"{file}: act_fn layertopk of a {kind}: it has no layers that compete; of a clt it is read")
+    if glu and kind != "sae":
+        raise DataError(f"{file}: use_glu_encoder of a {kind}: an encoder of that kind is multiplied by no second one here")
+
+
 def _hooks(values: Mapping[str, Any], kind: str, file: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if kind in ("sae", "lorsa"):
         return ((text(values, "hook_point_in", file) or "input",), (text(values, "hook_point_out", file) or "output",))
@@ -261,7 +277,7 @@ def _gated(plain: PlainDictionary, theta: Tensor | None, by_norm: bool) -> Plain
     norms = decoder_lengths(plain).double() if by_norm else None
     if theta is not None:
         return plain.with_tensors(threshold=theta if norms is None else theta / norms.clamp_min(1e-12))
-    if norms is not None and plain.gate == "topk":
+    if norms is not None and plain.gate in ("topk", "layertopk"):
         return rescaled(plain, norms, "features compete by their length: they are in that unit, decoder rows have length 1")
     return plain
 
@@ -281,7 +297,9 @@ def _unnormalised(plain: PlainDictionary, norm: str, norms: Mapping[str, Tensor]
     wide = {name: tensor.double() for name, tensor in plain.tensors.items()}
     said = "the data set's norms are folded in; features are those of the normalised space"
     if plain.kind in ("sae", "transcoder", "lorsa"):
-        scaled: dict[str, Tensor] = {name: wide[name] * a[0] for name in ("W_enc", "W_Q", "W_K", "W_V") if name in wide}
+        scaled: dict[str, Tensor] = {
+            name: wide[name] * a[0] for name in ("W_enc", "W_glu", "W_Q", "W_K", "W_V") if name in wide
+        }
         scaled |= {name: wide[name] / b[0] for name in ("W_dec", "W_O", "b_dec") if name in wide}
         return plain.with_tensors(said, **scaled)
     read, written = (torch.tensor(factors, dtype=torch.float64)[:, None] for factors in (a, b))
@@ -294,7 +312,7 @@ def _unnormalised(plain: PlainDictionary, norm: str, norms: Mapping[str, Tensor]
     return plain.with_tensors(said, **scaled)
 
 
-def _expansion(d_sae: int, d: int) -> float:
+def expansion_factor(d_sae: int, d: int) -> float:
     """The expansion factor of which int(d * factor) is d_sae."""
     factor = d_sae / d
     while int(d * factor) < d_sae:

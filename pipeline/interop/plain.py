@@ -5,12 +5,14 @@
 Nothing is subtracted from x, nothing is normalised; what a format has beside that (a bias subtracted from the input, norms of
 a data set, gated encoders, selection by decoder norm) its file puts into these tensors, exactly, or refuses by name.
 
-    sae, transcoder   W_enc [d_in, F], b_enc [F], W_dec [F, d_out], b_dec [d_out], W_skip [d_in, d_out] (transcoder, optional)
+    sae, transcoder   W_enc [d_in, F], b_enc [F], W_dec [F, d_out], b_dec [d_out], W_skip [d_in, d_out] (transcoder, optional);
+                      of a GLU encoder W_glu [d_in, F] and b_glu [F]: z times the sigmoid of x W_glu + b_glu
     crosscoder        W_enc [H, d, F], b_enc [F], W_dec [H, F, d], b_dec [H, d]
     clt               W_enc [L, d, F], b_enc [L, F], W_dec.j [j + 1, F, d] for each target layer j, b_dec [L, d]
     lorsa             W_Q, W_K [Q, d, dh], b_Q, b_K [Q, dh], W_V [F, d], b_V [F], W_O [F, d], b_dec [d], q_gain, k_gain [Q, dh]
 
-with threshold [F] ([L, F]) where the gate is jumprelu: active is z > max(threshold, 0).
+with threshold [F] ([L, F]) where the gate is jumprelu: active is z > max(threshold, 0). GLU encoders and the gate layertopk, in
+which the layers of a clt compete for k, are read and not written.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ from pipeline.params.choices import NORMS_OF_THE_DATA
 GATES = ("relu", "jumprelu", "topk")
 TINY = 1e-38  # threshold of a feature that is active wherever it is positive: its logarithm is finite, its value none
 # Our tensors -> those of the plain form.
-_NAMES = {"W_E": "W_enc", "b_E": "b_enc", "W_D": "W_dec", "b_D": "b_dec", "w_V": "W_V", "w_O": "W_O"}
+_NAMES = {
+    "W_E": "W_enc", "b_E": "b_enc", "W_D": "W_dec", "b_D": "b_dec", "W_G": "W_glu", "b_G": "b_glu", "w_V": "W_V", "w_O": "W_O",
+}  # fmt: skip
 _LORSA = (
     "n_qk_heads", "d_qk_head", "n_ctx", "positional_embedding_type", "rotary_dim", "rotary_base", "rotary_adjacent_pairs",
     "rotary_scale", "use_NTK_by_parts_rope", "NTK_by_parts_factor", "NTK_by_parts_low_freq_factor",
@@ -46,10 +50,10 @@ class PlainDictionary:
 
     Attributes:
         kind: sae, transcoder, crosscoder, clt or lorsa.
-        gate: relu, jumprelu or topk.
+        gate: relu, jumprelu or topk; layertopk of a clt that is read.
         tensors: by the names of this module's docstring, float32 or float64, on the CPU.
         hooks_in, hooks_out: what is read and written.
-        k: of topk, for each token (and layer).
+        k: of topk, for each token (and layer); of layertopk, for each token.
         attention: of lorsa, the fields of our configuration that say what its attention is.
         about: where it comes from, plain values: model_name, model_revision, dataset_path, context_size, prepend_bos, and what
             else a format states.
@@ -120,9 +124,11 @@ def plain_of(dictionary: Dictionary) -> PlainDictionary:
             "of it (a jumprelu with a calibrated threshold), or dictionary.to_jumprelu(batches)"
         )
     if config.act_fn not in GATES:
-        raise ParamsError(f"{where}: no format has this gate (held: {', '.join(GATES)}); fold.convert_topk_to_jumprelu: true")
+        raise ParamsError(
+            f"{where}: this gate is written in no format (written: {', '.join(GATES)}); fold.convert_topk_to_jumprelu: true"
+        )
     if getattr(config, "use_glu_encoder", False):
-        raise ParamsError(f"{where}: use_glu_encoder: no format has an encoder that is multiplied by a second one")
+        raise ParamsError(f"{where}: use_glu_encoder: an encoder that is multiplied by a second one is written in no format")
     if config.kind not in ("sae", "transcoder", "crosscoder", "clt", "lorsa"):
         raise ParamsError(f"{where}: no format holds this kind (held: sae, transcoder, crosscoder, clt, lorsa)")
     made = dictionary.absorbed()
@@ -254,10 +260,14 @@ def dictionary_of(plain: PlainDictionary, provenance: Mapping[str, Any] | None =
     values = {"kind": plain.kind, "name": name, "act_fn": gate, "d_in": plain.d_in, "d_out": plain.d_out, "d_sae": plain.d_sae}
     values |= hooks | dict(plain.attention)
     values |= {"norm_activation": "inference", "folded": True, "sparsity_include_decoder_norm": False}
-    if gate == "topk":
+    if gate in ("topk", "layertopk"):
         values["top_k"] = plain.k
+    if gate == "layertopk":
+        values["top_k_of"] = "token"
     if plain.skip:
         values["skip"] = True
+    if "W_glu" in tensors:
+        values["use_glu_encoder"] = True
     try:
         config = config_from_dict({**values, "provenance": dict(provenance or {})})
     except ParamsError as error:

@@ -43,7 +43,8 @@ def read_npz(file: Path) -> dict[str, Tensor]:
     _must_be_file(file)
     found: dict[str, Any] = {}
     fault = f"{file}: not an npz file of plain arrays (objects in it are never read)"
-    with reading(fault, AGAIN), np.load(file, allow_pickle=False) as arrays:
+    # Opened here: numpy leaves a damaged file open.
+    with reading(fault, AGAIN), file.open("rb") as content, np.load(content, allow_pickle=False) as arrays:
         found = {name: arrays[name] for name in arrays.files}
     wrong = sorted(name for name, array in found.items() if array.dtype.kind not in "fiub")
     if wrong:
@@ -108,7 +109,7 @@ def checked(
             faults.append(_wrong_shape(name, tensor, shape))
             continue
         wide = tensor if tensor.dtype == torch.float64 else tensor.float()
-        bad = int((~wide.isfinite()).sum())
+        bad = int((~wide.float().isfinite()).sum())  # what float64 holds and float32 does not is none either
         if bad:
             faults.append(f"{name} has {bad:,} of {wide.numel():,} values that are not finite")
         taken[name] = wide

@@ -50,6 +50,7 @@ from pipeline.tracking.run_file import read_ids
 from tests.corpus.chats import HEADERS, chat_tokenizer, conversations
 from tests.dashboard import synthetic
 from tests.fuzz.hunting import Target
+from tests.fuzz.interchange import interchange
 from tests.fuzz.mutations import changed, corrupted, written
 from tests.lm.gguf_files import put
 from tests.params.lm_saes_settings import KINDS
@@ -376,14 +377,5 @@ def suites() -> Target:
 
 def targets(seeds: Path) -> tuple[Target, ...]:
     """Every target; whole documents that are directories are made in `seeds`."""
-    return (
-        params(),
-        settings(seeds),
-        dictionary(seeds),
-        features(seeds),
-        corpus(),
-        gguf_files(seeds),
-        chats(),
-        metrics(),
-        suites(),
-    )
+    own = params(), settings(seeds), dictionary(seeds), features(seeds), corpus(), gguf_files(seeds), chats(), metrics()
+    return *own, suites(), interchange(seeds)

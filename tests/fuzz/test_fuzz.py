@@ -16,7 +16,7 @@ from tests.fuzz.hunting import Hunt, Target, find_in, hunt
 from tests.fuzz.targets import targets
 
 SECONDS = float(os.environ.get("SCOPELINE_FUZZ_SECONDS", "60"))
-NAMES = ("params", "settings", "dictionary", "features", "corpus", "gguf", "chats", "metrics", "suites")
+NAMES = ("params", "settings", "dictionary", "features", "corpus", "gguf", "chats", "metrics", "suites", "interchange")
 
 
 @pytest.fixture(scope="module")

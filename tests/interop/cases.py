@@ -75,13 +75,19 @@ def naive(
     theta: Tensor | float = 0.0,
     k: int | None = None,
     b_in: Tensor | float = 0.0,
+    glu: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Token by token: f of (x - b_in) W_enc + b_enc above theta, or the k largest positive ones; f W_dec + b_dec."""
+    """Token by token: f of (x - b_in) W_enc + b_enc above theta, or the k largest positive ones; f W_dec + b_dec.
+
+    glu: weights and biases of what multiplies each feature as 1 / (1 + exp(-it)).
+    """
     W_enc, b_enc, W_dec, b_dec = (tensor.double() for tensor in (W_enc, b_enc, W_dec, b_dec))
     bound = theta.double() if isinstance(theta, Tensor) else torch.full((len(b_enc),), float(theta), dtype=torch.float64)
     fs, ys = [], []
     for row in x.double():
         z = torch.stack([(row - b_in) @ W_enc[:, i] + b_enc[i] for i in range(len(b_enc))])
+        if glu is not None:
+            z = torch.stack([z[i] / (1 + (-row @ glu[0].double()[:, i] - glu[1].double()[i]).exp()) for i in range(len(z))])
         chosen = set(range(len(z))) if k is None else set(z.argsort(descending=True)[:k].tolist())
         f = torch.stack([z[i] if i in chosen and z[i] > max(0.0, float(bound[i])) else z.new_zeros(()) for i in range(len(z))])
         fs.append(f)
@@ -268,6 +274,35 @@ def gemma_scope_2(path: Path, *, affine: bool = False, **config: Any) -> Forward
     return forward
 
 
+def gemma_scope_2_clt(path: Path, *, backwards: float = 0.0, affine: bool = False, **config: Any) -> Forward:
+    """config.json and params_layer_i.safetensors; `backwards`: size of what is there of layers before a feature's own."""
+    layers = []
+    for i in range(N):
+        part = {"w_enc": drawn(f"scope {i} w_enc", D, F), "b_enc": 0.3 * drawn(f"scope {i} b_enc", F)}
+        part |= {"b_dec": drawn(f"scope {i} b_dec", D), "threshold": drawn(f"scope {i} threshold", F).abs() * 0.5}
+        part["w_dec"] = drawn(f"scope {i} w_dec", F, N, D)
+        part["w_dec"][:, :i] *= backwards
+        layers.append(part)
+    template = "model.layers.0.{}_feedforward_layernorm.output"
+    stated = {"architecture": "jump_relu", "model_name": "tiny", "affine_connection": affine}
+    stated |= {"hf_hook_point_in": template.format("pre"), "hf_hook_point_out": template.format("post")}
+    _json(path / "config.json", stated | config)
+    for i, part in enumerate(layers):
+        extra = {"affine_skip_connection": drawn("scope skip", D, D)} if affine else {}
+        save_file(part | extra, path / f"params_layer_{i}.safetensors")
+
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        fs, ys = [], [layers[j]["b_dec"].double().expand(len(x), D).clone() for j in range(N)]
+        for i, part in enumerate(layers):
+            z = x[:, i] @ part["w_enc"].double() + part["b_enc"].double()
+            fs.append(torch.where(z > part["threshold"].double(), z, 0.0))
+            for j in range(i, N):
+                ys[j] += fs[i] @ part["w_dec"][:, j].double()
+        return torch.stack(fs, dim=1), torch.stack(ys, dim=1)
+
+    return forward
+
+
 def llama_scope(path: Path, **config: Any) -> Forward:
     """hyperparams.json and checkpoints/final.safetensors, norms not folded."""
     w = _weights()
@@ -289,7 +324,9 @@ def llama_scope(path: Path, **config: Any) -> Forward:
     return forward
 
 
-def openmoss(path: Path, *, by_norm: bool = True, gate: str = "jumprelu", norm: str = "dataset-wise", **config: Any) -> Forward:
+def openmoss(
+    path: Path, *, by_norm: bool = True, gate: str = "jumprelu", norm: str = "dataset-wise", glu: bool = False, **config: Any
+) -> Forward:
     """config.json and sae_weights.safetensors of an autoencoder."""
     w, hook, mean = _weights(), "blocks.1.hook_resid_post", 7.0
     stated: dict[str, Any] = {
@@ -305,12 +342,16 @@ def openmoss(path: Path, *, by_norm: bool = True, gate: str = "jumprelu", norm: 
         "hook_point_in": hook,
         "hook_point_out": hook,
         "use_decoder_bias": True,
+        "use_glu_encoder": glu,
     }
     _json(path / "config.json", stated | config)
+    gates = (drawn("W_E_glu", D, F), drawn("b_E_glu", F))
     tensors = {"W_E": w["W_enc"], "b_E": w["b_enc"], "W_D": w["W_dec"], "b_D": w["b_dec"]}
     tensors[f"dataset_average_activation_norm.{hook}"] = torch.tensor(mean)
     if gate == "jumprelu":
         tensors["activation_function.log_jumprelu_threshold"] = w["threshold"].log()
+    if glu:
+        tensors |= {"W_E_glu": gates[0], "b_E_glu": gates[1]}
     save_file(tensors, path / "sae_weights.safetensors")
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -319,9 +360,51 @@ def openmoss(path: Path, *, by_norm: bool = True, gate: str = "jumprelu", norm: 
         theta: Any = w["threshold"].double() if gate == "jumprelu" else 0.0
         f, y = naive(
             x * s, w["W_enc"].double() * n, w["b_enc"].double() * n, w["W_dec"].double() / n[:, None], w["b_dec"], theta=theta,
-            k=K if gate == "topk" else None,
+            k=K if gate == "topk" else None, glu=gates if glu else None,
         )  # fmt: skip
         return f if gate == "topk" else f / n, y / s
+
+    return forward
+
+
+def openmoss_clt(path: Path, *, by_norm: bool = True, **config: Any) -> Forward:
+    """A cross-layer transcoder whose layers compete for K features of a token."""
+    w = {"W_E": drawn("moss W_E", N, D, F), "b_E": 0.3 * drawn("moss b_E", N, F)}
+    w |= {f"W_D.{j}": drawn(f"moss W_D {j}", j + 1, F, D) for j in range(N)}
+    w |= {f"b_D.{j}": drawn(f"moss b_D {j}", D) for j in range(N)}
+    stated: dict[str, Any] = {
+        "sae_type": "clt",
+        "d_model": D,
+        "expansion_factor": F / D + 1e-9,
+        "act_fn": "layertopk",
+        "top_k": K,
+    }
+    stated |= {"norm_activation": "inference", "sparsity_include_decoder_norm": by_norm}
+    stated |= {"hook_points_in": LAYERS_IN, "hook_points_out": LAYERS_OUT}
+    _json(path / "config.json", stated | config)
+    save_file(w, path / "sae_weights.safetensors")
+
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        wide = {name: tensor.double() for name, tensor in w.items()}
+        squares = torch.zeros(N, F, dtype=torch.float64)
+        for i in range(N):
+            for j in range(i, N):
+                squares[i] += (wide[f"W_D.{j}"][i] ** 2).sum(-1)
+        n = squares.sqrt() if by_norm else torch.ones(N, F, dtype=torch.float64)
+        fs, ys = [], []
+        for token in x:
+            z = torch.stack([token[i] @ wide["W_E"][i] + wide["b_E"][i] for i in range(N)]) * n
+            chosen = z.flatten().argsort(descending=True)[:K]
+            f = torch.zeros(N * F, dtype=torch.float64)
+            f[chosen] = z.flatten()[chosen].clamp_min(0)
+            f = f.reshape(N, F)
+            fs.append(f)
+            ys.append(
+                torch.stack(
+                    [sum(((f[i] / n[i]) @ wide[f"W_D.{j}"][i] for i in range(j + 1)), start=wide[f"b_D.{j}"]) for j in range(N)]
+                )
+            )
+        return torch.stack(fs), torch.stack(ys)
 
     return forward
 

@@ -125,19 +125,27 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("sparsify", {"skip_connection": True}, ("skip_connection of an autoencoder",)),
     ("dictionary_learning", {"dict_class": "IdentityDict"}, ("trainer.dict_class", "unknown class 'IdentityDict'")),
     ("dictionary_learning", {"activation_dim": None}, ("activation_dim should be a whole number",)),
+    ("dictionary_learning", {"dict_size": 21}, ("encoder.weight is [20, 6], wanted [dict_size 21, activation_dim 6]",)),
     ("dictionary_learning", {"k": 5}, ("trainer.k 5 contradicts k 4",)),
+    ("llama_scope", {"d_sae": 21}, ("encoder.weight is [20, 6], wanted [",)),
     ("llama_scope", {"jump_relu_threshold": -1.0}, ("jump_relu_threshold should be a positive number",)),
     ("llama_scope", {"dataset_average_activation_norm": {"in": 3.0}}, ("out should be a positive number, is missing",)),
     ("llama_scope", {"dataset_average_activation_norm": None}, ("dataset_average_activation_norm should be an object",)),
     ("openmoss", {"sae_type": "molt"}, ("sae_type", "unknown kind 'molt'")),
-    ("openmoss", {"act_fn": "batchtopk"}, ("act_fn 'batchtopk'",)),
+    ("openmoss", {"act_fn": "batchtopk"}, ("act_fn 'batchtopk'", "depends on the batch", "jumprelu")),
+    ("openmoss", {"act_fn": "batchlayertopk"}, ("act_fn 'batchlayertopk'", "depends on the batch")),
+    ("openmoss", {"act_fn": "layertopk"}, ("act_fn layertopk of a sae",)),
+    ("openmoss", {"act_fn": "topkk"}, ("act_fn", "did you mean 'topk'")),
     ("openmoss", {"norm_activation": "token-wise"}, ("norm_activation 'token-wise' depends on the data",)),
-    ("openmoss", {"use_glu_encoder": True}, ("use_glu_encoder",)),
+    ("openmoss", {"use_glu_encoder": True}, ("W_E_glu is missing, b_E_glu is missing",)),
+    ("openmoss", {"use_glu_encoder": 1}, ("use_glu_encoder should be true or false",)),
     ("openmoss", {"expansion_factor": 0}, ("expansion_factor should be a positive number",)),
+    ("openmoss", {"expansion_factor": 3.0}, ("W_E is [6, 20], wanted [d_model 6, d_sae 18]",)),
     ("openmoss", {"hook_point_in": "blocks.0.hook_resid_pre"}, ("no norm of blocks.0.hook_resid_pre",)),
     ("circuit_tracer", {"model_kind": "plt"}, ("model_kind should be transcoder_set or cross_layer_transcoder",)),
     ("circuit_tracer", {"feature_input_hook": 3}, ("feature_input_hook should be a string",)),
     ("circuit_tracer", {"activation": "topk"}, ("has thresholds", "activation topk")),
+    ("gemma_scope", {"affine_connection": True}, ("affine_skip_connection is missing",)),
     ("gemma_scope", {"hf_hook_point_in": "model.layers.1.mystery.output"}, ("no hook point of this module is known",)),
 ]
 
@@ -216,6 +224,38 @@ def test_a_clt_with_a_gap_and_one_with_some_thresholds(tmp_path: Path) -> None:
     one_line(tmp_path / "a", "some layers have thresholds")
     (tmp_path / "a" / "W_enc_1.safetensors").unlink()
     one_line(tmp_path / "a", "the layers [0, 2] have gaps")
+
+
+def test_a_glu_encoder_of_another_kind_is_refused(tmp_path: Path) -> None:
+    cases.openmoss_clt(tmp_path / "a", use_glu_encoder=True)
+    one_line(tmp_path / "a", "config.json", "use_glu_encoder of a clt")
+
+
+def test_gemma_scope_clts_that_are_no_clt_of_ours(tmp_path: Path) -> None:
+    cases.gemma_scope_2_clt(tmp_path / "skip_affine", affine=True)
+    one_line(tmp_path / "skip_affine", "params_layer_0.safetensors", "affine_skip_connection", "no counterpart")
+    cases.gemma_scope_2_clt(tmp_path / "backwards", backwards=1.0)
+    one_line(tmp_path / "backwards", "params_layer_1.safetensors", "w_dec[:, :1]", "writes backwards")
+    point = "model.layers.0.output"
+    cases.gemma_scope_2_clt(tmp_path / "crosscoder", hf_hook_point_in=point, hf_hook_point_out=point)
+    one_line(tmp_path / "crosscoder", "config.json", "a crosscoder, blocks.0.hook_resid_post")
+    cases.gemma_scope_2_clt(tmp_path / "hooks", hf_hook_point_in=["model.layers.0.mlp.input"])
+    one_line(tmp_path / "hooks", "config.json", "hf_hook_point_in should name a module, or a list of 3")
+    cases.gemma_scope_2_clt(tmp_path / "gap")
+    (tmp_path / "gap" / "params_layer_1.safetensors").unlink()
+    one_line(tmp_path / "gap", "has the layers [0, 2]", "without a gap")
+    cases.gemma_scope_2_clt(tmp_path / "narrow")
+    file = tmp_path / "narrow" / "params_layer_2.safetensors"
+    save_file({name: tensor[..., :-1].contiguous() for name, tensor in load_file(file).items()}, file)
+    one_line(tmp_path / "narrow", file, "b_enc is [19], wanted [d_sae 20]")
+
+
+def test_one_layer_of_a_clt_is_no_dictionary(tmp_path: Path) -> None:
+    cases.gemma_scope_2_clt(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "params.safetensors").write_bytes((tmp_path / "a" / "params_layer_0.safetensors").read_bytes())
+    (tmp_path / "b" / "config.json").write_bytes((tmp_path / "a" / "config.json").read_bytes())
+    one_line(tmp_path / "b", "params.safetensors", "w_dec is [20, 3, 6]", "one layer of a cross-layer transcoder")
 
 
 def test_a_folder_of_two_formats_asks_which(tmp_path: Path) -> None:

@@ -69,6 +69,10 @@ READ: dict[str, tuple[str, Callable[..., Any], dict[str, Any], tuple[str, str]]]
         f"openmoss {gate} {by_norm} {norm}": ("a", cases.openmoss, {"gate": gate, "by_norm": by_norm, "norm": norm}, ("blocks.1.hook_resid_post",) * 2)
         for gate in ("relu", "jumprelu", "topk") for by_norm in (True, False) for norm in ("dataset-wise", "inference")
     },
+    **{
+        f"openmoss glu {gate} {by_norm}": ("a", cases.openmoss, {"gate": gate, "by_norm": by_norm, "glu": True}, ("blocks.1.hook_resid_post",) * 2)
+        for gate in ("relu", "jumprelu", "topk") for by_norm in (True, False)
+    },
 }  # fmt: skip
 
 
@@ -117,6 +121,41 @@ def test_a_circuit_tracer_clt(thresholds: bool, tmp_path: Path) -> None:
     same(dictionary, forward, rows(3 * 50).reshape(50, N, D))
     assert dictionary.config.act_fn == ("jumprelu" if thresholds else "relu")
     assert dictionary.hooks_in == tuple(f"blocks.{layer}.hook_resid_pre" for layer in range(N))
+
+
+@pytest.mark.parametrize("by_norm", [True, False])
+def test_layers_that_compete_for_one_budget(by_norm: bool, tmp_path: Path) -> None:
+    forward = cases.openmoss_clt(tmp_path / "clt", by_norm=by_norm)
+    dictionary = load_dictionary(tmp_path / "clt")
+    same(dictionary, forward, rows(3 * 50).reshape(50, N, D))
+    assert (dictionary.config.act_fn, dictionary.config.top_k) == ("layertopk", cases.K)
+    f = dictionary.encode(rows(3 * 50).reshape(50, N, D).float())
+    assert int((f > 0).sum((-2, -1)).max()) == cases.K
+
+
+@pytest.mark.parametrize("stated", [{}, {"hf_hook_point_in": None, "hf_hook_point_out": None}, {"list": True}])
+def test_a_gemma_scope_clt(stated: dict[str, Any], tmp_path: Path) -> None:
+    if stated.pop("list", False):
+        sides = {"in": "pre", "out": "post"}
+        stated = {
+            f"hf_hook_point_{side}": [f"model.layers.{layer}.{end}_feedforward_layernorm.output" for layer in range(N)]
+            for side, end in sides.items()
+        }
+    forward = cases.gemma_scope_2_clt(tmp_path / "clt", **stated)
+    dictionary = load_dictionary(tmp_path / "clt")
+    same(dictionary, forward, rows(3 * 50).reshape(50, N, D))
+    assert dictionary.hooks_in == tuple(f"blocks.{layer}.ln2.hook_out" for layer in range(N))
+    assert dictionary.hooks_out == tuple(f"blocks.{layer}.hook_mlp_out" for layer in range(N))
+    said = dictionary.config.provenance["imported"]["said"]
+    assert ["hf_hook_point_in" in line for line in said] == ([True, False] if None in stated.values() else [])
+
+
+def test_what_is_next_to_nothing_backwards_is_left_out_and_said(tmp_path: Path) -> None:
+    forward = cases.gemma_scope_2_clt(tmp_path / "clt", backwards=1e-4)
+    dictionary = load_dictionary(tmp_path / "clt")
+    same(dictionary, forward, rows(3 * 50).reshape(50, N, D))
+    (said,) = dictionary.config.provenance["imported"]["said"]
+    assert "left out" in said
 
 
 def test_an_unset_threshold_lets_every_positive_one_pass(tmp_path: Path) -> None:
