@@ -7,6 +7,7 @@ with exit code 2 and a line with its parts. What stands in git is what runs: com
 
     python -m benchmarks.families                              # all rows; writes benchmarks/results/families.md
     python -m benchmarks.families gemma2/sae olmo2/lorsa       # these; the table is printed only
+    python -m benchmarks.families --runs runs.jsonl            # keeps every row there; started again, goes on after the last
 
 Exit status 1: a row did not end as it should.
 """
@@ -31,7 +32,7 @@ from typing import Any
 import click
 
 from benchmarks.quality import machine
-from pipeline.errors import shortened
+from pipeline.foreign import shortened
 from pipeline.params.preset_flags import flags_of
 from tests.lm.families import FURTHER, LAYERS, write_model
 
@@ -137,7 +138,13 @@ def rows() -> list[Row]:
     attention = {
         "gemma2": (
             _lorsa("gemma2", "lorsa", ("gemma2", "a norm stands between", "attn.hook_out")),
-            _lorsa("gemma2", "lorsa-before-norm", ("softcapping",), hook_point_out="blocks.1.attn.hook_out", **{"attn_scale": math.sqrt(12)}),
+            _lorsa(
+                "gemma2",
+                "lorsa-before-norm",
+                ("softcapping",),
+                hook_point_out="blocks.1.attn.hook_out",
+                **{"attn_scale": math.sqrt(12)},
+            ),
             _lorsa("gemma2", "lorsa-drawn", started=False),
         ),
         "gemma3": (
@@ -203,8 +210,8 @@ def dashboard_rows(clone: Path) -> int:
     if not (folder / "index.html").is_file():
         return 0
     found = re.search(r'"table","([^"]+)"', (folder / "data" / "table.js").read_text(encoding="utf-8"))
-    table = json.loads(gzip.decompress(base64.b64decode(found[1]))) if found else {"rows": []}
-    return len(table["rows"])
+    table = json.loads(gzip.decompress(base64.b64decode(found[1]))) if found else {"feature": []}
+    return len(table["feature"])
 
 
 def run(row: Row, place: Path) -> tuple[dict[str, float], str]:
@@ -217,10 +224,8 @@ def run(row: Row, place: Path) -> tuple[dict[str, float], str]:
     subprocess.run(["git", "checkout", "-q", "--", "params.yaml"], cwd=clone, check=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     name = row.name.replace("/", "-")
-    outcome = subprocess.run(
-        ["dvc", "exp", "run", "-n", name, "-f", *flags(row, place)], cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
-    )  # fmt: skip
+    command = ["dvc", "exp", "run", "-n", name, "-f", *flags(row, place)]
+    outcome = subprocess.run(command, cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     figures = {"seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
     errors = [line.removeprefix("error: ") for line in outcome.stdout.splitlines() if line.startswith("error: ")]
@@ -268,55 +273,68 @@ def line(row: Row, figures: Mapping[str, float], ended: str) -> str:
     return f"| {' | '.join([row.family, row.kind, ended.partition(':')[0], *cells])} |"
 
 
-def write(lines: Sequence[str], refusals: Sequence[str]) -> None:
+def write(found: Mapping[str, tuple[dict[str, float], str]]) -> None:
     """The results file."""
     text = [
         "# Families of language models to the dashboard",
         "",
         f"`python -m benchmarks.families` on {machine()}.",
-        f"Each row is one `dvc exp run` of all stages in a fresh clone, on a tiny random model of {LAYERS} layers (tests/lm/families.py)",
-        f"and sections of docs/ as text; {FEATURES} features, k = {K}. Tracking is off. What a random model computes means nothing: the figures",
-        "show that every stage did its work. rows: features in the dashboard (of a CLT those of all layers); true activation: the",
-        "largest change of a held-out token's loss when what the dictionary writes is replaced by itself. Seconds are those of all",
-        "processes together, and those of a later row of a family leave out what DVC has in its run cache.",
+        f"Each row is one `dvc exp run` of all stages in a fresh clone, on a tiny random model of {LAYERS} layers",
+        f"(tests/lm/families.py) and sections of docs/ as text; {FEATURES} features, k = {K}, tracking off. What a random model",
+        "computes means nothing: the figures show that every stage did its work. rows: features in the dashboard (of a CLT those",
+        "of all layers); true activation: the largest change of a held-out token's loss when what the dictionary writes is",
+        "replaced by itself. Seconds are those of all processes together; a later row of a family may find its tokens in DVC's",
+        "run cache. A refusal is what the row is for, where it says refused.",
         "",
-        *lines,
+        *_table(found),
         "",
-        "What was said where the run was refused, each as it should be:",
+        "What was said where a run was refused:",
         "",
-        *(f"- {refusal}" for refusal in refusals),
+        *(f"- {name}: {ended.partition(': ')[2]}" for name, (_, ended) in found.items() if ended.startswith("refused")),
         "",
     ]
     RESULTS.write_text("\n".join(text), encoding="utf-8")
 
 
+def _table(found: Mapping[str, tuple[dict[str, float], str]]) -> list[str]:
+    known = {row.name: row for row in rows()}
+    head = [f"| {' | '.join(HEAD)} |", "|---|---|---|" + "---:|" * (len(HEAD) - 3)]
+    return [*head, *(line(known[name], *ended) for name, ended in found.items())]
+
+
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--place", type=click.Path(path_type=Path), help="Directory of clone and models; default: a temporary one.")
-def main(names: tuple[str, ...], place: Path | None) -> None:
+@click.option("--runs", type=click.Path(path_type=Path), help="File that keeps each row that ended as it should.")
+def main(names: tuple[str, ...], place: Path | None, runs: Path | None) -> None:
     """Run the rows and print their table."""
     known = {row.name: row for row in rows()}
     if unknown := set(names) - set(known):
         raise click.ClickException(f"no such row: {', '.join(sorted(unknown))} (known: {', '.join(known)})")
-    lines, refusals, faults = [f"| {' | '.join(HEAD)} |", "|---|---|---|" + "---:|" * (len(HEAD) - 3)], [], []
+    kept = (
+        {}
+        if runs is None or not runs.is_file()
+        else {row[0]: row[1:] for row in map(json.loads, runs.read_text().splitlines())}
+    )
+    found: dict[str, tuple[dict[str, float], str]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if place is None else place.absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        make_clone(folder)
+        if not (folder / "clone").exists():
+            make_clone(folder)
         for name in names or known:
-            figures, ended = run(known[name], folder)
-            lines.append(line(known[name], figures, ended))
-            click.echo(lines[-1])
-            if ended.startswith("refused"):
-                refusals.append(f"{name}: {ended.partition(': ')[2].replace(str(folder), '')}")
-                click.echo(refusals[-1])
-            elif ended != "ran":
-                faults.append(f"{name}: {ended}")
-                click.echo(faults[-1])
-    if not names and not faults:
-        write(lines, refusals)
-    if faults:
+            if name not in kept:
+                figures, ended = run(known[name], folder)
+                kept[name] = [figures, ended.replace(f"{folder}/", "")]
+                if runs is not None and not ended.startswith("FAULT"):
+                    with open(runs, "a", encoding="utf-8") as stream:
+                        stream.write(json.dumps([name, *kept[name]]) + "\n")
+            found[name] = (kept[name][0], kept[name][1])
+            click.echo(line(known[name], *found[name]) + ("" if found[name][1] == "ran" else f" {found[name][1]}"))
+    if any(ended.startswith("FAULT") for _, ended in found.values()):
         sys.exit(1)
+    if not names:
+        write(found)
 
 
 if __name__ == "__main__":
