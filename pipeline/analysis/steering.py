@@ -12,10 +12,11 @@ from torch import Tensor
 
 from pipeline.analysis.attribution import standing
 from pipeline.analysis.texts import bos_of, feature_index, token_ids
-from pipeline.errors import DataError
+from pipeline.errors import DataError, NumericsError
 from pipeline.evaluation.language_model import Replacement
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.hook_keys import MAIN, by_model, split_key
+from pipeline.lm.not_finite import advice
 from pipeline.seeding import generator
 
 if TYPE_CHECKING:
@@ -97,12 +98,17 @@ def continue_text(
         replace: activations to replace.
         temperature: 0: always the likeliest token; else logits are divided by it and a token is drawn.
         seed: of the draws.
+
+    Raises:
+        NumericsError: a logit is not finite.
     """
     written: list[int] = []
     draw = generator(seed, "analysis", "continuation")
     longest = model.max_context or len(ids) + n_tokens
     for _ in range(n_tokens):
-        logits = model.logits(torch.tensor([[*ids, *written][-longest:]]), replace)[0, -1].float().cpu()
+        given = torch.tensor([[*ids, *written][-longest:]])
+        logits = model.logits(given, replace)[0, -1].float().cpu()
+        _require_finite(logits, model, given, replace)
         if temperature > 0:
             token = int(torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=draw))
         else:
@@ -139,6 +145,7 @@ def steer(
 
     Raises:
         DataError: no such feature; a text of fewer than two tokens, or one that is too long; a number out of its range.
+        NumericsError: a loss or a logit is not finite, of the model as it is or steered.
     """
     _check_numbers(strength, n_tokens, temperature)
     bos = bos_of(model, prepend_bos)
@@ -154,10 +161,26 @@ def steer(
         raise DataError("steering compares the loss of the text's tokens; give at least two tokens")
     losses, texts = [], []
     for change in (None, replace):
-        losses.append(float(model.loss(torch.tensor([ids]), change).mean()))
+        loss = model.loss(torch.tensor([ids]), change)
+        _require_finite(loss, model, torch.tensor([ids]), change)
+        losses.append(float(loss.mean()))
         written = continue_text(ids, model, n_tokens, replace=change, temperature=temperature, seed=seed)
         texts.append(model.tokenizer.decode(written))
     return Steering(losses[0], losses[1], texts[0], texts[1])
+
+
+def _require_finite(found: Tensor, model: LanguageModel, ids: Tensor, replace: Mapping[str, Replacement] | None) -> None:
+    """Refuse logits or losses of a run that are not finite."""
+    if bool(torch.isfinite(found).all()):
+        return
+    first = model.first_not_finite(ids, replace)
+    where = "its logits are not finite" if first is None else f"not finite, {first.place}"
+    if replace is None:
+        raise NumericsError(f"model '{model.name}': {where}: {advice(model.dtype)}")
+    raise NumericsError(
+        f"model '{model.name}', steered at {', '.join(replace)}: {where}; give a strength nearer to 0, or set model.dtype to "
+        "float32 if it is not"
+    )
 
 
 def _check_numbers(strength: float, n_tokens: int, temperature: float) -> None:

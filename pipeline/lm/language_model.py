@@ -253,11 +253,12 @@ class LanguageModel(abc.ABC):
         return {name: run.captured[name] for name in hook_points}
 
     @torch.no_grad()
-    def first_not_finite(self, token_ids: Tensor) -> NotFinite | None:
+    def first_not_finite(self, token_ids: Tensor, replace: Mapping[str, Replacement] | None = None) -> NotFinite | None:
         """Where a run of these tokens first gives a value that is not finite; None: it gives none.
 
         Args:
             token_ids: integer [b, T]; every hook point is kept, so they should be few.
+            replace: as :meth:`logits`; the functions see every hook point before.
 
         Raises:
             DataError: token ids that the model does not have.
@@ -265,7 +266,7 @@ class LanguageModel(abc.ABC):
         ids = self._check_tokens(token_ids)
         points = self._source.points.parse_all(self.hook_points())
         names = [name for name, point in points.items() if self.whole or point.layer < self.n_loaded]
-        run = Run(capture=frozenset(names), stop=not self.whole)
+        run = Run(capture=frozenset(names), replace=replace, stop=not self.whole)
         logits = None
         with contextlib.suppress(StopRun):
             logits = self._forward(ids, run)
