@@ -88,7 +88,8 @@ def tokenizer_info(loaded: Any, name: str, n_embedded: int | None = None) -> Tok
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise DataError(
-            f"tokenizer of '{name}': has no fast version, so tokens cannot be traced to characters; use another model"
+            f"tokenizer of '{name}': has no fast version (tokenizer.json), so that tokens cannot be traced to characters; name "
+            "one that has in model.tokenizer_name, or give another model"
         )
     special = sorted({i for i in (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) if i is not None})
     backend.no_truncation()

@@ -388,7 +388,10 @@ class LanguageModel(abc.ABC):
         if hook_point_in == f"blocks.{layer}.ln1.hook_out":
             return weights
         if hook_point_in != f"blocks.{layer}.ln1.hook_normalized" or block.ln1 is None:
-            raise DataError(f"the attention of layer {layer} is no function of the activation at '{hook_point_in}'")
+            reads = f"blocks.{layer}.ln1.hook_out or blocks.{layer}.ln1.hook_normalized"
+            raise DataError(
+                f"the attention of layer {layer} is no function of the activation at '{hook_point_in}'; read {reads}"
+            )
         return weights.from_normalized(*self._affine(layer, "ln1"))
 
     def _check_hook_points(self, names: Iterable[str]) -> None:

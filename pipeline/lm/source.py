@@ -27,6 +27,7 @@ from pipeline.lm.hook_points import HookPoints
 from pipeline.lm.hub import hub_snapshot
 from pipeline.lm.place import Place
 from pipeline.lm.tokenizer_place import TokenizerPlace, resolve_tokenizer
+from pipeline.lm.unsupported import check_quantised
 
 DEMO = "demo"
 _CONFIG = "give a directory written by save_pretrained"
@@ -72,12 +73,12 @@ class ModelSource(Place):
         Raises:
             DataError: it is not supported.
         """
-        return architecture_of(self.model_type, self.name).of_model(self.text_config)
+        return architecture_of(self.model_type, self.name, self.config).of_model(self.text_config)
 
     @functools.cached_property
     def text_config(self) -> dict[str, Any]:
         """The configuration of the language model: of a multimodal one, that part of it."""
-        key = architecture_of(self.model_type, self.name).text_config
+        key = architecture_of(self.model_type, self.name, self.config).text_config
         found = self.config if key is None else self.config.get(key, {})
         if not isinstance(found, dict):
             raise DataError(f"{self.directory / 'config.json'}: {key} should be an object, got {found!r}; {_CONFIG}")
@@ -268,7 +269,7 @@ class ModelSource(Place):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             keys = " or ".join(_FIELDS[what])
             place = self.directory / "config.json" if self.gguf is None else f"{self.directory}: the metadata as config.json"
-            raise DataError(f"{place}: {keys} should be a positive integer, got {value!r}")
+            raise DataError(f"{place}: {keys} should be a positive integer, got {value!r}; {_CONFIG}")
         return value
 
 
@@ -325,6 +326,8 @@ def resolve_model(
 
         source = BridgedSource(name, directory, source.revision, source.gguf, source.config, tokenizer_name)
     check_configuration(source.declared, source.text_config, name)
+    if source.gguf is None:
+        check_quantised(source.config, name)
     _ = (source.d_model, source.n_layers, source.vocab_size)  # checked now, so that what is returned is usable
     return source
 
