@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import DataError, nearest
+from pipeline.foreign import reading
 from pipeline.lm.architectures import Architecture
 from pipeline.lm.families import MODEL_FAMILIES
 from pipeline.lm.hook_points import HookPoint, HookPoints
@@ -217,9 +218,11 @@ def _boot(source: ModelSource, model: nn.Module, tokenizer: Any) -> Any:
                 f"model '{source.name}': family {source.model_type} is not declared here, nor has TransformerLens an "
                 f"adapter for it{f'; {why}' if why else ''}; give another model, or declare the family (CONTRIBUTING.md)"
             ) from None
-        bridge: Any = TransformerBridge.boot_transformers(
-            str(source.directory), hf_model=model, tokenizer=tokenizer, device=str(parameter.device), dtype=parameter.dtype
-        )
+        fault = f"model '{source.name}': TransformerLens's adapter of family {source.model_type} cannot take it over"
+        with reading(fault, "give a model of a declared family"):
+            bridge: Any = TransformerBridge.boot_transformers(
+                str(source.directory), hf_model=model, tokenizer=tokenizer, device=str(parameter.device), dtype=parameter.dtype
+            )
         bridge.eval()
     return bridge
 

@@ -29,6 +29,44 @@ def what_it_is(config: Mapping[str, Any], known: Collection[str]) -> str | None:
         return f"{its}: {saved}" if text in known else f"{its}, which is none of them either"
     if config.get("auto_map"):
         return "its code lies beside the model (auto_map), and no code from a model's directory is ever run"
+    return _no_next_token(config)
+
+
+def check_predicts(config: Mapping[str, Any], model: str) -> None:
+    """Refuse a model of an undeclared family, to be run behind TransformerLens, that is no language model of one stack.
+
+    Raises:
+        DataError: says what it is.
+    """
+    why = what_it_is(config, ()) if config.get("is_encoder_decoder") else _no_next_token(config)
+    if why is not None:
+        raise DataError(f"model '{model}' (family {config.get('model_type')}): {why}; give another model")
+
+
+def check_computable(config: Any, model: str) -> None:
+    """Refuse a configuration (of transformers) with an activation function or rotary frequencies that it cannot compute.
+
+    Raises:
+        DataError: names the key, what it says, and what there is.
+    """
+    from transformers.activations import ACT2FN
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = getattr(config, "rope_parameters", None) or {}
+    each = [part for part in rope.values() if isinstance(part, Mapping)] or [rope]
+    stated = [("rope_type", str(part["rope_type"]), {"default", *ROPE_INIT_FUNCTIONS}) for part in each if "rope_type" in part]
+    for key in ("hidden_act", "hidden_activation", "activation_function"):
+        if isinstance(value := getattr(config, key, None), str):
+            stated.append((key, value, set(ACT2FN)))
+    for key, value, known in stated:
+        if value not in known:
+            raise DataError(
+                f"model '{model}': config.json: {key} '{value}' is none that this version of transformers computes "
+                f"({', '.join(sorted(known))}); restore the file, install a version that does, or give another model"
+            )
+
+
+def _no_next_token(config: Mapping[str, Any]) -> str | None:
     stated = config.get("architectures")
     names = [str(name) for name in stated] if isinstance(stated, list) else []
     if names and not any(name.endswith(_NEXT_TOKEN) for name in names):

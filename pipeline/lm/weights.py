@@ -22,6 +22,7 @@ from pipeline.lm.architectures import Architecture
 from pipeline.lm.place import load_from
 from pipeline.lm.quiet import quiet
 from pipeline.lm.source import ModelSource
+from pipeline.lm.unsupported import check_computable
 from pipeline.params.choices import ATTENTIONS, MODEL_DTYPES
 
 if TYPE_CHECKING:
@@ -115,8 +116,11 @@ def empty_model(source: ModelSource) -> nn.Module:
         from transformers import AutoModelForCausalLM
 
     fault = f"{source.directory}: no model can be made of the configuration of '{source.name}'"
+    with quiet(), reading(fault, "restore it or give another model"):
+        config = _text_config(source)
+    check_computable(config, source.name)
     with quiet(), torch.device("meta"), reading(fault, "restore it or give another model"):
-        return AutoModelForCausalLM.from_config(_text_config(source))
+        return AutoModelForCausalLM.from_config(config)
 
 
 def _text_config(source: ModelSource) -> Any:

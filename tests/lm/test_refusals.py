@@ -57,6 +57,18 @@ def loaded(path: Path) -> object:
     return load_language_model(path, device="cpu")
 
 
+def pickled(path: Path) -> object:
+    """The same, of weights in another form."""
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+    return loaded(path)
+
+
+def adapter(path: Path) -> object:
+    """A directory of peft."""
+    (path / "config.json").rename(path / "adapter_config.json")
+    return found(path)
+
+
 def width(hook_point: str) -> Callable[[Path], object]:
     """At a hook point."""
     return lambda path: model_widths(path).hook_width(hook_point)
@@ -117,16 +129,27 @@ REFUSALS = (
             ("config.json", "text_config", "an object", "'x'", "save_pretrained")),
     Refusal("a width that is none", "llama", {"hidden_size": "wide"}, found,
             ("config.json", "hidden_size", "positive integer", "'wide'", "save_pretrained")),
-    Refusal("a family that the bridge has not either", "gpt_neox", {"model_type": "t5gemma", "is_encoder_decoder": True}, bridged,
-            ("own", "t5gemma", "another model")),
+    Refusal("an encoder-decoder behind the bridge", "gpt_neox", {"model_type": "t5", "is_encoder_decoder": True}, bridged,
+            ("own", "family t5", "encoder-decoder", "another model")),
+    Refusal("an encoder behind the bridge", "gpt_neox", {"model_type": "bert", "architectures": ["BertForMaskedLM"]}, bridged,
+            ("own", "family bert", "BertForMaskedLM", "no next token", "another model")),
+    Refusal("a family that transformers has not either", "gpt_neox", {"model_type": "mine"}, bridged,
+            ("own", "mine", "another model")),
+    Refusal("a family that the bridge takes for another", "gpt_neox", {"model_type": "mamba"}, bridged,
+            ("own", "TransformerLens", "family mamba", "a model of a declared family")),
     # Weights.
     Refusal("weights that are quantised", "llama", {"quantization_config": QUANTISED}, found,
             ("own", "gptq", "float32", "a GGUF file of it")),
     Refusal("weights that are quantised nobody knows how", "llama", {"quantization_config": "x"}, found,
             ("own", "'x'", "a GGUF file of it")),
     Refusal("rotary frequencies of an unknown kind", "llama", {"rope_parameters": {"rope_type": "mine", "rope_theta": 9.0}}, loaded,
-            ("own", "mine", "another model")),
-    Refusal("an unknown activation function", "llama", {"hidden_act": "mine"}, loaded, ("own", "mine", "another model")),
+            ("own", "config.json", "rope_type 'mine'", "llama3", "another model")),
+    Refusal("rotary frequencies that lack a number", "llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 9.0}}, loaded,
+            ("own", "rope_parameters", "factor", "another model")),
+    Refusal("an unknown activation function", "llama", {"hidden_act": "mine"}, loaded,
+            ("own", "config.json", "hidden_act 'mine'", "gelu", "another model")),
+    Refusal("pickled weights", "llama", {}, pickled, ("own", "pytorch_model.bin", "may run code", "save_pretrained")),
+    Refusal("an adapter", "llama", {}, adapter, ("own", "adapter_config.json", "merge_and_unload")),
     # Hook points.
     Refusal("no norm before attention", "olmo2", {}, width("blocks.1.ln1.hook_out"),
             ("own", "family olmo2", "no ln1.hook_out", "it has")),
