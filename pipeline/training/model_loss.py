@@ -81,14 +81,15 @@ class SplicedContexts:
                 where in the language model.
         """
         wide = r if r.dtype == torch.float64 else r.float()
-        x_hat = (wide / factor).to(self.original.device, self.original.dtype)
+        raw = (wide / factor).to(self.original.device)
+        x_hat = raw.to(self.original.dtype)
         where = torch.ones_like(self.kept) if replaced is None else replaced.to(self.kept.device)
         total, gradients = torch.zeros((), dtype=torch.float64, device=x_hat.device), []
         for start in range(0, len(x_hat), self.at_once):
             part = slice(start, start + self.at_once)
             value, gradient = self._part(part, x_hat[part], where[part])
             if not bool(torch.isfinite(value)) or not bool(torch.isfinite(gradient).all()):
-                self._explain(part, x_hat[part], where[part])
+                self._explain(part, raw[part], where[part])
             total += value
             gradients.append(gradient)
         n = self.kept[:, 1:].sum().clamp_min(1)
@@ -110,15 +111,26 @@ class SplicedContexts:
                 raise NumericsError(f"{self._at(row)}: the activation at {hook} is not finite: {why}")
 
     def _explain(self, part: slice, x_hat: Tensor, where: Tensor) -> None:
-        """Say where the language model went wrong; nothing where the reconstruction did, which the trainer's guard names."""
+        """Say where the language model went wrong; nothing where the reconstruction did, which the trainer's guard names.
+
+        x_hat: [b, T, d_out], before it is rounded to the model's dtype.
+        """
         if not bool(torch.isfinite(x_hat).all()):
             return
         tokens, model = self.tokens[part], self.model
+        rounded = x_hat.to(model.dtype)
+        if bool((beyond := ~torch.isfinite(rounded).all(-1)).any()):
+            row, position = (int(i) for i in beyond.nonzero()[0])
+            size = float(x_hat[row, position].abs().max())
+            raise NumericsError(
+                f"{self._at(part.start + row)}, position {position}: the reconstruction at {self.hook} is up to {size:,.0f}: "
+                f"{advice(model.dtype)}"
+            )
         own = model.first_not_finite(tokens)
         if own is not None:
             raise NumericsError(f"{self._at(part.start + own.row)}: the language model as it is: {own}")
         spliced = model.first_not_finite(
-            tokens, {self.hook: lambda captured, original: torch.where(where[..., None], x_hat, original)}
+            tokens, {self.hook: lambda captured, original: torch.where(where[..., None], rounded, original)}
         )
         half = model.dtype != torch.float32
         far = "the reconstruction is too far from the activation; lower trainer.lr, or set trainer.clip_grad_norm"

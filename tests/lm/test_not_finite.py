@@ -19,6 +19,7 @@ from pipeline.evaluation.models import LanguageModels
 from pipeline.evaluation.split_tokens import SplitBatch
 from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.loading import load_language_model
+from pipeline.norms.hook_norm import HookNorm
 from pipeline.training.model_loss import SplicedContexts
 from tests.lm.families import D
 from tests.messages import saying, says
@@ -185,17 +186,34 @@ def test_the_loss_through_a_model_that_overflows_names_layer_and_context(
 
 
 def test_the_loss_through_a_model_names_what_a_reconstruction_overflows(
-    language_model: Callable[[str, str], LanguageModel], model_directory: Callable[[str], Path], token_ids: Tensor
+    language_model: Callable[[str, str], LanguageModel],
+    model_directory: Callable[[str], Path],
+    tmp_path: Path,
+    token_ids: Tensor,
 ) -> None:
-    half = load_language_model(model_directory("llama"), dtype="float16", device="cpu")
+    import shutil
+
+    # A residual stream of some hundreds: with 65,504, the largest number of float16, its sum is beyond it.
+    directory = scaled(Path(shutil.copytree(model_directory("llama"), tmp_path / "wide")), ("embed_tokens",), 1000.0)
+    half = load_language_model(directory, dtype="float16", device="cpu")
+    assert half.first_not_finite(token_ids) is None
     contexts = spliced_contexts(half, token_ids)
     large = contexts.original.float()
-    large[2] += 65_000.0  # which float16 still holds, but not what the blocks make of it
-    parts = ("context 42", "with the reconstruction at", MLP_OUT, "first at", "float16", "model.dtype")
+    large[2] = 65_504.0
+    parts = (
+        "context 42",
+        f"with the reconstruction at {MLP_OUT}",
+        "first at blocks.1.hook_resid_post",
+        "float16",
+        "model.dtype",
+    )
     with pytest.raises(NumericsError, match=saying(*parts)):
         contexts.loss(large, 1.0, None)
+    large[2] = 70_000.0
+    with pytest.raises(NumericsError, match=saying("context 42", "position 0", MLP_OUT, "up to 70,000", "float16", "bfloat16")):
+        contexts.loss(large, 1.0, None)
     wide = spliced_contexts(language_model("llama", "huggingface"), token_ids)
-    with pytest.raises(NumericsError, match=saying("with the reconstruction at", "too far", "trainer.lr")):
+    with pytest.raises(NumericsError, match=saying(f"with the reconstruction at {MLP_OUT}", "too far", "trainer.lr")):
         wide.loss(torch.full_like(large, 3e38), 1.0, None)
     value, _ = wide.loss(torch.full_like(large, torch.nan), 1.0, None)  # the guard of the trainer names it
     assert bool(value.isnan())
@@ -230,17 +248,19 @@ def test_a_text_that_is_inspected_or_steered_names_the_layer(large: Callable[[st
     dictionary = build_dictionary(
         {"kind": "sae", "hook_point_in": "blocks.2.hook_resid_post", "d_in": D, "d_sae": 64, "act_fn": "topk", "top_k": 4}
     )
+    norms = {"blocks.2.hook_resid_post": HookNorm(1.0, 1.0, D)}
     parts = ("first at blocks.1.hook_mlp_out", "float16", "bfloat16")
     with pytest.raises(NumericsError, match=saying("context 0", *parts)):
-        inspect_text("the cat sat on the mat", dictionary, model)
+        inspect_text("the cat sat on the mat", dictionary, model, norms=norms)
     with pytest.raises(NumericsError, match=saying("model '", *parts)):
-        steer("the cat sat on the mat", dictionary, model, 3, 1.0)
+        steer("the cat sat on the mat", dictionary, model, 3, 1.0, norms=norms)
 
 
 def test_a_strength_that_overflows_is_named(language_model: Callable[[str, str], LanguageModel]) -> None:
     dictionary = build_dictionary({"kind": "sae", "hook_point_in": MLP_OUT, "d_in": D, "d_sae": 64, "act_fn": "relu"})
+    norms = {MLP_OUT: HookNorm(1.0, 1.0, D)}
     with pytest.raises(NumericsError, match=saying("steered at", MLP_OUT, "first at", "strength")):
-        steer("the cat sat on the mat", dictionary, language_model("llama", "huggingface"), 3, 3e38)
+        steer("the cat sat on the mat", dictionary, language_model("llama", "huggingface"), 3, 3e38, norms=norms)
 
 
 def test_an_unembedding_that_is_not_finite_is_named(own_model: Path) -> None:
