@@ -81,7 +81,7 @@ def check_quantised(config: Mapping[str, Any], model: str) -> None:
         DataError: says how they are quantised.
     """
     stated = config.get("quantization_config")
-    if stated is None:
+    if not stated:
         return
     method = stated.get("quant_method") if isinstance(stated, Mapping) else None
     if method != MXFP4:
