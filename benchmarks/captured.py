@@ -1,7 +1,6 @@
 """Activations and cross entropies of a language model on text, kept in a directory: what benchmarks/real.py trains on.
 
     WORK/capture.json                     what was captured; a directory of other settings is refused
-    WORK/model/                           the model, where it came as GGUF
     WORK/{bos,no-bos}/tokens.zarr         the pipeline's own token store of the same text, with and without the BOS token
     WORK/{bos,no-bos}/{train,eval}.safetensors   the hook points, bfloat16 [n, T, d] each; tokens int32 [n, T]; kept bool
                                           [n, T], False for special tokens; loss float32 [n, T - 1] in nats (of eval alone)
@@ -13,8 +12,6 @@ residual stream is float32 either way.
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -72,39 +69,6 @@ class Part(NamedTuple):
     activations: Tensor
     tokens: Tensor
     kept: Tensor
-
-
-def convert_gguf(file: Path, place: Path) -> None:
-    """Write the model and tokenizer of a GGUF file as float32 safetensors into `place`, unless they are there.
-
-    Raises:
-        DataError: the file is missing, or the package that reads it.
-    """
-    if (place / "config.json").is_file():
-        return
-    if not file.is_file():
-        raise DataError(f"{file}: no such GGUF file; give one to --gguf, or a Hugging Face directory to --model")
-    try:
-        import gguf  # noqa: F401  (transformers asks for it late, with a message of its own)
-    except ImportError:
-        raise DataError("--gguf: the package that reads GGUF files is not installed; run `pip install gguf`") from None
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from pipeline.lm.quiet import quiet
-
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with quiet(), tempfile.TemporaryDirectory(dir=place.parent) as partial_folder:
-        model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-        # The weights are plain float32 by now, but transformers writes none of a model that it still takes for quantised.
-        for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
-            if hasattr(owner, name):
-                delattr(owner, name)
-        model.save_pretrained(partial_folder)
-        tokenizer.save_pretrained(partial_folder)
-        os.makedirs(place, exist_ok=True)
-        for path in sorted(Path(partial_folder).iterdir(), key=lambda path: path.name == "config.json"):
-            os.replace(path, place / path.name)  # the configuration last: what is asked for above
 
 
 def read_documents(text: Sequence[Path], fraction: float) -> Iterator[Document]:

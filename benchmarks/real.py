@@ -4,7 +4,7 @@ fit() with nothing stated but width, L0 and length, with TopK, BatchTopK and Jum
 the inference form on documents that training has not seen. Massive tokens are told by the norms that fit() returns. Two cells
 are also trained with max_norm_factor None. Tables of how long the longest tokens are, and which, go before.
 
-    python -m benchmarks.real --gguf FILE --work DIR                # or --model DIR; writes benchmarks/results/real.md
+    python -m benchmarks.real --model FILE.gguf --work DIR          # or a directory; writes benchmarks/results/real.md
     python -m benchmarks.real --model DIR --work DIR --only-train --runs DIR/again.jsonl
 
 The activations are captured first (captured.py) and kept in --work; --only-train reads them and captures nothing. A row is
@@ -25,7 +25,7 @@ import click
 import torch
 from torch import Tensor
 
-from benchmarks.captured import Part, Settings, arithmetic, capture, convert_gguf, read_documents, read_loss, read_part
+from benchmarks.captured import Part, Settings, arithmetic, capture, read_documents, read_loss, read_part
 from benchmarks.massive_tokens import gap_table, massive_table, read_lengths, shares_table
 from benchmarks.quality import ACT_FNS, machine
 from pipeline.dictionaries.base import Dictionary
@@ -262,8 +262,7 @@ def cross_entropies(work: Path, hook: str) -> list[str]:
 
 
 @click.command()
-@click.option("--model", "directory", type=click.Path(path_type=Path), help="Hugging Face directory of the model.")
-@click.option("--gguf", type=click.Path(path_type=Path), help="GGUF file instead; converted once, into --work.")
+@click.option("--model", "place", type=click.Path(path_type=Path), required=True, help="Directory of the model, or GGUF file.")
 @click.option(
     "--text", multiple=True, type=click.Path(path_type=Path, exists=True), help="Text; without it the embedded corpus."
 )
@@ -282,22 +281,16 @@ def cross_entropies(work: Path, hook: str) -> list[str]:
 @click.option("--only-capture", is_flag=True, help="Train nothing.")
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Where to write.")
 def main(
-    directory: Path | None, gguf: Path | None, text: tuple[Path, ...], work: Path, runs: Path | None, layers: tuple[int, ...],
+    place: Path, text: tuple[Path, ...], work: Path, runs: Path | None, layers: tuple[int, ...],
     context: int, tokens: int, held_out: float, ce_tokens: int, dtype: str, seed: int, only_train: bool, only_capture: bool,
     output: Path,
 ) -> None:  # fmt: skip
     """Capture, train, measure."""
-    if (directory is None) == (gguf is None):
-        raise click.UsageError("give --model or --gguf")
-    if gguf is not None:
-        directory = work / "model"
-        convert_gguf(gguf, directory)
-    assert directory is not None
-    model = load_language_model(directory)
+    model = load_language_model(place)
     if only_train:
         about = read_json(work / "capture.json", "the record of what was captured", "run without --only-train")
         if about["model_digest"] != model.digest:
-            raise DataError(f"{work}: was captured of another model than {directory}; give that, or another --work")
+            raise DataError(f"{work}: was captured of another model than {place}; give that, or another --work")
     else:
         settings = Settings(tuple(map(hook_point, layers)), context, tokens, held_out, dtype)
         about = capture(model, read_documents(text, held_out), work, settings)
@@ -316,7 +309,7 @@ def main(
             keep(kept, cell, figures)
             click.echo(f"{cell}: {figures}")
     results = [(cell, runs_in(kept)[cell]) for cell in cells(layers, seed)]
-    name = f"Model {(gguf or directory).name} ({model.n_layers} layers of width {model.d_model})"
+    name = f"Model {place.name} ({model.n_layers} layers of width {model.d_model})"
     output.write_text(report(about, tables, results, cross_entropies(work, about["hook_points"][0]), name), encoding="utf-8")
     if any("error" in figures for _, figures in results):
         sys.exit(1)

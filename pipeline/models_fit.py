@@ -117,6 +117,7 @@ def check_attention_fits(fields: Mapping[str, Any], attention: AttentionWeights)
     Raises:
         ParamsError: names every field that differs, and what of the model's this kind cannot be.
     """
+    off = f"; switch initializer.{OPTION} off"
     faults = [
         f"dictionary.{key}: the model's is {as_written(wanted)}, got {as_written(fields[key])}"
         for key, wanted in attention_fields(attention).items()
@@ -128,16 +129,17 @@ def check_attention_fits(fields: Mapping[str, Any], attention: AttentionWeights)
     if attention.rope_type not in ROPE_TYPES:
         faults.append(
             f"dictionary.positional_embedding_type: the model's rope_type is {attention.rope_type}; kind lorsa can be one of "
-            f"{', '.join(ROPE_TYPES)}"
+            f"{', '.join(ROPE_TYPES)}{off}"
         )
     if window is not None and window < n_ctx:
         faults.append(
             f"dictionary.n_ctx: the model's sliding_window is {window}, got {n_ctx}; kind lorsa reads all tokens before a "
-            f"token, which is this attention on contexts of at most {window} tokens only"
+            f"token, which is this attention on contexts of at most {window} tokens only; write at most that, in "
+            f"activations.context_size too{off.replace(';', ', or')}"
         )
     if attention.softcap is not None:
         cap = attention.softcap
-        faults.append(f"initializer.{OPTION}: the model's attn_logit_softcapping is {cap}; kind lorsa squashes no scores")
+        faults.append(f"initializer.{OPTION}: the model's attn_logit_softcapping is {cap}; kind lorsa squashes no scores{off}")
     if faults:
         raise ParamsError([f"{fault} ({OPTION})" for fault in faults])
 

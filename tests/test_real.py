@@ -20,6 +20,9 @@ from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.loading import load_language_model
 from pipeline.norms.exclusion import NormLimits
 from pipeline.seeding import generator
+from tests.lm.conftest import CONFIGURATIONS
+from tests.lm.families import write_model
+from tests.lm.gguf_files import vocabulary, write_gguf
 from tests.messages import saying
 from tests.project import REPOSITORY
 
@@ -117,6 +120,20 @@ def test_what_is_captured_is_what_the_model_gives(model: LanguageModel, tmp_path
         assert torch.equal(part.kept, part.tokens != model.bos_token_id)
     with pytest.raises(DataError, match=saying("context_size", "same")):
         capture(model, documents(), tmp_path, settings(context_size=32))
+
+
+def test_a_gguf_file_is_captured_as_the_model_that_it_holds(tmp_path: Path) -> None:
+    write_model(tmp_path / "llama", *CONFIGURATIONS["llama"])
+    write_gguf(tmp_path / "llama", tmp_path / "model.gguf", metadata=vocabulary(tmp_path / "llama"))
+    (tmp_path / "text.txt").write_text("\n<|endoftext|>\n".join(document.text for document in documents()))
+    command = ["--model", str(tmp_path / "model.gguf"), "--text", str(tmp_path / "text.txt"), "--work", str(tmp_path / "w")]
+    command += ["--layers", "1", "--context", "16", "--tokens", "1500", "--held-out", "0.3", "--dtype", "float32"]
+    done = CliRunner().invoke(real.main, [*command, "--only-capture"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    part = read_part(tmp_path / "w", False, "eval", HOOK)
+    plain = load_language_model(tmp_path / "llama", device="cpu").activations(part.tokens, [HOOK])[HOOK]
+    torch.testing.assert_close(part.activations, plain.bfloat16().float(), rtol=1e-2, atol=1e-3)
+    assert not (tmp_path / "w" / "model").exists()
 
 
 class Halved(torch.nn.Module):

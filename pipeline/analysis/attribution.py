@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from pipeline.analysis.texts import ReadableTexts
-from pipeline.errors import DataError
+from pipeline.errors import DataError, NumericsError
 from pipeline.hook_keys import MAIN, split_key
+from pipeline.lm.not_finite import advice
 from pipeline.norms.normalizer import scale_factor
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
     from pipeline.lm.language_model import LanguageModel
+    from pipeline.lm.unembedding import Unembedding
     from pipeline.norms.hook_norm import HookNorm
 
 
@@ -114,6 +116,7 @@ def logit_effects(directions: Tensor, model: LanguageModel, top: int) -> LogitEf
 
     Raises:
         DataError: they are not as wide as the residual stream.
+        NumericsError: an effect is not finite.
     """
     end = model.unembedding()
     if directions.shape[-1] != end.W_U.shape[-1]:
@@ -122,11 +125,24 @@ def logit_effects(directions: Tensor, model: LanguageModel, top: int) -> LogitEf
             f"{end.W_U.shape[-1]} of model '{model.name}'; its features have no direct logit attribution"
         )
     logits = end.logits(directions)
+    if not bool(torch.isfinite(logits).all()):
+        raise NumericsError(_not_finite(directions, logits, end, model))
     most = [tuple(part.cpu() for part in logits.topk(min(top, logits.shape[-1]), largest=largest)) for largest in (True, False)]
     centred = logits.double() - logits.double().mean(-1, keepdim=True)
     variance = centred.square().mean(-1)
     kurtosis = centred.pow(4).mean(-1) / variance.square() - 3.0
     return LogitEffects(most[0], most[1], kurtosis.cpu())  # type: ignore[arg-type]
+
+
+def _not_finite(directions: Tensor, logits: Tensor, end: Unembedding, model: LanguageModel) -> str:
+    """What is not finite in logits [n, V] of directions [n, D], and what to do."""
+    row, token = (int(i) for i in (~torch.isfinite(logits)).nonzero()[0])
+    if not bool(torch.isfinite(directions).all()):
+        return "the dictionary's decoder weights are not finite; train it anew with a lower trainer.lr"
+    parts = {"final norm's gain": end.gain, f"unembedding of token {token}": end.W_U[token]}
+    bad = next((what for what, part in parts.items() if part is not None and not bool(torch.isfinite(part).all())), None)
+    what = f"the {bad} is not finite" if bad else f"they overflow float32 (direction {row}, token {token})"
+    return f"model '{model.name}': the logits that features add cannot be computed: {what}: {advice(model.dtype)}"
 
 
 def attribute(directions: Tensor, model: LanguageModel, top: int = 10) -> list[Attribution]:

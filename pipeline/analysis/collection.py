@@ -77,9 +77,14 @@ class Collection:
 
     @torch.no_grad()
     def update(self, batch: SplitBatch) -> None:
-        """Run the models over a batch and add it."""
+        """Run the models over a batch and add it.
+
+        Raises:
+            NumericsError: an activation of a token that counts is not finite.
+        """
         raw = self.raw
         captured = self.models.activations(batch.tokens, raw.hooks_to_look_at)
+        self.models.require_finite(captured, batch.tokens, batch.mask, batch.contexts.tolist())
         kept = batch.mask.to(raw.device)
         above, massive = raw.excluded.above(captured), raw.massive.above(captured)
         mask = kept if above is None else kept & ~above

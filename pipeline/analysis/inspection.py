@@ -92,6 +92,7 @@ def inspect_text(
 
     Raises:
         DataError: no text, or hook points that the model does not have.
+        NumericsError: an activation is not finite.
     """
     models = LanguageModels(model)
     main = models.owner(dictionary.hooks_in[0])
@@ -103,9 +104,10 @@ def inspect_text(
     tokens: list[str] = []
     kept, features = [], []
     excluded: dict[int, float] = {}
-    for ids in contexts(token_ids(text, main), size, bos):
+    for number, ids in enumerate(contexts(token_ids(text, main), size, bos)):
         mask = torch.tensor([[int(i) not in special for i in ids[0]]])
         activations = models.activations(ids, raw.hooks)
+        models.require_finite(activations, ids, mask, [number])
         inputs = {hook: activations[hook] for hook in raw.hooks_in}
         labels = {hook: activations[hook] for hook in raw.hooks_out}
         massive = raw.massive.above(activations)

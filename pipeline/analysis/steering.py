@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from pipeline.analysis.attribution import standing
 from pipeline.analysis.texts import bos_of, feature_index, token_ids
-from pipeline.errors import DataError
+from pipeline.errors import DataError, NumericsError
 from pipeline.evaluation.language_model import Replacement
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.hook_keys import MAIN, by_model, split_key
+from pipeline.lm.not_finite import advice
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
@@ -104,6 +106,7 @@ def steer(
 
     Raises:
         DataError: no such feature; a text of fewer than two tokens, or one that is too long; a number out of its range.
+        NumericsError: a loss or a logit is not finite, of the model as it is or steered.
     """
     _check_numbers(strength, n_tokens, temperature)
     bos = bos_of(model, prepend_bos)
@@ -120,10 +123,26 @@ def steer(
     by_token = dictionary.config.norm_activation != "batch-wise"  # its factor is that of all tokens
     losses, texts = [], []
     for change in (None, replace):
-        losses.append(float(model.loss(ids, change).mean()))
+        loss = model.loss(ids, change)
+        _require_finite(loss, model, torch.tensor([ids]), change)
+        losses.append(float(loss.mean()))
         written = model.generate(ids, n_tokens, replace=change, temperature=temperature, seed=seed, cached=by_token)
         texts.append(model.tokenizer.decode(written))
     return Steering(losses[0], losses[1], texts[0], texts[1])
+
+
+def _require_finite(found: Tensor, model: LanguageModel, ids: Tensor, replace: Mapping[str, Replacement] | None) -> None:
+    """Refuse logits or losses of a run that are not finite."""
+    if bool(torch.isfinite(found).all()):
+        return
+    first = model.first_not_finite(ids, replace)
+    where = "its logits are not finite" if first is None else f"not finite, {first.place}"
+    if replace is None:
+        raise NumericsError(f"model '{model.name}': {where}: {advice(model.dtype)}")
+    raise NumericsError(
+        f"model '{model.name}', steered at {', '.join(replace)}: {where}; give a strength nearer to 0, or set model.dtype to "
+        "float32 if it is not"
+    )
 
 
 def _check_numbers(strength: float, n_tokens: int, temperature: float) -> None:

@@ -88,7 +88,8 @@ def tokenizer_info(loaded: Any, name: str, n_embedded: int | None = None) -> Tok
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise DataError(
-            f"tokenizer of '{name}': has no fast version, so tokens cannot be traced to characters; use another model"
+            f"tokenizer of '{name}': has no fast version (tokenizer.json), so that tokens cannot be traced to characters; name "
+            "one that has in model.tokenizer_name, or give another model"
         )
     special = sorted({i for i in (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) if i is not None})
     backend.no_truncation()
@@ -113,13 +114,19 @@ def prepends_bos(wanted: bool | str, info: TokenizerInfo) -> bool:
     return bool(wanted)
 
 
-def bos_choice(info: TokenizerInfo, name: str) -> str:
-    """What `model.prepend_bos: auto` comes to, and why, in words."""
+def bos_choice(info: TokenizerInfo, name: str = "") -> str:
+    """What `model.prepend_bos: auto` comes to, and why, in words; `name` of the model, "": it is not said."""
+    whose = f"the tokenizer of '{name}'" if name else "the tokenizer"
     if info.bos is None:
-        return f"false; the tokenizer of '{name}' has no beginning-of-text token"
+        return f"false; {whose} has no beginning-of-text token"
     token = info.tokenizer.id_to_token(info.bos)
     does = "puts it before a text by itself" if info.adds_bos else "does not put it before a text by itself"
-    return f"{'true' if info.adds_bos else 'false'}; the tokenizer of '{name}' has {token} and {does}"
+    return f"{'true' if info.adds_bos else 'false'}; {whose} has {token} and {does}"
+
+
+def bos_reason(wanted: bool | str, info: TokenizerInfo, name: str = "") -> str:
+    """What model.prepend_bos comes to, stated or chosen, and why, in words: `auto: false; the tokenizer has ...`."""
+    return f"auto: {bos_choice(info, name)}" if wanted == "auto" else f"{str(wanted).lower()}; as stated"
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -337,6 +344,7 @@ def tokenize_corpus(
             ignore_token_ids=run.ignored,
             ignore_positions=settings.ignore_positions,
             split_seed=settings.split_seed,
+            prepend_bos_why=bos_reason(settings.prepend_bos, info),
         )
     return {
         "digest": digest,

@@ -4,9 +4,10 @@ Zarr v3 group. For each split ("train", "eval") a group with int32 arrays [n_con
 char_starts, char_ends; and `document_offsets` int64 [n_documents + 1] into documents/<split>.jsonl beside it, whose lines are
 {"key", "origin", "text"} (no text where the origin is a row of a data set of the hub; of a chat also "messages"). Only where
 only the assistant's tokens count: `counted`, bool as the contexts. Only where several sources are mixed: `source_ids`, int32
-[n_contexts]. Group attributes: format_version, context_size, prepend_bos, packing, ignore_token_ids, ignore_positions (0 where
-absent), sources (of several), tokenizer_digest, split_seed, digest (of the content), complete. manifest.json has the digest of
-every file, which is checked when it is first read.
+[n_contexts]. Group attributes: format_version, context_size, prepend_bos, prepend_bos_why (what was stated, or what `auto`
+chose and why; absent where nobody says), packing, ignore_token_ids, ignore_positions (0 where absent), sources (of several),
+tokenizer_digest, split_seed, digest (of the content), complete. manifest.json has the digest of every file, which is checked
+when it is first read.
 """
 
 from __future__ import annotations
@@ -188,6 +189,7 @@ class TokenStore:
         self.tokenizer_digest: str = attributes["tokenizer_digest"]
         self.context_size: int = attributes["context_size"]
         self.prepend_bos: bool = attributes["prepend_bos"]
+        self.prepend_bos_why: str = attributes.get("prepend_bos_why", "")
         self.ignore_token_ids: tuple[int, ...] = tuple(attributes["ignore_token_ids"])
         self.ignore_positions: int = attributes.get("ignore_positions", 0)
         self.sources: tuple[str, ...] = tuple(source["name"] for source in attributes.get("sources", ()))

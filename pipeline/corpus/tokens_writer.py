@@ -123,8 +123,12 @@ class TokenWriter:
         ignore_token_ids: Iterable[int],
         ignore_positions: int,
         split_seed: int,
+        prepend_bos_why: str = "",
     ) -> str:
-        """Write what is left and the attributes, complete=true last; returns the content digest."""
+        """Write what is left and the attributes, complete=true last; returns the content digest.
+
+        `prepend_bos_why` is no part of the content: stores with the same tokens have one digest.
+        """
         about: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "context_size": self.context_size,
@@ -145,7 +149,8 @@ class TokenWriter:
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         for split in self.splits.values():
             digest.update(split.close().encode())
-        self.group.attrs.update({**about, "digest": digest.hexdigest()})
+        why = {"prepend_bos_why": prepend_bos_why} if prepend_bos_why else {}
+        self.group.attrs.update({**about, **why, "digest": digest.hexdigest()})
         self.group.attrs["complete"] = True
         write_manifest(self.place, Origin(STAGE, {"tokenizer": tokenizer_digest}))
         return digest.hexdigest()

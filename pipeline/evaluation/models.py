@@ -113,6 +113,32 @@ class LanguageModels:
             why = f"{whose}context {int(batch.contexts[first.row])} of the split, {first}"
             raise NumericsError([f"{fault}; {why}" for fault in error.faults]) from None
 
+    def require_finite(self, activations: Mapping[str, Tensor], tokens: Tensor, kept: Tensor, contexts: Sequence[int]) -> None:
+        """Refuse activations that are not finite.
+
+        Args:
+            activations: {key: [b, T, D]} of a run of the models as they are.
+            tokens: int64 [b, T], of that run.
+            kept: bool [b, T], the tokens that count.
+            contexts: [b], their numbers, for the message.
+
+        Raises:
+            NumericsError: hook point, context and position, and where the run of that context first goes wrong.
+        """
+        for key, values in activations.items():
+            bad = ~torch.isfinite(values).all(-1) & kept.to(values.device)
+            if not bool(bad.any()):
+                continue
+            row, position = (int(i) for i in bad.nonzero()[0])
+            value = values[row, position].float()
+            # Alone the context may come out finite: kernels differ with the size of a batch.
+            first = self.owner(key).first_not_finite(tokens[row : row + 1])
+            why = "try model.dtype float32, or another model" if first is None else str(first)
+            raise NumericsError(
+                f"hook point {key}: context {contexts[row]}, position {position}: non-finite activation "
+                f"({float(value[~torch.isfinite(value)][0])}); {why}"
+            )
+
     def block_input(self, keys: Iterable[str]) -> str:
         """The key of the residual stream before :meth:`first_block` of these keys of a model."""
         keys = list(keys)

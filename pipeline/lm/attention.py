@@ -156,7 +156,7 @@ def _check_readable(block: Architecture, own: bool) -> None:
     if block.ln1 is None:
         raise _Unreadable("there is no norm before it that a dictionary could read")
     if block.ln1_post is not None and not own:
-        before = "blocks.L.attn.hook_out is before it"
+        before = "what is before it is dictionary.hook_point_out blocks.L.attn.hook_out"
         raise _Unreadable(f"a norm stands between what its heads give and what is added to the residual stream ({before})")
 
 

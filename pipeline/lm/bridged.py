@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import DataError, nearest
+from pipeline.foreign import reading
 from pipeline.lm.architectures import Architecture
+from pipeline.lm.families import MODEL_FAMILIES
 from pipeline.lm.hook_points import HookPoint, HookPoints
 from pipeline.lm.language_model import LanguageModel, Start
 from pipeline.lm.mlp import BlockMLP
@@ -27,6 +29,7 @@ from pipeline.lm.quiet import quiet
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Run
 from pipeline.lm.unembedding import Unembedding
+from pipeline.lm.unsupported import what_it_is
 
 _SHAPE = (2, 3)  # batch and tokens, told apart
 _CHECKED = 12  # tokens of the run before and behind the bridge
@@ -210,13 +213,16 @@ def _boot(source: ModelSource, model: nn.Module, tokenizer: Any) -> Any:
         try:
             determine_architecture_from_hf_config(model.config)
         except ValueError:
+            why = what_it_is(source.config, MODEL_FAMILIES.names())
             raise DataError(
                 f"model '{source.name}': family {source.model_type} is not declared here, nor has TransformerLens an "
-                "adapter for it; give another model, or declare the family (CONTRIBUTING.md)"
+                f"adapter for it{f'; {why}' if why else ''}; give another model, or declare the family (CONTRIBUTING.md)"
             ) from None
-        bridge: Any = TransformerBridge.boot_transformers(
-            str(source.directory), hf_model=model, tokenizer=tokenizer, device=str(parameter.device), dtype=parameter.dtype
-        )
+        fault = f"model '{source.name}': TransformerLens's adapter of family {source.model_type} cannot take it over"
+        with reading(fault, "give a model of a declared family"):
+            bridge: Any = TransformerBridge.boot_transformers(
+                str(source.directory), hf_model=model, tokenizer=tokenizer, device=str(parameter.device), dtype=parameter.dtype
+            )
         bridge.eval()
     return bridge
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.errors import DataError, ParamsError
 from pipeline.lm.architectures import GROUPED, Architecture
+from pipeline.lm.unsupported import what_it_is
 from pipeline.registry import Declarations
 
 Config = Mapping[str, Any]
@@ -223,6 +224,7 @@ _ADVICE = (
     "; give a model of one of these, set model.backend to transformer_lens if TransformerLens has it, or declare its family "
     "(CONTRIBUTING.md)"
 )
+_OTHER = "; or give a model of one of these"
 UNFIT: Mapping[str, str] = {"gemma3n": _ALTUP, "gemma3n_text": _ALTUP}
 
 
@@ -231,8 +233,13 @@ def is_known(model_type: str) -> bool:
     return model_type in MODEL_FAMILIES or model_type in UNFIT
 
 
-def architecture_of(model_type: str, model: str) -> Architecture:
+def architecture_of(model_type: str, model: str, config: Config | None = None) -> Architecture:
     """The declaration of a `model_type`.
+
+    Args:
+        model_type: of config.json.
+        model: its name, for messages.
+        config: of the model, which may say why its family is none of these.
 
     Raises:
         DataError: it is not supported (the message lists those that are, the nearest, and what to do), or another package's
@@ -244,7 +251,8 @@ def architecture_of(model_type: str, model: str) -> Architecture:
         return MODEL_FAMILIES.get(model_type)
     except ParamsError as error:
         known = model_type in MODEL_FAMILIES
-        advice = "" if known else _ADVICE
+        why = None if known else what_it_is(config or {}, MODEL_FAMILIES.names())
+        advice = "" if known else f"; {why}{_OTHER}" if why else _ADVICE
         raise DataError([f"model '{model}': {fault}{advice}" for fault in error.faults]) from None
 
 

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, NumericsError
 from pipeline.lm.attention import AttentionWeights, attention_weights
 from pipeline.lm.mlp import BlockMLP
-from pipeline.lm.not_finite import NotFinite, first_not_finite
+from pipeline.lm.not_finite import NotFinite, advice, first_not_finite
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Replacement, Run, StopRun, token_loss
 from pipeline.lm.text_input import Tokens, as_token_ids, bos_token
@@ -330,11 +330,12 @@ class LanguageModel(abc.ABC):
         return {name: run.captured[name] for name in hook_points}
 
     @torch.no_grad()
-    def first_not_finite(self, token_ids: Tensor) -> NotFinite | None:
+    def first_not_finite(self, token_ids: Tensor, replace: Mapping[str, Replacement] | None = None) -> NotFinite | None:
         """Where a run of these tokens first gives a value that is not finite; None: it gives none.
 
         Args:
             token_ids: integer [b, T]; every hook point is kept, so they should be few.
+            replace: as :meth:`logits`; the functions see every hook point before.
 
         Raises:
             DataError: token ids that the model does not have.
@@ -342,7 +343,7 @@ class LanguageModel(abc.ABC):
         ids = self._check_tokens(token_ids)
         points = self._source.points.parse_all(self.hook_points())
         names = [name for name, point in points.items() if self.whole or point.layer < self.n_loaded]
-        run = Run(capture=frozenset(names), stop=not self.whole)
+        run = Run(capture=frozenset(names), replace=replace, stop=not self.whole)
         logits = None
         with contextlib.suppress(StopRun):
             logits = self._forward(ids, run)
@@ -440,6 +441,11 @@ class LanguageModel(abc.ABC):
             else:
                 logits = self.logits(context[-longest:], replace, capture=capture)
             last = logits[0, -1].float().cpu()
+            if not bool(last.isfinite().all()):
+                first = self.first_not_finite(torch.tensor([context[-longest:]]), replace)
+                where = "its logits are not finite" if first is None else f"not finite, {first.place}"
+                what = f"model '{self.name}', token {len(written)} of a continuation"
+                raise NumericsError(f"{what}: {where}: {advice(self.dtype)}")
             if temperature > 0:
                 token = int(torch.multinomial(torch.softmax(last / temperature, -1), 1, generator=draw))
             else:
@@ -571,7 +577,10 @@ class LanguageModel(abc.ABC):
         if hook_point_in == f"blocks.{layer}.ln1.hook_out":
             return weights
         if hook_point_in != f"blocks.{layer}.ln1.hook_normalized" or block.ln1 is None:
-            raise DataError(f"the attention of layer {layer} is no function of the activation at '{hook_point_in}'")
+            reads = f"blocks.{layer}.ln1.hook_out or blocks.{layer}.ln1.hook_normalized"
+            raise DataError(
+                f"the attention of layer {layer} is no function of the activation at '{hook_point_in}'; read {reads}"
+            )
         return weights.from_normalized(*self._affine(layer, "ln1"))
 
     def _check_hook_points(self, names: Iterable[str]) -> None:

@@ -28,9 +28,14 @@ class NotFinite(NamedTuple):
     value: float
     dtype: torch.dtype
 
+    @property
+    def place(self) -> str:
+        """`first at blocks.1.hook_mlp_out, position 3 (inf)`."""
+        return f"first at {self.where}, position {self.position} ({self.value})"
+
     def __str__(self) -> str:
         """`first at blocks.1.hook_mlp_out, position 3 (inf): float16 holds at most 65,504; set model.dtype to ...`."""
-        return f"first at {self.where}, position {self.position} ({self.value}): {advice(self.dtype)}"
+        return f"{self.place}: {advice(self.dtype)}"
 
 
 def advice(dtype: torch.dtype) -> str:

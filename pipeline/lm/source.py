@@ -27,6 +27,7 @@ from pipeline.lm.hook_points import HookPoints
 from pipeline.lm.hub import hub_snapshot
 from pipeline.lm.place import Place
 from pipeline.lm.tokenizer_place import TokenizerPlace, resolve_tokenizer
+from pipeline.lm.unsupported import check_predicts, check_quantised
 
 DEMO = "demo"
 _CONFIG = "give a directory written by save_pretrained"
@@ -72,12 +73,12 @@ class ModelSource(Place):
         Raises:
             DataError: it is not supported.
         """
-        return architecture_of(self.model_type, self.name).of_model(self.text_config)
+        return architecture_of(self.model_type, self.name, self.config).of_model(self.text_config)
 
     @functools.cached_property
     def text_config(self) -> dict[str, Any]:
         """The configuration of the language model: of a multimodal one, that part of it."""
-        key = architecture_of(self.model_type, self.name).text_config
+        key = architecture_of(self.model_type, self.name, self.config).text_config
         found = self.config if key is None else self.config.get(key, {})
         if not isinstance(found, dict):
             raise DataError(f"{self.directory / 'config.json'}: {key} should be an object, got {found!r}; {_CONFIG}")
@@ -197,6 +198,12 @@ class ModelSource(Place):
         index = self.directory / "model.safetensors.index.json"
         if single.is_file():
             return [single]
+        pickled = [name for name in ("pytorch_model.bin", "pytorch_model.bin.index.json") if (self.directory / name).is_file()]
+        if not index.is_file() and pickled:
+            raise DataError(
+                f"{self.directory}: the weights of model '{self.name}' are pickled ({pickled[0]}); such files may run code and "
+                "are never read: write the model anew with save_pretrained, as model.safetensors"
+            )
         if not index.is_file():
             raise DataError(
                 f"{self.directory}: no model.safetensors (or model.safetensors.index.json) for model '{self.name}'; "
@@ -207,10 +214,10 @@ class ModelSource(Place):
         if not all(isinstance(name, str) for name in weight_map.values()):
             raise DataError(f"{index}: weight_map should name a file for each tensor; {advice}")
         files = [self.directory / name for name in sorted(set(weight_map.values()))]
-        pickled = [file.name for file in files if file.suffix != ".safetensors"]
-        if pickled:
+        other = [file.name for file in files if file.suffix != ".safetensors"]
+        if other:
             raise DataError(
-                f"{index}: names weight files that are not safetensors: {', '.join(pickled)}; such files may run code and are "
+                f"{index}: names weight files that are not safetensors: {', '.join(other)}; such files may run code and are "
                 "never read: write the model anew with save_pretrained"
             )
         missing = [file.name for file in files if not file.is_file()]
@@ -268,7 +275,7 @@ class ModelSource(Place):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             keys = " or ".join(_FIELDS[what])
             place = self.directory / "config.json" if self.gguf is None else f"{self.directory}: the metadata as config.json"
-            raise DataError(f"{place}: {keys} should be a positive integer, got {value!r}")
+            raise DataError(f"{place}: {keys} should be a positive integer, got {value!r}; {_CONFIG}")
         return value
 
 
@@ -330,8 +337,11 @@ def resolve_model(
     if any_family and not is_known(source.model_type):
         from pipeline.lm.bridged import BridgedSource
 
+        check_predicts(source.config, name)
         source = BridgedSource(name, directory, source.revision, source.gguf, source.config, tokenizer_name)
     check_configuration(source.declared, source.text_config, name)
+    if source.gguf is None:
+        check_quantised(source.config, name)
     _ = (source.d_model, source.n_layers, source.vocab_size)  # checked now, so that what is returned is usable
     return source
 
@@ -339,6 +349,11 @@ def resolve_model(
 def _read_config(directory: Path, name: str) -> dict[str, Any]:
     if not (directory / "config.json").exists() and (files := sorted(directory.glob(f"*{SUFFIX}"))):
         raise DataError(f"{directory}: has no config.json, but {files[0].name}; to load that, name the file itself")
+    if not (directory / "config.json").exists() and (directory / "adapter_config.json").exists():
+        raise DataError(
+            f"{directory}: is an adapter (adapter_config.json), not a model; load it with peft, merge it into its base model "
+            "with merge_and_unload, and save that with save_pretrained"
+        )
     return read_object(directory / "config.json", f"configuration of model '{name}'", _CONFIG)
 
 

@@ -64,7 +64,7 @@ def read_unembedding(model: nn.Module, architecture: Architecture, name: str, ga
     find: Any = getattr(model, "get_output_embeddings", None)
     head = find() if find is not None else None
     if head is None:
-        raise DataError(f"model '{name}' has no unembedding")
+        raise DataError(f"model '{name}' has no unembedding, which gives the logits; give one with a head that predicts tokens")
     config: Any = model.config
     projection = part_of(model, architecture.final_projection)
     W_U = head.weight if projection is None else head.weight @ projection.get_parameter("weight")

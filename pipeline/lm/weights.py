@@ -22,6 +22,7 @@ from pipeline.lm.architectures import Architecture
 from pipeline.lm.place import load_from
 from pipeline.lm.quiet import quiet
 from pipeline.lm.source import ModelSource
+from pipeline.lm.unsupported import check_computable
 from pipeline.params.choices import ATTENTIONS, MODEL_DTYPES
 
 if TYPE_CHECKING:
@@ -69,6 +70,10 @@ def load_weights(
         config = _text_config(source)
         config.architectures = [cls.__name__]
         options |= {"config": config, "key_mapping": dict(source.declared.renamed)}
+    if source.gguf is None and source.config.get("quantization_config"):
+        from transformers import Mxfp4Config
+
+        options["quantization_config"] = Mxfp4Config(dequantize=True)  # on every machine, also where its kernels are
     fault = f"{source.directory}: the weights of model '{source.name}' cannot be loaded"
     with uncollected(), quiet(), reading(fault, "restore the files or give another model"):
         model, info = load_from(
@@ -111,8 +116,11 @@ def empty_model(source: ModelSource) -> nn.Module:
         from transformers import AutoModelForCausalLM
 
     fault = f"{source.directory}: no model can be made of the configuration of '{source.name}'"
+    with quiet(), reading(fault, "restore it or give another model"):
+        config = _text_config(source)
+    check_computable(config, source.name)
     with quiet(), torch.device("meta"), reading(fault, "restore it or give another model"):
-        return AutoModelForCausalLM.from_config(_text_config(source))
+        return AutoModelForCausalLM.from_config(config)
 
 
 def _text_config(source: ModelSource) -> Any:

@@ -178,11 +178,14 @@ class _Measurement:
 
     def _models(self) -> dict[str, LanguageModel]:
         """The language models, whole."""
+        memory = resident()
         self.known["load"], models = timed(
             lambda: {alias: load_stated(self.params.language_model(alias)) for alias in self.run.sources.models}
         )
-        from pipeline.planning.stages import part_of_models
+        from pipeline.planning.stages import BY_NAME, part_of_models
 
+        weights = BY_NAME["evaluate"].holds(self.run)[0].n_bytes
+        self.known["models_memory"] = float(max(resident() - memory - weights, 0))
         self.known["part"] = self.known["load"] * part_of_models(self.run)
         return models
 

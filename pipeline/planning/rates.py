@@ -49,7 +49,8 @@ class Rates:
         analyze: an analysed token, all members.
         neighbours: of all features.
         feature: a feature in the feature store and on the pages.
-        memory: bytes that a stage has before it works; tracking_memory: further ones of a stage that tracks.
+        memory: bytes that a stage has before it works; models_memory: further ones of a stage that runs language models,
+            without their weights; tracking_memory: of one that tracks.
     """
 
     start: float
@@ -72,6 +73,7 @@ class Rates:
     neighbours: float
     feature: float
     memory: float
+    models_memory: float
     tracking_memory: float
 
 

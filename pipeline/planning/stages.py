@@ -41,6 +41,7 @@ class Stage(NamedTuple):
         works_on: what it holds of a batch, at least; with what is computed of it there is about TEMPORARIES times as much.
         seconds: how long it takes.
         tracks: whether it writes figures to MLflow.
+        models: whether it runs language models, also where activations are stored.
         beside: bytes of what does not depend on the run, as they were found on the embedded default.
     """
 
@@ -50,6 +51,7 @@ class Stage(NamedTuple):
     works_on: Callable[[Run], tuple[Need, ...]]
     seconds: Callable[[Run, Rates], float]
     tracks: bool = False
+    models: bool = False
     beside: int = 0
 
     def held(self, run: Run) -> tuple[Need, ...]:
@@ -381,21 +383,37 @@ def _seconds_analyze(run: Run, rates: Rates) -> float:
 
 STAGES = (
     Stage("tokenize", _does_tokenize, _nothing, _nothing, _seconds_tokenize),
-    Stage("generate", _does_generate, _generate_holds, _generate_works_on, _seconds_generate),
+    Stage("generate", _does_generate, _generate_holds, _generate_works_on, _seconds_generate, models=True),
     Stage("norm", _does_norm, _norm_holds, _live_batch, _seconds_norm),
     Stage("initialize", _does_initialize, _initialize_holds, _live_batch, _seconds_initialize),
     Stage("train", _does_train, _train_holds, _train_works_on, _seconds_train, tracks=True),
     Stage("fold", _does_fold, _fold_holds, _fold_works_on, _seconds_fold, tracks=True),
-    Stage("evaluate", _does_evaluate, _evaluate_holds, _evaluate_works_on, _seconds_evaluate, tracks=True),
-    Stage("analyze", _does_analyze, _analyze_holds, _analyze_works_on, _seconds_analyze, tracks=True, beside=PAGE_BYTES),
+    Stage("evaluate", _does_evaluate, _evaluate_holds, _evaluate_works_on, _seconds_evaluate, tracks=True, models=True),
+    Stage(
+        "analyze",
+        _does_analyze,
+        _analyze_holds,
+        _analyze_works_on,
+        _seconds_analyze,
+        tracks=True,
+        models=True,
+        beside=PAGE_BYTES,
+    ),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
-BEFORE, TRACKING = 350_000_000, 130_000_000  # bytes of a process with torch and transformers, and of MLflow, if not measured
+# Bytes of a process with torch and transformers, of what transformers imports to run a model, and of MLflow, if not measured.
+BEFORE, MODELS, TRACKING = 310_000_000, 200_000_000, 130_000_000
 
 
 def peak_bytes(run: Run, stage: Stage, rates: Rates | None = None) -> int:
     """About what a stage takes at most: libraries, what it holds, and batches with their temporaries."""
-    before, tracking = (BEFORE, TRACKING) if rates is None else (int(rates.memory), int(rates.tracking_memory))
+    before, models, tracking = BEFORE, MODELS, TRACKING
+    if rates is not None:
+        before, models, tracking = int(rates.memory), int(rates.models_memory), int(rates.tracking_memory)
+    runs = (stage.models and not (stage.name == "generate" and run.params.activations.path is not None)) or (
+        run.live and stage.name != "tokenize"
+    )
+    before += models if runs else 0
     batches = TEMPORARIES * sum(need.n_bytes for need in stage.works_on(run))
     tracks = stage.tracks and run.params.tracking.enabled
     return before + stage.beside + (tracking if tracks else 0) + sum(need.n_bytes for need in stage.holds(run)) + batches

@@ -7,7 +7,7 @@ import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError
 
@@ -44,5 +44,13 @@ def _of_file(file: Path) -> int:
             header = json.loads(stream.read(size)) if size < HEADER_BYTES else {}
     except (OSError, ValueError, struct.error):
         return 0
-    about = [entry for name, entry in header.items() if name != "__metadata__"]
-    return sum(math.prod(entry["shape"]) for entry in about)
+    about = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    return sum(_numbers(name, entry) for name, entry in about.items())
+
+
+def _numbers(name: str, entry: dict[str, Any]) -> int:
+    """How many numbers a tensor holds: two in a byte of MXFP4, and none in its scales."""
+    stored = math.prod(entry["shape"])
+    if entry.get("dtype") != "U8":
+        return stored
+    return 0 if name.endswith("_scales") else 2 * stored

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pipeline.activations.live import LiveActivations
-from pipeline.errors import DataError
+from pipeline.errors import DataError, NumericsError
 from pipeline.hooks import stacked
 from pipeline.lm.language_model import LanguageModel, Start
+from pipeline.lm.not_finite import advice
 from pipeline.losses.through_model import cross_entropy, divergence
 from pipeline.memory import Need, require_memory
 from pipeline.norms.exclusion import NormLimits
@@ -46,6 +47,7 @@ class SplicedContexts:
         residual: [n, T, d], the input of the hook point's block, and original: [n, T, d_out], what is replaced; on the model's
             device, as the other tensors are.
         at_once: contexts in one run.
+        step: of the training; context_ids: [n], numbers in the training split; both for messages.
     """
 
     model: LanguageModel
@@ -56,6 +58,8 @@ class SplicedContexts:
     residual: Tensor
     original: Tensor
     at_once: int
+    step: int = 0
+    context_ids: tuple[int, ...] = ()
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -71,19 +75,76 @@ class SplicedContexts:
             replaced: bool [n, T], the tokens whose activation is replaced; None: all.
 
         Returns: scalar and [n, T, d_out], on the device of r, float32 (float64 for float64).
+
+        Raises:
+            NumericsError: a finite reconstruction has a loss or a gradient that is not finite; says of which context, and
+                where in the language model.
         """
         wide = r if r.dtype == torch.float64 else r.float()
-        x_hat = (wide / factor).to(self.original.device, self.original.dtype)
+        raw = (wide / factor).to(self.original.device)
+        x_hat = raw.to(self.original.dtype)
         where = torch.ones_like(self.kept) if replaced is None else replaced.to(self.kept.device)
         total, gradients = torch.zeros((), dtype=torch.float64, device=x_hat.device), []
         for start in range(0, len(x_hat), self.at_once):
             part = slice(start, start + self.at_once)
             value, gradient = self._part(part, x_hat[part], where[part])
+            if not bool(torch.isfinite(value)) or not bool(torch.isfinite(gradient).all()):
+                self._explain(part, raw[part], where[part])
             total += value
             gradients.append(gradient)
         n = self.kept[:, 1:].sum().clamp_min(1)
         gradient = torch.cat(gradients).to(wide.device, wide.dtype) / n.to(wide.device) / factor
         return (total / n).to(wide.device, wide.dtype), gradient
+
+    def check_finite(self, activations: Mapping[str, Tensor]) -> None:
+        """Refuse activations {hook point: [n, T, d]} that the step is about to train on.
+
+        Raises:
+            NumericsError: one of a token that counts is not finite; says where the language model went wrong.
+        """
+        for hook, values in activations.items():
+            bad = ~torch.isfinite(values).all(-1) & self.kept.to(values.device)
+            if bool(bad.any()):
+                row = int(bad.nonzero()[0, 0])
+                first = self.model.first_not_finite(self.tokens[row : row + 1])
+                why = advice(self.model.dtype) if first is None else str(first)
+                raise NumericsError(f"{self._at(row)}: the activation at {hook} is not finite: {why}")
+
+    def _explain(self, part: slice, x_hat: Tensor, where: Tensor) -> None:
+        """Say where the language model went wrong; nothing where the reconstruction did, which the trainer's guard names.
+
+        x_hat: [b, T, d_out], before it is rounded to the model's dtype.
+        """
+        if not bool(torch.isfinite(x_hat).all()):
+            return
+        tokens, model = self.tokens[part], self.model
+        rounded = x_hat.to(model.dtype)
+        if bool((beyond := ~torch.isfinite(rounded).all(-1)).any()):
+            row, position = (int(i) for i in beyond.nonzero()[0])
+            size = float(x_hat[row, position].abs().max())
+            raise NumericsError(
+                f"{self._at(part.start + row)}, position {position}: the reconstruction at {self.hook} is up to {size:,.0f}: "
+                f"{advice(model.dtype)}"
+            )
+        own = model.first_not_finite(tokens)
+        if own is not None:
+            raise NumericsError(f"{self._at(part.start + own.row)}: the language model as it is: {own}")
+        spliced = model.first_not_finite(
+            tokens, {self.hook: lambda captured, original: torch.where(where[..., None], rounded, original)}
+        )
+        half = model.dtype != torch.float32
+        far = "the reconstruction is too far from the activation; lower trainer.lr, or set trainer.clip_grad_norm"
+        why = advice(model.dtype) if half else far
+        if spliced is not None:
+            at = self._at(part.start + spliced.row)
+            raise NumericsError(f"{at}: with the reconstruction at {self.hook}: {spliced.place}: {why}")
+        raise NumericsError(
+            f"{self._at(part.start)} or after it: the gradient at {self.hook} is not finite, the logits are: {why}"
+        )
+
+    def _at(self, row: int) -> str:
+        number = f"context {self.context_ids[row]} of the training split" if self.context_ids else f"context {row}"
+        return f"trainer.model_loss {self.kind}, step {self.step}, {number}"
 
     def _part(self, part: slice, x_hat: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         """The sum over a part's predictions, and its gradient in x_hat."""
@@ -159,9 +220,9 @@ class ContextSource:
         return self.contexts[order[within * self.n_contexts : (within + 1) * self.n_contexts]]
 
     def _batch(self, index: int) -> TrainingBatch:
-        tokens, kept = self.live.context_tokens(self.context_ids(index))
         hooks_in, (written,) = self.source.hooks_in, self.source.hooks_out
-        residual = f"blocks.{self.model.first_block(written)}.hook_resid_pre"
+        residual, ids = f"blocks.{self.model.first_block(written)}.hook_resid_pre", self.context_ids(index)
+        tokens, kept = self.live.context_tokens(ids)
         wanted = list(dict.fromkeys((*hooks_in, written, residual)))
         parts = [self.model.activations(part, wanted) for part in tokens.split(self.at_once)]
         found = {hook: torch.cat([part[hook] for part in parts]) for hook in wanted}
@@ -170,7 +231,19 @@ class ContextSource:
         labels = inputs if hooks_in == self.source.hooks_out else found[written]
         limits: NormLimits = self.source.limits
         mask = limits.kept({hook: found[hook] for hook in (*hooks_in, written)}, kept)
-        contexts = SplicedContexts(self.model, self.kind, written, tokens, kept, found[residual], found[written], self.at_once)
+        contexts = SplicedContexts(
+            self.model,
+            self.kind,
+            written,
+            tokens,
+            kept,
+            found[residual],
+            found[written],
+            self.at_once,
+            index,
+            tuple(ids.tolist()),
+        )
+        contexts.check_finite(found)
         return TrainingBatch(index, inputs, labels, mask, contexts)
 
     def cost(self) -> str:

@@ -63,6 +63,8 @@ def test_contexts_start_with_bos_or_hold_none(tmp_path: Path, kind: str, stated:
     tokenize_corpus(documents, info, dataclasses.replace(SETTINGS, prepend_bos=stated), tmp_path / "t")
     store = open_tokens(tmp_path / "t")
     assert store.prepend_bos == first
+    chosen = f"auto: {str(first).lower()}; the tokenizer" if stated == "auto" else f"{str(stated).lower()}; as stated"
+    assert store.prepend_bos_why.startswith(chosen)
     for part in (store.train, store.eval):
         tokens = part.read()
         bos = np.zeros_like(tokens, dtype=bool) if info.bos is None else tokens == info.bos
@@ -105,6 +107,18 @@ def test_the_template_of_a_gguf_file_that_begins_with_bos_gets_no_other(
     assert (tokens[:, 1:] == 0).any()  # and a conversation inside a context keeps its own
     figures = json.loads((project.path / "metrics" / "tokenize.json").read_text())
     says(figures["prepend_bos"], "true;", *(["stated"] if prepend_bos is True else ["'chat.gguf'", "<|endoftext|>"]))
+
+
+def test_why_is_no_part_of_the_digest(tmp_path: Path) -> None:
+    """The same tokens, stated and chosen: one content, told apart by the attribute alone."""
+    info = tokenizer_info(fast_tokenizer(ADDING), "model")
+    documents = [Document(f"d{i}", "some text" * (1 + i % 3)) for i in range(40)]
+    stores = []
+    for stated in ("auto", True):
+        tokenize_corpus(documents, info, dataclasses.replace(SETTINGS, prepend_bos=stated), tmp_path / str(stated))
+        stores.append(open_tokens(tmp_path / str(stated)))
+    assert stores[0].digest == stores[1].digest
+    assert stores[0].prepend_bos_why != stores[1].prepend_bos_why
 
 
 def test_a_text_that_begins_with_bos_gets_no_other() -> None:
