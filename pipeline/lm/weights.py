@@ -71,7 +71,7 @@ def load_weights(
         config.architectures = [cls.__name__]
         options |= {"config": config, "key_mapping": dict(source.declared.renamed)}
     if source.gguf is None and source.config.get("quantization_config"):
-        from transformers import Mxfp4Config
+        from transformers.utils.quantization_config import Mxfp4Config
 
         options["quantization_config"] = Mxfp4Config(dequantize=True)  # on every machine, also where its kernels are
     fault = f"{source.directory}: the weights of model '{source.name}' cannot be loaded"
