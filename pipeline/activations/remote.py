@@ -258,6 +258,17 @@ def remote_of(directory: Path) -> RemoteStore | None:
     return _ROOTS[url, str(place)].store(directory)
 
 
+def check_root() -> None:
+    """See that the object store can be reached and may be listed.
+
+    Raises:
+        DataError: it cannot.
+    """
+    store = remote_of(cache_directory() / "any")
+    assert store is not None
+    store.pull()
+
+
 def _most_bytes() -> float:
     stated = os.environ.get("SCOPELINE_CACHE_GIB", str(CACHE_GIB))
     try:

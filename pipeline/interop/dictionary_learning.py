@@ -203,9 +203,13 @@ def _scalar_threshold(state: Mapping[str, Any], file: Path) -> float:
 
 def _k(state: Mapping[str, Any], trainer: Mapping[str, Any], file: Path) -> int:
     stated, own = trainer.get("k"), state.get("k")
-    if isinstance(own, Tensor) and own.numel() == 1 and stated is not None and int(own) != stated:
+    if not isinstance(own, Tensor):
+        return integer(trainer, "k", file)
+    if own.numel() != 1 or own.is_complex() or not 0 < float(own) < 2**31:  # also of nan
+        raise DataError(f"{file}: k of {WEIGHTS} should be one number of features, got {list(own.shape)}; {AGAIN}")
+    if stated is not None and int(own) != stated:
         raise DataError(f"{file}: trainer.k {stated} contradicts k {int(own)} of {WEIGHTS}; {AGAIN}")
-    return integer({"k": int(own)} if stated is None and isinstance(own, Tensor) else trainer, "k", file)
+    return integer({"k": int(own)}, "k", file)
 
 
 def _hook(trainer: Mapping[str, Any], file: Path) -> str:

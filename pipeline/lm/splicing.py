@@ -106,7 +106,7 @@ class Run:
         if not isinstance(new, Tensor) or new.shape != original.shape:
             got = f"shape {tuple(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
             raise ValueError(f"the replacement at {name} should give a tensor of shape {tuple(original.shape)}, it gave {got}")
-        return new.to(device=original.device, dtype=original.dtype)
+        return _laid_out(new.to(device=original.device, dtype=original.dtype), original)
 
     def visit_normalized(
         self, name: str, normalized: Tensor | Callable[[], Tensor], output: Tensor, gain: Tensor | None
@@ -127,6 +127,14 @@ class Run:
         assert isinstance(new, Tensor)
         change = new - original
         return output + (change if gain is None else change * gain).to(output.dtype)
+
+
+def _laid_out(new: Tensor, original: Tensor) -> Tensor:
+    """`new` with the strides of what it replaces: what comes after would else round otherwise (vectors of a processor begin
+    elsewhere), and the true activation would change the logits in their last bit."""
+    if new.stride() == original.stride():
+        return new
+    return torch.empty_strided(original.shape, original.stride(), dtype=new.dtype, device=new.device).copy_(new)
 
 
 def token_loss(logits: Tensor, token_ids: Tensor, *, max_elements: int = 1 << 24) -> Tensor:

@@ -246,13 +246,15 @@ def store_has_a_place(run: Run, tokens: Path) -> None:
     """
     if run.live or run.params.activations.path is not None:
         return
-    from pipeline.activations.remote import stated_url
+    from pipeline.activations.remote import check_root, stated_url
     from pipeline.activations.schema import store_root
     from pipeline.files import ensure_free_space
     from pipeline.planning.disk import store_bytes
 
     place = store_root()
-    if stated_url() is None and not (place.is_dir() and any(entry.is_dir() for entry in place.iterdir())):
+    if stated_url() is not None:
+        check_root()
+    elif not (place.is_dir() and any(entry.is_dir() for entry in place.iterdir())):
         ensure_free_space(place, store_bytes(run), "activations")
 
 

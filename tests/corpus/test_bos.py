@@ -13,7 +13,7 @@ import pytest
 from pipeline.analysis.inspection import inspect_text
 from pipeline.analysis.steering import steer
 from pipeline.analysis.texts import bos_of, contexts
-from pipeline.corpus.bos import adds_bos
+from pipeline.corpus.bos import adds_bos, bos_token
 from pipeline.corpus.document import Document
 from pipeline.corpus.tokenization import TokenizeSettings, bos_choice, prepends_bos, tokenize_corpus, tokenizer_info
 from pipeline.corpus.tokens import open_tokens
@@ -130,7 +130,7 @@ def test_a_text_that_begins_with_bos_gets_no_other() -> None:
 def of_model(kind: str) -> SimpleNamespace:
     """As much of a language model as bos_of asks."""
     tokenizer = fast_tokenizer(kind)
-    return SimpleNamespace(tokenizer=tokenizer, bos_token_id=tokenizer.bos_token_id, name="model")
+    return SimpleNamespace(bos_token=lambda prepend: bos_token(tokenizer, prepend, "model"))
 
 
 def test_texts_begin_as_contexts_do() -> None:

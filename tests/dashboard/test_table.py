@@ -112,7 +112,7 @@ def test_a_token_that_fires_is_before_one_that_is_promoted_or_suppressed(driver:
     show(driver, page, "#/features")
     order = driver.execute_script(
         """const columns = { t: [], lower: ["a", "b", "ab"], name: ["0", "1", "2", "3", "4"], feature: [0, 1, 2, 3, 4],
-          fires: [[2], [1], [1], [0], [1]], promotes: [[1], [1], [0], [1], [1]], suppresses: [[1], [0], [1], [1], [1]],
+          fires: [[2], [1], [1], [0], [1]], words: [[], [], [], [], []], promotes: [[1], [1], [0], [1], [1]], suppresses: [[1], [0], [1], [1], [1]],
           density: [1, 1, 1, 1, 1], energy: [1, 1, 1, 1, 1], layer: [], explainText: [], byName: new Map() };
         Object.assign(state, usual, { query: "a" });
         return arranged(columns);"""

@@ -40,7 +40,7 @@ def test_table_files_and_resume(planted: Path, tmp_path: Path, stub: Stub, monke
     ]
     assert all(headers["Authorization"] == f"Bearer {KEY}" for _, headers, _ in stub.requests)
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert files == ["6.json", "7.json", "8.json", "summary.json"]
+    assert files == ["6.json", "7.json", "8.json", "shown.html", "summary.json"]
     assert not any(KEY in path.read_text() for path in (tmp_path / "out").iterdir())
     assert KEY not in out + err
     asked = len(stub.requests)
@@ -81,7 +81,7 @@ def test_a_member_of_a_sweep(planted: Path, tmp_path: Path, stub: Stub) -> None:
     assert stub.requests == []
     code, _, err = run(store, out, *at(stub), "--feature", "7", "--member", "k16")
     assert code == 0, err
-    assert sorted(path.name for path in (out / "k16").iterdir()) == ["7.json", "dashboard", "summary.json"]
+    assert sorted(path.name for path in (out / "k16").iterdir()) == ["7.json", "dashboard", "shown.html", "summary.json"]
     table = read(out / "k16/dashboard", "table")
     assert table["explanation"][table["feature"].index(7)] == ["the word cat", 1.0, 1.0]
     assert "../index.html" not in (out / "k16/dashboard/index.html").read_text()  # there is no page of all members

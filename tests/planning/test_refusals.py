@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import memory
-from pipeline.activations import schema
+from pipeline.activations import remote, schema
 from pipeline.dictionaries.build import build_dictionary
 from pipeline.dictionaries.sae import SparseAutoencoder
 from pipeline.norms import statistics
@@ -65,7 +65,12 @@ def kind_without_matrices(project: Project, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def store_at_a_url(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody answers."""
     monkeypatch.setenv("SCOPELINE_STORE", "s3://bucket/store")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr(remote, "RETRIES", 1)
 
 
 def small_disk(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +134,7 @@ ROWS = [
     Row("devices and kernels", "no such device", ("model.device:", "'cuda:7'", "null"), {"model__device": "cuda:7"}),
     Row("devices and kernels", "kernels that the device has not", ("dictionary.use_triton_kernel:", "true"), {"dictionary__use_triton_kernel": True}),
     Row("options of the start", "options of the start", ("initializer.initialize_W_D_with_activations:", "'sae'"), {}, kind_without_matrices),
-    Row("place and disk of the store", "store at a URL", ("SCOPELINE_STORE", "s3://bucket/store"), {}, store_at_a_url),
+    Row("place and disk of the store", "store at a URL", ("s3://bucket/store", "cannot be listed", "after 1 tries"), {}, store_at_a_url),
     Row("place and disk of the store", "disk too small", ("data/store", "no space", "SCOPELINE_STORE"), {}, small_disk),
     Row("memory", "memory", ("evaluation.batch_contexts:", "100,000", f"{2 * 8 * 16 * 300 * 4:,}"), {}, little_memory),
     Row("tokenizers of further models", "another tokenizer", ("models.other:", "other has another tokenizer"), CROSSCODER, other_tokenizer),
