@@ -13,12 +13,13 @@ import pytest
 from pipeline.analysis.inspection import inspect_text
 from pipeline.analysis.steering import steer
 from pipeline.analysis.texts import bos_of, contexts
-from pipeline.corpus.bos import adds_bos, bos_token
+from pipeline.corpus.bos import adds_bos
 from pipeline.corpus.document import Document
 from pipeline.corpus.tokenization import TokenizeSettings, bos_choice, prepends_bos, tokenize_corpus, tokenizer_info
 from pipeline.corpus.tokens import open_tokens
 from pipeline.errors import DataError
 from pipeline.lm.loading import load_language_model, load_tokenizer
+from pipeline.lm.text_input import bos_token
 from tests.analysis.test_inspection import folded, sae
 from tests.corpus.tokenizers import ADDING, PLAIN, WITHOUT, fast_tokenizer
 from tests.lm.conftest import CONFIGURATIONS
