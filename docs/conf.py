@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -29,5 +31,14 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # the fields of a class are described once
 
-nitpicky = False
+
+def shapes_as_they_are(app: object, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """[b, T, *features] in a docstring is a shape, no emphasis."""
+    lines[:] = [re.sub(r"(?<![\\*`\w])\*(?=\w)", r"\\*", line) for line in lines]
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", shapes_as_they_are)

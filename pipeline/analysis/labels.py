@@ -66,7 +66,7 @@ def known_features(
 def feature_labels(
     features: str | Path = "data/features", interpretations: str | Path = "data/interpretations"
 ) -> dict[str, str]:
-    """{feature: its explanation, or `on: ` and the tokens on which it is strongest}; features that are never active have none.
+    """{feature: its explanation, or `on:` and the tokens on which it is strongest}; features that are never active have none.
 
     Args:
         features: the feature store, of a sweep of one member; relative to the working directory.
