@@ -20,6 +20,7 @@ html_copy_source = False
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 
+default_role = "code"  # single backticks, as in Markdown
 nb_execution_mode = "force"  # what is shown is what this code gives
 nb_execution_raise_on_error = True
 nb_execution_timeout = 170
@@ -35,8 +36,8 @@ napoleon_use_ivar = True  # the fields of a class are described once
 
 
 def shapes_as_they_are(app: object, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
-    """[b, T, *features] in a docstring is a shape, no emphasis."""
-    lines[:] = [re.sub(r"(?<![\\*`\w])\*(?=\w)", r"\\*", line) for line in lines]
+    """[b, T, *features] in a docstring is a shape, no emphasis. What a module says of itself stands on the page."""
+    lines[:] = [] if what == "module" else [re.sub(r"(?<![\\*`\w])\*(?=\w)", r"\\*", line) for line in lines]
 
 
 def setup(app: Any) -> None:
