@@ -46,8 +46,8 @@ def open_activations(manifest_or_store: str | Path, *, device: str | None = None
     """Open activations by their manifest (data/activations.json), or a store by its directory.
 
     Args:
-        manifest_or_store: a manifest, whose store is looked up under the store root ($SCOPELINE_STORE, else data/store
-            under the checkout), or a store's directory.
+        manifest_or_store: a manifest, whose store is looked up under $SCOPELINE_STORE, else in store/ beside the manifest or
+            in data/store under the checkout; or a store's directory.
         device: where the language model of live activations runs; None: cuda if there is one, else cpu.
 
     Raises:
@@ -127,10 +127,16 @@ def _load_model(
     )
 
 
+def _beside(manifest: Path, name: str) -> Path:
+    """The store of that name: beside the manifest, which a notebook in another directory opens, or under the store root."""
+    beside = manifest.resolve().parent / "store" / name
+    return beside if os.path.isdir(beside) and not os.environ.get("SCOPELINE_STORE") else store_root() / name
+
+
 def _open_manifest(manifest: Any, path: Path) -> ActivationStore:
     """The store of one model that the manifest at `path` describes."""
     try:
-        place = root() / manifest["path"] if manifest["path"] else store_root() / manifest["store"]
+        place = root() / manifest["path"] if manifest["path"] else _beside(path, manifest["store"])
         hooks = {str(name): about["digest"] for name, about in manifest["hook_points"].items()}
         wanted, digests = str(manifest["fingerprint"]), {**manifest["digests"], **hooks}
     except (KeyError, TypeError, AttributeError) as error:

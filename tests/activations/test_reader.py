@@ -143,6 +143,18 @@ def test_the_store_root_may_be_elsewhere(store, manifest, tmp_path, monkeypatch)
     assert open_activations(manifest).digests == store.digests
 
 
+def test_a_store_lies_beside_its_manifest_wherever_one_works(store, manifest, tmp_path, monkeypatch):
+    """A notebook in another directory opens it by the manifest's path."""
+    place = manifest.resolve()
+    (tmp_path / "data").mkdir(exist_ok=True)
+    beside = place.parent / "store"
+    if not beside.exists():
+        shutil.copytree(store.path.parent, beside)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert open_activations(place).digests == store.digests
+
+
 def _truncate(path):
     path.write_bytes(path.read_bytes()[:99])
 
