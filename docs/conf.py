@@ -25,6 +25,7 @@ nb_execution_mode = "force"  # what is shown is what this code gives
 nb_execution_raise_on_error = True
 nb_execution_timeout = 170
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress lines
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
