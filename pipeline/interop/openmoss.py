@@ -288,7 +288,8 @@ def _unnormalised(plain: PlainDictionary, norm: str, norms: Mapping[str, Tensor]
         return plain
     if norm != "dataset-wise":
         raise DataError(f"{file}: norm_activation {norm!r} depends on the data, so that no weights take raw activations")
-    missing = [hook for hook in (*plain.hooks_in, *plain.hooks_out) if hook not in norms or not float(norms[hook]) > 0]
+    hooks = (*plain.hooks_in, *plain.hooks_out)
+    missing = [hook for hook in hooks if hook not in norms or norms[hook].numel() != 1 or not float(norms[hook]) > 0]
     if missing:
         raise DataError(
             f"{file}: norm_activation dataset-wise, and {WEIGHTS} has no norm of {', '.join(missing)} ({NORM}<hook>); {AGAIN}"

@@ -31,7 +31,8 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     """
     _must_be_file(file)
     with reading(f"{file}: not a safetensors file, or truncated", AGAIN):
-        return load_file(file)
+        found = load_file(file)
+    return _real(found, file)
 
 
 def read_npz(file: Path) -> dict[str, Tensor]:
@@ -64,6 +65,14 @@ def read_pickle(file: Path) -> dict[str, Any]:
         found = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise DataError(f"{file}: should hold tensors by name (a state dict), got {type(found).__name__}; {advice}")
+    return _real(found, file)
+
+
+def _real(found: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The same, without complex numbers, which no dictionary has."""
+    wrong = [name for name, value in found.items() if isinstance(value, Tensor) and value.is_complex()]
+    if wrong:
+        raise DataError(f"{file}: {', '.join(wrong)}: complex numbers; {AGAIN}")
     return dict(found)
 
 
