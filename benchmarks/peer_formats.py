@@ -220,17 +220,15 @@ def main(peers: tuple[str, ...], sources: tuple[str, ...], runs: tuple[Path, ...
             run_peer(python, [row.job for row in table if row.peer == peer], checkouts, folder)
         found = [compared(row) for row in table]
     bad = [error or not (f <= ALLOWED and y <= ALLOWED) for f, y, _, error in found]
-    write(out, table, found, [*peers, *sources])
+    given = [f"--peer {name}=..." for name in pythons if f"{name}={pythons[name]}" in peers]
+    given += [f"--source {name}=..." for name in checkouts] + ["--run ..." for _ in runs]
+    write(out, table, found, " ".join(given))
     click.echo(out.read_text())
     sys.exit(any(bad))
 
 
-def write(out: Path, table: list[Row], found: list[tuple[float, float, float, str]], given: list[str]) -> None:
+def write(out: Path, table: list[Row], found: list[tuple[float, float, float, str]], names: str) -> None:
     """The table."""
-    names = " ".join(
-        f"--{'source' if item.partition('=')[0] in ('circuit_tracer', 'openmoss') else 'peer'} {item.partition('=')[0]}=..."
-        for item in given
-    )
     lines = [
         "# Other tools' loaders",
         "",
