@@ -232,7 +232,7 @@ def run(row: Row, place: Path) -> tuple[dict[str, float], str]:
     if row.refused:
         said = "; ".join(errors)
         as_wanted = outcome.returncode and errors and all(part in said for part in row.refused)
-        return figures, f"refused: {shortened(said, 400)}" if as_wanted else f"FAULT: not refused: {outcome.stdout[-2000:]}"
+        return figures, f"refused: {shortened(said)}" if as_wanted else f"FAULT: not refused: {outcome.stdout[-2000:]}"
     if outcome.returncode:
         return figures, f"FAULT: exited {outcome.returncode}: {'; '.join(errors) or outcome.stdout[-2000:]}"
     metrics = json.loads((clone / "metrics" / "evaluation.json").read_text(encoding="utf-8"))
