@@ -84,7 +84,7 @@ class ActivationsParams(Section):
         about="bfloat16 (2 bytes) | float16 (2 bytes, overflows above 65504) | float32 (4 bytes) | int8 (1 byte, scaled)",
     )
     compressor: str | None = param(
-        None, choices=COMPRESSORS, about="of the store's chunks: blosc-lz4 | blosc-zstd; null: none (docs/object-stores.md)"
+        None, choices=COMPRESSORS, about="blosc-lz4 (faster) | blosc-zstd (smaller), for the store's chunks; null: none"
     )
     device: str | None = param(None, form=DEVICE, about="device that batches are delivered on; null: that of training")
     dtype: str | None = param(None, choices=MODEL_DTYPES, about="dtype that batches are delivered in (null: float32)")
