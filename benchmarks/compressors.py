@@ -7,8 +7,9 @@
 The residual stream of the embedded default after layer 2, its rows in a random order as a store has them, is written in each
 dtype with each compressor and without. Every row is compared with what was written. Then all are read in turn, batches of 2,048
 in windows of 16 chunks, the page cache warm, so that every epoch reads and unpacks every chunk again; medians of the rounds.
-Rates are of the rows' bytes as they are without a compressor, so that they can be compared. "Pays below": from a disk or a
-network that is slower, fetching the compressed bytes and then reading them takes less time than the plain ones do.
+Rates are MiB of the rows as they are without a compressor, so that they can be compared, by CPU seconds of one thread, which
+other work on the machine changes least. "Pays below": from a disk or a network that is slower, fetching the compressed bytes
+and then reading them takes less time than the plain ones do.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from pipeline.params.choices import COMPRESSORS
 from pipeline.seeding import generator
 
 DTYPES = ("bfloat16", "float16", "float32", "int8")
-BATCH, ROUNDS, ROWS, SMALL_ROWS = 2048, 5, 204_800, 32_768
+BATCH, ROUNDS, ROWS, SMALL_ROWS = 2048, 5, 196_608, 32_768  # rows of whole chunks: what fills one up is packed to nothing
 
 
 class Case(NamedTuple):
-    """One store: its bytes at the hook point, seconds of writing and of reading them once."""
+    """One store: its bytes at the hook point, CPU seconds of writing and of reading them once."""
 
     bytes: int
     writing: float
@@ -55,14 +56,14 @@ def check(store: ActivationStore, plain: ActivationStore) -> None:
 
 
 def read_once(store: ActivationStore) -> float:
-    """Seconds of an epoch after one that takes the memory."""
+    """CPU seconds of an epoch after one that takes the memory."""
     batches = store.batches(BATCH, epochs=2, buffer_rows=16 * store.chunk_rows, encoded=True, prefetch=False)
     per_epoch = store.n_rows // BATCH
     for _ in range(per_epoch):
         next(batches)
-    start = time.perf_counter()
+    start = time.process_time()
     collections.deque(batches, maxlen=0)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def measure(place: Path, rows: Tensor, dtype: str, rounds: int) -> dict[str | None, Case]:
@@ -76,7 +77,7 @@ def measure(place: Path, rows: Tensor, dtype: str, rounds: int) -> dict[str | No
     return {
         name: Case(
             sum(array.stored_bytes for array in store.parts(HOOK_POINT).values()),
-            len(rows) / made[name][1].clock,
+            len(rows) / made[name][1].cpu,
             statistics.median(each[name] for each in taken),
         )
         for name, store in stores.items()
@@ -94,7 +95,7 @@ def break_even(plain: Case, packed: Case) -> float | None:
 
 def table(found: dict[str, dict[str | None, Case]]) -> list[str]:
     """Lines of Markdown."""
-    head = "| dtype | compressor | bytes | of those without | writing, MiB/s | reading, MiB/s | pays below |"
+    head = "| dtype | compressor | bytes | of those without | writing, MiB a CPU second | reading | pays below |"
     lines = [head, "|---|---|" + "---:|" * 5]
     for dtype, cases in found.items():
         plain = cases[None]

@@ -106,7 +106,7 @@ class LayerMLP(nn.Module):
         """[..., d] -> what the MLP adds to the residual stream, [..., d], in the dtype of `x`."""
         parameter = next(self._mlp.parameters())
         device = self._at[0] if parameter.is_meta else parameter.device
-        hidden = x.to(device=device, dtype=self._at[1])
+        hidden = x.to(device=device, dtype=parameter.dtype if parameter.is_floating_point() else self._at[1])
         if self._gain is not None:
             hidden = hidden * self._gain.to(device)
         if self._bias is not None:
