@@ -2,12 +2,14 @@
 
     python -m benchmarks.gpu                     # minutes; prints a table, writes benchmarks/results/gpu.json and gpu.md
     TRITON_INTERPRET=1 python -m benchmarks.gpu --small     # no GPU: everything once at small sizes, kernels interpreted
+    TRITON_INTERPRET=1 python -m benchmarks.gpu --small --part group    # one part, without the checks
 
 Runs with torch, triton, numpy, safetensors, click, pyyaml alone. First correctness (gpu_checks.py); any fault ends it with
 exit status 1 and no timings. Then the card's own limits (a large copy, a large bfloat16 product), every kernel beside the
 dense product or torch function that does the same, the sparse step made of these kernels as one CUDA graph (gpu_step.py), the
 trainer's own steps (gpu_training.py: by its graph and without, from a store where zarr is installed, eai-sparsify's beside them
-where that is), and the crossover between entries and dense products. A floor is the larger of the bytes that must move over the
+where that is), steps in a process group of one rank (gpu_group.py: NCCL, on a CPU gloo) beside steps without one, and the
+crossover between entries and dense products. A floor is the larger of the bytes that must move over the
 copy's rate and the operations over the product's; the share is floor / measured.
 Sizes: S1 = 768 x 6,144, k 64, batch 4,096; S3 = 4,096 x 131,072, k 64, batch 8,192.
 """
@@ -33,6 +35,7 @@ import triton
 from torch import Tensor
 
 from benchmarks.gpu_checks import check_dictionaries, check_entries, check_graph, check_kernels, check_reading
+from benchmarks.gpu_group import beside_none
 from benchmarks.gpu_step import SparseStep, dense_products
 from benchmarks.gpu_training import from_store, refusing, resident, sparsify_ms, step_ms, trainer
 from pipeline.dictionaries.base import Dictionary
@@ -46,6 +49,7 @@ from pipeline.kernels.gpu.select_rows import select_rows
 from pipeline.training.objective import autocast
 
 RESULTS = Path("benchmarks/results/gpu")
+PARTS = ("limits", "steps", "kernels", "generation", "training", "group", "crossover", "sparsify")
 
 
 class Size(NamedTuple):
@@ -254,6 +258,17 @@ def measure_training(bench: Bench, size: Size, gates: tuple[str, ...], dtypes: t
         del run
 
 
+def measure_group(bench: Bench, size: Size, steps: int) -> None:
+    """A step in a process group of one rank, without a graph as in any group: the same weights, and what the calls cost."""
+    rows = torch.randn(8 * size.tokens, size.d, device=bench.device) + 1.0
+    backend = "NCCL" if bench.device.type == "cuda" else "gloo"
+    for gate in ("topk", "batchtopk"):
+        dictionary = {"d_in": size.d, "d_sae": size.f, "act_fn": gate, "top_k": size.k}
+        ms, alone, off = beside_none(bench.device, rows, dictionary, size.tokens, steps)
+        more = {"without_group_ms": round(alone, 4), "times": round(ms / alone, 3), "weights_apart": off}
+        bench.add(size.name, f"step, {gate}, {backend}, one rank", ms, **more)
+
+
 def measure_sparsify(bench: Bench, size: Size, steps: int) -> None:
     """A step of eai-sparsify on the same card, where it is installed."""
     rows = torch.randn(8 * size.tokens, size.d, device=bench.device) + 1.0
@@ -317,20 +332,23 @@ def table(found: dict[str, Any]) -> str:
 @click.option("--small", is_flag=True, help="Small sizes; the only ones without a GPU.")
 @click.option("--rounds", default=20, show_default=True, help="Timed repetitions.")
 @click.option("--output", type=click.Path(path_type=Path), help="Written with .json and .md; without a GPU: nothing.")
+@click.option(
+    "--part", type=click.Choice(PARTS), multiple=True, help="This part alone; nothing is written unless --output says."
+)
 @click.option("--seconds", default=400.0, show_default=True, help="On a GPU no further part is begun after so long.")
-def main(small: bool, rounds: int, output: Path | None, seconds: float) -> None:
+def main(small: bool, rounds: int, output: Path | None, part: tuple[str, ...], seconds: float) -> None:
     """Check, time, write."""
     start = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
-        output = output or RESULTS
+        output = output or (None if part else RESULTS)
     else:
         seconds = math.inf
     if device.type == "cpu" and not small:
         raise click.UsageError("there is no GPU; --small with TRITON_INTERPRET=1 runs everything at small sizes")
     bench = Bench(device, rounds)
     checks, faults = [], []
-    wanted = (check_kernels, check_dictionaries, check_entries, check_graph, check_reading)
+    wanted = () if part else (check_kernels, check_dictionaries, check_entries, check_graph, check_reading)
     for name, fault in itertools.chain.from_iterable(check(device) for check in wanted):
         checks.append(name)
         if fault is not None:
@@ -340,20 +358,21 @@ def main(small: bool, rounds: int, output: Path | None, seconds: float) -> None:
     found: dict[str, Any] = {"about": about(device), "checks": checks, "faults": faults, "rows": bench.rows}
     sizes = (SMALL,) if small else (S1, S3)
     gates = ("topk", "batchtopk", "jumprelu")
-    parts: list[Callable[[], None]] = [lambda: measure_limits(bench, small)]
-    parts += [lambda size=size: measure_steps(bench, size) for size in sizes]  # type: ignore[misc]
-    parts += [lambda size=size: measure_kernels(bench, size) for size in sizes]  # type: ignore[misc]
-    parts.append(lambda: measure_generation(bench, small))
+    parts: list[tuple[str, Callable[[], None]]] = [("limits", lambda: measure_limits(bench, small))]
+    parts += [("steps", lambda size=size: measure_steps(bench, size)) for size in sizes]  # type: ignore[misc]
+    parts += [("kernels", lambda size=size: measure_kernels(bench, size)) for size in sizes]  # type: ignore[misc]
+    parts.append(("generation", lambda: measure_generation(bench, small)))
     steps, dtypes = (2, 100)[not small], ("bfloat16", "float32")
-    parts.append(lambda: measure_training(bench, sizes[0], gates, dtypes, steps))
-    parts.append(lambda: measure_crossover(bench, small))
-    parts.append(lambda: measure_sparsify(bench, sizes[0], steps))
+    parts.append(("training", lambda: measure_training(bench, sizes[0], gates, dtypes, steps)))
+    parts.append(("group", lambda: measure_group(bench, sizes[0], steps)))
+    parts.append(("crossover", lambda: measure_crossover(bench, small)))
+    parts.append(("sparsify", lambda: measure_sparsify(bench, sizes[0], steps)))
     if not small:
-        parts.append(lambda: measure_training(bench, S3, ("topk", "batchtopk"), ("bfloat16",), 20))
-    for part in parts if not faults else []:
-        if time.monotonic() - start < seconds:
+        parts.append(("training", lambda: measure_training(bench, S3, ("topk", "batchtopk"), ("bfloat16",), 20)))
+    for name, measure in parts if not faults else []:
+        if (not part or name in part) and time.monotonic() - start < seconds:
             try:
-                part()
+                measure()
             except (RuntimeError, DataError, ImportError) as error:  # out of memory, say: the other parts go on
                 faults.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
                 click.echo(faults[-1])

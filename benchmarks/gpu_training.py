@@ -16,6 +16,7 @@ from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import build_dictionary
 from pipeline.norms.exclusion import NormLimits
 from pipeline.params.sections.trainer import TrainerParams
+from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.training.source import TrainingBatch, on_device
 from pipeline.training.step import Trainer
 
@@ -25,12 +26,20 @@ def refusing(work: Callable[[], Any]) -> Any:
     raise RuntimeError("steps without a graph are wanted")
 
 
-def trainer(device: torch.device, dictionary: dict[str, Any], fields: dict[str, Any], steps: int, tokens: int) -> Trainer:
+def trainer(
+    device: torch.device,
+    dictionary: dict[str, Any],
+    fields: dict[str, Any],
+    steps: int,
+    tokens: int,
+    reductions: Reductions = ONE_PROCESS,
+) -> Trainer:
     """A trainer of a drawn dictionary."""
     made: Dictionary = build_dictionary({"kind": "sae", **dictionary}, seed=0).to(device)
     params = TrainerParams(**{"total_training_tokens": steps * tokens, "lr": 1e-4, "log_frequency": 10**6, **fields})
     norm = float(made.config.d_in) ** 0.5
-    return Trainer(made, params, total_steps=steps, norms=dict.fromkeys((*made.hooks_in, *made.hooks_out), norm))
+    norms = dict.fromkeys((*made.hooks_in, *made.hooks_out), norm)
+    return Trainer(made, params, total_steps=steps, norms=norms, reductions=reductions)
 
 
 def resident(rows: Tensor, tokens: int) -> Iterator[TrainingBatch]:

@@ -32,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -93,11 +93,13 @@ def timed(rows: int, work: Callable[[], object]) -> Rate:
     return Rate(rows / (time.perf_counter() - clock), rows / (time.process_time() - cpu))
 
 
-def write_store(place: Path, rows: Tensor, dtype: str) -> tuple[ActivationStore, Rate]:
+def write_store(place: Path, rows: Tensor, dtype: str, compressor: str | None = None) -> tuple[ActivationStore, Rate]:
     """A store of rows [n, d] in order, each token's id being its row; the rate is of encoding and writing the hook point."""
     n_rows, width = rows.shape
     per_chunk = chunk_rows(width, dtype)
-    config = {"target": "activations-1d", "context_size": 128, "storage_dtype": dtype}
+    config: dict[str, Any] = {"target": "activations-1d", "context_size": 128, "storage_dtype": dtype}
+    if compressor is not None:
+        config["compressor"] = compressor
     attributes = {
         "format_version": FORMAT_VERSION,
         "fingerprint": fingerprint(config),

@@ -29,7 +29,7 @@ def open_for(params: Params, manifest_path: str | Path) -> Activations:
     Raises:
         DataError: other settings, a hook point of the dictionary is not there, or see :func:`open_activations`.
     """
-    store = open_activations(manifest_path, device=params.model.device)
+    store = open_activations(manifest_path, device=params.model.device, device_map=params.model.device_map)
     if store.source != params.activations.source:
         raise DataError(
             f"{manifest_path}: made for activations.source {store.source}, not {params.activations.source}; {REGENERATE}"
@@ -42,13 +42,14 @@ def open_for(params: Params, manifest_path: str | Path) -> Activations:
     return store
 
 
-def open_activations(manifest_or_store: str | Path, *, device: str | None = None) -> Activations:
+def open_activations(manifest_or_store: str | Path, *, device: str | None = None, device_map: str | None = None) -> Activations:
     """Open activations by their manifest (data/activations.json), or a store by its directory.
 
     Args:
         manifest_or_store: a manifest, whose store is looked up under $SCOPELINE_STORE, else in store/ beside the manifest or
             in data/store under the checkout; or a store's directory.
         device: where the language model of live activations runs; None: cuda if there is one, else cpu.
+        device_map: "auto": on all devices.
 
     Raises:
         DataError: the manifest or the store is missing, incomplete or damaged, or the store is not the manifest's.
@@ -58,7 +59,7 @@ def open_activations(manifest_or_store: str | Path, *, device: str | None = None
         return open_store(path)
     manifest = _read_manifest(path)
     if manifest.get("source", STORE) == LIVE:
-        return _open_live(manifest, path, functools.partial(_load_model, device))
+        return _open_live(manifest, path, functools.partial(_load_model, device, device_map))
     store = _open_manifest(manifest, path)
     others = manifest.get("models", {})
     return join_(store, {alias: _open_manifest(other, path) for alias, other in others.items()})
@@ -100,7 +101,11 @@ def _live_model(about: Mapping[str, Any], load: Callable[..., Model]) -> LiveMod
 
 
 def _load_model(
-    device: str | None, model: Mapping[str, Any], config: Mapping[str, Any], hook_points: Sequence[str] | None
+    device: str | None,
+    device_map: str | None,
+    model: Mapping[str, Any],
+    config: Mapping[str, Any],
+    hook_points: Sequence[str] | None,
 ) -> Model:
     """The language model of live activations.
 
@@ -124,6 +129,8 @@ def _load_model(
         attention=config.get("attention", "auto"),
         device=device,
         hook_points=hook_points,
+        device_map=device_map,
+        quantization=config.get("quantization"),
     )
 
 

@@ -36,7 +36,7 @@ def main(params: str, activations: str, out: str, statistics: str, metrics: str,
     loaded = load_params(params)
     begin("norm", loaded)
     tokens, factor = loaded.norm.tokens, loaded.activations.max_norm_factor
-    store = open_activations(activations, device=loaded.model.device)
+    store = open_activations(activations, device=loaded.model.device, device_map=loaded.model.device_map)
     total = store.n_tokens if tokens is None else min(tokens, store.n_tokens)
     progress = Progress("norm", total * len(store.hook_points))
     massive = MassiveTokens(store)

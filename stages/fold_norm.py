@@ -38,7 +38,8 @@ def main(params: str, trained: str, norms: str, activations: str, out: str, metr
     loaded = load_params(params)
     begin("fold", loaded)
     place = directory_of(trained, loaded.dictionary.name)
-    store, (measured, origin) = open_activations(activations, device=loaded.model.device), read_norms(norms)
+    store = open_activations(activations, device=loaded.model.device, device_map=loaded.model.device_map)
+    measured, origin = read_norms(norms)
     inputs = {**store.made_from(), "norms": origin.digest}
     figures = {}
     with members_directory(Path(out) / place.name, loaded.sweep is not None) as folder:

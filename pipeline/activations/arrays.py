@@ -2,7 +2,7 @@
 
 Chunks are read from their files straight into preallocated tensors, in order (readinto, 3x faster than through zarr on a warm
 page cache) or each row to a place of its own (preadv); the result equals zarr's own reading (tested). zarr itself is not
-imported here.
+imported here. A chunk that is compressed is read and unpacked whole, whatever is wanted of it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.activations.compression import HEADER_BYTES, Compressor
 from pipeline.activations.remote import RemoteStore
 from pipeline.activations.schema import DIGESTS_FILE, REGENERATE, ArrayLayout, as_bytes
 from pipeline.activations.vectored import read_rows_to
@@ -57,43 +58,54 @@ class ArrayReader:
         directory: of the array.
         layout: of the array.
         remote: the object store that its directory stands for; None: it is all there.
+        compressor: of its chunks; None: they are as long as their rows.
+
+    Attributes:
+        stored_bytes: of its chunks, as they are stored.
 
     Raises:
         DataError: the array is incomplete, altered, or a chunk is missing or of another size.
     """
 
-    def __init__(self, directory: Path, layout: ArrayLayout, remote: RemoteStore | None = None) -> None:
-        self.directory, self.layout, self._remote = directory, layout, remote
+    def __init__(
+        self, directory: Path, layout: ArrayLayout, remote: RemoteStore | None = None, compressor: Compressor | None = None
+    ) -> None:
+        self.directory, self.layout, self._remote, self._compressor = directory, layout, remote, compressor
         about = read_node(directory, f"array '{layout.name}' of the activation store")
         if about["attributes"].get("complete") is not True:
             raise DataError(
                 f"{directory.parent}: the activation store is incomplete: array '{layout.name}' has not been written to the "
                 f"end; {REGENERATE} (it goes on from the chunks that are whole)"
             )
-        if not describes(about, layout):
+        if not describes(about, layout, compressor):
             raise self._fault("its description zarr.json is altered: shape, chunks, type or codecs are not the store's")
         self.digests = read_digests(directory / DIGESTS_FILE)
         self.digest: str = about["attributes"].get("digest", "")
         if len(self.digests) != layout.n_chunks or array_digest(layout, self.digests) != self.digest:
             raise self._fault(f"its list of chunk digests '{DIGESTS_FILE}' is missing or altered")
-        self._check_sizes()
+        self.stored_bytes = self._check_sizes()
         self._verified = bytearray(layout.n_chunks)
 
     def _fault(self, what: str) -> DataError:
         return DataError(f"{self.directory.parent}: activation store, array '{self.layout.name}': {what}; {REGENERATE}")
 
-    def _check_sizes(self) -> None:
+    def _check_sizes(self) -> int:
+        """Bytes of all chunks; how long a compressed one should be only its digest tells."""
         if self._remote is None:
             sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.directory)}
         else:
             inside = f"{self.directory.name}/"
             sizes = {name.removeprefix(inside): n for name, n in self._remote.sizes.items() if name.startswith(inside)}
+        total = 0
         for chunk in range(self.layout.n_chunks):
             size = sizes.get(self.layout.chunk_file(chunk))
             if size is None:
                 raise self._fault(f"chunk {chunk} is missing")
-            if size != self.layout.chunk_bytes:
-                raise self._fault(f"chunk {chunk} is truncated: {size:,} bytes, wanted {self.layout.chunk_bytes:,}")
+            least = self.layout.chunk_bytes if self._compressor is None else HEADER_BYTES
+            if size < least or (self._compressor is None and size != least):
+                raise self._fault(f"chunk {chunk} is truncated: {size:,} bytes, wanted {least:,}")
+            total += size
+        return total
 
     def ahead(self, chunks: Sequence[int]) -> None:
         """Chunks that will be read next; what lies elsewhere begins to come."""
@@ -118,7 +130,7 @@ class ArrayReader:
             DataError: the chunk is missing, truncated or altered.
         """
         first = chunk * self.layout.chunk_rows
-        if self._verified[chunk]:
+        if self._verified[chunk] and self._compressor is None:
             self._read_bytes(chunk, (start - first) * self.layout.row_bytes, as_bytes(out))
         elif stop - start == self.layout.chunk_rows:
             self._read_whole(chunk, out)
@@ -131,6 +143,10 @@ class ArrayReader:
         Raises:
             DataError: the chunk is missing, truncated or altered.
         """
+        if self._compressor is not None:
+            first = chunk * self.layout.chunk_rows
+            out.index_copy_(0, torch.from_numpy(places), self._whole(chunk)[start - first : stop - first])
+            return
         if not self._verified[chunk]:
             self._whole(chunk)
         offset = (start - chunk * self.layout.chunk_rows) * self.layout.row_bytes
@@ -150,8 +166,13 @@ class ArrayReader:
 
         for last in (self._remote is None, True):
             try:
-                self._read_bytes(chunk, 0, as_bytes(out))
-                if xxh3_128_hexdigest(as_bytes(out)) == self.digests[chunk]:
+                stored: bytes | memoryview = as_bytes(out)
+                if self._compressor is None:
+                    self._read_bytes(chunk, 0, stored)
+                else:
+                    stored = self._there(chunk, Path.read_bytes)
+                if xxh3_128_hexdigest(stored) == self.digests[chunk]:
+                    self._unpack(chunk, stored, out)
                     self._verified[chunk] = 1
                     return
             except DataError:
@@ -161,6 +182,10 @@ class ArrayReader:
                 self._remote.forget(self._name(chunk))
         where = "" if self._remote is None else f" (remove the object {self._remote.url}/{self._name(chunk)} first)"
         raise self._fault(f"chunk {chunk} is altered: its digest is not the one recorded when it was written{where}")
+
+    def _unpack(self, chunk: int, stored: bytes | memoryview, out: Tensor) -> None:
+        if self._compressor is not None and not self._compressor.unpack(bytes(stored), as_bytes(out)):
+            raise self._fault(f"chunk {chunk} cannot be unpacked to {self.layout.chunk_bytes:,} bytes")
 
     def _read_bytes(self, chunk: int, offset: int, view: Any) -> None:
         def read(path: Path) -> None:
@@ -222,11 +247,14 @@ def describes_group(about: Mapping[str, Any]) -> bool:
     )
 
 
-def describes(about: Mapping[str, Any], layout: ArrayLayout) -> bool:
-    """Whether a zarr.json says what the fast path takes for granted, this layout in raw little-endian bytes, and no more."""
-    little: list[dict[str, Any]] = [{"name": "bytes"}]
-    if np.dtype(layout.element.numpy_dtype).itemsize > 1:
-        little = [{"name": "bytes", "configuration": {"endian": "little"}}]
+def describes(about: Mapping[str, Any], layout: ArrayLayout, compressor: Compressor | None = None) -> bool:
+    """Whether a zarr.json says what the fast path takes for granted, this layout in little-endian bytes, raw or compressed so,
+    and no more."""
+    codecs: list[dict[str, Any]] = [{"name": "bytes"}]
+    if layout.item_bytes > 1:
+        codecs = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    if compressor is not None:
+        codecs.append(compressor.codec(layout.item_bytes))
     wanted = {
         "zarr_format": 3,
         "node_type": "array",
@@ -235,7 +263,7 @@ def describes(about: Mapping[str, Any], layout: ArrayLayout) -> bool:
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [layout.chunk_rows, *layout.shape[1:]]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": "NaN" if layout.element.fill != layout.element.fill else layout.element.fill,
-        "codecs": little,
+        "codecs": codecs,
     }
     optional: dict[str, Any] = {"storage_transformers": [], "dimension_names": None, "attributes": about.get("attributes")}
     attributes = about.get("attributes", {})

@@ -26,7 +26,8 @@ class GenerationSettings:
         perm_seed: seed of the order of contexts and rows.
         ignore_token_ids: ids that are masked; None: the token store's.
         ignore_positions: first positions of each context that are masked.
-        backend, model_dtype, attention: how the model is run.
+        backend, model_dtype, attention, quantization: how the model is run.
+        compressor: of the store's chunks; None: they are as long as their rows.
     """
 
     context_size: int
@@ -40,6 +41,8 @@ class GenerationSettings:
     backend: str = "huggingface"
     model_dtype: str = "float32"
     attention: str = "auto"
+    quantization: str | None = None
+    compressor: str | None = None
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
@@ -62,6 +65,8 @@ class GenerationSettings:
             backend=model.backend,
             model_dtype=model.dtype or "float32",
             attention=model.attention,
+            quantization=model.quantization,
+            compressor=acts.compressor,
         )
 
     @classmethod
@@ -76,7 +81,7 @@ def fingerprint_config(
 ) -> dict[str, Any]:
     """All that a store's values depend on, except its hook points: a further one is added to the same store.
 
-    Where the model lies and on what device it runs are no part of it.
+    Where the model lies and on what device or devices it runs are no part of it.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -95,6 +100,8 @@ def fingerprint_config(
         # Left out where they are the default: a store of an earlier version keeps its name.
         **({"ignore_positions": settings.ignore_positions} if settings.ignore_positions else {}),
         **({"attention": settings.attention} if settings.attention != "auto" else {}),
+        **({"quantization": settings.quantization} if settings.quantization is not None else {}),
+        **({"compressor": settings.compressor} if settings.compressor is not None else {}),
     }
 
 
@@ -128,6 +135,8 @@ def check_made_for(
     if only is None:
         pairs.append(("activations.ignore_positions", config.get("ignore_positions", 0), settings.ignore_positions))
         pairs.append(("model.attention", config.get("attention", "auto"), settings.attention))
+        pairs.append(("model.quantization", config.get("quantization"), settings.quantization))
+        pairs.append(("activations.compressor", config.get("compressor"), settings.compressor))
     differing = [f"{name} {was!r}, not {wanted!r}" for name, was, wanted in pairs if was != wanted]
     if differing:
         raise DataError(f"{path}: the activation store was made for other parameters ({'; '.join(differing)}); {REGENERATE}")

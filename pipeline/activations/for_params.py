@@ -153,13 +153,12 @@ def _figures(store: ActivationStore) -> dict[str, Any]:
     contexts, kept = _contexts_and_kept(store)
     arrays = [store.array(name) for name in store.digests]
     arrays += [other.array(name) for other in store.joined.values() for name in ROW_ARRAYS]
-    layouts = [array.layout for array in arrays]
     return {
         "rows": store.n_rows,
         "tokens": kept,
         "contexts": contexts,
         "tokens_per_context": kept / contexts,
-        "bytes": sum(layout.n_chunks * layout.chunk_bytes for layout in layouts),
+        "bytes": sum(array.stored_bytes for array in arrays),
         "hook_points": len(store.hook_points),
     }
 

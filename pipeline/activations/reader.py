@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.activations.arrays import ArrayReader, describes_group, read_node
 from pipeline.activations.batches import ActivationBatch, Delivery, RowsMeta, iterate_batches, require_window
 from pipeline.activations.codecs.interface import storage_codec
+from pipeline.activations.compression import compressor
 from pipeline.activations.interface import Activations
 from pipeline.activations.order import BatchPlan
 from pipeline.activations.remote import remote_of
@@ -57,14 +58,15 @@ class ActivationStore(Activations):
         self.storage_dtype: str = self.config["storage_dtype"]
         self._codec = storage_codec(self.storage_dtype)
         inner = None if self.target == "activations-1d" else self.context_size
-        layouts, remote = row_layouts(self.n_rows, inner, self.chunk_rows), remote_of(path)
-        self._arrays = {layout.name: ArrayReader(path / layout.name, layout, remote) for layout in layouts}
+        about = remote_of(path), compressor(self.config.get("compressor"))
+        layouts = row_layouts(self.n_rows, inner, self.chunk_rows)
+        self._arrays = {layout.name: ArrayReader(path / layout.name, layout, *about) for layout in layouts}
         found = _stored_hook_points(path)
         for name in found if hook_points is None else hook_points:
             if name not in found:
                 raise DataError(f"{path}: activation store: {unknown_name('hook point', name, found)}; {REGENERATE}")
             for layout in hook_layouts(name, self.n_rows, found[name], inner, self.chunk_rows, self.storage_dtype):
-                self._arrays[layout.name] = ArrayReader(path / layout.name, layout, remote)
+                self._arrays[layout.name] = ArrayReader(path / layout.name, layout, *about)
 
     def attach(self, alias: str, other: ActivationStore) -> None:
         """Add the hook points of a store with the same rows (:func:`pipeline.activations.joining.join_` checks them)."""

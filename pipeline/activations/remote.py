@@ -102,6 +102,10 @@ class RemoteStore:
         """Remove the file here, so that the object is got again."""
         (self.directory / name).unlink(missing_ok=True)
 
+    def make_room(self, n_bytes: int) -> None:
+        """See that a file of so many bytes is within bounds here, before it is written."""
+        self._cache.room_for(n_bytes)
+
     def push(self, name: str) -> None:
         """Put a file that was written."""
         place = self.directory / name
@@ -115,9 +119,9 @@ class RemoteStore:
         with self._named(f"give {name}"):
             content = bytes(self._objects.get(f"{self.directory.name}/{name}").bytes())
         self._cache.room_for(len(content))
-        place.parent.mkdir(parents=True, exist_ok=True)
         partial = place.with_name(f"{place.name}.{threading.get_ident()}.partial")
         try:
+            place.parent.mkdir(parents=True, exist_ok=True)
             partial.write_bytes(content)
             partial.replace(place)
         except OSError as error:

@@ -2,10 +2,10 @@
 
 A Zarr v3 group `<store root>/<fingerprint>/` with one array per hook point, [n_rows, d] (target activations-1d: kept tokens,
 rows shuffled) or [n_contexts, T, d] (activations-2d: contexts kept whole) - or several, `hook@part`, where its codec
-makes several - and `tokens`, `positions`, `context_ids`, `mask`
-beside them in the same row order. A "row" is a token in 1-D and a context in 2-D. Each chunk holds whole rows and is one
-uncompressed file `c.<chunk>.0[.0]`; `digests` beside them has a line `<chunk> <xxh3_128>` for each chunk that is whole. A part
-that all rows share is one chunk.
+makes several - and `tokens`, `positions`, `context_ids`, `mask` beside them in the same row order. A "row" is a token in 1-D
+and a context in 2-D. Each chunk holds whole rows and is one file `c.<chunk>.0[.0]`, compressed only where that is asked for;
+`digests` beside them has a line `<chunk> <xxh3_128 of the file>` for each chunk that is whole. A part that all rows share is
+one chunk.
 """
 
 from __future__ import annotations
@@ -49,14 +49,19 @@ class ArrayLayout:
     element: ElementType
     shared: bool = False
 
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one number."""
+        return np.dtype(self.element.numpy_dtype).itemsize
+
     @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return math.prod(self.shape[1:]) * np.dtype(self.element.numpy_dtype).itemsize
+        return math.prod(self.shape[1:]) * self.item_bytes
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of a chunk's file; the last chunk is filled up."""
+        """Bytes of a chunk, and of its file where that is not compressed; the last chunk is filled up."""
         return self.chunk_rows * self.row_bytes
 
     @property

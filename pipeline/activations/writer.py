@@ -22,6 +22,7 @@ from torch import Tensor
 from xxhash import xxh3_128_hexdigest
 
 from pipeline.activations.arrays import array_digest, describes, describes_group, read_digests
+from pipeline.activations.compression import HEADER_BYTES, Compressor, compressor
 from pipeline.activations.remote import RemoteStore, remote_of
 from pipeline.activations.schema import DIGESTS_FILE, ArrayLayout, as_bytes
 from pipeline.errors import DataError
@@ -31,26 +32,39 @@ RECORD_SECONDS = 30.0  # between which the digests go to an object store
 
 
 @contextlib.contextmanager
-def disk_full_named(path: Path) -> Iterator[None]:
-    """Turn "no space left" during a write into a DataError with the place and what to do."""
+def disk_full_named(path: Path, cached: bool = False) -> Iterator[None]:
+    """Turn "no space left" during a write into a DataError with the place and what to do.
+
+    Args:
+        path: the store's directory.
+        cached: it stands for a store in an object store.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        other = "lower SCOPELINE_CACHE_GIB, or set SCOPELINE_CACHE to" if cached else "or set SCOPELINE_STORE to"
         raise DataError(
             f"{path}: no space left on the device while writing activations; the chunks written so far are kept: free some "
-            "space (or set SCOPELINE_STORE to a larger disk), then run the same command again to go on"
+            f"space ({other} a larger disk), then run the same command again to go on"
         ) from None
 
 
 class ArrayWriter:
     """One array: its description, its chunks, the record of their digests."""
 
-    def __init__(self, group: Any, directory: Path, layout: ArrayLayout, remote: RemoteStore | None = None) -> None:
-        self.directory, self.layout, self._remote = directory, layout, remote
+    def __init__(
+        self,
+        group: Any,
+        directory: Path,
+        layout: ArrayLayout,
+        remote: RemoteStore | None = None,
+        compressor: Compressor | None = None,
+    ) -> None:
+        self.directory, self.layout, self._remote, self._compressor = directory, layout, remote, compressor
         self._recorded = time.monotonic()
-        self._array = _open_array(group, directory, layout)
+        self._array = _open_array(group, directory, layout, compressor)
         self.digests = {
             chunk: digest for chunk, digest in read_digests(directory / DIGESTS_FILE).items() if self._is_whole(chunk, digest)
         }
@@ -64,13 +78,16 @@ class ArrayWriter:
         if chunk >= self.layout.n_chunks:
             return False
         if self._remote is not None:  # put before its digest was recorded, and verified when it is read
-            return self._remote.sizes.get(self._name(chunk)) == self.layout.chunk_bytes
+            return self._has_size(self._remote.sizes.get(self._name(chunk), 0))
         try:
-            if path.stat().st_size != self.layout.chunk_bytes:
+            if not self._has_size(path.stat().st_size):
                 return False
             return xxh3_128_hexdigest(path.read_bytes()) == digest
         except FileNotFoundError:
             return False
+
+    def _has_size(self, n_bytes: int) -> bool:
+        return n_bytes >= HEADER_BYTES if self._compressor is not None else n_bytes == self.layout.chunk_bytes
 
     def _record(self) -> None:
         """Write the digests in order, unless they stand so already."""
@@ -98,6 +115,10 @@ class ArrayWriter:
             element = self.layout.element
             missing = (self.layout.chunk_bytes - len(content)) // np.dtype(element.numpy_dtype).itemsize
             content = bytes(content) + np.full(missing, element.fill, dtype=element.numpy_dtype).tobytes()
+        if self._compressor is not None:
+            content = self._compressor.packed(content, self.layout.item_bytes)
+        if self._remote is not None:
+            self._remote.make_room(len(content))
         path = self.directory / self.layout.chunk_file(chunk)
         partial = path.with_name(path.name + ".partial")
         try:
@@ -133,6 +154,10 @@ class ArrayWriter:
         if self._remote is not None:
             self._remote.fetch(self._name(chunk))
         content = bytearray((self.directory / self.layout.chunk_file(chunk)).read_bytes())
+        if self._compressor is not None:
+            packed, content = bytes(content), bytearray(self.layout.chunk_bytes)
+            if not self._compressor.unpack(packed, memoryview(content)):
+                raise DataError(f"{self.directory}: chunk {chunk} cannot be unpacked; remove the array's directory")
         return torch.frombuffer(content, dtype=self.layout.element.torch_dtype).view(-1, *self.layout.shape[1:])
 
     def finish(self) -> None:
@@ -162,13 +187,14 @@ class StoreWriter:
         remote = self.remote = remote_of(path)
         if remote is not None:
             remote.pull()
-        with disk_full_named(path):
+        with disk_full_named(path, remote is not None):
             if not (_readable_node(path, "group") and describes_group(read_json(path / "zarr.json", "group"))):
                 (path / "zarr.json").unlink(missing_ok=True)
             group = zarr.open_group(str(path), mode="a", zarr_format=3)
             if any(group.attrs.get(key) != value for key, value in attributes.items()):
                 group.attrs.update(dict(attributes))
-            self.arrays = {layout.name: ArrayWriter(group, path / layout.name, layout, remote) for layout in layouts}
+            about = remote, compressor(attributes["config"].get("compressor"))
+            self.arrays = {layout.name: ArrayWriter(group, path / layout.name, layout, *about) for layout in layouts}
         if remote is not None:
             remote.push("zarr.json")
 
@@ -178,7 +204,7 @@ class StoreWriter:
             leftover.unlink(missing_ok=True)
 
     def pending_bytes(self) -> int:
-        """Bytes still to be written."""
+        """Bytes still to be written, at most."""
         return sum(int(array.pending.sum()) * array.layout.chunk_bytes for array in self.arrays.values())
 
     def write_rows(self, name: str, first_row: int, rows: Tensor, order: Tensor | None) -> None:
@@ -193,7 +219,7 @@ class StoreWriter:
         array = self.arrays[name]
         step = array.layout.chunk_rows
         pending = array.pending
-        with disk_full_named(self.path):
+        with disk_full_named(self.path, self.remote is not None):
             for start in range(0, len(rows), step):
                 chunk = (first_row + start) // step
                 if pending[chunk]:
@@ -202,7 +228,7 @@ class StoreWriter:
 
     def finish(self) -> None:
         """Mark every array complete."""
-        with disk_full_named(self.path):
+        with disk_full_named(self.path, self.remote is not None):
             for array in self.arrays.values():
                 array.finish()
 
@@ -215,9 +241,9 @@ def _readable_node(directory: Path, kind: str) -> bool:
     return isinstance(about, dict) and about.get("node_type") == kind and about.get("zarr_format") == 3
 
 
-def _open_array(group: Any, directory: Path, layout: ArrayLayout) -> Any:
+def _open_array(group: Any, directory: Path, layout: ArrayLayout, compressor: Compressor | None) -> Any:
     """The zarr array in `directory`; a description that is missing or not the layout's is written anew."""
-    if _readable_node(directory, "array") and describes(read_json(directory / "zarr.json", "array"), layout):
+    if _readable_node(directory, "array") and describes(read_json(directory / "zarr.json", "array"), layout, compressor):
         return group[layout.name]
     (directory / "zarr.json").unlink(missing_ok=True)
     return group.create_array(
@@ -225,7 +251,7 @@ def _open_array(group: Any, directory: Path, layout: ArrayLayout) -> Any:
         shape=layout.shape,
         chunks=(layout.chunk_rows, *layout.shape[1:]),
         dtype=layout.element.zarr_name,
-        compressors=None,
+        compressors=None if compressor is None else compressor.codec(layout.item_bytes),
         filters=None,
         fill_value=layout.element.fill,
         chunk_key_encoding={"name": "default", "separator": "."},

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import DataError
 from pipeline.lm.architectures import GROUPED, Architecture
+from pipeline.lm.placement import weights_there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +120,10 @@ def attention_weights(module: nn.Module, config: Any, block: Architecture, model
     layer_type = _layer_type(module, config)
     try:
         _check_readable(block, own)
-        (W_Q, W_K, W_V), (b_Q, b_K, b_V), out = _projections(module, block, n_heads, d_head)
-        q_norm, k_norm = (_query_key_norm(module, block, name, n_heads, d_head) for name in "qk")
+        with weights_there(module):
+            (W_Q, W_K, W_V), (b_Q, b_K, b_V), out = _projections(module, block, n_heads, d_head)
+            W_O, b_O = _weight(out), _bias(out, d_model)
+            q_norm, k_norm = (_query_key_norm(module, block, name, n_heads, d_head) for name in "qk")
     except _Unreadable as reason:
         raise DataError(
             f"model '{model}': the attention of its family, {block.name}, cannot be taken over as weights: {reason}; "
@@ -133,8 +136,8 @@ def attention_weights(module: nn.Module, config: Any, block: Architecture, model
         b_Q=b_Q,
         b_K=b_K,
         b_V=b_V,
-        W_O=_weight(out).T.reshape(n_heads, d_head, d_model),
-        b_O=_bias(out, d_model),
+        W_O=W_O.T.reshape(n_heads, d_head, d_model),
+        b_O=b_O,
         q_gain=q_norm[0],
         k_gain=k_norm[0],
         eps=q_norm[1],
@@ -263,7 +266,10 @@ def _rotary(config: Any, d_head: int, layer_type: str | None) -> dict[str, Any]:
 
 def _weight(linear: nn.Module) -> Tensor:
     """[out, in] of a Linear, or of a Conv1D, which keeps the transpose; float64 on the CPU."""
-    weight = _plain(linear.get_parameter("weight"))
+    stored = linear.get_parameter("weight")
+    if not stored.is_floating_point():
+        raise _Unreadable("its weights are quantised (model.quantization); load the model without")
+    weight = _plain(stored)
     return weight.T if hasattr(linear, "nf") else weight
 
 

@@ -22,6 +22,7 @@ from pipeline.lm.architectures import Architecture
 from pipeline.lm.hook_points import HookPoint
 from pipeline.lm.language_model import LanguageModel, Start
 from pipeline.lm.mlp import BlockMLP
+from pipeline.lm.placement import compute_dtype, main_device, weights_there
 from pipeline.lm.projections import Cut, of_attention, of_mlp
 from pipeline.lm.source import ModelSource
 from pipeline.lm.splicing import Run
@@ -41,8 +42,9 @@ def normalized(norm: nn.Module, x: Tensor) -> Tensor:
 
 def affine(norm: nn.Module | None, architecture: Architecture) -> tuple[Tensor | None, Tensor | None]:
     """Gain and bias [d] that a norm applies after normalising; None where it has none, or there is no norm."""
-    weight: Tensor | None = getattr(norm, "weight", None)
-    bias: Tensor | None = getattr(norm, "bias", None)
+    with weights_there(norm):
+        weight: Tensor | None = getattr(norm, "weight", None)
+        bias: Tensor | None = getattr(norm, "bias", None)
     if weight is not None and architecture.gain_offset:
         weight = weight + architecture.gain_offset
     return weight, bias
@@ -53,7 +55,7 @@ class HuggingFaceModel(LanguageModel):
 
     Args:
         source: where it came from.
-        model: the loaded model, on its device, in evaluation mode.
+        model: the loaded model, on its device or devices, in evaluation mode.
         whole: whether it has all blocks and the unembedding.
     """
 
@@ -62,19 +64,18 @@ class HuggingFaceModel(LanguageModel):
     keeps_cache = True
 
     def __init__(self, source: ModelSource, model: nn.Module, whole: bool = True) -> None:
-        parameter = next(model.parameters())
         self._model = model
         self._architecture = source.declared
         self._blocks = self._architecture.block_list(model)
-        super().__init__(source, parameter.device, parameter.dtype, len(self._blocks), whole)
+        super().__init__(source, main_device(model), compute_dtype(model), len(self._blocks), whole)
 
     def _forward(self, token_ids: Tensor, run: Run, start: Start | None = None) -> Tensor:
-        run.batch = token_ids.shape
+        run.batch, run.device = token_ids.shape, self.device
         with self._skipped(start), self._hooks(run):
             return self._model(input_ids=token_ids, use_cache=False).logits
 
     def _extend(self, token_ids: Tensor, run: Run, cache: Any) -> tuple[Tensor, Any]:
-        run.batch = token_ids.shape
+        run.batch, run.device = token_ids.shape, self.device
         with self._hooks(run):
             out = self._model(input_ids=token_ids, past_key_values=cache, use_cache=True)
         return out.logits, getattr(out, "past_key_values", None)
@@ -83,6 +84,7 @@ class HuggingFaceModel(LanguageModel):
     def _skipped(self, start: Start | None) -> Iterator[None]:
         """In the block, the model's blocks before the start pass on what they are given, the last of them the residual."""
         skipped = [] if start is None else list(self._blocks)[: start.layer]
+        before = [block.__dict__.get("forward") for block in skipped]  # accelerate's, in a block that a device map has placed
         try:
             for block, n_outputs in zip(skipped, self._n_outputs if skipped else (), strict=False):
                 assert start is not None
@@ -90,8 +92,11 @@ class HuggingFaceModel(LanguageModel):
                 block.forward = _passing_on(value, n_outputs)
             yield
         finally:
-            for block in skipped:
-                block.__dict__.pop("forward", None)
+            for block, forward in zip(skipped, before, strict=True):
+                if forward is None:
+                    block.__dict__.pop("forward", None)
+                else:
+                    block.forward = forward
 
     @functools.cached_property
     def _n_outputs(self) -> list[int]:
@@ -121,8 +126,8 @@ class HuggingFaceModel(LanguageModel):
 
     def unembedding(self) -> Unembedding:
         self.check_whole()
-        norm = part_of(self._model, self._architecture.final_norm)
-        return read_unembedding(self._model, self._architecture, self.name, affine(norm, self._architecture)[0])
+        gain = affine(part_of(self._model, self._architecture.final_norm), self._architecture)[0]
+        return read_unembedding(self._model, self._architecture, self.name, gain, self.device)
 
     @contextmanager
     def _hooks(self, run: Run) -> Iterator[None]:

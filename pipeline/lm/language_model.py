@@ -92,21 +92,25 @@ class LayerMLP(nn.Module):
     Args:
         mlp: the model's own.
         gain, bias: [d], what the norm does after `hook_normalized`; None if the input is already what the MLP reads.
+        at: the model's device and dtype, for weights that are kept elsewhere or are quantised.
     """
 
-    def __init__(self, mlp: BlockMLP, gain: Tensor | None = None, bias: Tensor | None = None) -> None:
+    def __init__(
+        self, mlp: BlockMLP, at: tuple[torch.device, torch.dtype], gain: Tensor | None = None, bias: Tensor | None = None
+    ) -> None:
         super().__init__()
-        self._mlp, self._gain, self._bias = mlp, gain, bias
+        self._mlp, self._at, self._gain, self._bias = mlp, at, gain, bias
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """[..., d] -> what the MLP adds to the residual stream, [..., d], in the dtype of `x`."""
         parameter = next(self._mlp.parameters())
-        hidden = x.to(device=parameter.device, dtype=parameter.dtype)
+        device = self._at[0] if parameter.is_meta else parameter.device
+        hidden = x.to(device=device, dtype=parameter.dtype if parameter.is_floating_point() else self._at[1])
         if self._gain is not None:
-            hidden = hidden * self._gain
+            hidden = hidden * self._gain.to(device)
         if self._bias is not None:
-            hidden = hidden + self._bias
+            hidden = hidden + self._bias.to(device)
         out = self._mlp.forward(hidden.reshape(1, -1, hidden.shape[-1])).reshape(hidden.shape)
         return out.to(device=x.device, dtype=x.dtype)
 
@@ -116,7 +120,8 @@ class LanguageModel(abc.ABC):
 
     Attributes:
         backend: "huggingface" or "transformer_lens".
-        device, dtype: where and in what its weights are.
+        device, dtype: where and in what its weights are; of a model on several devices the one that tokens go to and
+            activations come back to.
         n_loaded: blocks that it has: all, or those that the wanted hook points need.
         whole: whether it has all blocks and the unembedding, so that there are logits.
     """
@@ -549,14 +554,14 @@ class LanguageModel(abc.ABC):
         self._check_layer(layer)
         accepted = self._source.mlp_reads(layer)
         if hook_point_in is None or accepted.get(hook_point_in, "") is None:
-            return LayerMLP(self._mlp(layer))
+            return LayerMLP(self._mlp(layer), (self.device, self.dtype))
         norm = accepted.get(hook_point_in)
         if norm is None:
             raise DataError(
                 f"the MLP of layer {layer} is no function of the activation at '{hook_point_in}'; "
                 f"hook points that it can be computed from: {', '.join(accepted)}"
             )
-        return LayerMLP(self._mlp(layer), *self._affine(layer, norm))
+        return LayerMLP(self._mlp(layer), (self.device, self.dtype), *self._affine(layer, norm))
 
     def layer_attention(self, layer: int, hook_point_in: str, hook_point_out: str | None = None) -> AttentionWeights:
         """The attention of one layer as a function of one activation.

@@ -35,6 +35,8 @@ def load_language_model(
     attention: str = "auto",
     hook_points: Sequence[str] | None = None,
     tokenizer_name: str | None = None,
+    device_map: str | None = None,
+    quantization: str | None = None,
 ) -> LanguageModel:
     """Load a causal language model for reading and splicing activations.
 
@@ -49,10 +51,13 @@ def load_language_model(
         hook_points: those that will be read; blocks above the deepest of them and the unembedding are not loaded, so that
             the model has no logits. None: the whole model.
         tokenizer_name: a directory, hub id or GGUF file whose tokenizer is the model's; None: the one beside the model.
+        device_map: "auto": blocks on all GPUs, then in memory, then on the disk (package accelerate); activations come to
+            `device` of the model all the same. None: on one device.
+        quantization: "8bit" or "4bit" linear layers (package bitsandbytes); None: as they are.
 
     Raises:
-        DataError: no such model, back end, dtype, device, attention or hook point, an unsupported architecture, or damaged
-            or missing weights.
+        DataError: no such model, back end, dtype, device, attention or hook point, an unsupported architecture, a device map
+            or quantisation that cannot be had here, or damaged or missing weights.
     """
     if backend not in BACKENDS:
         raise DataError(unknown_name("back end", backend, BACKENDS))
@@ -60,11 +65,14 @@ def load_language_model(
     if fault is not None:
         raise DataError(f"model.attention: {fault}")
     source = resolve_model(name_or_path, revision, tokenizer_name, any_family=backend == "transformer_lens")
+    from pipeline.lm.placement import check_placement
+    from pipeline.lm.weights import load_weights
+
+    check_placement(source, backend, device, device_map, quantization)
     if not is_known(source.model_type):
         return _load_bridged(source, dtype, device, attention)
     n_blocks = None if hook_points is None else source.needed_blocks(hook_points)
     whole = n_blocks is None
-    from pipeline.lm.weights import load_weights
 
     if backend == "transformer_lens":
         from pipeline.lm.transformer_lens import TransformerLensModel
@@ -72,7 +80,8 @@ def load_language_model(
         return TransformerLensModel(source, load_weights(source, dtype, device, attention, n_blocks), whole)
     from pipeline.lm.huggingface import HuggingFaceModel
 
-    return HuggingFaceModel(source, load_weights(source, dtype, device, attention, n_blocks), whole)
+    loaded = load_weights(source, dtype, device, attention, n_blocks, device_map, quantization)
+    return HuggingFaceModel(source, loaded, whole)
 
 
 def _load_bridged(source: ModelSource, dtype: Any, device: Any, attention: str) -> LanguageModel:
@@ -100,6 +109,8 @@ def load_stated(model: ModelParams, hook_points: Sequence[str] | None = None) ->
         attention=model.attention,
         hook_points=hook_points,
         tokenizer_name=model.tokenizer_name,
+        device_map=model.device_map,
+        quantization=model.quantization,
     )
 
 

@@ -67,6 +67,7 @@ class Run:
         self.wanted = capture | frozenset(self.replace)
         self.captured = Captured()
         self.batch: tuple[int, ...] = ()  # [b, T] of the tokens, which a back end states
+        self.device: torch.device | None = None  # that all activations come to, of blocks on several; None: where they are
         self._stop = stop
         self._replacing = False
 
@@ -87,10 +88,16 @@ class Run:
         if function is not None:
             value = self._replaced(name, function, value if isinstance(value, Tensor) else value())
         if name in self.capture:
-            self.captured.put(name, value)
+            self.captured.put(name, self._come(value))
             if self._stop and len(self.captured) == len(self.capture):
                 raise StopRun
         return value
+
+    def _come(self, value: Tensor | Callable[[], Tensor]) -> Tensor | Callable[[], Tensor]:
+        device = self.device
+        if device is None:
+            return value
+        return value.to(device) if isinstance(value, Tensor) else lambda: value().to(device)
 
     def by_context(self, value: Tensor) -> Tensor:
         """An activation [b, T, d], also of a part of the model that works on rows [b T, d]."""
@@ -100,7 +107,7 @@ class Run:
     def _replaced(self, name: str, function: Replacement, original: Tensor) -> Tensor:
         self._replacing = True
         try:
-            new = function(self.captured, original)
+            new = function(self.captured, original if self.device is None else original.to(self.device))
         finally:
             self._replacing = False
         if not isinstance(new, Tensor) or new.shape != original.shape:
@@ -126,7 +133,7 @@ class Run:
         new = self.visit(name, original)
         assert isinstance(new, Tensor)
         change = new - original
-        return output + (change if gain is None else change * gain).to(output.dtype)
+        return output + (change if gain is None else change * gain.to(change.device)).to(output.dtype)
 
 
 def _laid_out(new: Tensor, original: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DataError
+from pipeline.lm.placement import weights_there
 
 if TYPE_CHECKING:
     from pipeline.lm.architectures import Architecture
@@ -49,7 +50,9 @@ class Unembedding:
         return rows @ self.W_U.float().T
 
 
-def read_unembedding(model: nn.Module, architecture: Architecture, name: str, gain: Tensor | None) -> Unembedding:
+def read_unembedding(
+    model: nn.Module, architecture: Architecture, name: str, gain: Tensor | None, device: torch.device | None = None
+) -> Unembedding:
     """The end of a transformers model.
 
     Args:
@@ -57,6 +60,7 @@ def read_unembedding(model: nn.Module, architecture: Architecture, name: str, ga
         architecture: where its final norm is, and what stands between that and the logits.
         name: of the model, for errors.
         gain: of the final norm.
+        device: to put it on; None: where it is.
 
     Raises:
         DataError: the model has no head.
@@ -67,10 +71,13 @@ def read_unembedding(model: nn.Module, architecture: Architecture, name: str, ga
         raise DataError(f"model '{name}' has no unembedding, which gives the logits; give one with a head that predicts tokens")
     config: Any = model.config
     projection = part_of(model, architecture.final_projection)
-    W_U = head.weight if projection is None else head.weight @ projection.get_parameter("weight")
+    with weights_there(head, projection):
+        W_U = head.weight if projection is None else head.weight @ projection.get_parameter("weight")
     if architecture.logit_scale is not None:
         W_U = W_U * float(getattr(config, architecture.logit_scale))
     centred = isinstance(part_of(model, architecture.final_norm), nn.LayerNorm)
+    if device is not None:
+        W_U, gain = W_U.to(device), None if gain is None else gain.to(device)
     return Unembedding(W_U, gain, centred, getattr(config, "final_logit_softcapping", None))
 
 

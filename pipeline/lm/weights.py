@@ -20,10 +20,11 @@ from pipeline.foreign import reading
 from pipeline.garbage import uncollected
 from pipeline.lm.architectures import Architecture
 from pipeline.lm.place import load_from
+from pipeline.lm.placement import check_placement, placement_options
 from pipeline.lm.quiet import quiet
 from pipeline.lm.source import ModelSource
 from pipeline.lm.unsupported import check_computable
-from pipeline.params.choices import ATTENTIONS, MODEL_DTYPES
+from pipeline.params.choices import ATTENTIONS, HUGGINGFACE, MODEL_DTYPES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,8 +38,10 @@ def load_weights(
     device: str | torch.device | None,
     attention: str = "auto",
     n_blocks: int | None = None,
+    device_map: str | None = None,
+    quantization: str | None = None,
 ) -> nn.Module:
-    """The transformers model, on its device, frozen, in evaluation mode.
+    """The transformers model, on its device or devices, frozen, in evaluation mode.
 
     Args:
         source: where it is.
@@ -46,13 +49,17 @@ def load_weights(
         device: None: cuda if there is one, else cpu.
         attention: how transformers computes attention; "auto": sdpa, or eager in a family that has no sdpa.
         n_blocks: so many blocks and no unembedding; None: all of it.
+        device_map: "auto": on all devices there are (`device` is None then); None: on one.
+        quantization: "8bit" or "4bit" linear layers; None: as they are.
 
     Raises:
-        DataError: weights are missing, damaged, or do not fit the configuration; or this attention cannot be had here.
+        DataError: weights are missing, damaged, or do not fit the configuration; or this attention, device map or
+            quantisation cannot be had here.
     """
     torch_dtype, torch_device = _torch_dtype(dtype), _torch_device(device)
     if attention not in ATTENTIONS:
         raise DataError(unknown_name("model.attention", attention, ATTENTIONS))
+    check_placement(source, HUGGINGFACE, device, device_map, quantization)
     if source.gguf is not None:
         source.gguf.check_carried(configuration(source))
     elif source.is_local:
@@ -74,6 +81,7 @@ def load_weights(
         from transformers.utils.quantization_config import Mxfp4Config
 
         options["quantization_config"] = Mxfp4Config(dequantize=True)  # on every machine, also where its kernels are
+    placed, folder = placement_options(torch_dtype, torch_device, device_map, quantization)
     fault = f"{source.directory}: the weights of model '{source.name}' cannot be loaded"
     with uncollected(), quiet(), reading(fault, "restore the files or give another model"):
         model, info = load_from(
@@ -83,6 +91,7 @@ def load_weights(
             attn_implementation=implementation,
             output_loading_info=True,
             **options,
+            **placed,
         )
     missing = sorted(info.get("missing_keys", ()))
     if missing:
@@ -90,7 +99,11 @@ def load_weights(
             f"{source.directory}: the weights of model '{source.name}' lack {len(missing)} tensors that its "
             f"configuration asks for, among them {', '.join(missing[:3])}; restore the files or give another model"
         )
-    return model.to(torch_device).eval().requires_grad_(False)
+    if placed:
+        model.weights_folder = folder
+    else:
+        model = model.to(torch_device)
+    return model.eval().requires_grad_(False)
 
 
 def check_attention(

@@ -192,6 +192,17 @@ def attention_is_there(run: Run, tokens: Path) -> None:
         check_attention(source, model.attention, model.dtype, model.device)
 
 
+def placement_is_there(run: Run, tokens: Path) -> None:
+    """The models can be dealt to devices and quantised in the way that is stated, with the packages that are here."""
+    model = run.params.model
+    if model.device_map is None and model.quantization is None:
+        return
+    from pipeline.lm.placement import check_placement
+
+    for source in run.sources.models.values():
+        check_placement(source, model.backend, model.device, model.device_map, model.quantization)
+
+
 def weights_are_there(run: Run, tokens: Path) -> None:
     """A local model has weight files, and none that may run code."""
     for source in run.sources.models.values():
@@ -332,6 +343,7 @@ CHECKS = (
     Check("context longer than the model's", "generate", PARAMETERS, context_fits_the_models),
     Check("weight files missing or pickled", "generate", PARAMETERS, weights_are_there),
     Check("attention that the model or device has not", "generate", PARAMETERS, attention_is_there),
+    Check("device map or quantisation that cannot be had", "generate", PARAMETERS, placement_is_there),
     Check("store of activations.path", "generate", PARAMETERS, stated_store_fits),
     Check("batch larger than the whole chunks that are left", "train", PARAMETERS, rows_are_left_to_train_on),
     Check("rank of PCA", "evaluate", PARAMETERS, pca_rank_is_kept),

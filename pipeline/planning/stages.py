@@ -63,9 +63,13 @@ class Stage(NamedTuple):
 
 
 def _model(run: Run, *, whole: bool) -> Need:
-    """The weights of the language models; where not whole, up to the deepest hook point."""
+    """The weights of the language models; where not whole, up to the deepest hook point. At least: what a device map cannot
+    hold lies on the disk, and of quantised weights the embedding and the unembedding are not."""
+    model = run.params.model
     total = sum(_parameters(run, whole=whole).values())
-    return Need("the weights of the language model", total * ITEMSIZE[run.params.model.dtype], {"model.dtype": 1})
+    bits = 8 * ITEMSIZE[model.dtype] if model.quantization is None else {"8bit": 8, "4bit": 4}[model.quantization]
+    n_bytes = 0 if model.device_map is not None else total * bits // 8
+    return Need("the weights of the language model", n_bytes, {"model.dtype": 1})
 
 
 def _parameters(run: Run, *, whole: bool) -> dict[str, int]:

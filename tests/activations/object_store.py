@@ -6,7 +6,7 @@ import http.client
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -40,8 +40,10 @@ def request(place: str, method: str, path: str, body: bytes | None = None, heade
 
 
 @contextmanager
-def failing(url: str, every: int) -> Iterator[tuple[str, list[str]]]:
-    """URL of a server that passes on to `url`, and a list of the faults so far: each `every`-th request meets one."""
+def failing(url: str, every: int, faults: Sequence[str] = FAULTS) -> Iterator[tuple[str, list[str]]]:
+    """URL of a server that passes on to `url`, and a list of the faults so far: each `every`-th request meets one of `faults`
+    in turn, a status, a reset or an answer that is cut off.
+    """
     behind, met = url.removeprefix("http://"), []
     lock, counted = threading.Lock(), [0]
 
@@ -55,7 +57,7 @@ def failing(url: str, every: int) -> Iterator[tuple[str, list[str]]]:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             with lock:
                 counted[0] += 1
-                fault = FAULTS[counted[0] // every % len(FAULTS)] if counted[0] % every == 0 else None
+                fault = faults[counted[0] // every % len(faults)] if counted[0] % every == 0 else None
                 if fault:
                     met.append(fault)
             if fault == "reset":
@@ -63,7 +65,7 @@ def failing(url: str, every: int) -> Iterator[tuple[str, list[str]]]:
                 self.connection.close()
                 self.close_connection = True
                 return
-            if fault in ("500", "503"):
+            if fault and fault.isdecimal():
                 self.send_response(int(fault))
                 self.send_header("Content-Length", "0")
                 self.end_headers()

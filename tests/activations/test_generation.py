@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,11 +13,14 @@ import torch
 import zarr
 
 from pipeline.activations import writer
+from pipeline.activations.fingerprint import GenerationSettings, fingerprint_config
 from pipeline.activations.generation import generate_store, store_manifest
 from pipeline.activations.reader import open_store
 from pipeline.errors import DataError, NumericsError
 from pipeline.files import locked
+from pipeline.params.loader import load_params
 from tests.activations.cases import HOOK, OTHER, FakeModel, contents, facts, make_store, make_tokens, settings
+from tests.project import REPOSITORY
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -162,13 +166,27 @@ def test_settings_tokens_and_model_make_the_fingerprint_and_hook_points_do_not(t
             {"ignore_token_ids": (0, 1)},
             {"backend": "transformer_lens"},
             {"model_dtype": "bfloat16"},
+            {"quantization": "8bit"},
+            {"compressor": "blosc-lz4"},
             {"attention": "eager"},
         )
     ]
     other = make_tokens(tmp_path / "tokens.zarr", n_contexts=401)
     changed.append(make_store(place, other).fingerprint)
     changed.append(generate_store(tokens, facts(digest="another"), lambda hook_points: FakeModel(), settings(), place).name)
-    assert len({base, *changed}) == 12
+    assert len({base, *changed}) == 14
+
+
+def test_the_stores_settings_have_how_a_model_is_quantised_and_not_where_it_lies():
+    def config(**changes):
+        params = load_params(REPOSITORY / "params.yaml")
+        params = replace(params, model=replace(params.model, **changes))
+        made = GenerationSettings.from_params(params)
+        return fingerprint_config(made, tokens_digest="t", ignore_token_ids=(), model_digest="m")
+
+    base = config()
+    assert config(device_map="auto") == config(device="cpu") == base
+    assert config(quantization="4bit") == {**base, "quantization": "4bit"}
 
 
 def test_rows_of_two_models_join_on_the_same_tokens(tokens, place):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.activations import remote, schema
+from pipeline.activations import remote, schema, writer
 from pipeline.activations.reader import open_store
 from pipeline.errors import DataError
 from pipeline.opening import open_activations
+from pipeline.params.choices import COMPRESSORS
 from tests.activations.object_store import failing, request, s3_server
 from tests.project import D_MODEL, Project
 
@@ -174,3 +178,135 @@ def test_what_is_wrong_is_told_in_one_line(away: Project, server: str, monkeypat
             assert len(errors) == 1
             assert words in errors[0]
             assert "not-to-be-shown" not in outcome.stderr
+
+
+def refused(away: Project, stage: str = "generate_activations") -> str:
+    """The one line with which a stage ends; no secret is in what it says."""
+    outcome = away.run(stage)
+    errors = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    assert outcome.exit_code == 2, (outcome.stderr, outcome.exception)
+    assert len(errors) == 1, outcome.stderr
+    assert "not-to-be-shown" not in outcome.stderr
+    return errors[0]
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "reset"])
+def test_a_server_that_always_fails_is_given_up(
+    away: Project, server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str
+) -> None:
+    """After a bounded number of requests, also where only the chunks cannot be had."""
+    monkeypatch.setattr(remote, "RETRIES", 2)
+    monkeypatch.setattr(remote, "FIRST_WAIT", remote.FIRST_WAIT / 10)
+    with failing(server, 1, (fault,)) as (url, met):
+        use("always", monkeypatch)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        said = refused(away)
+        assert "s3://activations/always" in said
+        assert "after 2 tries; run the same command again to go on" in said
+        assert len(met) == 3
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    remote._ROOTS.clear()
+    assert away.run("generate_activations").exit_code == 0
+    forget(away, tmp_path)
+    store = open_activations(away.path / "data" / "activations.json")
+    with failing(server, 1, (fault,)) as (url, met):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        remote._ROOTS.clear()
+        failing_store = remote.remote_of(store.path)
+        assert failing_store is not None
+        failing_store.sizes = {f"{HOOK}/c.0.0": 1}
+        with pytest.raises(DataError, match=r"cannot give blocks\.0\.hook_resid_post/c\.0\.0 .*after 2 tries"):
+            failing_store.fetch(f"{HOOK}/c.0.0")
+        assert len(met) == 3
+
+
+@pytest.mark.parametrize("status", ["401", "403"])
+def test_credentials_that_may_not_are_named_and_not_tried_again(
+    away: Project, server: str, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    with failing(server, 1, (status,)) as (url, met):
+        use("denied", monkeypatch)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        said = refused(away)
+    assert "not allowed" in said
+    assert "AWS_ACCESS_KEY_ID" in said
+    assert len(met) == 1
+
+
+def full(path: Path, content: bytes) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+def test_a_full_disk_of_the_cache(away: Project, server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Reading names the cache, nothing half-written stays, and with room it goes on; so does writing."""
+    use("full", monkeypatch)
+    assert away.run("generate_activations").exit_code == 0
+    forget(away, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        said = refused(away, "compute_norm")
+    assert "cannot be kept here (No space left on device)" in said
+    assert "SCOPELINE_CACHE_GIB" in said
+    assert str(tmp_path / "cache") in said
+    assert not list((tmp_path / "cache").rglob("*.partial"))
+    remote._ROOTS.clear()
+    assert away.run("compute_norm").exit_code == 0
+
+    use("full-while-writing", monkeypatch)
+    with monkeypatch.context() as patch:
+        replace = os.replace
+
+        def no_room(source: Path, target: Path) -> None:
+            if HOOK in str(target) and Path(target).name.startswith("c."):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            replace(source, target)
+
+        patch.setattr(writer.os, "replace", no_room)
+        said = refused(away)
+    assert "no space left" in said
+    assert "SCOPELINE_CACHE" in said
+    assert "SCOPELINE_STORE" not in said
+    remote._ROOTS.clear()
+    assert away.run("generate_activations").exit_code == 0
+
+
+def test_the_cache_stays_within_its_bounds_while_a_store_is_written(
+    away: Project, server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use("bounded-writing", monkeypatch)
+    monkeypatch.setattr(remote, "FRESH", 0.0)
+    bound = 8 * 512 * D_MODEL
+    monkeypatch.setenv("SCOPELINE_CACHE_GIB", str(bound / 2**30))
+    most: list[int] = []
+    push = remote.RemoteStore.push
+
+    def pushed(self: remote.RemoteStore, name: str) -> None:
+        push(self, name)
+        most.append(sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*") if file.is_file()))
+
+    monkeypatch.setattr(remote.RemoteStore, "push", pushed)
+    assert away.run("generate_activations").exit_code == 0
+    small = sum(len(content) for name, content in objects(server, "bounded-writing").items() if name.endswith(remote.SMALL))
+    whole = sum(len(content) for content in objects(server, "bounded-writing").values())
+    assert max(most) <= bound + small + 2**12 < whole
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_compressed_objects(
+    away: Project,
+    wanted: tuple[bytes, dict[str, bytes]],
+    server: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    """What is read is what a store on a disk holds that is not compressed."""
+    there = next(iter((tmp_path / "on-a-disk" / "data" / "store").glob("*/zarr.json"))).parent
+    rows = open_store(there).read(HOOK, 0, 4096)
+    use(name, monkeypatch)
+    away.set(activations__compressor=name)
+    assert away.run("generate_activations").exit_code == 0
+    forget(away, tmp_path)
+    store = open_activations(away.path / "data" / "activations.json")
+    assert torch.equal(store.read(HOOK, 0, 4096), rows)
+    assert json.loads(manifest(away))["config"]["compressor"] == name

@@ -50,7 +50,14 @@ def _params(
 ):
     models = {
         alias: SimpleNamespace(
-            model_name=name, width=width, backend="huggingface", dtype="float32", attention="auto", device="cpu"
+            model_name=name,
+            width=width,
+            backend="huggingface",
+            dtype="float32",
+            attention="auto",
+            device="cpu",
+            device_map=None,
+            quantization=None,
         )
         for alias, name, width in (("", "fake", 8), ("tuned", "fake, tuned", other_width))
     }
@@ -65,6 +72,7 @@ def _params(
         "buffer_shuffle": SimpleNamespace(perm_seed=changes.pop("perm_seed", 42)),
         "ignore_token_ids": None,
         "ignore_positions": 0,
+        "compressor": None,
         **changes,
     }
     return SimpleNamespace(

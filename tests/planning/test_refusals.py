@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pipeline import memory
 from pipeline.activations import remote, schema
 from pipeline.dictionaries.build import build_dictionary
 from pipeline.dictionaries.sae import SparseAutoencoder
+from pipeline.lm import placement
 from pipeline.norms import statistics
 from pipeline.planning.refusals import CHECKS, MACHINE, PARAMETERS, TOKENS
 from tests.messages import says
@@ -43,6 +45,11 @@ def nothing(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_weights(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     (project.path / "model" / "model.safetensors").unlink()
+
+
+def no_bitsandbytes(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(placement.importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
 
 
 def start_of_another_width(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +131,7 @@ ROWS = [
     Row("weight files missing or pickled", "no weight files", ("model.safetensors", "save_pretrained"), {}, no_weights),
     Row("attention that the model or device has not", "flash attention on a CPU", ("model.attention:", "flash_attention_2", "CUDA", "cpu"),
         {"model__attention": "flash_attention_2", "model__dtype": "bfloat16"}),
+    Row("device map or quantisation that cannot be had", "a package that is not there", ("model.quantization:", "4bit", "bitsandbytes", "pip install"), {"model__quantization": "4bit"}, no_bitsandbytes),
     Row("store of activations.path", "no such store", ("activations.path:", "nowhere", "no such activation store"), {"activations__path": "nowhere"}),
     Row("dictionary to start from", "no such start", ("initializer.from_dictionary:", "gone:"), {"initializer__from_dictionary": "gone"}),
     Row("dictionary to start from", "start of another shape", ("initializer.from_dictionary:", "d_sae is 32, wanted 64"), {"initializer__from_dictionary": "start"}, start_of_another_width),

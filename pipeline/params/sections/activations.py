@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from pipeline.params.choices import LIVE, MODEL_DTYPES, SOURCES, STORE, TARGETS
+from pipeline.params.choices import COMPRESSORS, LIVE, MODEL_DTYPES, SOURCES, STORE, TARGETS
 from pipeline.params.codecs import STORAGE_CODECS
 from pipeline.params.fields import param
 from pipeline.params.section import Section, rule
@@ -83,6 +83,9 @@ class ActivationsParams(Section):
         choices=STORAGE_CODECS,
         about="bfloat16 (2 bytes) | float16 (2 bytes, overflows above 65504) | float32 (4 bytes) | int8 (1 byte, scaled)",
     )
+    compressor: str | None = param(
+        None, choices=COMPRESSORS, about="blosc-lz4 (faster) | blosc-zstd (smaller), for the store's chunks; null: none"
+    )
     device: str | None = param(None, form=DEVICE, about="device that batches are delivered on; null: that of training")
     dtype: str | None = param(None, choices=MODEL_DTYPES, about="dtype that batches are delivered in (null: float32)")
 
@@ -101,6 +104,12 @@ class ActivationsParams(Section):
         if self.source != LIVE or self.path is None:
             return None
         return f"{self.path} is a store, and activations.source live reads none; write null, or source store"
+
+    @rule("compressor")
+    def _live_activations_are_not_compressed(self) -> str | None:
+        if self.source != LIVE or self.compressor is None:
+            return None
+        return f"{self.compressor} compresses a store, and activations.source live writes none; write null, or source store"
 
     @rule("hook_points")
     def _some_hook_points(self) -> str | None:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.params.choices import ATTENTIONS, BACKENDS, MODEL_DTYPES, attention_fault
+from pipeline.params.choices import (
+    ATTENTIONS,
+    BACKENDS,
+    DEVICE_MAPS,
+    MODEL_DTYPES,
+    QUANTIZATIONS,
+    attention_fault,
+    bridge_fault,
+    device_map_fault,
+)
 from pipeline.params.fields import param
 from pipeline.params.section import Section, rule
 
@@ -69,6 +78,17 @@ class ModelParams(Section):
         "flash_attention_2 (CUDA, half precision, package flash-attn)",
     )
     device: str | None = param(None, form=DEVICE, about="cpu, cuda, cuda:N, mps; null: cuda if there is one, else cpu")
+    device_map: str | None = param(
+        None,
+        choices=DEVICE_MAPS,
+        about="auto: a model too large for one device: its blocks on all GPUs, then in memory, then on the disk (package "
+        "accelerate); null: on one device",
+    )
+    quantization: str | None = param(
+        None,
+        choices=QUANTIZATIONS,
+        about="8bit (LLM.int8) | 4bit (NF4) weights of linear layers, other activations (package bitsandbytes); null: none",
+    )
     prepend_bos: bool | str = param(
         "auto",
         words=("auto",),
@@ -78,6 +98,14 @@ class ModelParams(Section):
     @rule("attention")
     def _the_bridge_has_one_attention(self) -> str | None:
         return attention_fault(self.backend, self.attention)
+
+    @rule("device_map")
+    def _a_device_map_has_no_device(self) -> str | None:
+        return bridge_fault(self.backend, self.device_map) or device_map_fault(self.device_map, self.device)
+
+    @rule("quantization")
+    def _the_bridge_is_not_quantised(self) -> str | None:
+        return bridge_fault(self.backend, self.quantization)
 
     @rule("attention")
     def _flash_attention_computes_in_half_precision(self) -> str | None:
