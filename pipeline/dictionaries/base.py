@@ -568,7 +568,7 @@ class Dictionary(nn.Module, abc.ABC):
         return torch.where(broken.reshape(*broken.shape, *(1,) * (e_hat.ndim - broken.ndim)), torch.nan, e_hat)
 
     def _largest(self, z: Tensor, k: int) -> Tensor:
-        """The k largest of each token (and layer) over all features, of equal ones the first: bool [..., F] of this process's."""
+        """Which are the k largest of each token (and layer) over all features, of equal ones the first: bool [..., F]."""
         group, n_features = self.feature_group, z.shape[-1]
         rows = z.reshape(-1, n_features)
         flat = self.kernels(z.device).largest(rows, min(k, n_features))

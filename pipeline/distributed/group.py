@@ -112,6 +112,12 @@ class Group(Reductions):
     def __init__(self, mesh: DeviceMesh | None = None, name: str = DIMS[0]) -> None:
         self._mesh, self._group = mesh, None if mesh is None else mesh.get_group(name)
         self.size, self.rank = dist.get_world_size(self._group), dist.get_rank(self._group)
+        # Of GPUs a group of the mesh takes tensors that are there only; the default one takes others by gloo.
+        gpus = mesh is not None and mesh.device_type == "cuda"
+        self._device = torch.device("cuda", torch.cuda.current_device()) if gpus else None
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        return tensor if self._device is None else tensor.to(self._device)
 
     def wait_for(self, timeout: datetime.timedelta) -> None:
         """So long at most, which a group of a mesh does not take over from the default one."""
@@ -131,24 +137,24 @@ class Group(Reductions):
             together.setdefault((tensor.device, tensor.dtype), []).append(place)
         found: list[Tensor] = list(tensors)
         for places in together.values():
-            flat = torch.cat([tensors[place].reshape(-1) for place in places])
+            flat = self._there(torch.cat([tensors[place].reshape(-1) for place in places]))
             with _named(self.rank, self.size):
                 dist.all_reduce(flat, group=self._group)
             for place, part in zip(places, flat.split([tensors[place].numel() for place in places]), strict=True):
-                found[place] = part.reshape(tensors[place].shape)
+                found[place] = part.reshape(tensors[place].shape).to(tensors[place].device)
         both = zip(values, found, strict=True)
         return [cast(T, tensor if isinstance(value, Tensor) else int(tensor)) for value, tensor in both]
 
     def any(self, flags: Tensor) -> Tensor:
-        counts = flags.to(torch.uint8)
+        counts = self._there(flags.to(torch.uint8))
         with _named(self.rank, self.size):
             dist.all_reduce(counts, op=dist.ReduceOp.MAX, group=self._group)
-        return counts.bool()
+        return counts.bool().to(flags.device)
 
     def gathered(self, values: Tensor) -> list[Tensor]:
         values = values.detach()
         own = values.to(torch.uint8) if values.dtype == torch.bool else values
-        own = own.contiguous() if own.ndim else own.reshape(1)
+        own = self._there(own.contiguous() if own.ndim else own.reshape(1))
         length = torch.tensor([len(own)], device=own.device)
         lengths = [torch.empty_like(length) for _ in range(self.size)]
         with _named(self.rank, self.size):
@@ -158,7 +164,7 @@ class Group(Reductions):
             parts = [torch.empty_like(padded) for _ in range(self.size)]
             dist.all_gather(parts, padded, group=self._group)
         found = [part[: int(n)] for part, n in zip(parts, lengths, strict=True)]
-        return [part.reshape((len(part), *values.shape[1:]) if values.ndim else ()).to(values.dtype) for part in found]
+        return [part.reshape((len(part), *values.shape[1:]) if values.ndim else ()).to(values) for part in found]
 
 
 @contextlib.contextmanager

@@ -514,8 +514,11 @@ class Trainer:
 
         What is of features that are dealt to processes is a DTensor of those of all.
         """
-        group, dims = self.feature_group, {name: self._feature_dim(name) for name in (own := self._own_state())}
-        return {name: tensor if (dim := dims[name]) is None else group.placed(tensor, dim) for name, tensor in own.items()}
+        state = self._own_state()
+        for name, tensor in state.items():
+            if (dim := self._feature_dim(name)) is not None:
+                state[name] = self.feature_group.placed(tensor, dim)
+        return state
 
     def _feature_dim(self, name: str) -> int | None:
         """The dimension of features of a tensor of the state; None: it has none."""
@@ -541,7 +544,7 @@ class Trainer:
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor], step_number: int) -> None:
-        """Take over what :meth:`state` gave after `step_number` steps, also as tensors of all features on any number of processes.
+        """Take over what :meth:`state` gave after `step_number` steps, or the same as plain tensors of all features.
 
         Raises:
             CheckpointError: names or shapes do not fit.
