@@ -22,8 +22,7 @@ class DistributedParams(Section):
         1,
         at_least=1,
         at_most=4096,
-        about="processes of train that share the features of a dictionary, as many each; data_parallel_size times so many are "
-        "started",
+        about="processes of train that share a dictionary's features; times data_parallel_size are started",
     )
     max_restarts: int = param(
         3, at_least=0, at_most=1000, about="how often the processes are started again when one was killed"
