@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pipeline.params.losses import SPARSITY_LOSSES
 from pipeline.params.section import across
 
 if TYPE_CHECKING:
@@ -37,6 +38,22 @@ def model_loss_has_one_process(trainer: TrainerParams, distributed: DistributedP
 def processes_have_features(distributed: DistributedParams, dictionary: DictionaryFields) -> str | None:
     """As many each."""
     return indivisible(dictionary, distributed.model_parallel_size)
+
+
+@across(KEY)
+def parts_are_of_all_features(
+    distributed: DistributedParams, dictionary: DictionaryFields, trainer: TrainerParams
+) -> str | None:
+    """What another package has brought says so, or would be right for the features of one process only."""
+    size, loss = distributed.model_parallel_size, trainer.sparsity_loss_type
+    if size == 1:
+        return None
+    faults = [] if dictionary.gate.dealable else [f"dictionary.act_fn {dictionary.act_fn}"]
+    if loss is not None and not SPARSITY_LOSSES.get(loss).dealable:
+        faults.append(f"trainer.sparsity_loss_type {loss}")
+    if not faults:
+        return None
+    return f"{size}, and {' and '.join(faults)} {'is' if len(faults) == 1 else 'are'} not declared dealable; write 1"
 
 
 def indivisible(dictionary: DictionaryFields, size: int) -> str | None:
