@@ -1,11 +1,13 @@
 """Rows and features dealt to a mesh of processes: every kind with every gate trains as in one process.
 
-Threads that wait for one another stand for processes. SCOPELINE_MESHES=all takes every case on every mesh, in a few minutes.
+Threads that wait for one another stand for processes. SCOPELINE_MESHES=all takes every case on every mesh for 50
+steps, in a few minutes.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import zlib
 from typing import Any, NamedTuple
@@ -15,16 +17,19 @@ import torch
 from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.sharding import deal_
+from pipeline.dictionaries.sharding import deal_, feature_dim
 from pipeline.training import revival
 from pipeline.training.dealt import dealt
+from pipeline.training.source import TrainingBatch
 from pipeline.training.step import Trainer
+from tests.dictionaries.make import read_by
 from tests.dictionaries.test_contract import CASES as KINDS
 from tests.training.cases import dictionary, params, rows
 from tests.training.test_every_kind import Source, make
 from tests.training.threads import ALONE, Place, Threads, in_mesh
 
-STEPS = 50
+ALL = os.environ.get("SCOPELINE_MESHES") == "all"
+STEPS = 50 if ALL else 20
 MESHES = ((2, 1), (1, 2), (2, 2), (4, 1), (1, 4))
 AUXK = {"auxk_coefficient": 0.1, "k_aux": 3, "clip_grad_norm": 0.5}
 REVIVAL = {"revive_dead_features": True}
@@ -91,18 +96,18 @@ def trained(case: Case, place: Place, steps: int = STEPS) -> Trained:
     figures, revivals = [], 0
     for batch in itertools.islice(source.batches(0), steps):
         whole = batch.to(torch.device("cpu"), torch.float64)
-        silent = trainer.dead.tokens_since >= trainer._silence
         before = made.encoder_bias().detach().clone()
         observation = trainer.step(dealt(whole, place.rows.rank, place.rows.size), observe=True)
         assert observation is not None
         figures.append(observation.figures())
+        silent = trainer.dead.tokens_since >= trainer._silence
         revivals += int((silent & ((made.encoder_bias() - before).abs() > 0.5)).sum())
     return Trained(trainer.state(), figures, revivals)
 
 
 def meshes_of(name: str) -> tuple[tuple[int, int], ...]:
     """One of the meshes for each case, or all."""
-    return MESHES if os.environ.get("SCOPELINE_MESHES") == "all" else (MESHES[zlib.crc32(name.encode()) % len(MESHES)],)
+    return MESHES if ALL else (MESHES[zlib.crc32(name.encode()) % len(MESHES)],)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -128,7 +133,7 @@ def test_the_cases_train_dead_features_and_revive_them(monkeypatch: pytest.Monke
     for kind, act_fn in KINDS:
         if act_fn in ("topk", "batchlayertopk"):
             assert max(each["auxk"] for each in trained(Case(kind, act_fn, AUXK), ALONE).figures) > 0
-        if act_fn in ("topk", "jumprelu"):
+        if act_fn == "topk" or (kind, act_fn) == ("sae", "jumprelu"):
             assert trained(Case(kind, act_fn, REVIVAL | OPTIONS[act_fn].get("target_l0, revival", {})), ALONE).revivals > 0
 
 
@@ -158,7 +163,9 @@ def test_masked_tokens_and_micro_batches(act_fn: str) -> None:
                 torch.testing.assert_close(state[name], tensor, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", [Case("sae", "batchtopk", AUXK), Case("clt", "jumprelu", OPTIONS["jumprelu"]["target_l0, revival"])])
+@pytest.mark.parametrize(
+    "case", [Case("sae", "batchtopk", AUXK), Case("clt", "jumprelu", OPTIONS["jumprelu"]["target_l0, revival"])]
+)
 def test_a_state_is_of_no_mesh(case: Case) -> None:
     """Kept after half of the steps on 2 x 2, it goes on anywhere, with the weights of the unbroken run."""
     half, steps = 10, 20
@@ -186,11 +193,8 @@ def test_a_state_is_of_no_mesh(case: Case) -> None:
                 torch.testing.assert_close(found[name], tensor, rtol=1e-10, atol=1e-12)
 
 
-SMALL = 400  # bytes of a step's counts, flags and norms, which no formula has
-
-
 class Volume(NamedTuple):
-    """Bytes that a process puts down in a step (docs/scale.md), to be summed or gathered, over rows and over features."""
+    """Bytes that a process gives to be summed or gathered in a step, over those with its features and over those with its rows."""
 
     rows_sum: int
     rows_gathered: int
@@ -198,31 +202,23 @@ class Volume(NamedTuple):
     features_gathered: int
 
 
-def volume(made: Dictionary, b: int, data: int, model: int, options: dict[str, Any], *, dead: bool) -> Volume:
-    """By the formulas of docs/scale.md, for b rows of 8 byte numbers a process, of a batch on data x model."""
+def volume(made: Dictionary, b: int, data: int, model: int, options: dict[str, Any]) -> Volume:
+    """The formulas of docs/scale.md, for b rows a process, in numbers of 8 bytes."""
     config, s = made.config, 8
-    n_layers, part = config.layers if config.HAS_LAYERS else 1, config.d_sae // model
-    weights = sum(p.numel() // (model if name != "b_D" and model > 1 else 1) for name, p in made.named_parameters())
-    written = b * len(made.hooks_out) * config.d_out * s
-    prefixes = len(options.get("matryoshka_widths", "1"))
-    features = {"sum": prefixes * written, "gathered": 0}
-    rows_gathered = 0
-    per_row, rows_of_gate = config.top_k, b * n_layers
+    n_layers, features = math.prod(made.feature_shape) // config.d_sae, config.d_sae
     if config.gate.joint_layers:
-        per_row, part, rows_of_gate = config.top_k * n_layers, part * n_layers, b
-    if config.gate.batch_dependent:
-        budget = per_row * b * data
-        own = min(budget, b * part)
-        features["gathered"] += own * s
-        rows_gathered = min(model * own, model * own) * s
-    elif config.gate.budgeted:
-        features["gathered"] += rows_of_gate * min(per_row, part) * s
-    if dead:
-        features["sum"] += written
-        features["gathered"] += b * n_layers * min(options["k_aux"], config.d_sae // model) * s
-    if "sparsity_loss_type" in options:
-        features["sum"] += b * n_layers * s
-    return Volume(weights * s, rows_gathered, features["sum"] * (model > 1), features["gathered"] * (model > 1))
+        rows_of_gate, k, part = b, config.top_k * n_layers, features * n_layers // model
+    else:
+        rows_of_gate, k, part = b * n_layers, config.top_k, features // model
+    chosen = rows_of_gate * min(k * data, part) if config.gate.batch_dependent else rows_of_gate * min(k, part)
+    written = b * len(made.hooks_out) * config.d_out
+    dead = "auxk_coefficient" in options
+    gradients = sum(p.numel() // (1 if feature_dim(made, name) is None else model) for name, p in made.named_parameters())
+    sums = written * (len(options.get("matryoshka_widths", "1")) + dead)
+    sums += b * n_layers * ("sparsity_loss_type" in options)
+    gathered = chosen * config.gate.budgeted + b * n_layers * min(options.get("k_aux", 0), features // model) * dead
+    of_rows = chosen * model if config.gate.batch_dependent else 0
+    return Volume(*(each * s for each in (gradients, of_rows, sums, gathered)))
 
 
 VOLUMES = [
@@ -231,6 +227,36 @@ VOLUMES = [
     Case("sae", "relu", {"sparsity_loss_type": "power", "l1_coefficient": 1e-3}),
     Case("transcoder", "batchtopk", {}),
     Case("clt", "layertopk", {}),
-    Case("clt", "topk", {}),
+    Case("clt", "batchtopk", {}),
     Case("crosscoder", "batchtopk", {}),
+    Case("lorsa", "jumprelu", {"target_l0": 3.0}),
 ]
+
+
+@pytest.mark.parametrize("case", VOLUMES, ids=lambda case: f"{case.kind} {case.act_fn}")
+def test_a_step_sends_what_the_documentation_says(case: Case) -> None:
+    data, model = 2, 2
+
+    def sent(place: Place, n: int) -> Volume:
+        made = make(case.kind, case.act_fn).double()
+        with torch.no_grad():
+            made.encoder_bias().view(-1)[:6] -= 99.0  # dead, more than k_aux
+        x = read_by(made, n * data) if not made.reads_sequences else read_by(made, n * data).reshape(-1, 4, made.d_in)
+        y = x if made.hooks_in == made.hooks_out else x[..., : made.d_out]
+        norms = dict.fromkeys((*made.hooks_in, *made.hooks_out), 2.0)
+        deal_(made, place.features)
+        settings = params(**{"revive_dead_features": False, "dead_threshold": 1, **case.options})
+        trainer = Trainer(made, settings, total_steps=4, norms=norms, reductions=place.rows)
+        trainer.step(dealt(TrainingBatch(0, x, y, None), place.rows.rank, place.rows.size))
+        groups = (place.rows, place.features)
+        assert all(isinstance(group, Threads) for group in groups)
+        return Volume(*(group.sent[name] for group in groups for name in ("sum", "gathered")))  # type: ignore[attr-defined]
+
+    whole = make(case.kind, case.act_fn)
+    small, large = (in_mesh(data, model, lambda place, n=n: sent(place, n)) for n in (32, 64))
+    for one, other in zip(small, large, strict=True):
+        less, more = (volume(whole, n, data, model, case.options) for n in (32, 64))
+        # Counts, flags and norms, which no formula has, are the same whatever the number of rows.
+        for name in Volume._fields:
+            assert getattr(other, name) - getattr(one, name) == getattr(more, name) - getattr(less, name), name
+            assert 0 <= getattr(one, name) - getattr(less, name) <= 400, name
