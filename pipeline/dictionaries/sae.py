@@ -78,7 +78,8 @@ class SparseAutoencoder(Dictionary):
         return self.combined([branch.output() for branch in self.linear_branches(x)]).reshape(*x.shape[:-1], -1)
 
     def linear_branches(self, x: Tensor) -> list[LinearBranch]:
-        x_ND, centre = x.reshape(-1, x.shape[-1]), self.b_D if self.config.apply_b_dec_to_input else None
+        x_ND = x.reshape(-1, x.shape[-1])
+        centre: Tensor | None = self.b_D if self.config.apply_b_dec_to_input else None
         if centre is not None:
             x_ND, centre = x_ND - centre.detach(), self.feature_group.shared(centre)
         maps = [(self.W_E, self.b_E)]

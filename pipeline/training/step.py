@@ -190,7 +190,7 @@ class Trainer:
         """Whether a flag is set in any of them, each of which asks."""
         if self.n_processes == 1:
             return bool(flag)
-        return bool(self.reductions.any(self.feature_group.any(torch.as_tensor(flag, device=self.device))))
+        return bool(self.reductions.any(self.feature_group.any(torch.as_tensor(flag))))
 
     def _schedules(self) -> None:
         params, total = self.params, self.total_steps
