@@ -1,22 +1,24 @@
-"""What a step's processes know together: counts, flags and gradients of a batch whose rows are dealt to several of them."""
+"""What the processes of a training know together, where the rows of a batch or the features are dealt to several."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T", bound="int | Tensor")
 
 
 class Reductions(ABC):
-    """Over the processes that train one dictionary, each with all of it and with rows of its own of every batch.
+    """Over a group of processes. Those of a row group have the same features and rows of their own of every batch; those of a
+    feature group the same rows and features of their own.
 
     Every process calls the same methods in the same order and is given the same results.
 
-    Rows are dealt in order: those of the first process come before those of the second.
+    Rows and features are dealt in order: those of the first process come before those of the second.
 
     Attributes:
         size: number of processes.
@@ -37,6 +39,47 @@ class Reductions(ABC):
     @abstractmethod
     def gathered(self, values: Tensor) -> list[Tensor]:
         """The tensors of all processes, in their order; their first dimensions may differ. They carry no gradient."""
+
+    def summed(self, part: Tensor) -> Tensor:
+        """The sum over the processes, differentiable: what is made of it is the same in all, and so is its gradient, which each
+        part gets as it is."""
+        if self.size == 1:
+            return part
+        total: Tensor = _Summed.apply(part, self)
+        return total
+
+    def shared(self, whole: Tensor) -> Tensor:
+        """`whole`, which all have, as it is; each makes something else of it, so that its gradient is summed over them."""
+        if self.size == 1:
+            return whole
+        same: Tensor = _Shared.apply(whole, self)
+        return same
+
+    def placed(self, part: Tensor, dim: int) -> Tensor:
+        """`part`, this process's along `dim`, as part of a tensor that the processes have together, for a checkpoint."""
+        return part
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: Reductions) -> Tensor:
+        return group.sum([part])[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+class _Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, group: Reductions) -> Tensor:
+        ctx.group = group
+        return whole.view_as(whole)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.group.sum([grads[0]])[0], None
 
 
 class OneProcess(Reductions):

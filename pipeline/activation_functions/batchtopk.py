@@ -8,7 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pipeline.activation_functions.budget import within_budget
 from pipeline.activation_functions.interface import BudgetedActivation, GateSettings, Selection
+
+PLACES = 2**48  # more than a process's rows have
 
 
 class BatchTopK(BudgetedActivation):
@@ -23,7 +26,7 @@ class BatchTopK(BudgetedActivation):
         if kept is not None:
             rows = rows.masked_fill(~kept[:, None], -torch.inf)
         kernels = settings.kernels_of(z)
-        if settings.reductions.size > 1:
+        if settings.reductions.size * settings.feature_group.size > 1:
             return self._of_all_processes(rows, len(rows) if kept is None else int(kept.sum()), settings)
         if kept is None or kernels.counts_freely:
             n_kept = len(rows) if kept is None else int(kept.sum())
@@ -43,21 +46,21 @@ class BatchTopK(BudgetedActivation):
         return torch.stack(settings.reductions.gathered(least)).amin(0)
 
     def _of_all_processes(self, rows: Tensor, n_kept: int, settings: GateSettings) -> Selection:
-        """This process's part of what one process would choose of all rows, ties included: of these the first ones.
-
-        Nothing that it does not choose of its own rows is chosen of all, so the cut is made on what each one sends.
-        """
-        kernels, n_features = settings.kernels_of(rows), rows.shape[1]
+        """This process's part of what one process would choose of all rows and features, ties included: of these the first."""
+        n_columns, others = rows.shape[1], settings.feature_group
         (n_kept,) = settings.reductions.sum([n_kept])
-        budget = min(settings.k, n_features) * n_kept
-        flat = kernels.largest_of_all(rows, min(budget, rows.numel()))
+        budget = min(settings.k, n_columns * others.size) * n_kept
+        flat = settings.kernels_of(rows).largest_of_all(rows, min(budget, rows.numel()))
         values = rows.reshape(-1).index_select(0, flat)
-        sent = settings.reductions.gathered(values)
-        first = sum(len(other) for other in sent[: settings.reductions.rank])
-        among = kernels.largest_of_all(torch.cat(sent)[None], budget)
-        own = among[(among >= first) & (among < first + len(flat))] - first
-        values = values.index_select(0, own)
-        return Selection(flat.index_select(0, own), values, ~(values <= 0))
+
+        def places() -> Tensor:
+            row, column = flat // n_columns, flat % n_columns
+            own = row * n_columns * others.size + settings.place_in_row(column, n_columns)
+            return (own + settings.reductions.rank * PLACES)[None]
+
+        chosen = within_budget(values[None], places, budget, [others, settings.reductions])[0]
+        flat, values = flat[chosen], values[chosen]
+        return Selection(flat, values, ~(values <= 0))
 
     def _of_each_layer(self, z: Tensor, settings: GateSettings) -> Selection:
         n_layers, n_features = z.shape[-2:]

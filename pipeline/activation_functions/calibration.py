@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import NumericsError
+from pipeline.processes import ONE_PROCESS, Reductions
 
 POOL_FACTOR = 4  # a batch's z are remembered down to its (4 k tokens)-th largest: room for batches that differ
 
@@ -41,13 +42,16 @@ class Calibration:
     n_tokens: int
 
 
-def quantile_threshold(z: Tensor, target_l0: float, mask: Tensor | None = None) -> Tensor:
+def quantile_threshold(
+    z: Tensor, target_l0: float, mask: Tensor | None = None, feature_group: Reductions = ONE_PROCESS
+) -> Tensor:
     """The threshold above which a batch has `target_l0` gating values a token.
 
     Args:
         z: gating values [..., F].
         target_l0: wanted mean number of z > theta over kept tokens, positive.
         mask: bool [...] over tokens, True for a kept one; None: all.
+        feature_group: over the processes that hold the other features of the same tokens, as many each.
 
     Returns: positive scalar of z's dtype, halfway between the K-th and the (K + 1)-th largest z, K = round(target * kept
         tokens); between the smallest positive one and 0 where there are not so many positive ones. On the device of z;
@@ -59,8 +63,12 @@ def quantile_threshold(z: Tensor, target_l0: float, mask: Tensor | None = None) 
     rows = z.detach().reshape(-1, z.shape[-1])
     if mask is not None:
         rows = rows[mask.reshape(-1)]
-    count = max(min(round(target_l0 * len(rows)), rows.numel()), 1)
-    largest = torch.topk(rows.reshape(-1), min(count + 1, rows.numel())).values.clamp_min(0.0)
+    n_values = rows.numel() * feature_group.size
+    count = max(min(round(target_l0 * len(rows)), n_values), 1)
+    largest = torch.topk(rows.reshape(-1), min(count + 1, rows.numel())).values
+    if feature_group.size > 1:
+        largest = torch.cat(feature_group.gathered(largest)).topk(min(count + 1, n_values)).values
+    largest = largest.clamp_min(0.0)
     at = largest[count - 1]
     below = largest[count] if len(largest) > count else torch.zeros_like(at)
     least = torch.where(largest > 0, largest, torch.inf).min()

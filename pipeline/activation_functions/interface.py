@@ -31,6 +31,8 @@ class GateSettings(NamedTuple):
         k_of_token: k counts the features of all layers of a token; only where its layers compete.
         kernels: what looks for the chosen entries; None: those of the device.
         reductions: over the processes that hold the rest of the batch.
+        feature_group: over the processes that hold the other features, as many each; z has this process's.
+        row_layers: layers of features in a row of z.
     """
 
     k: int = 0
@@ -41,6 +43,8 @@ class GateSettings(NamedTuple):
     k_of_token: bool = False
     kernels: EntryKernels | None = None
     reductions: Reductions = ONE_PROCESS
+    feature_group: Reductions = ONE_PROCESS
+    row_layers: int = 1
 
     def kernels_of(self, z: Tensor) -> EntryKernels:
         """What looks for the chosen entries of z."""
@@ -48,7 +52,19 @@ class GateSettings(NamedTuple):
 
     def joint(self, n_layers: int) -> GateSettings:
         """For the layers of a token as one row of features: a k of each layer becomes k L."""
-        return self._replace(k=self.k if self.k_of_token else self.k * n_layers, layered=False)
+        k = self.k if self.k_of_token else self.k * n_layers
+        return self._replace(k=k, layered=False, row_layers=n_layers)
+
+    def place_in_row(self, columns: Tensor, n_columns: int) -> Tensor:
+        """Where columns of this process's rows of z are in the rows of all features.
+
+        Args:
+            columns: int64.
+            n_columns: of this process.
+        """
+        n_features = n_columns // self.row_layers
+        layer, feature = columns // n_features, columns % n_features
+        return (layer * self.feature_group.size + self.feature_group.rank) * n_features + feature
 
 
 class Selection(NamedTuple):

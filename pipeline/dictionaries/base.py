@@ -24,6 +24,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from pipeline.activation_functions.budget import within_budget
 from pipeline.activation_functions.calibration import Calibration
 from pipeline.activation_functions.interface import ActivationFunction, GateSettings, activation_function
 from pipeline.dictionaries.by_entries import decoded, step_codes
@@ -89,12 +90,21 @@ class Dictionary(nn.Module, abc.ABC):
 
     Args:
         config: of this kind; weights start at zero, `initialize_` draws them.
+
+    Attributes:
+        feature_group: over the processes that the features are dealt to while it is trained (sharding.py): what is of features
+            is of this process's, what is of tokens of all. The identity unless they are.
     """
+
+    feature_group: Reductions = ONE_PROCESS
 
     drawn_as_transpose: ClassVar[bool] = False  # the base draw makes the encoder of the decoder where that is asked for
     # {parameter: its dimensions, slowest first in memory}, where that is not their order: encoders keep each feature's weights
     # together, as the sums over chosen entries read and write them.
     MEMORY_ORDER: ClassVar[Mapping[str, Sequence[int]]] = {}
+    # {parameter: its dimension of features}, of those that have one; a part of the features takes a part of these. None: the
+    # kind does not say, and its features cannot be dealt to several processes.
+    FEATURE_DIMS: ClassVar[Mapping[str, int] | None] = None
     log_jumprelu_threshold: nn.Parameter
     gate_scale: Tensor | None
 
@@ -117,7 +127,7 @@ class Dictionary(nn.Module, abc.ABC):
     @property
     @abc.abstractmethod
     def feature_shape(self) -> tuple[int, ...]:
-        """Shape of one token's features: (F,) or (L, F)."""
+        """Shape of one token's features: (F,) or (L, F), F = n_features."""
 
     @abc.abstractmethod
     def _parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -193,7 +203,11 @@ class Dictionary(nn.Module, abc.ABC):
 
     def decode(self, f: Tensor) -> Tensor:
         """Reconstruction from features, with decoder bias, without skip. f: [..., F]. Returns [..., d_out]."""
-        return self._with_bias(self.decode_linear(f))
+        return self._with_bias(self._decoded(f))
+
+    def _decoded(self, f: Tensor) -> Tensor:
+        """`decode_linear` of all features, whichever process holds them."""
+        return self.feature_group.summed(self.decode_linear(f))
 
     def _with_bias(self, x_hat: Tensor) -> Tensor:
         bias = self._parameters.get("b_D")
@@ -205,7 +219,7 @@ class Dictionary(nn.Module, abc.ABC):
 
     def reconstruct(self, f: Tensor, x: Tensor) -> Tensor:
         """decode(f) plus what does not pass through features. f: [..., F], x: the input it was encoded from."""
-        return self.finished(self.decode_linear(f), x)
+        return self.finished(self._decoded(f), x)
 
     def reconstructions(self, codes: Codes, x: Tensor, widths: Sequence[int] = ()) -> list[Tensor]:
         """The reconstructions of a batch from the first w features only (of each layer), for each w (Matryoshka).
@@ -219,8 +233,10 @@ class Dictionary(nn.Module, abc.ABC):
         """
         found: list[Tensor] = []
         x_hat: Tensor | None = None
-        for first, end in itertools.pairwise((0, *(widths or self.feature_shape[-1:]))):
-            part = decoded(self, codes, first, end)
+        before = self.feature_group.rank * self.n_features  # features of the processes before this one
+        own = [min(max(width - before, 0), self.n_features) for width in widths] or [self.n_features]
+        for first, end in itertools.pairwise((0, *own)):
+            part = self.feature_group.summed(decoded(self, codes, first, end))
             x_hat = part if x_hat is None else x_hat + part
             found.append(self.finished(x_hat, x))
         return found
@@ -323,6 +339,11 @@ class Dictionary(nn.Module, abc.ABC):
     def d_sae(self) -> int:
         """Number of features F (with layers: of each)."""
         return self.config.d_sae
+
+    @property
+    def n_features(self) -> int:
+        """Features (of each layer) that this process holds: all d_sae, unless they are dealt to several."""
+        return self.config.d_sae // self.feature_group.size
 
     @property
     def k(self) -> int | None:
@@ -441,7 +462,7 @@ class Dictionary(nn.Module, abc.ABC):
         log_threshold = self.log_jumprelu_threshold if self.activation.has_threshold else None
         layered, of_token = len(self.feature_shape) > 1, self.config.k_layers > 1
         kernels = self.kernels(device or next(self.parameters()).device)
-        return GateSettings(k, mask, log_threshold, window, layered, of_token, kernels, gate.reductions)
+        return GateSettings(k, mask, log_threshold, window, layered, of_token, kernels, gate.reductions, self.feature_group)
 
     def kernels(self, device: torch.device) -> EntryKernels:
         """What works on entries there, in the dtype that autocast computes in, or that of the weights."""
@@ -539,14 +560,23 @@ class Dictionary(nn.Module, abc.ABC):
         """
         with torch.no_grad():
             chosen = dead_mask
-            if int(dead_mask.sum()) > k_aux:  # else there is nothing to rank
-                ranked = z.detach().masked_fill(~dead_mask, -torch.inf)
-                index = ranked.topk(min(k_aux, z.shape[-1]), dim=-1, sorted=False).indices
-                chosen = torch.zeros(z.shape, dtype=torch.bool, device=z.device).scatter_(-1, index, True) & dead_mask
+            if int(self.feature_group.sum([dead_mask.sum()])[0]) > k_aux:  # else there is nothing to rank
+                chosen = self._largest(z.detach().masked_fill(~dead_mask, -torch.inf), k_aux) & dead_mask
             finite = h.isfinite()
-            broken = (chosen & ~finite).flatten(h.ndim - len(self.feature_shape)).any(-1)
-        e_hat = self.decode_linear(torch.where(chosen & finite, h, 0.0))  # an infinite h times a gradient of 0 is nan
+            broken = self.feature_group.any((chosen & ~finite).flatten(h.ndim - len(self.feature_shape)).any(-1))
+        e_hat = self._decoded(torch.where(chosen & finite, h, 0.0))  # an infinite h times a gradient of 0 is nan
         return torch.where(broken.reshape(*broken.shape, *(1,) * (e_hat.ndim - broken.ndim)), torch.nan, e_hat)
+
+    def _largest(self, z: Tensor, k: int) -> Tensor:
+        """Which are the k largest of each token (and layer) over all features, of equal ones the first: bool [..., F]."""
+        group, n_features = self.feature_group, z.shape[-1]
+        rows = z.reshape(-1, n_features)
+        flat = self.kernels(z.device).largest(rows, min(k, n_features))
+        if group.size > 1:
+            own = flat.reshape(len(rows), -1)
+            values, wanted = rows.reshape(-1)[flat].reshape(own.shape), min(k, n_features * group.size)
+            flat = own[within_budget(values, lambda: own % n_features + group.rank * n_features, wanted, [group])]
+        return torch.zeros(z.numel(), dtype=torch.bool, device=z.device).index_fill_(0, flat, True).reshape(z.shape)
 
     @torch.no_grad()
     def initialize_(self, seed: int, initialization: BaseInitialization | None = None) -> Self:
@@ -663,3 +693,9 @@ def _zeros(shape: Sequence[int], order: Sequence[int], dtype: torch.dtype) -> Te
     """Zeros of this shape whose memory has the dimensions in this order, slowest first."""
     back = sorted(range(len(order)), key=order.__getitem__)
     return torch.zeros([shape[dim] for dim in order], dtype=dtype).permute(back)
+
+
+def in_memory_order(tensor: Tensor, order: Sequence[int]) -> Tensor:
+    """A copy whose memory has the dimensions in this order, slowest first."""
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return tensor.permute(*order).clone(memory_format=torch.contiguous_format).permute(back)

@@ -98,7 +98,7 @@ def _chosen(
     padding: Tensor | None,
 ) -> Codes | None:
     """Chosen entries of a linear encoder; None where they are too many to pay."""
-    norms, d_sae = dictionary.decoder_norms(), dictionary.config.d_sae
+    norms, n_features = dictionary.decoder_norms(), dictionary.n_features
     scale = dictionary.gating_scale(norms)
     with torch.no_grad():  # the scale goes into the weights, which are fewer than the gating values
         products = [dictionary.branch_product(b, scale if b is branches[0] else None) for b in branches]
@@ -108,7 +108,7 @@ def _chosen(
         return None
     flat, values, active = chosen
     places = _places(flat, gating, math.prod(dictionary.feature_shape), settings)
-    own = places.with_rows(flat // d_sae, gating.numel() // d_sae)
+    own = places.with_rows(flat // n_features, gating.numel() // n_features)
     outputs = [values] if len(products) == 1 else [product.reshape(-1).index_select(0, flat) for product in products]
     outputs = [output.to(branches[0].W.dtype) for output in outputs]
     if scale is not None:

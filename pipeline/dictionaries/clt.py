@@ -31,6 +31,7 @@ class CrossLayerTranscoder(Dictionary):
     """
 
     MEMORY_ORDER: ClassVar[Mapping[str, Sequence[int]]] = {"W_E": (0, 2, 1)}
+    FEATURE_DIMS: ClassVar[Mapping[str, int] | None] = {"W_E": 2, "b_E": 1, "W_D": 1}
     W_E: nn.Parameter
     b_E: nn.Parameter
     b_D: nn.Parameter
@@ -47,7 +48,7 @@ class CrossLayerTranscoder(Dictionary):
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        return (self.n_layers, self.config.d_sae)
+        return (self.n_layers, self.n_features)
 
     def _listed_shapes(self) -> list[tuple[int, ...]]:
         return [(j + 1, self.config.d_sae, self.config.d_in) for j in range(self.n_layers)]
@@ -103,7 +104,7 @@ class CrossLayerTranscoder(Dictionary):
         """Each target layer from the entries of its own layer and the earlier ones."""
         targets = []
         for j, block in enumerate(self.W_D):
-            end = (j + 1) * self.config.d_sae
+            end = (j + 1) * self.n_features
             own, part = values, places
             if j + 1 < self.n_layers:
                 kept, part = places.only(places.columns < end, end)

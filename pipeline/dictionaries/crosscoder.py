@@ -30,6 +30,7 @@ class Crosscoder(Dictionary):
 
     drawn_as_transpose: ClassVar[bool] = True
     MEMORY_ORDER: ClassVar[Mapping[str, Sequence[int]]] = {"W_E": (2, 0, 1)}
+    FEATURE_DIMS: ClassVar[Mapping[str, int] | None] = {"W_E": 2, "b_E": 0, "W_D": 1}
     W_E: nn.Parameter
     b_E: nn.Parameter
     W_D: nn.Parameter
@@ -37,7 +38,7 @@ class Crosscoder(Dictionary):
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        return (self.config.d_sae,)
+        return (self.n_features,)
 
     def _parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
         n_hooks, d_model, d_sae = len(self.hooks_in), self.config.d_in, self.config.d_sae

@@ -104,5 +104,5 @@ def first_thresholds(dictionary: Dictionary, z: Tensor, target_l0: float, mask: 
     """
     shape = dictionary.feature_shape
     layers = z.unbind(-2) if len(shape) > 1 else (z,)
-    theta = torch.stack([quantile_threshold(layer, target_l0, mask) for layer in layers])
+    theta = torch.stack([quantile_threshold(layer, target_l0, mask, dictionary.feature_group) for layer in layers])
     return theta.reshape(-1, *(1,) * (len(shape) - 1)).expand(shape)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ SOURCE_VALUES = 2**24  # of keys that token_sources gathers at a time: 64 MiB
 class LowRankSparseAttention(Dictionary):
     """Parameters W_Q, W_K [Q, D, d]; b_Q, b_K [Q, d]; w_V [F, D], b_V [F]; w_O [F, D]; b_D [D]; q_gain, k_gain [Q, d]."""
 
+    # Query-key heads are dealt with their features, so that each is whole.
+    HEADS: ClassVar[tuple[str, ...]] = ("W_Q", "W_K", "b_Q", "b_K", "q_gain", "k_gain")
+    FEATURE_DIMS: ClassVar[Mapping[str, int] | None] = dict.fromkeys((*HEADS, "w_V", "b_V", "w_O"), 0)
     W_Q: nn.Parameter
     W_K: nn.Parameter
     b_Q: nn.Parameter
@@ -61,7 +65,7 @@ class LowRankSparseAttention(Dictionary):
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        return (self.config.d_sae,)
+        return (self.n_features,)
 
     @property
     def per_group(self) -> int:
@@ -148,7 +152,7 @@ class LowRankSparseAttention(Dictionary):
     def pre_activations(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         self._check_contexts(x)
         v = nn.functional.linear(x, self.w_V, self.b_V)
-        grouped = v.unflatten(-1, (self.config.n_qk_heads, self.per_group)).transpose(1, 2)
+        grouped = v.unflatten(-1, (-1, self.per_group)).transpose(1, 2)
         return self.attend(x, grouped, padding).transpose(1, 2).flatten(-2)
 
     def attention(self, x: Tensor, padding: Tensor | None = None) -> Tensor:

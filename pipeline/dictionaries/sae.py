@@ -31,6 +31,7 @@ class SparseAutoencoder(Dictionary):
 
     drawn_as_transpose: ClassVar[bool] = True
     MEMORY_ORDER: ClassVar[Mapping[str, Sequence[int]]] = {"W_E": (1, 0), "W_G": (1, 0)}
+    FEATURE_DIMS: ClassVar[Mapping[str, int] | None] = {"W_E": 1, "b_E": 0, "W_D": 0, "W_G": 1, "b_G": 0}
     W_E: nn.Parameter
     b_E: nn.Parameter
     W_D: nn.Parameter
@@ -41,7 +42,7 @@ class SparseAutoencoder(Dictionary):
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        return (self.config.d_sae,)
+        return (self.n_features,)
 
     def _parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
         d_in, d_sae, d_out = self.config.d_in, self.config.d_sae, self.config.d_out
@@ -77,9 +78,10 @@ class SparseAutoencoder(Dictionary):
         return self.combined([branch.output() for branch in self.linear_branches(x)]).reshape(*x.shape[:-1], -1)
 
     def linear_branches(self, x: Tensor) -> list[LinearBranch]:
-        x_ND, centre = x.reshape(-1, x.shape[-1]), self.b_D if self.config.apply_b_dec_to_input else None
+        x_ND = x.reshape(-1, x.shape[-1])
+        centre: Tensor | None = self.b_D if self.config.apply_b_dec_to_input else None
         if centre is not None:
-            x_ND = x_ND - centre.detach()
+            x_ND, centre = x_ND - centre.detach(), self.feature_group.shared(centre)
         maps = [(self.W_E, self.b_E)]
         if self.config.use_glu_encoder:
             maps.append((self.W_G, self.b_G))

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import os
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,11 @@ from pipeline.errors import DataError, ParamsError
 from pipeline.params.sections.distributed import DistributedParams
 from pipeline.processes import ONE_PROCESS, Reductions, T
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 KEY = "distributed.data_parallel_size"
+DIMS = ("data", "model")  # of the mesh: the first changes slower with the rank
 BACKENDS = "cpu:gloo,cuda:nccl"
 
 
@@ -37,8 +41,11 @@ def joined(params: DistributedParams) -> Iterator[Reductions]:
         yield ONE_PROCESS
         return
     size = int(os.environ["WORLD_SIZE"])
-    if size != params.data_parallel_size:
-        raise ParamsError(f"{KEY}: {params.data_parallel_size}, and {size} processes were started; give both the same number")
+    if size != params.n_processes:
+        stated = str(params.data_parallel_size)
+        if params.model_parallel_size > 1:
+            stated += f", times distributed.model_parallel_size {params.model_parallel_size} is {params.n_processes}"
+        raise ParamsError(f"{KEY}: {stated}, and {size} processes were started; give both the same number")
     device = _own_gpu()
     minutes = params.timeout_minutes
     try:
@@ -71,11 +78,56 @@ def _own_gpu() -> torch.device | None:
     return torch.device("cuda", local)
 
 
-class Group(Reductions):
-    """Over torch.distributed's default group. All processes are given the same bits."""
+class Mesh(NamedTuple):
+    """Processes in rows and columns: `rows` those with the same features as this one, `features` those with the same rows."""
 
-    def __init__(self) -> None:
-        self.size, self.rank = dist.get_world_size(), dist.get_rank()
+    rows: Reductions
+    features: Reductions
+
+
+def mesh(processes: Reductions, params: DistributedParams) -> Mesh:
+    """The processes, data_parallel_size x model_parallel_size, as torch.distributed's device mesh (data, model)."""
+    if processes.size == 1 or params.model_parallel_size == 1:
+        return Mesh(processes, ONE_PROCESS)
+    from torch.distributed.device_mesh import init_device_mesh
+
+    sizes = (params.data_parallel_size, params.model_parallel_size)
+    made = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", sizes, mesh_dim_names=DIMS)
+    timeout = datetime.timedelta(minutes=params.timeout_minutes)
+    groups = [Group(made, name) if size > 1 else ONE_PROCESS for name, size in zip(DIMS, sizes, strict=True)]
+    for group in groups:
+        if isinstance(group, Group):
+            group.wait_for(timeout)
+    return Mesh(*groups)
+
+
+class Group(Reductions):
+    """Over processes of torch.distributed. All are given the same bits.
+
+    Args:
+        mesh: of all processes; None: over its default group.
+        name: of the mesh's dimension that the group extends over.
+    """
+
+    def __init__(self, mesh: DeviceMesh | None = None, name: str = DIMS[0]) -> None:
+        self._mesh, self._group = mesh, None if mesh is None else mesh.get_group(name)
+        self.size, self.rank = dist.get_world_size(self._group), dist.get_rank(self._group)
+        # Of GPUs a group of the mesh takes tensors that are there only; the default one takes others by gloo.
+        gpus = mesh is not None and mesh.device_type == "cuda"
+        self._device = torch.device("cuda", torch.cuda.current_device()) if gpus else None
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        return tensor if self._device is None else tensor.to(self._device)
+
+    def wait_for(self, timeout: datetime.timedelta) -> None:
+        """So long at most, which a group of a mesh does not take over from the default one."""
+        dist.distributed_c10d._set_pg_timeout(timeout, self._group)
+
+    def placed(self, part: Tensor, dim: int) -> Tensor:
+        from torch.distributed.tensor import DTensor, Replicate, Shard
+
+        assert self._mesh is not None
+        return DTensor.from_local(part, self._mesh, [Replicate(), Shard(dim)], run_check=False)
 
     def sum(self, values: Sequence[T]) -> list[T]:
         """Tensors of one device and dtype travel as one."""
@@ -85,34 +137,34 @@ class Group(Reductions):
             together.setdefault((tensor.device, tensor.dtype), []).append(place)
         found: list[Tensor] = list(tensors)
         for places in together.values():
-            flat = torch.cat([tensors[place].reshape(-1) for place in places])
+            flat = self._there(torch.cat([tensors[place].reshape(-1) for place in places]))
             with _named(self.rank, self.size):
-                dist.all_reduce(flat)
+                dist.all_reduce(flat, group=self._group)
             for place, part in zip(places, flat.split([tensors[place].numel() for place in places]), strict=True):
-                found[place] = part.reshape(tensors[place].shape)
+                found[place] = part.reshape(tensors[place].shape).to(tensors[place].device)
         both = zip(values, found, strict=True)
         return [cast(T, tensor if isinstance(value, Tensor) else int(tensor)) for value, tensor in both]
 
     def any(self, flags: Tensor) -> Tensor:
-        counts = flags.to(torch.uint8)
+        counts = self._there(flags.to(torch.uint8))
         with _named(self.rank, self.size):
-            dist.all_reduce(counts, op=dist.ReduceOp.MAX)
-        return counts.bool()
+            dist.all_reduce(counts, op=dist.ReduceOp.MAX, group=self._group)
+        return counts.bool().to(flags.device)
 
     def gathered(self, values: Tensor) -> list[Tensor]:
         values = values.detach()
         own = values.to(torch.uint8) if values.dtype == torch.bool else values
-        own = own.contiguous() if own.ndim else own.reshape(1)
+        own = self._there(own.contiguous() if own.ndim else own.reshape(1))
         length = torch.tensor([len(own)], device=own.device)
         lengths = [torch.empty_like(length) for _ in range(self.size)]
         with _named(self.rank, self.size):
-            dist.all_gather(lengths, length)
+            dist.all_gather(lengths, length, group=self._group)
             longest = max(int(each) for each in lengths)
             padded = own if len(own) == longest else torch.cat([own, own.new_zeros(longest - len(own), *own.shape[1:])])
             parts = [torch.empty_like(padded) for _ in range(self.size)]
-            dist.all_gather(parts, padded)
+            dist.all_gather(parts, padded, group=self._group)
         found = [part[: int(n)] for part, n in zip(parts, lengths, strict=True)]
-        return [part.reshape((len(part), *values.shape[1:]) if values.ndim else ()).to(values.dtype) for part in found]
+        return [part.reshape((len(part), *values.shape[1:]) if values.ndim else ()).to(values) for part in found]
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ class ProcessFailed(PipelineError):
 
 def to_be_launched(params: DistributedParams) -> bool:
     """Whether this process is to start the ones that do the work."""
-    return params.data_parallel_size > 1 and not started_as_one()
+    return params.n_processes > 1 and not started_as_one()
 
 
 def launch(params: DistributedParams, module: str) -> None:
@@ -54,8 +54,8 @@ def launch(params: DistributedParams, module: str) -> None:
 
     for killed in range(params.max_restarts + 1):
         try:
-            with _threads(params.data_parallel_size), _quiet(), _faults() as faults:
-                _run(params.data_parallel_size, [sys.executable, "-m", module, *sys.argv[1:]])
+            with _threads(params.n_processes), _quiet(), _faults() as faults:
+                _run(params.n_processes, [sys.executable, "-m", module, *sys.argv[1:]])
             return
         except SignalException as error:
             raise Interrupted(f"{module}: stopped by {error.sigval.name}; run the same command again to go on") from None
@@ -63,7 +63,7 @@ def launch(params: DistributedParams, module: str) -> None:
             rank, code = _first(error)
             if code >= 0:
                 raise ProcessFailed(faults.get(rank, []), code) from None
-            said = f"{module}: process {rank} of {params.data_parallel_size} was ended by signal {-code}"
+            said = f"{module}: process {rank} of {params.n_processes} was ended by signal {-code}"
             if killed == params.max_restarts:
                 times = f"{killed + 1} times in all" if killed else "once"
                 raise DataError(

@@ -36,7 +36,8 @@ def pre_act_loss(inputs: SparsityInputs, include_norm: bool) -> Tensor:
     with full_precision(inputs.z):
         below = (widened(inputs.thresholds) - widened(inputs.z)).relu_()
         if include_norm:
-            return mean_over_tokens(below.sum(-1), inputs.mask)
+            return mean_over_tokens(inputs.over_features(below.sum(-1)), inputs.mask)
         norms = widened(inputs.norms)
         # A product with n instead of a sum of products: no further [B, F] temporary.
-        return mean_over_tokens(below @ norms if norms.ndim == 1 else (below * norms).sum(-1), inputs.mask)
+        total = below @ norms if norms.ndim == 1 else (below * norms).sum(-1)
+        return mean_over_tokens(inputs.over_features(total), inputs.mask)

@@ -11,6 +11,9 @@ its linear part, the statistic u: the step first averages u over all of its toke
 
 in place of u. That has the value U and the gradient of u, so the weighted sum over the micro-batches has the value and the
 gradient of the whole batch, whatever the loss does with u.
+
+The features of a dictionary may be dealt to several processes, so that a sum over features goes through
+:meth:`SparsityInputs.over_features`, before anything that is not linear is made of it.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pipeline.params.losses import SPARSITY_LOSSES
+from pipeline.processes import ONE_PROCESS, Reductions
 
 
 class SparsityInputs(NamedTuple):
@@ -35,6 +39,7 @@ class SparsityInputs(NamedTuple):
         mask: bool [...] over tokens, None: all kept.
         step_statistic: of a micro-batch: the loss's statistic over the whole step's kept tokens, without gradient; None
             where the batch is the whole step.
+        feature_group: over the processes that hold the other features; all of the above are of this process's.
     """
 
     f: Tensor
@@ -43,6 +48,11 @@ class SparsityInputs(NamedTuple):
     thresholds: Tensor | None = None
     mask: Tensor | None = None
     step_statistic: Tensor | None = None
+    feature_group: Reductions = ONE_PROCESS
+
+    def over_features(self, part: Tensor) -> Tensor:
+        """A sum over all features, whose part over this process's is given, differentiable."""
+        return self.feature_group.summed(part)
 
     def over_step(self, own: Tensor) -> Tensor:
         """The statistic to go on with: `own`, of this batch, or the whole step's with the gradient of `own`."""

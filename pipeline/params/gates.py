@@ -22,6 +22,7 @@ class GateDeclaration:
         joint_layers: the layers of a token compete with one another; only for kinds with features for each layer.
         topk_start: trainer.topk_start_steps may train with TopK first.
         of_one_layer: of a gate with joint layers, the one that does the same within a layer.
+        dealable: it does the same where each process has some of the features (GateSettings.feature_group).
     """
 
     name: str
@@ -32,17 +33,22 @@ class GateDeclaration:
     joint_layers: bool = False
     topk_start: bool = False
     of_one_layer: str | None = None
+    dealable: bool = False
 
 
 GATES: Registry[GateDeclaration] = Registry(
     "activation function",
     "scopeline.activation_functions",
     (
-        GateDeclaration("relu", f"{_CODE}.relu:ReLU"),
-        GateDeclaration("jumprelu", f"{_CODE}.jumprelu:JumpReLU", has_threshold=True, topk_start=True),
-        GateDeclaration("topk", f"{_CODE}.topk:TopK", budgeted=True),
-        GateDeclaration("batchtopk", f"{_CODE}.batchtopk:BatchTopK", budgeted=True, batch_dependent=True, topk_start=True),
-        GateDeclaration("layertopk", f"{_CODE}.layertopk:LayerTopK", budgeted=True, joint_layers=True, of_one_layer="topk"),
+        GateDeclaration("relu", f"{_CODE}.relu:ReLU", dealable=True),
+        GateDeclaration("jumprelu", f"{_CODE}.jumprelu:JumpReLU", has_threshold=True, topk_start=True, dealable=True),
+        GateDeclaration("topk", f"{_CODE}.topk:TopK", budgeted=True, dealable=True),
+        GateDeclaration(
+            "batchtopk", f"{_CODE}.batchtopk:BatchTopK", budgeted=True, batch_dependent=True, topk_start=True, dealable=True
+        ),
+        GateDeclaration(
+            "layertopk", f"{_CODE}.layertopk:LayerTopK", budgeted=True, joint_layers=True, of_one_layer="topk", dealable=True
+        ),
         GateDeclaration(
             "batchlayertopk",
             f"{_CODE}.batchlayertopk:BatchLayerTopK",
@@ -50,6 +56,7 @@ GATES: Registry[GateDeclaration] = Registry(
             batch_dependent=True,
             joint_layers=True,
             of_one_layer="batchtopk",
+            dealable=True,
         ),
     ),
 )

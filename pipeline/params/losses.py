@@ -23,6 +23,7 @@ class SparsityLossDeclaration:
         metric: name of its term in the metrics, where it is another one.
         needs_thresholds: it trains thresholds, and nothing else.
         steerable: target_l0_mode coefficient may steer its weight.
+        dealable: it does the same where each process has some of the features (SparsityInputs.over_features).
     """
 
     name: str
@@ -32,6 +33,7 @@ class SparsityLossDeclaration:
     metric: str | None = None
     needs_thresholds: bool = False
     steerable: bool = True
+    dealable: bool = False
 
 
 SPARSITY_LOSSES: Registry[SparsityLossDeclaration] = Registry(
@@ -45,9 +47,12 @@ SPARSITY_LOSSES: Registry[SparsityLossDeclaration] = Registry(
             metric="l0_loss",
             needs_thresholds=True,
             steerable=False,
+            dealable=True,
         ),
-        SparsityLossDeclaration("power", f"{_CODE}.power:power_loss", ("p",)),
-        SparsityLossDeclaration("tanh", f"{_CODE}.tanh:tanh_loss", ("tanh_stretch_coefficient",)),
-        SparsityLossDeclaration("tanh-quad", f"{_CODE}.tanh_quad:LOSS", ("tanh_stretch_coefficient", "frequency_scale")),
+        SparsityLossDeclaration("power", f"{_CODE}.power:power_loss", ("p",), dealable=True),
+        SparsityLossDeclaration("tanh", f"{_CODE}.tanh:tanh_loss", ("tanh_stretch_coefficient",), dealable=True),
+        SparsityLossDeclaration(
+            "tanh-quad", f"{_CODE}.tanh_quad:LOSS", ("tanh_stretch_coefficient", "frequency_scale"), dealable=True
+        ),
     ),
 )

@@ -113,7 +113,7 @@ class _Loop:
     """The loop over several runs; see :func:`train_together`."""
 
     def __init__(self, runs: Sequence[TrainingRun], label: str | None) -> None:
-        self.runs, self.label, self.reductions = list(runs), label, runs[0].trainer.reductions
+        self.runs, self.label, self.trainer = list(runs), label, runs[0].trainer
         self.active = list(runs)
         self.failed: dict[str, NumericsError] = {}
         self.timing = Timing()
@@ -142,7 +142,7 @@ class _Loop:
             if self.label is not None:
                 self.progress = Progress(self.label, first.total_steps * tokens, done=start * tokens)
                 stack.callback(self.progress.close)
-            at_once = steps_at_once(len(self.active), first.device) if self.reductions.size == 1 else 1
+            at_once = steps_at_once(len(self.active), first.device) if self.trainer.n_processes == 1 else 1
             if at_once > 1:
                 self.turns = stack.enter_context(StepsAtOnce(at_once))
             stack.enter_context(told_of_memory(lambda: _held(self.working), lambda: self.working.step_number))
@@ -169,8 +169,8 @@ class _Loop:
             self.active, key=lambda run: -sum(p.numel() for p in run.dictionary.parameters())
         )  # the longest steps first
         joint = joint_batches([run.source for run in runs], [run.step_number for run in runs])
-        if self.reductions.size > 1:
-            joint = joint_dealt(joint, self.reductions)
+        if self.trainer.reductions.size > 1:
+            joint = joint_dealt(joint, self.trainer.reductions)
         batches = joint_on_device(joint, runs[0].trainer.device, [run.trainer.dtype for run in runs])
         self.timing.start()
         under_way: deque[UnderWay] = deque()
@@ -178,7 +178,7 @@ class _Loop:
             asked = time.perf_counter()
             try:
                 # Of several processes none leaves the others waiting at a step that it has not taken.
-                with stop.waiting() if self.reductions.size == 1 else contextlib.nullcontext():
+                with stop.waiting() if self.trainer.n_processes == 1 else contextlib.nullcontext():
                     joint_batch = next(batches)
             except StopWaiting:
                 self._end(under_way, left=0)
@@ -195,9 +195,7 @@ class _Loop:
 
     def _asked(self, stop: StopRequest) -> bool:
         """Whether to stop: any process was asked to."""
-        if self.reductions.size == 1:
-            return bool(stop)
-        found = bool(self.reductions.any(torch.tensor([bool(stop)])))
+        found = self.trainer.anywhere(bool(stop))
         if found and not stop:
             stop.receive("another process's signal")
         return found

@@ -13,12 +13,14 @@ from pipeline.activations.interface import Activations
 from pipeline.activations.schema import training_rows
 from pipeline.contracts.sealing import Origin
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.build import config_from_dict
-from pipeline.dictionaries.store import load_dictionary
+from pipeline.dictionaries.build import config_from_dict, dictionary_class
+from pipeline.dictionaries.sharding import check_divisible, deal_
+from pipeline.dictionaries.store import load_dictionary, read_config
 from pipeline.errors import DataError
 from pipeline.norms.exclusion import NormLimits
 from pipeline.norms.normalizer import Normalizer
 from pipeline.params.schema import Params, TrainerParams
+from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.training.fingerprint import describe_run
 from pipeline.training.schedules import with_rate
 from pipeline.training.source import StoreSource
@@ -67,6 +69,7 @@ def open_member(
     norms: Mapping[str, Any],
     inputs: Mapping[str, str | None],
     device: torch.device,
+    feature_group: Reductions = ONE_PROCESS,
 ) -> Member:
     """Read a member's initial dictionary and see that it is of these parameters and inputs.
 
@@ -78,11 +81,15 @@ def open_member(
         norms: of their hook points.
         inputs: {what: digest} that the initial dictionary should have been made from.
         device: of the training.
+        feature_group: over the processes that its features are dealt to.
 
     Raises:
+        ParamsError: they cannot be.
         DataError: it is not there, was made for other parameters or from other inputs, or does not fit the activations.
     """
-    dictionary = load_dictionary(initial, device=device)
+    config = read_config(initial)
+    check_divisible(config, dictionary_class(config.kind), feature_group.size)
+    dictionary = load_dictionary(initial, device=device if feature_group.size == 1 else "cpu")
     check_matches(dictionary, params, initial)
     Origin.of(dictionary.config.provenance).check(initial, "initialize", inputs)
     normalizer = Normalizer(dictionary.config, norms)
@@ -98,6 +105,9 @@ def open_member(
         determinism=params.determinism,
         device=device,
     )
+    if feature_group.size > 1:
+        deal_(dictionary, feature_group)
+        dictionary.to(device)
     return Member(name, params, trainer, dictionary, normalizer, source, about)
 
 

@@ -120,10 +120,11 @@ def compute_loss(
     if params.auxk_coefficient is not None:
         value = torch.zeros_like(unweighted[RECONSTRUCTION])
         dead = dead(codes) if callable(dead) else dead
-        if dead is not None and bool(dead.any()):
+        some = None if dead is None else dictionary.feature_group.any(dead.any())
+        if dead is not None and some is not None and bool(some):
             with autocast(x.device, params.amp_dtype):
                 e_hat = dictionary.decode_dead(codes.z, codes.h, dead, params.k_aux)
-            value, dropped = auxk_loss(r, y, e_hat, dead, mask)
+            value, dropped = auxk_loss(r, y, e_hat, some, mask)
         unweighted[AUXK] = value
         terms[AUXK] = value * params.auxk_coefficient
     if model_loss is not None:
@@ -145,14 +146,15 @@ def _forward(
     with autocast(x.device, params.amp_dtype):
         alone = params.sparsity_loss_type is None and params.lp_coefficient is None and params.matryoshka_widths is None
         codes = dictionary.step_codes(x, mask, gate, padding, decoded_only=alone)
-        widths = [resolve_share(width, dictionary.feature_shape[-1]) for width in params.matryoshka_widths or ()]
+        widths = [resolve_share(width, dictionary.config.d_sae) for width in params.matryoshka_widths or ()]
         return codes, dictionary.reconstructions(codes, x, widths)
 
 
 def _sparsity_inputs(
     dictionary: Dictionary, codes: Codes, mask: Tensor | None, step_statistic: Tensor | None = None
 ) -> SparsityInputs:
-    return SparsityInputs(codes.f, codes.z, codes.norms, dictionary.thresholds(), mask, step_statistic)
+    group = dictionary.feature_group
+    return SparsityInputs(codes.f, codes.z, codes.norms, dictionary.thresholds(), mask, step_statistic, group)
 
 
 @torch.no_grad()

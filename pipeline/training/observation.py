@@ -34,10 +34,18 @@ class Observation:
         scheduled: values of the schedules at this step.
         token_dims: 1 for [B, ...] batches, 2 for [B, T, ...].
         reductions: over the processes that the batch is dealt to.
+        feature_group: over the processes that the features are dealt to.
     """
 
-    def __init__(self, step: int, scheduled: dict[str, float], token_dims: int, reductions: Reductions = ONE_PROCESS) -> None:
-        self.step, self._reductions = step, reductions
+    def __init__(
+        self,
+        step: int,
+        scheduled: dict[str, float],
+        token_dims: int,
+        reductions: Reductions = ONE_PROCESS,
+        feature_group: Reductions = ONE_PROCESS,
+    ) -> None:
+        self.step, self._reductions, self._feature_group = step, reductions, feature_group
         self._scheduled, self._token_dims = dict(scheduled), token_dims
         self._sums: dict[str, Tensor] = {}
         self._tensors: dict[str, Tensor] = {}
@@ -70,6 +78,7 @@ class Observation:
         """Add what is known after the update: the step's loss terms, the norm of its gradient and of each parameter's {name:
         scalar}, dead features and tokens so far."""
         self._sums = dict(zip(self._sums, self._reductions.sum(list(self._sums.values())), strict=True))
+        (self._sums["active"],) = self._feature_group.sum([self._sums["active"]])
         n = self._sums["n"].clamp_min(1)
         variance = self._sums["square"] - self._sums["label"].square().sum(-1) / n
         l0, explained = self._sums["active"] / n, 1 - self._sums["error"] / variance

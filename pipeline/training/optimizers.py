@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, ParamsError, unknown_name
+from pipeline.processes import ONE_PROCESS, Reductions
 
 
 class StepOptimizer(abc.ABC):
@@ -183,12 +184,25 @@ def build_optimizer(
 
 
 @torch.no_grad()
-def gradient_norms(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """{name: L2 norm of its gradient, float32 scalar} of the parameters that have one."""
+def gradient_norms(
+    parameters: Mapping[str, nn.Parameter], dealt: Collection[str] = (), group: Reductions = ONE_PROCESS
+) -> dict[str, Tensor]:
+    """{name: L2 norm of its gradient, float32 scalar} of the parameters that have one.
+
+    Args:
+        parameters: of this process.
+        dealt: names of those of which the processes of `group` have a part each.
+        group: the identity where there are none.
+    """
     grads = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     if not grads:
         return {}
-    return {name: norm.float() for name, norm in zip(grads, torch._foreach_norm(list(grads.values())), strict=True)}
+    norms = dict(zip(grads, torch._foreach_norm(list(grads.values())), strict=True))
+    if group.size > 1:
+        parts = [name for name in norms if name in dealt]
+        squares = group.sum([norms[name].square() for name in parts])
+        norms |= {name: square.sqrt() for name, square in zip(parts, squares, strict=True)}
+    return {name: norm.float() for name, norm in norms.items()}
 
 
 def global_norm(norms: Mapping[str, Tensor], excluded: frozenset[str] = frozenset()) -> Tensor:
@@ -216,10 +230,17 @@ class GradientScaler:
 
     Args:
         enabled: False makes every method a no-op.
+        group: over the processes that have other parts of the gradients.
     """
 
-    def __init__(self, enabled: bool, device: torch.device | str, growth_interval: int = 2000) -> None:
-        self.enabled, self.growth_interval = enabled, growth_interval
+    def __init__(
+        self,
+        enabled: bool,
+        device: torch.device | str,
+        growth_interval: int = 2000,
+        group: Reductions = ONE_PROCESS,
+    ) -> None:
+        self.enabled, self.growth_interval, self._group = enabled, growth_interval, group
         self.scale = torch.full((), 2.0**16 if enabled else 1.0, dtype=torch.float32, device=device)
         self.good_steps = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -236,7 +257,7 @@ class GradientScaler:
         for grad in grads:
             grad.div_(self.scale.to(grad.dtype))
         finite = torch.stack([torch.isfinite(grad).all() for grad in grads]).all()
-        return (~finite).float()
+        return self._group.any(~finite).float()
 
     @torch.no_grad()
     def update(self, overflow: Tensor | None) -> None:

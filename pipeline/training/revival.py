@@ -93,7 +93,9 @@ def revive_(
     gain = every.reshape(-1)[columns].clamp_min(EPS_NORM)
     length = dictionary.encoder_norms().to(z.dtype) * every
     use = reductions.sum([codes.uses(tuple(shape))])[0].to(z.dtype)
-    usual = (length * use).sum() / use.sum().clamp_min(1)
+    group = dictionary.feature_group
+    used, uses = group.sum([(length * use).sum(), use.sum()])
+    usual = used / uses.clamp_min(1)
     within = scale * length.reshape(-1)[columns] <= LONGEST * usual
     usable = dead.reshape(-1)[columns] & wanted.isfinite() & (ratio > SMALLEST) & within
     bias = dictionary.encoder_bias()
@@ -102,7 +104,7 @@ def revive_(
     if dictionary.config.sparsity_include_decoder_norm:
         norms = codes.norms.detach().to(z.dtype)
         own = norms.reshape(-1)[columns].clamp_min(EPS_NORM)
-        longer = torch.where(usable, (SHORTEST * _mean_length(norms, dead) / own).clamp_min(1.0), 1.0)
+        longer = torch.where(usable, (SHORTEST * _mean_length(norms, dead, group) / own).clamp_min(1.0), 1.0)
     new = (scale * (flat[columns] - mean / gain) + shift / gain) / longer
     flat[columns] = torch.where(usable, new, flat[columns]).to(bias.dtype)
     bias.copy_(flat.reshape(bias.shape))
@@ -169,10 +171,11 @@ def out_of_reach(dictionary: Dictionary, params: TrainerParams, tokens: int) -> 
     )
 
 
-def _mean_length(norms: Tensor, dead: Tensor) -> Tensor:
-    """Mean decoder norm of the features in use, 0-dimensional; of all features if all are dead."""
+def _mean_length(norms: Tensor, dead: Tensor, group: Reductions) -> Tensor:
+    """Mean decoder norm of the features in use, of all processes, 0-dimensional; of all features if all are dead."""
     alive = (~dead).to(norms.dtype)
-    return torch.where(alive.any(), (norms * alive).sum() / alive.sum().clamp_min(1), norms.mean())
+    living, n_living, total = group.sum([(norms * alive).sum(), alive.sum(), norms.sum()])
+    return torch.where(n_living > 0, living / n_living.clamp_min(1), total / (norms.numel() * group.size))
 
 
 def _scale_(scale: Callable[[Tensor], None], factors: Tensor, columns: Tensor, dead: Tensor) -> None:

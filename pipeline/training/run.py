@@ -12,10 +12,12 @@ from pipeline import metric_names as names
 from pipeline.contracts.sealing import MADE_BY
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.saving import save_dictionary
+from pipeline.dictionaries.sharding import of_all, weights_of_all
 from pipeline.errors import CheckpointError, NumericsError
 from pipeline.params.sections.trainer import TrainerParams
 from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.training.checkpoints import Checkpoints, History, snapshot_steps
+from pipeline.training.dealt_state import of_all_features
 from pipeline.training.kernels import check_device, way_in_words
 from pipeline.training.observation import Observation
 from pipeline.training.revival import out_of_reach
@@ -179,7 +181,9 @@ class TrainingRun:
         return s == self.trainer.total_steps - 1 or s % self.params.log_frequency == 0
 
     def _time_to_save(self) -> bool:
-        return time.monotonic() - self._saved >= 60 * self.params.checkpoint_minutes
+        own = time.monotonic() - self._saved >= 60 * self.params.checkpoint_minutes
+        # Where the features are dealt to processes the state is put together by all of them.
+        return own if self.trainer.feature_group.size == 1 else self.trainer.anywhere(own)
 
     def after(self, observation: Observation | None) -> None:
         """What is due after a step: report, look whether it has diverged, snapshot; the state where its time has come.
@@ -216,7 +220,8 @@ class TrainingRun:
         if self.checkpoints is None or self.step_number == self._kept:
             return
         self.trainer.guard.read()
-        self.checkpoints.save(self.step_number, self.trainer.state(), {"last": self.last})
+        state = of_all_features(self.trainer.state(), self.trainer.feature_group)
+        self.checkpoints.save(self.step_number, state, {"last": self.last})
         self._saved, self._kept = time.monotonic(), self.step_number
 
     def _check_progress(self) -> None:
@@ -240,16 +245,19 @@ class TrainingRun:
             self.on_metrics(s, figures | self.timing.figures())
 
     def _snapshot_steps(self) -> set[int]:
-        if self.checkpoints is None or not self.checkpoints.keeps:
+        if self.checkpoints is None:
             return set()
         return set(snapshot_steps(self.trainer.total_steps, self.params.n_checkpoints, self.params.checkpoint_schedule))
 
     def _snapshot(self, step: int) -> None:
         assert self.checkpoints is not None
         self.trainer.guard.read()
+        weights = weights_of_all(self.dictionary)
+        if not self.checkpoints.keeps:
+            return
         norms = {hook: norm.to_dict() for hook, norm in self.trainer.normalizer.norms.items()}
         about = {"step": step, MADE_BY: "train", "norms": norms}
-        save_dictionary(self.dictionary, self.checkpoints.snapshot_path(step), about)
+        save_dictionary(of_all(self.dictionary, weights), self.checkpoints.snapshot_path(step), about)
 
 
 def say(label: str | None, message: str) -> None:

@@ -16,11 +16,14 @@ whose end is kept there is not trained again: its outputs are written.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.activations.interface import Activations
+from pipeline.dictionaries.sharding import weights_of_all
+from pipeline.distributed.group import mesh
 from pipeline.errors import NumericsError, of_member
 from pipeline.files import ensure_writable, fingerprint, root
 from pipeline.norms.hook_norm import read_norms
@@ -50,7 +53,8 @@ def train_dictionaries(params: Params, places: Places, processes: Reductions = O
     Args:
         params: all parameters.
         places: what is read and written.
-        processes: those that train together. The first one keeps the state, tracks and writes the outputs.
+        processes: those that train together, data_parallel_size times model_parallel_size. The first one keeps the state,
+            tracks and writes the outputs.
 
     Returns: the figures of metrics/train.json; of other processes than the first none.
 
@@ -60,7 +64,8 @@ def train_dictionaries(params: Params, places: Places, processes: Reductions = O
         Interrupted: stopped by a signal; the state is saved.
     """
     ensure_writable(checkpoint_root := root() / "data" / "checkpoints", "checkpoints")
-    store, members = open_members(params, places)
+    rows, features = mesh(processes, params.distributed)
+    store, members = open_members(params, places, features)
     first = processes.rank == 0
     if store.source == LIVE and first:
         for line in _live_lines(params, next(iter(members.values())).source):
@@ -69,17 +74,18 @@ def train_dictionaries(params: Params, places: Places, processes: Reductions = O
         opened = _with_checkpoints(members, checkpoint_root, stack, first)
         stack.enter_context(deterministic(params.determinism, next(iter(members.values())).device))
         trackers = stack.enter_context(tracked(params, places, opened, store)) if first else _untracked(opened)
-        last = _train(params, opened, trackers, processes)
+        ended = _train(params, opened, trackers, rows, first)
         if not first:
             return {}
-        ended = [Ended(member, checkpoints, last[name]) for name, (member, checkpoints) in opened.items()]
         figures = write_outputs(ended, places, params.sweep is not None)
         _log_outputs(trackers, figures, places)
     return figures if params.sweep is not None else figures[""]
 
 
-def open_members(params: Params, places: Places) -> tuple[Activations, dict[str, Member]]:
-    """The activations, and {name: what is to be trained}; `places` has what is read."""
+def open_members(
+    params: Params, places: Places, feature_group: Reductions = ONE_PROCESS
+) -> tuple[Activations, dict[str, Member]]:
+    """The activations, and {name: what is to be trained}, its features dealt; `places` has what is read."""
     device = training_device(params.activations.device or params.model.device, "activations.device")
     store = open_for(params, places.activations)
     norms, origin = read_norms(places.norms)
@@ -88,7 +94,7 @@ def open_members(params: Params, places: Places) -> tuple[Activations, dict[str,
     members = {}
     for name, own in params.members.items():
         with of_member(name):
-            members[name] = open_member(name, own, places.initial / name, store, norms, inputs, device)
+            members[name] = open_member(name, own, places.initial / name, store, norms, inputs, device, feature_group)
     return store, members
 
 
@@ -112,8 +118,8 @@ def _with_checkpoints(members: Mapping[str, Member], directory: Path, stack: con
     return opened
 
 
-def _train(params: Params, opened: Opened, trackers: Mapping[str, Tracker], processes: Reductions) -> dict[str, dict[str, Any]]:
-    """Bring the dictionaries to the end of their runs; {member: figures of the last step}.
+def _train(params: Params, opened: Opened, trackers: Mapping[str, Tracker], rows: Reductions, first: bool) -> list[Ended]:
+    """Bring the dictionaries to the end of their runs, which the first process gives with the weights of all features.
 
     Raises:
         NumericsError: which members failed.
@@ -124,11 +130,9 @@ def _train(params: Params, opened: Opened, trackers: Mapping[str, Tracker], proc
         if checkpoints.finished() is None:
             unfinished.setdefault(checkpoints.directory, (member, checkpoints))
     if unfinished:
-        runs = _runs(params, list(unfinished.values()), opened, trackers, processes)
-        failed = train_together(list(runs.values()), label=LABEL if processes.rank == 0 else None)
-        _keep_ends(
-            [run for run in runs.values() if run.name not in failed], params.activations.source == LIVE and processes.rank == 0
-        )
+        runs = _runs(params, list(unfinished.values()), opened, trackers, rows, first)
+        failed = train_together(list(runs.values()), label=LABEL if first else None)
+        _keep_ends([run for run in runs.values() if run.name not in failed], params.activations.source == LIVE and first)
         faults = [
             f"sweep.{name}: {fault}" if name else fault
             for name, (_, checkpoints) in opened.items()
@@ -137,19 +141,23 @@ def _train(params: Params, opened: Opened, trackers: Mapping[str, Tracker], proc
         ]
         if faults:
             raise NumericsError(faults)
-    last = {}
-    for name, (member, checkpoints) in opened.items():
+    ended: list[Ended] = []
+    for name, (member, checkpoints) in opened.items() if first else ():
         run = runs.get(checkpoints.directory)
-        if run is not None and run.name == name:
-            last[name] = run.last
+        dealt = member.dictionary.feature_group.size > 1
+        if run is not None and run.name == name and not dealt:
+            ended.append(Ended(member, checkpoints, run.last))
             continue
         done = checkpoints.finished()
         assert done is not None  # it was before, or is the end of a run here
-        if name and run is None and processes.rank == 0:
+        if name and run is None:
             say(LABEL, f"{name}: trained already, its end is taken from {checkpoints.directory}")
-        member.dictionary.load_weights_({key: tensor.to(member.device) for key, tensor in done.tensors.items()})
-        last[name] = done.extra["last"]
-    return last
+        if dealt:
+            member = dataclasses.replace(member, dictionary=member.dictionary.rebuilt(done.tensors))
+        else:
+            member.dictionary.load_weights_({key: tensor.to(member.device) for key, tensor in done.tensors.items()})
+        ended.append(Ended(member, checkpoints, done.extra["last"]))
+    return ended
 
 
 def _runs(
@@ -157,7 +165,8 @@ def _runs(
     unfinished: Sequence[tuple[Member, Checkpoints]],
     opened: Opened,
     trackers: Mapping[str, Tracker],
-    processes: Reductions,
+    rows: Reductions,
+    first: bool,
 ) -> dict[Path, TrainingRun]:
     """{directory of the checkpoints: the run} of what has not ended."""
     check_memory([(member.dictionary, member.source, member.trainer, member.name) for member, _ in unfinished])
@@ -170,9 +179,9 @@ def _runs(
             total_steps=params.total_steps,
             checkpoints=checkpoints,
             on_metrics=_logging([trackers[name] for name, (_, own) in opened.items() if own is checkpoints]),
-            label=LABEL if processes.rank == 0 else None,
+            label=LABEL if first else None,
             name=member.name,
-            reductions=processes,
+            reductions=rows,
         )
         for member, checkpoints in unfinished
     }
@@ -190,7 +199,7 @@ def _keep_ends(ended: Sequence[TrainingRun], live: bool) -> None:
     """Keep the weights at the end of the runs, so that they are not trained again."""
     for run in ended:
         assert run.checkpoints is not None
-        run.checkpoints.finish(run.step_number, run.dictionary.state_dict(), {"last": run.last})
+        run.checkpoints.finish(run.step_number, weights_of_all(run.dictionary), {"last": run.last})
     if ended and live:
         say(LABEL, ended[0].timing.limit())
 

@@ -25,6 +25,7 @@ from pipeline.activation_functions.interface import activation_function
 from pipeline.dictionaries.base import Dictionary, Gate
 from pipeline.dictionaries.codes import Codes
 from pipeline.dictionaries.inference_thresholds import n_layers_of
+from pipeline.dictionaries.sharding import feature_dim
 from pipeline.losses.reductions import aligned
 from pipeline.norms.normalizer import Normalizer
 from pipeline.params.sections.trainer import TrainerParams
@@ -34,6 +35,7 @@ from pipeline.training.active_share import ActiveShare
 from pipeline.training.checkpoints import check_fit
 from pipeline.training.constraints import normalize_rows_, remove_parallel_gradient_
 from pipeline.training.dead_features import DeadFeatures
+from pipeline.training.dealt_state import own_tensor
 from pipeline.training.divergence import DivergenceGuard
 from pipeline.training.finiteness import LossGuard
 from pipeline.training.objective import LossReport, ModelLoss, autocast, compute_loss, step_statistic
@@ -125,7 +127,8 @@ class Trainer:
         total_steps: T.
         norms: {hook point: norm} for the normalisation.
         position: words for the position of a step's batch, for errors.
-        reductions: over the processes that the rows of each batch are dealt to.
+        reductions: over the processes that the rows of each batch are dealt to. Those that the features are dealt to are the
+            dictionary's.
     """
 
     def __init__(
@@ -138,9 +141,10 @@ class Trainer:
         position: Callable[[int], str] = "batch {}".format,
         reductions: Reductions = ONE_PROCESS,
     ) -> None:
-        self.reductions = reductions
+        self.reductions, self.feature_group = reductions, dictionary.feature_group
         self.dictionary, self.params, self.total_steps = dictionary, params, total_steps
         self.parameters = dict(dictionary.named_parameters())
+        self._dealt = {name: dim for name in self.parameters if (dim := feature_dim(dictionary, name)) is not None}
         first = next(iter(self.parameters.values()))
         self.device, self.dtype = first.device, first.dtype
         self.normalizer = Normalizer(dictionary.config, norms, reductions)
@@ -158,13 +162,13 @@ class Trainer:
         if self._rows is not None:
             normalize_rows_(self._rows)
         self.l0 = L0Control(dictionary, params, self.device)
-        self.scaler = GradientScaler(params.amp_dtype == "float16", self.device)
+        self.scaler = GradientScaler(params.amp_dtype == "float16", self.device, group=self.feature_group)
         dead_threshold = resolve_share(params.dead_threshold, params.total_training_tokens)
         self.dead = DeadFeatures(dictionary.feature_shape, dead_threshold, self.device)
         self._silence = silence(dictionary, params)
         kernels = dictionary.gate_settings().kernels
         measured = not (dictionary.activation.budgeted or kernels is None or kernels.counts_freely)
-        self.share = ActiveShare(measured, math.prod(dictionary.feature_shape))
+        self.share = ActiveShare(measured, math.prod(dictionary.feature_shape) * self.feature_group.size)
         self.guard = LossGuard(self.device, position)
         n_hooks, d_out = len(dictionary.hooks_out), dictionary.config.d_out
         width = (d_out,) if n_hooks == 1 else (n_hooks, d_out)
@@ -172,10 +176,21 @@ class Trainer:
         self.step_number = 0
         self._scalars = _Scalars(0, 0.0, 0.0)
         self.graph: StepGraph[Gate, _Done] | None = None
-        if self.device.type == "cuda" and reductions.size == 1:
+        if self.device.type == "cuda" and self.n_processes == 1:
             self.capture(cuda_capture)
         self.tokens = torch.zeros((), dtype=torch.int64, device=self.device)
         self.n_auxk_dropped = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    @property
+    def n_processes(self) -> int:
+        """That train together."""
+        return self.reductions.size * self.feature_group.size
+
+    def anywhere(self, flag: bool | Tensor) -> bool:
+        """Whether a flag is set in any of them, each of which asks."""
+        if self.n_processes == 1:
+            return bool(flag)
+        return bool(self.reductions.any(self.feature_group.any(torch.as_tensor(flag))))
 
     def _schedules(self) -> None:
         params, total = self.params, self.total_steps
@@ -244,7 +259,8 @@ class Trainer:
         s = self.step_number
         observation = None
         if observe:
-            observation = Observation(s, self.scheduled(s), self._token_dims(batch.inputs), self.reductions)
+            dims = self._token_dims(batch.inputs)
+            observation = Observation(s, self.scheduled(s), dims, self.reductions, self.feature_group)
         self._set_scalars_(s)
         gate = self.gate(s)
         done = self._by_graph(batch, s, gate) if observation is None else None
@@ -258,7 +274,9 @@ class Trainer:
         if observation is not None:
             if self.params.auxk_coefficient is not None:
                 done.sums[names.AUXK_DROPPED] = self.n_auxk_dropped
-            observation.finish(done.sums, done.norm, done.norms, self.dead.mask().sum(), self.tokens)
+            observation.finish(
+                done.sums, done.norm, done.norms, self.feature_group.sum([self.dead.mask().sum()])[0], self.tokens
+            )
         return observation
 
     def _set_scalars_(self, s: int) -> None:
@@ -323,6 +341,7 @@ class Trainer:
         sums.update(zip(sums, self.reductions.sum(list(sums.values())), strict=True))
         counts = self.reductions.sum([tally.n_active, tally.n_ordinary, tally.n_auxk_dropped])
         tally.n_active, tally.n_ordinary, tally.n_auxk_dropped = counts
+        (tally.n_active,) = self.feature_group.sum([tally.n_active])
         tally.fired = self.reductions.any(tally.fired)
 
     @torch.no_grad()
@@ -336,7 +355,7 @@ class Trainer:
             return lambda codes: self.dead.after(self.reductions.any(codes.fired(self.dead.feature_shape)), n_tokens)
         never = torch.zeros_like(self.dead.tokens_since, dtype=torch.bool)
         dead = self.dead.after(never, n_tokens)
-        if not bool(dead.any()):
+        if not bool(self.feature_group.any(dead.any())):
             return dead
         fired = never
         for part in parts:
@@ -359,7 +378,7 @@ class Trainer:
         self.dead.update(tally.fired, n_tokens)
         dead = self.dead.mask()
         lost = self.dead.tokens_since >= self._silence
-        if self.params.revive_dead_features and bool(lost.any()):
+        if self.params.revive_dead_features and bool(self.feature_group.any(lost.any())):
             self._revive(s, tally, lost)
         if self.share.due(s):
             self.share.measure_(torch.as_tensor(tally.n_active), tally.n_ordinary)
@@ -430,7 +449,8 @@ class Trainer:
         gate = self.gate(s)
         activation = gate.activation or self.dictionary.activation
         settings = self.dictionary.gate_settings(tally.mask, gate)
-        threshold = activation.threshold(tally.codes.smallest_active(), settings)
+        smallest = torch.stack(self.feature_group.gathered(tally.codes.smallest_active())).amin(0)
+        threshold = activation.threshold(smallest, settings)
         encoder_gate = self.dictionary.encoder_gate(tally.x)
         revive_(
             self.dictionary,
@@ -471,7 +491,7 @@ class Trainer:
     def _update(self, sums: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Guard, clip and update; the gradient's norm before clipping (thresholds excluded), and that of each parameter."""
         overflow = self.scaler.unscale_(self.parameters)
-        norms = gradient_norms(self.parameters)
+        norms = gradient_norms(self.parameters, self._dealt, self.feature_group)
         norm = global_norm(norms, self._thresholds)
         watched = {name: value for name, value in sums.items() if not name.endswith(WEIGHTED)}
         if overflow is None:
@@ -490,7 +510,28 @@ class Trainer:
         return norm, norms
 
     def state(self) -> dict[str, Tensor]:
-        """All that a resume needs, by name; on the device, not copied. The loop itself draws no random number."""
+        """All that a resume needs, by name; on the device, not copied. The loop itself draws no random number.
+
+        What is of features that are dealt to processes is a DTensor of those of all.
+        """
+        state = self._own_state()
+        for name, tensor in state.items():
+            if (dim := self._feature_dim(name)) is not None:
+                state[name] = self.feature_group.placed(tensor, dim)
+        return state
+
+    def _feature_dim(self, name: str) -> int | None:
+        """The dimension of features of a tensor of the state; None: it has none."""
+        section, _, of_section = name.partition("/")
+        if section == "dictionary":
+            return feature_dim(self.dictionary, of_section)
+        if section == "optimizer":
+            parameter, _, slot = of_section.rpartition("/")
+            return None if slot == "step" else self._dealt.get(parameter)
+        return len(self.dead.feature_shape) - 1 if section == "dead" else None
+
+    def _own_state(self) -> dict[str, Tensor]:
+        """The same, of this process's features."""
         state = {f"dictionary/{name}": tensor.detach() for name, tensor in self.dictionary.state_dict().items()}
         state |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state().items()}
         state |= {f"scaler/{name}": tensor for name, tensor in self.scaler.state().items()}
@@ -503,19 +544,20 @@ class Trainer:
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor], step_number: int) -> None:
-        """Take over what :meth:`state` gave after `step_number` steps.
+        """Take over what :meth:`state` gave after `step_number` steps, or the same as plain tensors of all features.
 
         Raises:
             CheckpointError: names or shapes do not fit.
         """
-        own = self.state()
+        check_fit(self.state(), state)
+        own, group = self._own_state(), self.feature_group
+        state = {name: own_tensor(tensor, self._feature_dim(name), group) for name, tensor in state.items()}
 
         def below(prefix: str) -> dict[str, Tensor]:
             return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
 
         self.optimizer.load(below("optimizer/"))
         self.scaler.load(below("scaler/"))
-        check_fit(own, state)
         for name, tensor in own.items():
             if not name.startswith(("optimizer/", "scaler/")):
                 tensor.copy_(state[name])

@@ -81,7 +81,11 @@ class L0Control:
             return
         log_threshold = self.dictionary.log_jumprelu_threshold
         log_threshold.add_(shift.reshape(-1, *(1,) * (log_threshold.ndim - 1)))
-        living = torch.where(dead, torch.nan, log_threshold).nanmedian(-1, keepdim=True).values
+        group = self.dictionary.feature_group
+        if group.size > 1 and not bool(group.any(dead.any())):
+            return
+        known = torch.where(dead, torch.nan, log_threshold).transpose(0, -1)
+        living = torch.cat(group.gathered(known)).transpose(0, -1).nanmedian(-1, keepdim=True).values
         log_threshold.copy_(torch.where(dead & ~living.isnan(), living, log_threshold))
 
     def state(self) -> dict[str, Tensor]:

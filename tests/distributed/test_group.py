@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.distributed.group import joined, mesh
+from pipeline.errors import ParamsError
 from pipeline.params.sections.distributed import DistributedParams
-from pipeline.processes import ONE_PROCESS
+from pipeline.processes import ONE_PROCESS, Reductions
+from pipeline.training.dealt_state import of_all_features, own_tensor
 from tests.project import REPOSITORY
 
 SIZE = 3
@@ -41,8 +44,6 @@ def rows(rank: int) -> list[Tensor]:
 
 def main() -> None:
     """One process: everything that it is given is compared with what it should be."""
-    from pipeline.distributed.group import joined
-
     with joined(DistributedParams(data_parallel_size=SIZE, timeout_minutes=1.0)) as group:
         assert (group.size, group.rank) == (SIZE, int(os.environ["RANK"]))
         found = group.sum(values(group.rank))
@@ -61,6 +62,37 @@ def main() -> None:
             for rank, part in enumerate(parts):
                 assert part.dtype == rows(rank)[place].dtype
                 assert torch.equal(part, rows(rank)[place])
+        _features(group)
+
+
+def _features(group: Reductions) -> None:
+    """A tensor whose middle dimension is dealt, put together and taken apart; sums with their gradients."""
+    alone, features = mesh(group, DistributedParams(model_parallel_size=SIZE))
+    assert (alone.size, features.size, features.rank) == (1, SIZE, group.rank)
+    whole = torch.arange(4.0 * 2 * SIZE * 5).reshape(4, 2 * SIZE, 5)
+    part = own_tensor(whole, 1, features)
+    assert part.shape == (4, 2, 5)
+    placed = features.placed(part.transpose(0, 1).contiguous().transpose(0, 1), 1)  # in another order in memory
+    state = {"dealt": placed, "same": torch.ones(2)}
+    assert placed.shape == whole.shape
+    found = of_all_features(state, features)
+    assert torch.equal(found["dealt"], whole)
+    assert torch.equal(found["same"], torch.ones(2))
+    assert torch.equal(own_tensor(placed, 1, features), part)
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    factor = group.rank + 1.0
+    total = features.summed(factor * features.shared(x))
+    assert torch.equal(total, 6 * x)
+    (total.square() / 2).sum().backward()
+    assert torch.equal(x.grad, 36 * x.detach())  # d/dx of (6 x)^2 / 2, its parts summed over the processes
+
+
+def test_another_number_of_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    wanted = "distributed.data_parallel_size: 2, times distributed.model_parallel_size 2 is 4, and 3 processes were started"
+    with pytest.raises(ParamsError, match=wanted), joined(DistributedParams(data_parallel_size=2, model_parallel_size=2)):
+        pass
 
 
 def test_three_processes() -> None:
@@ -78,7 +110,7 @@ def test_three_processes() -> None:
         )
         for rank in range(SIZE)
     ]
-    said = [process.communicate(timeout=120)[1] for process in processes]
+    said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * SIZE, said
 
 

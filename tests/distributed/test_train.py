@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -39,8 +40,8 @@ def wanted(begun: Project, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return load_file(project.path / WEIGHTS)
 
 
-def started(project: Project, size: int, **environment: str) -> subprocess.Popen[str]:
-    project.set(distributed__data_parallel_size=size)
+def started(project: Project, size: int, model: int = 1, **environment: str) -> subprocess.Popen[str]:
+    project.set(distributed__data_parallel_size=size, distributed__model_parallel_size=model)
     return subprocess.Popen(
         [sys.executable, "-m", "stages.train"],
         cwd=project.path,
@@ -108,6 +109,20 @@ def test_killed_processes_are_started_again_and_end_with_the_same_weights(
     assert code == 0, lines
     assert [line for line in lines if "going on after step" in line]
     check(project, wanted)
+
+
+def test_features_dealt_to_processes(begun: Project, wanted: dict[str, Tensor], tmp_path: Path) -> None:
+    """2 x 2 processes are stopped, two with half of the features each go on; weights and figures are those of one process."""
+    project = begun.copy(tmp_path / "project")
+    process = started(project, 2, 2)
+    wait_for_a_checkpoint(project)
+    process.send_signal(signal.SIGINT)
+    code, lines = finish(process)
+    assert code in (0, 130), lines  # 0: it had ended before the signal came
+    code, lines = finish(started(project, 1, 2))
+    assert code == 0, lines
+    check(project, wanted)
+    assert json.loads((project.path / "metrics" / "train.json").read_text())["final_l0"] == 4.0
 
 
 def test_too_many_kills_are_told(begun: Project, tmp_path: Path) -> None:

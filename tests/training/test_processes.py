@@ -1,56 +1,22 @@
-"""Several processes with rows of their own train as one does with all of them: here as threads that wait for one another."""
+"""Several processes with rows of their own train as one does with all of them; what they have besides is in test_dealt.py."""
 
 from __future__ import annotations
 
-import itertools
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.processes import Reductions
 from pipeline.seeding import generator
-from pipeline.training import revival
 from pipeline.training.dealt import dealt
 from pipeline.training.source import TrainingBatch
 from pipeline.training.step import Trainer
-from tests.dictionaries.test_contract import CASES as KINDS
 from tests.training.cases import dictionary, params, rows, weights
-from tests.training.test_every_kind import Source, make
+from tests.training.threads import Place, in_mesh
 
 STEPS, BATCH = 12, 24
-
-
-class Meeting:
-    """Where threads put something down and see what all have put down."""
-
-    def __init__(self, size: int) -> None:
-        self.barrier, self.held = threading.Barrier(size, timeout=60), [None] * size
-
-    def all(self, rank: int, value: Any) -> list[Any]:
-        self.held[rank] = value
-        self.barrier.wait()
-        found = list(self.held)
-        self.barrier.wait()
-        return found
-
-
-class Threads(Reductions):
-    def __init__(self, meeting: Meeting, rank: int) -> None:
-        self.meeting, self.rank, self.size = meeting, rank, len(meeting.held)
-
-    def sum(self, values: Any) -> list[Any]:
-        return [sum(each) for each in zip(*self.meeting.all(self.rank, list(values)), strict=True)]
-
-    def any(self, flags: Tensor) -> Tensor:
-        return torch.stack(self.meeting.all(self.rank, flags)).any(0)
-
-    def gathered(self, values: Tensor) -> list[Tensor]:
-        return self.meeting.all(self.rank, values.detach())
 
 
 def batches(masked: bool) -> list[TrainingBatch]:
@@ -87,14 +53,12 @@ def test_the_steps_are_those_of_one_process(case: str, parts: int, masked: bool)
     fields, options = CASES[case]
     options = {"revive_dead_features": False, "gradient_accumulation_steps": parts, **options}
     wanted, figures = trained(fields, {**options, "gradient_accumulation_steps": 1}, lambda batch: batch, masked)
-    size = 3
-    meeting = Meeting(size)
 
-    def of_rank(rank: int) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-        return trained(fields, options, lambda batch: dealt(batch, rank, size), masked, reductions=Threads(meeting, rank))
+    def work(place: Place) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+        rows = place.rows
+        return trained(fields, options, lambda batch: dealt(batch, rows.rank, rows.size), masked, reductions=rows)
 
-    with ThreadPoolExecutor(size) as pool:
-        found = list(pool.map(of_rank, range(size)))
+    found = in_mesh(3, 1, work)
     exact = 1e-6 if masked else 1e-10  # a part's share of the kept tokens is a float32
     for state, reported in found:
         assert state.keys() == wanted.keys()
@@ -104,50 +68,4 @@ def test_the_steps_are_those_of_one_process(case: str, parts: int, masked: bool)
                     state[name], tensor, rtol=exact, atol=exact / 100, msg=lambda m, name=name: f"{name}: {m}"
                 )
         for ours, theirs in zip(reported, figures, strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-6)
-
-
-FAMILIES: dict[str, list[dict[str, Any]]] = {
-    "budgeted": [{"auxk_coefficient": 0.1, "k_aux": 4}, {"revive_dead_features": True, "initial_k": 6}],
-    "relu": [{"sparsity_loss_type": "tanh-quad", "l1_coefficient": 1e-3}],
-    "jumprelu": [{"target_l0": 3.0, "revive_dead_features": True}, {"target_l0": 3.0, "topk_start_steps": 4}],
-}
-RUNS = [(kind, act_fn, options) for kind, act_fn in KINDS for options in FAMILIES.get(act_fn, FAMILIES["budgeted"])]
-
-
-@pytest.mark.parametrize(
-    ("kind", "act_fn", "options"), RUNS, ids=lambda value: value if isinstance(value, str) else next(iter(value))
-)
-def test_every_kind_and_gate_as_in_one_process(
-    kind: str, act_fn: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(revival, "EXPECTED", 1)  # so that features are silent for long enough in so short a run
-    size = 3
-    meeting = Meeting(size)
-    settings = params(**{"revive_dead_features": False, "dead_threshold": 40, **options})
-
-    def run(rank: int | None) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-        made = make(kind, act_fn).double()
-        with torch.no_grad():
-            made.encoder_bias().view(-1)[:4].sub_(9.0)  # dead from the start
-        norms = dict.fromkeys((*made.hooks_in, *made.hooks_out), 2.0)
-        source = Source(made)
-        reductions = {} if rank is None else {"reductions": Threads(meeting, rank)}
-        trainer = Trainer(made, settings, total_steps=STEPS, norms=norms, **reductions)
-        figures = []
-        for batch in itertools.islice(source.batches(0), STEPS):
-            batch = batch.to(torch.device("cpu"), torch.float64)
-            observation = trainer.step(batch if rank is None else dealt(batch, rank, size), observe=True)
-            assert observation is not None
-            figures.append(observation.figures())
-        return trainer.state(), figures
-
-    wanted, reported = run(None)
-    with ThreadPoolExecutor(size) as pool:
-        found = list(pool.map(run, range(size)))
-    for state, figures in found:
-        assert state.keys() == wanted.keys()
-        for name, tensor in wanted.items():
-            torch.testing.assert_close(state[name], tensor, rtol=1e-10, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
-        for ours, theirs in zip(figures, reported, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-6)

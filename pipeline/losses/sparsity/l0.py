@@ -54,7 +54,7 @@ def _counts(inputs: SparsityInputs, bandwidth: float) -> tuple[Tensor, int]:
         )
     theta = widened(inputs.thresholds)
     counts: Tensor = _Count.apply(inputs.z.detach().to(theta.dtype), theta, bandwidth)
-    return counts, theta.ndim - 1
+    return inputs.over_features(counts), theta.ndim - 1
 
 
 def _mean_l0(inputs: SparsityInputs, *, l0_bandwidth: float, target_l0: float | None, target_l0_mode: str) -> Tensor | None:

@@ -33,8 +33,8 @@ def power_loss(inputs: SparsityInputs, *, p: float = 1.0) -> Tensor:
         if p == 1:
             # A product with n instead of a sum of products: no [B, F] temporary.
             total = f @ norms if norms.ndim == 1 else (f * norms).sum(-1)
-            return mean_over_tokens(total, inputs.mask)
-        powers = (f * norms).pow(p).sum(-1)
+            return mean_over_tokens(inputs.over_features(total), inputs.mask)
+        powers = inputs.over_features((f * norms).pow(p).sum(-1))
         some = powers > 0
         total = torch.where(some, torch.where(some, powers, 1.0).pow(1 / p), 0.0)
         return mean_over_tokens(total, inputs.mask)

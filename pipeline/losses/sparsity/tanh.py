@@ -28,4 +28,4 @@ def tanh_loss(inputs: SparsityInputs, *, tanh_stretch_coefficient: float = 4.0) 
     Returns: float32 scalar (float64 for float64 input), unweighted.
     """
     with full_precision(inputs.f):
-        return mean_over_tokens(stretched(inputs, tanh_stretch_coefficient).sum(-1), inputs.mask)
+        return mean_over_tokens(inputs.over_features(stretched(inputs, tanh_stretch_coefficient).sum(-1)), inputs.mask)

@@ -38,7 +38,7 @@ def tanh_quad_loss(inputs: SparsityInputs, *, tanh_stretch_coefficient: float = 
     Returns: float32 scalar (float64 for float64 input), unweighted.
     """
     q = inputs.over_step(_frequencies(inputs, tanh_stretch_coefficient=tanh_stretch_coefficient))
-    return (q * (1 + q / frequency_scale)).sum(-1).mean()
+    return inputs.over_features((q * (1 + q / frequency_scale)).sum(-1)).mean()
 
 
 LOSS = SparsityLoss(tanh_quad_loss, statistic=_frequencies)

@@ -96,6 +96,11 @@ class DictionaryFields(Section, abc.ABC):
     def hooks_out(self) -> tuple[str, ...]:
         """The hook points that are written, in the order of the output."""
 
+    @property
+    def dealt(self) -> tuple[str, int | None]:
+        """What of it is dealt to processes, in words, and how many there are; None: a parameter file does not say."""
+        return "features of each layer" if self.HAS_LAYERS else "features", self.d_sae
+
     @classmethod
     def named(cls, stated: Mapping[str, Any]) -> dict[str, Any]:
         """Names for hook points that `stated` leaves out or null, as tensors in memory may."""

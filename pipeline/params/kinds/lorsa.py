@@ -53,6 +53,11 @@ class LowRankSparseAttentionFields(OneHookPointFields):
         """n_ctx."""
         return self.n_ctx
 
+    @property
+    def dealt(self) -> tuple[str, int | None]:
+        """Heads stay whole."""
+        return "query-key heads", self.n_qk_heads
+
     @rule("n_qk_heads")
     def _sizes_are_stated(self) -> str | None:
         wanted = ["n_qk_heads", "d_qk_head", "n_ctx"]

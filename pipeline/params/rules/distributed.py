@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from pipeline.params.losses import SPARSITY_LOSSES
 from pipeline.params.section import across
 
 if TYPE_CHECKING:
+    from pipeline.params.kinds.fields import DictionaryFields
     from pipeline.params.sections.activations import ActivationsParams
     from pipeline.params.sections.distributed import DistributedParams
     from pipeline.params.sections.trainer import TrainerParams
+
+KEY = "distributed.model_parallel_size"
+NAMED = 8  # sizes that a message names
 
 
 @across("distributed.data_parallel_size")
@@ -22,6 +28,39 @@ def processes_have_rows(distributed: DistributedParams, activations: Activations
 @across("trainer.model_loss")
 def model_loss_has_one_process(trainer: TrainerParams, distributed: DistributedParams) -> str | None:
     """Its weight is a quotient of two means over the whole step."""
-    if trainer.model_loss is None or distributed.data_parallel_size == 1:
+    if trainer.model_loss is None or distributed.n_processes == 1:
         return None
-    return f"{trainer.model_loss} works in one process; set distributed.data_parallel_size to 1, or write null"
+    key = KEY if distributed.data_parallel_size == 1 else "distributed.data_parallel_size"
+    return f"{trainer.model_loss} works in one process; set {key} to 1, or write null"
+
+
+@across(KEY)
+def processes_have_features(distributed: DistributedParams, dictionary: DictionaryFields) -> str | None:
+    """As many each."""
+    return indivisible(dictionary, distributed.model_parallel_size)
+
+
+@across(KEY)
+def parts_are_of_all_features(
+    distributed: DistributedParams, dictionary: DictionaryFields, trainer: TrainerParams
+) -> str | None:
+    """What another package has brought says so, or would be right for the features of one process only."""
+    size, loss = distributed.model_parallel_size, trainer.sparsity_loss_type
+    if size == 1:
+        return None
+    faults = [] if dictionary.gate.dealable else [f"dictionary.act_fn {dictionary.act_fn}"]
+    if loss is not None and not SPARSITY_LOSSES.get(loss).dealable:
+        faults.append(f"trainer.sparsity_loss_type {loss}")
+    if not faults:
+        return None
+    return f"{size}, and {' and '.join(faults)} {'is' if len(faults) == 1 else 'are'} not declared dealable; write 1"
+
+
+def indivisible(dictionary: DictionaryFields, size: int) -> str | None:
+    """What of a dictionary so many processes cannot hold as many each of; None: they can, or a file does not say how many."""
+    what, n = dictionary.dealt
+    if n is None or n % size == 0:
+        return None
+    possible = [other for other in range(1, min(n, 4096) + 1) if n % other == 0]
+    nearest = sorted(sorted(possible, key=lambda other: abs(math.log(other / size)))[:NAMED])
+    return f"{size} does not divide the {n:,} {what} of dictionary '{dictionary.name}'; write {', '.join(map(str, nearest))}"

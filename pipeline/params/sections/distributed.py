@@ -18,7 +18,18 @@ class DistributedParams(Section):
     data_parallel_size: int = param(
         1, at_least=1, at_most=4096, about="processes of train, each with its part of every batch; 1: one process"
     )
+    model_parallel_size: int = param(
+        1,
+        at_least=1,
+        at_most=4096,
+        about="processes of train that share a dictionary's features; times data_parallel_size are started",
+    )
     max_restarts: int = param(
         3, at_least=0, at_most=1000, about="how often the processes are started again when one was killed"
     )
     timeout_minutes: float = param(10.0, more_than=0, about="minutes that processes wait for one another")
+
+    @property
+    def n_processes(self) -> int:
+        """Those of train."""
+        return self.data_parallel_size * self.model_parallel_size

@@ -1,0 +1,88 @@
+"""The features of a dictionary dealt to several processes, each of which holds as many, and put together again.
+
+Features are dealt in order (of a dictionary with layers those of each layer). What has no dimension of features, as a decoder's
+bias, is the same in all processes. What a kind computes for its tokens then is of its process's features alone; base.py sums
+what they add up to over the `feature_group`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.dictionaries.base import Dictionary, in_memory_order
+from pipeline.errors import ParamsError
+from pipeline.params.dictionary_config import DictionaryConfig
+from pipeline.params.rules.distributed import KEY, indivisible
+from pipeline.processes import Reductions
+
+
+def check_divisible(config: DictionaryConfig, kind: type[Dictionary], size: int) -> None:
+    """Refuse a dictionary whose features so many processes cannot hold.
+
+    Raises:
+        ParamsError: what is not divisible, or the kind has not said which of its weights belong to features.
+    """
+    if size == 1:
+        return
+    if kind.FEATURE_DIMS is None:
+        raise ParamsError(f"{KEY}: {size}, and dictionary.kind '{config.kind}' cannot be dealt to processes; write 1")
+    if (fault := indivisible(config, size)) is not None:
+        raise ParamsError(f"{KEY}: {fault}")
+
+
+def feature_dim(dictionary: Dictionary, name: str) -> int | None:
+    """The dimension of features of a tensor of the state_dict; None: it has none."""
+    own = name.split(".")[0]
+    if own in ("log_jumprelu_threshold", "gate_scale"):
+        return len(dictionary.feature_shape) - 1
+    return (dictionary.FEATURE_DIMS or {}).get(own)
+
+
+@torch.no_grad()
+def deal_(dictionary: Dictionary, group: Reductions) -> None:
+    """Leave the dictionary this process's part of its features.
+
+    Args:
+        dictionary: whole, the same in all processes.
+        group: over them.
+
+    Raises:
+        ParamsError: they cannot be dealt to so many.
+    """
+    if group.size == 1:
+        return
+    check_divisible(dictionary.config, type(dictionary), group.size)
+    for name, tensor in (*dictionary.named_parameters(), *dictionary.named_buffers()):
+        if (dim := feature_dim(dictionary, name)) is None:
+            continue
+        owner, _, own = name.rpartition(".")
+        order = dictionary.MEMORY_ORDER.get(name, range(tensor.ndim))
+        part = in_memory_order(own_part(tensor, dim, group), order)
+        setattr(dictionary.get_submodule(owner), own, nn.Parameter(part) if isinstance(tensor, nn.Parameter) else part)
+    dictionary.feature_group = group
+
+
+def own_part(whole: Tensor, dim: int, group: Reductions) -> Tensor:
+    """A view of this process's part of a tensor along its dimension of features."""
+    n = whole.shape[dim] // group.size
+    return whole.narrow(dim, group.rank * n, n)
+
+
+@torch.no_grad()
+def weights_of_all(dictionary: Dictionary) -> dict[str, Tensor]:
+    """The state_dict with the features of all processes, each of which calls this, on the CPU; on one the state_dict itself."""
+    group = dictionary.feature_group
+    if group.size == 1:
+        return dictionary.state_dict()
+    found = {}
+    for name, tensor in dictionary.state_dict().items():
+        dim = feature_dim(dictionary, name)
+        whole = tensor if dim is None else torch.cat(group.gathered(tensor.transpose(0, dim))).transpose(0, dim)
+        found[name] = whole.cpu()
+    return found
+
+
+def of_all(dictionary: Dictionary, weights: dict[str, Tensor]) -> Dictionary:
+    """The dictionary with all features, whose weights these are (see :func:`weights_of_all`): another, unless it has them."""
+    return dictionary if dictionary.feature_group.size == 1 else dictionary.rebuilt(weights)
