@@ -15,7 +15,8 @@ from pipeline.dictionaries.saving import save_dictionary
 from pipeline.errors import CheckpointError, NumericsError
 from pipeline.params.sections.trainer import TrainerParams
 from pipeline.processes import ONE_PROCESS, Reductions
-from pipeline.training.checkpoints import Checkpoints, History, snapshot_steps
+from pipeline.training.checkpoints import Checkpoints, snapshot_steps
+from pipeline.training.history import History
 from pipeline.training.kernels import check_device, way_in_words
 from pipeline.training.observation import Observation
 from pipeline.training.revival import out_of_reach
@@ -78,6 +79,7 @@ class TrainingRun:
     Attributes:
         last: the figures of the last log step.
         timing: of the loop that it is in.
+        save_asked: whether several processes have agreed to keep the state after the next step.
 
     Raises:
         ParamsError: this device cannot do it.
@@ -106,6 +108,7 @@ class TrainingRun:
         self.history = checkpoints.history if checkpoints is not None else History()
         self.last: dict[str, float] = {}
         self.timing = Timing()
+        self.save_asked = False
         self._saved, self._kept = time.monotonic(), -1  # when, and after which step, the state was kept
         self._snapshots = self._snapshot_steps()
 
@@ -143,7 +146,7 @@ class TrainingRun:
         """Go to the newest whole resume point."""
         if self.checkpoints is None:
             return
-        point, faults = self.checkpoints.latest()
+        point, faults = self.checkpoints.latest(self.trainer.state())
         for fault in faults:
             say(self.label, f"passing over a damaged checkpoint: {fault}")
         if point is None:
@@ -173,13 +176,22 @@ class TrainingRun:
     def due(self, done: int) -> bool:
         """Whether anything is due when so many steps are done; see :meth:`after`."""
         seen = self._observed(done - 1) or done in self._snapshots or self.trainer.divergence.due(done)
-        return seen or (self.checkpoints is not None and self._time_to_save())
+        return seen or self._to_be_saved()
 
     def _observed(self, s: int) -> bool:
         return s == self.trainer.total_steps - 1 or s % self.params.log_frequency == 0
 
-    def _time_to_save(self) -> bool:
-        return time.monotonic() - self._saved >= 60 * self.params.checkpoint_minutes
+    def time_to_save(self) -> bool:
+        """Whether the state is to be kept by this process's clock, or an earlier one could not be."""
+        if self.checkpoints is None:
+            return False
+        return time.monotonic() - self._saved >= 60 * self.params.checkpoint_minutes or self.checkpoints.failed
+
+    def _to_be_saved(self) -> bool:
+        """One process looks at its clock, several have agreed before the step."""
+        if self.checkpoints is None or self.checkpoints.world.size > 1:
+            return self.save_asked
+        return self.time_to_save()
 
     def after(self, observation: Observation | None) -> None:
         """What is due after a step: report, look whether it has diverged, snapshot; the state where its time has come.
@@ -194,7 +206,7 @@ class TrainingRun:
         self._check_progress()
         if done in self._snapshots:
             self._snapshot(done)
-        if self.checkpoints is not None and self._time_to_save() and not self.ended:
+        if self._to_be_saved() and not self.ended:
             self.save()
 
     def end(self) -> None:
@@ -207,17 +219,24 @@ class TrainingRun:
         if (lack := self.trainer.too_short()) is not None:
             say(self.label, lack)
 
-    def save(self) -> None:
+    def save(self, wait: bool = False) -> None:
         """Keep the state; nothing is done without checkpoints, or where this step's is kept.
+
+        Args:
+            wait: until it is written; else that goes on beside the next steps.
 
         Raises:
             NumericsError: the loss was not finite.
+            DataError, OSError: this state (without `wait`: an earlier one) could not be written.
         """
-        if self.checkpoints is None or self.step_number == self._kept:
+        if self.checkpoints is None:
             return
-        self.trainer.guard.read()
-        self.checkpoints.save(self.step_number, self.trainer.state(), {"last": self.last})
-        self._saved, self._kept = time.monotonic(), self.step_number
+        if self.step_number != self._kept:
+            self.trainer.guard.read()
+            self.checkpoints.save(self.step_number, self.trainer.state(), {"last": self.last})
+            self._saved, self._kept = time.monotonic(), self.step_number
+        if wait:
+            self.checkpoints.wait()
 
     def _check_progress(self) -> None:
         """Stop a run that has diverged; its state is kept to be looked at.
@@ -229,7 +248,7 @@ class TrainingRun:
             return
         kept = ""
         if self.checkpoints is not None:
-            self.save()
+            self.save(wait=True)
             kept = f" (its state is kept in {self.checkpoints.directory})"
         raise NumericsError(f"training: diverged: {fault}{kept}")
 

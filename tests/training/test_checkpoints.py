@@ -10,7 +10,8 @@ import torch
 
 from pipeline.errors import CheckpointError, DataError
 from pipeline.files import fingerprint
-from pipeline.training.checkpoints import Checkpoints, History, check_fit, snapshot_steps
+from pipeline.training.checkpoints import Checkpoints, check_fit, snapshot_steps
+from pipeline.training.history import History
 
 ABOUT = {"trainer": {"lr": 1e-3, "betas": (0.9, 0.99)}, "seed": 0}
 
@@ -23,6 +24,7 @@ def saved(path: Path, *steps: int) -> Checkpoints:
     made = Checkpoints(path, ABOUT)
     for step in steps:
         made.save(step, tensors(step), {"last": {"step": step}})
+    made.wait()
     return made
 
 
@@ -111,6 +113,7 @@ def test_history_goes_back_to_the_point(tmp_path: Path) -> None:
     made.save(1, tensors(1), {})
     made.history.add({"step": 1, "loss": 1.0})
     made.save(2, tensors(2), {})
+    made.wait()
     (tmp_path / "step-000000002" / "state.json").unlink()
     point, _ = made.latest()
     assert point is not None
