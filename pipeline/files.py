@@ -32,8 +32,11 @@ def differences(first: Any, second: Any, where: str = "") -> list[tuple[str, Any
         return []
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         keys = sorted(set(first) | set(second))
-        pairs = ((f"{where}.{key}" if where else str(key), first.get(key), second.get(key)) for key in keys)
-        return [found for key, *values in pairs for found in differences(*values, key)]
+        return [
+            found
+            for key in keys
+            for found in differences(first.get(key), second.get(key), f"{where}.{key}" if where else str(key))
+        ]
     return [(where, first, second)]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipeline.distributed.roll_call import TIMEOUT, named
+from pipeline.distributed.roll_call import TIMEOUT, named, part
 from pipeline.errors import DataError, ParamsError
 from pipeline.files import differences
 from pipeline.stage_code import code_digest
@@ -49,13 +49,15 @@ def check_alike(store: dist.Store, rank: int, size: int, about: Mapping[str, Any
         store.wait([str(each) for each in range(size)], wait)
     except RuntimeError:
         silent = [each for each in range(size) if not store.check([str(each)])]
+        part(store, rank, [each for each in range(size) if each not in silent])
         raise DataError(
             f"{named(silent)} of {size} did not say which run it is of within {TIMEOUT} ({minutes:g}); look at what it says, "
             "and start the same commit everywhere"
         ) from None
-    for each in range(size):
-        if fault := store.get(str(each)).decode():
-            raise ParamsError(fault)
+    faults = [store.get(str(each)).decode() for each in range(size)]
+    if any(faults):
+        part(store, rank, range(size))
+        raise ParamsError(next(fault for fault in faults if fault))
 
 
 def _fault(first: Mapping[str, Any], own: Mapping[str, Any], rank: int) -> str:

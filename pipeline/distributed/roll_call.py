@@ -7,6 +7,7 @@ kept by the launcher, or without one by process 0.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,23 @@ from pipeline.errors import DataError
 
 SECONDS = 10.0  # to come to the roll call
 TIMEOUT = "distributed.timeout_minutes"
+AGAIN = "; run the same command again to go on"
+
+
+def part(store: dist.Store, rank: int, ranks: Sequence[int], seconds: float = SECONDS) -> None:
+    """Leave the store, for good: process 0, which may keep it, stays until the others have left it too, so long at most.
+
+    Args:
+        store: that all of them reach.
+        rank: of this process.
+        ranks: of the processes that are still there.
+        seconds: to wait.
+    """
+    store = dist.PrefixStore("left", store)
+    with contextlib.suppress(RuntimeError):
+        store.set(str(rank), "left")
+        if rank == 0:
+            store.wait([str(each) for each in ranks], datetime.timedelta(seconds=seconds))
 
 
 class Unanswered(DataError):
@@ -53,10 +71,11 @@ class RollCall:
                         break
                     time.sleep(0.1)
                 found = missing
+                part(self.store, self.rank, [rank for rank in range(self.size) if rank not in missing])
 
         thread = threading.Thread(target=look, daemon=True)  # a store that hangs is not waited for
         thread.start()
-        thread.join(seconds + SECONDS)
+        thread.join(seconds + 2 * SECONDS)
         return found
 
     @contextlib.contextmanager
@@ -74,8 +93,8 @@ class RollCall:
             said = str(error).strip().split("\n")[0]
             here = f"process {self.rank} of {self.size}"
             if time.monotonic() - began < 0.9 * 60 * self.minutes:
-                raise DataError(f"{here}: another process has ended ({said}); run the same command again to go on") from None
-            raise Unanswered(f"{self._who()} within {TIMEOUT} ({self.minutes:g}), says {here}") from None
+                raise DataError(f"{here}: another process has ended ({said}){AGAIN}") from None
+            raise Unanswered(f"{self._who()} within {TIMEOUT} ({self.minutes:g}), says {here}{AGAIN}") from None
 
     def _who(self) -> str:
         missing = self.missing()

@@ -23,7 +23,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -39,6 +39,9 @@ from pipeline.training.point_files import (
     write_record,
     write_tensors,
 )
+
+if TYPE_CHECKING:
+    from pipeline.training.sharded_points import Writing
 
 CODE = "code"  # key of `about`: the digest of the code that runs a step
 KEPT = 2
@@ -96,7 +99,7 @@ class Checkpoints:
         self.about = json.loads(json.dumps(dict(about)))
         self.world, self.keeps = world, world.rank == 0
         self.history = (History if self.keeps else FollowedHistory)(self.directory / "history.jsonl")
-        self._writing: Future[Any] | None = None
+        self._writing: Writing | Future[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
 
     @contextlib.contextmanager
@@ -109,6 +112,7 @@ class Checkpoints:
             CheckpointError: the directory belongs to a run with other parameters.
         """
         with contextlib.ExitStack() as stack:
+            stack.callback(self._end_thread)
             if self.keeps:
                 stack.enter_context(locked(self.directory / "lock", "this training run"))
                 for leftover in self.directory.glob(".*.partial*"):
@@ -119,10 +123,16 @@ class Checkpoints:
             self._check_about()
             try:
                 yield self
-                self.wait()
-            finally:
-                if self._thread is not None:
-                    self._thread.shutdown()
+            except BaseException:
+                with contextlib.suppress(Exception):  # the first fault counts
+                    self.wait()
+                raise
+            self.wait()
+
+    def _end_thread(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
 
     def _check_about(self) -> None:
         file = self.directory / "about.json"
@@ -188,12 +198,7 @@ class Checkpoints:
         writing, self._writing = self._writing, None
         if writing is None:
             return
-        error = writing.exception()
-        if error is not None and self.world.size > 1:
-            from pipeline.training.sharded_points import fault_of
-
-            error = fault_of(error)
-        if error is not None:
+        if (error := writing.exception()) is not None:
             raise error
 
     @property
@@ -289,7 +294,7 @@ class Checkpoints:
         for name in (FINISHED, *(_name(step) for step in self.points())):
             with contextlib.suppress(CheckpointError):
                 record = read_record(self.directory / name)
-                check_files(self.directory / name, record["files"])
+                check_files(self.directory / name, record)
                 self._check_history(record)
                 extra: dict[str, Any] = record["extra"]
                 return extra
@@ -303,8 +308,7 @@ class Checkpoints:
         tensors: dict[str, Tensor] = {}
         try:
             record = read_record(place)
-            files = sorted(record["files"].items())
-            check_files(place, dict(files[world.rank :: world.size]))
+            check_files(place, record, world.rank, world.size)
             if self.keeps:
                 self._check_history(record)
         except CheckpointError as error:

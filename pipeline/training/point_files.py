@@ -105,13 +105,21 @@ def read_record(place: Path) -> dict[str, Any]:
     return record
 
 
-def check_files(place: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse files of a point that are not as the record says.
+def check_files(place: Path, record: Mapping[str, Any], first: int = 0, every: int = 1) -> None:
+    """Refuse files of a point that are not as its record says.
+
+    Args:
+        place: directory of the point.
+        record: of it.
+        first, every: the files to be read: every so many-th, from the first so many-th on.
 
     Raises:
-        CheckpointError: names the first that is missing, truncated or altered.
+        CheckpointError: names the first that is missing, truncated, altered, or not of this point.
     """
     with damaged(place):
+        for found in sorted(file.name for file in place.iterdir() if file.name not in (RECORD, *record["files"])):
+            raise CheckpointError(f"{place / found}: is not of this checkpoint")
+        files = dict(sorted(record["files"].items())[first::every])
         for name, about in files.items():
             file, size = place / name, about["size"]
             found = file.stat().st_size

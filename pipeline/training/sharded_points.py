@@ -39,15 +39,37 @@ Files = dict[str, dict[str, Any]]  # {file: its size and digest}
 Being = Callable[[], AbstractContextManager[tuple[Path, Files]]]
 
 
-def save(tensors: Mapping[str, Tensor], group: dist.ProcessGroup, being_written: Being) -> Future[Any]:
+class Writing:
+    """A point that is being written.
+
+    Args:
+        future: of torch.distributed.checkpoint.
+        writer: of this process.
+    """
+
+    def __init__(self, future: Future[Any], writer: _Writer) -> None:
+        self._future, self._writer = future, writer
+
+    def done(self) -> bool:
+        """Whether all processes have written, or one could not."""
+        return self._future.done()
+
+    def exception(self) -> BaseException | None:
+        """Wait until it is done; None, or why it could not be: the fault of the first such process, with its number."""
+        error = self._future.exception()
+        if error is None:
+            return None
+        self._writer.close(error)
+        return fault_of(error)
+
+
+def save(tensors: Mapping[str, Tensor], group: dist.ProcessGroup, being_written: Being) -> Writing:
     """Copy what this process writes, and write it beside the training; every process calls this.
 
     Args:
         tensors: {name: tensor or DTensor}, the same names in every process.
-        group: of all processes, on CPUs (gloo); nothing else may use it until the future is done.
-        being_written: of process 0: what holds the directory and takes down the files (:meth:`Checkpoints.being_written`).
-
-    Returns: done when all processes have written, or with the fault of one of them; see :func:`fault_of`.
+        group: of all processes, on CPUs (gloo); nothing else may use it until this is done.
+        being_written: of process 0: what holds the directory and takes down the files (:meth:`Checkpoints._being_written`).
     """
     rank = dist.get_rank(group)
     own = {name: copied(tensor) for name, tensor in tensors.items() if _owned(tensor, rank)}
@@ -55,8 +77,7 @@ def save(tensors: Mapping[str, Tensor], group: dist.ProcessGroup, being_written:
     writer = _Writer(own, being_written)
     found = dcp.async_save(dict(tensors), storage_writer=writer, planner=planner, process_group=group, async_stager=_Staged())
     assert isinstance(found, Future)
-    found.add_done_callback(lambda future: writer.close(future.exception()))
-    return found
+    return Writing(found, writer)
 
 
 def copied(tensor: Tensor) -> Tensor:
@@ -125,11 +146,10 @@ class _Writer(StorageWriter):
         self._files.update(result.storage_data for own in results for result in own)
         self._stack.close()
 
-    def close(self, error: BaseException | None) -> None:
-        """Leave the directory, which is removed, where a process could not write."""
-        if error is not None:
-            with contextlib.suppress(BaseException):
-                self._stack.__exit__(type(error), error, error.__traceback__)
+    def close(self, error: BaseException) -> None:
+        """Leave the directory, which is removed: a process could not write."""
+        with contextlib.suppress(BaseException):
+            self._stack.__exit__(type(error), error, error.__traceback__)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:

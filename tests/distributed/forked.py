@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -30,4 +31,21 @@ def group(size: int, work: Callable[[int], None], **environment: str) -> list[in
             sys.stderr.flush()
             os._exit(code)
         children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return _ended(children)
+
+
+def _ended(children: list[int]) -> list[int]:
+    """Their exit codes; those that have stopped themselves are killed when the others are at their end."""
+    codes: dict[int, int] = {}
+    stopped: set[int] = set()
+    while len(codes) < len(children):
+        child, status = os.waitpid(-1, os.WUNTRACED)
+        if os.WIFSTOPPED(status):
+            stopped.add(child)
+        else:
+            codes[child] = os.waitstatus_to_exitcode(status)
+        if stopped and len(codes) + len(stopped) == len(children):
+            for each in stopped:
+                os.kill(each, signal.SIGKILL)
+            stopped.clear()
+    return [codes[child] for child in children]

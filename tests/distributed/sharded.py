@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -122,24 +123,16 @@ def unwritable(checkpoints: Checkpoints, mesh: Any) -> None:
         module.write_tensors = full
     before = checkpoints.points()
     checkpoints.save(50, dealt(whole(50), mesh), {})
-    try:
+    with pytest.raises(DataError, match=r"^process 1: the disk is full$"):
         checkpoints.wait()
-    except DataError as error:
-        assert str(error) == "process 1: the disk is full"
-    else:
-        raise AssertionError("not told")
     checkpoints.world.gathered(None)
     assert checkpoints.points() == before
     assert not [path for path in checkpoints.directory.iterdir() if "partial" in path.name]
 
 
 def nothing_is_whole(checkpoints: Checkpoints, mesh: Any) -> None:
-    try:
+    with pytest.raises(CheckpointError, match="every checkpoint of this run is damaged"):
         checkpoints.latest(dealt(whole(99), mesh))
-    except CheckpointError as error:
-        assert "every checkpoint of this run is damaged" in str(error)
-    else:
-        raise AssertionError("read")
 
 
 def main(directory: Path) -> None:
