@@ -104,6 +104,9 @@ class _Staged(AsyncStager):
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         return state_dict
 
+    def synchronize_staging(self) -> None:
+        return None
+
     def close(self) -> None:
         """Nothing."""
 
