@@ -26,6 +26,20 @@ def fingerprint(about: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode()).hexdigest()[:32]
 
 
+def differences(first: Any, second: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+    """(key, value of the first, value of the second) where two plain values differ; keys of keys with dots between."""
+    if first == second:
+        return []
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        keys = sorted(set(first) | set(second))
+        return [
+            found
+            for key in keys
+            for found in differences(first.get(key), second.get(key), f"{where}.{key}" if where else str(key))
+        ]
+    return [(where, first, second)]
+
+
 def root() -> Path:
     """The user's checkout: $DVC_ROOT under DVC (also in temporary experiment copies), else the current directory."""
     return Path(os.environ.get("DVC_ROOT") or os.getcwd())

@@ -50,7 +50,7 @@ def main(
         plots=Path(plots),
         run=Path(run),
     )
-    with joined(loaded.distributed) as processes:
+    with joined(loaded.distributed, "train", loaded.to_dict()) as processes:
         if processes.rank == 0:
             begin_training(loaded)
         train_dictionaries(loaded, places, processes)

@@ -209,7 +209,7 @@ def half_trained(project: Project, path: Path) -> Project:
 
 def _stop_at(log_step: int) -> None:
     """Send this process SIGTERM when the history's line of a log step is written."""
-    from pipeline.training.checkpoints import History
+    from pipeline.training.history import History
 
     add = History.add
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+<<<<<<< HEAD
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
+=======
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+>>>>>>> ckpt
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.distributed.agreement import check_alike, described
+from pipeline.distributed.roll_call import RollCall
+from pipeline.distributed.world import Several, World
 from pipeline.errors import DataError, ParamsError
 from pipeline.params.sections.distributed import DistributedParams
 from pipeline.processes import ONE_PROCESS, Reductions, T
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
 KEY = "distributed.data_parallel_size"
 DIMS = ("data", "model")  # of the mesh: the first changes slower with the rank
 BACKENDS = "cpu:gloo,cuda:nccl"
+_roll_call: RollCall | None = None  # of the group that this process is in
 
 
 def started_as_one() -> bool:
@@ -30,13 +39,22 @@ def started_as_one() -> bool:
 
 
 @contextlib.contextmanager
-def joined(params: DistributedParams) -> Iterator[Reductions]:
+def joined(
+    params: DistributedParams, stage: str | None = None, values: Mapping[str, Any] | None = None
+) -> Iterator[Reductions]:
     """Within the block this process is one of the group that a launcher has started; alone it is the only one.
 
+    Args:
+        params: how many there are, and how long they wait for one another.
+        stage: of dvc.yaml, whose code must be the same in all of them; None: nothing is compared.
+        values: all parameters, which must be too.
+
     Raises:
-        ParamsError: the launcher has started another number of processes, or there are fewer GPUs than processes here.
+        ParamsError: the launcher has started another number of processes, there are fewer GPUs than processes here, or a
+            process runs other code or has other parameters; it is named.
         DataError: the others did not come.
     """
+    global _roll_call
     if not started_as_one():
         yield ONE_PROCESS
         return
@@ -47,20 +65,37 @@ def joined(params: DistributedParams) -> Iterator[Reductions]:
             stated += f", times distributed.model_parallel_size {params.model_parallel_size} is {params.n_processes}"
         raise ParamsError(f"{KEY}: {stated}, and {size} processes were started; give both the same number")
     device = _own_gpu()
-    minutes = params.timeout_minutes
+    minutes, rank = params.timeout_minutes, int(os.environ["RANK"])
+    timeout = datetime.timedelta(minutes=minutes)
     try:
+        store, _, _ = next(iter(dist.rendezvous("env://", rank, size, timeout=timeout)))
+        store.set_timeout(timeout)
+        if stage is not None:
+            check_alike(store, rank, size, described(stage, values or {}), minutes)
         dist.init_process_group(
-            BACKENDS if device is not None else "gloo", timeout=datetime.timedelta(minutes=minutes), device_id=device
+            BACKENDS if device is not None else "gloo",
+            store=dist.PrefixStore("group", store),
+            rank=rank,
+            world_size=size,
+            timeout=timeout,
+            device_id=device,
         )
     except (RuntimeError, ValueError) as error:
         raise DataError(
-            f"process {os.environ['RANK']} of {size}: the others could not be reached at {os.environ['MASTER_ADDR']}:"
+            f"process {rank} of {size}: the others could not be reached at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']} ({_first_line(error)}); look at what they say"
         ) from None
+    _roll_call = RollCall(store, rank, size, minutes)
     try:
         yield Group()
     finally:
+        _roll_call = None
         dist.destroy_process_group()
+
+
+def world() -> World:
+    """All processes of the group that this one has :func:`joined`; every one of them calls this, in the same order."""
+    return World() if _roll_call is None else Several(_roll_call)
 
 
 def _own_gpu() -> torch.device | None:
@@ -167,20 +202,10 @@ class Group(Reductions):
         return [part.reshape((len(part), *values.shape[1:]) if values.ndim else ()).to(values) for part in found]
 
 
-@contextlib.contextmanager
-def _named(rank: int, size: int) -> Iterator[None]:
-    """Where the others do not answer, say so.
-
-    Raises:
-        DataError: one of them has ended, or did not come in time.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        raise DataError(
-            f"process {rank} of {size}: another process has ended, or did not answer within distributed.timeout_minutes "
-            f"({_first_line(error)}); run the same command again to go on"
-        ) from None
+def _named(rank: int, size: int) -> contextlib.AbstractContextManager[None]:
+    """Around what waits for other processes: where they do not answer, say who; see :meth:`RollCall.answered`."""
+    assert _roll_call is not None, f"process {rank} of {size} has not joined the others"
+    return _roll_call.answered()
 
 
 def _first_line(error: Exception) -> str:

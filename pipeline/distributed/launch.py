@@ -1,7 +1,8 @@
 """Run a stage in several processes on this machine, by torch.distributed's elastic launcher.
 
 The stage runs the command that it was run by once for each process. A process that is killed takes the others with it, and all
-are started again, from the last checkpoint; one that ends with an error is not started again.
+are started again, from the last checkpoint; so they are when one hangs, which the others find out. One that ends with an error
+is not started again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import click
 import torch
 
 from pipeline.distributed.group import started_as_one
+from pipeline.distributed.roll_call import AGAIN, Unanswered
 from pipeline.errors import FAULTS, DataError, Interrupted, PipelineError
 from pipeline.params.sections.distributed import DistributedParams
 
@@ -47,7 +49,7 @@ def launch(params: DistributedParams, module: str) -> None:
     Raises:
         Interrupted: a signal asked to stop; the processes have kept their state.
         ProcessFailed: one has ended with an error, which is told as it would be of one process.
-        DataError: processes were killed more often than max_restarts.
+        DataError: processes were killed, or hung, more often than max_restarts.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -61,9 +63,16 @@ def launch(params: DistributedParams, module: str) -> None:
             raise Interrupted(f"{module}: stopped by {error.sigval.name}; run the same command again to go on") from None
         except ChildFailedError as error:
             rank, code = _first(error)
-            if code >= 0:
+            if code == Unanswered.exit_code and rank in faults:
+                said = f"{module}: {faults[rank][0].removesuffix(AGAIN)}"
+            elif code >= 0:
                 raise ProcessFailed(faults.get(rank, []), code) from None
+<<<<<<< HEAD
             said = f"{module}: process {rank} of {params.n_processes} was ended by signal {-code}"
+=======
+            else:
+                said = f"{module}: process {rank} of {params.data_parallel_size} was ended by signal {-code}"
+>>>>>>> ckpt
             if killed == params.max_restarts:
                 times = f"{killed + 1} times in all" if killed else "once"
                 raise DataError(
@@ -105,9 +114,12 @@ def _faults() -> Iterator[dict[int, list[str]]]:
 def _first(error: ChildFailedError) -> tuple[int, int]:
     """Rank and exit code of the process that failed first; a negative code is the signal that ended it.
 
-    When one is killed, the others soon end by an error of theirs, since it does not answer.
+    When one is killed, the others soon end by an error of theirs, since it does not answer. One that hangs does not answer
+    either; it is killed by the launcher when the others have said so.
     """
     codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+    if unanswered := [(rank, code) for rank, code in codes.items() if code == Unanswered.exit_code]:
+        return unanswered[0]
     killed = [(rank, code) for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM]
     if killed:
         return killed[0]

@@ -1,48 +1,52 @@
 """Resume points of a run: whole or absent, the newest two kept, damaged ones passed over.
 
     <directory>/about.json          what the run is: all that changes its weights, to name a difference
-    <directory>/step-<n>/           state.safetensors + state.json (digest and size of the former, and what is no tensor)
+    <directory>/step-<n>/           tensors, and a record with their digests and what is no tensor (point_files.py)
     <directory>/history.jsonl       one line per log step; a resume point says how many bytes of it are its past
     <directory>/lock                held while a process trains
     <directory>/snapshot-<n>/       weight snapshots (dictionary directories)
     <directory>/finished/           the end of the run: its weights alone, so that lost outputs are written again at once
 
 The directory is named after the fingerprint of `about`, so a run with other parameters has another one. No pickle.
+
+A resume point is copied where the training stands and written beside it, in a thread. Of several processes each writes its
+shards (sharded_points.py); a point is of no number of processes, so another number goes on from it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from pipeline.contracts.sealing import sealed, unsealed
-from pipeline.errors import CheckpointError, DataError
-from pipeline.files import (
-    atomic_directory,
-    ensure_free_space,
-    is_number,
-    json_object,
-    locked,
-    read_json,
-    read_object,
-    write_json,
+from pipeline.distributed.world import World
+from pipeline.errors import CheckpointError
+from pipeline.files import atomic_directory, differences, ensure_free_space, locked, read_json, write_json
+from pipeline.training.history import FollowedHistory, History
+from pipeline.training.point_files import (
+    check_files,
+    file_of,
+    read_record,
+    read_tensors,
+    write_record,
+    write_tensors,
 )
-from pipeline.foreign import reading
 
-FORMAT_VERSION = 2
+if TYPE_CHECKING:
+    from pipeline.training.sharded_points import Writing
+
 CODE = "code"  # key of `about`: the digest of the code that runs a step
 KEPT = 2
+FINISHED = "finished"
+ALONE = World()
 _POINT = re.compile(r"step-(\d+)")
 
 
@@ -51,7 +55,7 @@ class ResumePoint(NamedTuple):
 
     Attributes:
         step: steps done.
-        tensors: {name: tensor}.
+        tensors: {name: tensor, sharded where it was asked for}.
         history_bytes: length of the history at that point.
         extra: what was saved beside them.
     """
@@ -78,55 +82,71 @@ class Checkpoints:
     """The resume points of one run.
 
     Args:
-        directory: of this run alone.
+        directory: of this run alone; of several processes, on a disk that all of them see.
         about: all that changes its weights, as plain values.
+        world: the processes of the run. They call :meth:`save`, :meth:`latest`, :meth:`finish`, :meth:`finished` and
+            :meth:`wait` together; the first one keeps the directory.
 
     Attributes:
-        keeps: whether anything is written.
+        keeps: whether this process keeps the directory: the lock, the history, the snapshots.
 
     Raises:
         CheckpointError: the directory belongs to a run with other parameters; the message has the differences.
     """
 
-    keeps = True
-
-    def __init__(self, directory: str | Path, about: Mapping[str, Any]) -> None:
+    def __init__(self, directory: str | Path, about: Mapping[str, Any], world: World = ALONE) -> None:
         self.directory = Path(directory)
         self.about = json.loads(json.dumps(dict(about)))
-        self.history = History(self.directory / "history.jsonl")
+        self.world, self.keeps = world, world.rank == 0
+        self.history = (History if self.keeps else FollowedHistory)(self.directory / "history.jsonl")
+        self._writing: Writing | Future[None] | None = None
+        self._thread: ThreadPoolExecutor | None = None
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Checkpoints]:
-        """Hold the run's lock for the block; leftovers of killed writes are removed first.
+        """Hold the run's lock for the block; leftovers of killed writes are removed first. What is being written at its end is
+        waited for.
 
         Raises:
-            DataError: another process holds it.
+            DataError: another process holds it, or a point could not be written.
             CheckpointError: the directory belongs to a run with other parameters.
         """
-        with locked(self.directory / "lock", "this training run"):
-            for leftover in self.directory.glob(".*.partial*"):
-                if leftover.is_dir():
-                    shutil.rmtree(leftover, ignore_errors=True)
-                else:
-                    leftover.unlink(missing_ok=True)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._end_thread)
+            if self.keeps:
+                stack.enter_context(locked(self.directory / "lock", "this training run"))
+                for leftover in self.directory.glob(".*.partial*"):
+                    if leftover.is_dir():
+                        shutil.rmtree(leftover, ignore_errors=True)
+                    else:
+                        leftover.unlink(missing_ok=True)
             self._check_about()
-            yield self
+            try:
+                yield self
+            except BaseException:
+                with contextlib.suppress(Exception):  # the first fault counts
+                    self.wait()
+                raise
+            self.wait()
 
-    @contextlib.contextmanager
-    def followed(self) -> Iterator[Checkpoints]:
-        """For a process that trains beside the one that keeps the state: what is there is read, nothing is written."""
-        yield Followed(self.directory, self.about)
+    def _end_thread(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
 
     def _check_about(self) -> None:
         file = self.directory / "about.json"
         if not file.exists():
-            write_json(file, self.about)
+            if self.keeps:
+                write_json(file, self.about)
             return
         found = read_json(file, "the description of the checkpoints", f"remove {self.directory}")
         if found != self.about:
-            differences = "; ".join(_differences(found, self.about)) or "its form"
+            different = "; ".join(
+                f"{where} {there!r} there, {here!r} here" for where, there, here in differences(found, self.about)
+            )
             raise CheckpointError(
-                f"{self.directory}: checkpoints of a run with other parameters ({differences}); "
+                f"{self.directory}: checkpoints of a run with other parameters ({different or 'its form'}); "
                 "move the directory away, or set the parameters back"
             )
 
@@ -134,7 +154,7 @@ class Checkpoints:
         """Where other code has left a resume point or the end of this very run; None: nowhere."""
         for file in sorted(self.directory.parent.glob("*/about.json")):
             place = file.parent
-            if place == self.directory or not (any(place.glob("step-*")) or (place / "finished").exists()):
+            if place == self.directory or not (any(place.glob("step-*")) or (place / FINISHED).exists()):
                 continue
             with contextlib.suppress(OSError, ValueError, TypeError):
                 if {**json.loads(file.read_text()), CODE: None} == {**self.about, CODE: None}:
@@ -147,27 +167,103 @@ class Checkpoints:
         return sorted((int(match[1]) for match in found if match), reverse=True)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
-        """Write a resume point and drop all but the newest two.
+        """Copy the state; write a resume point beside the training, and drop all but the newest two.
+
+        Args:
+            step: steps done.
+            tensors: {name: tensor}, those that are sharded as DTensors.
+            extra: plain values to be kept beside them.
+
+        Raises:
+            DataError, OSError: an earlier point could not be written (see :meth:`wait`).
+        """
+        self._begin(_name(step), step, tensors, extra)
+
+    def finish(self, step: int, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
+        """Keep the end of the run and drop its resume points.
+
+        Raises:
+            DataError, OSError: as :meth:`wait`.
+        """
+        self._begin(FINISHED, step, tensors, extra)
+        self.wait()
+
+    def wait(self) -> None:
+        """Until what is being written is there.
 
         Raises:
             DataError: too little space on the device; the earlier points stay.
+            OSError: it could not be written; likewise.
         """
-        self._write(f"step-{step:09d}", step, tensors, extra)
-        for old in self.points()[KEPT:]:
-            shutil.rmtree(self.directory / f"step-{old:09d}", ignore_errors=True)
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        if (error := writing.exception()) is not None:
+            raise error
 
-    def latest(self) -> tuple[ResumePoint | None, list[str]]:
+    @property
+    def failed(self) -> bool:
+        """Whether the last point could not be written, which :meth:`wait` and the next :meth:`save` raise."""
+        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
+
+    def _begin(self, name: str, step: int, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
+        self.wait()
+        past = self.history.size() if self.keeps else 0
+        about = {
+            "step": step,
+            "history_bytes": past,
+            "history_sha256": self.history.digest(past) if self.keeps else "",
+            "extra": dict(extra),
+        }
+        n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+        def being_written() -> contextlib.AbstractContextManager[tuple[Path, dict[str, dict[str, Any]]]]:
+            return self._being_written(name, about, n_bytes)
+
+        if self.world.group is not None:
+            from pipeline.training import sharded_points
+
+            self._writing = sharded_points.save(tensors, self.world.group, being_written)
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "checkpoint")
+        own = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
+
+        def write() -> None:
+            with being_written() as (directory, files):
+                files[file_of(0)] = write_tensors(directory / file_of(0), own)
+
+        self._writing = self._thread.submit(write)
+
+    @contextlib.contextmanager
+    def _being_written(
+        self, name: str, about: Mapping[str, Any], n_bytes: int
+    ) -> Iterator[tuple[Path, dict[str, dict[str, Any]]]]:
+        """Yield the directory that becomes the point at the end of the block, and where to put down its files."""
+        ensure_free_space(self.directory, n_bytes + 2**20, "a checkpoint")
+        files: dict[str, dict[str, Any]] = {}
+        with atomic_directory(self.directory / name) as directory:
+            yield directory, files
+            write_record(directory, about, files)
+        for old in self.points() if name == FINISHED else self.points()[KEPT:]:
+            shutil.rmtree(self.directory / _name(old), ignore_errors=True)
+
+    def latest(self, like: Mapping[str, Tensor] | None = None) -> tuple[ResumePoint | None, list[str]]:
         """The newest resume point that is whole, and the faults of newer ones.
+
+        Args:
+            like: {name: tensor}: what is a DTensor there is read as one that is sharded alike; all else is read whole.
 
         Returns: (None, []) where there is none.
 
         Raises:
             CheckpointError: there are some, all damaged; the message has the faults and what to do.
         """
+        self.wait()
         faults: list[str] = []
-        for step in self.points():
+        for step in self.world.first(self.points()):
             try:
-                return self._read(f"step-{step:09d}"), faults
+                return self._read(_name(step), like), faults
             except CheckpointError as error:
                 faults.append(str(error))
         if faults:
@@ -177,89 +273,88 @@ class Checkpoints:
             )
         return None, []
 
-    def finish(self, step: int, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
-        """Keep the end of the run and drop its resume points."""
-        self._write("finished", step, tensors, extra)
-        for old in self.points():
-            shutil.rmtree(self.directory / f"step-{old:09d}", ignore_errors=True)
+    def finished(self, like: Mapping[str, Tensor] | None = None) -> ResumePoint | None:
+        """The end of the run, or None if it has not ended (or what was kept is damaged).
 
-    def finished(self) -> ResumePoint | None:
-        """The end of the run, or None if it has not ended (or what was kept is damaged)."""
+        Args:
+            like: as of :meth:`latest`.
+        """
+        self.wait()
         try:
-            return self._read("finished") if (self.directory / "finished").exists() else None
+            there = self.world.first((self.directory / FINISHED).exists())
+            return self._read(FINISHED, like) if there else None
         except CheckpointError:
             return None
 
-    def _write(self, name: str, step: int, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
-        content = save_tensors({key: t.detach().to("cpu").contiguous() for key, t in sorted(tensors.items())})
-        ensure_free_space(self.directory, len(content) + 2**20, "a checkpoint")
-        about_state = {
-            "format_version": FORMAT_VERSION,
-            "step": step,
-            "size": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "history_bytes": self.history.size(),
-            "history_sha256": self.history.digest(self.history.size()),
-            "extra": dict(extra),
-        }
-        with atomic_directory(self.directory / name) as temporary:
-            (temporary / "state.safetensors").write_bytes(content)
-            write_json(temporary / "state.json", sealed(about_state))
+    def past(self) -> dict[str, Any] | None:
+        """What was saved beside the end of the run, or beside the resume point that it will go on from; None: neither is there.
 
-    def _read(self, name: str) -> ResumePoint:
-        place = self.directory / name
+        A process calls it by itself. What is damaged is passed over.
+        """
+        for name in (FINISHED, *(_name(step) for step in self.points())):
+            with contextlib.suppress(CheckpointError):
+                record = read_record(self.directory / name)
+                check_files(self.directory / name, record)
+                self._check_history(record)
+                extra: dict[str, Any] = record["extra"]
+                return extra
+        return None
+
+    def _read(self, name: str, like: Mapping[str, Tensor] | None = None) -> ResumePoint:
+        """A point, checked by all processes together: each has a look at some of its files."""
+        place, world = self.directory / name, self.world
+        fault: CheckpointError | None = None
+        record: dict[str, Any] = {}
+        tensors: dict[str, Tensor] = {}
         try:
-            about_state = read_object(place / "state.json", "a checkpoint's state")
-            if about_state.get("format_version") == FORMAT_VERSION:
-                about_state, _ = unsealed(about_state, place / "state.json", "a checkpoint's state", next_action="")
-            content = (place / "state.safetensors").read_bytes()
-            version, size = about_state["format_version"], about_state["size"]
-            if version != FORMAT_VERSION:
-                raise CheckpointError(f"{place}: format_version {version}, wanted {FORMAT_VERSION}")
-            if len(content) != size:
-                raise CheckpointError(f"{place / 'state.safetensors'}: truncated, {len(content):,} of {size:,} bytes")
-            if hashlib.sha256(content).hexdigest() != about_state["sha256"]:
-                raise CheckpointError(f"{place / 'state.safetensors'}: altered, its sha256 is not the recorded one")
-            past = int(about_state["history_bytes"])
-            if self.history.size() < past:
-                raise CheckpointError(
-                    f"{self.history.file}: {self.history.size():,} bytes, {past:,} at step {about_state['step']}"
-                )
-            if self.history.digest(past) != about_state["history_sha256"]:
-                raise CheckpointError(f"{self.history.file}: its first {past:,} bytes are altered")
-            with reading(f"{place / 'state.safetensors'}: damaged", kind=CheckpointError):
-                tensors = load_tensors(content)
-            extra = json_object(about_state["extra"], f"{place / 'state.json'}: extra")
-            last = json_object(extra.get("last", {}), f"{place / 'state.json'}: extra.last")
-            if wrong := [name for name, value in last.items() if not is_number(value)]:
-                raise CheckpointError(f"{place / 'state.json'}: extra.last.{wrong[0]} is no finite number")
-            return ResumePoint(int(about_state["step"]), tensors, past, extra)
-        except DataError as error:
-            raise CheckpointError(str(error).removesuffix("; ")) from None
-        except OSError as error:
-            raise CheckpointError(f"{place}: {error.filename or ''} cannot be read ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise CheckpointError(f"{place / 'state.json'}: damaged ({error})") from None
+            record = read_record(place)
+            check_files(place, record, world.rank, world.size)
+            if self.keeps:
+                self._check_history(record)
+        except CheckpointError as error:
+            fault = error
+        self._agree(fault)
+        try:
+            if world.size == 1 and len(record["files"]) == 1:
+                tensors = read_tensors(place)
+            else:
+                from pipeline.training import sharded_points
+
+                tensors = sharded_points.load(place, like or {})
+        except CheckpointError as error:
+            fault = error
+        self._agree(fault)
+        return ResumePoint(record["step"], tensors, record["history_bytes"], record["extra"])
+
+    def _agree(self, fault: CheckpointError | None) -> None:
+        """Raise, in every process, the first fault that one has found.
+
+        Raises:
+            CheckpointError: it.
+        """
+        found = next((text for text in self.world.gathered(None if fault is None else str(fault)) if text is not None), None)
+        if found is not None:
+            raise CheckpointError(found)
+
+    def _check_history(self, record: Mapping[str, Any]) -> None:
+        """Refuse a point whose past is no longer in the history.
+
+        Raises:
+            CheckpointError: it is shorter, or altered.
+        """
+        past = record["history_bytes"]
+        if self.history.size() < past:
+            raise CheckpointError(f"{self.history.file}: {self.history.size():,} bytes, {past:,} at step {record['step']}")
+        if self.history.digest(past) != record["history_sha256"]:
+            raise CheckpointError(f"{self.history.file}: its first {past:,} bytes are altered")
 
     def snapshot_path(self, step: int) -> Path:
         """Where the weight snapshot after `step` steps is."""
         return self.directory / f"snapshot-{step:09d}"
 
 
-class Followed(Checkpoints):
-    """Those that another process keeps; see :meth:`Checkpoints.followed`."""
-
-    keeps = False
-
-    def __init__(self, directory: str | Path, about: Mapping[str, Any]) -> None:
-        super().__init__(directory, about)
-        self.history = FollowedHistory(self.history.file)
-
-    def save(self, step: int, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def finish(self, step: int, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
-        """Nothing."""
+def _name(step: int) -> str:
+    return f"step-{step:09d}"
 
 
 def snapshot_steps(total_steps: int, n: int, schedule: str) -> list[int]:
@@ -275,62 +370,3 @@ def snapshot_steps(total_steps: int, n: int, schedule: str) -> list[int]:
     else:
         steps = {round(total_steps * i / n) for i in range(1, n + 1)}
     return sorted(step for step in steps if 1 <= step <= total_steps)
-
-
-def _differences(found: Any, wanted: Any, where: str = "") -> list[str]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        return [
-            line
-            for key in sorted(set(found) | set(wanted))
-            if found.get(key) != wanted.get(key)
-            for line in _differences(found.get(key), wanted.get(key), f"{where}.{key}" if where else str(key))
-        ]
-    return [f"{where} {found!r} there, {wanted!r} here"]
-
-
-class History:
-    """Figures of the log steps: a list in memory, or lines of a file that outlives a kill.
-
-    Args:
-        file: JSON lines; None: in memory.
-    """
-
-    def __init__(self, file: Path | None = None) -> None:
-        self.file = file
-        self.rows: list[dict[str, Any]] = []
-
-    def resume(self, n_bytes: int) -> None:
-        """Drop what was written after the first `n_bytes` bytes, the past of a resume point."""
-        if self.file is not None and self.file.exists():
-            with open(self.file, "ab") as stream:
-                stream.truncate(n_bytes)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Append a log step's figures."""
-        if self.file is None:
-            self.rows.append(row)
-            return
-        with open(self.file, "a", encoding="ascii") as stream:
-            stream.write(json.dumps(row, sort_keys=True) + "\n")
-
-    def digest(self, n_bytes: int) -> str:
-        """sha256 of the file's first `n_bytes` bytes."""
-        digest = hashlib.sha256()
-        if self.file is not None and n_bytes > 0:
-            with open(self.file, "rb") as stream:
-                digest.update(stream.read(n_bytes))
-        return digest.hexdigest()
-
-    def size(self) -> int:
-        """Bytes of the file so far."""
-        return self.file.stat().st_size if self.file is not None and self.file.exists() else 0
-
-
-class FollowedHistory(History):
-    """One that another process writes."""
-
-    def resume(self, n_bytes: int) -> None:
-        """Nothing."""
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Nothing."""

@@ -194,8 +194,18 @@ class _Loop:
         batches.close()
 
     def _asked(self, stop: StopRequest) -> bool:
+<<<<<<< HEAD
         """Whether to stop: any process was asked to."""
         found = self.trainer.anywhere(bool(stop))
+=======
+        """Whether to stop: any process was asked to. Several agree at once on whose state is kept after the next step."""
+        if self.reductions.size == 1:
+            return bool(stop)
+        flags = torch.tensor([bool(stop), *(run.time_to_save() for run in self.active)])
+        found, *due = self.reductions.any(flags).tolist()
+        for run, save in zip(self.active, due, strict=True):
+            run.save_asked = save
+>>>>>>> ckpt
         if found and not stop:
             stop.receive("another process's signal")
         return found
@@ -233,7 +243,7 @@ class _Loop:
         for run in list(self.active):
             with self._alone(run):
                 if run.step_number == done:
-                    run.save()
+                    run.save(wait=True)
         raise Interrupted(
             f"training: stopped by {stop.received} after step {done:,} of {total_steps:,}; "
             "the state is saved, run the same command again to go on"

@@ -16,8 +16,13 @@ from pipeline.dictionaries.sharding import of_all, weights_of_all
 from pipeline.errors import CheckpointError, NumericsError
 from pipeline.params.sections.trainer import TrainerParams
 from pipeline.processes import ONE_PROCESS, Reductions
+<<<<<<< HEAD
 from pipeline.training.checkpoints import Checkpoints, History, snapshot_steps
 from pipeline.training.dealt_state import of_all_features
+=======
+from pipeline.training.checkpoints import Checkpoints, snapshot_steps
+from pipeline.training.history import History
+>>>>>>> ckpt
 from pipeline.training.kernels import check_device, way_in_words
 from pipeline.training.observation import Observation
 from pipeline.training.revival import out_of_reach
@@ -80,6 +85,7 @@ class TrainingRun:
     Attributes:
         last: the figures of the last log step.
         timing: of the loop that it is in.
+        save_asked: whether several processes have agreed to keep the state after the next step.
 
     Raises:
         ParamsError: this device cannot do it.
@@ -108,6 +114,7 @@ class TrainingRun:
         self.history = checkpoints.history if checkpoints is not None else History()
         self.last: dict[str, float] = {}
         self.timing = Timing()
+        self.save_asked = False
         self._saved, self._kept = time.monotonic(), -1  # when, and after which step, the state was kept
         self._snapshots = self._snapshot_steps()
 
@@ -145,7 +152,7 @@ class TrainingRun:
         """Go to the newest whole resume point."""
         if self.checkpoints is None:
             return
-        point, faults = self.checkpoints.latest()
+        point, faults = self.checkpoints.latest(self.trainer.state())
         for fault in faults:
             say(self.label, f"passing over a damaged checkpoint: {fault}")
         if point is None:
@@ -175,15 +182,29 @@ class TrainingRun:
     def due(self, done: int) -> bool:
         """Whether anything is due when so many steps are done; see :meth:`after`."""
         seen = self._observed(done - 1) or done in self._snapshots or self.trainer.divergence.due(done)
-        return seen or (self.checkpoints is not None and self._time_to_save())
+        return seen or self._to_be_saved()
 
     def _observed(self, s: int) -> bool:
         return s == self.trainer.total_steps - 1 or s % self.params.log_frequency == 0
 
+<<<<<<< HEAD
     def _time_to_save(self) -> bool:
         own = time.monotonic() - self._saved >= 60 * self.params.checkpoint_minutes
         # Where the features are dealt to processes the state is put together by all of them.
         return own if self.trainer.feature_group.size == 1 else self.trainer.anywhere(own)
+=======
+    def time_to_save(self) -> bool:
+        """Whether the state is to be kept by this process's clock, or an earlier one could not be."""
+        if self.checkpoints is None:
+            return False
+        return time.monotonic() - self._saved >= 60 * self.params.checkpoint_minutes or self.checkpoints.failed
+
+    def _to_be_saved(self) -> bool:
+        """One process looks at its clock, several have agreed before the step."""
+        if self.checkpoints is None or self.checkpoints.world.size > 1:
+            return self.save_asked
+        return self.time_to_save()
+>>>>>>> ckpt
 
     def after(self, observation: Observation | None) -> None:
         """What is due after a step: report, look whether it has diverged, snapshot; the state where its time has come.
@@ -198,7 +219,7 @@ class TrainingRun:
         self._check_progress()
         if done in self._snapshots:
             self._snapshot(done)
-        if self.checkpoints is not None and self._time_to_save() and not self.ended:
+        if self._to_be_saved() and not self.ended:
             self.save()
 
     def end(self) -> None:
@@ -211,18 +232,31 @@ class TrainingRun:
         if (lack := self.trainer.too_short()) is not None:
             say(self.label, lack)
 
-    def save(self) -> None:
+    def save(self, wait: bool = False) -> None:
         """Keep the state; nothing is done without checkpoints, or where this step's is kept.
+
+        Args:
+            wait: until it is written; else that goes on beside the next steps.
 
         Raises:
             NumericsError: the loss was not finite.
+            DataError, OSError: this state (without `wait`: an earlier one) could not be written.
         """
-        if self.checkpoints is None or self.step_number == self._kept:
+        if self.checkpoints is None:
             return
+<<<<<<< HEAD
         self.trainer.guard.read()
         state = of_all_features(self.trainer.state(), self.trainer.feature_group)
         self.checkpoints.save(self.step_number, state, {"last": self.last})
         self._saved, self._kept = time.monotonic(), self.step_number
+=======
+        if self.step_number != self._kept:
+            self.trainer.guard.read()
+            self.checkpoints.save(self.step_number, self.trainer.state(), {"last": self.last})
+            self._saved, self._kept = time.monotonic(), self.step_number
+        if wait:
+            self.checkpoints.wait()
+>>>>>>> ckpt
 
     def _check_progress(self) -> None:
         """Stop a run that has diverged; its state is kept to be looked at.
@@ -234,7 +268,7 @@ class TrainingRun:
             return
         kept = ""
         if self.checkpoints is not None:
-            self.save()
+            self.save(wait=True)
             kept = f" (its state is kept in {self.checkpoints.directory})"
         raise NumericsError(f"training: diverged: {fault}{kept}")
 

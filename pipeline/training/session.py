@@ -22,8 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.activations.interface import Activations
+<<<<<<< HEAD
 from pipeline.dictionaries.sharding import weights_of_all
 from pipeline.distributed.group import mesh
+=======
+from pipeline.distributed.group import world
+>>>>>>> ckpt
 from pipeline.errors import NumericsError, of_member
 from pipeline.files import ensure_writable, fingerprint, root
 from pipeline.norms.hook_norm import read_norms
@@ -71,7 +75,7 @@ def train_dictionaries(params: Params, places: Places, processes: Reductions = O
         for line in _live_lines(params, next(iter(members.values())).source):
             say(LABEL, line)
     with contextlib.ExitStack() as stack:
-        opened = _with_checkpoints(members, checkpoint_root, stack, first)
+        opened = _with_checkpoints(members, checkpoint_root, stack)
         stack.enter_context(deterministic(params.determinism, next(iter(members.values())).device))
         trackers = stack.enter_context(tracked(params, places, opened, store)) if first else _untracked(opened)
         ended = _train(params, opened, trackers, rows, first)
@@ -102,18 +106,14 @@ def _untracked(opened: Opened) -> dict[str, Tracker]:
     return {name: Tracker() for name in ("", *opened)}
 
 
-def _with_checkpoints(members: Mapping[str, Member], directory: Path, stack: contextlib.ExitStack, first: bool) -> Opened:
-    """The members with their checkpoints, held by the stack. Members whose trainings are the same have the same ones.
-
-    Of several processes the first one keeps them, the others read them.
-    """
+def _with_checkpoints(members: Mapping[str, Member], directory: Path, stack: contextlib.ExitStack) -> Opened:
+    """The members with their checkpoints, held by the stack. Members whose trainings are the same have the same ones."""
     found: dict[Path, Checkpoints] = {}
     opened = {}
     for name, member in members.items():
         place = directory / fingerprint(member.about)
         if place not in found:
-            checkpoints = Checkpoints(place, member.about)
-            found[place] = stack.enter_context(checkpoints.opened() if first else checkpoints.followed())
+            found[place] = stack.enter_context(Checkpoints(place, member.about, world()).opened())
         opened[name] = member, found[place]
     return opened
 

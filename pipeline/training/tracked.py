@@ -62,13 +62,13 @@ def tracked(
 def _of_run(params: Params, places: Places, member: Member, checkpoints: Checkpoints, run_file: Path) -> Tracker:
     """The tracker of a run of one dictionary, with its tags."""
     ids = read_ids(run_file, member.name)
-    point = checkpoints.finished() or checkpoints.latest()[0]
+    past = checkpoints.past()
     tracker = open_tracker(
         params.tracking,
         stage="train",
         run_file=places.run,
         ids=ids,
-        resume_step=None if point is None else point.extra.get("last", {}).get(names.STEP),
+        resume_step=None if past is None else past.get("last", {}).get(names.STEP),
         past=checkpoints.history.file,
         name=params.dictionary.name,
         member=member.name,

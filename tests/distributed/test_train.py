@@ -111,6 +111,7 @@ def test_killed_processes_are_started_again_and_end_with_the_same_weights(
     check(project, wanted)
 
 
+<<<<<<< HEAD
 def test_features_dealt_to_processes(begun: Project, wanted: dict[str, Tensor], tmp_path: Path) -> None:
     """2 x 2 processes are stopped, two with half of the features each go on; weights and figures are those of one process."""
     project = begun.copy(tmp_path / "project")
@@ -123,6 +124,25 @@ def test_features_dealt_to_processes(begun: Project, wanted: dict[str, Tensor], 
     assert code == 0, lines
     check(project, wanted)
     assert json.loads((project.path / "metrics" / "train.json").read_text())["final_l0"] == 4.0
+=======
+def test_a_process_that_hangs_is_named_and_all_are_started_again(
+    begun: Project, wanted: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """A stopped process still holds its connections: only the time tells."""
+    project = begun.copy(tmp_path / "project").set(distributed__timeout_minutes=0.25)
+    process = started(project, 2)
+    wait_for_a_checkpoint(project, 3)
+    ranks = {each.environ()["RANK"]: each for each in workers(process) if "RANK" in each.environ()}
+    ranks["1"].send_signal(signal.SIGSTOP)
+    code, lines = finish(process)
+    assert code == 0, lines
+    told = (
+        "stages.train: process 1 did not answer within distributed.timeout_minutes (0.25), says process 0 of 2; all are started"
+    )
+    assert [line for line in lines if line.startswith(told)], lines
+    assert [line for line in lines if "going on after step" in line]
+    check(project, wanted)
+>>>>>>> ckpt
 
 
 def test_too_many_kills_are_told(begun: Project, tmp_path: Path) -> None:

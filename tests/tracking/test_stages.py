@@ -46,7 +46,7 @@ def _run(project: Project):
 
 KILLED = """
 import os, signal
-from pipeline.training.checkpoints import History
+from pipeline.training.history import History
 from stages.train import main
 
 add = History.add

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pipeline.training.checkpoints as checkpoints_module
+import pipeline.training.point_files as files_module
 from pipeline.errors import PipelineError
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.fingerprint import weights_digest
@@ -88,8 +89,8 @@ def run(directory: str, how: str, at: int) -> int:
     every_step = params(log_frequency=1, checkpoint_minutes=1e-9, dead_threshold=50, auxk_coefficient=0.1, initial_k=6)
     try:
         with Checkpoints(directory, {"seed": 0}).opened() as checkpoints:
-            if how == "save":  # after about.json
-                checkpoints_module.write_json = kill_at(checkpoints_module.write_json)
+            if how == "save":  # between the tensors and the record, in the thread that writes them
+                files_module.write_json = kill_at(files_module.write_json)
             source = TensorSource(rows(100), batch_size=16, seed=0)
             train(
                 made, source, params=every_step, norms=NORMS, total_steps=STEPS, checkpoints=checkpoints, on_metrics=on_metrics

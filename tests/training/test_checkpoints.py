@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import pipeline.training.checkpoints as module
 from pipeline.errors import CheckpointError, DataError
 from pipeline.files import fingerprint
-from pipeline.training.checkpoints import Checkpoints, History, check_fit, snapshot_steps
+from pipeline.training.checkpoints import Checkpoints, check_fit, snapshot_steps
+from pipeline.training.history import History
 
 ABOUT = {"trainer": {"lr": 1e-3, "betas": (0.9, 0.99)}, "seed": 0}
 
@@ -23,6 +29,7 @@ def saved(path: Path, *steps: int) -> Checkpoints:
     made = Checkpoints(path, ABOUT)
     for step in steps:
         made.save(step, tensors(step), {"last": {"step": step}})
+    made.wait()
     return made
 
 
@@ -94,6 +101,73 @@ def test_a_second_process_is_refused_and_leftovers_are_removed(tmp_path: Path) -
             pass
 
 
+def test_the_state_is_copied_and_written_beside_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    write = module.write_tensors
+
+    def slow(*args: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return write(*args)
+
+    monkeypatch.setattr(module, "write_tensors", slow)
+    made, state = Checkpoints(tmp_path, ABOUT), tensors(5.0)
+    made.save(5, state, {})
+    assert begun.wait(60)
+    for tensor in state.values():  # the next step
+        tensor.zero_()
+    made.history.add({"step": 5})
+    assert made.points() == []
+    go_on.set()
+    point, _ = made.latest()  # which waits for it
+    assert point is not None
+    assert (point.step, point.history_bytes) == (5, 0)
+    assert torch.equal(point.tensors["W"], torch.full((2, 3), 5.0))
+
+
+@pytest.mark.parametrize("fault", [DataError("no space left"), OSError(5, "Input/output error")])
+def test_a_point_that_could_not_be_written_is_told_by_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    made = saved(tmp_path, 5)
+
+    def full(*args: Any) -> Any:
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_tensors", full)
+        made.save(10, tensors(10), {})
+        while not made.failed:
+            time.sleep(0.01)
+    with pytest.raises(type(fault), match=str(fault.args[-1])):
+        made.save(15, tensors(15), {})
+    assert not made.failed
+    assert made.points() == [5]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000005"]
+    monkeypatch.setattr(module, "write_tensors", full)
+    with pytest.raises(type(fault), match=str(fault.args[-1])), made.opened():  # or at the end, if there is none
+        made.save(20, tensors(20), {})
+
+
+def test_without_space_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = saved(tmp_path, 5)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    made.save(10, tensors(10), {})
+    with pytest.raises(DataError, match="no space left on the device for a checkpoint"):
+        made.wait()
+    assert made.points() == [5]
+
+
+def test_no_pickle(tmp_path: Path) -> None:
+    saved(tmp_path, 5)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "step-000000005").iterdir()}
+    assert set(files) == {"state.safetensors", "state.json"}
+    assert int.from_bytes(files["state.safetensors"][:8], "little") < len(files["state.safetensors"])
+    assert files["state.safetensors"][8:9] == b"{"
+    assert json.loads(files["state.json"])["files"]["state.safetensors"]["size"] == len(files["state.safetensors"])
+
+
 def test_the_end_of_a_run_replaces_its_points(tmp_path: Path) -> None:
     made = saved(tmp_path, 5, 10)
     assert made.finished() is None
@@ -111,6 +185,7 @@ def test_history_goes_back_to_the_point(tmp_path: Path) -> None:
     made.save(1, tensors(1), {})
     made.history.add({"step": 1, "loss": 1.0})
     made.save(2, tensors(2), {})
+    made.wait()
     (tmp_path / "step-000000002" / "state.json").unlink()
     point, _ = made.latest()
     assert point is not None
