@@ -1,7 +1,7 @@
 """Run a stage in several processes on this machine, by torch.distributed's elastic launcher.
 
 The stage runs the command that it was run by once for each process. A process that is killed takes the others with it, and all
-are started again, from the last checkpoint; one that ends with an error is not started again.
+are started again, and go on from what is kept; one that ends with an error is not started again.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def launch(params: DistributedParams, module: str) -> None:
                 _run(params.data_parallel_size, [sys.executable, "-m", module, *sys.argv[1:]])
             return
         except SignalException as error:
-            raise Interrupted(f"{module}: stopped by {error.sigval.name}; run the same command again to go on") from None
+            raise Interrupted(f"{module}: stopped by {error.sigval.name}; run the same command again") from None
         except ChildFailedError as error:
             rank, code = _first(error)
             if code >= 0:
@@ -70,7 +70,7 @@ def launch(params: DistributedParams, module: str) -> None:
                     f"{said}; this happened {times}, and distributed.max_restarts is {params.max_restarts}; "
                     "run the same command again to go on"
                 ) from None
-            click.echo(f"{said}; all are started again, from the last checkpoint", err=True)
+            click.echo(f"{said}; all are started again, from what is kept", err=True)
 
 
 def _run(size: int, command: list[str]) -> None:

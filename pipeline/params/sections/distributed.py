@@ -1,4 +1,4 @@
-"""Several processes for one training."""
+"""Several processes for one stage."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from pipeline.params.section import Section
 
 @dataclass(frozen=True)
 class DistributedParams(Section):
-    """Several processes for one training (docs/scale.md)."""
+    """Several processes for train, generate, evaluate and analyze (docs/scale.md)."""
 
     NAME: ClassVar[str] = "distributed"
 
     data_parallel_size: int = param(
-        1, at_least=1, at_most=4096, about="processes of train, each with its part of every batch; 1: one process"
+        1, at_least=1, at_most=4096, about="processes of each, that share its batches; 1: one process"
     )
     max_restarts: int = param(
         3, at_least=0, at_most=1000, about="how often the processes are started again when one was killed"
     )
     timeout_minutes: float = param(10.0, more_than=0, about="minutes that processes wait for one another")
+
+    @property
+    def processes(self) -> int:
+        """How many processes a stage has."""
+        return self.data_parallel_size
