@@ -172,7 +172,7 @@ class ContextSlots:
 
 
 def _ordered(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Slots [F, K, ...] by name, `rank` and `context` among them: the highest rank first, of equal ranks the earlier context."""
+    """Slots [F, K, ...] by name, rank and context among them: the highest rank first, of equal ones the earlier context."""
     first = parts["context"].long().argsort(dim=1, stable=True)
     order = first.gather(1, parts["rank"].gather(1, first).argsort(dim=1, descending=True, stable=True))
     row = torch.arange(len(order), device=order.device)[:, None]
