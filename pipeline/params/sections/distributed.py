@@ -22,8 +22,3 @@ class DistributedParams(Section):
         3, at_least=0, at_most=1000, about="how often the processes are started again when one was killed"
     )
     timeout_minutes: float = param(10.0, more_than=0, about="minutes that processes wait for one another")
-
-    @property
-    def processes(self) -> int:
-        """How many processes a stage has."""
-        return self.data_parallel_size
