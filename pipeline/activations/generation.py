@@ -96,6 +96,7 @@ def generate_store(
         return path
     with contextlib.ExitStack() as held:
         by_the_first(lambda: held.enter_context(locked(_lock(path), f"the activation store {path.name}")), processes)
+        root.mkdir(parents=True, exist_ok=True)  # of one process on another machine it may not be there
         inner = None if settings.target == "activations-1d" else settings.context_size
         rows = chunk_rows(model.d_model, settings.storage_dtype, inner)
         contexts = ContextTokens(tokens.train, ignored, settings.ignore_positions, scratch=str(root))

@@ -117,10 +117,6 @@ class PcaMetrics:
             self.energies[hook].ordinary.add_all(found.ordinary)
             self.energies[hook].massive.add_all(found.massive)
 
-    def update(self, labels: Mapping[str, Tensor], mask: Tensor | None = None, massive: Tensor | None = None) -> None:
-        """Add the kept tokens of the labels; see :meth:`of`."""
-        self.add(self.of(labels, mask, massive))
-
     def fvu(
         self, rank: int, variances: Mapping[str, float], ordinary_variances: Mapping[str, float] | None = None
     ) -> dict[str, float]:
