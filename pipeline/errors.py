@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 
 LONGEST = 4000  # characters of a fault
@@ -52,6 +53,11 @@ class Interrupted(PipelineError):
     """The user stopped the run; what was done so far is saved."""
 
     exit_code = 130
+
+
+def tells_the_outcome() -> bool:
+    """Whether this process tells how its stage has ended: it is alone, or the first of several that no stage has started."""
+    return FAULTS not in os.environ and os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager

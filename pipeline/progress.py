@@ -78,6 +78,8 @@ class Progress:
         return f"{self.label} {share:4.0%}  {self.done:,}/{self.total:,} {self.unit}  {rate:,.0f}/s  {remaining} left{figures}"
 
     def _show(self, end: str | None = None) -> None:
+        if _latest.elsewhere:
+            return
         start, stop = ("\r\x1b[K", "") if self.terminal else ("", "\n")
         line = self.line()
         if self.terminal:  # a line that wraps cannot be overwritten
@@ -98,14 +100,25 @@ def _nothing() -> Progress | None:
 
 
 class _Latest:
-    """When a line of progress was shown last, and the loop that is going on."""
+    """When a line of progress was shown last, the loop that is going on, and whether another process shows it."""
 
     def __init__(self) -> None:
         self.spoken = time.monotonic()
         self.progress: Callable[[], Progress | None] = _nothing
+        self.elsewhere = False
 
 
 _latest = _Latest()
+
+
+@contextlib.contextmanager
+def shown_elsewhere() -> Iterator[None]:
+    """Within the block this process shows no progress: another one of its stage does."""
+    _latest.elsewhere = True
+    try:
+        yield
+    finally:
+        _latest.elsewhere, _latest.spoken = False, time.monotonic()
 
 
 def still_line(label: str, began: float, now: float) -> str:
@@ -131,6 +144,8 @@ def watched(label: str, silence: float = SILENCE) -> Iterator[None]:
             now = time.monotonic()
             if now - _latest.spoken >= silence:
                 _latest.spoken = now
+                if _latest.elsewhere:
+                    continue
                 sys.stderr.write(f"{still_line(label, began, now)}\n")
                 sys.stderr.flush()
 

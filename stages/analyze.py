@@ -10,11 +10,18 @@ repeated.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from pipeline.command import Output, stage_command
+from pipeline.distributed.stage import in_processes
 from pipeline.params.loader import tracking_of
 from pipeline.tracking.outcome import outcome_told
+
+if TYPE_CHECKING:
+    from pipeline.params.schema import Params
+    from pipeline.processes import Reductions
 
 
 @stage_command
@@ -28,18 +35,22 @@ from pipeline.tracking.outcome import outcome_told
 @click.option("--dashboard", type=Output(directory=True), default="data/dashboard", help="Dashboard to write.")
 @click.option("--run", default="data/run.json", help="The tracking run to go on with.")
 @outcome_told("analyze", tracking_of)
-def main(params: str, inference: str, tokens: str, features: str, dashboard: str, run: str, **figures: str) -> None:
+@in_processes
+def main(
+    params: Params, processes: Reductions, inference: str, tokens: str, features: str, dashboard: str, run: str, **figures: str
+) -> None:
     """Collect contexts, densities, logits and neighbours of every feature, and draw the dashboard."""
-    from pipeline.dashboard.run import drawn, log_dashboard
+    from pipeline.dashboard.run import collected, drawn, log_dashboard
     from pipeline.dictionaries.places import dictionary_places
-    from pipeline.params.loader import load_params
     from pipeline.planning.beginning import begin
 
-    loaded = load_params(params)
-    begin("analyze", loaded, tokens)
-    places = dictionary_places(loaded, inference)
-    with drawn(loaded, places, figures, tokens=tokens, features=features, dashboard=dashboard):
-        log_dashboard(loaded, dashboard, run)
+    if processes.rank == 0:
+        begin("analyze", params, tokens)
+    places = dictionary_places(params, inference)
+    collected(params, places, figures, tokens, processes)
+    if processes.rank == 0:
+        with drawn(params, places, figures, tokens=tokens, features=features, dashboard=dashboard):
+            log_dashboard(params, dashboard, run)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,19 @@ tokens, and one or two for each further member.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from pipeline.command import Output, stage_command
+from pipeline.distributed.stage import in_processes
 from pipeline.interrupts import interruption
 from pipeline.params.loader import tracking_of
 from pipeline.tracking.outcome import outcome_told
+
+if TYPE_CHECKING:
+    from pipeline.params.schema import Params
+    from pipeline.processes import Reductions
 
 
 @stage_command
@@ -28,22 +35,23 @@ from pipeline.tracking.outcome import outcome_told
 @click.option("--run", default="data/run.json", help="The tracking run to go on with.")
 @outcome_told("evaluate", tracking_of)
 @interruption("interrupted; run the same command again, it starts anew")
-def main(params: str, inference: str, tokens: str, norms: str, statistics: str, out: str, plots: str, run: str) -> None:
+@in_processes
+def main(params: Params, processes: Reductions, inference: str, tokens: str, run: str, **files: str) -> None:
     """Measure reconstruction, sparsity and language-model loss on held-out tokens."""
     from pipeline.dictionaries.places import dictionary_places
     from pipeline.evaluation.results import log_results, notices, write_results
     from pipeline.evaluation.saved import evaluate_together
-    from pipeline.params.loader import load_params
     from pipeline.planning.beginning import begin
 
-    loaded = load_params(params)
-    begin("evaluate", loaded, tokens)
-    places = dictionary_places(loaded, inference)
-    evaluations = evaluate_together(loaded, places, tokens=tokens, norms=norms, statistics=statistics)
-    for line in notices(evaluations, places):
-        click.echo(line, err=True)
-    write_results(loaded, evaluations, places, out=out, plots=plots, norms=norms, statistics=statistics)
-    log_results(loaded, evaluations, places, run=run, out=out, plots=plots)
+    if processes.rank == 0:
+        begin("evaluate", params, tokens)
+    places, norms, statistics = dictionary_places(params, inference), files["norms"], files["statistics"]
+    found = evaluate_together(params, places, tokens=tokens, norms=norms, statistics=statistics, processes=processes)
+    if processes.rank == 0:
+        for line in notices(found, places):
+            click.echo(line, err=True)
+        write_results(params, found, places, **files)
+        log_results(params, found, places, run=run, out=files["out"], plots=files["plots"])
 
 
 if __name__ == "__main__":

@@ -14,37 +14,33 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.command import Output, stage_command
+from pipeline.distributed.stage import in_processes
 
 if TYPE_CHECKING:
-    from pipeline.params.schema import ModelParams
+    from pipeline.params.schema import ModelParams, Params
+    from pipeline.processes import Reductions
 
 
 @stage_command
 @click.option("--tokens", default="data/tokens.zarr", help="Token store to read.")
 @click.option("--out", type=Output(), default="data/activations.json", help="Manifest to write.")
 @click.option("--metrics", type=Output(), default="metrics/generate.json", help="Figures to write.")
-def main(params: str, tokens: str, out: str, metrics: str) -> None:
+@in_processes
+def main(params: Params, processes: Reductions, tokens: str, out: str, metrics: str) -> None:
     """Generate the activation store."""
     from pipeline.activations.for_params import generate_for
     from pipeline.files import write_json
     from pipeline.lm.loading import load_stated, stated_widths
     from pipeline.models_fit import check_models_fit
-    from pipeline.params.loader import load_params
     from pipeline.planning.beginning import begin
 
-    loaded = load_params(params)
-    if loaded.activations.path is None:  # a dictionary that does not fit the model shows before hours of generating
-        check_models_fit(loaded)
-    begin("generate", loaded, tokens)
-    figures = generate_for(
-        loaded,
-        stated_widths,
-        load_stated,
-        Path(tokens),
-        Path(out),
-        tokenizer_digest,
-    )
-    write_json(metrics, figures)
+    if params.activations.path is None:  # a dictionary that does not fit the model shows before hours of generating
+        check_models_fit(params)
+    if processes.rank == 0:
+        begin("generate", params, tokens)
+    figures = generate_for(params, stated_widths, load_stated, Path(tokens), Path(out), tokenizer_digest, processes)
+    if processes.rank == 0:
+        write_json(metrics, figures)
 
 
 def tokenizer_digest(model: ModelParams) -> str | None:

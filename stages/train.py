@@ -9,9 +9,16 @@ default on two cores. Stopped or killed, the same command goes on.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from pipeline.command import Output, stage_command
+from pipeline.distributed.stage import in_processes
+
+if TYPE_CHECKING:
+    from pipeline.params.schema import Params
+    from pipeline.processes import Reductions
 
 
 @stage_command
@@ -23,19 +30,16 @@ from pipeline.command import Output, stage_command
 @click.option("--metrics", type=Output(), default="metrics/train.json", help="Figures to write.")
 @click.option("--history", type=Output(), default="metrics/train_history.jsonl", help="Figures of the log steps to write.")
 @click.option("--plots", type=Output(directory=True), default="metrics/plots/training", help="Directory of plots to write.")
-def main(
-    params: str, activations: str, norms: str, initial: str, out: str, run: str, metrics: str, history: str, plots: str
-) -> None:
+@in_processes
+def main(params: Params, processes: Reductions, out: str, initial: str, **options: str) -> None:
     """Train the dictionary, or those of the sweep."""
     from pathlib import Path
 
-    from pipeline.distributed.group import joined
-    from pipeline.distributed.launch import launch, to_be_launched
-    from pipeline.params.loader import load_params
     from pipeline.planning.beginning import begin_training
     from pipeline.training.outputs import Places
     from pipeline.training.session import train_dictionaries
 
+<<<<<<< HEAD
     loaded = load_params(params)
     if to_be_launched(loaded.distributed):
         launch(loaded.distributed, "stages.train")
@@ -54,6 +58,13 @@ def main(
         if processes.rank == 0:
             begin_training(loaded)
         train_dictionaries(loaded, places, processes)
+=======
+    name = params.dictionary.name
+    paths = {key: Path(path) for key, path in options.items()}
+    if processes.rank == 0:
+        begin_training(params)
+    train_dictionaries(params, Places(initial=Path(initial) / name, trained=Path(out) / name, **paths), processes)
+>>>>>>> gen
 
 
 if __name__ == "__main__":

@@ -145,3 +145,16 @@ def test_a_stage_that_shows_lines_says_nothing_more(capsys):
             progress.update(1)
             threading.Event().wait(0.1)
     assert "still at work" not in capsys.readouterr().err
+
+
+def test_what_another_process_shows_is_not_shown(capsys):
+    with module.watched("evaluate", silence=0.05):
+        with module.shown_elsewhere():
+            progress = Progress("evaluate", 100, every_seconds=0.0)
+            progress.update(50)
+            threading.Event().wait(0.2)
+            progress.close()
+        assert capsys.readouterr().err == ""
+        threading.Event().wait(0.2)
+    assert "evaluate: still at work" in capsys.readouterr().err
+    assert progress.done == 50

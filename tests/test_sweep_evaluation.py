@@ -109,17 +109,17 @@ def test_a_stopped_analysis_goes_on_and_runs_the_model_for_the_rest_alone(copied
 
     before = {path: path.read_bytes() for path in (copied.path / "data/dashboard").rglob("*") if path.is_file()}
     seen: list[str] = []
-    update = Collection.update
+    collect = Collection.collect
 
-    def counted(self: Collection, batch: object) -> None:
+    def counted(self: Collection, batch: object) -> object:
         name = self.raw.dictionary.config.name
         if name == "main-late" and "stopped" not in seen:
             seen.append("stopped")
             raise Interrupted("stopped")
         seen.append(name)
-        update(self, batch)
+        return collect(self, batch)
 
-    monkeypatch.setattr(Collection, "update", counted)
+    monkeypatch.setattr(Collection, "collect", counted)
     assert copied.run("analyze").exit_code == 130
     assert set(seen) == {"main-k4", "main-k8", "stopped"}
     assert {path: path.read_bytes() for path in before} == before

@@ -22,6 +22,7 @@ from pipeline.files import root, write_json
 from pipeline.hook_keys import MAIN, by_model
 from pipeline.params.choices import LIVE
 from pipeline.params.schema import Params
+from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.progress import Progress
 
 
@@ -53,6 +54,7 @@ def generate_for(
     tokens_path: Path,
     manifest_path: Path,
     tokenizer_digest: Callable[[Any], str | None] | None = None,
+    processes: Reductions = ONE_PROCESS,
 ) -> dict[str, Any]:
     """Make the activations that `params` ask for, a store for each model, and write their manifest.
 
@@ -66,9 +68,11 @@ def generate_for(
         tokens_path: data/tokens.zarr.
         manifest_path: data/activations.json.
         tokenizer_digest: parameters of a model -> digest of its tokenizer, None where it has none; None: not compared.
+        processes: that generate together. The first one alone verifies, plans, and writes the manifest.
 
     Returns:
-        figures for metrics/generate.json: rows, tokens, contexts, tokens_per_context (kept ones), bytes, hook_points.
+        figures for metrics/generate.json: rows, tokens, contexts, tokens_per_context (kept ones), bytes, hook_points; of other
+        processes than the first none.
 
     Raises:
         DataError: a further model has another tokenizer than the tokens.
@@ -76,6 +80,8 @@ def generate_for(
     """
     settings = GenerationSettings.from_params(params)
     stated = params.activations.path
+    if processes.rank != 0 and (stated is not None or params.activations.source == LIVE):
+        return {}
     if stated is not None:
         store = _existing(stated, params.hook_points, settings)
         write_json(manifest_path, sealed(store_manifest(store, stated), Origin("generate", store.made_from())))
@@ -88,11 +94,11 @@ def generate_for(
     if params.activations.source == LIVE:
         return plan_and_check(tokens, tokens_path, facts, load, settings, manifest_path)
 
-    def generated(alias: str) -> ActivationStore:
-        return open_store(generate_store(tokens, facts[alias], load[alias], settings, store_root()), wanted[alias])
-
-    store = generated(MAIN)
-    others = {alias: generated(alias) for alias in wanted if alias != MAIN}
+    paths = {alias: generate_store(tokens, facts[alias], load[alias], settings, store_root(), processes) for alias in wanted}
+    if processes.rank != 0:
+        return {}
+    store, *_ = opened = [open_store(path, wanted[alias]) for alias, path in paths.items()]
+    others = {alias: other for alias, other in zip(paths, opened, strict=True) if alias != MAIN}
     manifest = store_manifest(store)
     if others:
         manifest["models"] = {alias: store_manifest(other) for alias, other in others.items()}

@@ -4,6 +4,9 @@ A chunk is written to a temporary sibling and renamed; then a line with its dige
 a writer hashes every recorded chunk: those that are missing, of another size or altered, and those without a line, are
 pending. A fresh store, one that was killed, one that was damaged and one that gets a further hook point are the same case.
 An array's digests, then its content digest and complete=true, are its last writes.
+
+Of several processes the first one opens the store (StoreWriter) and alone writes down what it holds; the others write chunks
+(StoreChunks) and tell it their digests.
 """
 
 from __future__ import annotations
@@ -51,7 +54,75 @@ def disk_full_named(path: Path, cached: bool = False) -> Iterator[None]:
         ) from None
 
 
-class ArrayWriter:
+class ArrayChunks:
+    """The chunks of one array of a store that is open for writing, here or in another process.
+
+    Args:
+        directory: of the array.
+        layout: of the array.
+        remote: the object store that its directory stands for; None: it is the store itself.
+        digests: {chunk: digest} of those that are whole.
+        compressor: of its chunks; None: they are raw.
+
+    Attributes:
+        digests: the same, kept up with what is written here.
+        untold: of what was written here and not yet recorded.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        layout: ArrayLayout,
+        remote: RemoteStore | None,
+        digests: Mapping[int, str],
+        compressor: Compressor | None,
+    ) -> None:
+        self.directory, self.layout, self._remote, self._compressor = directory, layout, remote, compressor
+        self.digests, self.untold = dict(digests), dict[int, str]()
+
+    @property
+    def pending(self) -> np.ndarray:
+        """bool [n_chunks]: True for a chunk that is not whole."""
+        pending = np.ones(self.layout.n_chunks, dtype=bool)
+        pending[list(self.digests)] = False
+        return pending
+
+    def write_chunk(self, chunk: int, rows: Tensor) -> None:
+        """Write a chunk's rows (CPU, contiguous, the array's dtype); the last chunk is filled up with the fill value."""
+        content: bytes | memoryview = as_bytes(rows)
+        if len(content) < self.layout.chunk_bytes:
+            element = self.layout.element
+            missing = (self.layout.chunk_bytes - len(content)) // np.dtype(element.numpy_dtype).itemsize
+            content = bytes(content) + np.full(missing, element.fill, dtype=element.numpy_dtype).tobytes()
+        if self._compressor is not None:
+            content = self._compressor.packed(content, self.layout.item_bytes)
+        if self._remote is not None:
+            self._remote.make_room(len(content))
+        path = self.directory / self.layout.chunk_file(chunk)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            with open(partial, "wb", buffering=0) as stream:
+                done = 0
+                while done < len(content):
+                    done += stream.write(memoryview(content)[done:])
+            os.replace(partial, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                partial.unlink()
+            raise
+        digest = xxh3_128_hexdigest(content)
+        if self._remote is not None:
+            self._remote.push(self._name(chunk))
+        self._written(chunk, digest)
+
+    def _written(self, chunk: int, digest: str) -> None:
+        self.digests[chunk] = self.untold[chunk] = digest
+
+    def _name(self, chunk: int) -> str:
+        return f"{self.directory.name}/{self.layout.chunk_file(chunk)}"
+
+
+class ArrayWriter(ArrayChunks):
     """One array: its description, its chunks, the record of their digests."""
 
     def __init__(
@@ -62,10 +133,10 @@ class ArrayWriter:
         remote: RemoteStore | None = None,
         compressor: Compressor | None = None,
     ) -> None:
-        self.directory, self.layout, self._remote, self._compressor = directory, layout, remote, compressor
+        super().__init__(directory, layout, remote, {}, compressor)
         self._recorded = time.monotonic()
         self._array = _open_array(group, directory, layout, compressor)
-        self.digests = {
+        self.digests |= {
             chunk: digest for chunk, digest in read_digests(directory / DIGESTS_FILE).items() if self._is_whole(chunk, digest)
         }
         if self.pending.any():
@@ -97,43 +168,12 @@ class ArrayWriter:
             write_bytes(path, lines)
 
     @property
-    def pending(self) -> np.ndarray:
-        """bool [n_chunks]: True for a chunk that is not whole."""
-        pending = np.ones(self.layout.n_chunks, dtype=bool)
-        pending[list(self.digests)] = False
-        return pending
-
-    @property
     def digest(self) -> str:
         """Content digest of a finished array."""
         return array_digest(self.layout, self.digests)
 
-    def write_chunk(self, chunk: int, rows: Tensor) -> None:
-        """Write a chunk's rows (CPU, contiguous, the array's dtype); the last chunk is filled up with the fill value."""
-        content: bytes | memoryview = as_bytes(rows)
-        if len(content) < self.layout.chunk_bytes:
-            element = self.layout.element
-            missing = (self.layout.chunk_bytes - len(content)) // np.dtype(element.numpy_dtype).itemsize
-            content = bytes(content) + np.full(missing, element.fill, dtype=element.numpy_dtype).tobytes()
-        if self._compressor is not None:
-            content = self._compressor.packed(content, self.layout.item_bytes)
-        if self._remote is not None:
-            self._remote.make_room(len(content))
-        path = self.directory / self.layout.chunk_file(chunk)
-        partial = path.with_name(path.name + ".partial")
-        try:
-            with open(partial, "wb", buffering=0) as stream:
-                done = 0
-                while done < len(content):
-                    done += stream.write(memoryview(content)[done:])
-            os.replace(partial, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                partial.unlink()
-            raise
-        digest = xxh3_128_hexdigest(content)
-        if self._remote is not None:
-            self._remote.push(self._name(chunk))
+    def record(self, chunk: int, digest: str) -> None:
+        """Note that a chunk has been written, here or by another process."""
         with open(self.directory / DIGESTS_FILE, "ab", buffering=0) as stream:
             stream.write(f"{chunk} {digest}\n".encode())
         self.digests[chunk] = digest
@@ -141,8 +181,7 @@ class ArrayWriter:
             self._put(DIGESTS_FILE)
             self._recorded = time.monotonic()
 
-    def _name(self, chunk: int) -> str:
-        return f"{self.directory.name}/{self.layout.chunk_file(chunk)}"
+    _written = record
 
     def _put(self, *files: str) -> None:
         if self._remote is not None:
@@ -169,7 +208,61 @@ class ArrayWriter:
             self._put(DIGESTS_FILE, "zarr.json")
 
 
-class StoreWriter:
+class StoreChunks:
+    """The arrays of one store that another process has opened for writing.
+
+    Args:
+        path: the store's directory.
+        layouts: the arrays to write.
+        digests: {array: {chunk: digest}} of what is whole.
+        compressor_name: of the chunks; None: they are as long as their rows.
+    """
+
+    arrays: Mapping[str, ArrayChunks]
+
+    def __init__(
+        self,
+        path: Path,
+        layouts: Sequence[ArrayLayout],
+        digests: Mapping[str, Mapping[int, str]],
+        compressor_name: str | None = None,
+    ) -> None:
+        self.path, self.remote = path, remote_of(path)
+        for layout in layouts:  # where an object store's files are kept elsewhere than the other process keeps them
+            (path / layout.name).mkdir(parents=True, exist_ok=True)
+        found = compressor(compressor_name)
+        self.arrays = {
+            layout.name: ArrayChunks(path / layout.name, layout, self.remote, digests[layout.name], found) for layout in layouts
+        }
+
+    def write_rows(self, name: str, first_row: int, rows: Tensor, order: Tensor | None) -> None:
+        """Write the pending chunks of one array in a run of rows that starts at a chunk.
+
+        Args:
+            name: the array.
+            first_row: store row of the run's first row, a multiple of the rows per chunk.
+            rows: the run in sequence order, whole chunks unless it ends the array.
+            order: int64, which of `rows` each store row holds; None: the same one.
+        """
+        array = self.arrays[name]
+        step = array.layout.chunk_rows
+        pending = array.pending
+        with disk_full_named(self.path, self.remote is not None):
+            for start in range(0, len(rows), step):
+                chunk = (first_row + start) // step
+                if pending[chunk]:
+                    part = rows[start : start + step] if order is None else rows.index_select(0, order[start : start + step])
+                    array.write_chunk(chunk, part.contiguous())
+
+    def take_untold(self) -> dict[str, dict[int, str]]:
+        """{array: {chunk: digest}} of what was written here since this was asked last, and is recorded nowhere."""
+        found = {name: array.untold for name, array in self.arrays.items() if array.untold}
+        for name in found:
+            self.arrays[name].untold = {}
+        return found
+
+
+class StoreWriter(StoreChunks):
     """The arrays of one store, created or opened for going on; hold the store's lock while it lives.
 
     Args:
@@ -177,6 +270,8 @@ class StoreWriter:
         attributes: of the group: format_version, fingerprint, config, model, n_rows, chunk_rows.
         layouts: the arrays to write.
     """
+
+    arrays: Mapping[str, ArrayWriter]
 
     def __init__(self, path: Path, attributes: Mapping[str, Any], layouts: Sequence[ArrayLayout]) -> None:
         import zarr
@@ -198,6 +293,18 @@ class StoreWriter:
         if remote is not None:
             remote.push("zarr.json")
 
+    @property
+    def digests(self) -> dict[str, dict[int, str]]:
+        """{array: {chunk: digest}} of what is whole."""
+        return {name: array.digests for name, array in self.arrays.items()}
+
+    def record(self, written: Mapping[str, Mapping[int, str]]) -> None:
+        """Note what other processes have written: {array: {chunk: digest}}."""
+        with disk_full_named(self.path, self.remote is not None):
+            for name, digests in written.items():
+                for chunk, digest in digests.items():
+                    self.arrays[name].record(chunk, digest)
+
     def remove_leftovers(self) -> None:
         """Delete temporary siblings that a killed writer left."""
         for leftover in self.path.rglob("*.partial"):
@@ -206,25 +313,6 @@ class StoreWriter:
     def pending_bytes(self) -> int:
         """Bytes still to be written, at most."""
         return sum(int(array.pending.sum()) * array.layout.chunk_bytes for array in self.arrays.values())
-
-    def write_rows(self, name: str, first_row: int, rows: Tensor, order: Tensor | None) -> None:
-        """Write the pending chunks of one array in a run of rows that starts at a chunk.
-
-        Args:
-            name: the array.
-            first_row: store row of the run's first row, a multiple of the rows per chunk.
-            rows: the run in sequence order, whole chunks unless it ends the array.
-            order: int64, which of `rows` each store row holds; None: the same one.
-        """
-        array = self.arrays[name]
-        step = array.layout.chunk_rows
-        pending = array.pending
-        with disk_full_named(self.path, self.remote is not None):
-            for start in range(0, len(rows), step):
-                chunk = (first_row + start) // step
-                if pending[chunk]:
-                    part = rows[start : start + step] if order is None else rows.index_select(0, order[start : start + step])
-                    array.write_chunk(chunk, part.contiguous())
 
     def finish(self) -> None:
         """Mark every array complete."""

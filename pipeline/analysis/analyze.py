@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -28,6 +28,7 @@ from pipeline.analysis.tracing import AnalysedContexts
 from pipeline.analysis.writing import about_store, write_store
 from pipeline.corpus.tokenization import tokenizer_info
 from pipeline.corpus.tokens import open_tokens
+from pipeline.dealing import by_the_first, in_turns
 from pipeline.dictionaries.formats.scopeline import CONFIG_FILE
 from pipeline.errors import Interrupted
 from pipeline.evaluation.models import LanguageModels
@@ -36,14 +37,16 @@ from pipeline.evaluation.split_tokens import SplitTokens
 from pipeline.files import atomic_directory, atomic_file, ensure_writable, fingerprint, root
 from pipeline.interrupts import stop_on_signals
 from pipeline.memory import Need, require_memory
+from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.progress import Progress
 from pipeline.stage_code import code_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.analysis.feature_counts import Sums
     from pipeline.analysis.loading import Loaded
-    from pipeline.corpus.tokens import TokenStore
+    from pipeline.corpus.tokens import TokenSplit, TokenStore
     from pipeline.dictionaries.base import Dictionary
     from pipeline.lm.language_model import LanguageModel
     from pipeline.params.schema import AnalysisParams, Params
@@ -160,9 +163,60 @@ def analyzed(
         DataError: something of these is missing, damaged, or does not fit the rest.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    checkpoints = root() / "data" / "checkpoints"
-    ensure_writable(checkpoints, "the state of the analysis")
     with ended_by_signals():
+        one = _Pass.prepared(params, inputs, models)
+        run_pass(one.collection, one.tokens, one.saved, save_seconds)
+        contexts = AnalysedContexts(one.split, one.tokens.contexts, ReadableTexts(one.found.main))
+        about = about_store(one.found, one.collection, one.params)
+        with atomic_directory(folder) as place:
+            write_store(place, one.found, one.collection, contexts, one.params, about)
+        saved = one.saved
+        del one, contexts
+        yield about
+        saved.remove()
+
+
+def collect(
+    params: Params,
+    inputs: Inputs,
+    processes: Reductions,
+    *,
+    save_seconds: float = SAVE_SECONDS,
+    models: dict[str, LanguageModel] | None = None,
+) -> None:
+    """Run the models over the contexts in several processes; :func:`analyzed` in the first one goes on from there.
+
+    Raises:
+        DataError, Interrupted: as :func:`analyzed`.
+    """
+    with ended_by_signals():
+        one = _Pass.prepared(params, inputs, models)
+        run_pass(one.collection, one.tokens, one.saved, save_seconds, processes)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What a pass needs.
+
+    Attributes:
+        params: with the section `analysis` within what there is.
+        found: the dictionary and its models.
+        split, tokens: what is looked at.
+        collection: empty.
+        saved: where its state is kept.
+    """
+
+    params: Params
+    found: Loaded
+    split: TokenSplit
+    tokens: SplitTokens
+    collection: Collection
+    saved: SavedState
+
+    @classmethod
+    def prepared(cls, params: Params, inputs: Inputs, models: dict[str, LanguageModel] | None) -> _Pass:
+        checkpoints = root() / "data" / "checkpoints"
+        ensure_writable(checkpoints, "the state of the analysis")
         store = open_tokens(inputs.tokens)
         split = store.train if params.analysis.split == "train" else store.eval
         wanted = params.analysis.tokens
@@ -182,14 +236,7 @@ def analyzed(
         )
         code = code_digest("analyze", NOT_THE_PASS)
         saved = SavedState(_depends_on(params, inputs, store, found), code, checkpoints)
-        run_pass(collection, tokens, saved, save_seconds)
-        contexts = AnalysedContexts(split, tokens.contexts, ReadableTexts(found.main))
-        about = about_store(found, collection, params)
-        with atomic_directory(folder) as place:
-            write_store(place, found, collection, contexts, params, about)
-        del found, collection, contexts
-        yield about
-        saved.remove()
+        return cls(params, found, split, tokens, collection, saved)
 
 
 def within(analysis: AnalysisParams, tokens: SplitTokens, dictionary: Dictionary) -> AnalysisParams:
@@ -265,35 +312,84 @@ def _depends_on(params: Params, inputs: Inputs, store: TokenStore, found: Loaded
     }
 
 
-def run_pass(collection: Collection, tokens: SplitTokens, saved: SavedState, save_seconds: float) -> None:
+class _Batch(NamedTuple):
+    """What a process tells of a batch.
+
+    Attributes:
+        rank: of the process.
+        tokens: of the batch.
+        sums: of its features.
+        stop, due: whether the process was asked to stop, and whether the state is to be saved.
+    """
+
+    rank: int
+    tokens: int
+    sums: list[Sums]
+    stop: str | None
+    due: bool
+
+
+def run_pass(
+    collection: Collection,
+    tokens: SplitTokens,
+    saved: SavedState,
+    save_seconds: float,
+    processes: Reductions = ONE_PROCESS,
+) -> None:
     """Go through the contexts, from the saved state on if there is one; the state of the whole pass is saved.
+
+    Args:
+        collection: empty. Of several processes that of the first one is filled, and its state saved.
+        tokens: the contexts.
+        saved: where the state is kept, which is of no number of processes.
+        save_seconds: time between two saved states.
+        processes: that deal the batches.
 
     Raises:
         Interrupted: a signal asked to stop; the state is saved.
     """
-    state = saved.load()
-    if state is not None:
+    first = processes.rank == 0
+    if first and (state := saved.load()) is not None:
         collection.load(state)
-    elif (other := saved.of_other_code()) is not None:
+    elif first and (other := saved.of_other_code()) is not None:
         sys.stderr.write(f"analyze: starting anew: the state of this pass in {other} was saved by other code\n")
-    before = collection.batches
+    before = collection.batches = by_the_first(lambda: collection.batches, processes)
     per_batch = tokens.n_tokens // tokens.n_contexts * tokens.batch_contexts
     progress = Progress("analyze", tokens.n_tokens, done=min(before * per_batch, tokens.n_tokens))
     latest = time.monotonic()
-    with stop_on_signals() as stop:
-        for batch in tokens.batches(before):
-            collection.update(batch)
-            progress.update(batch.tokens.numel())
-            if stop or time.monotonic() - latest >= save_seconds:
-                saved.save(collection.state())
-                latest = time.monotonic()
-            if stop:
-                break
-        if not stop and collection.batches > before:
+
+    def save() -> None:
+        collection.gather(processes)
+        if first:
             saved.save(collection.state())
-        if stop:
-            raise Interrupted(
-                f"analysis: stopped by {stop.received} after {progress.done:,} of {progress.total:,} tokens; the state is "
-                "saved, run the same command again to go on"
-            )
+
+    with stop_on_signals() as stop:
+
+        def done(number: int) -> _Batch:
+            batch = tokens.batch(number)
+            sums = collection.collect(batch)
+            due = first and time.monotonic() - latest >= save_seconds
+            return _Batch(processes.rank, batch.tokens.numel(), sums, stop.received, due)
+
+        for turn in in_turns(tokens.n_batches, done, processes, before):
+            for each in turn:
+                collection.add_sums(each.sums)
+                progress.update(each.tokens)
+            asked = next((each.stop for each in turn if each.stop is not None), None)
+            if asked is not None or any(each.due for each in turn):
+                save()
+                latest = time.monotonic()
+            if asked is not None:
+                raise _stopped(asked, progress)
+        if collection.batches > before:
+            save()
+        if stop.received is not None:
+            raise _stopped(stop.received, progress)
     progress.close()
+
+
+def _stopped(by: str, progress: Progress) -> Interrupted:
+    return Interrupted(
+        f"analysis: stopped by {by} after {progress.done:,} of {progress.total:,} tokens; the state is saved, run the same "
+        "command again to go on"
+    )

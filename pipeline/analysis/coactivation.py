@@ -45,8 +45,28 @@ class CoactivationSample:
         positions = torch.arange(active.shape[1], device=contexts.device)
         keys = hashed(contexts[:, None], positions, _SEED).flatten()[active.token]
         chosen = keys < self.limit
-        self._token_hash = torch.cat([self._token_hash, keys[chosen].cpu()])
-        self._feature = torch.cat([self._feature, active.feature[chosen].int().cpu()])
+        self._hold(keys[chosen].cpu(), active.feature[chosen].int().cpu())
+
+    def __len__(self) -> int:
+        """Pairs held."""
+        return len(self._feature)
+
+    def pairs(self, some: slice) -> tuple[int, Tensor, Tensor]:
+        """The limit, and of some of the pairs held the hashes of their tokens, int64 [n], and their features, int32 [n]."""
+        return self.limit, self._token_hash[some].clone(), self._feature[some].clone()
+
+    def take_over(self, limit: int, token_hash: Tensor, feature: Tensor) -> None:
+        """Add pairs of the sample of other contexts, whose limit is this."""
+        self.limit = min(self.limit, limit)
+        keep = self._token_hash < self.limit
+        self._token_hash, self._feature = self._token_hash[keep], self._feature[keep]
+        keep = token_hash < self.limit
+        self._hold(token_hash[keep], feature[keep])
+
+    def _hold(self, token_hash: Tensor, feature: Tensor) -> None:
+        """Hold further pairs, all below the limit; halve it while there are too many."""
+        self._token_hash = torch.cat([self._token_hash, token_hash])
+        self._feature = torch.cat([self._feature, feature])
         while len(self._feature) > self.max_pairs:
             self.limit //= 2
             keep = self._token_hash < self.limit

@@ -5,12 +5,16 @@ those are more), and per feature about 4 B x (slots x (window + 12) + histogram 
 take about 230 MB, 50,000 about 700 MB. The pass may be cut anywhere: `state` and `load` continue it.
 
 Excluded tokens (massive ones, pipeline/norms/exclusion.py) take no part, as masked ones do not.
+
+Of several processes each has a collection of the batches that are dealt to it; the first one takes over what the others have,
+and then has what one process has. Sums of activations, whose order changes their last bit, it is told batch by batch.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,20 +22,27 @@ from torch import Tensor
 from pipeline.analysis.active import ActiveFeatures
 from pipeline.analysis.coactivation import CoactivationSample
 from pipeline.analysis.context_slots import N_SOURCES, ContextSlots, Offer
-from pipeline.analysis.feature_counts import FeatureCounts
+from pipeline.analysis.feature_counts import FeatureCounts, Sums
 from pipeline.analysis.hashing import hashed
+from pipeline.dealing import in_turns
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from pipeline.dictionaries.base import TokenSources
     from pipeline.evaluation.models import LanguageModels
     from pipeline.evaluation.raw_space import RawDictionary
     from pipeline.evaluation.split_tokens import SplitBatch
     from pipeline.params.sections.analysis import AnalysisParams
+    from pipeline.processes import Reductions
 
 BANDS = 4
 RESERVOIR_PER_CONTEXT = 4  # contexts drawn for each one that is shown of a band
 MAX_VALUES = 2**24  # feature activations at a time: 64 MiB
+MOVED, MOVED_PAIRS = 1024, 2**20  # features, and pairs of the sample, that go from one process to another at a time
 _ACTIVE_SEED, _INACTIVE_SEED, _POSITION_SEED, _HISTORY_SEED = 0x5EED, 0x1D1E, 0x9051, 0x4157
+
+T = TypeVar("T")
 
 
 class Resumable(Protocol):
@@ -62,9 +73,15 @@ class Collection:
     """
 
     def __init__(self, models: LanguageModels, raw: RawDictionary, params: AnalysisParams, tokens: int) -> None:
-        self.models, self.raw = models, raw
-        self.batches = self.excluded = 0
-        n, device = math.prod(raw.dictionary.feature_shape), raw.device
+        self.models, self.raw, self._n = models, raw, math.prod(raw.dictionary.feature_shape)
+        self._params, self._tokens = params, tokens
+        self.batches = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        """Nothing is collected; how far the pass has come stays."""
+        params, raw, n = self._params, self.raw, self._n
+        self.excluded, device = 0, raw.device
         window = (params.window_before, params.window_after)
         reads = raw.dictionary.reads_sequences
         drawn = BANDS * params.band_contexts * RESERVOIR_PER_CONTEXT
@@ -72,12 +89,25 @@ class Collection:
         self.top = ContextSlots(n, params.top_contexts, *window, sources=reads, distinct=True, device=device)
         self.drawn = ContextSlots(n, drawn, *window, sources=reads, device=device)
         self.inactive = ContextSlots(n, params.inactive_contexts, 0, 0, device=device)
-        self.coactivation = CoactivationSample(n, params.coactivation_tokens / tokens)
-        self._n = n
+        self.coactivation = CoactivationSample(n, params.coactivation_tokens / self._tokens)
 
-    @torch.no_grad()
     def update(self, batch: SplitBatch) -> None:
         """Run the models over a batch and add it.
+
+        Raises:
+            NumericsError: an activation of a token that counts is not finite.
+        """
+        self.add_sums(self.collect(batch))
+
+    def add_sums(self, found: Iterable[Sums]) -> None:
+        """Add the sums of a batch; it is done."""
+        for sums in found:
+            self.counts.add_sums(sums)
+        self.batches += 1
+
+    @torch.no_grad()
+    def collect(self, batch: SplitBatch) -> list[Sums]:
+        """Run the models over a batch and take of it all but its sums, which are for :meth:`add_sums`.
 
         Raises:
             NumericsError: an activation of a token that counts is not finite.
@@ -90,24 +120,27 @@ class Collection:
         mask = kept if above is None else kept & ~above
         self.excluded += int(kept.sum()) - int(mask.sum())
         size = max(1, MAX_VALUES // (self._n * mask.shape[1]))
+        found = []
         for start in range(0, len(mask), size):
             some = slice(start, start + size)
             inputs = {hook: captured[hook][some] for hook in raw.hooks_in}
             x, flat_mask = raw.encoder_input(inputs, mask[some], None if massive is None else massive[some])
             codes = raw.dictionary.step_codes(x, flat_mask, decoded_only=True)
             place = (batch.contexts[some].to(raw.device), batch.tokens[some].to(raw.device))
-            self.add(ActiveFeatures.of_codes(codes, mask[some]), mask[some], *place, raw.dictionary.token_sources(x))
-        self.batches += 1
+            active = ActiveFeatures.of_codes(codes, mask[some])
+            found.append(self.add(active, mask[some], *place, raw.dictionary.token_sources(x)))
+        return found
 
     def add(
         self, active: ActiveFeatures, mask: Tensor, contexts: Tensor, tokens: Tensor, sources: TokenSources | None = None
-    ) -> None:
-        """Add contexts: what is active at kept tokens, mask bool [b, T], numbers int64 [b], tokens int64 [b, T].
+    ) -> Sums:
+        """Add contexts, all but their sums: what is active at kept tokens, mask bool [b, T], numbers int64 [b], tokens int64
+        [b, T].
 
         The top contexts are distinct ones: the same activation of the same token after the same tokens, as at the start of
         many contexts, counts once.
         """
-        self.counts.update(active, int(mask.sum()))
+        sums = self.counts.update(active, int(mask.sum()))
         self.coactivation.update(active, contexts)
         largest, position = active.strongest()
         awake, features = largest > 0, torch.arange(self._n, device=mask.device)
@@ -127,6 +160,38 @@ class Collection:
             anywhere = torch.where(mask, order, -1).argmax(1, keepdim=True).expand_as(position)
             asleep = ~awake & mask.any(1, keepdim=True)
             self.inactive.update(offer(asleep, hashed(number, features, _INACTIVE_SEED), anywhere))
+        return sums
+
+    def gather(self, processes: Reductions) -> None:
+        """The first process has then what all have collected, the others nothing; a part of it is on the way at a time.
+
+        All processes have added the sums of the same batches.
+        """
+        if processes.size == 1:
+            return
+        for some in _slices(self._n, MOVED):
+            for state in _of_others(functools.partial(self._part, some), processes):
+                self.counts.take_over(state["counts"], some)
+                for name, slots in self._slots().items():
+                    slots.take_over(state[name], some)
+        (sizes,) = in_turns(processes.size, lambda _: len(self.coactivation), processes)
+        for some in _slices(max(sizes), MOVED_PAIRS):
+            for pairs in _of_others(functools.partial(self.coactivation.pairs, some), processes):
+                self.coactivation.take_over(*pairs)
+        for excluded in _of_others(lambda: self.excluded, processes):
+            self.excluded += excluded
+        if processes.rank != 0:
+            self._clear()
+
+    def _part(self, some: slice) -> dict[str, dict[str, Tensor]]:
+        """What was collected of some features, on the CPU; no sums, which the first process has."""
+        counts = self.counts.state()
+        own = {key: counts[key][some] for key in ("active", "largest", "histogram")} | {"tokens": counts["tokens"]}
+        slots = {name: {key: part[some] for key, part in slots.state().items()} for name, slots in self._slots().items()}
+        return {name: {key: t.cpu().clone() for key, t in part.items()} for name, part in {"counts": own, **slots}.items()}
+
+    def _slots(self) -> dict[str, ContextSlots]:
+        return {"top": self.top, "drawn": self.drawn, "inactive": self.inactive}
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that `load` takes."""
@@ -142,11 +207,19 @@ class Collection:
     def _parts(self) -> dict[str, Resumable]:
         return {
             "counts": self.counts,
-            "top": self.top,
-            "drawn": self.drawn,
-            "inactive": self.inactive,
+            **self._slots(),
             "coactivation": self.coactivation,
         }
+
+
+def _of_others(make: Callable[[], T], processes: Reductions) -> list[T]:
+    """What the other processes make, told to the first one."""
+    (turn,) = in_turns(processes.size, lambda rank: make() if rank else None, processes)
+    return [found for found in turn[1:] if found is not None] if processes.rank == 0 else []
+
+
+def _slices(n: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def _strongest(contributions: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.analysis.active import ActiveFeatures
 
 N_SOURCES = 4
+EMPTY: dict[str, float] = {"rank": -torch.inf, "context": -1, "position": -1, "source_position": -1}  # of a slot; others: 0
 
 
 def slot_bytes(window: int) -> int:
@@ -136,11 +137,26 @@ class ContextSlots:
     def ordered(self, features: slice) -> dict[str, Tensor]:
         """The slots of some features on the CPU, highest rank first (equal ranks: earlier context first)."""
         names = ("rank", "context", "position", "value", "window", "source_position", "source_value")
-        parts = {name: getattr(self, name)[features].cpu() for name in names}
-        first = parts["context"].long().argsort(dim=1, stable=True)
-        order = first.gather(1, parts["rank"].gather(1, first).argsort(dim=1, descending=True, stable=True))
-        row = torch.arange(len(order))[:, None]
-        return {name: part[row, order] for name, part in parts.items()}
+        return _ordered({name: getattr(self, name)[features].cpu() for name in names})
+
+    def take_over(self, state: dict[str, Tensor], features: slice) -> None:
+        """Keep of some features the contexts that would be kept had those of another one been offered here too.
+
+        Args:
+            state: of the other one, of these features alone; its contexts are others.
+            features: which.
+        """
+        if self.n_slots == 0:
+            return
+        own = self.state()
+        both = _ordered({name: torch.cat([own[name][features], part.to(own[name])], dim=1) for name, part in state.items()})
+        if self.key.shape[1]:
+            later = _later_twins(both["rank"], both["key"])
+            for name, part in both.items():
+                part[later] = EMPTY.get(name, 0)
+            both = _ordered(both)
+        for name, part in both.items():
+            own[name][features] = part[:, : self.n_slots]
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that `load` takes."""
@@ -153,3 +169,21 @@ class ContextSlots:
         """Go on from a state."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
+
+
+def _ordered(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Slots [F, K, ...] by name, rank and context among them: the highest rank first, of equal ones the earlier context."""
+    first = parts["context"].long().argsort(dim=1, stable=True)
+    order = first.gather(1, parts["rank"].gather(1, first).argsort(dim=1, descending=True, stable=True))
+    row = torch.arange(len(order), device=order.device)[:, None]
+    return {name: part[row, order] if part.shape[1] else part for name, part in parts.items()}
+
+
+def _later_twins(rank: Tensor, key: Tensor) -> Tensor:
+    """bool [F, K]: True where an earlier slot of a feature has the same rank and key; an empty slot has no twin."""
+    order = key.argsort(dim=1, stable=True)
+    order = order.gather(1, rank.gather(1, order).argsort(dim=1, stable=True))
+    rank, key = rank.gather(1, order), key.gather(1, order)
+    twins = torch.zeros_like(rank, dtype=torch.bool)
+    twins[:, 1:] = (rank[:, 1:] == rank[:, :-1]) & (key[:, 1:] == key[:, :-1]) & (rank[:, 1:] > -torch.inf)
+    return torch.zeros_like(twins).scatter(1, order, twins)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,19 @@ BINS = (HIGH - LOW) * PER_OCTAVE
 def histogram_edges() -> list[float]:
     """BINS + 1 edges, the same for every feature."""
     return [2.0 ** (LOW + i / PER_OCTAVE) for i in range(BINS + 1)]
+
+
+class Sums(NamedTuple):
+    """Sums of f and f^2 over some tokens, of the features that are active on one.
+
+    Attributes:
+        feature: int64 [n].
+        sums, squares: float64 [n].
+    """
+
+    feature: Tensor
+    sums: Tensor
+    squares: Tensor
 
 
 class FeatureCounts:
@@ -37,18 +50,34 @@ class FeatureCounts:
         self.sums, self.squares = (torch.zeros(n_features, dtype=torch.float64, device=device) for _ in range(2))
         self.histogram = torch.zeros(n_features, BINS, dtype=torch.int32, device=device)
 
-    def update(self, active: ActiveFeatures, tokens: int) -> None:
-        """Add the active features of contexts; `tokens` is how many of their tokens are kept."""
+    def update(self, active: ActiveFeatures, tokens: int) -> Sums:
+        """Count the active features of contexts, of which so many tokens are kept. The sums, whose order matters, are returned,
+        on the CPU, for :meth:`add_sums`."""
         self.tokens += tokens
         feature, values, n = active.feature, active.values.float(), len(self.active)
-        self.active += torch.bincount(feature, minlength=n)
+        number = torch.bincount(feature, minlength=n)
+        self.active += number
         self.largest.scatter_reduce_(0, feature, values, "amax")
-        wide = values.double()
-        self.sums += torch.bincount(feature, wide, minlength=n)
-        self.squares += torch.bincount(feature, wide.square(), minlength=n)
         place = ((values.log2() - LOW) * PER_OCTAVE).floor().long().clamp(0, BINS - 1)
         one = torch.ones_like(feature, dtype=torch.int32)
         self.histogram.view(-1).index_add_(0, feature * BINS + place, one)
+        wide, there = values.double(), number.nonzero()[:, 0]
+        sums, squares = (torch.bincount(feature, x, minlength=n)[there].cpu() for x in (wide, wide.square()))
+        return Sums(there.cpu(), sums, squares)
+
+    def add_sums(self, found: Sums) -> None:
+        """Add the sums of some tokens."""
+        feature = found.feature.to(self.sums.device)
+        self.sums[feature] += found.sums.to(self.sums)
+        self.squares[feature] += found.squares.to(self.squares)
+
+    def take_over(self, state: dict[str, Tensor], features: slice) -> None:
+        """Add what another one has counted of some features, `state`, without the sums; its tokens with the first features."""
+        for name in ("active", "histogram"):
+            getattr(self, name)[features] += state[name].to(self.active.device)
+        torch.maximum(self.largest[features], state["largest"].to(self.largest), out=self.largest[features])
+        if features.start == 0:
+            self.tokens += int(state["tokens"])
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that `load` takes."""

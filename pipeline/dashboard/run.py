@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.analysis.analyze import Inputs, analyzed
+from pipeline.analysis.analyze import Inputs, analyzed, collect
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dashboard.folder import EXPLANATIONS, SINGLE_PAGE, write_dashboard
 from pipeline.dashboard.members import UP, members_page
@@ -20,6 +20,43 @@ from pipeline.tracking.opening import open_tracker
 if TYPE_CHECKING:
     from pipeline.lm.language_model import LanguageModel
     from pipeline.params.schema import Params
+    from pipeline.processes import Reductions
+
+
+def collected(
+    params: Params,
+    places: Mapping[str, Path],
+    figures: Mapping[str, str | Path],
+    tokens: str | Path,
+    processes: Reductions,
+) -> None:
+    """In several processes: run the models over the contexts of every dictionary, so that :func:`drawn` in the first one finds
+    that done. In one process `drawn` does it.
+
+    Args:
+        params, places, figures, tokens: as of :func:`drawn`.
+        processes: that deal the contexts.
+
+    Raises:
+        DataError, Interrupted: as :func:`drawn`.
+    """
+    if processes.size == 1:
+        return
+    _checked(places, figures)
+    models: dict[str, LanguageModel] = {}
+    for name, member in params.members.items():
+        with of_member(name):
+            collect(member, Inputs(places[name], tokens, figures["norms"]), processes, models=models)
+
+
+def _checked(places: Mapping[str, Path], figures: Mapping[str, str | Path]) -> dict[str, OverviewFiles]:
+    """{member: what its overview reads}, which is there."""
+    paths = {name: Path(path) for name, path in figures.items()}
+    files = {name: OverviewFiles(place, **paths, member=name) for name, place in places.items()}
+    for one in files.values():
+        check_files(one)
+        one.metrics()
+    return files
 
 
 @contextlib.contextmanager
@@ -49,11 +86,7 @@ def drawn(
         DataError: something of these is missing, damaged, or does not fit the rest.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    paths = {name: Path(path) for name, path in figures.items()}
-    files = {name: OverviewFiles(place, **paths, member=name) for name, place in places.items()}
-    for one in files.values():
-        check_files(one)
-        one.metrics()
+    files = _checked(places, figures)
     single = params.analysis.single_page_features
     models: dict[str, LanguageModel] = {}
     shown: dict[str, str] = {}
@@ -62,7 +95,7 @@ def drawn(
         with whole(features) as stores, whole(dashboard) as pages:
             for name, member in params.members.items():
                 with of_member(name):
-                    inputs, place = Inputs(places[name], tokens, paths["norms"]), Path(stores) / name
+                    inputs, place = Inputs(places[name], tokens, figures["norms"]), Path(stores) / name
                     about = states.enter_context(analyzed(member, inputs, place, models=models))
                     store = FeatureStore(place)
                     up = UP if name else ""

@@ -1,8 +1,8 @@
 """Run a stage in several processes on this machine, by torch.distributed's elastic launcher.
 
 The stage runs the command that it was run by once for each process. A process that is killed takes the others with it, and all
-are started again, from the last checkpoint; so they are when one hangs, which the others find out. One that ends with an error
-is not started again.
+are started again, and go on from what is kept; so they are when one hangs, which the others find out. One that ends with an
+error is not started again.
 """
 
 from __future__ import annotations
@@ -60,26 +60,22 @@ def launch(params: DistributedParams, module: str) -> None:
                 _run(params.n_processes, [sys.executable, "-m", module, *sys.argv[1:]])
             return
         except SignalException as error:
-            raise Interrupted(f"{module}: stopped by {error.sigval.name}; run the same command again to go on") from None
+            raise Interrupted(f"{module}: stopped by {error.sigval.name}; run the same command again") from None
         except ChildFailedError as error:
             rank, code = _first(error)
             if code == Unanswered.exit_code and rank in faults:
                 said = f"{module}: {faults[rank][0].removesuffix(AGAIN)}"
             elif code >= 0:
                 raise ProcessFailed(faults.get(rank, []), code) from None
-<<<<<<< HEAD
-            said = f"{module}: process {rank} of {params.n_processes} was ended by signal {-code}"
-=======
             else:
-                said = f"{module}: process {rank} of {params.data_parallel_size} was ended by signal {-code}"
->>>>>>> ckpt
+                said = f"{module}: process {rank} of {params.n_processes} was ended by signal {-code}"
             if killed == params.max_restarts:
                 times = f"{killed + 1} times in all" if killed else "once"
                 raise DataError(
                     f"{said}; this happened {times}, and distributed.max_restarts is {params.max_restarts}; "
                     "run the same command again to go on"
                 ) from None
-            click.echo(f"{said}; all are started again, from the last checkpoint", err=True)
+            click.echo(f"{said}; all are started again, from what is kept", err=True)
 
 
 def _run(size: int, command: list[str]) -> None:

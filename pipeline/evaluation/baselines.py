@@ -47,6 +47,33 @@ def load_principal_directions(path: str | Path, hooks: tuple[str, ...]) -> dict[
     }
 
 
+class _Energies:
+    """Sums over tokens of squared projections and of squared distances from the mean."""
+
+    def __init__(self, n_directions: int) -> None:
+        self.total = 0.0
+        self.projected = torch.zeros(n_directions, dtype=torch.float64)
+
+    def add(self, centred_ND: Tensor, directions_RD: Tensor) -> None:
+        self.total += float(centred_ND.square().sum())
+        self.projected += (centred_ND @ directions_RD.T).square().sum(0)
+
+    def add_all(self, other: _Energies) -> None:
+        self.total += other.total
+        self.projected += other.projected
+
+    def error(self, rank: int) -> float:
+        """Squared error of the reconstruction by the first `rank` directions."""
+        return max(0.0, self.total - float(self.projected[:rank].sum()))
+
+
+class Energies:
+    """Those of one hook point: of massive tokens, and of all others."""
+
+    def __init__(self, n_directions: int) -> None:
+        self.ordinary, self.massive = _Energies(n_directions), _Energies(n_directions)
+
+
 class PcaMetrics:
     """FVU of PCA at every rank at once.
 
@@ -57,8 +84,7 @@ class PcaMetrics:
 
     def __init__(self, principal: Mapping[str, PrincipalDirections]) -> None:
         self.principal = dict(principal)
-        self.ordinary = {hook: _Energies(len(p.directions)) for hook, p in self.principal.items()}
-        self.massive = {hook: _Energies(len(p.directions)) for hook, p in self.principal.items()}
+        self.energies = {hook: Energies(len(p.directions)) for hook, p in self.principal.items()}
 
     @classmethod
     def joined(cls, parts: Iterable[PcaMetrics]) -> PcaMetrics:
@@ -66,19 +92,30 @@ class PcaMetrics:
         joined = cls({})
         for part in parts:
             joined.principal |= part.principal
-            joined.ordinary |= part.ordinary
-            joined.massive |= part.massive
+            joined.energies |= part.energies
         return joined
 
-    def update(self, labels: Mapping[str, Tensor], mask: Tensor | None = None, massive: Tensor | None = None) -> None:
-        """Add the kept tokens of the labels {hook: [..., D]}; `massive` [...] is True for a massive one, None: none is."""
+    def of(
+        self, labels: Mapping[str, Tensor], mask: Tensor | None = None, massive: Tensor | None = None
+    ) -> dict[str, Energies]:
+        """What :meth:`add` takes, of the kept tokens of the labels {hook: [..., D]}; `massive` [...] is True for a massive one,
+        None: none is."""
+        found = {}
         for hook, principal in self.principal.items():
+            energies = found[hook] = Energies(len(principal.directions))
             centred_ND = kept_rows(labels[hook], mask).cpu() - principal.mean
             if massive is not None:
                 massive_N = kept_of(massive, mask).cpu()
-                self.massive[hook].add(centred_ND[massive_N], principal.directions)
+                energies.massive.add(centred_ND[massive_N], principal.directions)
                 centred_ND = centred_ND[~massive_N]
-            self.ordinary[hook].add(centred_ND, principal.directions)
+            energies.ordinary.add(centred_ND, principal.directions)
+        return found
+
+    def add(self, energies: Mapping[str, Energies]) -> None:
+        """Add what :meth:`of` has found."""
+        for hook, found in energies.items():
+            self.energies[hook].ordinary.add_all(found.ordinary)
+            self.energies[hook].massive.add_all(found.massive)
 
     def fvu(
         self, rank: int, variances: Mapping[str, float], ordinary_variances: Mapping[str, float] | None = None
@@ -91,26 +128,10 @@ class PcaMetrics:
                 has no FVU.
             ordinary_variances: the same over the tokens that are not massive, for `pca_fvu_ordinary`; None: without that.
         """
-        errors = {hook: self.ordinary[hook].error(rank) for hook in self.principal}
-        every = {hook: error + self.massive[hook].error(rank) for hook, error in errors.items()}
+        errors = {hook: self.energies[hook].ordinary.error(rank) for hook in self.principal}
+        every = {hook: error + self.energies[hook].massive.error(rank) for hook, error in errors.items()}
         results = _quotients("pca_fvu", every, variances)
         return results if ordinary_variances is None else results | _quotients("pca_fvu_ordinary", errors, ordinary_variances)
-
-
-class _Energies:
-    """Sums over tokens of squared projections and of squared distances from the mean."""
-
-    def __init__(self, n_directions: int) -> None:
-        self.total = 0.0
-        self.projected = torch.zeros(n_directions, dtype=torch.float64)
-
-    def add(self, centred_ND: Tensor, directions_RD: Tensor) -> None:
-        self.total += float(centred_ND.square().sum())
-        self.projected += (centred_ND @ directions_RD.T).square().sum(0)
-
-    def error(self, rank: int) -> float:
-        """Squared error of the reconstruction by the first `rank` directions."""
-        return max(0.0, self.total - float(self.projected[:rank].sum()))
 
 
 def _quotients(name: str, errors: Mapping[str, float], variances: Mapping[str, float]) -> dict[str, float]:

@@ -11,21 +11,23 @@ Of several hook points of one model all are replaced at once, and each alone. An
 run, and its prediction counts; a massive one that no rule excludes is replaced.
 Of several dictionaries the run as it is is made once, and those with zeros, the mean and PCA (of one rank) once for the same
 hook points and the same excluded tokens. The figures of each are bit for bit those that it has alone.
-Every figure is a sum over tokens in float64, divided once at the end.
+Every figure is a sum over tokens in float64, divided once at the end. Several processes deal the batches; all are told what is
+counted of each and add it in order, so that the sums are those of one process.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+from pipeline.dealing import in_turns
 from pipeline.errors import of_member
 from pipeline.evaluation.baselines import PrincipalDirections, checked_rank, pca_replacements
-from pipeline.evaluation.labels import LabelSums
+from pipeline.evaluation.labels import Found, LabelSums
 from pipeline.evaluation.language_model import (
     Replacement,
     constant_replacements,
@@ -33,18 +35,21 @@ from pipeline.evaluation.language_model import (
     prediction_loss,
     splice_replacements,
 )
-from pipeline.evaluation.measured import Evaluation, Measured, Replaced
+from pipeline.evaluation.measured import Counts, Evaluation, Measured, Replaced
 from pipeline.evaluation.models import LanguageModels
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.memory import Need, require_memory
+from pipeline.processes import ONE_PROCESS, Reductions
 
 if TYPE_CHECKING:
+    from pipeline.evaluation.baselines import Energies
+    from pipeline.evaluation.language_model import PredictionMetrics
     from pipeline.evaluation.massive import Limits
     from pipeline.evaluation.split_tokens import SplitBatch, SplitTokens
     from pipeline.lm.language_model import LanguageModel
     from pipeline.progress import Progress
 
-
+R = TypeVar("R")
 KEPT_BYTES = 2**30
 
 
@@ -76,6 +81,7 @@ class Evaluator:
         principal: {written hook point: mean and leading directions} of the norm pass, for mean ablation and PCA.
         held_out: the contexts.
         progress: counts tokens times runs.
+        processes: that evaluate together, each with models and dictionaries of its own.
 
     Attributes:
         measured: {name: dictionary with its sums}; of one by itself the name is empty.
@@ -91,8 +97,9 @@ class Evaluator:
         principal: Mapping[str, PrincipalDirections],
         held_out: SplitTokens,
         progress: Progress | None = None,
+        processes: Reductions = ONE_PROCESS,
     ) -> None:
-        self.models, self.held_out, self.progress = LanguageModels(model), held_out, progress
+        self.models, self.held_out, self.progress, self.processes = LanguageModels(model), held_out, progress, processes
         self.measured: dict[str, Measured] = {}
         for name, dictionary in (raw if isinstance(raw, Mapping) else {"": raw}).items():
             with of_member(name):
@@ -120,7 +127,7 @@ class Evaluator:
         return found
 
     def evaluate_each(self, pca_rank: int | None = None) -> dict[str, Evaluation]:
-        """Run the three passes; {name: what they give of each dictionary}.
+        """Run the three passes; {name: what they give of each dictionary}, of other processes than the first nothing.
 
         Args:
             pca_rank: rank of the PCA baseline; None: the rounded mean L0 of tokens that are not massive, of each dictionary.
@@ -134,28 +141,36 @@ class Evaluator:
             with of_member(name):
                 checked_rank(pca_rank, one.principal)
         self._kept: dict[int, dict[str, Tensor]] = {}
-        self._room = KEPT_BYTES
+        self._room = KEPT_BYTES // self.processes.size
         self._check_memory()
         self.labels = LabelSums(self.measured.values(), self.models.device)
-        for batch in self.held_out:
-            with self.models.explaining(batch):
-                self.labels.find(batch, self._found(batch))
-            self._count(batch, len(self.aliases))
+        self._each(self._look, self.labels.add)
         for name, one in self.measured.items():
             with of_member(name):
                 one.begin(self.labels.means(one))
-        for batch in self.held_out:
-            with self.models.explaining(batch):
-                self._evaluate_batch(batch)
+        self._each(self._count_batch, self._add)
         ranks = {name: one.rank(pca_rank) for name, one in self.measured.items()}
-        for batch in self.held_out:
-            self._run_pca(batch, ranks)
+        self._each(lambda batch: self._run_pca(batch, ranks), self._add_predictions)
         found = {}
-        for name, one in self.measured.items():
+        for name, one in self.measured.items() if self.processes.rank == 0 else ():
             with of_member(name):
                 massive, pca = self.labels.massive(one), self.labels.pca(one)
                 found[name] = one.evaluation(ranks[name], self.held_out.n_contexts, massive, pca)
         return found
+
+    def _each(self, work: Callable[[SplitBatch], R], add: Callable[[R], None]) -> None:
+        """Work on every batch in one of the processes; add what has come of it in all of them, in order."""
+
+        def done(number: int) -> tuple[int, int, R]:
+            self._counted = 0
+            found = work(self.held_out.batch(number))
+            return self.processes.rank, self._counted, found
+
+        for turn in in_turns(self.held_out.n_batches, done, self.processes):
+            for rank, tokens, found in turn:
+                add(found)
+                if self.progress is not None and rank != self.processes.rank:
+                    self.progress.update(tokens)
 
     def _check_memory(self) -> None:
         """Refuse batches that cannot be held: the logits of two runs at once, and what a dictionary makes of them."""
@@ -168,19 +183,47 @@ class Evaluator:
         needs = batch_needs(held_out.batch_contexts, held_out.n_contexts, context_size, logits, max(sizes))
         require_memory(*needs, device=self.models.device)
 
+    def _look(self, batch: SplitBatch) -> dict[Limits, Found]:
+        with self.models.explaining(batch):
+            found = self.labels.find(batch, self._found(batch))
+        self._count(batch, len(self.aliases))
+        return found
+
+    def _count_batch(self, batch: SplitBatch) -> tuple[dict[Limits, dict[str, Energies]], dict[str, Counts]]:
+        with self.models.explaining(batch):
+            return self._evaluate_batch(batch)
+
+    def _add(self, counted: tuple[Mapping[Limits, Mapping[str, Energies]], Mapping[str, Counts]]) -> None:
+        energies, counts = counted
+        self.labels.add_energies(energies)
+        for name, one in self.measured.items():
+            one.counts.add_all(counts[name])
+
+    def _add_predictions(self, every: Mapping[str, Mapping[str, PredictionMetrics]]) -> None:
+        for name, one in self.measured.items():
+            for alias, predictions in one.counts.predictions.items():
+                predictions.add_all(every[name][alias])
+
     @torch.no_grad()
-    def _evaluate_batch(self, batch: SplitBatch) -> None:
+    def _evaluate_batch(self, batch: SplitBatch) -> tuple[dict[Limits, dict[str, Energies]], dict[str, Counts]]:
         originals = self._found(batch)
-        self.labels.update(batch, originals)
+        energies = self.labels.energies(batch, originals)
+        counts = {name: one.nothing() for name, one in self.measured.items()}
         x_hats = {}
         for name, one in self.measured.items():
             with of_member(name):
-                x_hats[name] = one.reconstruct(batch, originals, self.labels.massive(one))
+                x_hats[name] = one.reconstruct(batch, originals, self.labels.massive(one), counts[name])
         for alias in self.aliases:
-            self._intervene(alias, batch, originals, x_hats)
+            self._intervene(alias, batch, originals, x_hats, counts)
+        return energies, counts
 
     def _intervene(
-        self, alias: str, batch: SplitBatch, originals: Mapping[str, Tensor], x_hats: Mapping[str, Mapping[str, Tensor]]
+        self,
+        alias: str,
+        batch: SplitBatch,
+        originals: Mapping[str, Tensor],
+        x_hats: Mapping[str, Mapping[str, Tensor]],
+        counts: Mapping[str, Counts],
     ) -> None:
         """The run of one model as it is, and its runs with the hook points of each dictionary replaced."""
         documents = batch.documents[:, 1:][batch.mask[:, 1:]]
@@ -190,7 +233,7 @@ class Evaluator:
             tokens = self.labels.massive(one).masks(batch)
             for replaced in one.replaced(alias):
                 with of_member(name):
-                    predictions, end = one.predictions[alias], replaced.end
+                    predictions, end = counts[name].predictions[alias], replaced.end
                     splice = splice_replacements(one.raw, originals, x_hats[name], tokens, replaced.keys)
                     start = self.models.start(one.hooks[alias], originals)
                     spliced = self.models.logits(alias, batch.tokens, splice, one.raw.hooks_in, start)
@@ -238,10 +281,11 @@ class Evaluator:
         self._count(batch, 2)
         return {"zero": ce_zero, "kl_zero": kl_zero, "mean": ce_mean}
 
-    def _run_pca(self, batch: SplitBatch, ranks: Mapping[str, int]) -> None:
-        """Runs with PCA in the place of what each dictionary writes, their cross entropies kept."""
+    def _run_pca(self, batch: SplitBatch, ranks: Mapping[str, int]) -> dict[str, dict[str, PredictionMetrics]]:
+        """Runs with PCA in the place of what each dictionary writes: {name: {alias: their cross entropies}}."""
         found = self._found(batch)
         losses: dict[tuple[Limits, tuple[str, ...], int], Tensor] = {}
+        every = {name: one.nothing().predictions for name, one in self.measured.items()}
         for name, one in self.measured.items():
             tokens = self.labels.massive(one).masks(batch)
             for alias in one.written:
@@ -255,8 +299,9 @@ class Evaluator:
                         losses[place] = prediction_loss(logits, batch.tokens, tokens.kept)
                         del logits
                     with of_member(name):
-                        one.predictions[alias].update(f"pca{replaced.end}", losses[place], batch.label)
+                        every[name][alias].update(f"pca{replaced.end}", losses[place], batch.label)
                     self._count(batch)
+        return every
 
     def _found(self, batch: SplitBatch) -> dict[str, Tensor]:
         """{key: [b, T, D]} of the models as they are: hook points, and of each dictionary the input of each model's first block
@@ -277,5 +322,6 @@ class Evaluator:
         return found
 
     def _count(self, batch: SplitBatch, runs: int = 1) -> None:
+        self._counted += batch.tokens.numel() * runs
         if self.progress is not None:
             self.progress.update(batch.tokens.numel() * runs)

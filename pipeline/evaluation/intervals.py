@@ -18,30 +18,34 @@ BLOCK = 2**22  # drawn documents held at once
 
 
 class DocumentSums:
-    """Sums over each document's tokens, float64, of several quantities by name."""
+    """Sums over each document's tokens, float64, of several quantities by name.
+
+    Kept are the sums of each batch, in order: what is added up at the end does not depend on who has made them.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def add(self, name: str, values: Tensor, documents: Tensor) -> None:
         """Add values [n] of tokens of documents int64 [n]."""
-        documents = documents.cpu()
-        size = int(documents.max()) + 1 if len(documents) else 0
-        sums = self._sums.setdefault(name, torch.zeros(size, dtype=torch.float64))
-        if size > len(sums):
-            sums = torch.cat([sums, sums.new_zeros(size - len(sums))])
-        self._sums[name] = sums.index_add_(0, documents, values.detach().to("cpu", torch.float64))
+        there, place = documents.cpu().unique(return_inverse=True)
+        sums = torch.zeros(len(there), dtype=torch.float64).index_add_(0, place, values.detach().to("cpu", torch.float64))
+        self._parts.setdefault(name, []).append((there, sums))
 
     def add_all(self, other: DocumentSums) -> None:
         """Add the sums of another one, of the same documents."""
-        for name, sums in other._sums.items():
-            self.add(name, sums, torch.arange(len(sums)))
+        for name, parts in other._parts.items():
+            self._parts.setdefault(name, []).extend(parts)
 
     def of(self, *names: str) -> tuple[Tensor, ...]:
         """The sums of each name, float64, of equal lengths; a document without tokens has 0."""
-        found = [self._sums.get(name, torch.zeros(0, dtype=torch.float64)) for name in names]
-        size = max(len(sums) for sums in found)
-        return tuple(torch.cat([sums, sums.new_zeros(size - len(sums))]) for sums in found)
+        parts = [self._parts.get(name, []) for name in names]
+        size = max((int(there[-1]) + 1 for each in parts for there, _ in each if len(there)), default=0)
+        found = [torch.zeros(size, dtype=torch.float64) for _ in names]
+        for sums, each in zip(found, parts, strict=True):
+            for there, added in each:
+                sums[there] += added
+        return tuple(found)
 
 
 def ratio_interval(numerators: Tensor, denominators: Tensor, seed: int = 0) -> tuple[float, float] | None:

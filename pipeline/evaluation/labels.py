@@ -6,18 +6,30 @@ Dictionaries that have the same limits of massive tokens share them, a hook poin
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.baselines import PcaMetrics
-from pipeline.evaluation.massive import Limits, MassiveTokens
+from pipeline.evaluation.baselines import Energies, PcaMetrics
+from pipeline.evaluation.massive import Limits, MassiveTokens, Places
 from pipeline.evaluation.reconstruction import LabelMean
 
 if TYPE_CHECKING:
     from pipeline.evaluation.measured import Measured
     from pipeline.evaluation.split_tokens import SplitBatch
+
+
+class Found(NamedTuple):
+    """What a batch's labels are by some limits.
+
+    Attributes:
+        places: of massive tokens; None: none is.
+        means: {hook point: sums of the batch alone}.
+    """
+
+    places: Places | None
+    means: dict[str, LabelMean]
 
 
 class LabelSums:
@@ -38,23 +50,44 @@ class LabelSums:
                 self._means.setdefault(one.limits, {}).setdefault(hook, LabelMean())
                 self._pca.setdefault(one.limits, {}).setdefault(hook, PcaMetrics({hook: principal}))
 
-    def find(self, batch: SplitBatch, found: Mapping[str, Tensor]) -> None:
+    def find(self, batch: SplitBatch, found: Mapping[str, Tensor]) -> dict[Limits, Found]:
         """Look at a batch for the first time: massive tokens, and the means of {hook point: raw [b, T, D]}.
 
         Raises:
             NumericsError: an activation is not finite.
         """
+        every = {}
         for limits, massive in self._massive.items():
-            tokens = massive.find(batch, found)
-            for hook, mean in self._means[limits].items():
+            places = massive.places(batch, found)
+            tokens = massive.masks_at(batch, places)
+            means = {hook: LabelMean() for hook in self._means[limits]}
+            for hook, mean in means.items():
                 mean.update(found[hook], tokens.kept, where=f"{hook}, {batch.label}", massive=tokens.massive)
+            every[limits] = Found(places, means)
+        return every
 
-    def update(self, batch: SplitBatch, found: Mapping[str, Tensor]) -> None:
-        """Count what PCA makes of a batch that was looked at."""
+    def add(self, every: Mapping[Limits, Found]) -> None:
+        """Add what was found in a batch."""
+        for limits, found in every.items():
+            self._massive[limits].add(found.places)
+            for hook, mean in found.means.items():
+                self._means[limits][hook].add_all(mean)
+
+    def energies(self, batch: SplitBatch, found: Mapping[str, Tensor]) -> dict[Limits, dict[str, Energies]]:
+        """What PCA makes of a batch that was looked at."""
+        every: dict[Limits, dict[str, Energies]] = {}
         for limits, massive in self._massive.items():
             tokens = massive.masks(batch)
+            every[limits] = {}
             for pca in self._pca[limits].values():
-                pca.update(found, tokens.kept, tokens.massive)
+                every[limits] |= pca.of(found, tokens.kept, tokens.massive)
+        return every
+
+    def add_energies(self, every: Mapping[Limits, Mapping[str, Energies]]) -> None:
+        """Add what PCA makes of a batch."""
+        for limits, found in every.items():
+            for hook, energies in found.items():
+                self._pca[limits][hook].add({hook: energies})
 
     def massive(self, one: Measured) -> MassiveTokens:
         """The massive tokens of a dictionary."""

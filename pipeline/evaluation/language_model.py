@@ -165,6 +165,13 @@ class PredictionMetrics:
             self.documents.add(name, values, documents)
             self.documents.add(f"number of {name}", torch.ones(len(values)), documents)
 
+    def add_all(self, other: PredictionMetrics) -> None:
+        """Add the sums of other predictions."""
+        for name, total in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + total
+            self.counts[name] = self.counts.get(name, 0) + other.counts[name]
+        self.documents.add_all(other.documents)
+
     def mean(self, name: str) -> float:
         """Mean over the counted predictions.
 

@@ -45,6 +45,20 @@ class TokenMasks:
     replaced: Tensor
 
 
+@dataclass(frozen=True)
+class Places:
+    """The massive tokens of a batch.
+
+    Attributes:
+        batch: its first context.
+        massive, excluded: int64 [n, 2], context in the batch and position.
+    """
+
+    batch: int
+    massive: Tensor
+    excluded: Tensor
+
+
 class MassiveTokens:
     """The massive tokens of all evaluated contexts.
 
@@ -58,28 +72,42 @@ class MassiveTokens:
 
     def __init__(self, raw: RawDictionary, device: torch.device) -> None:
         self._massive, self._excluded, self._device = raw.massive, raw.excluded, device
-        self._places: dict[int, tuple[Tensor, Tensor]] = {}
+        self._places: dict[int, Places] = {}
         self.n_massive = self.n_excluded = 0
 
-    def find(self, batch: SplitBatch, activations: Mapping[str, Tensor]) -> TokenMasks:
-        """Look at a batch for the first time; {hook point: raw [b, T, D]} of the run as it is."""
+    def places(self, batch: SplitBatch, activations: Mapping[str, Tensor]) -> Places | None:
+        """Look at a batch; {hook point: raw [b, T, D]} of the run as it is. None: no token of it is massive."""
         kept = batch.mask.to(self._device)
         above = self._massive.above(activations)
-        if above is not None and bool((massive := above & kept).any()):
-            same = self._massive.limits == self._excluded.limits
-            beyond = above if same else self._excluded.above(activations)
-            excluded = torch.zeros_like(kept) if beyond is None else beyond & kept
-            self._places[_key(batch)] = (massive.nonzero().cpu(), excluded.nonzero().cpu())
-            self.n_massive += int(massive.sum())
-            self.n_excluded += int(excluded.sum())
+        if above is None or not bool((massive := above & kept).any()):
+            return None
+        same = self._massive.limits == self._excluded.limits
+        beyond = above if same else self._excluded.above(activations)
+        excluded = torch.zeros_like(kept) if beyond is None else beyond & kept
+        return Places(_key(batch), massive.nonzero().cpu(), excluded.nonzero().cpu())
+
+    def add(self, places: Places | None) -> None:
+        """Keep what :meth:`places` has found in a batch."""
+        if places is not None:
+            self._places[places.batch] = places
+            self.n_massive += len(places.massive)
+            self.n_excluded += len(places.excluded)
+
+    def find(self, batch: SplitBatch, activations: Mapping[str, Tensor]) -> TokenMasks:
+        """Look at a batch for the first time, keep what is found; its masks."""
+        self.add(self.places(batch, activations))
         return self.masks(batch)
 
     def masks(self, batch: SplitBatch) -> TokenMasks:
         """The masks of a batch that was looked at."""
+        return self.masks_at(batch, self._places.get(_key(batch)))
+
+    def masks_at(self, batch: SplitBatch, places: Places | None) -> TokenMasks:
+        """The masks of a batch with these massive tokens."""
         kept = batch.mask.to(self._device)
-        if _key(batch) not in self._places:
+        if places is None:
             return TokenMasks(kept, None, kept)
-        massive, excluded = (_at(places, kept) for places in self._places[_key(batch)])
+        massive, excluded = (_at(each, kept) for each in (places.massive, places.excluded))
         return TokenMasks(kept, massive, kept & ~excluded)
 
     def check(self, n_tokens: int) -> None:

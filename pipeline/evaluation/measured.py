@@ -67,6 +67,28 @@ class Replaced:
     end: str
 
 
+class Counts:
+    """What is counted of one dictionary, of a batch or of all.
+
+    Attributes:
+        reconstruction, sparsity: of its own run.
+        predictions: {alias: of the model}.
+    """
+
+    def __init__(
+        self, means: Mapping[str, LabelMean], sparsity: SparsityMetrics, written: Mapping[str, tuple[str, ...]]
+    ) -> None:
+        self.reconstruction, self.sparsity = ReconstructionMetrics.of(means), sparsity
+        self.predictions = {alias: PredictionMetrics(keys) for alias, keys in written.items()}
+
+    def add_all(self, other: Counts) -> None:
+        """Add what was counted of other contexts."""
+        self.reconstruction.add_all(other.reconstruction)
+        self.sparsity.add_all(other.sparsity)
+        for alias, predictions in self.predictions.items():
+            predictions.add_all(other.predictions[alias])
+
+
 class Measured:
     """One dictionary and its sums.
 
@@ -107,30 +129,35 @@ class Measured:
 
     def begin(self, means: Mapping[str, LabelMean]) -> None:
         """Nothing is counted yet; {written hook point: mean label} is known."""
-        shape = self.raw.dictionary.feature_shape
-        self.reconstruction = ReconstructionMetrics.of(means)
-        self.sparsity = SparsityMetrics(shape, self.raw.hooks_in)
-        self.predictions = {alias: PredictionMetrics(keys) for alias, keys in self.written.items()}
+        self._means = means
+        self.counts = self.nothing()
+
+    def nothing(self) -> Counts:
+        """Counts of a batch that begins."""
+        return Counts(self._means, SparsityMetrics(self.raw.dictionary.feature_shape, self.raw.hooks_in), self.written)
 
     @torch.no_grad()
-    def reconstruct(self, batch: SplitBatch, originals: Mapping[str, Tensor], massive: MassiveTokens) -> dict[str, Tensor]:
+    def reconstruct(
+        self, batch: SplitBatch, originals: Mapping[str, Tensor], massive: MassiveTokens, counts: Counts
+    ) -> dict[str, Tensor]:
         """Count a batch; {written hook point: its reconstruction [b, T, D]}. Features, which are wide, are not kept.
 
         Args:
             originals: {hook point: raw [b, T, D]} of the run as it is; of others too.
             massive: tokens, by this dictionary's limits.
+            counts: of the batch, added to.
         """
         tokens = massive.masks(batch)
         labels = {hook: originals[hook] for hook in self.raw.hooks_out}
         known = self.raw(originals, labels, tokens.kept, tokens.massive)
-        self.reconstruction.update(known.x_hats, labels, tokens.kept, batch.label, batch.documents, tokens.massive)
-        self.sparsity.update(known.features, tokens.kept, tokens.massive)
+        counts.reconstruction.update(known.x_hats, labels, tokens.kept, batch.label, batch.documents, tokens.massive)
+        counts.sparsity.update(known.features, tokens.kept, tokens.massive)
         return known.x_hats
 
     def rank(self, asked: int | None) -> int:
         """Of its PCA: the one asked for, else the rounded mean L0 (of a layer) of tokens that are not massive."""
         layers = math.prod(self.raw.dictionary.feature_shape[:-1])
-        return used_rank(asked, self.sparsity.l0_mean_ordinary() / layers, self.principal)
+        return used_rank(asked, self.counts.sparsity.l0_mean_ordinary() / layers, self.principal)
 
     def evaluation(self, rank: int, n_contexts: int, massive: MassiveTokens, pca: PcaMetrics) -> Evaluation:
         """The metrics of what was counted.
@@ -144,26 +171,26 @@ class Measured:
         Raises:
             NumericsError: a metric is undefined on this data.
         """
-        parts, n_tokens = self.reconstruction.parts, self.reconstruction.tokens
+        parts, n_tokens = self.counts.reconstruction.parts, self.counts.reconstruction.tokens
         variances = {hook: part.sums["variance"] for hook, part in parts.items()}
         ordinary = {hook: part.ordinary_variance for hook, part in parts.items()}
         metrics = {
             "evaluated_contexts": float(n_contexts),
             "evaluated_tokens": float(n_tokens),
             **massive.results(n_tokens),
-            "predicted_tokens": float(next(iter(self.predictions.values())).counts["original"]),
-            **self.reconstruction.results(),
-            **self.sparsity.results(),
+            "predicted_tokens": float(next(iter(self.counts.predictions.values())).counts["original"]),
+            **self.counts.reconstruction.results(),
+            **self.counts.sparsity.results(),
             **decoder_metrics(self.raw.dictionary),
-            **prediction_results(self.predictions),
+            **prediction_results(self.counts.predictions),
             **pca.fvu(rank, variances, ordinary),
             "pca_rank": float(rank),
         }
         return Evaluation(
-            metrics={**metrics, **saebench_core(metrics, self.sparsity.density())},
-            density=self.sparsity.density(),
-            mean_when_active=self.sparsity.mean_when_active(),
-            histogram=self.sparsity.histogram(),
+            metrics={**metrics, **saebench_core(metrics, self.counts.sparsity.density())},
+            density=self.counts.sparsity.density(),
+            mean_when_active=self.counts.sparsity.mean_when_active(),
+            histogram=self.counts.sparsity.histogram(),
             shares=self._shares(),
         )
 

@@ -67,7 +67,7 @@ def kept_of(marks: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class LabelMean:
-    """Streaming mean vectors over kept tokens, in float64: of all, and of those that are not massive."""
+    """Streaming mean vectors over kept tokens, in float64 on the CPU: of all, and of those that are not massive."""
 
     def __init__(self) -> None:
         self.n = self.n_massive = 0
@@ -85,12 +85,17 @@ class LabelMean:
         self.n += len(rows_ND)
         if massive is not None:
             massive_N = kept_of(massive, mask).to(rows_ND.device)
-            apart_D = rows_ND[massive_N].sum(0)
+            apart_D = rows_ND[massive_N].sum(0).cpu()
             self.massive = apart_D if self.massive is None else self.massive + apart_D
             self.n_massive += int(massive_N.sum())
             rows_ND = rows_ND[~massive_N]
-        total_D = rows_ND.sum(0)
+        total_D = rows_ND.sum(0).cpu()
         self.total = total_D if self.total is None else self.total + total_D
+
+    def add_all(self, other: LabelMean) -> None:
+        """Add what another one has counted."""
+        self.n, self.n_massive = self.n + other.n, self.n_massive + other.n_massive
+        self.total, self.massive = _both(self.total, other.total), _both(self.massive, other.massive)
 
     def value(self, hook: str) -> Tensor:
         """The mean vector [D].
@@ -107,6 +112,11 @@ class LabelMean:
         if self.n_massive == 0 or self.total is None:
             return None
         return self.value(hook) if self.n_massive == self.n else self.total / (self.n - self.n_massive)
+
+
+def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """The sum of those that are there."""
+    return other if one is None else one if other is None else one + other
 
 
 def _terms(x_ND: Tensor, r_ND: Tensor, centred_N: Tensor) -> dict[str, Tensor]:
@@ -211,18 +221,22 @@ class ReconstructionSums:
             self.documents.add("ordinary error", chosen["error"], documents_N)
             self.documents.add("ordinary variance", chosen["variance"], documents_N)
 
+    def add_all(self, other: ReconstructionSums) -> None:
+        """Add the sums of other tokens, or of another hook point: numerators and denominators are added."""
+        for name in self.NAMES:
+            self.sums[name] += other.sums[name]
+        if other.ordinary is not None:
+            before = self.ordinary or dict.fromkeys(self.ORDINARY_NAMES, 0.0)
+            self.ordinary = {name: before[name] + other.ordinary[name] for name in before}
+        self.documents.add_all(other.documents)
+        self.errors.add_all(other.errors)
+
     @classmethod
     def merged(cls, parts: Iterable[ReconstructionSums]) -> ReconstructionSums:
-        """The sums of several hook points together: numerators and denominators are added."""
+        """The sums of several hook points together."""
         merged = cls()
         for part in parts:
-            for name in cls.NAMES:
-                merged.sums[name] += part.sums[name]
-            if part.ordinary is not None:
-                before = merged.ordinary or dict.fromkeys(cls.ORDINARY_NAMES, 0.0)
-                merged.ordinary = {name: before[name] + part.ordinary[name] for name in before}
-            merged.documents.add_all(part.documents)
-            merged.errors.add_all(part.errors)
+            merged.add_all(part)
         return merged
 
     @property
@@ -330,6 +344,11 @@ class ReconstructionMetrics:
         for hook, part in self.parts.items():
             where = f"{hook}, {context}" if context else hook
             part.update(x_hats[hook], labels[hook], mask, where=where, documents=documents, massive=massive)
+
+    def add_all(self, other: ReconstructionMetrics) -> None:
+        """Add the sums of other tokens, relative to the same means."""
+        for hook, part in self.parts.items():
+            part.add_all(other.parts[hook])
 
     @property
     def tokens(self) -> int:

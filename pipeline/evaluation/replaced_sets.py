@@ -11,6 +11,7 @@ from pipeline.evaluation.full_set import FullSet
 from pipeline.evaluation.replacement import ReplacementModel
 from pipeline.hook_keys import MAIN
 from pipeline.params.members import own_keys
+from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def with_replacement(
     principal: Mapping[str, PrincipalDirections],
     held_out: SplitTokens,
     graph_tokens: int,
+    processes: Reductions = ONE_PROCESS,
 ) -> dict[str, Evaluation]:
     """The evaluations with the figures of the replacement model (SPEC 7), the same for all of a set; or why there are none.
 
@@ -52,6 +54,7 @@ def with_replacement(
         principal: {written hook point: mean and directions} of the norm pass.
         held_out: the contexts.
         graph_tokens: first tokens of each context whose attribution graph is made.
+        processes: that evaluate together; evaluations are those of the first one, of others there are none.
     """
     found = dict(evaluations)
     progress = Progress("replacement model", len(sets) * held_out.n_contexts, unit="contexts")
@@ -60,14 +63,14 @@ def with_replacement(
             if MAIN not in models:
                 raise DataError("it has no hook point of the main model")
             full = FullSet(list(members.values()), models[MAIN])
-            metrics = ReplacementModel(full, principal, graph_tokens, progress.update).metrics(held_out)
+            metrics = ReplacementModel(full, principal, graph_tokens, progress.update, processes).metrics(held_out)
         except DataError as error:
             who = f"{', '.join(members)}: " if any(members) else ""
             said = f"{who}no figures of the replacement model (evaluation.replacement_contexts): {error}"
-            found |= {name: dataclasses.replace(found[name], said=said) for name in members}
+            found |= {name: dataclasses.replace(found[name], said=said) for name in members if name in found}
             progress.update(held_out.n_contexts)
             continue
-        for name in members:
+        for name in found.keys() & members.keys():
             found[name] = dataclasses.replace(found[name], metrics={**found[name].metrics, **metrics})
     progress.close()
     return found

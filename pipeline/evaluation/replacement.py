@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pipeline.dealing import in_turns
 from pipeline.evaluation.attribution_graph import AttributionGraph, LinearRun, Nodes, active_nodes
 from pipeline.evaluation.frozen import Frozen, agreement
 from pipeline.evaluation.graph_scores import graph_scores
 from pipeline.evaluation.language_model import constant_replacements, prediction_divergence, splice_replacements
 from pipeline.evaluation.massive import MassiveTokens, TokenMasks
+from pipeline.processes import ONE_PROCESS, Reductions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +35,14 @@ if TYPE_CHECKING:
 OF_RUNS = ("ce", "kl", "top1")
 
 
+class _Added(NamedTuple):
+    """What is added to a figure: the sum of some values, and how many they are."""
+
+    name: str
+    total: float
+    n: int
+
+
 class ReplacementModel:
     """A set on held-out contexts.
 
@@ -40,7 +50,8 @@ class ReplacementModel:
         full: the set.
         principal: {written hook point: mean and directions} of the norm pass.
         graph_tokens: first tokens of each context whose attribution graph is made.
-        counted: is told of each finished context.
+        counted: is told of the number of contexts that are finished.
+        processes: that deal the batches of contexts.
 
     Raises:
         DataError: the language model cannot be frozen, when it is first tried.
@@ -52,11 +63,11 @@ class ReplacementModel:
         principal: Mapping[str, PrincipalDirections],
         graph_tokens: int,
         counted: Callable[[int], None] = lambda n: None,
+        processes: Reductions = ONE_PROCESS,
     ) -> None:
-        self.full, self.graph_tokens, self._counted = full, graph_tokens, counted
+        self.full, self.graph_tokens, self._counted, self.processes = full, graph_tokens, counted, processes
         self.means = {hook: principal[hook].mean for hook in full.hooks_out}
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
+        self._added: list[_Added] = []
 
     def metrics(self, held_out: SplitTokens) -> dict[str, float]:
         """The figures over these contexts.
@@ -67,14 +78,27 @@ class ReplacementModel:
         features, in which the MLPs' outputs (less their mean, or whole) are errors. graph_features: active features of a graph.
         replacement_contexts, replacement_predictions: how many there were.
         """
-        for batch in held_out:
-            self._runs(batch)
-            for row in range(len(batch.tokens)):
-                self._graph(batch, row, held_out.batch_contexts)
-                self._counted(1)
-        found = {name: self.sums[name] / self.counts[name] for name in self.sums}
-        n = {"replacement_contexts": held_out.n_contexts, "replacement_predictions": self.counts["replacement_kl"]}
-        return {**found, **{name: float(value) for name, value in n.items()}}
+        sums: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        for turn in in_turns(held_out.n_batches, lambda number: self._batch(held_out, number), self.processes):
+            for rank, n_contexts, every in turn:
+                for name, total, n in every:
+                    sums[name] = sums.get(name, 0.0) + total
+                    counts[name] = counts.get(name, 0) + n
+                if rank != self.processes.rank:
+                    self._counted(n_contexts)
+        found = {name: sums[name] / counts[name] for name in sums}
+        number = {"replacement_contexts": held_out.n_contexts, "replacement_predictions": counts["replacement_kl"]}
+        return {**found, **{name: float(value) for name, value in number.items()}}
+
+    def _batch(self, held_out: SplitTokens, number: int) -> tuple[int, int, list[_Added]]:
+        """What one batch adds, with the process and the number of contexts."""
+        batch, self._added = held_out.batch(number), []
+        self._runs(batch)
+        for row in range(len(batch.tokens)):
+            self._graph(batch, row, held_out.batch_contexts)
+            self._counted(1)
+        return self.processes.rank, len(batch.tokens), self._added
 
     @torch.no_grad()
     def _runs(self, batch: SplitBatch) -> None:
@@ -144,5 +168,4 @@ class ReplacementModel:
         return {raw: dataclasses.replace(masks, replaced=replaced) for raw, masks in found.items()}
 
     def _add(self, name: str, values: Tensor) -> None:
-        self.sums[name] = self.sums.get(name, 0.0) + float(values.sum(dtype=torch.float64))
-        self.counts[name] = self.counts.get(name, 0) + len(values)
+        self._added.append(_Added(name, float(values.sum(dtype=torch.float64)), len(values)))

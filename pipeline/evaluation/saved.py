@@ -19,6 +19,7 @@ from pipeline.evaluation.split_tokens import SplitTokens
 from pipeline.hook_keys import by_model
 from pipeline.lm.loading import load_stated
 from pipeline.norms.hook_norm import read_norms
+from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,7 +37,13 @@ def evaluate_saved(
 
 
 def evaluate_together(
-    params: Params, places: Mapping[str, Path], *, tokens: str | Path, norms: str | Path, statistics: str | Path
+    params: Params,
+    places: Mapping[str, Path],
+    *,
+    tokens: str | Path,
+    norms: str | Path,
+    statistics: str | Path,
+    processes: Reductions = ONE_PROCESS,
 ) -> dict[str, Evaluation]:
     """Evaluate dictionary directories in their language models on the held-out split, in one pass.
 
@@ -47,6 +54,7 @@ def evaluate_together(
         tokens: the token store.
         norms: norms.json of the norm stage, for a dictionary with a run-time norm.
         statistics: norm_statistics.safetensors of the norm stage: mean vectors and principal directions.
+        processes: that evaluate together; the first one has the evaluations, the others get none.
 
     Raises:
         DataError: something of these is missing, damaged, or does not fit the rest.
@@ -70,7 +78,7 @@ def evaluate_together(
         with of_member(name):
             check_origin(dictionary, places[name], params, own, tokens=store.digest, norms=origin.digest)
             raws[name] = RawDictionary(dictionary.to(next(iter(models.values())).device), hook_norms)
-    evaluator = Evaluator(models, raws, principal, held_out)
+    evaluator = Evaluator(models, raws, principal, held_out, processes=processes)
     n_runs = evaluator.n_runs
     evaluator.progress = Progress("evaluate", n_runs * held_out.n_tokens, unit=f"tokens in {n_runs} runs")
     evaluations = evaluator.evaluate_each(params.evaluation.pca_rank)
@@ -79,7 +87,7 @@ def evaluate_together(
         return evaluations
     few = SplitTokens(store.eval, store.eval.mask, n * store.eval.context_size, params.evaluation.batch_contexts)
     sets = full_sets(params, raws)
-    return with_replacement(evaluations, sets, models, principal, few, params.evaluation.graph_tokens)
+    return with_replacement(evaluations, sets, models, principal, few, params.evaluation.graph_tokens, processes)
 
 
 def check_origin(

@@ -53,11 +53,16 @@ def histogram_quantile(counts: Tensor, q: float) -> float:
     return float(at[0]) + (place - low) * float(at[1] - at[0])
 
 
-def _with_counts(counts: Tensor, values: Tensor) -> Tensor:
-    """`counts`, where counts[v] values were v, with more values added."""
-    more = torch.bincount(values, minlength=len(counts)).cpu()
-    more[: len(counts)] += counts
-    return more
+def _with_counts(counts: Tensor, more: Tensor) -> Tensor:
+    """The sums of two vectors of counts, the shorter one being followed by zeros."""
+    short, long = sorted((counts, more), key=len)
+    found = long.clone()
+    found[: len(short)] += short
+    return found
+
+
+def _sum(before: Tensor | None, added: Tensor) -> Tensor:
+    return added if before is None else before + added
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class DensityHistogram:
 
 
 class SparsityMetrics:
-    """Exact counts of active features.
+    """Exact counts of active features, on the CPU.
 
     Args:
         feature_shape: (F,), or (L, F) for a dictionary with features per layer.
@@ -105,17 +110,25 @@ class SparsityMetrics:
         active = f > 0
         if massive is not None:
             apart = active[massive]
-            n_apart = apart.sum(0)
-            self.massive_active = n_apart if self.massive_active is None else self.massive_active + n_apart
+            self.massive_active = _sum(self.massive_active, apart.sum(0).cpu())
             self.massive_tokens += len(apart)
-        self.l0_counts = _with_counts(self.l0_counts, active.flatten(1).sum(1))
-        self.layer_counts = [_with_counts(counts, active[:, i].sum(1)) for i, counts in enumerate(self.layer_counts)]
-        n_active, total = active.sum(0), f.sum(0, dtype=torch.float64)
-        if self.active is None or self.sums is None:
-            self.active, self.sums = n_active, total
-        else:
-            self.active, self.sums = self.active + n_active, self.sums + total
+        self.l0_counts = _with_counts(self.l0_counts, torch.bincount(active.flatten(1).sum(1)).cpu())
+        self.layer_counts = [
+            _with_counts(counts, torch.bincount(active[:, i].sum(1)).cpu()) for i, counts in enumerate(self.layer_counts)
+        ]
+        self.active = _sum(self.active, active.sum(0).cpu())
+        self.sums = _sum(self.sums, f.sum(0, dtype=torch.float64).cpu())
         self.tokens += len(f)
+
+    def add_all(self, other: SparsityMetrics) -> None:
+        """Add what another one has counted of other tokens."""
+        if other.massive_active is not None:
+            self.massive_active = _sum(self.massive_active, other.massive_active)
+        if other.active is not None and other.sums is not None:
+            self.active, self.sums = _sum(self.active, other.active), _sum(self.sums, other.sums)
+        self.massive_tokens, self.tokens = self.massive_tokens + other.massive_tokens, self.tokens + other.tokens
+        self.l0_counts = _with_counts(self.l0_counts, other.l0_counts)
+        self.layer_counts = [_with_counts(*both) for both in zip(self.layer_counts, other.layer_counts, strict=True)]
 
     def _counted(self) -> tuple[Tensor, Tensor]:
         if self.active is None or self.sums is None or self.tokens == 0:

@@ -91,17 +91,22 @@ class SplitTokens:
         self.n_contexts, self.n_tokens = wanted, wanted * split.context_size
 
     def __iter__(self) -> Iterator[SplitBatch]:
-        return self.batches()
+        return map(self.batch, range(self.n_batches))
 
-    def batches(self, first: int = 0) -> Iterator[SplitBatch]:
-        """The batches, without the `first` ones."""
-        for start in range(first * self.batch_contexts, self.n_contexts, self.batch_contexts):
-            chosen = self.contexts[start : start + self.batch_contexts]
-            tokens = read_contexts(self._split, chosen, "tokens")
-            yield SplitBatch(
-                torch.from_numpy(chosen),
-                torch.from_numpy(tokens.astype(np.int64)),
-                torch.from_numpy(np.ascontiguousarray(self._mask_of(chosen, tokens))),
-                torch.from_numpy(read_contexts(self._split, chosen, "document_ids").astype(np.int64)),
-                f"{self._name} contexts {chosen[0]} to {chosen[-1]}",
-            )
+    @property
+    def n_batches(self) -> int:
+        """How many batches there are."""
+        return -(-self.n_contexts // self.batch_contexts)
+
+    def batch(self, number: int) -> SplitBatch:
+        """One of the batches."""
+        start = number * self.batch_contexts
+        chosen = self.contexts[start : start + self.batch_contexts]
+        tokens = read_contexts(self._split, chosen, "tokens")
+        return SplitBatch(
+            torch.from_numpy(chosen),
+            torch.from_numpy(tokens.astype(np.int64)),
+            torch.from_numpy(np.ascontiguousarray(self._mask_of(chosen, tokens))),
+            torch.from_numpy(read_contexts(self._split, chosen, "document_ids").astype(np.int64)),
+            f"{self._name} contexts {chosen[0]} to {chosen[-1]}",
+        )

@@ -8,18 +8,24 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from pipeline.activations import remote, schema, writer
+from pipeline.activations import plan, remote, schema, writer
+from pipeline.activations.for_params import generate_for
 from pipeline.activations.reader import open_store
 from pipeline.errors import DataError
+from pipeline.lm.loading import load_stated, stated_widths
 from pipeline.opening import open_activations
 from pipeline.params.choices import COMPRESSORS
+from pipeline.params.loader import load_params
 from tests.activations.object_store import failing, request, s3_server
 from tests.project import D_MODEL, Project
+from tests.threads import in_threads
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -86,6 +92,39 @@ def test_the_objects_are_the_files_of_a_store_on_a_disk(
     monkeypatch.delenv("SCOPELINE_STORE")
     there = next(iter((tmp_path / "on-a-disk" / "data" / "store").glob("*/zarr.json"))).parent
     assert torch.equal(first, next(open_store(there).batches(128, seed=0)).activations[HOOK])
+
+
+def test_several_processes_put_the_objects_of_one(
+    away: Project, server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each with a connection of its own; one stopped in between."""
+    for module in (schema, plan):
+        monkeypatch.setattr(module, "BLOCK_ROWS", 1024)
+    shutil.rmtree(away.path / "data" / "store")
+    assert away.run("generate_activations").exit_code == 0
+    wanted = {str(file.relative_to(away.store)): file.read_bytes() for file in away.store.rglob("*") if file.is_file()}
+    before = manifest(away)
+    use("several", monkeypatch)
+    url, cache = "s3://activations/several", tmp_path / "cache"
+    roots: Any = remote.RemoteRoot
+    monkeypatch.setattr(writer, "remote_of", lambda path: roots(url, remote.Cache(cache, 1e9)).store(path))
+    params = load_params(away.path / "params.yaml")
+
+    def generated(processes: Any, stopped: int | None = None) -> None:
+        def load(*named: Any) -> Any:
+            if processes.rank == stopped:
+                raise KeyboardInterrupt
+            return load_stated(*named)
+
+        places = (away.path / "data" / "tokens.zarr", away.path / "data" / "activations.json")
+        generate_for(params, stated_widths, load, *places, None, processes)
+
+    with chdir(away.path):
+        with pytest.raises(KeyboardInterrupt):
+            in_threads(2, lambda processes: generated(processes, stopped=1))
+        in_threads(3, generated)
+    assert objects(server, "several") == wanted
+    assert manifest(away) == before
 
 
 def test_faults_of_the_server_change_nothing(

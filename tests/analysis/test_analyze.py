@@ -171,16 +171,17 @@ def digests(folder: Path) -> list[str]:
 
 def test_an_interrupted_pass_goes_on_to_the_same_bytes(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
-    update = analysis_run.Collection.update
+    collect = analysis_run.Collection.collect
 
-    def interrupted(self: Any, batch: Any) -> None:
+    def interrupted(self: Any, batch: Any) -> Any:
         nonlocal calls
         calls += 1
-        update(self, batch)
+        found = collect(self, batch)
         if calls == 7:
             os.kill(os.getpid(), signal.SIGINT)
+        return found
 
-    monkeypatch.setattr(analysis_run.Collection, "update", interrupted)
+    monkeypatch.setattr(analysis_run.Collection, "collect", interrupted)
     with pytest.raises(Interrupted, match=saying("SIGINT", "again")):
         analyzed(project)
     assert not (project.path / "features").exists()
@@ -220,7 +221,7 @@ def test_a_stop_after_the_pass_keeps_it(
     assert ((data / "features").stat().st_ino == before["features"]) == ("analysis" in phase)
     assert len(list((data / "checkpoints").glob("analysis-*"))) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(analysis_run.Collection, "update", lambda *_: pytest.fail("the pass is done again"))
+        patch.setattr(analysis_run.Collection, "collect", lambda *_: pytest.fail("the pass is done again"))
         again = project.run("analyze")
     assert again.exit_code == 0, again.exception
     assert not list((data / "checkpoints").glob("analysis-*"))

@@ -33,7 +33,7 @@ def activations() -> Tensor:
 def test_counts_are_those_of_loops(cuts: int) -> None:
     f, counts = activations(), FeatureCounts(F)
     for part in f.tensor_split(cuts):
-        counts.update(ActiveFeatures.of(part), part.shape[0] * part.shape[1])
+        counts.add_sums(counts.update(ActiveFeatures.of(part), part.shape[0] * part.shape[1]))
     edges = histogram_edges()
     assert counts.tokens == N * T
     for feature in range(F):

@@ -183,14 +183,14 @@ def test_a_pass_that_was_stopped_counts_excluded_tokens_once(
 ) -> None:
     project, _ = planted
     whole = analysed(project, "on").about
-    update, calls = analysis_run.Collection.update, iter(range(10**6))
+    collect, calls = analysis_run.Collection.collect, iter(range(10**6))
 
-    def failing(self: Any, batch: Any) -> None:
+    def failing(self: Any, batch: Any) -> Any:
         if next(calls) == 5:
             raise OSError("disk")
-        update(self, batch)
+        return collect(self, batch)
 
-    monkeypatch.setattr(analysis_run.Collection, "update", failing)
+    monkeypatch.setattr(analysis_run.Collection, "collect", failing)
     with pytest.raises(OSError, match="disk"):
         analyse(project, "on", save_seconds=0.0)
     assert analyse(project, "on") == whole

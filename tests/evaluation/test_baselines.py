@@ -23,7 +23,7 @@ def test_pca_fvu_equals_a_singular_value_decomposition(rank):
     mask = torch.rand(90, generator=torch.Generator().manual_seed(2)) < 0.6
     metrics = PcaMetrics({"h": principal_of(train)})
     for start, stop in ((0, 5), (5, 70), (70, 90)):
-        metrics.update({"h": x[start:stop]}, mask[start:stop])
+        metrics.add(metrics.of({"h": x[start:stop]}, mask[start:stop]))
     mean = train.double().numpy().mean(0)
     _, _, vt = np.linalg.svd(train.double().numpy() - mean, full_matrices=False)
     kept = x[mask].double().numpy()
@@ -36,7 +36,7 @@ def test_pca_fvu_equals_a_singular_value_decomposition(rank):
 def test_several_hook_points():
     parts = {"a": _rows(50, 4, seed=3), "b": _rows(50, 6, seed=4)}
     metrics = PcaMetrics({hook: principal_of(x) for hook, x in parts.items()})
-    metrics.update(parts)
+    metrics.add(metrics.of(parts))
     variances = {hook: float((x.double() - x.double().mean(0)).square().sum()) for hook, x in parts.items()}
     got = metrics.fvu(2, variances)
     total = sum(got[f"pca_fvu.{hook}"] * variances[hook] for hook in parts)

@@ -194,7 +194,7 @@ def test_pca_with_massive_tokens_equals_projections_of_each_token() -> None:
     principal = principal_of(draw(300, 6, seed=8) + 2.0)
     metrics = PcaMetrics({"h": principal})
     for some in (slice(0, 7), slice(7, 120)):
-        metrics.update({"h": rows.x[some]}, rows.mask[some], rows.massive[some])
+        metrics.add(metrics.of({"h": rows.x[some]}, rows.mask[some], rows.massive[some]))
     mean, v = principal.mean.numpy(), principal.directions[:2].numpy()
     variances, wanted = [], []
     for chosen in (rows.mask, rows.mask & ~rows.massive):

@@ -1,4 +1,4 @@
-"""Several processes for one training."""
+"""Several processes for one stage."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pipeline.params.section import Section
 
 @dataclass(frozen=True)
 class DistributedParams(Section):
-    """Several processes for one training (docs/scale.md)."""
+    """Several processes for train, generate, evaluate and analyze (docs/scale.md)."""
 
     NAME: ClassVar[str] = "distributed"
 
     data_parallel_size: int = param(
-        1, at_least=1, at_most=4096, about="processes of train, each with its part of every batch; 1: one process"
+        1, at_least=1, at_most=4096, about="processes of each, that share its batches; 1: one process"
     )
     model_parallel_size: int = param(
         1,
