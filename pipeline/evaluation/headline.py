@@ -1,4 +1,4 @@
-"""What is seen first of a run in MLflow: a few metrics whose group sorts before all others, and the run's description."""
+"""What is seen first of a run in MLflow: a few metrics without a group, above all groups, and the description of the run."""
 
 from __future__ import annotations
 
@@ -7,28 +7,25 @@ from typing import Any
 
 from pipeline.evaluation.compared import compared
 from pipeline.evaluation.massive import massive_line
-from pipeline.metric_names import ordinary
+from pipeline.metric_names import HEADLINE, ordinary
 from pipeline.plots.charts import number
 from pipeline.plots.training_report import describe
 
-GROUP = "0 headline"
-NAMES = {
-    "L0": "l0_mean",
-    "FVU": "fvu",
-    "delta cross entropy": "delta_ce",
-    "loss recovered against the mean": "loss_recovered_mean",
-    "dead share": "dead_fraction",
-}
+DIGITS = 4  # of these figures, which fill narrow columns; the group `evaluation` has all digits
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:
-    """`0 headline/<name>` of the metrics that two runs are compared by, massive tokens left out."""
-    return {f"{GROUP}/{name}": metrics[ordinary(metrics, key)] for name, key in NAMES.items()}
+    """{name: figure} that two runs are compared by, massive tokens left out."""
+    return {name: _short(metrics[ordinary(metrics, key)]) for name, key in HEADLINE.items()}
 
 
 def member_headlines(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """`<member>/<name>` of the same, for the run that the members' runs lie in."""
-    return {f"{member}/{name}": own[ordinary(own, key)] for member, own in metrics.items() for name, key in NAMES.items()}
+    return {f"{member}/{name}": value for member, own in metrics.items() for name, value in headline(own).items()}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
 
 
 def note(config: Mapping[str, Any], metrics: Mapping[str, float], *, layers: int = 1) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 VIEW = "scopeline"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
@@ -16,40 +17,46 @@ NOTE_TAG = "mlflow.note.content"
 KIND_TAG = "mlflow.experimentKind"  # which pages MLflow offers: those of training, not of chats
 MARK = "<!-- written by scopeline -->"  # a note without it is the user's own
 MAX_EXPERIMENT_TAG = 5000
-NARROW = 110  # pixels of a column: what matters fits beside the names at 1,280
 MOST_RUNS = 200  # compared, the newest
 MODEL_TYPE = "sparse dictionary"
-_HEAD = "0 headline"
-_PARAMS = ("dictionary.top_k", "dictionary.act_fn", "dictionary.hook_point_in")
-_METRICS = (f"{_HEAD}/L0", f"{_HEAD}/FVU", "evaluation/pca_fvu", f"{_HEAD}/delta cross entropy")
-_AGAINST_L0 = (f"{_HEAD}/FVU", f"{_HEAD}/delta cross entropy")
-_BARS = (*_AGAINST_L0, f"{_HEAD}/loss recovered against the mean", f"{_HEAD}/dead share")
+_AGAINST_L0 = ("FVU", "delta CE")
+_BARS = (*_AGAINST_L0, "loss recovered", "dead share")
+
+
+def _column(kind: str, name: str) -> str:
+    return f"{kind}.`{name}`"
+
+
+# Columns from left to right and their widths in pixels: at 1,280 what decides stands beside the names.
+_COLUMNS = {
+    _column("params", "dictionary.top_k"): 130,
+    _column("metrics", "L0"): 70,
+    _column("metrics", "FVU"): 80,
+    _column("metrics", "delta CE"): 90,
+    _column("metrics", "dead share"): 100,
+    _column("metrics", "evaluation/pca_fvu"): 150,
+    _column("tags", "differs"): 220,
+    _column("params", "dictionary.act_fn"): 140,
+    _column("params", "dictionary.hook_point_in"): 200,
+}
+ORDER = f"&orderByKey={quote(_column('metrics', 'L0'))}&orderByAsc=true"  # neighbours in the table are neighbours on the curve
+PAGES = "&workflowType=machine_learning"  # which of MLflow's two menus is beside it
 
 
 def view_state() -> dict[str, Any]:
     """The shared view: k, L0, FVU and what differs as columns; L0 against FVU and delta cross entropy, and bars, as charts."""
-
-    def column(kind: str, name: str) -> str:
-        return f"{kind}.`{name}`"
-
     section = "headline"
     common = {"deleted": False, "isGenerated": False, "metricSectionId": section, "runsCountToCompare": 100}
     scatter = [
-        {**common, "type": "SCATTER", "uuid": f"l0-{i}", "xaxis": {"key": f"{_HEAD}/L0", "type": "METRIC"},
+        {**common, "type": "SCATTER", "uuid": f"l0-{i}", "xaxis": {"key": "L0", "type": "METRIC"},
          "yaxis": {"key": key, "type": "METRIC"}}
         for i, key in enumerate(_AGAINST_L0)
     ]  # fmt: skip
     bars = [{**common, "type": "BAR", "uuid": f"bar-{i}", "metricKey": key} for i, key in enumerate(_BARS)]
     return {
-        "selectedColumns": [
-            column("tags", "differs"),
-            *(column("params", name) for name in _PARAMS),
-            *(column("metrics", name) for name in _METRICS),
-        ],
-        "columnWidths": {
-            **{column("metrics", name): NARROW for name in _METRICS},
-            **{column("params", name): NARROW for name in _PARAMS},
-        },
+        "selectedColumns": [*_COLUMNS],
+        "columnOrder": [*_COLUMNS],
+        "columnWidths": _COLUMNS,
         "compareRunCharts": [*scatter, *bars],
         "compareRunSections": [{"uuid": section, "name": "Which is best", "display": True, "isReordered": False}],
         "runsHiddenMode": "FIRST_20_RUNS",
@@ -71,8 +78,8 @@ def offer_view(client: Any, experiment: Any) -> None:
 
 def note(experiment_id: str, text: str) -> str:
     """The experiment's note: the way to the view, then a text, cut at a line where it is too long."""
-    link = f"#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
-    links = f"[Table with k, L0, FVU and delta cross entropy]({link}), [charts]({link}&compareRunsMode=CHART)"
+    link = f"#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}{PAGES}{ORDER}"
+    links = f"**Which run is best:** [table by L0, with k, FVU and delta CE]({link}), [charts]({link}&compareRunsMode=CHART)"
     lines = [MARK, links, "", *text.splitlines()]
     while len("\n".join(lines)) > MAX_EXPERIMENT_TAG:
         lines.pop()
