@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 # Group of each stage's metrics where it is not the stage's own name.
 GROUPS = {"evaluate": "evaluation", "fold_norm": "fold", "compute_norm": "norm", "generate_activations": "generate"}
 
-# What two runs are compared by, as a tracked run has it first: names without a group, and the metrics that they are.
+# What two runs are compared by, and the metrics that they are; of all groups MLflow shows the first of the alphabet first.
 HEADLINE = {
-    "L0": "l0_mean",
-    "FVU": "fvu",
-    "delta CE": "delta_ce",
-    "loss recovered": "loss_recovered_mean",
-    "dead share": "dead_fraction",
+    "core/L0": "l0_mean",
+    "core/FVU": "fvu",
+    "core/delta CE": "delta_ce",
+    "core/loss recovered": "loss_recovered_mean",
+    "core/dead share": "dead_fraction",
 }
 
 # History of training: figures of one step's batch, of normalised activations.
@@ -262,9 +262,8 @@ _REFUSED = re.compile(r"[^\w\-. :/]", re.ASCII)
 
 
 def grouped(stage: str, name: str) -> str:
-    """`group/name`, in the characters and the length that MLflow takes; a name that has a group already keeps it, and one of
-    HEADLINE has none."""
-    full = name if "/" in name or name in HEADLINE else f"{GROUPS.get(stage, stage)}/{name}"
+    """`group/name`, in the characters and the length that MLflow takes; a name that has a group already keeps it."""
+    full = name if "/" in name else f"{GROUPS.get(stage, stage)}/{name}"
     return _REFUSED.sub("_", full)[:MAX_KEY_LENGTH]
 
 

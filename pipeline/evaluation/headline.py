@@ -1,4 +1,4 @@
-"""What is seen first of a run in MLflow: a few metrics without a group, above all groups, and the description of the run."""
+"""What is seen first of a run in MLflow: a few metrics whose group sorts before all others, and the run's description."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def headline(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def member_headlines(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """`<member>/<name>` of the same, for the run that the members' runs lie in."""
-    return {f"{member}/{name}": value for member, own in metrics.items() for name, value in headline(own).items()}
+    return {
+        f"{member}/{name.rpartition('/')[2]}": value for member, own in metrics.items() for name, value in headline(own).items()
+    }
 
 
 def _short(value: float) -> float:
@@ -38,13 +40,16 @@ def note(config: Mapping[str, Any], metrics: Mapping[str, float], *, layers: int
     for row in compared(metrics):
         ends = f" ({number(row.interval[0])} to {number(row.interval[1])})" if row.interval else ""
         rows.append((row.name, number(row.value) + ends, shown(row.pca), shown(row.mean), shown(row.zero)))
-    l0, dead = (metrics[ordinary(metrics, name)] for name in ("l0_mean", "dead_fraction"))
+    l0, fvu, dead = (metrics[ordinary(metrics, name)] for name in ("l0_mean", "fvu", "dead_fraction"))
+    pca_fvu = metrics[ordinary(metrics, "pca_fvu")]
+    first = f"L0 {number(l0)}, FVU {number(fvu)} (PCA {number(pca_fvu)}), delta CE {number(metrics['delta_ce'])} "
+    first += f"(PCA {number(metrics['pca_delta_ce'])}), dead {100 * dead:.2f} %"
     line = massive_line(metrics, config.get("norms"))
     return "\n".join(
         [
             f"**{describe(config, layers=layers)}**",
             "",
-            f"L0 {number(l0)}, dead {100 * dead:.2f} %; on {metrics['evaluated_tokens']:,.0f} held-out tokens.",
+            f"{first}; on {metrics['evaluated_tokens']:,.0f} held-out tokens.",
             *(() if line is None else ("", f"{line}. FVU, L0 and dead share are of the others.")),
             "",
             f"| | this dictionary (95 %) | PCA of rank {metrics['pca_rank']:.0f} | mean | zero |",

@@ -1,7 +1,8 @@
 """What MLflow's pages show beside a run's figures: columns and charts of the table of runs, the experiment's note, a model.
 
 MLflow keeps which columns a table has in the browser; a view that is shared lies in a tag of the experiment and is opened by
-its key: #/experiments/<id>/runs?viewStateShareKey=scopeline. The note, above the table, has that link.
+its key: #/experiments/<id>/runs?viewStateShareKey=scopeline. The note, above the table, has that link. A link that states an
+order or a filter opens no view: the order of the rows is in the view.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
+
+from pipeline.metric_names import HEADLINE
 
 VIEW = "scopeline"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
@@ -19,27 +21,29 @@ MARK = "<!-- written by scopeline -->"  # a note without it is the user's own
 MAX_EXPERIMENT_TAG = 5000
 MOST_RUNS = 200  # compared, the newest
 MODEL_TYPE = "sparse dictionary"
-_AGAINST_L0 = ("FVU", "delta CE")
-_BARS = (*_AGAINST_L0, "loss recovered", "dead share")
+_L0, _FVU, _DELTA_CE, _RECOVERED, _DEAD = HEADLINE
+_AGAINST_L0 = (_FVU, _DELTA_CE)
+_BARS = (*_AGAINST_L0, _RECOVERED, _DEAD)
 
 
 def _column(kind: str, name: str) -> str:
     return f"{kind}.`{name}`"
 
 
-# Columns from left to right and their widths in pixels: at 1,280 what decides stands beside the names.
+# Columns from left to right and their widths in pixels: what decides stands beside the names, at 1,280 and with MLflow's side
+# panel open, as it is at the first visit.
+_PINNED = {_column("attributes", "Run Name"): 130, "runDateAndNestInfo": 122}
 _COLUMNS = {
+    _column("metrics", _L0): 85,
+    _column("metrics", _FVU): 85,
+    _column("metrics", _DELTA_CE): 110,
     _column("params", "dictionary.top_k"): 130,
-    _column("metrics", "L0"): 70,
-    _column("metrics", "FVU"): 80,
-    _column("metrics", "delta CE"): 90,
-    _column("metrics", "dead share"): 100,
+    _column("metrics", _DEAD): 125,
     _column("metrics", "evaluation/pca_fvu"): 150,
     _column("tags", "differs"): 220,
     _column("params", "dictionary.act_fn"): 140,
     _column("params", "dictionary.hook_point_in"): 200,
 }
-ORDER = f"&orderByKey={quote(_column('metrics', 'L0'))}&orderByAsc=true"  # neighbours in the table are neighbours on the curve
 PAGES = "&workflowType=machine_learning"  # which of MLflow's two menus is beside it
 
 
@@ -48,17 +52,21 @@ def view_state() -> dict[str, Any]:
     section = "headline"
     common = {"deleted": False, "isGenerated": False, "metricSectionId": section, "runsCountToCompare": 100}
     scatter = [
-        {**common, "type": "SCATTER", "uuid": f"l0-{i}", "xaxis": {"key": "L0", "type": "METRIC"},
+        {**common, "type": "SCATTER", "uuid": f"l0-{i}", "xaxis": {"key": _L0, "type": "METRIC"},
          "yaxis": {"key": key, "type": "METRIC"}}
         for i, key in enumerate(_AGAINST_L0)
     ]  # fmt: skip
     bars = [{**common, "type": "BAR", "uuid": f"bar-{i}", "metricKey": key} for i, key in enumerate(_BARS)]
     return {
         "selectedColumns": [*_COLUMNS],
-        "columnOrder": [*_COLUMNS],
-        "columnWidths": _COLUMNS,
+        "columnOrder": [*_PINNED, *_COLUMNS],
+        "columnWidths": _PINNED | _COLUMNS,
+        "orderByKey": _column("metrics", _L0),  # neighbours in the table are neighbours on the curve
+        "orderByAsc": True,
         "compareRunCharts": [*scatter, *bars],
-        "compareRunSections": [{"uuid": section, "name": "Which is best", "display": True, "isReordered": False}],
+        "compareRunSections": [
+            {"uuid": section, "name": "Which is best", "display": True, "isReordered": False, "columns": 2, "cardHeight": 300}
+        ],
         "runsHiddenMode": "FIRST_20_RUNS",
         "isAccordionReordered": True,
     }
@@ -78,7 +86,7 @@ def offer_view(client: Any, experiment: Any) -> None:
 
 def note(experiment_id: str, text: str) -> str:
     """The experiment's note: the way to the view, then a text, cut at a line where it is too long."""
-    link = f"#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}{PAGES}{ORDER}"
+    link = f"#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}{PAGES}"
     links = f"**Which run is best:** [table by L0, with k, FVU and delta CE]({link}), [charts]({link}&compareRunsMode=CHART)"
     lines = [MARK, links, "", *text.splitlines()]
     while len("\n".join(lines)) > MAX_EXPERIMENT_TAG:

@@ -55,8 +55,10 @@ def tracked(
         trackers[""].log_params(logged(params))
         for tracker in trackers.values():
             _log_activations(tracker, store)
-        log_earlier(trackers[""], places.metrics.parent)
-        yield trackers
+        try:
+            yield trackers
+        finally:
+            log_earlier(trackers[""], places.metrics.parent)  # last: MLflow lists figures in the order in which they came
 
 
 def _of_run(params: Params, places: Places, member: Member, checkpoints: Checkpoints, run_file: Path) -> Tracker:
