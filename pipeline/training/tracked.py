@@ -27,7 +27,7 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.member import Member
 from pipeline.training.outputs import Places
 
-NO_DIFFERENCE = ("tracking.", "demo.", "sweep.")  # no run is another by them, or by what is told of it elsewhere
+NO_DIFFERENCE = ("tracking.", "demo.", "sweep.", "dictionary.name")  # no run is another by them, or it is told elsewhere
 EARLIER = ("generate", "norm", "tokenize")  # stages whose figures are there before a run is
 
 
