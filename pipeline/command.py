@@ -35,16 +35,23 @@ class Output(click.Path):
         Raises:
             DataError: says why not.
         """
-        path = Path(value)
-        if os.path.isdir(path) and not self.directory:
-            raise DataError(f"{path}: should be a file and is a directory; move it away")
-        for place in (path.parent, *([path] if os.path.isdir(path) else [])):
-            ensure_writable(place, path.name)
-        _check_inside(path)
+        check_output(Path(value), directory=self.directory)
 
 
-def _check_inside(path: Path) -> None:
-    """DVC keeps no output that lies outside of the repository, which it says when the stage has done its work."""
+def check_output(path: Path, *, directory: bool) -> None:
+    """Refuse a place that cannot be written, or that DVC does not keep: it keeps no output that lies outside of the repository,
+    and says so when the stage has done its work.
+
+    Args:
+        path: file, or with `directory` directory, that is to be written.
+
+    Raises:
+        DataError: says why not.
+    """
+    if os.path.isdir(path) and not directory:
+        raise DataError(f"{path}: should be a file and is a directory; move it away")
+    for place in (path.parent, *([path] if os.path.isdir(path) else [])):
+        ensure_writable(place, path.name)
     here = Path.cwd().resolve()
     if "DVC_ROOT" in os.environ and not path.is_absolute() and not path.parent.resolve().is_relative_to(here):
         raise DataError(

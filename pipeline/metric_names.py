@@ -13,6 +13,15 @@ from typing import Any, NamedTuple
 # Group of each stage's metrics where it is not the stage's own name.
 GROUPS = {"evaluate": "evaluation", "fold_norm": "fold", "compute_norm": "norm", "generate_activations": "generate"}
 
+# What two runs are compared by, and the metrics that they are; of all groups MLflow shows the first of the alphabet first.
+HEADLINE = {
+    "core/L0": "l0_mean",
+    "core/FVU": "fvu",
+    "core/delta CE": "delta_ce",
+    "core/loss recovered": "loss_recovered_mean",
+    "core/dead share": "dead_fraction",
+}
+
 # History of training: figures of one step's batch, of normalised activations.
 STEP = "step"  # number of the step
 TOKENS = "tokens"  # tokens trained on so far

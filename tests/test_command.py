@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import importlib
 
 import click
 import pytest
 import torch
 from click.testing import CliRunner
 
-from pipeline.command import stage_command
+from pipeline.command import _script, stage_command
 from pipeline.errors import CheckpointError, DataError, Interrupted, NumericsError, ParamsError, PipelineError
 from tests.messages import says
 
@@ -144,3 +145,10 @@ def test_memory_that_is_not_there_is_one_line_and_2(error):
     result = _run(error)
     assert result.exit_code == 2
     one_error(result.stderr, "out of memory", "allocate", "activations.buffer_size")
+
+
+@pytest.mark.parametrize("stage", ["sparse_probing", "train", "generate_activations"])
+def test_a_stage_is_named_by_its_script_whatever_decorates_its_function(stage: str) -> None:
+    """`interruption` wraps the first one in a function of contextlib, `outcome_told` the second."""
+    main = importlib.import_module(f"stages.{stage}").main
+    assert _script(main.callback.__wrapped__) == stage

@@ -230,7 +230,7 @@ def test_each_member_has_a_run_of_its_own_and_the_sweep_one_that_compares_them(c
         assert f"main-{name}" in of_member.note
         assert of_member.artifacts == [(f"metrics/plots/evaluation/{name}", "plots/evaluation")]
         assert runs["analyze", name].artifacts == [(f"data/dashboard/{name}/single.html", "dashboard")]
-        assert runs["evaluate", ""].metrics[f"{name}/delta cross entropy"] == own["delta_ce"]
+        assert runs["evaluate", ""].metrics[f"{name}/delta CE"] == float(f"{own['delta_ce']:.4g}")
     together = runs["evaluate", ""].artifacts
     assert together == [("metrics/evaluation.json", "metrics"), ("metrics/plots/evaluation", "plots/evaluation")]
     assert runs["analyze", ""].artifacts == [("data/dashboard/index.html", "dashboard")]

@@ -1,16 +1,13 @@
-"""The evaluated runs beside those that are like them, in the tracked run of the newest: charts, a table, a page."""
+"""The evaluated runs beside those that are like them, in the tracked run of the newest: a page with charts and a table."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
-from pipeline.files import write_bytes
 from pipeline.plots.comparison import HEAD, by_site, cells, heading, tables
 from pipeline.plots.experiment import Experiment, read_experiment, told_apart
 from pipeline.plots.pareto import FIGURES, pareto_charts
-from pipeline.plots.png import png
 from pipeline.plots.training_report import write_report
 from pipeline.tracking.tracker import Tracker
 
@@ -31,14 +28,9 @@ def log_comparison(tracker: Tracker, run_ids: Collection[str | None]) -> None:
         return
     charts = pareto_charts(like, "run")
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        for key, (title, _) in FIGURES.items():
-            write_bytes(folder / f"{key}.png", png([chart for chart in charts if chart.name.split(".")[0] == f"pareto_{key}"]))
-            tracker.log_image(folder / f"{key}.png", f"compared/{title}")
-        write_report(
-            folder / "page", "Runs beside each other", f"{len(like)} on held-out text", charts, pictures=0, tables=tables(like)
-        )
-        tracker.log_artifact(folder / "page", "comparison")
+        about, pictures = f"{len(like)} on held-out text", len(FIGURES)
+        write_report(place, "Runs beside each other", about, charts, pictures=pictures, tables=tables(like))
+        tracker.log_artifact(place, "comparison")
     tracker.describe_experiment("\n".join(markdown(like)))
 
 

@@ -7,28 +7,27 @@ from typing import Any
 
 from pipeline.evaluation.compared import compared
 from pipeline.evaluation.massive import massive_line
-from pipeline.metric_names import ordinary
+from pipeline.metric_names import HEADLINE, ordinary
 from pipeline.plots.charts import number
 from pipeline.plots.training_report import describe
 
-GROUP = "0 headline"
-NAMES = {
-    "L0": "l0_mean",
-    "FVU": "fvu",
-    "delta cross entropy": "delta_ce",
-    "loss recovered against the mean": "loss_recovered_mean",
-    "dead share": "dead_fraction",
-}
+DIGITS = 4  # of these figures, which fill narrow columns; the group `evaluation` has all digits
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:
-    """`0 headline/<name>` of the metrics that two runs are compared by, massive tokens left out."""
-    return {f"{GROUP}/{name}": metrics[ordinary(metrics, key)] for name, key in NAMES.items()}
+    """{name: figure} that two runs are compared by, massive tokens left out."""
+    return {name: _short(metrics[ordinary(metrics, key)]) for name, key in HEADLINE.items()}
 
 
 def member_headlines(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """`<member>/<name>` of the same, for the run that the members' runs lie in."""
-    return {f"{member}/{name}": own[ordinary(own, key)] for member, own in metrics.items() for name, key in NAMES.items()}
+    return {
+        f"{member}/{name.rpartition('/')[2]}": value for member, own in metrics.items() for name, value in headline(own).items()
+    }
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
 
 
 def note(config: Mapping[str, Any], metrics: Mapping[str, float], *, layers: int = 1) -> str:
@@ -41,13 +40,16 @@ def note(config: Mapping[str, Any], metrics: Mapping[str, float], *, layers: int
     for row in compared(metrics):
         ends = f" ({number(row.interval[0])} to {number(row.interval[1])})" if row.interval else ""
         rows.append((row.name, number(row.value) + ends, shown(row.pca), shown(row.mean), shown(row.zero)))
-    l0, dead = (metrics[ordinary(metrics, name)] for name in ("l0_mean", "dead_fraction"))
+    l0, fvu, dead = (metrics[ordinary(metrics, name)] for name in ("l0_mean", "fvu", "dead_fraction"))
+    pca_fvu = metrics[ordinary(metrics, "pca_fvu")]
+    first = f"L0 {number(l0)}, FVU {number(fvu)} (PCA {number(pca_fvu)}), delta CE {number(metrics['delta_ce'])} "
+    first += f"(PCA {number(metrics['pca_delta_ce'])}), dead {100 * dead:.2f} %"
     line = massive_line(metrics, config.get("norms"))
     return "\n".join(
         [
             f"**{describe(config, layers=layers)}**",
             "",
-            f"L0 {number(l0)}, dead {100 * dead:.2f} %; on {metrics['evaluated_tokens']:,.0f} held-out tokens.",
+            f"{first}; on {metrics['evaluated_tokens']:,.0f} held-out tokens.",
             *(() if line is None else ("", f"{line}. FVU, L0 and dead share are of the others.")),
             "",
             f"| | this dictionary (95 %) | PCA of rank {metrics['pca_rank']:.0f} | mean | zero |",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pipeline.analysis.feature_tables import FeatureStore
+from pipeline.corpus.tokens import open_tokens
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import DataError, ParamsError
@@ -30,6 +31,7 @@ def export_stored(
     activations: str | Path | None,
     n_tokens: int = 4096,
     features: Sequence[Path] | None = None,
+    tokens: str | Path = "data/tokens.zarr",
 ) -> Export:
     """Export dictionaries from their directories.
 
@@ -41,12 +43,13 @@ def export_stored(
         activations: manifest of a store, or a store, with what they read; None: drawn activations.
         n_tokens: so many tokens are read of it.
         features: directories of their feature stores, to be written too; None: not.
+        tokens: the token store, which says whether contexts start with BOS where the parameters leave that to the tokenizer.
 
     Raises:
         DataError: a dictionary, a feature store or the store is not there, or the store has not what a dictionary reads.
     """
     dictionaries = [load_dictionary(place) for place in places]
-    inputs = None
+    inputs = store = None
     if activations is not None:
         store = open_activations(activations)
         inputs = [stored_rows(store, dictionary, n_tokens) for dictionary in dictionaries]
@@ -55,10 +58,22 @@ def export_stored(
         "model_revision": params.model.revision,
         "dataset_path": params.dataset.dataset_name_or_path,
         "context_size": params.activations.context_size,
-        "prepend_bos": params.model.prepend_bos if isinstance(params.model.prepend_bos, bool) else None,
+        "prepend_bos": _starts_with_bos(params, store, tokens),
     }
     shown = None if features is None else [FeatureStore(place) for place in features]
     return export_dictionaries(dictionaries, to, format, activations=inputs, about=about, features=shown)
+
+
+def _starts_with_bos(params: Params, store: Activations | None, tokens: str | Path) -> bool | None:
+    """Whether the contexts of the run start with the BOS token: as stated, else what the token store says that `store` was made
+    from; None: that is not at hand."""
+    if isinstance(params.model.prepend_bos, bool):
+        return params.model.prepend_bos
+    try:
+        found = open_tokens(tokens)
+    except DataError:
+        return None
+    return found.prepend_bos if store is not None and store.made_from()["tokens"] == found.digest else None
 
 
 def feature_places(params: Params, places: Sequence[Path], given: Sequence[str]) -> list[Path]:

@@ -225,6 +225,19 @@ class ModelSource(Place):
             raise DataError(f"{index}: weight files are missing: {', '.join(missing) or 'none is named'}; restore them")
         return files
 
+    def check_weight_files(self) -> None:
+        """Refuse weight files of a local directory that are not whole, by their headers; no weights are read.
+
+        Raises:
+            DataError: as :meth:`weight_files`; or one is no safetensors file, or was cut short.
+        """
+        from safetensors import safe_open
+
+        for file in self.weight_files():
+            fault = f"{file}: weights of model '{self.name}' are damaged"
+            with reading(fault, "restore the file"), safe_open(file, framework="np"):
+                pass
+
     def tokenizer_place(self) -> TokenizerPlace:
         """Where the tokenizer is: beside the model, in the GGUF file, or where model.tokenizer_name says.
 

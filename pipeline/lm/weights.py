@@ -119,6 +119,17 @@ def check_attention(
     _implementation(type(empty_model(source)), source, attention)
 
 
+def check_computed(source: ModelSource) -> None:
+    """Refuse a model that transformers cannot compute, or would compute otherwise than its file says; no weights are read.
+
+    Raises:
+        DataError: as :func:`load_weights`.
+    """
+    if source.gguf is not None:
+        source.gguf.check_carried(configuration(source))
+    empty_model(source)
+
+
 def empty_model(source: ModelSource) -> nn.Module:
     """The transformers model of a configuration; its parameters have shapes and no values.
 

@@ -19,9 +19,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import yaml
+
 from pipeline.errors import DataError, ParamsError, PipelineError, of_member
 from pipeline.hook_keys import MAIN
 from pipeline.models_fit import check_models_fit
+from pipeline.params.choices import HUGGINGFACE
 from pipeline.planning.run import Run
 from pipeline.planning.sources import sources_of
 
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from pipeline.params.schema import Params
 
 PARAMETERS, MACHINE, TOKENS = "parameters", "machine", "tokens"
+DICTIONARY = "${dictionary.name}"  # in dvc.yaml
+FILES = (".json", ".jsonl", ".safetensors")  # outputs that are no directories
 LARGEST_CHUNK = 32_768  # rows (pipeline.activations.schema.BLOCK_ROWS), without importing torch
 
 
@@ -171,14 +176,26 @@ def _each_member(run: Run, check: Callable[[str, Params], object]) -> None:
 
 
 def stated_store_fits(run: Run, tokens: Path) -> None:
-    """The store of activations.path is there, finished, and of this kind."""
-    stated = run.params.activations.path
+    """The store of activations.path is there, finished, of this kind and this model's widths, and holds a batch."""
+    acts = run.params.activations
+    stated = acts.path
     if stated is None:
         return
+    from pipeline.activations.batches import too_few_rows
     from pipeline.activations.fingerprint import GenerationSettings
     from pipeline.activations.for_params import open_stated_store
+    from pipeline.activations.schema import training_rows
 
-    open_stated_store(stated, run.params.hook_points, GenerationSettings.from_params(run.params))
+    store = open_stated_store(stated, run.params.hook_points, GenerationSettings.from_params(run.params))
+    _raise(
+        f"activations.path: {store.path}: activations at {hook} are {store.width(hook)} wide, those of the language model "
+        f"{run.sources.widths[hook]}, which evaluates the dictionary; give a store of this model, or null to generate"
+        for hook in run.params.hook_points
+        if store.width(hook) != run.sources.widths[hook]
+    )
+    first, stop = training_rows(store, run.params.fold.calibration_tokens)
+    if stop - first < acts.batch_size:
+        raise too_few_rows(f"activations.path: {store.path}", acts.batch_size, stop - first)
 
 
 def attention_is_there(run: Run, tokens: Path) -> None:
@@ -204,10 +221,21 @@ def placement_is_there(run: Run, tokens: Path) -> None:
 
 
 def weights_are_there(run: Run, tokens: Path) -> None:
-    """A local model has weight files, and none that may run code."""
+    """A local model has weight files, whole ones, and none that may run code."""
     for source in run.sources.models.values():
         if source.is_local and source.gguf is None:  # a GGUF file is seen whole when its header is read
-            source.weight_files()
+            source.check_weight_files()
+
+
+def back_end_computes_the_models(run: Run, tokens: Path) -> None:
+    """TransformerLens runs no model as another one."""
+    if run.params.model.backend == HUGGINGFACE:
+        return
+    from pipeline.lm.families import check_bridge, is_known
+
+    for source in run.sources.models.values():
+        if is_known(source.model_type):
+            check_bridge(source.declared, source.text_config, source.name)
 
 
 # On the machine ----------------------------------------------------------------------------------------------------------
@@ -223,6 +251,38 @@ def devices_are_there(run: Run, tokens: Path) -> None:
     if acts.device is not None:
         device = training_device(acts.device, "activations.device")
     _each_member(run, lambda _, own: check_kernels(own.dictionary.use_triton_kernel, own.trainer.amp_dtype, device))
+
+
+def models_can_be_computed(run: Run, tokens: Path) -> None:
+    """The library that runs the models makes of each configuration, and of what a GGUF file says, the model that is meant."""
+    from pipeline.lm.weights import check_computed
+
+    for source in run.sources.models.values():
+        check_computed(source)
+
+
+def outputs_can_be_written(run: Run, tokens: Path) -> None:
+    """What dvc.yaml says that later stages write can be written there, and checkpoints where they are kept."""
+    from pipeline.command import check_output
+    from pipeline.files import ensure_writable, root
+
+    _raise(
+        fault
+        for path in _outputs(Path("dvc.yaml"), run.params.dictionary.name)
+        for fault in _faults(functools.partial(check_output, path, directory=path.suffix not in FILES))
+    )
+    ensure_writable(root() / "data" / "checkpoints", "checkpoints")
+
+
+def _outputs(file: Path, dictionary: str) -> list[Path]:
+    """Outputs and metrics of all stages of a dvc.yaml; none where there is no such file, and each stage runs by itself."""
+    if not file.is_file():
+        return []
+    found: list[Path] = []
+    for stage in yaml.safe_load(file.read_text())["stages"].values():
+        for each in (*stage.get("outs", ()), *stage.get("metrics", ())):
+            found.append(Path((each if isinstance(each, str) else next(iter(each))).replace(DICTIONARY, dictionary)))
+    return found
 
 
 def start_fits(run: Run, tokens: Path) -> None:
@@ -341,7 +401,8 @@ def contexts_make_batches(run: Run, tokens: Path) -> None:
 
 CHECKS = (
     Check("context longer than the model's", "generate", PARAMETERS, context_fits_the_models),
-    Check("weight files missing or pickled", "generate", PARAMETERS, weights_are_there),
+    Check("weight files missing, damaged or pickled", "generate", PARAMETERS, weights_are_there),
+    Check("back end that would run another model", "generate", PARAMETERS, back_end_computes_the_models),
     Check("attention that the model or device has not", "generate", PARAMETERS, attention_is_there),
     Check("device map or quantisation that cannot be had", "generate", PARAMETERS, placement_is_there),
     Check("store of activations.path", "generate", PARAMETERS, stated_store_fits),
@@ -349,6 +410,8 @@ CHECKS = (
     Check("rank of PCA", "evaluate", PARAMETERS, pca_rank_is_kept),
     Check("tracking store", "train", PARAMETERS, tracking_is_known),
     Check("devices and kernels", "train", MACHINE, devices_are_there),
+    Check("model that the library computes otherwise", "generate", MACHINE, models_can_be_computed),
+    Check("places of outputs", "each stage", MACHINE, outputs_can_be_written),
     Check("dictionary to start from", "initialize", MACHINE, start_fits),
     Check("options of the start", "initialize", MACHINE, start_makes_sense),
     Check("place and disk of the store", "generate", MACHINE, store_has_a_place),

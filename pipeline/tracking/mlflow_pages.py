@@ -1,7 +1,8 @@
 """What MLflow's pages show beside a run's figures: columns and charts of the table of runs, the experiment's note, a model.
 
 MLflow keeps which columns a table has in the browser; a view that is shared lies in a tag of the experiment and is opened by
-its key: #/experiments/<id>/runs?viewStateShareKey=scopeline. The note, above the table, has that link.
+its key: #/experiments/<id>/runs?viewStateShareKey=scopeline. The note, above the table, has that link. A link that states an
+order or a filter opens no view: the order of the rows is in the view.
 """
 
 from __future__ import annotations
@@ -10,48 +11,62 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.metric_names import HEADLINE
+
 VIEW = "scopeline"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 NOTE_TAG = "mlflow.note.content"
 KIND_TAG = "mlflow.experimentKind"  # which pages MLflow offers: those of training, not of chats
 MARK = "<!-- written by scopeline -->"  # a note without it is the user's own
 MAX_EXPERIMENT_TAG = 5000
-NARROW = 110  # pixels of a column: what matters fits beside the names at 1,280
 MOST_RUNS = 200  # compared, the newest
 MODEL_TYPE = "sparse dictionary"
-_HEAD = "0 headline"
-_PARAMS = ("dictionary.top_k", "dictionary.act_fn", "dictionary.hook_point_in")
-_METRICS = (f"{_HEAD}/L0", f"{_HEAD}/FVU", "evaluation/pca_fvu", f"{_HEAD}/delta cross entropy")
-_AGAINST_L0 = (f"{_HEAD}/FVU", f"{_HEAD}/delta cross entropy")
-_BARS = (*_AGAINST_L0, f"{_HEAD}/loss recovered against the mean", f"{_HEAD}/dead share")
+_L0, _FVU, _DELTA_CE, _RECOVERED, _DEAD = HEADLINE
+_AGAINST_L0 = (_FVU, _DELTA_CE)
+_BARS = (*_AGAINST_L0, _RECOVERED, _DEAD)
+
+
+def _column(kind: str, name: str) -> str:
+    return f"{kind}.`{name}`"
+
+
+# Columns from left to right and their widths in pixels: what decides stands beside the names, at 1,280 and with MLflow's side
+# panel open, as it is at the first visit.
+_PINNED = {_column("attributes", "Run Name"): 130, "runDateAndNestInfo": 122}
+_COLUMNS = {
+    _column("metrics", _L0): 85,
+    _column("metrics", _FVU): 85,
+    _column("metrics", _DELTA_CE): 110,
+    _column("params", "dictionary.top_k"): 130,
+    _column("metrics", _DEAD): 125,
+    _column("metrics", "evaluation/pca_fvu"): 150,
+    _column("tags", "differs"): 220,
+    _column("params", "dictionary.act_fn"): 140,
+    _column("params", "dictionary.hook_point_in"): 200,
+}
+PAGES = "&workflowType=machine_learning"  # which of MLflow's two menus is beside it
 
 
 def view_state() -> dict[str, Any]:
     """The shared view: k, L0, FVU and what differs as columns; L0 against FVU and delta cross entropy, and bars, as charts."""
-
-    def column(kind: str, name: str) -> str:
-        return f"{kind}.`{name}`"
-
     section = "headline"
     common = {"deleted": False, "isGenerated": False, "metricSectionId": section, "runsCountToCompare": 100}
     scatter = [
-        {**common, "type": "SCATTER", "uuid": f"l0-{i}", "xaxis": {"key": f"{_HEAD}/L0", "type": "METRIC"},
+        {**common, "type": "SCATTER", "uuid": f"l0-{i}", "xaxis": {"key": _L0, "type": "METRIC"},
          "yaxis": {"key": key, "type": "METRIC"}}
         for i, key in enumerate(_AGAINST_L0)
     ]  # fmt: skip
     bars = [{**common, "type": "BAR", "uuid": f"bar-{i}", "metricKey": key} for i, key in enumerate(_BARS)]
     return {
-        "selectedColumns": [
-            column("tags", "differs"),
-            *(column("params", name) for name in _PARAMS),
-            *(column("metrics", name) for name in _METRICS),
-        ],
-        "columnWidths": {
-            **{column("metrics", name): NARROW for name in _METRICS},
-            **{column("params", name): NARROW for name in _PARAMS},
-        },
+        "selectedColumns": [*_COLUMNS],
+        "columnOrder": [*_PINNED, *_COLUMNS],
+        "columnWidths": _PINNED | _COLUMNS,
+        "orderByKey": _column("metrics", _L0),  # neighbours in the table are neighbours on the curve
+        "orderByAsc": True,
         "compareRunCharts": [*scatter, *bars],
-        "compareRunSections": [{"uuid": section, "name": "Which is best", "display": True, "isReordered": False}],
+        "compareRunSections": [
+            {"uuid": section, "name": "Which is best", "display": True, "isReordered": False, "columns": 2, "cardHeight": 300}
+        ],
         "runsHiddenMode": "FIRST_20_RUNS",
         "isAccordionReordered": True,
     }
@@ -71,8 +86,8 @@ def offer_view(client: Any, experiment: Any) -> None:
 
 def note(experiment_id: str, text: str) -> str:
     """The experiment's note: the way to the view, then a text, cut at a line where it is too long."""
-    link = f"#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
-    links = f"[Table with k, L0, FVU and delta cross entropy]({link}), [charts]({link}&compareRunsMode=CHART)"
+    link = f"#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}{PAGES}"
+    links = f"**Which run is best:** [table by L0, with k, FVU and delta CE]({link}), [charts]({link}&compareRunsMode=CHART)"
     lines = [MARK, links, "", *text.splitlines()]
     while len("\n".join(lines)) > MAX_EXPERIMENT_TAG:
         lines.pop()

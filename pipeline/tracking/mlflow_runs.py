@@ -217,17 +217,6 @@ class MlflowTracker(Tracker):
             lambda: mlflow_pages.describe_experiment(self._client, self._experiment_id, text),
         )
 
-    def log_image(self, path: str | Path, name: str) -> None:
-        """Show a PNG file as a chart of the run and of the table of runs."""
-
-        def upload() -> None:
-            from PIL import Image
-
-            with Image.open(path) as image:
-                self._client.log_image(self.run_id, image.convert("RGB"), key=name, step=0, synchronous=True)
-
-        self._now_or_later(f"show {path}", upload)
-
     def log_model(self, name: str, about: Mapping[str, Any], files: Sequence[str | Path]) -> None:
         """A model of the run, which MLflow lists by itself: what it is, and files about it; the weights are not copied."""
         shown = {key: _shortened(value, MAX_PARAM_LENGTH) for key, value in about.items()}

@@ -60,11 +60,6 @@ class Trackers(Tracker):
         for each in self.trackers:
             each.describe(text)
 
-    def log_image(self, path: str | Path, name: str) -> None:
-        """To each."""
-        for each in self.trackers:
-            each.log_image(path, name)
-
     def log_model(self, name: str, about: Mapping[str, Any], files: Sequence[str | Path]) -> None:
         """To each."""
         for each in self.trackers:

@@ -61,9 +61,6 @@ class Tracker:
     def describe(self, text: str) -> None:
         """The description of the run, in Markdown."""
 
-    def log_image(self, path: str | Path, name: str) -> None:
-        """Show a PNG file beside the charts of the run's figures."""
-
     def log_model(self, name: str, about: Mapping[str, Any], files: Sequence[str | Path]) -> None:
         """Say that the run has made a model: its name, what it is, and small files that describe it."""
 

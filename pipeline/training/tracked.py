@@ -27,7 +27,7 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.member import Member
 from pipeline.training.outputs import Places
 
-NO_DIFFERENCE = ("tracking.", "demo.", "sweep.")  # no run is another by them, or by what is told of it elsewhere
+NO_DIFFERENCE = ("tracking.", "demo.", "sweep.", "dictionary.name")  # no run is another by them, or it is told elsewhere
 EARLIER = ("generate", "norm", "tokenize")  # stages whose figures are there before a run is
 
 
@@ -55,8 +55,10 @@ def tracked(
         trackers[""].log_params(logged(params))
         for tracker in trackers.values():
             _log_activations(tracker, store)
-        log_earlier(trackers[""], places.metrics.parent)
-        yield trackers
+        try:
+            yield trackers
+        finally:
+            log_earlier(trackers[""], places.metrics.parent)  # last: MLflow lists figures in the order in which they came
 
 
 def _of_run(params: Params, places: Places, member: Member, checkpoints: Checkpoints, run_file: Path) -> Tracker:

@@ -6,6 +6,7 @@ python -m tests.dashboard.browser data/dashboard docs/dashboard 513    # docs/da
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -28,6 +31,12 @@ SHOTS = {"overview": "#/", "features": "#/features", "feature": None}
 def found() -> bool:
     """Whether Chromium and its driver are on this machine (Debian: chromium, chromium-driver)."""
     return bool(shutil.which("chromium") and shutil.which("chromedriver"))
+
+
+NEEDS_CHROMIUM = pytest.mark.skipif(
+    not found() and os.environ.get("SCOPELINE_BROWSER_TESTS") != "required",
+    reason="needs Chromium: apt-get install chromium chromium-driver; .ci/run installs them",
+)
 
 
 @contextmanager

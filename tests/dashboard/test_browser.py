@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import http.server
 import math
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -17,27 +16,10 @@ import pytest
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dashboard.folder import SINGLE_PAGE, write_dashboard
 from tests.dashboard import synthetic
-from tests.dashboard.browser import WAIT_SECONDS, chromium, color_scheme, found, offline, show, size, until, wait_for
+from tests.dashboard.browser import NEEDS_CHROMIUM, WAIT_SECONDS, color_scheme, offline, show, size, until, wait_for
 from tests.project import Project
 
-REQUIRED = os.environ.get("SCOPELINE_BROWSER_TESTS") == "required"
-pytestmark = pytest.mark.skipif(
-    not found() and not REQUIRED, reason="needs Chromium: apt-get install chromium chromium-driver; .ci/run installs them"
-)
-
-
-@pytest.fixture(scope="module")
-def opened() -> Iterator[Any]:
-    with chromium() as driver:
-        yield driver
-
-
-@pytest.fixture
-def driver(opened: Any) -> Iterator[Any]:
-    color_scheme(opened, "light")
-    opened.get_log("browser")
-    yield opened
-    assert [entry["message"] for entry in opened.get_log("browser")] == []
+pytestmark = NEEDS_CHROMIUM
 
 
 @pytest.fixture(scope="module")

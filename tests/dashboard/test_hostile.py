@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ from pipeline.plots.page import Row, Table, card
 from pipeline.plots.pareto import pareto_charts
 from pipeline.plots.training_report import PAGE, write_report
 from tests.dashboard import synthetic
-from tests.dashboard.browser import chromium, found, show
-from tests.dashboard.test_browser import REQUIRED
+from tests.dashboard.browser import NEEDS_CHROMIUM, show
 
 HOSTILE = (
     "<script>window.ran=1</script>",
@@ -102,12 +100,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Any]:
-    with chromium() as driver:
-        yield driver
-
-
 def assert_nothing_ran(driver: Any) -> None:
     """No program ran, none would when its element is touched, nothing was asked for, and the console is empty."""
     assert driver.execute_script("return window.ran ?? null") is None
@@ -119,7 +111,7 @@ def assert_nothing_ran(driver: Any) -> None:
     assert [entry["message"] for entry in driver.get_log("browser")] == []
 
 
-@pytest.mark.skipif(not found() and not REQUIRED, reason="needs Chromium")
+@NEEDS_CHROMIUM
 @pytest.mark.parametrize("file", ["index.html", SINGLE_PAGE])
 def test_nothing_in_a_dashboard_runs(driver: Any, place: Path, file: str) -> None:
     show(driver, place / "dashboard" / file, "#/")
@@ -147,7 +139,7 @@ def test_nothing_in_a_dashboard_runs(driver: Any, place: Path, file: str) -> Non
     assert_nothing_ran(driver)
 
 
-@pytest.mark.skipif(not found() and not REQUIRED, reason="needs Chromium")
+@NEEDS_CHROMIUM
 @pytest.mark.parametrize("name", ["report", "experiments"])
 def test_nothing_in_a_report_runs(driver: Any, place: Path, name: str) -> None:
     driver.get((place / name / PAGE).as_uri())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,8 @@ from pipeline.dashboard.chunks import words_of
 from pipeline.dashboard.folder import EXPLANATIONS, style, write_dashboard, write_explanations
 from pipeline.dashboard.run import explanations_at
 from tests.dashboard import synthetic
-from tests.dashboard.browser import chromium, color_scheme, found, show, until
+from tests.dashboard.browser import NEEDS_CHROMIUM, color_scheme, show, until
 
-REQUIRED = os.environ.get("SCOPELINE_BROWSER_TESTS") == "required"
-BROWSER = pytest.mark.skipif(not found() and not REQUIRED, reason="needs Chromium: apt-get install chromium chromium-driver")
 EXPLAINED = {"8": {"explanation": "eighth <b>", "detection": 0.91, "fuzzing": None}, "no such": {"explanation": "x"}}
 
 
@@ -62,20 +58,6 @@ def test_dark_colours_are_those_of_the_system_and_those_that_are_chosen() -> Non
 
 
 @pytest.fixture(scope="module")
-def opened() -> Iterator[Any]:
-    with chromium() as driver:
-        yield driver
-
-
-@pytest.fixture
-def driver(opened: Any) -> Iterator[Any]:
-    color_scheme(opened, "light")
-    opened.get_log("browser")
-    yield opened
-    assert [entry["message"] for entry in opened.get_log("browser")] == []
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("kept")
     store = FeatureStore(synthetic.make_store(place / "store", 40, contexts=6))
@@ -98,7 +80,7 @@ def background(driver: Any) -> str:
     return str(driver.execute_script("return getComputedStyle(document.body).backgroundColor"))
 
 
-@BROWSER
+@NEEDS_CHROMIUM
 def test_the_colours_are_chosen_and_stay_chosen(driver: Any, folder: Path) -> None:
     page = folder / "alone" / "dashboard" / "index.html"
     show(driver, page, "#/")
@@ -121,7 +103,7 @@ def test_the_colours_are_chosen_and_stay_chosen(driver: Any, folder: Path) -> No
     assert driver.execute_script("return localStorage.getItem('scopeline-theme')") == ""
 
 
-@BROWSER
+@NEEDS_CHROMIUM
 def test_features_are_kept_with_notes_and_go_through_a_file(driver: Any, folder: Path, tmp_path: Path) -> None:
     page = folder / "alone" / "dashboard" / "index.html"
     show(driver, page, "#/feature/9")
@@ -161,7 +143,7 @@ def test_features_are_kept_with_notes_and_go_through_a_file(driver: Any, folder:
     assert json.loads(saved)["features"] == {"5": "<script>alert(1)</script>", "9": "j k <b> a name"}
 
 
-@BROWSER
+@NEEDS_CHROMIUM
 def test_explanations_beside_the_dashboard_are_shown_of_the_same_store_alone(driver: Any, folder: Path) -> None:
     for name, shown in (("explained", True), ("other", False), ("alone", False)):
         page = folder / name / "dashboard" / "index.html"
@@ -171,7 +153,7 @@ def test_explanations_beside_the_dashboard_are_shown_of_the_same_store_alone(dri
         assert ("1 of 40" in text(driver, "#count")) == shown
 
 
-@BROWSER
+@NEEDS_CHROMIUM
 def test_a_word_of_two_tokens_is_found_and_an_effect_like_noise_is_marked(driver: Any, folder: Path) -> None:
     page = folder / "alone" / "dashboard" / "index.html"
     store = FeatureStore(folder / "store")

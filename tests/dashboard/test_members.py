@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -15,10 +14,9 @@ from pipeline.params.loader import params_from_dict
 from pipeline.params.reading import read_mapping
 from pipeline.params.schema import Params
 from tests.dashboard import synthetic
-from tests.dashboard.browser import chromium, color_scheme, found, size, wait_for
+from tests.dashboard.browser import NEEDS_CHROMIUM, chromium, color_scheme, size, wait_for
 from tests.project import REPOSITORY
 
-REQUIRED = os.environ.get("SCOPELINE_BROWSER_TESTS") == "required"
 SWEEP = {"k16": {"dictionary.top_k": 16}, "k64": {"dictionary": {"top_k": 64}, "trainer.lr": 0.0002}, "best.1": {}}
 SHOWN = {"k16": "SAE of 16 <b>", "k64": "SAE of 64", "best.1": "SAE of 24"}
 
@@ -52,7 +50,7 @@ def test_a_row_of_each_member_and_what_is_on_the_front(params: Params) -> None:
     assert "k16/single.html" in members_page(params, METRICS, SHOWN, single=True)
 
 
-@pytest.mark.skipif(not found() and not REQUIRED, reason="needs Chromium: apt-get install chromium chromium-driver")
+@NEEDS_CHROMIUM
 def test_links_lead_to_a_member_and_back(params: Params, tmp_path: Path) -> None:
     store = FeatureStore(synthetic.make_store(tmp_path / "store", 20, contexts=2))
     for name in SWEEP:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +10,10 @@ import pytest
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dashboard.folder import write_dashboard
 from tests.dashboard import synthetic
-from tests.dashboard.browser import chromium, found, frames, show, size, wait_for
+from tests.dashboard.browser import NEEDS_CHROMIUM, frames, show, size, wait_for
 
-REQUIRED = os.environ.get("SCOPELINE_BROWSER_TESTS") == "required"
-pytestmark = pytest.mark.skipif(not found() and not REQUIRED, reason="needs Chromium: apt-get install chromium chromium-driver")
-
-
-@pytest.fixture(scope="module")
-def opened() -> Iterator[Any]:
-    with chromium(scroll_bars=True) as driver:
-        yield driver
-
-
-@pytest.fixture
-def driver(opened: Any) -> Iterator[Any]:
-    size(opened, 1380, 960)
-    opened.get_log("browser")
-    yield opened
-    assert [entry["message"] for entry in opened.get_log("browser")] == []
+pytestmark = NEEDS_CHROMIUM
+SCROLL_BARS = True
 
 
 @pytest.fixture(scope="module")

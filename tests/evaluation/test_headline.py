@@ -1,25 +1,31 @@
-"""What MLflow shows first: names that sort before all others and that it accepts, and the description."""
+"""What MLflow shows first: names that sort before all others, figures of few digits, and the description."""
 
 from __future__ import annotations
 
 import json
 
 from pipeline.dictionaries.store import read_config
-from pipeline.evaluation.headline import headline, note
+from pipeline.evaluation.headline import headline, member_headlines, note
 from pipeline.evaluation.massive import massive_line
 from pipeline.metric_names import grouped, ordinary
 from tests.messages import says
 
 
-def test_the_headline_sorts_first_and_keeps_its_names(finished_project) -> None:
+def test_the_headline_sorts_first_and_has_few_digits(finished_project) -> None:
     metrics = json.loads((finished_project.path / "metrics" / "evaluation.json").read_text())
+    metrics |= {"fvu": 0.123456, "fvu_ordinary": 0.123456, "loss_recovered_mean": 0.99996, "delta_ce": 0.00012345}
     names = headline(metrics)
-    assert names["0 headline/FVU"] == metrics["fvu"]
+    assert (names["core/FVU"], names["core/loss recovered"], names["core/delta CE"]) == (0.1235, 1.0, 0.0001234)
     assert not [name for name in names if "PCA" in name]  # it is in one chart with the dictionary
-    others = [grouped("evaluate", name) for name in metrics]
     assert all(grouped("evaluate", name) == name for name in names)
-    assert max(names) < min(others)
-    assert names["0 headline/loss recovered against the mean"] == metrics["loss_recovered_mean"]
+    assert max(names) < min(grouped("evaluate", name) for name in metrics)
+
+
+def test_the_run_of_a_sweep_has_those_of_each_member(finished_project) -> None:
+    metrics = json.loads((finished_project.path / "metrics" / "evaluation.json").read_text())
+    found = member_headlines({"k8": metrics, "k16": metrics})
+    assert {name.split("/")[0] for name in found} == {"k8", "k16"}
+    assert found["k8/FVU"] == headline(metrics)["core/FVU"]
 
 
 def test_the_note_has_the_dictionary_and_its_baselines(finished_project) -> None:
@@ -51,10 +57,11 @@ def test_massive_tokens_are_left_out_and_counted(finished_project) -> None:
         "evaluated_tokens": 50432.0, "massive_tokens": 12.0, "excluded_tokens": 12.0,
     }  # fmt: skip
     names = headline({**metrics, **found})
-    assert names["0 headline/FVU"] == 0.375
-    assert (names["0 headline/L0"], names["0 headline/dead share"]) == (3.25, 0.0625)
+    assert names["core/FVU"] == 0.375
+    assert (names["core/L0"], names["core/dead share"]) == (3.25, 0.0625)
     text = note(config, {**metrics, **found})
-    assert "L0 3.25, dead 6.25 %; on 50,432 held-out tokens." in text
+    assert "L0 3.25, FVU 0.375 (PCA 0.625), delta CE " in text
+    assert ", dead 6.25 %; on 50,432 held-out tokens." in text
     said = massive_line({**metrics, **found}, config["norms"])
     assert said
     assert f"{said}. " in text
@@ -68,10 +75,11 @@ def test_an_evaluation_of_before_shows_what_it_has(finished_project) -> None:
     assert "fvu" in metrics
     config = read_config(finished_project.path / "data/inference/main").to_dict()
     metrics |= {"fvu": 0.125, "pca_fvu": 0.5, "zero_fvu": 1.75, "l0_mean": 7.5, "dead_fraction": 0.5}
-    assert headline(metrics)["0 headline/FVU"] == 0.125
-    assert headline(metrics)["0 headline/L0"] == 7.5
+    assert headline(metrics)["core/FVU"] == 0.125
+    assert headline(metrics)["core/L0"] == 7.5
     text = note(config, metrics)
-    assert "L0 7.5, dead 50.00 %" in text
+    assert "L0 7.5, FVU 0.125 (PCA 0.5), " in text
+    assert "dead 50.00 %" in text
     assert "| FVU | 0.125 (" in text
     assert "| 0.5 | 1 | 1.75 |" in text
     assert "massive" not in text

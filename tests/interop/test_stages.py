@@ -78,3 +78,24 @@ def test_a_store_without_the_hook_point_is_said(project: Project) -> None:
     outcome = project.run("export", "--format", "saelens", "--dictionary", "data/inference/other", "--drawn", "--to", "out")
     assert outcome.exit_code == 0, outcome.stderr or outcome.exception
     assert (project.path / "out" / "cfg.json").exists()
+
+
+def test_what_auto_has_chosen_is_said_where_the_tokens_are_at_hand(project: Project) -> None:
+    """model.prepend_bos is auto, and this tokenizer puts nothing before a text."""
+    tokens = project.path / "data" / "tokens.zarr"
+
+    def stated(to: str, *options: str) -> dict[str, object]:
+        outcome = project.run("export", "--format", "saelens", "--to", to, *options)
+        assert outcome.exit_code == 0, outcome.stderr or outcome.exception
+        metadata: dict[str, object] = json.loads((project.path / to / "cfg.json").read_text())["metadata"]
+        return metadata
+
+    assert stated("known")["prepend_bos"] is False
+    assert "prepend_bos" not in stated("drawn", "--drawn")  # no store that the tokens could be compared with
+    project.set(dataset__eval_fraction=0.3)
+    assert project.run("tokenize_corpus").exit_code == 0
+    assert "prepend_bos" not in stated("other")  # the activations are of other tokens
+    shutil.rmtree(tokens)
+    assert "prepend_bos" not in stated("gone")
+    project.set(model__prepend_bos=True)
+    assert stated("as_stated")["prepend_bos"] is True

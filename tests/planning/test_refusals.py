@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -50,6 +51,33 @@ def no_weights(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
 def no_bitsandbytes(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(placement.importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
+
+
+def weights_cut_short(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = project.path / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def configured(project: Project, **changes: object) -> None:
+    file = project.path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def gpt2_of_unscaled_scores(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which TransformerLens would scale."""
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16, "vocab_size": 300}
+    configured(project, model_type="gpt2", architectures=["GPT2LMHeadModel"], scale_attn_weights=False, **sizes)
+
+
+def activation_of_the_future(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    configured(project, hidden_act="gelu_of_the_future")
+
+
+def output_in_the_way(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a stage that would come after hours of others."""
+    shutil.copy(REPOSITORY / "dvc.yaml", project.path)
+    (project.path / "data").mkdir()
+    (project.path / "data" / "trained").write_text("")
 
 
 def start_of_another_width(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +156,12 @@ ROWS = [
         {"initializer__d_active_subspace": 20, "initializer__initialize_W_D_with_active_subspace": True, "initializer__initialize_W_D_with_activations": False}),
     Row(MODELS_FIT, "member of a sweep with k above the width", ("sweep.wide:", "dictionary.top_k:", 65, 64), {"sweep": {"wide": {"dictionary.top_k": 65}, "narrow": {"dictionary.top_k": 3}}}),
     Row("context longer than the model's", "context longer than the model's", ("activations.context_size:", 32, 16, "model"), {"activations__context_size": 32}),
-    Row("weight files missing or pickled", "no weight files", ("model.safetensors", "save_pretrained"), {}, no_weights),
+    Row("weight files missing, damaged or pickled", "no weight files", ("model.safetensors", "save_pretrained"), {}, no_weights),
+    Row("weight files missing, damaged or pickled", "weights cut short", ("model.safetensors", "damaged", "restore the file"), {}, weights_cut_short),
+    Row("back end that would run another model", "back end that would run another model", ("gpt2", "scale_attn_weights", "TransformerLens", "model.backend"),
+        {"model__backend": "transformer_lens"}, gpt2_of_unscaled_scores),
+    Row("model that the library computes otherwise", "unknown activation function", ("hidden_act", "gelu_of_the_future", "config.json"), {}, activation_of_the_future),
+    Row("places of outputs", "an output in the way", ("data/trained:", "main", "is a file"), {}, output_in_the_way),
     Row("attention that the model or device has not", "flash attention on a CPU", ("model.attention:", "flash_attention_2", "CUDA", "cpu"),
         {"model__attention": "flash_attention_2", "model__dtype": "bfloat16"}),
     Row("device map or quantisation that cannot be had", "a package that is not there", ("model.quantization:", "4bit", "bitsandbytes", "pip install"), {"model__quantization": "4bit"}, no_bitsandbytes),
@@ -183,6 +216,25 @@ def test_inputs_refuses_what_needs_parameters_alone(row: Row, fresh: Project, mo
     (line,) = refused(fresh, row, monkeypatch, "inputs")
     says(line, *row.parts)
     assert not (fresh.path / "data" / "inputs").exists()
+
+
+def test_a_stated_store_that_holds_no_batch_or_is_of_another_model(project: Project) -> None:
+    """The parameter file alone does not say how many rows it has."""
+    project.set(activations__path=str(project.store), activations__total_tokens=100_000, activations__batch_size=8192)
+    project.set(trainer__total_training_tokens=16384)
+
+    def lines() -> list[str]:
+        outcome = project.run("inputs")
+        assert outcome.exit_code == 2, outcome.exception
+        return [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+
+    (line,) = lines()
+    says(line, "activations.path:", project.store, "8,192", "activations.batch_size")
+    project.set(activations__batch_size=128)
+    assert project.run("inputs").exit_code == 0
+    configured(project, hidden_size=32)
+    (line,) = lines()
+    says(line, "activations.path:", project.store, HOOK, "16 wide", 32, "null")
 
 
 @pytest.mark.parametrize("stage", ["generate_activations", "initialize", "train"])

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from pipeline.errors import DataError, Interrupted
-from pipeline.evaluation.headline import NAMES
+from pipeline.metric_names import HEADLINE
 from pipeline.params.loader import tracking_of
 from pipeline.tracking.mlflow_runs import MlflowTracker
 from pipeline.tracking.opening import open_tracker
@@ -178,17 +178,17 @@ def test_a_name_that_nobody_has_chosen_says_what_differs(tracked, client, params
 def test_the_model_of_a_run_with_figures_of_its_own(tracked, client, params):
     (tracked / "config.json").write_text("{}")
     with _open(params) as tracker:
-        tracker.log_model_metrics({"0 headline/FVU": 0.5})  # none yet
+        tracker.log_model_metrics({"core/FVU": 0.5})  # none yet
     for _ in range(2):  # a stage that is run again makes no second one
         with _open(params, "fold") as tracker:
             tracker.log_model("main", {"kind": "sae", "top_k": 24}, [tracked / "config.json"])
     with _open(params, "evaluate") as tracker:
-        tracker.log_model_metrics({"0 headline/FVU": 0.25, "0 headline/L0": float("nan")})
+        tracker.log_model_metrics({"core/FVU": 0.25, "core/L0": float("nan")})
     run = client.get_run(tracker.run_id)
     (output,) = run.outputs.model_outputs
     model = client.get_logged_model(output.model_id)
     assert (model.name, model.source_run_id, model.params) == ("main", tracker.run_id, {"kind": "sae", "top_k": "24"})
-    assert [(metric.key, metric.value) for metric in model.metrics] == [("0 headline/FVU", 0.25)]
+    assert [(metric.key, metric.value) for metric in model.metrics] == [("core/FVU", 0.25)]
     assert str(model.status) == "READY"
 
 
@@ -197,13 +197,22 @@ def test_the_table_of_runs_has_a_view_and_a_note_that_a_user_may_write(tracked, 
         tracker.describe_experiment("| a |\n" + "long line\n" * 900)
     experiment = client.get_experiment_by_name("scopeline")
     view = json.loads(experiment.tags["mlflow.sharedViewState.scopeline"])
-    assert {"params.`dictionary.top_k`", "metrics.`0 headline/FVU`", "tags.`differs`"} <= set(view["selectedColumns"])
+    assert {"params.`dictionary.top_k`", "metrics.`core/FVU`", "tags.`differs`"} <= set(view["selectedColumns"])
     assert {chart["type"] for chart in view["compareRunCharts"]} == {"SCATTER", "BAR"}
     assert len({chart["uuid"] for chart in view["compareRunCharts"]}) == len(view["compareRunCharts"])
-    keys = {f"{name}" for chart in view["compareRunCharts"] if "metricKey" in chart for name in [chart["metricKey"]]}
-    assert keys <= {f"0 headline/{name}" for name in NAMES}
+    assert {chart["metricKey"] for chart in view["compareRunCharts"] if "metricKey" in chart} <= set(HEADLINE)
+    assert {name for name in HEADLINE if f"metrics.`{name}`" in view["selectedColumns"]} == {*HEADLINE} - {
+        "core/loss recovered"
+    }
+    assert view["columnOrder"] == [*view["columnWidths"]]
+    assert view["columnOrder"][-len(view["selectedColumns"]) :] == view["selectedColumns"]
+    seen = view["columnOrder"][:6]
+    assert seen[2:] == ["metrics.`core/L0`", "metrics.`core/FVU`", "metrics.`core/delta CE`", "params.`dictionary.top_k`"]
+    assert sum(view["columnWidths"][name] for name in seen[:5]) <= 618  # at 1,280, MLflow's side panel beside it
     note = experiment.tags["mlflow.note.content"]
     assert "?viewStateShareKey=scopeline" in note
+    assert "orderBy" not in note  # such a link opens no view
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`core/L0`", True)
     assert "| a |" in note
     assert len(note) <= 5000
     client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "my own")
@@ -234,7 +243,7 @@ def test_the_runs_are_compared_in_the_newest_one(tracked, client, params, monkey
     assert "k8" in page
     assert "PCA" in page
     assert "gpt2" not in page
-    assert len(list((kept / "images").glob("compared*.png"))) == 2
+    assert {file.name for file in (kept / "comparison").glob("*.png")} == {"pareto_fvu.png", "pareto_delta_ce.png"}
     note = client.get_experiment_by_name("scopeline").tags["mlflow.note.content"]
     (row,) = [line for line in note.splitlines() if line.startswith("| k9 ")]
     assert [cell.strip() for cell in row.split("|")][5:10] == ["1,000", "8.0", "0.2500\\*", "-", "0.7500"]

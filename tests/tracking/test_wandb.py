@@ -107,7 +107,7 @@ def test_both_loggers_have_the_same_names(tracked, client, wandb) -> None:
     both = TrackingParams(wandb=WandbParams(enabled=True))
     for stage in ("train", "evaluate"):
         with opened(both, stage) as tracker:
-            tracker.log_metrics({"l0": 24.0, "0 headline/FVU": 0.25, "m@small(x)": 1.0}, 3 if stage == "train" else None)
+            tracker.log_metrics({"l0": 24.0, "core/FVU": 0.25, "m@small(x)": 1.0}, 3 if stage == "train" else None)
     ids = read_ids(RUN_FILE)
     logged = client.get_run(ids["mlflow"]).data.metrics
     train, evaluate = wandb.of(ids["wandb"])
