@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--dashboard", type=Output(directory=True), default="data/dashboard", help="Dashboard to write.")
 @click.option("--run", default="data/run.json", help="The tracking run to go on with.")
 @outcome_told("analyze", tracking_of)
-@in_processes
+@in_processes("analyze")
 def main(
     params: Params, processes: Reductions, inference: str, tokens: str, features: str, dashboard: str, run: str, **figures: str
 ) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--run", default="data/run.json", help="The tracking run to go on with.")
 @outcome_told("evaluate", tracking_of)
 @interruption("interrupted; run the same command again, it starts anew")
-@in_processes
+@in_processes("evaluate")
 def main(params: Params, processes: Reductions, inference: str, tokens: str, run: str, **files: str) -> None:
     """Measure reconstruction, sparsity and language-model loss on held-out tokens."""
     from pipeline.dictionaries.places import dictionary_places

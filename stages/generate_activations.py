@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--tokens", default="data/tokens.zarr", help="Token store to read.")
 @click.option("--out", type=Output(), default="data/activations.json", help="Manifest to write.")
 @click.option("--metrics", type=Output(), default="metrics/generate.json", help="Figures to write.")
-@in_processes
+@in_processes("generate")
 def main(params: Params, processes: Reductions, tokens: str, out: str, metrics: str) -> None:
     """Generate the activation store."""
     from pipeline.activations.for_params import generate_for

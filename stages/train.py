@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--metrics", type=Output(), default="metrics/train.json", help="Figures to write.")
 @click.option("--history", type=Output(), default="metrics/train_history.jsonl", help="Figures of the log steps to write.")
 @click.option("--plots", type=Output(directory=True), default="metrics/plots/training", help="Directory of plots to write.")
-@in_processes
+@in_processes("train")
 def main(params: Params, processes: Reductions, out: str, initial: str, **options: str) -> None:
     """Train the dictionary, or those of the sweep."""
     from pathlib import Path
@@ -39,32 +39,11 @@ def main(params: Params, processes: Reductions, out: str, initial: str, **option
     from pipeline.training.outputs import Places
     from pipeline.training.session import train_dictionaries
 
-<<<<<<< HEAD
-    loaded = load_params(params)
-    if to_be_launched(loaded.distributed):
-        launch(loaded.distributed, "stages.train")
-        return
-    places = Places(
-        activations=Path(activations),
-        norms=Path(norms),
-        initial=Path(initial) / loaded.dictionary.name,
-        trained=Path(out) / loaded.dictionary.name,
-        metrics=Path(metrics),
-        history=Path(history),
-        plots=Path(plots),
-        run=Path(run),
-    )
-    with joined(loaded.distributed, "train", loaded.to_dict()) as processes:
-        if processes.rank == 0:
-            begin_training(loaded)
-        train_dictionaries(loaded, places, processes)
-=======
     name = params.dictionary.name
     paths = {key: Path(path) for key, path in options.items()}
     if processes.rank == 0:
         begin_training(params)
     train_dictionaries(params, Places(initial=Path(initial) / name, trained=Path(out) / name, **paths), processes)
->>>>>>> gen
 
 
 if __name__ == "__main__":

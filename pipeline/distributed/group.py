@@ -5,13 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-<<<<<<< HEAD
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
-=======
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
->>>>>>> ckpt
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist

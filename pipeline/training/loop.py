@@ -194,18 +194,13 @@ class _Loop:
         batches.close()
 
     def _asked(self, stop: StopRequest) -> bool:
-<<<<<<< HEAD
-        """Whether to stop: any process was asked to."""
-        found = self.trainer.anywhere(bool(stop))
-=======
         """Whether to stop: any process was asked to. Several agree at once on whose state is kept after the next step."""
-        if self.reductions.size == 1:
+        if self.trainer.n_processes == 1:
             return bool(stop)
         flags = torch.tensor([bool(stop), *(run.time_to_save() for run in self.active)])
-        found, *due = self.reductions.any(flags).tolist()
+        found, *due = self.trainer.anywhere(flags).tolist()
         for run, save in zip(self.active, due, strict=True):
             run.save_asked = save
->>>>>>> ckpt
         if found and not stop:
             stop.receive("another process's signal")
         return found

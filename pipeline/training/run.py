@@ -16,13 +16,8 @@ from pipeline.dictionaries.sharding import of_all, weights_of_all
 from pipeline.errors import CheckpointError, NumericsError
 from pipeline.params.sections.trainer import TrainerParams
 from pipeline.processes import ONE_PROCESS, Reductions
-<<<<<<< HEAD
-from pipeline.training.checkpoints import Checkpoints, History, snapshot_steps
-from pipeline.training.dealt_state import of_all_features
-=======
 from pipeline.training.checkpoints import Checkpoints, snapshot_steps
 from pipeline.training.history import History
->>>>>>> ckpt
 from pipeline.training.kernels import check_device, way_in_words
 from pipeline.training.observation import Observation
 from pipeline.training.revival import out_of_reach
@@ -187,12 +182,6 @@ class TrainingRun:
     def _observed(self, s: int) -> bool:
         return s == self.trainer.total_steps - 1 or s % self.params.log_frequency == 0
 
-<<<<<<< HEAD
-    def _time_to_save(self) -> bool:
-        own = time.monotonic() - self._saved >= 60 * self.params.checkpoint_minutes
-        # Where the features are dealt to processes the state is put together by all of them.
-        return own if self.trainer.feature_group.size == 1 else self.trainer.anywhere(own)
-=======
     def time_to_save(self) -> bool:
         """Whether the state is to be kept by this process's clock, or an earlier one could not be."""
         if self.checkpoints is None:
@@ -204,7 +193,6 @@ class TrainingRun:
         if self.checkpoints is None or self.checkpoints.world.size > 1:
             return self.save_asked
         return self.time_to_save()
->>>>>>> ckpt
 
     def after(self, observation: Observation | None) -> None:
         """What is due after a step: report, look whether it has diverged, snapshot; the state where its time has come.
@@ -244,19 +232,12 @@ class TrainingRun:
         """
         if self.checkpoints is None:
             return
-<<<<<<< HEAD
-        self.trainer.guard.read()
-        state = of_all_features(self.trainer.state(), self.trainer.feature_group)
-        self.checkpoints.save(self.step_number, state, {"last": self.last})
-        self._saved, self._kept = time.monotonic(), self.step_number
-=======
         if self.step_number != self._kept:
             self.trainer.guard.read()
             self.checkpoints.save(self.step_number, self.trainer.state(), {"last": self.last})
             self._saved, self._kept = time.monotonic(), self.step_number
         if wait:
             self.checkpoints.wait()
->>>>>>> ckpt
 
     def _check_progress(self) -> None:
         """Stop a run that has diverged; its state is kept to be looked at.

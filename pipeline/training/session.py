@@ -22,12 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.activations.interface import Activations
-<<<<<<< HEAD
 from pipeline.dictionaries.sharding import weights_of_all
-from pipeline.distributed.group import mesh
-=======
-from pipeline.distributed.group import world
->>>>>>> ckpt
+from pipeline.distributed.group import mesh, world
 from pipeline.errors import NumericsError, of_member
 from pipeline.files import ensure_writable, fingerprint, root
 from pipeline.norms.hook_norm import read_norms
@@ -119,7 +115,7 @@ def _with_checkpoints(members: Mapping[str, Member], directory: Path, stack: con
 
 
 def _train(params: Params, opened: Opened, trackers: Mapping[str, Tracker], rows: Reductions, first: bool) -> list[Ended]:
-    """Bring the dictionaries to the end of their runs, which the first process gives with the weights of all features.
+    """Bring the dictionaries to the end of their runs; what each has come to, with the weights of all features.
 
     Raises:
         NumericsError: which members failed.
@@ -142,7 +138,7 @@ def _train(params: Params, opened: Opened, trackers: Mapping[str, Tracker], rows
         if faults:
             raise NumericsError(faults)
     ended: list[Ended] = []
-    for name, (member, checkpoints) in opened.items() if first else ():
+    for name, (member, checkpoints) in opened.items():
         run = runs.get(checkpoints.directory)
         dealt = member.dictionary.feature_group.size > 1
         if run is not None and run.name == name and not dealt:
@@ -150,7 +146,7 @@ def _train(params: Params, opened: Opened, trackers: Mapping[str, Tracker], rows
             continue
         done = checkpoints.finished()
         assert done is not None  # it was before, or is the end of a run here
-        if name and run is None:
+        if name and run is None and first:
             say(LABEL, f"{name}: trained already, its end is taken from {checkpoints.directory}")
         if dealt:
             member = dataclasses.replace(member, dictionary=member.dictionary.rebuilt(done.tensors))

@@ -186,11 +186,9 @@ class Trainer:
         """That train together."""
         return self.reductions.size * self.feature_group.size
 
-    def anywhere(self, flag: bool | Tensor) -> bool:
-        """Whether a flag is set in any of them, each of which asks."""
-        if self.n_processes == 1:
-            return bool(flag)
-        return bool(self.reductions.any(self.feature_group.any(torch.as_tensor(flag))))
+    def anywhere(self, flags: Tensor) -> Tensor:
+        """Which flags are set in any of them, each of which asks."""
+        return self.reductions.any(self.feature_group.any(flags))
 
     def _schedules(self) -> None:
         params, total = self.params, self.total_steps

@@ -15,7 +15,7 @@ from pipeline.distributed.group import joined, mesh
 from pipeline.errors import ParamsError
 from pipeline.params.sections.distributed import DistributedParams
 from pipeline.processes import ONE_PROCESS, Reductions
-from pipeline.training.dealt_state import of_all_features, own_tensor
+from pipeline.training.dealt_state import own_tensor
 from tests.project import REPOSITORY
 
 SIZE = 3
@@ -73,11 +73,8 @@ def _features(group: Reductions) -> None:
     part = own_tensor(whole, 1, features)
     assert part.shape == (4, 2, 5)
     placed = features.placed(part.transpose(0, 1).contiguous().transpose(0, 1), 1)  # in another order in memory
-    state = {"dealt": placed, "same": torch.ones(2)}
     assert placed.shape == whole.shape
-    found = of_all_features(state, features)
-    assert torch.equal(found["dealt"], whole)
-    assert torch.equal(found["same"], torch.ones(2))
+    assert torch.equal(placed.full_tensor(), whole)
     assert torch.equal(own_tensor(placed, 1, features), part)
     x = torch.tensor([1.0, 2.0], requires_grad=True)
     factor = group.rank + 1.0

@@ -111,7 +111,6 @@ def test_killed_processes_are_started_again_and_end_with_the_same_weights(
     check(project, wanted)
 
 
-<<<<<<< HEAD
 def test_features_dealt_to_processes(begun: Project, wanted: dict[str, Tensor], tmp_path: Path) -> None:
     """2 x 2 processes are stopped, two with half of the features each go on; weights and figures are those of one process."""
     project = begun.copy(tmp_path / "project")
@@ -124,7 +123,8 @@ def test_features_dealt_to_processes(begun: Project, wanted: dict[str, Tensor], 
     assert code == 0, lines
     check(project, wanted)
     assert json.loads((project.path / "metrics" / "train.json").read_text())["final_l0"] == 4.0
-=======
+
+
 def test_a_process_that_hangs_is_named_and_all_are_started_again(
     begun: Project, wanted: dict[str, Tensor], tmp_path: Path
 ) -> None:
@@ -142,7 +142,6 @@ def test_a_process_that_hangs_is_named_and_all_are_started_again(
     assert [line for line in lines if line.startswith(told)], lines
     assert [line for line in lines if "going on after step" in line]
     check(project, wanted)
->>>>>>> ckpt
 
 
 def test_too_many_kills_are_told(begun: Project, tmp_path: Path) -> None:

@@ -31,5 +31,5 @@ class DistributedParams(Section):
 
     @property
     def n_processes(self) -> int:
-        """Those of train."""
+        """Those of a stage; generate, evaluate and analyze deal their batches to all of them."""
         return self.data_parallel_size * self.model_parallel_size
