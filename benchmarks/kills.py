@@ -107,7 +107,7 @@ def run_with_kills(line: list[str], after: list[float], draw: random.Random, log
 
     Args:
         line: the command.
-        after: seconds of each kill, counted from the newest checkpoint there is when all processes run.
+        after: seconds of each kill, counted from the first checkpoint since the one before it.
         draw: of the process.
         log: of the command's output.
 
@@ -116,12 +116,14 @@ def run_with_kills(line: list[str], after: list[float], draw: random.Random, log
     began, killed = time.monotonic(), []
     with open(log, "ab") as stream:
         process = subprocess.Popen(line, start_new_session=True, stdout=stream, stderr=stream)
-        waiting, since = list(after), 0.0  # since when: the time of the last kill
+        waiting, since = list(after), 0.0  # when the last process was killed, in seconds of the clock
+        counted: float | None = None  # from when on the next kill is timed
         command = psutil.Process(process.pid)
         while process.poll() is None:
             time.sleep(0.05)
-            written = newest_checkpoint()
-            if not waiting or written <= since or time.time() < written + waiting[0]:
+            if counted is None and newest_checkpoint() > since:
+                counted = time.monotonic()
+            if not waiting or counted is None or time.monotonic() < counted + waiting[0]:
                 continue
             found = ranks(command)
             if len(found) < 2:
@@ -131,7 +133,7 @@ def run_with_kills(line: list[str], after: list[float], draw: random.Random, log
                 found[rank].kill()
                 killed.append(f"{rank}@{time.monotonic() - began:.0f}")
                 waiting.pop(0)
-                since = time.time()
+                counted, since = None, time.time()
     if process.returncode != 0:
         raise click.ClickException(f"{' '.join(line)} exited {process.returncode}; its output is in {log}")
     return killed
