@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.sharding import deal_, feature_dim
+from pipeline.params.schema import TrainerParams
 from pipeline.training import revival
 from pipeline.training.dealt import dealt
 from pipeline.training.source import TrainingBatch
@@ -33,9 +34,10 @@ STEPS = 50 if ALL else 20
 MESHES = ((2, 1), (1, 2), (2, 2), (4, 1), (1, 4))
 AUXK = {"auxk_coefficient": 0.1, "k_aux": 3, "clip_grad_norm": 0.5}
 REVIVAL = {"revive_dead_features": True}
+SPARSE = {"top_k": 1}  # so sparse that a step works on the chosen entries; others are dense
 PREFIXES = {"matryoshka_widths": [3, 8, 20]}  # of 20 features, so that a prefix ends inside a part and another holds no part
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
-    "topk": {"auxk": AUXK, "revival": REVIVAL | {"initial_k": 6}},
+    "topk": {"auxk": AUXK, "revival": REVIVAL | {"initial_k": 6} | SPARSE},
     "relu": {
         "tanh-quad": {"sparsity_loss_type": "tanh-quad", "l1_coefficient": 1e-3},
         "power, revival": REVIVAL | {"sparsity_loss_type": "power", "p": 2.0, "l1_coefficient": 1e-3},
@@ -48,7 +50,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "jumprelu": {
         "target_l0, revival": REVIVAL | {"target_l0": 3.0, "lp_coefficient": 1e-3},
-        "target_l0 after topk": {"target_l0": 3.0, "topk_start_steps": 4},
+        "target_l0 after topk": {"target_l0": 1.0, "topk_start_steps": 4},
         "l0, quadratic": {
             "sparsity_loss_type": "l0",
             "l1_coefficient": 1e-2,
@@ -66,13 +68,23 @@ class Case(NamedTuple):
     act_fn: str
     options: dict[str, Any]
 
+    def made(self) -> Dictionary:
+        """In float64; `top_k` of the options is the dictionary's."""
+        made = make(self.kind, self.act_fn).double()
+        return made.rebuilt(made.state_dict(), top_k=self.options["top_k"]) if "top_k" in self.options else made
+
+    def params(self, **more: Any) -> TrainerParams:
+        """Of the trainer."""
+        own = {name: value for name, value in self.options.items() if name != "top_k"}
+        return params(**{"revive_dead_features": False, "dead_threshold": 40, **own, **more})
+
 
 CASES = {
     f"{kind} {act_fn}: {name}": Case(kind, act_fn, options)
     for kind, act_fn in KINDS
     for name, options in (
         *OPTIONS.get(act_fn, OPTIONS["topk"]).items(),
-        *([("matryoshka", PREFIXES | MATRYOSHKA.get(act_fn, AUXK))] if kind in ("sae", "transcoder") else []),
+        *([("matryoshka", PREFIXES | MATRYOSHKA.get(act_fn, AUXK | SPARSE))] if kind in ("sae", "transcoder") else []),
     )
 }
 
@@ -86,13 +98,12 @@ class Trained(NamedTuple):
 
 
 def trained(case: Case, place: Place, steps: int = STEPS) -> Trained:
-    made = make(case.kind, case.act_fn).double()
+    made = case.made()
     with torch.no_grad():
         made.encoder_bias().view(-1)[[0, 1, 9, 17]] -= 9.0  # dead from the start, in several parts
     norms, source = dict.fromkeys((*made.hooks_in, *made.hooks_out), 2.0), Source(made)
     deal_(made, place.features)
-    settings = params(**{"revive_dead_features": False, "dead_threshold": 40, **case.options})
-    trainer = Trainer(made, settings, total_steps=steps, norms=norms, reductions=place.rows)
+    trainer = Trainer(made, case.params(), total_steps=steps, norms=norms, reductions=place.rows)
     figures, revivals = [], 0
     for batch in itertools.islice(source.batches(0), steps):
         whole = batch.to(torch.device("cpu"), torch.float64)
@@ -131,6 +142,9 @@ def test_the_cases_train_dead_features_and_revive_them(monkeypatch: pytest.Monke
     """Or the comparison above would compare nothing."""
     monkeypatch.setattr(revival, "EXPECTED", 1)
     for kind, act_fn in KINDS:
+        if act_fn == "topk":
+            made = Case(kind, act_fn, SPARSE).made()
+            assert made.step_codes(read_by(made, 16)).entries is not None
         if act_fn in ("topk", "batchlayertopk"):
             assert max(each["auxk"] for each in trained(Case(kind, act_fn, AUXK), ALONE).figures) > 0
         if act_fn == "topk" or (kind, act_fn) == ("sae", "jumprelu"):
@@ -171,11 +185,10 @@ def test_a_state_is_of_no_mesh(case: Case) -> None:
     half, steps = 10, 20
 
     def begun(place: Place) -> tuple[Trainer, Any]:
-        made = make(case.kind, case.act_fn).double()
+        made = case.made()
         norms, source = dict.fromkeys((*made.hooks_in, *made.hooks_out), 2.0), Source(made)
         deal_(made, place.features)
-        settings = params(**{"revive_dead_features": False, "dead_threshold": 40, **case.options})
-        return Trainer(made, settings, total_steps=steps, norms=norms, reductions=place.rows), source
+        return Trainer(made, case.params(), total_steps=steps, norms=norms, reductions=place.rows), source
 
     def steps_of(place: Place, state: dict[str, Tensor] | None, first: int, last: int) -> dict[str, Tensor]:
         trainer, source = begun(place)
@@ -238,15 +251,14 @@ def test_a_step_sends_what_the_documentation_says(case: Case) -> None:
     data, model = 2, 2
 
     def sent(place: Place, n: int) -> Volume:
-        made = make(case.kind, case.act_fn).double()
+        made = case.made()
         with torch.no_grad():
             made.encoder_bias().view(-1)[:6] -= 99.0  # dead, more than k_aux
         x = read_by(made, n * data) if not made.reads_sequences else read_by(made, n * data).reshape(-1, 4, made.d_in)
         y = x if made.hooks_in == made.hooks_out else x[..., : made.d_out]
         norms = dict.fromkeys((*made.hooks_in, *made.hooks_out), 2.0)
         deal_(made, place.features)
-        settings = params(**{"revive_dead_features": False, "dead_threshold": 1, **case.options})
-        trainer = Trainer(made, settings, total_steps=4, norms=norms, reductions=place.rows)
+        trainer = Trainer(made, case.params(dead_threshold=1), total_steps=4, norms=norms, reductions=place.rows)
         trainer.step(dealt(TrainingBatch(0, x, y, None), place.rows.rank, place.rows.size))
         groups = (place.rows, place.features)
         assert all(isinstance(group, Threads) for group in groups)
