@@ -269,7 +269,7 @@ def test_several_sources_are_a_mixture(tmp_path: Path) -> None:
 
 
 STATED: dict[str, Any] = {
-    "mongo.mongo_uri": "mongodb://x", "mongo.mongo_db": "y", "eval": True, "data_parallel_size": 2, "model_parallel_size": 4,
+    "mongo.mongo_uri": "mongodb://x", "mongo.mongo_db": "y", "eval": True,
     "device_type": "cpu", "wandb.wandb_run_id": "abc", "wandb.wandb_resume": "must", "sae.strict_loading": False,
     "sae.circuit_tracing_mode": True, "sae.promote_act_fn_dtype": "torch.float32", "sae.fold_activation_scale": False,
     "trainer.skip_metrics_calculation": True, "trainer.optimizer_foreach": False, "trainer.feature_sampling_window": 10,
@@ -312,6 +312,8 @@ MAPPED: dict[str, tuple[Any, str, Any]] = {
     "sae.sparsity_include_decoder_norm": (False, "dictionary.sparsity_include_decoder_norm", False),
     "sae.sae_pretrained_name_or_path": ("dictionaries/base", "initializer.from_dictionary", "dictionaries/base"),
     "fold_activation_scale": (False, "fold.mode", "keep"),
+    "data_parallel_size": (2, "distributed.data_parallel_size", 2),
+    "model_parallel_size": (4, "distributed.model_parallel_size", 4),
     "wandb.wandb_project": ("sparse", "tracking.wandb.project", "sparse"),
     "wandb.wandb_entity": ("lab", "tracking.wandb.entity", "lab"),
     "wandb.exp_name": ("my run", "tracking.run_name", "my run"),

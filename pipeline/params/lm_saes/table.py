@@ -22,7 +22,7 @@ NOT_ITS_FILES = (
 FROM_DICTIONARY = "initializer.from_dictionary, of a dictionary that lies in a directory"
 RESUMED = "a resumed training goes on with its run by itself: the id is kept beside its checkpoints"
 EVALUATION = "the evaluation is a stage of its own: python -m stages.evaluate, or dvc repro"
-ONE_PROCESS = "one process trains one run; members of `sweep` share its pass"
+WHOLE_STORE = "the processes of `distributed` write one store"
 NO_DATABASE = "there is no database: parameters are in params.yaml, dictionaries in data/, runs in MLflow or W&B"
 LABEL = "a label in its database; the section itself says what is read"
 LOADING = "how activations are read ahead is chosen here"
@@ -330,8 +330,8 @@ def _train(name: str, dictionary: Config, *activations: Key) -> Config:
             *activations,
             together("wandb", WANDB, None, "tracking.wandb, enabled: true"),
             without("eval", bool, False, EVALUATION),
-            without("data_parallel_size", int, 1, ONE_PROCESS),
-            without("model_parallel_size", int, 1, ONE_PROCESS),
+            to("data_parallel_size", int, 1, "distributed.data_parallel_size"),
+            to("model_parallel_size", int, 1, "distributed.model_parallel_size"),
             together("mongo", MONGO, None, NO_DATABASE),
             together("model", LANGUAGE_MODEL, None, "model"),
             without("model_name", str | None, None, LABEL),
@@ -371,7 +371,7 @@ GENERATE = Config(
         without("n_samples_per_chunk", int | None, None, "chunks of a store have 4 to 16 MiB"),
         without("num_workers", int | None, None, "chunks are written beside the model's computing"),
         without("format", str, "safetensors", "stores are Zarr", choices=("pt", "safetensors")),
-        without("n_shards", int | None, None, ONE_PROCESS),
+        without("n_shards", int | None, None, WHOLE_STORE),
         without("start_shard", int, 0, "a generation that was stopped goes on from its whole chunks by itself"),
         together("mongo", MONGO, None, NO_DATABASE),
         to("ignore_token_ids", tuple[int, ...] | None, None, "activations.ignore_token_ids"),
