@@ -203,11 +203,11 @@ def test_documents_that_are_not_there(project: Project, content: Callable[[bytes
     says(one_line(project, "analyze"), "documents/train.jsonl:", "document", "`dvc repro tokenize`")
 
 
-def test_a_tokenizer_is_refused_in_one_line(project: Project) -> None:
+def test_a_configuration_that_makes_no_model_is_refused_in_one_line(project: Project) -> None:
     """transformers says it in several."""
     path = project.path / "model" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_attention_heads": 3}))
-    says(one_line(project, "tokenize_corpus"), "the tokenizer of 'model'", "hidden size", "restore")
+    says(one_line(project, "tokenize_corpus"), "no model can be made of the configuration of 'model'", "hidden size", "restore")
 
 
 def test_a_damaged_parquet_page(tmp_path: Path) -> None:
