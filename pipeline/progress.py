@@ -93,6 +93,12 @@ class Progress:
         self._show(end="\n")
         _latest.progress = _nothing
 
+    def close_if_shown(self) -> None:
+        """`close` where a line has been shown; nothing of a loop that was over before."""
+        if self._shown > self._started:
+            self.close()
+        _latest.progress = _nothing
+
 
 def _nothing() -> Progress | None:
     """In the place of a reference to the loop that is going on: there is none."""
