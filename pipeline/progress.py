@@ -127,6 +127,14 @@ def shown_elsewhere() -> Iterator[None]:
         _latest.elsewhere, _latest.spoken = False, time.monotonic()
 
 
+def say(line: str) -> None:
+    """Write a line to standard error before something that takes long and shows no progress of its own."""
+    if not _latest.elsewhere:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+        _latest.spoken = time.monotonic()
+
+
 def still_line(label: str, began: float, now: float) -> str:
     """What a stage says that has shown nothing for a while: how long it works, and how far the present loop has come."""
     progress = _latest.progress()
