@@ -1,12 +1,13 @@
 """The public functions: what a notebook imports. Importing them needs torch, numpy, safetensors and pyyaml only.
 
-from pipeline.api import PROJECT, fit, load_dictionary, load_language_model, run_with_dictionaries
+from pipeline.api import PROJECT, fit, load_dictionary, load_language_model, run_with_dictionaries, spliced
 
 result = fit(activations, dictionary={"top_k": 32}, trainer={"total_training_tokens": 1_000_000})
 features = result.inference.encode(activations)
 
 model, sae = load_language_model("demo"), load_dictionary(PROJECT / "data/inference/main")
 run = run_with_dictionaries(model, "Once upon a time", sae, ablate=[513], grad=True)
+loss = model.loss("Once upon a time", replace=spliced(sae))
 
 A path is relative to the working directory, as everywhere in Python. What lies in the project is at `PROJECT / "data/..."`,
 wherever one works; the model `demo` and presets are found from everywhere.
@@ -35,6 +36,7 @@ from pipeline.errors import DataError, ParamsError
 from pipeline.evaluation.in_memory import evaluate_reconstruction
 from pipeline.experiments.attribution import Effect, FeatureAttribution, attribute, logit_difference
 from pipeline.experiments.runs import DictionaryRun, ModelRun, run_with_dictionaries
+from pipeline.experiments.splice import spliced
 from pipeline.experiments.top_features import TopFeature, TopFeatures, top_features
 from pipeline.files import CHECKOUT
 from pipeline.interop.exporting import Export, export_dictionaries
@@ -81,6 +83,7 @@ __all__ = [
     "loss",
     "open_activations",
     "run_with_dictionaries",
+    "spliced",
     "steer",
     "stream_activations",
     "top_features",

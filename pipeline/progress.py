@@ -93,6 +93,12 @@ class Progress:
         self._show(end="\n")
         _latest.progress = _nothing
 
+    def close_if_shown(self) -> None:
+        """`close` where a line has been shown; nothing of a loop that was over before."""
+        if self._shown > self._started:
+            self.close()
+        _latest.progress = _nothing
+
 
 def _nothing() -> Progress | None:
     """In the place of a reference to the loop that is going on: there is none."""
@@ -119,6 +125,14 @@ def shown_elsewhere() -> Iterator[None]:
         yield
     finally:
         _latest.elsewhere, _latest.spoken = False, time.monotonic()
+
+
+def say(line: str) -> None:
+    """Write a line to standard error before something that takes long and shows no progress of its own."""
+    if not _latest.elsewhere:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+        _latest.spoken = time.monotonic()
 
 
 def still_line(label: str, began: float, now: float) -> str:

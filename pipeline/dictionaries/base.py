@@ -32,7 +32,7 @@ from pipeline.dictionaries.codes import Codes
 from pipeline.dictionaries.fold import EPS_NORM, folded
 from pipeline.dictionaries.inference_thresholds import inference_thresholds, threshold_factors
 from pipeline.dictionaries.initial import DEFAULT_LOG_THRESHOLD, BaseInitialization
-from pipeline.dictionaries.masks import kept_tokens
+from pipeline.dictionaries.masks import excluded_tokens, exclusion, kept_tokens
 from pipeline.dictionaries.parts import LinearPart
 from pipeline.dictionaries.saving import save_dictionary
 from pipeline.errors import DataError, ParamsError
@@ -351,15 +351,17 @@ class Dictionary(nn.Module, abc.ABC):
         return self.config.top_k if self.activation.budgeted else None
 
     def __repr__(self) -> str:
-        config, name = self.config, type(self).__name__
+        config = self.config
         gate = config.act_fn if self.k is None else f"{config.act_fn} k={self.k}"
         reads, writes = ", ".join(self.hooks_in), ", ".join(self.hooks_out)
         where = reads if reads == writes else f"{reads} -> {writes}"
         widths = f"d_in={self.d_in}" if self.d_in == self.d_out else f"d_in={self.d_in}, d_out={self.d_out}"
         first, units = next(self.parameters()), "raw" if config.folded else f"normalised ({config.norm_activation})"
+        limits = ", ".join(f"{limit:.4g} at {hook}" for hook, limit in exclusion(config).limits.items())
+        without = f", trained without massive tokens (norm above {limits})" if limits else ""
         return (
-            f"{name}('{config.name}', {widths}, features={list(self.feature_shape)}, {gate}, {where}, {units} activations, "
-            f"{str(first.dtype).removeprefix('torch.')}, {first.device})"
+            f"{config.kind}('{config.name}', {widths}, features={list(self.feature_shape)}, {gate}, {where}, {units} "
+            f"activations{without}, {str(first.dtype).removeprefix('torch.')}, {first.device})"
         )
 
     def feature_directions(self, hook_point: str | None = None) -> Tensor:
@@ -429,13 +431,20 @@ class Dictionary(nn.Module, abc.ABC):
         Raises:
             DataError: what was given, and what is wanted.
         """
-        wanted = (self.d_in,) if self.input_dims == 1 else (len(self.hooks_in), self.d_in)
+        self._check_width(x, self.hooks_in, self.d_in)
+
+    def _check_written(self, target: Tensor) -> None:
+        """The same of what it writes."""
+        self._check_width(target, self.hooks_out, self.d_out)
+
+    def _check_width(self, x: Tensor, hooks: Sequence[str], width: int) -> None:
+        wanted = (width,) if len(hooks) == 1 else (len(hooks), width)
         if x.is_floating_point() and x.shape[-len(wanted) :] == wanted:
             return
         got = f"shape {list(x.shape)}" if x.is_floating_point() else f"{str(x.dtype).removeprefix('torch.')} numbers"
         raise DataError(
             f"dictionary '{self.config.name}' ({self.config.kind}): wanted activations [..., {', '.join(map(str, wanted))}] of "
-            f"{', '.join(self.hooks_in)}, got {got}; give what a language model has there"
+            f"{', '.join(hooks)}, got {got}; give what a language model has there"
         )
 
     @property
@@ -520,8 +529,37 @@ class Dictionary(nn.Module, abc.ABC):
         return step_codes(self, x, mask, gate, padding, decoded_only=decoded_only)
 
     def encode(self, x: Tensor, mask: Tensor | None = None, gate: Gate = CONFIGURED, padding: Tensor | None = None) -> Tensor:
-        """Feature activations f [..., F] of x [..., d_in], differentiable; arguments and errors as in `codes`."""
+        """Feature activations f [..., F] of x [..., d_in], differentiable; arguments and errors as in `codes`.
+
+        Every token is encoded, also a massive one that the dictionary was trained without (`excluded`), whose features say
+        nothing.
+        """
         return self.codes(x, mask, gate, padding).f
+
+    def excluded(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+        """Which tokens the dictionary was trained without because they are massive: their features say nothing.
+
+        A token is, if its norm is above `activations.max_norm_factor` medians at any hook point that is read or written; the
+        limits are in `config.norms`. Special tokens (beginning of text) are told by their ids, not here.
+
+        Args:
+            x: raw activations as a language model has them, [..., d_in], of several hook points [..., L, d_in]; raw also of a
+                dictionary that is not folded.
+            target: raw activations where it writes something else than it reads, [..., d_out]; None: only what it reads is
+                looked at.
+
+        Returns: bool [...], True for an excluded token; all False of a dictionary without the rule.
+
+        Example:
+            >>> features = sae.encode(x)[~sae.excluded(x)]
+
+        Raises:
+            DataError: activations of another width.
+        """
+        self._check_input(x)
+        if target is not None:
+            self._check_written(target)
+        return excluded_tokens(self.config, x, target)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
         """Reconstruction [..., d_out] of x [..., d_in]."""

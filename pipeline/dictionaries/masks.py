@@ -1,4 +1,4 @@
-"""Which tokens of a batch have features."""
+"""Which tokens of a batch have features, and which a dictionary was trained without."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError, ParamsError
+from pipeline.hooks import split
+from pipeline.norms.exclusion import NormLimits
+from pipeline.norms.normalizer import stated_norms
+from pipeline.params.dictionary_config import DictionaryConfig
 
 
 def kept_tokens(mask: Tensor | None, padding: Tensor | None) -> Tensor | None:
@@ -20,6 +24,25 @@ def kept_tokens(mask: Tensor | None, padding: Tensor | None) -> Tensor | None:
     if padding is not None:
         mask = ~padding if mask is None else mask & ~padding
     return None if mask is None or (mask.device.type == "cpu" and bool(mask.all())) else mask
+
+
+def exclusion(config: DictionaryConfig) -> NormLimits:
+    """Norms above which the dictionary was trained without a token, by hook point (activations.max_norm_factor); often none."""
+    return NormLimits.excluded(stated_norms(config, config.norms))
+
+
+def excluded_tokens(config: DictionaryConfig, x: Tensor, target: Tensor | None = None) -> Tensor:
+    """Which tokens the dictionary was trained without, bool of the tokens' shape.
+
+    Args:
+        config: of the dictionary.
+        x: raw activations that it reads, [..., d_in], of several hook points [..., L, d_in].
+        target: raw activations where it writes, likewise; None: only what it reads is looked at.
+    """
+    parts = split(x, config.hooks_in) | ({} if target is None else split(target, config.hooks_out))
+    above = exclusion(config).above(parts)
+    first = parts[config.hooks_in[0]]
+    return torch.zeros(first.shape[:-1], dtype=torch.bool, device=x.device) if above is None else above.to(x.device)
 
 
 def check_padding(padding: Tensor | None, x: Tensor, *, kind: str, reads_sequences: bool) -> None:

@@ -25,11 +25,11 @@ from torch import Tensor
 from pipeline.hooks import split
 from pipeline.losses.reductions import aligned
 from pipeline.norms.exclusion import NormLimits
-from pipeline.norms.hook_norm import HookNorm, hook_norms
-from pipeline.norms.normalizer import Normalizer, widths_of
+from pipeline.norms.normalizer import Normalizer, stated_norms
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Codes, Dictionary
+    from pipeline.norms.hook_norm import HookNorm
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ class RawReconstruction:
 
 def own_norms(dictionary: Dictionary) -> dict[str, HookNorm]:
     """{hook point: norm} of a dictionary's configuration; those of its hook points that are there."""
-    known = dictionary.config.norms or {}
-    return hook_norms(known, {hook: width for hook, width in widths_of(dictionary.config).items() if hook in known})
+    return stated_norms(dictionary.config, dictionary.config.norms)
 
 
 def without(massive: Tensor | None, mask: Tensor | None) -> Tensor | None:

@@ -7,12 +7,17 @@ features of another text):
     integrated_gradients    a_i = (f_i - f0_i) int_0^1 dm/df_i at f0 + t (f - f0) dt       sums to m(f) - m(f0)
     ablation                a_i = m(f) - m(f with f_i := f0_i)                             exact, a run for each
 
-The integral is a Gauss-Legendre sum. Sources: Sundararajan et al. 2017 (integrated gradients); Nanda 2023, Syed et al. 2023
-(attribution patching); Marks et al. 2024 (arXiv 2403.19647) for both on features with error terms.
+The integral is a Gauss-Legendre sum. What the effects leave open of m(f) - m(f0) is the gap: of integrated gradients the
+error of that sum, of attribution patching what is not linear. Where it is large beside m(f) - m(f0), the effects do not say
+what features do.
+
+Sources: Sundararajan et al. 2017 (integrated gradients); Nanda 2023, Syed et al. 2023 (attribution patching); Marks et al. 2024
+(arXiv 2403.19647) for both on features with error terms.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -27,6 +32,7 @@ from pipeline.experiments.placed import PlacedDictionary
 from pipeline.experiments.runs import run_with_dictionaries
 from pipeline.lm.language_model import Output
 from pipeline.lm.splicing import Replacement
+from pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
@@ -37,6 +43,13 @@ if TYPE_CHECKING:
 Metric = Callable[[Output], Tensor]
 Method = Literal["integrated_gradients", "attribution_patching", "ablation"]
 METHODS = ("integrated_gradients", "attribution_patching", "ablation")
+# Largest gap as a share of the difference that the effects should sum to. A sum for an integral is meant to be near; a linear
+# approximation that misses more than half of the difference can have the wrong sign.
+LARGE_GAP = {"integrated_gradients": 0.1, "attribution_patching": 0.5}
+_INSTEAD = {
+    "integrated_gradients": "take more steps",
+    "attribution_patching": "the metric is far from linear: use method='integrated_gradients'",
+}
 
 
 class Effect(NamedTuple):
@@ -66,7 +79,8 @@ class FeatureAttribution:
         method: see `attribute`.
         tokens: text of each token, [b][T].
         features: activations [b, T, *feature_shape].
-        effects: [b, T, *feature_shape], in the metric's units; 0 where a feature is what it is in the baseline.
+        effects: [b, T, *feature_shape], in the metric's units; 0 where a feature is what it is in the baseline, and, of the
+            method ablation, where it was not looked at.
         error_effects: [b, T], of the error term; 0 without a baseline text, when it is held, and of the method ablation.
         metric, baseline_metric: the number in the run as it is, and with features (and error term) of the baseline.
     """
@@ -82,9 +96,26 @@ class FeatureAttribution:
     @property
     def gap(self) -> float:
         """What the effects leave open of metric - baseline_metric: of integrated gradients the error of the sum for the
-        integral, of attribution patching and of ablation what is not linear."""
+        integral, of attribution patching what is not linear, of ablation what features do only together."""
         total = float(self.effects.sum(dtype=torch.float64)) + float(self.error_effects.sum(dtype=torch.float64))
         return self.metric - self.baseline_metric - total
+
+    @property
+    def doubt(self) -> str:
+        """Why the effects cannot be trusted and what to do, in one line; "" where nothing speaks against them.
+
+        The gap is more than a tenth (integrated gradients) or half (attribution patching) of |metric - baseline_metric|.
+        Effects of ablation are exact, each by itself, whatever the gap.
+        """
+        if self.method not in LARGE_GAP:
+            return ""
+        difference = self.metric - self.baseline_metric
+        if abs(self.gap) <= LARGE_GAP[self.method] * abs(difference):
+            return ""
+        return (
+            f"gap {self.gap:.3g} of a difference of {difference:.3g} to the baseline: do not trust these effects; "
+            f"{_INSTEAD[self.method]}"
+        )
 
     def by_feature(self) -> Tensor:
         """Effects summed over contexts and positions, [*feature_shape]."""
@@ -114,7 +145,7 @@ class FeatureAttribution:
         first = ", ".join(f"{name} {effect:+.3g}" for name, effect in self.top_features(5))
         return (
             f"FeatureAttribution({self.method}, metric {self.metric:.4g}, baseline {self.baseline_metric:.4g}, gap "
-            f"{self.gap:.2g}; {first})"
+            f"{self.gap:.2g}; {first}{f'; {self.doubt}' if self.doubt else ''})"
         )
 
 
@@ -148,6 +179,7 @@ def attribute(
     baseline: Tokens | None = None,
     steps: int = 16,
     features: Sequence[int | str] | None = None,
+    top: int | None = None,
     hook_points: Sequence[str] = (),
     norms: Mapping[str, HookNorm] | None = None,
     prepend_bos: bool | str = "auto",
@@ -162,12 +194,14 @@ def attribute(
         metric: a function of the run (`logits`, `loss`, `activations` of `hook_points`) that gives one number, such as
             `logit_difference(model, " cat", " dog")`; or "loss".
         method: "integrated_gradients" (`steps` runs forward and back; sums to the metric's difference to the baseline),
-            "attribution_patching" (one run; its linear approximation), "ablation" (exact, a run for each active feature and
-            position).
+            "attribution_patching" (one run; its linear approximation: look at `gap`), "ablation" (exact, a run for each active
+            feature and position; progress goes to standard error).
         baseline: another text of as many tokens, whose features and error term take the place; None: features are 0, the error
             term is held.
         steps: points of the integral.
         features: of the method ablation, those that are looked at; None: all that are active.
+        top: of the method ablation, how many of these, a feature at a position being one, are looked at: those with the largest
+            integrated gradients, which take `steps` runs forward and back, and a metric with a gradient; None: all.
         hook_points: whose activations the metric finds in the run.
         norms: {hook point: norm}, for a dictionary that is not folded.
         prepend_bos: see `LanguageModel.to_tokens`.
@@ -176,23 +210,37 @@ def attribute(
         >>> found = attribute(model, sae, "The cat sat on the", logit_difference(model, " mat", " dog"))
         >>> found.top(5), found.gap
 
+    Warns: the effects cannot be trusted, see `FeatureAttribution.doubt`.
+
     Raises:
         DataError: a metric that is not one number or has no gradient; texts of unequal length; a baseline text for a dictionary
-            that writes several hook points; or as `run_with_dictionaries`.
+            that writes several hook points; `top` below 1 or of another method; or as `run_with_dictionaries`.
     """
     if method not in METHODS:
         raise DataError(unknown_name("method", method, METHODS))
     if steps < 1:
         raise DataError(f"steps: wanted at least 1 point of the integral, got {steps}")
+    if top is not None and (method != "ablation" or top < 1):
+        got = f"top={top}, method='{method}'"
+        raise DataError(
+            f"top: wanted at least 1 feature to ablate, of method='ablation', got {got}; `.top(n)` lists any result"
+        )
     measured: Metric = mean_loss if metric == "loss" else metric
     function = _OfFeatures(model, dictionary, text, measured, baseline, hook_points, norms, prepend_bos)
     if method == "ablation":
-        effects, error_effects = function.ablated(features), torch.zeros(function.f.shape[:2])
+        chosen = function.chosen(features)
+        if top is not None and top < len(chosen):
+            estimate = function.integrated(*_points(steps))[0].abs()
+            chosen = chosen[estimate[tuple(chosen.T)].argsort(descending=True, stable=True)[:top].sort().values]
+        effects, error_effects = function.ablated(chosen), torch.zeros(function.f.shape[:2])
     else:
         points, weights = _points(steps) if method == "integrated_gradients" else ([1.0], [1.0])
         effects, error_effects = function.integrated(points, weights)
     texts = [model.to_str_tokens(row) for row in function.ids] if function.has_text else _numbers(function.ids)
-    return FeatureAttribution(method, texts, function.f, effects, error_effects, function.at(1.0), function.at(0.0))
+    found = FeatureAttribution(method, texts, function.f, effects, error_effects, function.at(1.0), function.at(0.0))
+    if found.doubt:
+        warnings.warn(f"attribute, {method}: {found.doubt}", stacklevel=2)
+    return found
 
 
 def _points(steps: int) -> tuple[list[float], list[float]]:
@@ -319,19 +367,26 @@ class _OfFeatures:
             effects += (gradient * self.rest[hook]).sum(-1).to(effects)
         return (far * total).detach(), effects
 
-    def ablated(self, features: Sequence[int | str] | None) -> Tensor:
-        """Effects of single features at single positions, each by a run of its own."""
-        far = self.f - self.f0
-        looked_at = far != 0
+    def chosen(self, features: Sequence[int | str] | None) -> Tensor:
+        """Places [n, 2 + dimensions of feature_shape] in f of what is not as in the baseline, of these features (None: all)."""
+        looked_at = self.f != self.f0
         if features is not None:
-            chosen = torch.zeros(self.placed.dictionary.feature_shape, dtype=torch.bool, device=far.device)
+            own = torch.zeros(self.placed.dictionary.feature_shape, dtype=torch.bool, device=self.f.device)
             for feature in features:
-                chosen.view(-1)[feature_index(feature, self.placed.dictionary.feature_shape)] = True
-            looked_at = looked_at & chosen
+                own.view(-1)[feature_index(feature, self.placed.dictionary.feature_shape)] = True
+            looked_at = looked_at & own
+        return looked_at.nonzero()
+
+    def ablated(self, places: Tensor) -> Tensor:
+        """Effects of single features at single positions, each by a run of its own; 0 elsewhere."""
+        far = self.f - self.f0
         whole, effects = self.at(1.0), torch.zeros_like(far)
-        for place in looked_at.nonzero():
+        progress = Progress("ablation", len(places), "runs")
+        for place in places:
             index = tuple(place.tolist())
             change = torch.zeros_like(far)
             change[index] = -far[index]
             effects[index] = whole - float(self.run(change, {}))
+            progress.update(1)
+        progress.close_if_shown()
         return effects

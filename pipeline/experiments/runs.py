@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError, unknown_name
-from pipeline.evaluation.language_model import keep_masked
-from pipeline.experiments.edits import Ablate, Edit, Values, edited, edits_of
+from pipeline.experiments.edits import Ablate, Values, edits_of
 from pipeline.experiments.placed import PlacedDictionary, by_name
+from pipeline.experiments.splice import ERRORS, Errors, Splice, check_written_once, clean_activations
 from pipeline.lm.language_model import Output
 from pipeline.lm.splicing import Replacement
 
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from pipeline.lm.language_model import LanguageModel
     from pipeline.lm.text_input import Tokens
     from pipeline.norms.hook_norm import HookNorm
-
-Errors = Literal["keep", "freeze", "drop"]
-ERRORS = ("keep", "freeze", "drop")
 
 
 @dataclass(frozen=True)
@@ -160,7 +157,8 @@ def run_with_dictionaries(
             every token, in the dictionary's units.
         set_to: the same, for the value that the activation gets.
         errors: "keep": the error term is added back, gradients to earlier activations are those of the model itself;
-            "freeze": it is added back as a constant, so that gradients flow through features alone; "drop": it is left out.
+            "freeze": it is added back as a constant, so that gradients flow through features alone; "drop": it is left out,
+            as by `spliced`.
         hook_points: whose activations are kept; "all": every one, as run_with_cache. Those that dictionaries read and write are
             always kept.
         grad: everything is differentiable: in the features (`DictionaryRun.gradient`), in any activation that was kept
@@ -185,13 +183,12 @@ def run_with_dictionaries(
         raise DataError(unknown_name("errors", errors, ERRORS))
     named = by_name(dictionaries)  # type: ignore[arg-type]
     placed = {name: PlacedDictionary(dictionary, model, norms) for name, dictionary in named.items()}
-    _check_written_once(placed)
+    check_written_once(placed)
     ids = model.to_tokens(text, prepend_bos)
     edits = edits_of({name: one.feature_shape for name, one in named.items()}, ids.shape[1], ablate, add, set_to)
-    ahead = list(dict.fromkeys(hook for one in placed.values() if one.looks_ahead() for hook in one.hooks))
-    clean = model.activations(ids, ahead) if ahead else {}
+    clean = clean_activations(model, ids, placed)
     splices = {
-        name: _Splice(one, one.kept(ids, clean), clean, [edit for edit in edits if edit.dictionary == name], errors, grad)
+        name: Splice(one, one.kept(ids, clean), clean, [edit for edit in edits if edit.dictionary == name], errors, grad)
         for name, one in placed.items()
     }
     replace = {hook: function for splice in splices.values() for hook, function in splice.replacements().items()}
@@ -201,16 +198,21 @@ def run_with_dictionaries(
     used = [hook for one in placed.values() for hook in one.hooks]
     kept = model.hook_points() if hook_points == "all" else [*hook_points, *used]
     out = model.run(ids, replace=replace, hook_points=dict.fromkeys(kept), gradient=grad)
-    return ModelRun(out.tokens, out.logits, out.activations, {name: splice.result() for name, splice in splices.items()})
+    done = {name: _told(splice) for name, splice in splices.items()}
+    return ModelRun(out.tokens, out.logits, out.activations, done)
 
 
-def _check_written_once(placed: Mapping[str, PlacedDictionary]) -> None:
-    writers: dict[str, str] = {}
-    for name, one in placed.items():
-        for hook in one.hooks_out:
-            if hook in writers:
-                raise DataError(f"dictionaries '{writers[hook]}' and '{name}' both write {hook}; run them one at a time")
-            writers[hook] = name
+def _told(splice: Splice) -> DictionaryRun:
+    """What is told of one dictionary after the run."""
+    return DictionaryRun(
+        splice.placed.dictionary,
+        splice.kept,
+        splice.all_layers(splice.before),
+        splice.all_layers(splice.after),
+        splice.reconstructions,
+        splice.error_terms,
+        tuple(splice.after[i] for i in sorted(splice.after)),
+    )
 
 
 def _leaf(function: Replacement | None) -> Replacement:
@@ -221,107 +223,3 @@ def _leaf(function: Replacement | None) -> Replacement:
         return leaf if function is None else function(captured, leaf)
 
     return replace
-
-
-class _Splice:
-    """One dictionary in one run.
-
-    Args:
-        placed: the dictionary.
-        kept: bool [b, T].
-        clean: activations of the model as it is, for what the run has not come to yet.
-        edits: of its features.
-        errors: what becomes of the error term.
-        grad: whether the run is differentiated.
-    """
-
-    def __init__(
-        self,
-        placed: PlacedDictionary,
-        kept: Tensor,
-        clean: Mapping[str, Tensor],
-        edits: Sequence[Edit],
-        errors: Errors,
-        grad: bool,
-    ) -> None:
-        self.placed, self.kept, self.clean, self.edits, self.errors = placed, kept, clean, edits, errors
-        self.copies = bool(edits) or grad  # f' is another tensor than f
-        self.inputs: dict[str, Tensor] = {}
-        self.x: Tensor | None = None  # what was encoded last
-        self.last: Tensor | None = None
-        self.before: dict[int, Tensor] = {}  # features by layer (0: of all), as they are read
-        self.after: dict[int, Tensor] = {}
-        self.reconstructions: dict[str, Tensor] = {}
-        self.error_terms: dict[str, Tensor] = {}
-
-    def replacements(self) -> dict[str, Replacement]:
-        """{written hook point: what is put there}."""
-        return {hook: self._replacement(hook) for hook in self.placed.hooks_out}
-
-    def _replacement(self, hook: str) -> Replacement:
-        def replace(captured: Mapping[str, Tensor], original: Tensor) -> Tensor:
-            self._read(captured, hook, original)
-            assert self.x is not None
-            before = self._written(self._all(self.before), hook, original)
-            after = self._written(self._all(self.after), hook, original) if self.copies else before
-            self.reconstructions[hook], self.error_terms[hook] = after, original - before
-            return self._value(hook, original, before, after)
-
-        return replace
-
-    def _read(self, captured: Mapping[str, Tensor], hook: str, original: Tensor) -> None:
-        """Encode what has come since the last time: of a dictionary with layers, those layers."""
-        placed, layered = self.placed, self.placed.layered
-        for name in placed.hooks_in:
-            if name not in self.inputs and (name == hook or name in captured):
-                self.inputs[name] = original if name == hook else captured[name]
-        come = [i for i, name in enumerate(placed.hooks_in) if name in self.inputs] if layered else [0]
-        new = [i for i in come if i not in self.before]
-        if not new:
-            return
-        absent = [name for name in placed.hooks_in if name not in self.inputs and name not in self.clean]
-        if absent:
-            raise DataError(f"dictionary '{placed.dictionary.config.name}': {absent[0]} does not run before {hook}")
-        self.last, self.x = placed.encode({**self.clean, **self.inputs}, self.kept)
-        for i in new:
-            self.before[i] = self.last[..., i, :] if layered else self.last
-            self.after[i] = edited(self.before[i], self.edits, i if layered else None) if self.copies else self.before[i]
-
-    def _all(self, parts: Mapping[int, Tensor]) -> Tensor:
-        """Features [b, T, *feature_shape]; of layers that the run has not come to yet, as they were last."""
-        if not self.placed.layered:
-            return parts[0]
-        assert self.last is not None
-        return torch.stack([parts.get(i, self.last[..., i, :]) for i in range(len(self.placed.hooks_in))], -2)
-
-    def _written(self, f: Tensor, hook: str, original: Tensor) -> Tensor:
-        """The raw reconstruction at a hook point, [b, T, d_out]; where a token is not kept, only what an edit puts there."""
-        assert self.x is not None
-        dictionary = self.placed.dictionary
-        x_hat = self.placed.written(dictionary.reconstruct(f, self.x), hook, original, self.kept)
-        bare = self.placed.written(dictionary.decode_linear(f), hook, original, self.kept)
-        return keep_masked(self.kept, x_hat, bare.to(original.dtype)) if not bool(self.kept.all()) else x_hat
-
-    def _value(self, hook: str, original: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        change = after - before
-        if self.errors == "drop":
-            return keep_masked(self.kept, after, original + change.to(original.dtype))
-        if hook not in self.placed.standing:
-            return original
-        if self.errors == "freeze":
-            return original.detach() + (after - before.detach()).to(original.dtype)
-        return original + change.to(original.dtype)
-
-    def result(self) -> DictionaryRun:
-        """What is told of the run."""
-        placed = self.placed
-        nodes = tuple(self.after[i] for i in sorted(self.after))
-        return DictionaryRun(
-            placed.dictionary,
-            self.kept,
-            self._all(self.before),
-            self._all(self.after),
-            self.reconstructions,
-            self.error_terms,
-            nodes,
-        )

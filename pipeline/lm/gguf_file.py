@@ -50,11 +50,13 @@ class GGUFHeader:
         path: of the file.
         metadata: {key: number, text, list of numbers, or how many texts}.
         tensors: names, in the order of the file.
+        n_weights: elements of all tensors.
     """
 
     path: Path
     metadata: Mapping[str, Any]
     tensors: tuple[str, ...]
+    n_weights: int
 
     @property
     def architecture(self) -> str:
@@ -265,7 +267,7 @@ def _header(path: Path, reader: _Reader) -> GGUFHeader:
         raise _Damaged(f"general.alignment is {alignment!r}")
     begin = -(-reader.at // alignment) * alignment
     _check_inside(table, begin, len(reader.content))
-    return GGUFHeader(path, metadata, tuple(name for name, *_ in table))
+    return GGUFHeader(path, metadata, tuple(name for name, *_ in table), sum(elements for _, elements, *_ in table))
 
 
 def _check_inside(table: list[tuple[str, int, int, int]], begin: int, size: int) -> None:

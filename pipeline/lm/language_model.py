@@ -3,7 +3,7 @@
     model = load_language_model("demo")
     model.loss("Once upon a time").mean()                                         # a text, or token ids
     acts = model.activations(token_ids, ["blocks.2.hook_resid_post"])            # stops after block 2
-    loss = model.loss(token_ids, replace={"blocks.2.hook_mlp_out": lambda captured, original: reconstruct(captured)})
+    loss = model.loss(token_ids, replace={"blocks.2.hook_mlp_out": lambda captured, original: 0.5 * original})
 
 Two back ends implement it, :mod:`pipeline.lm.huggingface` and :mod:`pipeline.lm.transformer_lens`; they agree to 2e-6
 relative in float32. Nothing here knows dictionaries. Runs have no gradients, unless `logits` or `run` is asked for them.
@@ -27,7 +27,7 @@ from pipeline.lm.attention import AttentionWeights, attention_weights
 from pipeline.lm.mlp import BlockMLP
 from pipeline.lm.not_finite import NotFinite, advice, first_not_finite
 from pipeline.lm.source import ModelSource
-from pipeline.lm.splicing import Replacement, Run, StopRun, token_loss
+from pipeline.lm.splicing import Replacement, Replacements, Run, StopRun, token_loss
 from pipeline.lm.text_input import Tokens, as_token_ids, bos_token
 from pipeline.lm.token_texts import TokenTexts
 from pipeline.lm.unembedding import Unembedding
@@ -335,7 +335,7 @@ class LanguageModel(abc.ABC):
         return {name: run.captured[name] for name in hook_points}
 
     @torch.no_grad()
-    def first_not_finite(self, token_ids: Tensor, replace: Mapping[str, Replacement] | None = None) -> NotFinite | None:
+    def first_not_finite(self, token_ids: Tensor, replace: Replacements | None = None) -> NotFinite | None:
         """Where a run of these tokens first gives a value that is not finite; None: it gives none.
 
         Args:
@@ -348,7 +348,7 @@ class LanguageModel(abc.ABC):
         ids = self._check_tokens(token_ids)
         points = self._source.points.parse_all(self.hook_points())
         names = [name for name, point in points.items() if self.whole or point.layer < self.n_loaded]
-        run = Run(capture=frozenset(names), replace=replace, stop=not self.whole)
+        run = Run(capture=frozenset(names), replace=self._replacements(replace, ids), stop=not self.whole)
         logits = None
         with contextlib.suppress(StopRun):
             logits = self._forward(ids, run)
@@ -360,7 +360,7 @@ class LanguageModel(abc.ABC):
         self,
         text: Tokens,
         *,
-        replace: Mapping[str, Replacement] | None = None,
+        replace: Replacements | None = None,
         hook_points: Iterable[str] = (),
         capture: Iterable[str] | None = (),
         gradient: bool = False,
@@ -370,7 +370,7 @@ class LanguageModel(abc.ABC):
 
         Args:
             text: a text, texts of equally many tokens, or token ids [b, T].
-            replace: {hook point: function(captured, original) -> tensor like original}, see :meth:`logits`.
+            replace: {hook point: function(captured, original) -> tensor like original}, or what makes it, see :meth:`logits`.
             hook_points: whose activations are kept, after replacement.
             capture: which hook points the functions find in `captured` beside those; None: all up to the last replaced one.
             gradient: everything is differentiable in what the functions return; the model's own weights are frozen.
@@ -386,7 +386,7 @@ class LanguageModel(abc.ABC):
         """
         self.check_whole()
         ids, kept = self._check_tokens(text, prepend_bos), list(hook_points)
-        run = self._splicing_run(replace or {}, capture)
+        run = self._splicing_run(self._replacements(replace, ids), capture)
         self._check_hook_points(kept)
         run = Run(capture=run.capture | frozenset(kept), replace=run.replace)
         with torch.set_grad_enabled(gradient):
@@ -404,7 +404,7 @@ class LanguageModel(abc.ABC):
         text: Tokens,
         n_tokens: int,
         *,
-        replace: Mapping[str, Replacement] | None = None,
+        replace: Replacements | None = None,
         capture: Iterable[str] | None = (),
         temperature: float = 0.0,
         seed: int = 0,
@@ -421,8 +421,9 @@ class LanguageModel(abc.ABC):
             temperature: 0: always the likeliest token; else logits are divided by it and a token is drawn.
             seed: of the draws.
             cached: keys and values of the tokens before are kept, so that a step runs one token. The functions of `replace`
-                then get the new tokens alone: false where they look at several. Beyond the model's longest context, and
-                behind a back end without such a cache, each step runs all tokens whatever is asked for.
+                then get the new tokens alone: false where they look at several. Beyond the model's longest context, behind a
+                back end without such a cache, and where `replace` is made of the tokens (`pipeline.api.spliced`), each step
+                runs all tokens whatever is asked for.
             prepend_bos: see :meth:`to_tokens`.
 
         Returns: ids of the new tokens, without the end-of-text token.
@@ -437,11 +438,11 @@ class LanguageModel(abc.ABC):
         context, written = ids[0].tolist(), list[int]()
         draw = generator(seed, "analysis", "continuation")
         longest = self.max_context or len(context) + n_tokens
-        cached, cache, n_known = cached and self.keeps_cache, None, 0
+        cached, cache, n_known = cached and self.keeps_cache and not callable(replace), None, 0
         for _ in range(n_tokens):
             if cached and len(context) <= longest:
                 new = self._check_tokens(context[n_known:])
-                logits, cache = self._extend(new, self._splicing_run(replace or {}, capture), cache)
+                logits, cache = self._extend(new, self._splicing_run(self._replacements(replace, new), capture), cache)
                 n_known, cached = len(context), cache is not None
             else:
                 logits = self.logits(context[-longest:], replace, capture=capture)
@@ -464,7 +465,7 @@ class LanguageModel(abc.ABC):
     def logits(
         self,
         token_ids: Tokens,
-        replace: Mapping[str, Replacement] | None = None,
+        replace: Replacements | None = None,
         *,
         capture: Iterable[str] | None = None,
         start: Start | None = None,
@@ -475,7 +476,8 @@ class LanguageModel(abc.ABC):
         Args:
             token_ids: integer [b, T], or a text.
             replace: {hook point: function(captured, original) -> tensor like original}. `captured` maps the hook points
-                that occurred so far in this run to their values [b, T, d] after replacement.
+                that occurred so far in this run to their values [b, T, d] after replacement. Or what gives such functions
+                for the tokens of a run, called with the model and token ids int64 [b, T]: `pipeline.api.spliced`.
             capture: which hook points `captured` keeps; None: all up to the last replaced one. Naming those that the
                 functions read saves memory with large models.
             start: what is known of the run before the first replacement, which is then not computed again; None: nothing.
@@ -489,7 +491,8 @@ class LanguageModel(abc.ABC):
             ValueError: a replacement of another shape.
         """
         self.check_whole()
-        ids, run = self._check_tokens(token_ids), self._splicing_run(replace or {}, capture)
+        ids = self._check_tokens(token_ids)
+        run = self._splicing_run(self._replacements(replace, ids), capture)
         with torch.set_grad_enabled(gradient):
             points = self._source.points.parse_all(run.wanted).values()
             if start is None or not self.starts_midway or any(point.earliest < start.layer for point in points):
@@ -509,7 +512,7 @@ class LanguageModel(abc.ABC):
     def loss(
         self,
         token_ids: Tokens,
-        replace: Mapping[str, Replacement] | None = None,
+        replace: Replacements | None = None,
         *,
         capture: Iterable[str] | None = None,
     ) -> Tensor:
@@ -519,6 +522,8 @@ class LanguageModel(abc.ABC):
 
         Example:
             >>> model.loss("Once upon a time").mean()
+            >>> model.loss("Once upon a time", replace={"blocks.0.hook_resid_post": lambda captured, x: 0.5 * x}).mean()
+            >>> model.loss("Once upon a time", replace=spliced(sae)).mean()  # a dictionary: pipeline.api.spliced
         """
         ids = self._check_tokens(token_ids)
         return token_loss(self.logits(ids, replace, capture=capture), ids)
@@ -610,6 +615,10 @@ class LanguageModel(abc.ABC):
         """
         if not self.whole:
             raise DataError(f"{self.name} was loaded for hook points alone and has no logits; load it without naming them")
+
+    def _replacements(self, replace: Replacements | None, ids: Tensor) -> Mapping[str, Replacement]:
+        """{hook point: replacement} of a run of these tokens."""
+        return replace(self, ids) if callable(replace) else replace or {}
 
     def _splicing_run(self, replace: Mapping[str, Replacement], capture: Iterable[str] | None) -> Run:
         self._check_hook_points(replace)

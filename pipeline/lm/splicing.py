@@ -12,12 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from pipeline.lm.language_model import LanguageModel
+
 Replacement: TypeAlias = "Callable[[Mapping[str, Tensor], Tensor], Tensor]"
+# {hook point: replacement}, or what makes it of a model and the token ids int64 [b, T] of one of its runs.
+Replacements: TypeAlias = "Mapping[str, Replacement] | Callable[[LanguageModel, Tensor], Mapping[str, Replacement]]"
 
 
 class StopRun(Exception):

@@ -25,11 +25,13 @@ from pipeline.lm.quiet import quiet
 from pipeline.lm.source import ModelSource
 from pipeline.lm.unsupported import check_computable
 from pipeline.params.choices import ATTENTIONS, HUGGINGFACE, MODEL_DTYPES
+from pipeline.progress import say
 
 if TYPE_CHECKING:
     from torch import nn
 
 _FLASH = "model.attention: flash_attention_2 {}; write auto"
+_LARGE = 1 << 30  # bytes of safetensors, above which loading is announced
 
 
 def load_weights(
@@ -82,6 +84,9 @@ def load_weights(
 
         options["quantization_config"] = Mxfp4Config(dequantize=True)  # on every machine, also where its kernels are
     placed, folder = placement_options(torch_dtype, torch_device, device_map, quantization)
+    announcement = loading_line(source, torch_dtype)
+    if announcement:
+        say(announcement)
     fault = f"{source.directory}: the weights of model '{source.name}' cannot be loaded"
     with uncollected(), quiet(), reading(fault, "restore the files or give another model"):
         model, info = load_from(
@@ -104,6 +109,34 @@ def load_weights(
     else:
         model = model.to(torch_device)
     return model.eval().requires_grad_(False)
+
+
+def loading_line(source: ModelSource, dtype: torch.dtype) -> str:
+    """What is said before weights are loaded that take a while: what, how large, and what is done; "" for small ones.
+
+    A GGUF file is unpacked tensor by tensor, which takes tens of seconds for 10^8 weights; safetensors are read as they lie. Of
+    a hub model that is not in the cache the size is not known here.
+
+    Args:
+        source: where they are.
+        dtype: that they are loaded in.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if source.gguf is not None:
+        n, size = source.gguf.n_weights, source.directory.stat().st_size
+        return (
+            f"loading model '{source.name}': a GGUF file of {_size(size)}, {n:,} weights, unpacked to {name} "
+            f"({_size(n * dtype.itemsize)})"
+        )
+    files = source.weight_files() if source.is_local else sorted(source.directory.glob("*.safetensors"))
+    if not files:
+        return f"loading model '{source.name}': its weights are not in the cache and are fetched from the hub"
+    size = sum(file.stat().st_size for file in files)
+    return f"loading model '{source.name}': {_size(size)} of weights, to {name}" if size > _LARGE else ""
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.0f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:,.1f} GB"
 
 
 def check_attention(

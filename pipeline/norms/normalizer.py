@@ -12,7 +12,7 @@ It multiplies the hook point's activations, as input and as label; reconstructio
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -47,6 +47,16 @@ class HookPoints(Protocol):
 def widths_of(config: HookPoints) -> dict[str, int]:
     """{hook point: width} of what is read and written."""
     return {**dict.fromkeys(config.hooks_in, config.d_in), **dict.fromkeys(config.hooks_out, config.d_out)}
+
+
+def stated_norms(config: HookPoints, norms: Mapping[str, Any] | None) -> dict[str, HookNorm]:
+    """{hook point: norm} of a dictionary's configuration, of those of its hook points that `norms` has.
+
+    Raises:
+        DataError: a norm that cannot be.
+    """
+    known = norms or {}
+    return hook_norms(known, {hook: width for hook, width in widths_of(config).items() if hook in known})
 
 
 def scale_factor(

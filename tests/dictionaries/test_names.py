@@ -86,7 +86,7 @@ def test_repr_and_sizes() -> None:
     dictionary = made("transcoder")
     assert (dictionary.d_in, dictionary.d_out, dictionary.d_sae, dictionary.k) == (D, 5, F, 2)
     for part in (
-        "SparseAutoencoder('mine'",
+        "transcoder('mine'",
         f"d_in={D}, d_out=5",
         f"features=[{F}]",
         "topk k=2",
@@ -95,10 +95,47 @@ def test_repr_and_sizes() -> None:
         "float32",
     ):
         assert part in repr(dictionary)
+    for name in CASES:
+        assert repr(made(name)).startswith(f"{made(name).config.kind}('mine', ")
     jumprelu = build_dictionary({"kind": "sae", "d_in": D, "d_sae": F, "act_fn": "jumprelu", "hook_point_in": "a"})
     assert jumprelu.k is None
     assert "jumprelu" in repr(jumprelu)
     assert f"features=[2, {F}]" in repr(made("clt"))
+
+
+def with_rule(name: str, limits: dict[str, float]):
+    """A dictionary that was trained without tokens longer than these norms at these hook points."""
+    dictionary = made(name)
+    widths = {**dict.fromkeys(dictionary.hooks_in, dictionary.d_in), **dict.fromkeys(dictionary.hooks_out, dictionary.d_out)}
+    norms = {hook: {"mean_norm": 1.0, "mean_square": 1.0, "d": d} for hook, d in widths.items()}
+    for hook, limit in limits.items():
+        norms[hook] |= {"median_norm": limit / 5.0, "max_norm_factor": 5.0}
+    return dictionary.rebuilt(dictionary.state_dict(), norms=norms)
+
+
+def test_which_tokens_it_was_trained_without() -> None:
+    x, y = torch.ones(2, 3, D), torch.ones(2, 3, 5)
+    x[0, 1] *= 11.0  # norm 11 sqrt(6) = 26.9
+    y[1, 2] *= 11.0  # 24.6
+    assert made("sae").excluded(x).tolist() == [[False] * 3] * 2  # no rule
+    sae = with_rule("sae", {"a": 26.0})
+    assert sae.excluded(x).tolist() == [[False, True, False], [False] * 3]
+    assert sae.excluded(x.to(torch.bfloat16)).dtype == torch.bool
+    assert with_rule("sae", {"a": 27.0}).excluded(x).any().item() is False
+    assert sae.encode(x)[0, 1].count_nonzero() == 2  # encode stays the function of its input
+    assert "trained without massive tokens (norm above 26 at a)" in repr(sae)
+    assert "massive" not in repr(made("sae"))
+    transcoder = with_rule("transcoder", {"a": 26.0, "b": 24.0})
+    assert transcoder.excluded(x).nonzero().tolist() == [[0, 1]]
+    assert transcoder.excluded(x, y).nonzero().tolist() == [[0, 1], [1, 2]]
+    several = torch.ones(4, 2, D)
+    several[2, 1] *= 11.0
+    assert with_rule("crosscoder", {"b": 26.0}).excluded(several).tolist() == [False, False, True, False]
+    assert with_rule("crosscoder", {"a": 26.0}).excluded(several).tolist() == [False] * 4
+    with pytest.raises(DataError, match=saying("[..., 6]", "shape [2, 3, 5]")):
+        sae.excluded(y)
+    with pytest.raises(DataError, match=saying("[..., 5]", "of b", "shape [2, 3, 6]")):
+        transcoder.excluded(x, x)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
+
 import pytest
 import torch
 
 from pipeline.errors import DataError
-from pipeline.experiments.attribution import attribute, logit_difference
+from pipeline.experiments import attribution
+from pipeline.experiments.attribution import FeatureAttribution, attribute, logit_difference
+from pipeline.progress import Progress
 from pipeline.seeding import generator
 from tests.experiments.conftest import KINDS, RESID, make
 from tests.experiments.test_runs import LAYER, TEXT, by_hand, loss_of
@@ -61,6 +66,7 @@ def test_ablation_is_that_of_a_hook_on_the_module(double):
     assert one.activation == pytest.approx(float(f[0, one.position, int(one.feature)]))
 
 
+@pytest.mark.filterwarnings("ignore:attribute, attribution_patching")
 @pytest.mark.parametrize("name", KINDS)
 def test_integrated_gradients_sum_to_the_difference_of_the_metric(double, name):
     """Within a thousandth of it at 32 points, for every kind; patching is the derivative at the run, by finite differences."""
@@ -74,6 +80,7 @@ def test_integrated_gradients_sum_to_the_difference_of_the_metric(double, name):
     assert (patched.metric, patched.baseline_metric) == (found.metric, found.baseline_metric)
 
 
+@pytest.mark.filterwarnings("ignore:attribute, attribution_patching")
 @pytest.mark.parametrize("name", ["sae", "clt"])
 def test_patching_is_the_activation_times_the_derivative(double, name):
     from pipeline.experiments.runs import run_with_dictionaries
@@ -88,6 +95,7 @@ def test_patching_is_the_activation_times_the_derivative(double, name):
         assert effect.effect == pytest.approx(effect.activation * (values[0] - values[1]) / 2e-4, rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:attribute, attribution_patching")
 def test_the_order_is_that_of_exhaustive_ablation(double):
     """Rank correlations over all active features and positions; single features are small beside the activation, as in use."""
     made = make("sae", top_k=12)
@@ -128,6 +136,8 @@ def test_what_is_refused(double):
         ({"metric": lambda run: 3.0}, ("metric:", "float")),
         ({"metric": lambda run: run.tokens.sum()}, ("metric:", "does not depend")),
         ({"metric": lambda run: run.activations["blocks.0.hook_attn_out"].sum(), "hook_points": ["blocks.0.hook_attn_out"]}, ("metric:", "does not depend")),
+        ({"top": 0, "method": "ablation"}, ("top:", "top=0")),
+        ({"top": 5}, ("top:", "method='ablation'", "integrated_gradients")),
         ({"baseline": "the cat"}, ("baseline:", "[1, 6]", "[1, 2]")),
     ):  # fmt: skip
         with pytest.raises(DataError, match=saying(*parts)):
@@ -145,3 +155,85 @@ def test_a_residual_crosscoder_counts_once(double):
     f = made.encode(torch.stack(list(double.activations(TEXT, made.hooks_in).values()), -2)).detach()
     wanted = f * (made.feature_directions(late).detach() @ direction)
     torch.testing.assert_close(found.effects, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_a_linear_approximation_that_fails_says_so(double):
+    """A metric of f that is a cosine of several turns: the derivative at f says nothing of the way from 0."""
+    made = make("sae")
+    direction = torch.randn(D_MODEL, dtype=torch.float64, generator=generator(0, "tests", "direction"))
+
+    def linear(run):
+        return (run.activations[LAYER] @ direction).sum()
+
+    def bent(run):
+        return torch.cos(4 * linear(run))
+
+    given = {"hook_points": [LAYER], "method": "attribution_patching"}
+    with pytest.warns(UserWarning, match="attribute, attribution_patching: gap .* do not trust .*integrated_gradients") as seen:
+        found = attribute(double, made, TEXT, bent, **given)
+    assert len(seen) == 1
+    assert abs(found.gap) > 0.5 * abs(found.metric - found.baseline_metric)
+    assert found.doubt in repr(found)
+    assert f"gap {found.gap:.3g} of a difference of {found.metric - found.baseline_metric:.3g}" in found.doubt
+    with pytest.warns(UserWarning, match="attribute, integrated_gradients: gap .* do not trust .* more steps"):
+        attribute(double, made, TEXT, bent, hook_points=[LAYER], steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for method in METHODS:
+            trusted = attribute(double, made, TEXT, linear, **given | {"method": method})
+            assert trusted.doubt == ""
+            assert "trust" not in repr(trusted)
+        assert attribute(double, made, TEXT, bent, **given | {"method": "ablation"}).doubt == ""
+        assert attribute(double, made, TEXT, bent, hook_points=[LAYER], steps=128).doubt == ""
+
+
+@pytest.mark.parametrize(
+    ("method", "effect", "trusted"),
+    [
+        ("attribution_patching", 1.1, True),
+        ("attribution_patching", 0.9, False),
+        ("attribution_patching", 2.9, True),
+        ("attribution_patching", 3.1, False),
+        ("attribution_patching", -2.0, False),
+        ("attribution_patching", float("nan"), False),
+        ("integrated_gradients", 1.85, True),
+        ("integrated_gradients", 1.75, False),
+        ("ablation", 9.0, True),
+    ],
+)
+def test_how_large_a_gap_may_be(method, effect, trusted):
+    """Half of the difference of 2, a tenth of it, or any."""
+    f = torch.ones(1, 1, 1)
+    found = FeatureAttribution(method, [["a"]], f, effect * f, torch.zeros(1, 1), 3.0, 1.0)
+    assert (found.doubt == "") is trusted
+
+
+@pytest.mark.parametrize("name", ["sae", "clt"])
+def test_ablation_of_the_largest_alone(double, name):
+    """The five that integrated gradients find largest, with the effects that they have among all; the rest stays 0."""
+    made = make(name)
+    every = attribute(double, made, TEXT, method="ablation").effects
+    estimate = attribute(double, made, TEXT).effects.abs().flatten()
+    wanted = torch.zeros_like(every).flatten()
+    largest = estimate.topk(5).indices
+    wanted[largest] = every.flatten()[largest]
+    found = attribute(double, made, TEXT, method="ablation", top=5)
+    torch.testing.assert_close(found.effects.flatten(), wanted, rtol=1e-12, atol=0)
+    assert int((every != 0).sum()) > 5
+    all_of_them = attribute(double, made, TEXT, method="ablation", top=10_000)
+    assert torch.equal(all_of_them.effects, every)
+    feature = found.top(1)[0].feature
+    one = attribute(double, made, TEXT, method="ablation", features=[feature], top=1)
+    assert [effect.feature for effect in one.top(9)] == [feature]
+
+
+def test_ablation_says_how_far_it_has_come(double, monkeypatch, capsys):
+    made = make("sae")
+    attribute(double, made, TEXT, method="ablation", top=3)
+    assert capsys.readouterr().err == ""  # over at once
+    monkeypatch.setattr(attribution, "Progress", functools.partial(Progress, every_seconds=0.0))
+    attribute(double, made, TEXT, method="ablation", top=3)
+    lines = capsys.readouterr().err.splitlines()
+    assert "ablation" in lines[0]
+    assert "1/3 runs" in lines[0]
+    assert "100%" in lines[-1]

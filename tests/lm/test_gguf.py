@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import struct
 import subprocess
@@ -15,14 +16,16 @@ import pytest
 import torch
 
 from pipeline.errors import DataError
+from pipeline.lm import weights
 from pipeline.lm.gguf_file import read_header
 from pipeline.lm.language_model import LanguageModel
 from pipeline.lm.loading import load_language_model, load_tokenizer, model_widths
 from pipeline.lm.quiet import quiet
 from pipeline.lm.source import resolve_model
+from pipeline.lm.weights import loading_line
 from tests.lm.families import CONTEXT, LAYERS, VOCAB, D
 from tests.lm.gguf_files import gguf_name, put, stored, vocabulary, write_gguf
-from tests.messages import saying
+from tests.messages import saying, says
 
 TEXT = "the cat sat on the log, caf\u00e9 12"
 FAMILIES = ("llama", "mistral", "qwen2")
@@ -63,6 +66,29 @@ def test_a_file_in_float32_is_the_directory(
     for name, value in every_value(wanted, token_ids).items():
         # A file holds rope_theta and eps in float32.
         torch.testing.assert_close(found[name], value, rtol=2e-6, atol=2e-6 * float(value.abs().max()), msg=name)
+
+
+def test_what_is_loaded_is_said_once(files: Files, model_directory: Directory, capsys: pytest.CaptureFixture[str]) -> None:
+    file = files("llama", "Q8_0")
+    n_weights = sum(parameter.numel() for parameter in loaded_by_transformers(file).parameters())
+    capsys.readouterr()
+    load_language_model(file, device="cpu", dtype="bfloat16")
+    (line,) = capsys.readouterr().err.splitlines()
+    says(line, f"'{file}'", "GGUF", f"{file.stat().st_size / 1e6:,.0f} MB", f"{n_weights:,} weights", "unpacked to bfloat16")
+    load_language_model(model_directory("llama"), device="cpu")
+    assert capsys.readouterr().err == ""  # small, and read as it lies
+
+
+def test_what_is_said_of_safetensors(model_directory: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = resolve_model(model_directory("llama"))
+    size = (model_directory("llama") / "model.safetensors").stat().st_size
+    assert loading_line(source, torch.float32) == ""
+    monkeypatch.setattr(weights, "_LARGE", size - 1)
+    says(loading_line(source, torch.float32), f"'{source.name}'", f"{size / 1e6:,.0f} MB", "float32")
+    monkeypatch.setattr(weights, "_LARGE", size)
+    assert loading_line(source, torch.float32) == ""
+    fetched = dataclasses.replace(source, name="someone/model", directory=tmp_path, revision="1234")
+    says(loading_line(fetched, torch.float32), "'someone/model'", "not in the cache", "hub")
 
 
 def loaded_by_transformers(file: Path) -> Any:
