@@ -106,6 +106,6 @@ def tokenize_for(params: TextParams, model: Model, out: Path, say: Callable[[str
 def _of_pieces(section: str, n: int) -> str:
     files = "the one text file is" if n == 1 else f"{n} text files are"
     return (
-        f"{section}: {files} too few, or too long, to hold whole files out: their pieces are split, so both splits have text of "
-        "one file; give more files, or a larger dataset.eval_fraction"
+        f"{section}: {files} too few, or too long, to hold whole files out: their pieces are split, so both splits have text "
+        "of one file; give more files, or a larger dataset.eval_fraction"
     )
