@@ -25,11 +25,11 @@ def main(params: str, out: str) -> None:
     from pipeline.lm.contents import model_contents
     from pipeline.params.loader import load_params
     from pipeline.planning.refusals import PARAMETERS, refuse
-    from pipeline.uncached import uncached_plots
+    from pipeline.uncached import runs_every_stage, uncached_plots
 
     loaded = load_params(params)
     refuse(loaded, PARAMETERS)
-    if "DVC_EXP_NAME" in os.environ and (lacking := uncached_plots()):
+    if "DVC_EXP_NAME" in os.environ and not runs_every_stage() and (lacking := uncached_plots()):
         click.echo(
             f"warning: DVC's cache here lacks {', '.join(lacking)} (in dvc.lock), without which `dvc exp run STAGE` fails when "
             "its stages have run: run `dvc exp run` without a stage, or `dvc repro STAGE`",

@@ -1,7 +1,6 @@
-"""inspect: the features that are active on texts of one's own, and steering. The model is loaded once for all of them.
+"""inspect: the features that are active on texts of one's own, steering, and features by a word. The model is loaded once.
 
-Reads data/inference/<name>/ (of a sweep <name>/<member>/), the model, data/norms.json (for a dictionary with its run-time
-norm), and where they are there data/features and data/interpretations, for what is known of a feature. Writes nothing.
+Reads data/inference/<name>/, the model, norms.json (for a run-time norm), data/features, data/interpretations; writes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ from pipeline.interrupts import interruption
 @click.option("--lines", is_flag=True, help="Each line of standard input is a text, answered at once.")
 @click.option("--top", type=click.IntRange(1), default=4, help="Features of a token, and tokens of a feature.")
 @click.option("--feature", "features", multiple=True, help="Show the tokens of this feature (with layers: LAYER/FEATURE).")
-@click.option("--steer", help="Add this feature at every token, and show what the model does.")
+@click.option("--search", "word", help="Instead of a text: the features that fire on this word, from the feature store.")
+@click.option("--steer", "steered", help="Add this feature at every token, and show what the model does.")
 @click.option(
     "--strength", type=float, help="Activation that is added; else the largest in the feature store, or twice that on the text."
 )
@@ -33,26 +33,26 @@ from pipeline.interrupts import interruption
 @click.option("--inference", type=click.Path(path_type=Path), default="data/inference", help="Inference dictionaries.")
 @click.option("--norms", default="data/norms.json", help="Activation norms.")
 @interruption("interrupted")
-def main(params: str, inference: Path, norms: str, **options: Any) -> None:
-    """Show the strongest features of each token of a text; or a feature's tokens; or steer with a feature."""
+def main(params: str, inference: Path, norms: str, member: str | None, word: str | None, **options: Any) -> None:
+    """Show the strongest features of each token of a text; or a feature's tokens; or those of a word; or steer with one."""
+    from pipeline.analysis.search import print_search
     from pipeline.analysis.terminal import Continuation, print_inspections, texts_of
     from pipeline.dictionaries.places import chosen, dictionary_places
     from pipeline.params.loader import load_params
 
     loaded = load_params(params)
-    member = chosen(options["member"], loaded.members, "the run")
+    part = chosen(member, loaded.members, "the run")
+    known = (inference.parent / "features" / part, inference.parent / "interpretations" / part)
+    if word is not None:
+        return print_search(word, *known)
     print_inspections(
-        loaded.members[member],
-        texts_of(options["given"], options["file"], options["lines"]),
-        dictionary=dictionary_places(loaded, inference)[member],
+        loaded.members[part],
+        texts_of(*(options.pop(name) for name in ("given", "file", "lines"))),
+        dictionary=dictionary_places(loaded, inference)[part],
         norms=norms,
-        top=options["top"],
-        features=options["features"],
-        steered=options["steer"],
-        strength=options["strength"],
-        continuation=Continuation(options["n_tokens"], options["temperature"], options["seed"]),
-        alias=options["alias"],
-        known=(inference.parent / "features" / member, inference.parent / "interpretations" / member),
+        continuation=Continuation(*(options.pop(name) for name in ("n_tokens", "temperature", "seed"))),
+        known=known,
+        **options,
     )
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.uncached import uncached_plots
+from pipeline.errors import DataError
+from pipeline.uncached import made_here, runs_every_stage, uncached_plots
 from tests.messages import says
 from tests.project import Project
 
@@ -43,8 +44,45 @@ def test_plots_that_a_clone_lacks(project: Project, monkeypatch: pytest.MonkeyPa
     assert project.run("inputs").stderr == ""  # only an experiment fails
     monkeypatch.setenv("DVC_EXP_NAME", "brave-lynx")
     says(project.run("inputs").stderr, "warning:", "metrics/plots/norm", "`dvc exp run`", "`dvc repro STAGE`")
+    monkeypatch.setattr("pipeline.uncached._commands", lambda: [["sh"], ["python", "/bin/dvc", "exp", "run"]])
+    assert project.run("inputs").stderr == ""  # all stages run, which draws the plots
+    monkeypatch.setattr("pipeline.uncached._commands", lambda: [["python", "/bin/dvc", "exp", "run", "train"]])
+    says(project.run("inputs").stderr, "warning:", "metrics/plots/norm")
+    assert not made_here(Path("metrics/plots/norm"))
     cached = Path(".dvc/cache/files/md5") / MD5[:2] / MD5[2:]
     cached.parent.mkdir(parents=True)
     cached.write_text("[]")
     assert uncached_plots() == []
     assert project.run("inputs").stderr == ""
+    assert made_here(Path("metrics/plots/norm"))
+    assert made_here(Path("metrics/plots/norm/index.html"))
+    assert not made_here(Path("data/other"))
+    assert not made_here(Path("/elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("command", "every"),
+    [
+        ("dvc exp run", True),
+        ("python /env/bin/dvc exp run -n wide -S dictionary.top_k=48 -S trainer.lr=2e-4", True),
+        ("python -m dvc experiments run --set-param seed=1", True),
+        ("dvc exp run train", False),
+        ("dvc exp run -S seed=1 -s norm train", False),
+        ("dvc repro", False),
+        ("dvc exp run --no-such-option", False),
+    ],
+)
+def test_whether_every_stage_runs_is_told_by_the_command(command: str, every: bool) -> None:
+    assert runs_every_stage([["bash"], command.split()]) == every
+
+
+def test_a_dictionary_that_was_never_made_is_not_called_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.dictionaries.store import load_dictionary
+
+    place = tmp_path / "data" / "inference" / "main"
+    for made, wanted, other in ((False, "never trained here", "lost outputs"), (True, "lost outputs", "never trained here")):
+        monkeypatch.setattr("pipeline.dictionaries.formats.interface.made_here", lambda _, made=made: made)
+        with pytest.raises(DataError) as caught:
+            load_dictionary(place)
+        says(str(caught.value), str(place), "no dictionary directory here", wanted, "`dvc repro")
+        assert other not in str(caught.value)

@@ -92,6 +92,8 @@ def check_store(store: FeatureStore) -> None:
             raise _fault(store, FEATURES, f"its metadata: {key} should be {wanted}, got {about.get(key)!r}")
     if not _is_count(about.get("excluded_tokens", 0)):
         raise _fault(store, FEATURES, f"its metadata: excluded_tokens should be a count, got {about['excluded_tokens']!r}")
+    if not is_number(about.get("logit_softcap", 0)):
+        raise _fault(store, FEATURES, f"its metadata: logit_softcap should be a number, got {about['logit_softcap']!r}")
     _check_columns(store, FEATURES, FEATURE_COLUMNS)
     _check_columns(store, CONTEXTS, CONTEXT_COLUMNS)
     total, groups = math.prod(about["feature_shape"]), {name: file.num_row_groups for name, file in store.files.items()}

@@ -3,7 +3,7 @@
 features.parquet has a row for each feature, in order; contexts.parquet the contexts shown for it, features in order. The
 file metadata of both holds, as JSON under the key "scopeline": format_version, dictionary (a line), hook_points_in,
 hook_points_out, feature_shape, model, split, tokens (that were seen), excluded_tokens (massive ones that were left out;
-missing in stores of before), coactivation_tokens, histogram_edges.
+missing in stores of before), coactivation_tokens, histogram_edges, and logit_softcap where the model has one.
 """
 
 from __future__ import annotations

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.analysis.texts import feature_index
 from pipeline.dictionaries.store import load_dictionary
 from pipeline.errors import DataError, unknown_name
 from pipeline.evaluation.saved import check_origin
@@ -62,17 +64,21 @@ def load_for_analysis(
     *,
     norms: str | Path,
     known: dict[str, LanguageModel] | None = None,
+    features: Sequence[str | int] = (),
     **digests: str,
 ) -> Loaded:
     """Load a dictionary directory and the models of its hook points; `digests` of further inputs that it was made from.
 
     Args:
         known: {alias: model of these parameters} that are loaded already; those that are loaded now are added. None: none.
+        features: that the dictionary should have; this is looked at before a language model is loaded.
 
     Raises:
-        DataError: something is missing, damaged or made from other inputs.
+        DataError: something is missing, damaged or made from other inputs, or there is no such feature.
     """
     loaded = load_dictionary(dictionary)
+    for feature in features:
+        feature_index(feature, loaded.feature_shape)
     models, known = {}, {} if known is None else known
     for alias in by_model((*loaded.hooks_in, *loaded.hooks_out)):
         if alias not in known:

@@ -74,7 +74,8 @@ def print_inspections(
     Raises:
         DataError: no such feature or model, a dictionary or a text that is not there.
     """
-    found = load_for_analysis(params, dictionary, norms=norms)
+    asked = [*features, *(() if steered is None else (steered,))]
+    found = load_for_analysis(params, dictionary, norms=norms, features=asked)
     model = found.model(alias := found.alias if alias is None else alias)
     there = KnownFeatures() if known is None else _known_of(found.dictionary, *known)
     bos, size = params.model.prepend_bos, params.activations.context_size

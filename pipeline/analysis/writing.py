@@ -90,6 +90,7 @@ def activation_thresholds(dictionary: Dictionary) -> Tensor | None:
 def about_store(found: Loaded, collection: Collection, params: Params) -> dict[str, Any]:
     """The metadata of the feature store."""
     config = found.dictionary.config
+    softcap = found.models[found.alias].unembedding().softcap if writes_residual_stream(found.dictionary) else None
     return {
         "format_version": FORMAT_VERSION,
         "dictionary": describe(config.to_dict(), params.language_model(found.alias).model_name, layers=config.layers),
@@ -105,6 +106,7 @@ def about_store(found: Loaded, collection: Collection, params: Params) -> dict[s
         "excluded_tokens": collection.excluded,
         "coactivation_tokens": collection.coactivation.tokens,
         "histogram_edges": histogram_edges(),
+        **({} if softcap is None else {"logit_softcap": softcap}),
     }
 
 

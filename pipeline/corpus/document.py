@@ -21,6 +21,7 @@ class Document:
         keep_text: whether the token store keeps the text.
         split_by_key: whether its side of the split is drawn from its key; else from its text, so that equal texts
             are on one side.
+        held: whether it is held out, where its file says so; None: drawn.
         messages: of a chat, the text being what the chat template makes of them.
         counted: (start, end) of the characters whose tokens count; None: all.
         source: name of the source that it is of, where several are mixed; else empty.
@@ -31,14 +32,17 @@ class Document:
     origin: dict[str, str | int] = field(default_factory=dict)
     keep_text: bool = True
     split_by_key: bool = False
+    held: bool | None = None
     messages: tuple[Message, ...] = ()
     counted: tuple[tuple[int, int], ...] | None = None
     source: str = ""
 
     @classmethod
-    def of(cls, content: Content, key: str, origin: dict[str, str | int], keep_text: bool = True) -> Self:
+    def of(
+        cls, content: Content, key: str, origin: dict[str, str | int], keep_text: bool = True, held: bool | None = None
+    ) -> Self:
         """The document of what a row holds."""
-        return cls(key, content.text, origin, keep_text, messages=content.messages, counted=content.counted)
+        return cls(key, content.text, origin, keep_text, held=held, messages=content.messages, counted=content.counted)
 
     @property
     def name(self) -> str:
@@ -49,6 +53,15 @@ class Document:
     def split_name(self) -> str:
         """What its side of the split is drawn from (:func:`held_out`)."""
         return self.key if self.split_by_key else self.content_digest().hex()
+
+    def is_held_out(self, fraction: float, seed: int) -> bool:
+        """Whether it belongs to the held-out split.
+
+        Args:
+            fraction: `dataset.eval_fraction`.
+            seed: `dataset.split_seed`.
+        """
+        return held_out(self.split_name, fraction, seed) if self.held is None else self.held
 
     def content_digest(self) -> bytes:
         """16 bytes, equal for equal texts, whatever blanks stand around them."""

@@ -92,9 +92,20 @@ def tokenize_for(params: TextParams, model: Model, out: Path, say: Callable[[str
         say(line)
     for name in (name for name in sources if not figures[f"eval_contexts.{name}"]):
         say(f"dataset.sources.{name} has no held-out context; a larger dataset.eval_fraction gives it some")
+    for name, corpus in found.items():
+        if cut := len(corpus.skipped.cut_files):
+            say(_of_pieces(f"dataset.sources.{name}" if name else "dataset", cut))
     nulls = sum(corpus.skipped.null_rows for corpus in found.values())
     if nulls:
         keys = "dataset.text_field, dataset.messages_field" if any(chats) else "dataset.text_field"
         say(f"{nulls:,} rows skipped that hold null instead of text ({keys})")
     why = bos_choice(info, model.name) if settings.prepend_bos == "auto" else f"{str(settings.prepend_bos).lower()}; as stated"
     return {**figures, "null_rows": nulls, "prepend_bos": why}
+
+
+def _of_pieces(section: str, n: int) -> str:
+    files = "the one text file is" if n == 1 else f"{n} text files are"
+    return (
+        f"{section}: {files} too few, or too long, to hold whole files out: their pieces are split, so both splits have text "
+        "of one file; give more files, or a larger dataset.eval_fraction"
+    )

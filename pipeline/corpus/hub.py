@@ -97,9 +97,9 @@ def documents_of_rows(
         pieces = [_piece(own, column.name, source, name, first) for first in range(0, len(rows), _PIECE_ROWS)]
     else:
         seed = None
-    for _, number, content in read_rows(pieces, column, seed, skipped):
-        origin: dict[str, str | int] = {"dataset": name, "split": split, "row": number, "field": column.name}
-        yield Document.of(content, f"{name}/{split}#{number}", origin, keep_text=False)
+    for _, row, content in read_rows(pieces, column, seed, skipped):
+        origin: dict[str, str | int] = {"dataset": name, "split": split, "row": row.number, "field": column.name}
+        yield Document.of(content, f"{name}/{split}#{row.number}", origin, keep_text=False)
 
 
 def _piece(rows: Any, field: str, source: str, name: str, first: int) -> Piece:

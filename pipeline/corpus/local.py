@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -14,15 +14,21 @@ from pipeline.corpus.pieces import Column, Piece, Skipped, read_rows
 from pipeline.corpus.text_form import text_pieces
 from pipeline.errors import DataError
 
+HeldOutFiles = Callable[[Mapping[str, int]], frozenset[str] | None]
 
-def documents_of_files(files: TextFiles, column: Column, seed: int | None, skipped: Skipped) -> Iterator[Document]:
+
+def documents_of_files(
+    files: TextFiles, column: Column, seed: int | None, skipped: Skipped, held_out: HeldOutFiles | None = None
+) -> Iterator[Document]:
     """The documents of local files.
 
     Args:
         files: which.
         column: key (JSON) or column (Parquet) with the text or the messages.
         seed: of the order; None: as the files have it, sorted by name.
-        skipped: counts the rows that hold null.
+        skipped: counts the rows that hold null, and has the files whose pieces are split.
+        held_out: says of the files' bytes by name which files are held out whole; pieces of plain text files then have the
+            side of theirs. Where it says None, or there is none, each piece has its own.
 
     Raises:
         DataError: messages are asked of plain text; missing, empty, binary or malformed files, by name and place.
@@ -37,8 +43,15 @@ def documents_of_files(files: TextFiles, column: Column, seed: int | None, skipp
         "parquet": partial(parquet_pieces, column=column),
     }
     pieces: list[Piece] = [piece for name in files.names for piece in forms[files.form](files.base / name, name)]
-    for piece, number, content in read_rows(pieces, column, seed, skipped):
-        yield Document.of(content, f"{piece.name}#{number}", {"file": piece.name, "row": number})
+    held = None
+    if files.form == "text" and held_out is not None:
+        held = held_out({piece.name: piece.size for piece in pieces})
+    for piece, row, content in read_rows(pieces, column, seed, skipped, held or frozenset()):
+        side = piece.name in held if row.cut and held is not None else None
+        if row.cut and row.number and held is None:
+            skipped.cut_files.add(piece.name)
+        origin: dict[str, str | int] = {"file": piece.name, "row": row.number}
+        yield Document.of(content, f"{piece.name}#{row.number}", origin, held=side)
 
 
 def local_documents(path: Path, text_field: str) -> Iterator[Document]:

@@ -40,19 +40,21 @@ class NearDuplicates:
         )
         self._sides: list[str] = []
 
-    def side(self, document: Document, drawn: str) -> tuple[str | None, bool]:
+    def side(self, document: Document, drawn: str, fixed: bool = False) -> tuple[str | None, bool]:
         """(split of the document, whether it resembles an earlier one).
 
         Args:
             document: the next one.
             drawn: the split that it has where it resembles none.
+            fixed: whether it can have no other, as its file has none.
 
-        Returns: as split that of the documents that it resembles; None where they are on both sides: it is left out.
+        Returns: as split that of the documents that it resembles; None where that cannot be, or they are on both sides: it is
+            left out.
         """
         hashed = self._minhash(num_perm=_PERMUTATIONS, seed=0)
         hashed.update_batch(_sequences(document.text))
         sides = {self._sides[number] for number in self._tables.query(hashed)}
-        if len(sides) > 1:
+        if len(sides) > 1 or (fixed and sides - {drawn}):
             return None, True
         side = next(iter(sides), drawn)
         self._tables.insert(len(self._sides), hashed)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.corpus.chat import ChatTemplate, Content, check_unicode, kind_of
+from pipeline.corpus.file_split import spread
 from pipeline.errors import DataError
 from pipeline.seeding import numpy_generator
 
@@ -58,11 +59,13 @@ class Row(NamedTuple):
         number: from 0, what the document is named by.
         place: `line 3`, for a message.
         value: text, or null, or what should have been text.
+        cut: whether it is a piece of a text that is the whole file.
     """
 
     number: int
     place: str
     value: object
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,33 +89,47 @@ class Piece:
 
 @dataclass
 class Skipped:
-    """Rows that gave no document: those that hold null where the text should be."""
+    """What is said of the rows once they have been read.
+
+    Attributes:
+        null_rows: rows that gave no document, as they hold null where the text should be.
+        cut_files: files of which several pieces were split, each by its own text.
+    """
 
     null_rows: int = 0
+    cut_files: set[str] = field(default_factory=set)
 
 
 def read_rows(
-    pieces: Sequence[Piece], column: Column, seed: int | None, skipped: Skipped
-) -> Iterator[tuple[Piece, int, Content]]:
-    """(piece, number of the row, what it holds) of every row that holds any text; in order without a seed.
+    pieces: Sequence[Piece], column: Column, seed: int | None, skipped: Skipped, held: frozenset[str] = frozenset()
+) -> Iterator[tuple[Piece, Row, Content]]:
+    """(piece, row, what it holds) of every row that holds any text; in order without a seed.
+
+    Args:
+        pieces: of the corpus.
+        column: what is read of a row.
+        seed: of the order; None: as the pieces are.
+        skipped: counts the rows that hold null.
+        held: names of pieces that are held out whole; with a seed they come at even distances.
 
     Raises:
         DataError: a row holds something else than is wanted, or what is no Unicode text.
     """
-    read = ((piece, row) for piece in pieces for row in piece.rows()) if seed is None else _mixed(pieces, seed)
+    read = ((piece, row) for piece in pieces for row in piece.rows()) if seed is None else _mixed(pieces, seed, held)
     for piece, row in read:
         if row.value is None:
             skipped.null_rows += 1
             continue
         content = column.content(row.value, f"{piece.source}: {row.place}")
         if content.text.strip():
-            yield piece, row.number, content
+            yield piece, row, content
 
 
-def _mixed(pieces: Sequence[Piece], seed: int) -> Iterator[tuple[Piece, Row]]:
+def _mixed(pieces: Sequence[Piece], seed: int, held: frozenset[str]) -> Iterator[tuple[Piece, Row]]:
     """Every row once: pieces in a drawn order, OPEN_PIECES of them read by turns, each as often as its size asks."""
     draw = numpy_generator(seed, "corpus", "order of documents")
-    waiting = iter([pieces[number] for number in draw.permutation(len(pieces))])
+    drawn = [pieces[number] for number in draw.permutation(len(pieces))]
+    waiting = iter(spread(drawn, held) if held else drawn)
     opened: list[tuple[Piece, Iterator[Row]]] = []
 
     def open_next() -> None:

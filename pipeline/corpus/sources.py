@@ -114,8 +114,11 @@ def _local(path: Path, dataset: DatasetParams, column: Column) -> Corpus:
         return Corpus(
             partial(documents_of_rows, rows, dataset.dataset_name_or_path, dataset.split, column, dataset.shuffle_seed)
         )
+    from pipeline.corpus.file_split import held_out_files
     from pipeline.corpus.folder import text_files
     from pipeline.corpus.local import documents_of_files
 
     files = text_files(path, dataset.split, dataset.config_name)
-    return Corpus(partial(documents_of_files, files, column, dataset.shuffle_seed), files.lines())
+    whole_files = partial(held_out_files, fraction=dataset.eval_fraction, seed=dataset.split_seed)
+    read = partial(documents_of_files, files, column, dataset.shuffle_seed, held_out=whole_files)
+    return Corpus(read, files.lines())

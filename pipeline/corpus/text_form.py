@@ -1,6 +1,6 @@
 """Documents of a .txt file: what stands between lines that hold only <|endoftext|>.
 
-Where there are none, it is cut at blank lines, paragraphs being gathered to at least 2,000 characters.
+Where there are none, it is cut at blank lines, paragraphs being gathered to at least 2,000 characters: pieces of one text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{path}: the text file is empty; give a file with text")
     cut = _between_separators(_lines(path)) if separated else _gathered(_lines(path))
     for number, text in enumerate(cut):
-        yield Row(number, f"document {number + 1}", text)
+        yield Row(number, f"document {number + 1}", text, cut=not separated)
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Tokenize a corpus into the token store.
 
 1. Each document goes to a split by a hash of its text (training and held-out contexts never share a document, nor equal
-   ones); of the embedded corpus by a hash of its key. Near duplicates stay together where that is asked for.
+   ones); of the embedded corpus by a hash of its key; a piece of a text file as its file (pipeline.corpus.file_split). What
+   equals a document of the other split is left out. Near duplicates stay together where that is asked for.
 2. A batch of documents is tokenized with character offsets, without special tokens.
 3. Each split's packer cuts contexts, of several sources one for each source, so that a context is of one source; the training
    split stops at the first whole context with which the kept tokens reach the number asked for; the held-out split takes the
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.corpus.bos import adds_bos
-from pipeline.corpus.document import Document, held_out
+from pipeline.corpus.document import Document
 from pipeline.corpus.mixture import Mixture
 from pipeline.corpus.near_duplicates import NearDuplicates
 from pipeline.corpus.packing import PackedSplit, Packer, kept_tokens
@@ -175,21 +176,26 @@ class _Sides:
         self.settings = settings
         similarity = settings.near_duplicate_similarity
         self.near = None if similarity is None else NearDuplicates(similarity)
-        self.seen: set[bytes] = set()
+        self.seen: dict[str, set[bytes]] = {split: set() for split in SPLITS}
         self.equal = self.alike = self.left_out = 0
 
     def of(self, document: Document) -> str | None:
         """The split, or None: the document is left out."""
-        held = held_out(document.split_name, self.settings.eval_fraction, self.settings.split_seed)
-        split: str | None = "eval" if held else "train"
+        held = document.is_held_out(self.settings.eval_fraction, self.settings.split_seed)
+        drawn, other = SPLITS[::-1] if held else SPLITS
+        split: str | None = drawn
         digest = document.content_digest()
-        equal = digest in self.seen
-        self.seen.add(digest)
+        equal = any(digest in seen for seen in self.seen.values())
         self.equal += equal
         if self.near is not None:
-            split, alike = self.near.side(document, "eval" if held else "train")
+            split, alike = self.near.side(document, drawn, fixed=document.held is not None)
             self.alike += alike and not equal
-            self.left_out += split is None
+        elif digest in self.seen[other]:
+            split = None
+        if split is None:
+            self.left_out += 1
+        else:
+            self.seen[split].add(digest)
         return split
 
 

@@ -91,7 +91,7 @@ def overview(store: FeatureStore, files: OverviewFiles, params: Params | None = 
     rows = store.features(["density", "max_activation", "threshold", "logit_kurtosis"])
     charts = [
         *feature_charts(rows, metrics[ordinary(metrics, "l0_mean")]),
-        *norm_histograms(files.norms, files.statistics, hooks=own if files.member else None),
+        *norm_histograms(files.norms, files.statistics, hooks=own),
         *training_charts(read_history(files.history, "run `dvc repro train`", member=files.member)),
     ]
     config = read_config(files.dictionary).to_dict()
@@ -107,6 +107,7 @@ def overview(store: FeatureStore, files: OverviewFiles, params: Params | None = 
         "training": training_rows(config, params),
         "charts": [card(chart) for chart in charts],
         "hooks": about["hook_points_out"],
+        "logit_softcap": about.get("logit_softcap"),
         "shape": about["feature_shape"],
         "edges": [about["histogram_edges"][0], about["histogram_edges"][1] / about["histogram_edges"][0]],
         "coactivation_tokens": about["coactivation_tokens"],

@@ -25,7 +25,6 @@ def write_plots(
     *,
     norms: str | Path,
     statistics: str | Path,
-    member: bool = False,
 ) -> None:
     """Write the directory `folder`, whole or not at all; it holds no times.
 
@@ -40,8 +39,7 @@ def write_plots(
         folder: what is there is replaced.
         evaluation: of the dictionary.
         dictionary: its directory; the heading is made of its configuration.
-        norms, statistics: what the norm stage wrote.
-        member: of a sweep: the norms of its own hook points alone are shown.
+        norms, statistics: what the norm stage wrote; the norms of the dictionary's own hook points are shown.
     """
     from safetensors.torch import save
 
@@ -52,7 +50,7 @@ def write_plots(
     l0_mean = metrics[ordinary(metrics, "l0_mean")]
     density = density_chart(histogram.edges, histogram.counts, histogram.never, l0_mean)
     config = read_config(dictionary)
-    lengths = norm_histograms(norms, statistics, hooks={*config.hooks_in, *config.hooks_out} if member else None)
+    lengths = norm_histograms(norms, statistics, hooks={*config.hooks_in, *config.hooks_out})
     first = [compared_table(metrics, massive_line(metrics, config.norms))]
     every = metric_tables(metrics, config.hooks_in, config.hooks_out)
     with atomic_directory(folder) as place:

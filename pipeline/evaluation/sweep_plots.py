@@ -51,7 +51,7 @@ def write_sweep_plots(
         tensors: dict[str, Tensor] = {}
         rows: list[dict[str, Any]] = []
         for name, evaluation in evaluations.items():
-            write_plots(place / name, evaluation, places[name], norms=norms, statistics=statistics, member=True)
+            write_plots(place / name, evaluation, places[name], norms=norms, statistics=statistics)
             own = load_file(place / name / "feature_density.safetensors")
             tensors |= {f"{name}/{key}": tensor for key, tensor in own.items()}
             histogram = evaluation.histogram

@@ -12,6 +12,10 @@ from pipeline.plots.charts import number
 from pipeline.plots.page import Row, Table
 
 PARTS = tuple(quantile_key("", q).removeprefix("_") for q in QUANTILES)
+ORDINARY = "_ordinary"  # ends the names of metrics without massive tokens
+WITH_MASSIVE = "all tokens, massive ones included"
+OVER_ALL = ("Reconstruction", "Sparsity", "Names of SAEBench")  # groups of metrics over all tokens, where not said otherwise
+FVU_BASELINES = ("pca_fvu", "zero_fvu")
 SHARES = tuple(f"{round(100 * q)} %" for q in QUANTILES)
 
 
@@ -21,7 +25,7 @@ def compared_table(metrics: Mapping[str, float], massive: str | None = None) -> 
     columns = ("this dictionary (95 %)", f"PCA of rank {metrics['pca_rank']:.0f}", "mean", "zero")
     note = "Intervals: whole documents are drawn again. PCA, the mean and zeros stand in the place of the reconstruction."
     if massive is not None:
-        note += f" {massive}. FVU is of the others."
+        note += f" {massive}. FVU is of the others. Below, tables that include massive tokens say so."
     return Table("Beside its baselines", columns, tuple(rows), note)
 
 
@@ -33,7 +37,7 @@ def metric_tables(metrics: Mapping[str, float], hooks_in: Sequence[str], hooks_o
         hooks_in, hooks_out: of the dictionary.
     """
     known = {found: value for key, value in metrics.items() if (found := read_key(key)) is not None}
-    tables = [_group(title, names, known) for title, names in EVALUATION.items()]
+    tables = [_group(title, names, known) for title, names in _groups(metrics).items()]
     aliases = [alias for alias in by_model((*hooks_in, *hooks_out)) if alias]
     read = [hook for hook in hooks_in if hook not in hooks_out]
     tables.append(_by_place("At each written hook point", hooks_out, known, "all"))
@@ -43,6 +47,21 @@ def metric_tables(metrics: Mapping[str, float], hooks_in: Sequence[str], hooks_o
     tables.append(_pairs(dict.fromkeys(key.place for key in known if key.place not in single), known))
     tables.append(_undefined({key: value for key, value in metrics.items() if read_key(key) is None}))
     return [table for table in tables if table.rows]
+
+
+def _groups(metrics: Mapping[str, float]) -> dict[str, list[str]]:
+    """{title: metrics}; with massive tokens those without them come first, and what includes them says so, beside its PCA."""
+    if not metrics.get("massive_tokens"):
+        return {title: list(names) for title, names in EVALUATION.items()}
+    found: dict[str, list[str]] = {"Without massive tokens": [name for name in DEFINITIONS if name.endswith(ORDINARY)]}
+    for title, names in EVALUATION.items():
+        rest = [name for name in names if not name.endswith(ORDINARY)]
+        if title == "Reconstruction":
+            rest = ["fvu", *FVU_BASELINES, *(name for name in rest if name != "fvu")]
+        elif title == "Baselines":
+            rest = [name for name in rest if name not in FVU_BASELINES]
+        found[f"{title}: {WITH_MASSIVE}" if title in OVER_ALL else title] = rest
+    return found
 
 
 def _group(title: str, names: Iterable[str], known: Mapping[MetricKey, float]) -> Table:
@@ -63,7 +82,8 @@ def _by_place(title: str, places: Sequence[str], known: Mapping[MetricKey, float
     """A column for each hook point or model, and one for the whole."""
     there = [place for place in places if any(key.place == place for key in known)]
     rows = []
-    for name, about in DEFINITIONS.items():
+    groups = _groups({key.name: value for key, value in known.items() if not (key.part or key.place)})
+    for name, about in ((name, DEFINITIONS[name]) for names in groups.values() for name in names):
         for part, share in (("", ""), *zip(PARTS, SHARES, strict=True)):
             cells = [_figure(name, place, known, part) for place in ("", *there)]
             if any(cell is not None for cell in cells[1:]):

@@ -98,9 +98,9 @@ def print_interpretations(
         DataError: no feature store, or no such feature.
         ChatError: the chat model does not answer.
     """
+    store = FeatureStore(features_dir)
+    rows = choose_features(store, names, n)  # before a model is loaded
     with chat_model(explainer, settings) as model:
-        store = FeatureStore(features_dir)
-        rows = choose_features(store, names, n)
         threads = concurrency if explainer.local is None else 1
         summary = interpret(store, model, rows, out, settings, force=force, concurrency=threads)
     for line in table(summary, [row["name"] for row in rows]):

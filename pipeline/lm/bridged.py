@@ -22,7 +22,7 @@ from pipeline.errors import DataError, nearest
 from pipeline.foreign import reading
 from pipeline.lm.architectures import Architecture
 from pipeline.lm.families import MODEL_FAMILIES
-from pipeline.lm.hook_points import HookPoint, HookPoints
+from pipeline.lm.hook_points import HookPoint, HookPoints, no_such_layer
 from pipeline.lm.language_model import LanguageModel, Start
 from pipeline.lm.mlp import BlockMLP
 from pipeline.lm.quiet import quiet
@@ -70,6 +70,10 @@ class BridgedPoints(HookPoints):
         """
         names = self.names()
         if name not in names:
+            layer = _layer(name)
+            same = [known for known in names if known.split(".")[0] == "blocks" and known.split(".")[2:] == name.split(".")[2:]]
+            if layer >= self.n_layers and same:
+                raise no_such_layer(name, layer, self.n_layers, self.model, same[-1])
             near = nearest(name, names)
             hint = f"; did you mean '{near}'?" if near else ";"
             raise DataError(f"unknown hook point '{name}'{hint} {self.model} (family {self.family}) has {self.describe()}")

@@ -115,7 +115,7 @@ class HookPoints:
         """Check the name of a hook point. Whether there is a module of a path is not known here.
 
         Raises:
-            DataError: no such hook point; the message has the nearest one and all that exist.
+            DataError: no such hook point; the message has the nearest one, and all that exist where the layer does.
         """
         if name in BEFORE:
             return HookPoint(-1, BEFORE.index(name), name, name)
@@ -131,11 +131,9 @@ class HookPoints:
             raise DataError(f"unknown hook point '{name}'{hint} {self.model} has {self.describe()}")
         layer = int(match[1])
         if layer >= self.n_layers:
-            near = nearest(name, self.names()) or f"blocks.{self.n_layers - 1}.{match[2]}"
-            raise DataError(
-                f"unknown hook point '{name}': layer {layer} does not exist, {self.model} has {self.n_layers} layers; "
-                f"did you mean '{near}'? It has {self.describe()}"
-            )
+            having = [at for at, sites in enumerate(self.sites) if match[2] in sites]
+            near = f"blocks.{having[-1]}.{match[2]}" if having else nearest(name, self.names())
+            raise no_such_layer(name, layer, self.n_layers, self.model, near)
         if match[2] not in self.sites[layer]:
             family = f" (family {self.family})" if self.family else ""
             why = "; its attention and MLP are parallel" if match[2] == "hook_resid_mid" else ""
@@ -168,6 +166,14 @@ class HookPoints:
                 f"{self.blocks}.{self.n_layers - 1}"
             )
         return HookPoint(int(number), len(SITES), name, path=path, side=side)
+
+
+def no_such_layer(name: str, layer: int, n_layers: int, model: str, near: str | None) -> DataError:
+    """The error for a hook point of a layer that is out of range; `near`: the same place of the last layer that has it."""
+    hint = f"; did you mean '{near}'?" if near else ""
+    return DataError(
+        f"unknown hook point '{name}': layer {layer} does not exist, {model} has {n_layers} layers, 0 to {n_layers - 1}{hint}"
+    )
 
 
 def _list(layers: Iterable[int]) -> str:

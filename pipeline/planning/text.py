@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.corpus.chat import ChatTemplate
-from pipeline.corpus.document import Document, held_out
+from pipeline.corpus.document import Document
 from pipeline.corpus.sources import DEMO, Corpus, corpora
 from pipeline.corpus.tokenization import TokenizerInfo, tokenizer_info
 from pipeline.files import local_path
@@ -145,7 +145,7 @@ def _count(sample: SourceSample, batch: list[Document], dataset: DatasetParams, 
         sample.characters += len(document.text)
         sample.n_bytes += len(document.text.encode())
         sample.tokens += n
-        if held_out(document.split_name, dataset.eval_fraction, dataset.split_seed):
+        if document.is_held_out(dataset.eval_fraction, dataset.split_seed):
             sample.held_out += n
         if sample.tokens <= KEPT_TOKENS or not sample.kept:
             sample.kept.append(document)

@@ -250,13 +250,14 @@ class _Loop:
         if len(self.runs) == 1:
             last = self.runs[0].last
             figures = {name: last[name] for name in (names.LOSS, names.EXPLAINED_VARIANCE, names.L0) if name in last}
-            return {**figures, "wait": wait}
+            return {"at step": f"{self.runs[0].last[names.STEP]:,.0f}", **figures, "wait": wait}
         found = {run.name: run.last[names.EXPLAINED_VARIANCE] for run in self.active if names.EXPLAINED_VARIANCE in run.last}
         if len(found) > SHOWN:
             ends = sorted(found, key=lambda name: found[name])
             found = {name: found[name] for name in (ends[0], ends[-1])}
         words = (" ... " if len(self.active) > SHOWN else " | ").join(f"{name} {value:.3f}" for name, value in found.items())
-        return {names.EXPLAINED_VARIANCE: words, "wait": wait}
+        step = max((run.last[names.STEP] for run in self.active if names.STEP in run.last), default=0)
+        return {"at step": f"{step:,.0f}", names.EXPLAINED_VARIANCE: words, "wait": wait}
 
 
 def _held(run: TrainingRun) -> Held:

@@ -9,8 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.analysis import terminal
+from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.analysis.labels import feature_labels, known_features
 from pipeline.analysis.loading import load_for_analysis
+from pipeline.analysis.search import features_of_word
 from stages.inspect import main
 from tests.messages import says
 from tests.project import D_MODEL, Project
@@ -43,6 +45,52 @@ def test_tokens_features_and_steering(finished_project: Project) -> None:
     assert code == 0
     assert "steered: loss of the text" in out
     assert f"feature {feature} added with strength" in out
+
+
+def test_features_by_a_word(finished_project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every feature on whose strongest contexts the word has the strongest token, by looking at each place of the text."""
+
+    def no_model(*_: object, **__: object) -> None:
+        raise AssertionError("no language model is needed")
+
+    monkeypatch.setattr(terminal, "load_for_analysis", no_model)
+    store = FeatureStore(finished_project.path / "data" / "features")
+    tokens = [str(context["texts"][context["peak"]]) for context in store.contexts(0) if context["band"] == "top"]
+    for word in {tokens[0], tokens[-1].upper(), "".join(store.contexts(0)[0]["texts"])[-9:]}:
+        wanted: dict[str, int] = {}
+        for row in store.features(["feature", "name"]):
+            n = 0
+            for context in store.contexts(row["feature"]):
+                before, peak = len("".join(context["texts"][: context["peak"]])), len(context["texts"][context["peak"]])
+                text = "".join(context["texts"]).lower()
+                starts = [at for at in range(len(text)) if text[at:].startswith(word.strip().lower())]
+                overlaps = [set(range(at, at + len(word.strip()))) & set(range(before, before + peak)) for at in starts]
+                n += context["band"] == "top" and any(overlaps)
+            if n:
+                wanted[row["name"]] = n
+        found = features_of_word(word, store.folder)
+        assert {hit.name: hit.n for hit in found if hit.n} == wanted, word
+        shares = [hit.n / hit.of for hit in found if hit.of]
+        assert shares == sorted(shares, reverse=True)
+        code, out, _ = run(finished_project, "--search", word)
+        assert code == 0
+        if found:
+            assert out.splitlines()[0].split()[:2] == [found[0].name, str(found[0].n)]
+    assert "no feature" in run(finished_project, "--search", "zzzz no such word")[1]
+    assert run(finished_project, "--search", " ")[0] == 2
+
+
+@pytest.mark.parametrize("option", ["--feature", "--steer"])
+def test_a_feature_out_of_range_is_refused_before_a_model_is_loaded(
+    finished_project: Project, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    def no_model(*_: object) -> None:
+        raise AssertionError("the language model was loaded")
+
+    monkeypatch.setattr("pipeline.analysis.loading.load_stated", no_model)
+    code, _, err = run(finished_project, "--text", TEXT, option, "99999")
+    assert code == 2
+    says(err, "feature '99999'", "out of range", "64 features")
 
 
 def test_a_file(finished_project: Project, tmp_path) -> None:

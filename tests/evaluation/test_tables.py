@@ -78,6 +78,36 @@ def test_layers_that_are_read_only_have_a_table_of_their_own(metrics: dict[str, 
     ]  # fmt: skip
 
 
+def test_figures_with_massive_tokens_say_so_and_stand_after_those_without_beside_their_own_baselines(
+    metrics: dict[str, float],
+) -> None:
+    assert not metrics["massive_tokens"]
+    hook = "blocks.0.hook_resid_post"
+    plain = metric_tables(metrics, [hook], [hook])
+    assert not any("massive" in table.title for table in plain)
+    tables = metric_tables(
+        {**metrics, "massive_tokens": 4.0, "fvu": 0.75, f"fvu.{hook}": 0.7, f"fvu_ordinary.{hook}": 0.1}, [hook], [hook]
+    )
+    titles = [table.title for table in tables]
+    assert titles[0] == "Without massive tokens"
+    assert [row.name for row in tables[0].rows][:2] == ["fvu_ordinary", "explained_variance_ordinary"]
+    assert {"pca_fvu_ordinary", "l0_mean_ordinary", "dead_fraction_ordinary"} < {row.name for row in tables[0].rows}
+    assert titles[1] == "Reconstruction: all tokens, massive ones included"
+    assert [(row.name, row.cells) for row in tables[1].rows[1:3]] == [
+        ("pca_fvu", (metrics["pca_fvu"],)), ("zero_fvu", (metrics["zero_fvu"],)),
+    ]  # fmt: skip
+    assert {"mse", "l2_norm_in"} < {row.name for row in tables[1].rows}
+    assert "Sparsity: all tokens, massive ones included" in titles
+    assert "Language model" in titles  # a massive token keeps its own activation there
+    (at_hook,) = [table for table in tables if table.title == "At each written hook point"]
+    assert [row.name for row in at_hook.rows] == ["fvu_ordinary", "fvu"]
+    grouped = {name for table in (plain, tables) for group in table for name in [row.name for row in group.rows]}
+    assert grouped == {row.name for table in plain for row in table.rows}  # none is lost
+    assert sorted(row.name for table in plain for row in table.rows if not table.title.startswith("At ")) == sorted(
+        row.name for table in tables for row in table.rows if not table.title.startswith("At ")
+    )
+
+
 def test_baselines_by_hand() -> None:
     metrics = {
         "fvu": 0.1, "fvu_low": 0.05, "fvu_high": 0.2, "pca_fvu": 0.4, "zero_fvu": 1.5, "pca_rank": 24.0,

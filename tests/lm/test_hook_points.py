@@ -78,7 +78,10 @@ def test_blocks_may_differ():
             "blocks.2.hook_resid_pst",
             r"'blocks\.2\.hook_resid_post'\? demo has hook_embed, blocks\.L\.\{.*\} with L from 0 to 3",
         ),
-        ("blocks.9.hook_mlp_out", r"layer 9 does not exist, demo has 4 layers; did you mean 'blocks\.\d\.hook_mlp"),
+        (
+            "blocks.9.hook_mlp_out",
+            r"layer 9 does not exist, demo has 4 layers, 0 to 3; did you mean 'blocks\.3\.hook_mlp_out'\?$",
+        ),
         ("blocks.-1.hook_mlp_out", "unknown hook point"),
         ("", "unknown hook point ''"),
         ("blocks.1.hook_resid_post ", "unknown hook point"),

@@ -70,7 +70,7 @@ async function showFeature(view, name, latest) {
   const stat = (title, value) => `<div>${title}<b>${value}</b></div>`;
   const density = columns.density[row], tags = density === 0 ? '<span class="tag">never active here</span>' : density > 0.1 ? '<span class="tag">dense</span>' : "";
   const noisy = noise(columns, row) ? `<p class="warning">No token stands out (excess kurtosis ${number(columns.kurtosis[row])}; of noise 0): read these as noise. What the feature does, it does through later blocks; <code>stages.inspect --steer</code> shows that.</p>` : "";
-  const logits = page.promoted.length ? `<p>what an activation of 1 adds directly, past the blocks behind it (before a soft cap of the logits), the final norm's scale left out</p>${noisy}
+  const logits = page.promoted.length ? `<p>what an activation of 1 adds directly, past the blocks behind it${overview.logit_softcap ? " (before the soft cap of the logits)" : ""}, the final norm's scale left out</p>${noisy}
     <h3>promotes</h3>${effects(page.promoted, page, false)}<h3>suppresses</h3>${effects(page.suppressed, page, true)}` :
     `<p>none: what it writes (${overview.hooks.map(escaped).join(", ")}) is not itself added to the residual stream, so it has no direct effect on the logits</p>`;
   view.innerHTML = `<div class="title"><h1>Feature ${escaped(name)}${tags}</h1><span class="step">${step(-1, "\u2190", "k")}${step(1, "\u2192", "j")}</span></div>

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.dictionaries.build import config_from_dict
 from pipeline.errors import DataError, ParamsError
 from pipeline.params.dictionary_formats import DICTIONARY_FORMATS
+from pipeline.uncached import made_here
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
@@ -82,7 +83,8 @@ def format_at(path: Path) -> DictionaryFormat:
         DataError: nothing is there, or nothing that any format recognises.
     """
     if not path.exists():
-        raise DataError(f"{path}: no dictionary directory here; {NEXT}")
+        never = "it was never trained here: run `dvc repro` (or `dvc exp run`) first, or give the path of one that is there"
+        raise DataError(f"{path}: no dictionary directory here; {NEXT if made_here(path) else never}")
     for name in DICTIONARY_FORMATS:
         if dictionary_format(name).recognises(path):
             return dictionary_format(name)
