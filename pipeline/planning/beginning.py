@@ -88,7 +88,7 @@ def begin_tokenize(params: Params) -> None:
         from pipeline.planning.text import sample_text
 
         before = beginning()
-        text = sample_text(params, run.sources.main)
+        text = sample_text(params, run.sources.main, no_further=True)
         refuse_by_text(run, text)
         run = run.with_text(text)
         if measures:
@@ -108,7 +108,7 @@ def _may_be_too_little(run: Run) -> bool:
     from pipeline.planning.text import file_bytes
 
     n_bytes = file_bytes(run.params.dataset)
-    if n_bytes is None:
+    if n_bytes is None or run.params.dataset.sources is not None:  # of several sources the order is tokenize's own
         return False
     asked, held_out = run.params.evaluation.tokens or 0, run.held_out_contexts * run.context_size
     return n_bytes < PLENTY_BYTES * run.stored_tokens or asked > held_out / 2

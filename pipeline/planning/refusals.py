@@ -100,7 +100,7 @@ def refuse_by_text(run: Run, text: TextSample) -> None:
     faults, wanted = [], run.stored_tokens
     held_out = sum(source.held_out for source in text.sources.values())
     most = text.tokens - held_out if text.whole else text.most
-    if wanted > most * room:
+    if wanted > most * room and all(source.stop is None for source in text.sources.values()):
         there = most if text.whole else text.there * (1.0 - dataset.eval_fraction) if text.there is not None else most
         faults.append(
             f"too little text: activations.total_tokens is {wanted:,}, and {counted} {there:,.0f} tokens to train on, beside "

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.corpus.chat import ChatTemplate
 from pipeline.corpus.document import Document, held_out
+from pipeline.corpus.mixture import of_source
 from pipeline.corpus.sources import DEMO, Corpus, corpora
 from pipeline.corpus.tokenization import BATCH_CHARACTERS, TokenizerInfo, tokenizer_info
 from pipeline.files import local_path
@@ -155,8 +156,14 @@ class TextSample:
         return [document for source in self.sources.values() for document in source.kept]
 
 
-def sample_text(params: Params, model: ModelSource, seconds: float = SECONDS) -> TextSample:
+def sample_text(params: Params, model: ModelSource, seconds: float = SECONDS, *, no_further: bool = False) -> TextSample:
     """Read and tokenize the text for about so many seconds of each source.
+
+    Args:
+        params: all parameters.
+        model: whose tokenizer is used.
+        seconds: of each source.
+        no_further: whether to stop where the tokenize stage will.
 
     Raises:
         DataError: text or tokenizer cannot be read.
@@ -171,7 +178,10 @@ def sample_text(params: Params, model: ModelSource, seconds: float = SECONDS) ->
     watch = Stopwatch()
     found = {}
     for name, corpus in corpora(params.dataset, params.demo.text_packages, chat).items():
-        found[name] = _Reading(params.dataset, parts[name], info, wanted).sample(corpus, seconds, watch.seconds())
+        with of_source(name):
+            found[name] = _Reading(params.dataset, parts[name], info, wanted, no_further).sample(
+                corpus, seconds, watch.seconds()
+            )
         watch = Stopwatch()
     return TextSample(found, info, took, grown)
 
@@ -183,10 +193,11 @@ class _Reading:
         dataset: the section; part: that of the source.
         info: the tokenizer.
         wanted: training tokens of the run.
+        no_further: whether to stop where there are enough.
     """
 
-    def __init__(self, dataset: DatasetParams, part: DatasetParams, info: TokenizerInfo, wanted: int) -> None:
-        self.dataset, self.part, self.info, self.wanted = dataset, part, info, wanted
+    def __init__(self, dataset: DatasetParams, part: DatasetParams, info: TokenizerInfo, wanted: int, no_further: bool) -> None:
+        self.dataset, self.part, self.info, self.wanted, self.no_further = dataset, part, info, wanted, no_further
         self.found = SourceSample()
 
     def sample(self, corpus: Corpus, seconds: float, before: float) -> SourceSample:
@@ -217,6 +228,8 @@ class _Reading:
 
     def _is_enough(self, spent: float, seconds: float) -> bool:
         """Whether to stop: there was time, and the rest would take too long."""
+        if self.no_further and self.found.stop is not None:
+            return True
         if spent < seconds:
             return False
         there, _ = self._estimated()
@@ -272,17 +285,17 @@ def _sum(values: Iterable[float | None]) -> float | None:
 
 def file_bytes(dataset: DatasetParams) -> int | None:
     """Bytes of a text that lies in files of text; None: some of it does not, or in other ones."""
-    total = 0
-    for part in dataset.each().values():
+    files: list[Path] = []
+    for source, part in dataset.each().items():
         name = part.dataset_name_or_path
         path = None if name == DEMO else local_path(name)
         if path is None:
             return None
-        for file in _files(path, part):
-            if file.suffix not in TEXT_FILES:
-                return None
-            total += file.stat().st_size
-    return total
+        with of_source(source):
+            files += _files(path, part)
+    if any(file.suffix not in TEXT_FILES for file in files):
+        return None
+    return sum(file.stat().st_size for file in files)
 
 
 def _files(path: Path, part: DatasetParams) -> Iterator[Path]:
