@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 TOKENS = "data/tokens.zarr"
 SLOW = 3e10  # operations in a second: a rough count of a run tells whether it is worth measuring
-PLENTY_BYTES = 12  # of text for each token: a token has fewer
 RESTS_ON_HELD_OUT = ("generate", "evaluate")  # the first that runs when documents are dealt, and the one that uses them
 LONG = 600.0  # seconds of a run from which on it is
 HOW_LONG = "about half a minute of the processors' time on a small model, longer under other work"
@@ -79,13 +78,14 @@ def begin_tokenize(params: Params) -> None:
     Raises:
         PipelineError: every fault that is known before the text is read.
     """
+    from pipeline.planning.text import is_counted_first, sample_text
+
     refuse(params, PARAMETERS, MACHINE)
     run, text = Run.of(params), None
     kept = recorded(run)
     measures = kept is None and rough_seconds(run) > LONG
-    if measures or _may_be_too_little(run):
+    if measures or is_counted_first(run):
         from pipeline.planning.measuring import beginning
-        from pipeline.planning.text import sample_text
 
         before = beginning()
         text = sample_text(params, run.sources.main, no_further=True)
@@ -101,17 +101,6 @@ def begin_tokenize(params: Params) -> None:
         _say("tokenize", line)
     if kept is None:
         _say("tokenize", MEASURE)
-
-
-def _may_be_too_little(run: Run) -> bool:
-    """Whether the size of a text in files leaves a doubt, so that it is to be counted."""
-    from pipeline.planning.text import file_bytes
-
-    n_bytes = file_bytes(run.params.dataset)
-    if n_bytes is None or run.params.dataset.sources is not None:  # of several sources the order is tokenize's own
-        return False
-    asked, held_out = run.params.evaluation.tokens or 0, run.held_out_contexts * run.context_size
-    return n_bytes < PLENTY_BYTES * run.stored_tokens or asked > held_out / 2
 
 
 def _measured(run: Run, text: TextSample, before: Beginning) -> Recorded | None:

@@ -145,12 +145,9 @@ class _Measurement:
         """All of them."""
         self.known |= {
             "tokenizer": self.text.tokenizer_seconds,
-            "tokenizer_memory": float(self.text.tokenizer_memory),
             "text": self.text.first,
         }
-        memory = resident()
         self.known["tracking"] = self._tracking()
-        self.known["tracking_memory"] = float(max(resident() - memory, 0))
         tokens = self._tokens()
         models = self._models()
         found = self._through(models, tokens)
@@ -187,14 +184,11 @@ class _Measurement:
 
     def _models(self) -> dict[str, LanguageModel]:
         """The language models, whole."""
-        memory = resident()
         self.known["load"], models = timed(
             lambda: {alias: load_stated(self.params.language_model(alias)) for alias in self.run.sources.models}
         )
-        from pipeline.planning.stages import BY_NAME, part_of_models
+        from pipeline.planning.stages import part_of_models
 
-        weights = BY_NAME["evaluate"].holds(self.run)[0].n_bytes
-        self.known["models_memory"] = float(max(resident() - memory - weights, 0))
         self.known["part"] = self.known["load"] * part_of_models(self.run)
         return models
 

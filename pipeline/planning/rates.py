@@ -55,8 +55,7 @@ class Rates:
         analyze: an analysed token, all members.
         neighbours: of all features.
         feature: a feature in the feature store and on the pages.
-        memory: bytes that a stage has before it works; models_memory: further ones of a stage that runs language models,
-            without their weights; tracking_memory: of one that tracks; tokenizer_memory: of one that loads the tokenizer.
+        memory: bytes that a stage has before it works.
     """
 
     start: float
@@ -80,9 +79,6 @@ class Rates:
     neighbours: float
     feature: float
     memory: float
-    models_memory: float
-    tracking_memory: float
-    tokenizer_memory: float
 
 
 class Recorded(NamedTuple):

@@ -357,7 +357,10 @@ def _live_seconds(run: Run, rates: Rates, tokens: float) -> float:
 
 def _seconds_tokenize(run: Run, rates: Rates) -> float:
     tokens = run.context_size * (run.train_contexts + run.held_out_contexts)
-    return rates.start + rates.models + rates.tokenizer + rates.text + tokens * rates.tokenize
+    from pipeline.planning.text import is_counted_first
+
+    times = 2 if is_counted_first(run) else 1
+    return rates.start + rates.models + times * (rates.tokenizer + rates.text + tokens * rates.tokenize)
 
 
 def _seconds_generate(run: Run, rates: Rates) -> float:
@@ -444,7 +447,7 @@ STAGES = (
     ),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
-# Bytes of a process with torch and transformers, of what transformers imports to run a model, and of MLflow, if not measured;
+# Bytes of a process with torch and transformers, if not measured; of what transformers imports to run a model, and of MLflow;
 # of a tokenizer for each entry, from files of its own and from a GGUF file, whose merges are read in Python.
 BEFORE, MODELS, TRACKING = 310_000_000, 200_000_000, 130_000_000
 ENTRY, GGUF_ENTRY = 1_500, 4_000
@@ -453,19 +456,15 @@ ENTRY, GGUF_ENTRY = 1_500, 4_000
 def peak_bytes(run: Run, stage: Stage, rates: Rates | None = None) -> int:
     """About what a stage takes at its peak: libraries, what it holds, and batches with their temporaries."""
     main = run.sources.main
-    before, models, tracking = BEFORE, MODELS, TRACKING
-    tokenizer = main.vocab_size * (ENTRY if main.gguf is None else GGUF_ENTRY)
-    if rates is not None:
-        before, models, tracking = int(rates.memory), int(rates.models_memory), int(rates.tracking_memory)
-        tokenizer = int(rates.tokenizer_memory)
-    before += tokenizer if stage.tokenizer else 0
+    before = BEFORE if rates is None else int(rates.memory)
+    before += main.vocab_size * (ENTRY if main.gguf is None else GGUF_ENTRY) if stage.tokenizer else 0
     runs = (stage.models and not (stage.name == "generate" and run.params.activations.path is not None)) or (
         run.live and stage.name != "tokenize"
     )
-    before += models if runs else 0
+    before += MODELS if runs else 0
     batches = TEMPORARIES * sum(need.n_bytes for need in stage.works_on(run))
     tracks = stage.tracks and run.params.tracking.enabled
-    return before + stage.beside + (tracking if tracks else 0) + sum(need.n_bytes for need in stage.holds(run)) + batches
+    return before + stage.beside + (TRACKING if tracks else 0) + sum(need.n_bytes for need in stage.holds(run)) + batches
 
 
 def stage_seconds(run: Run, rates: Rates) -> dict[str, float]:

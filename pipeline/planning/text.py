@@ -20,15 +20,17 @@ from pipeline.corpus.mixture import of_source
 from pipeline.corpus.sources import DEMO, Corpus, corpora
 from pipeline.corpus.tokenization import BATCH_CHARACTERS, TokenizerInfo, tokenizer_info
 from pipeline.files import local_path
-from pipeline.planning.timing import Stopwatch, resident
+from pipeline.planning.timing import Stopwatch
 
 if TYPE_CHECKING:
     from pipeline.lm.source import ModelSource
     from pipeline.params.schema import DatasetParams, Params
+    from pipeline.planning.run import Run
 
 SECONDS = 2.0  # of tokenizing, of each source
 FURTHER = 4.0  # times that, in which a text is read to its end that can be
 GENEROUS_BYTES, GENEROUS_ROWS = 2.0, 4.0  # times the estimate by sizes of files, or by rows: more tokens the text has hardly
+PLENTY_BYTES = 12  # of text for each token: a token has fewer
 TEXT_FILES = (".txt", ".md", ".jsonl", ".json")
 DEVIATIONS = 2.0  # standard deviations of what is held out
 AT_ONCE = 64  # documents
@@ -89,13 +91,12 @@ class TextSample:
     Attributes:
         sources: by name; "" is the one data set.
         info: the tokenizer.
-        tokenizer_seconds, tokenizer_memory: what loading it took.
+        tokenizer_seconds: of loading it.
     """
 
     sources: dict[str, SourceSample]
     info: TokenizerInfo
     tokenizer_seconds: float
-    tokenizer_memory: int
 
     @property
     def there(self) -> float | None:
@@ -168,10 +169,10 @@ def sample_text(params: Params, model: ModelSource, seconds: float = SECONDS, *,
     Raises:
         DataError: text or tokenizer cannot be read.
     """
-    watch, memory = Stopwatch(), resident()
+    watch = Stopwatch()
     loaded = model.load_tokenizer()
     info = tokenizer_info(loaded, model.name, model.vocab_size)
-    took, grown = watch.seconds(), max(resident() - memory, 0)
+    took = watch.seconds()
     parts = params.dataset.each()
     chat = ChatTemplate(loaded, model.name) if any(part.messages_field is not None for part in parts.values()) else None
     wanted = params.activations.total_tokens
@@ -183,7 +184,7 @@ def sample_text(params: Params, model: ModelSource, seconds: float = SECONDS, *,
                 corpus, seconds, watch.seconds()
             )
         watch = Stopwatch()
-    return TextSample(found, info, took, grown)
+    return TextSample(found, info, took)
 
 
 class _Reading:
@@ -281,6 +282,15 @@ def _sum(values: Iterable[float | None]) -> float | None:
     """Their sum; None where one is."""
     found = list(values)
     return None if None in found else sum(each for each in found if each is not None)
+
+
+def is_counted_first(run: Run) -> bool:
+    """Whether tokenize counts the text before it begins: where the size of one in files leaves a doubt that it is enough."""
+    n_bytes = file_bytes(run.params.dataset)
+    if n_bytes is None or run.params.dataset.sources is not None:  # of several sources the order is tokenize's own
+        return False
+    asked, held_out = run.params.evaluation.tokens or 0, run.held_out_contexts * run.context_size
+    return n_bytes < PLENTY_BYTES * run.stored_tokens or asked > held_out / 2
 
 
 def file_bytes(dataset: DatasetParams) -> int | None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 SECONDS = 1.5  # of each kind of work
+WARM = 8.0  # times that: work of which a unit takes so long is not done twice
 
 
 def n_processors() -> int:
@@ -71,13 +72,13 @@ def slope(work: Callable[[int], Any], most: int, seconds: float = SECONDS) -> tu
     """(seconds for each unit, seconds beside) of work on n units.
 
     Args:
-        work: is called with n, at most three times.
+        work: is called with n, at most three times, the first time in vain.
         most: of n.
         seconds: for which it should work, about.
     """
     once, _ = timed(lambda: work(1))
-    if once < seconds / 4:
-        once, _ = timed(lambda: work(1))  # without what is made at the first call alone
+    if once < WARM * seconds:
+        once = min(once, timed(lambda: work(1))[0])  # without what is made at the first call alone
     n = max(1, min(most, int(seconds / max(once, 1e-6))))
     if n < 2:
         return once, 0.0

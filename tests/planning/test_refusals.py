@@ -203,7 +203,7 @@ COUNTED = "held-out tokens"  # the text is counted before it is tokenized, where
 
 
 def test_what_was_not_counted_is_refused_when_it_is_tokenized(fresh: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.planning.beginning._may_be_too_little", lambda run: False)
+    monkeypatch.setattr("pipeline.planning.text.is_counted_first", lambda run: False)
     (row,) = [row for row in ROWS if row.check == COUNTED]
     (line,) = refused(fresh, row, monkeypatch, "tokenize_corpus")
     says(line, *row.parts)
