@@ -59,7 +59,6 @@ def estimate(params: Path) -> dict[str, tuple[float, int]]:
         return time.process_time() - self._processor
 
     Stopwatch.seconds = seconds  # type: ignore[method-assign]
-    measuring.since_the_process_began = time.process_time
     before = measuring.beginning()
     loaded = load_params(params)
     run = Run.of(loaded)

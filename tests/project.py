@@ -52,6 +52,7 @@ class Outcome:
     exit_code: int
     stderr: str
     exception: BaseException | None
+    stdout: str = ""
 
 
 @dataclass
@@ -77,7 +78,7 @@ class Project:
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(threads)
         bug = None if isinstance(result.exception, SystemExit) else result.exception
-        return Outcome(result.exit_code, result.stderr, bug)
+        return Outcome(result.exit_code, result.stderr, bug, result.stdout)
 
     def run_all(self, until: str = "analyze") -> Project:
         """Run the stages in order up to `until`; each must succeed."""

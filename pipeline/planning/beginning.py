@@ -1,4 +1,4 @@
-"""What a stage says at its start: what it will do, in what time and memory; what cannot end well is refused."""
+"""What a stage says at its start: what it will do, in about what time and memory; what cannot end well is refused."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import click
 
 from pipeline.errors import PipelineError
 from pipeline.params.rules.said import said_of_training
-from pipeline.planning.rates import Rates, record, recorded
-from pipeline.planning.refusals import MACHINE, PARAMETERS, refuse, refuse_by_tokens
-from pipeline.planning.report import needs_lines, short_lines, stage_lines
+from pipeline.planning.rates import Recorded, record, recorded
+from pipeline.planning.refusals import MACHINE, PARAMETERS, refuse, refuse_by_text, refuse_by_tokens
+from pipeline.planning.report import held_out_line, needs_lines, short_lines, stage_lines
 from pipeline.planning.run import Run
 from pipeline.planning.stages import BY_NAME, peak_bytes
 from pipeline.planning.weights import n_parameters
@@ -19,10 +19,14 @@ from pipeline.planning.words import bytes_in_words, seconds_in_words
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Params
+    from pipeline.planning.measuring import Beginning
+    from pipeline.planning.text import TextSample
 
 TOKENS = "data/tokens.zarr"
-SLOW = 3e10  # operations in a second: a rough count of a run tells whether it is worth ten seconds to measure
+SLOW = 3e10  # operations in a second: a rough count of a run tells whether it is worth measuring
+RESTS_ON_HELD_OUT = ("generate", "evaluate")  # the first that runs when documents are dealt, and the one that uses them
 LONG = 600.0  # seconds of a run from which on it is
+HOW_LONG = "about half a minute of the processors' time on a small model, longer under other work"
 MEASURE = "`python -m stages.plan` measures how long"
 
 
@@ -40,19 +44,22 @@ def begin(stage: str, params: Params, tokens: str | Path = TOKENS) -> None:
     refuse_by_tokens(params, tokens)
     try:
         run = Run.of(params, tokens)
-        line = beginning_line(run, stage, recorded(params))
+        line = beginning_line(run, stage, recorded(run))
     except PipelineError:  # the stage itself says what is wrong, if it needs what is missing
         return
     _say(stage, line)
+    if stage in RESTS_ON_HELD_OUT and (few := held_out_line(run)) is not None:
+        _say(stage, few)
 
 
-def beginning_line(run: Run, stage: str, rates: Rates | None) -> str:
-    """`<what it does>; about <how long>, at most about <memory>`."""
-    declared = BY_NAME[stage]
+def beginning_line(run: Run, stage: str, kept: Recorded | None) -> str:
+    """`<what it does>; about <how long> (<assumed>), about <memory>`."""
+    declared, rates = BY_NAME[stage], None if kept is None else kept.rates
     took = "the progress lines tell how long"
-    if rates is not None:
-        took = f"about {seconds_in_words(declared.seconds(run, rates))}"
-    return f"{declared.does(run)}; {took}, at most about {bytes_in_words(peak_bytes(run, declared, rates))} of memory"
+    if kept is not None:
+        assumed = "with nothing else at work" if kept.exact else "by another dictionary, with nothing else at work"
+        took = f"about {seconds_in_words(declared.seconds(run, kept.rates))} ({assumed})"
+    return f"{declared.does(run)}; {took}, about {bytes_in_words(peak_bytes(run, declared, rates))} of memory"
 
 
 def begin_training(params: Params) -> None:
@@ -64,36 +71,50 @@ def begin_training(params: Params) -> None:
 
 
 def begin_tokenize(params: Params) -> None:
-    """Refuse what cannot end well, and say what the whole run needs; rates are measured where it looks long and none are kept.
+    """Refuse what cannot end well, too little text too; say what the whole run needs.
+
+    Rates are measured where it looks long and none are kept.
 
     Raises:
         PipelineError: every fault that is known before the text is read.
     """
+    from pipeline.planning.text import is_counted_first, sample_text
+
     refuse(params, PARAMETERS, MACHINE)
-    run = Run.of(params)
-    rates = recorded(params)
-    if rates is None and rough_seconds(run) > LONG:
-        rates = _measured(run)
-    for line in (*needs_lines(run, None), *stage_lines(run, rates), *short_lines(run, None)):
+    run, text = Run.of(params), None
+    kept = recorded(run)
+    measures = kept is None and rough_seconds(run) > LONG
+    if measures or is_counted_first(run):
+        from pipeline.planning.measuring import beginning
+
+        before = beginning()
+        text = sample_text(params, run.sources.main, no_further=True)
+        refuse_by_text(run, text)
+        run = run.with_text(text)
+        if measures:
+            kept = _measured(run, text, before)
+    for line in (
+        *needs_lines(run, text),
+        *stage_lines(run, None if kept is None else kept.rates),
+        *short_lines(run, text),
+    ):
         _say("tokenize", line)
-    if rates is None:
+    if kept is None:
         _say("tokenize", MEASURE)
 
 
-def _measured(run: Run) -> Rates | None:
+def _measured(run: Run, text: TextSample, before: Beginning) -> Recorded | None:
     """Rates, measured and kept; None where that fails, which is no reason to stop."""
-    from pipeline.planning.measuring import beginning, measure
-    from pipeline.planning.text import sample_text
+    from pipeline.planning.measuring import measure
 
-    _say("tokenize", "this run is long: measuring for about ten seconds how long")
+    _say("tokenize", f"this run is long: measuring how long, {HOW_LONG}")
     try:
-        before = beginning()
-        rates = measure(run, sample_text(run.params, run.sources.main, seconds=1.0), before)
+        rates = measure(run, text, before)
     except PipelineError as error:
         _say("tokenize", f"not measured ({error.faults[0]})")
         return None
-    record(run.params, rates)
-    return rates
+    record(run, rates)
+    return Recorded(rates, True)
 
 
 def rough_seconds(run: Run) -> float:

@@ -1,8 +1,9 @@
-"""Rates of this machine, from about ten seconds of the run's own work in a folder that goes again.
+"""Rates of this machine, from some of the run's own work in a folder that goes again.
 
 The language model runs over a few contexts, up to its deepest hook point and, spliced, to its end. All that does not run it is
 measured on a small store of what was found there, repeated with noise: the store is written, norms, first weights, steps and
-the fold are made of it, as the stages make them, at the sizes of the run's own batches and dictionaries.
+the fold are made of it, as the stages make them, at the sizes of the run's own batches and dictionaries. A part that can be cut
+works for about SECONDS; loading a model, and one batch of everything, take what they take.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,7 +32,7 @@ from pipeline.params.choices import STORE
 from pipeline.params.schema import Params
 from pipeline.planning.rates import Rates
 from pipeline.planning.run import Run
-from pipeline.planning.timing import SECONDS, Stopwatch, resident, silent, since_the_process_began, slope, timed
+from pipeline.planning.timing import SECONDS, Stopwatch, resident, silent, slope, timed
 from pipeline.seeding import generator
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Beginning(NamedTuple):
     """What there is before anything is done.
 
     Attributes:
-        seconds: since the process was started, with torch; models: of importing what runs language models.
+        seconds: of the processor since the process was started, with torch; models: of importing what runs language models.
         memory: bytes that the process has.
     """
 
@@ -69,7 +71,7 @@ def beginning() -> Beginning:
         import zarr  # noqa: F401
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
-    seconds = since_the_process_began()
+    seconds = time.process_time()
     return Beginning(seconds, timed(imported)[0], resident())
 
 
@@ -141,10 +143,11 @@ class _Measurement:
 
     def rates(self) -> Rates:
         """All of them."""
-        self.known |= {"text": self.text.first, "tokenize": self.text.per_token}
-        memory = resident()
+        self.known |= {
+            "tokenizer": self.text.tokenizer_seconds,
+            "text": self.text.first,
+        }
         self.known["tracking"] = self._tracking()
-        self.known["tracking_memory"] = float(max(resident() - memory, 0))
         tokens = self._tokens()
         models = self._models()
         found = self._through(models, tokens)
@@ -173,19 +176,19 @@ class _Measurement:
         settings = dataclasses.replace(settings_of(self.params), total_tokens=wanted, eval_fraction=0.2)
         place = self.folder / "tokens.zarr"
         with silent():
-            tokenize_corpus(_repeated(self.text.documents), self.text.info, settings, place)
-        return open_tokens(place)
+            seconds, _ = timed(lambda: tokenize_corpus(_repeated(self.text.documents), self.text.info, settings, place))
+        store = open_tokens(place)
+        written = store.context_size * (store.train.n_contexts + store.eval.n_contexts)
+        self.known["tokenize"] = seconds / written + self.text.per_token
+        return store
 
     def _models(self) -> dict[str, LanguageModel]:
         """The language models, whole."""
-        memory = resident()
         self.known["load"], models = timed(
             lambda: {alias: load_stated(self.params.language_model(alias)) for alias in self.run.sources.models}
         )
-        from pipeline.planning.stages import BY_NAME, part_of_models
+        from pipeline.planning.stages import part_of_models
 
-        weights = BY_NAME["evaluate"].holds(self.run)[0].n_bytes
-        self.known["models_memory"] = float(max(resident() - memory - weights, 0))
         self.known["part"] = self.known["load"] * part_of_models(self.run)
         return models
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.planning.rates import record, recorded
-from pipeline.planning.refusals import MACHINE, PARAMETERS, refuse
-from pipeline.planning.report import needs_lines, short_lines, stage_lines
+from pipeline.planning.beginning import HOW_LONG
+from pipeline.planning.rates import Recorded, record, recorded
+from pipeline.planning.refusals import MACHINE, PARAMETERS, refuse, refuse_by_text
+from pipeline.planning.report import needs_lines, short_lines, slowed_line, stage_lines
 from pipeline.planning.run import Run
+from pipeline.planning.timing import Stopwatch
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Params
@@ -32,20 +34,31 @@ def plan(params: Params, tokens: str | Path, *, measure: bool = True, say: Calla
 
         before = beginning()
     refuse(params, PARAMETERS, MACHINE, tokens=tokens)
-    run = Run.of(params)
-    text, rates = None, recorded(params)
+    from pipeline.planning.text import sample_text
+
+    run = Run.of(params, tokens)
+    say("counting the text, a few seconds")
+    text = sample_text(params, run.sources.main)
+    if run.counts is None:
+        refuse_by_text(run, text)
+        run = run.with_text(text)
+    kept, slowed = recorded(run), 1.0
     if measure:
         from pipeline.planning.measuring import measure as measured
-        from pipeline.planning.text import sample_text
 
-        say("reading some of the text")
-        text = sample_text(params, run.sources.main)
-        say("measuring, about ten seconds")
-        rates = measured(run, text, before)
-        record(params, rates)
+        say(f"measuring, {HOW_LONG}")
+        watch = Stopwatch()
+        kept = Recorded(measured(run, text, before), True)
+        slowed = watch.wall() / max(watch.seconds(), 1e-6)
+        record(run, kept.rates)
+    rates = None if kept is None else kept.rates
     yield from needs_lines(run, text)
     yield ""
     yield from stage_lines(run, rates)
+    if (line := slowed_line(slowed)) is not None:
+        yield line
+    if kept is not None and not kept.exact:
+        yield "times by what was measured of another dictionary on this model: `python -m stages.plan` measures this one"
     if rates is None:
         yield "no time was measured: run `python -m stages.plan`"
     found = list(short_lines(run, text))

@@ -1,6 +1,8 @@
 """What this machine needs for one of each thing that a run does much of; kept in data/rates.json for the stages to tell.
 
-The file is no output of the pipeline: git and DVC know nothing of it, and no result depends on it.
+The file is no output of the pipeline: git and DVC know nothing of it, and no result depends on it. It lies in the user's
+checkout, where queued and temporary experiments find it too. What was measured of another dictionary on the same language model
+serves as well: what depends on the dictionary is taken in proportion to the weights.
 """
 
 from __future__ import annotations
@@ -9,18 +11,21 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import DataError
 from pipeline.files import fingerprint, is_number, read_object, root, write_json
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Params
+    from pipeline.planning.run import Run
 
 FILE = Path("data") / "rates.json"
 KEPT = 8  # measurements of other parameters that the file keeps beside the last one
-# What rates depend on: not on how much there is of anything.
-SECTIONS = ("model", "models", "dictionary", "sweep")
+# What rates depend on: not on how much there is of anything. First what those of another dictionary share.
+MODEL_SECTIONS = ("model", "models")
+SECTIONS = (*MODEL_SECTIONS, "dictionary", "sweep")
+OF_WEIGHTS = ("initialize", "fold", "neighbours")  # grow with the weights; `step` with those of a batch
 KEYS = {
     "activations": ("context_size", "model_batch_size", "target", "batch_size", "hook_points", "storage_dtype"),
     "trainer": ("amp_dtype", "gradient_accumulation_steps", "optimizer", "auxk_coefficient", "matryoshka_widths", "model_loss"),
@@ -31,13 +36,14 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds on this machine.
+    """Seconds on this machine, with the processors to itself.
 
     Attributes:
         start: of a stage until it works: Python and its libraries; models: of the libraries that run language models.
         tracking: of a stage that tracks, beside that; 0 where tracking is off.
+        tokenizer: of loading the tokenizer.
         text: until the first document is there.
-        tokenize: a token of text.
+        tokenize: a token of text, read, tokenized, packed and written.
         load: of the whole language model (of all of them), part: up to the deepest hook point.
         model: a token through the language models up to their deepest hook points.
         write: a token into the store.
@@ -49,13 +55,13 @@ class Rates:
         analyze: an analysed token, all members.
         neighbours: of all features.
         feature: a feature in the feature store and on the pages.
-        memory: bytes that a stage has before it works; models_memory: further ones of a stage that runs language models,
-            without their weights; tracking_memory: of one that tracks.
+        memory: bytes that a stage has before it works.
     """
 
     start: float
     models: float
     tracking: float
+    tokenizer: float
     text: float
     tokenize: float
     load: float
@@ -73,8 +79,18 @@ class Rates:
     neighbours: float
     feature: float
     memory: float
-    models_memory: float
-    tracking_memory: float
+
+
+class Recorded(NamedTuple):
+    """Rates that are kept.
+
+    Attributes:
+        rates: of these parameters.
+        exact: whether these were measured; else another dictionary was, on the same language model.
+    """
+
+    rates: Rates
+    exact: bool
 
 
 def key_of(params: Params) -> str:
@@ -82,34 +98,70 @@ def key_of(params: Params) -> str:
     plain = params.to_dict()
     about: dict[str, Any] = {section: plain[section] for section in SECTIONS}
     about |= {section: {key: plain[section][key] for key in keys} for section, keys in KEYS.items()}
-    about["machine"] = [os.cpu_count(), os.environ.get("OMP_NUM_THREADS")]
-    return fingerprint(about)
+    return fingerprint(about | _machine())
 
 
-def record(params: Params, rates: Rates) -> None:
+def _model_key(params: Params) -> str:
+    """What rates of other dictionaries are found by: the language models, the contexts and the machine."""
+    plain = params.to_dict()
+    about = {section: plain[section] for section in MODEL_SECTIONS}
+    return fingerprint(about | {"context_size": params.activations.context_size} | _machine())
+
+
+def _machine() -> dict[str, Any]:
+    return {"machine": [os.cpu_count(), os.environ.get("OMP_NUM_THREADS")]}
+
+
+def record(run: Run, rates: Rates) -> None:
     """Keep what was measured, beside a few measurements of other parameters."""
-    path = root() / FILE
-    before = _read(path)
-    before.pop(key_of(params), None)
-    kept = dict(list(before.items())[-KEPT:])
-    write_json(
-        path, {"measured": [[key, value] for key, value in kept.items()] + [[key_of(params), dataclasses.asdict(rates)]]}
-    )
+    path, key = root() / FILE, key_of(run.params)
+    kept = [entry for entry in _read(path) if entry["key"] != key][-KEPT:]
+    own = {
+        "key": key,
+        "model": _model_key(run.params),
+        "weights": run.weight_bytes,
+        "batch": run.params.activations.tokens_per_batch,
+        "rates": dataclasses.asdict(rates),
+    }
+    write_json(path, {"measured": [*kept, own]})
 
 
-def recorded(params: Params) -> Rates | None:
-    """What was measured of these parameters on such a machine; None: nothing."""
-    found = _read(root() / FILE).get(key_of(params))
-    names = {field.name for field in dataclasses.fields(Rates)}
-    if not isinstance(found, dict) or set(found) != names or not all(is_number(value) for value in found.values()):
-        return None
-    return Rates(**found)
+def recorded(run: Run) -> Recorded | None:
+    """What was measured of these parameters on such a machine, else last of another dictionary on this language model, in
+    proportion to the weights; None: neither.
+    """
+    entries = _read(root() / FILE)
+    key, model = key_of(run.params), _model_key(run.params)
+    for entry in entries:
+        if entry["key"] == key:
+            return Recorded(Rates(**entry["rates"]), True)
+    for entry in reversed(entries):
+        if entry["model"] == model:
+            wider = run.weight_bytes / entry["weights"]
+            scaled = {name: entry["rates"][name] * wider for name in OF_WEIGHTS}
+            scaled["step"] = entry["rates"]["step"] * wider * run.params.activations.tokens_per_batch / entry["batch"]
+            return Recorded(Rates(**entry["rates"] | scaled), False)
+    return None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """{key: rates}, the oldest first; nothing of a file that is not there or damaged."""
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The entries, the oldest first; nothing of a file that is not there, damaged, or of other rates."""
     try:
         entries = read_object(path, "measured rates").get("measured")
-        return {str(key): value for key, value in entries} if isinstance(entries, list) else {}
-    except (DataError, TypeError, ValueError):
-        return {}
+    except DataError:
+        return []
+    return [entry for entry in entries if _is_entry(entry)] if isinstance(entries, list) else []
+
+
+def _is_entry(entry: Any) -> bool:
+    names = {field.name for field in dataclasses.fields(Rates)}
+    if not isinstance(entry, dict) or set(entry) != {"key", "model", "weights", "batch", "rates"}:
+        return False
+    rates = entry["rates"]
+    return (
+        all(isinstance(entry[key], str) for key in ("key", "model"))
+        and all(is_number(entry[key]) and entry[key] > 0 for key in ("weights", "batch"))
+        and isinstance(rates, dict)
+        and set(rates) == names
+        and all(is_number(value) for value in rates.values())
+    )

@@ -10,10 +10,12 @@ import yaml
 from pipeline.errors import ParamsError
 from pipeline.lm.loading import model_widths
 from pipeline.params.lm_saes.overlay import settings_overlay
+from pipeline.params.loader import load_params
 from pipeline.params.preset_flags import text_over
-from pipeline.params.presets import overlay, preset_names, read_preset
+from pipeline.params.presets import laid_over, overlay, preset_names, read_preset
 from pipeline.params.reading import Yaml12Loader, read_mapping
 from pipeline.params.recipes import Target, note_on, recipe_on
+from pipeline.params.schema import Params
 
 
 def preset_text(
@@ -60,6 +62,20 @@ def preset_text(
     for said in overrides:
         values = overlay(values, _nested(said))
     return text_over(values, params, source, as_yaml), [f"note: {note}" for note in notes]
+
+
+def params_with(path: str, overrides: Sequence[str]) -> Params:
+    """The parameters of a file with `key=value` laid over it.
+
+    Raises:
+        ParamsError: faults of them, each beginning with its key.
+    """
+    if not overrides:
+        return load_params(path)
+    values: dict[str, Any] = {}
+    for said in overrides:
+        values = overlay(values, _nested(said))
+    return laid_over(values, path, " ".join(f"-S {said}" for said in overrides))
 
 
 def _nested(said: str) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """What a later stage would refuse and an earlier one can know; docs/refusals.md has every refusal and where it is made.
 
-Three times something becomes known:
+Four times something becomes known:
 
     parameters   with the parameter file and the configurations of models: stages inputs (which every `dvc repro` runs) and
                  tokenize, before the text is read
     machine      disk, memory, devices, tokenizers of further models: stage tokenize, before the text is read
+    text         what the text holds, where it was counted, or has surely too little by the size of its files: stages.plan, and
+                 tokenize where the size leaves a doubt
     tokens       how many contexts the text gives: at the end of tokenize, and at the beginning of each stage that is long,
                  since a changed parameter need not run tokenize again
 
@@ -15,6 +17,7 @@ told at once, one line each.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,6 +33,7 @@ from pipeline.planning.sources import sources_of
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Params
+    from pipeline.planning.text import TextSample
 
 PARAMETERS, MACHINE, TOKENS = "parameters", "machine", "tokens"
 DICTIONARY = "${dictionary.name}"  # in dvc.yaml
@@ -75,6 +79,48 @@ def refuse(params: Params, *known: str, tokens: str | Path = "data/tokens.zarr")
                 faults += _faults(functools.partial(check.check, found[0], Path(tokens)))
     if faults:
         raise DataError(list(dict.fromkeys(faults)))
+
+
+def refuse_by_text(run: Run, text: TextSample) -> None:
+    """Refuse what the text surely has too little for, to train on or to evaluate.
+
+    Args:
+        run: what is planned.
+        text: what is known of its text.
+
+    Raises:
+        DataError: every fault, a line each.
+    """
+    if text.most is None:
+        return
+    acts, dataset = run.params.activations, run.params.dataset
+    # A context has one token that is of no document where it starts with BOS.
+    room = run.context_size / max(run.context_size - 1, 1)
+    counted = "it holds" if text.whole else "by the size of its files it holds about"
+    faults, wanted = [], run.stored_tokens
+    held_out = sum(source.held_out for source in text.sources.values())
+    most = text.tokens - held_out if text.whole else text.most
+    if wanted > most * room and all(source.stop is None for source in text.sources.values()):
+        there = most if text.whole else text.there * (1.0 - dataset.eval_fraction) if text.there is not None else most
+        faults.append(
+            f"too little text: activations.total_tokens is {wanted:,}, and {counted} {there:,.0f} tokens to train on, beside "
+            "those that are held out; lower activations.total_tokens or give more text"
+        )
+    evaluated = run.params.evaluation.tokens
+    if evaluated is not None:
+        found = text.held_out_of(acts.total_tokens, dataset.eval_fraction)
+        there = found.tokens * room
+        if found.deviation == 0.0 and math.ceil(evaluated / run.context_size) * run.context_size > there:
+            faults.append(
+                f"evaluation.tokens asks for {evaluated:,} held-out tokens, and the text gives {found.tokens:,.0f} in "
+                f"{_documents(found.documents)}; ask for fewer, or raise dataset.eval_fraction"
+            )
+    if faults:
+        raise DataError(faults)
+
+
+def _documents(n: float) -> str:
+    return f"{n:,.0f} document{'' if round(n) == 1 else 's'}"
 
 
 def refuse_by_tokens(params: Params, tokens: str | Path) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 LEAST_HELD_OUT = 10_000  # evaluated tokens below which intervals are wide
 LEAST_CALIBRATION = 10_000  # tokens for an L0 within 1 %
 MANY_EPOCHS = 10
+SLOWED = 1.3  # by others, from which on it is said
+FEW_DOCUMENTS = 50  # held out, on which every interval rests
 
 
 def needs_lines(run: Run, text: TextSample | None) -> Iterator[str]:
@@ -24,11 +26,10 @@ def needs_lines(run: Run, text: TextSample | None) -> Iterator[str]:
     acts = run.params.activations
     if text is not None:
         yield f"text        {_text_there(text)}"
-    about = "" if run.counts is not None else "about "
     wanted = run.context_size * (run.train_contexts + run.held_out_contexts)
     yield (
         f"tokens      {number(wanted)} are read: {number(run.stored_tokens)} of them to train on (activations.total_tokens), "
-        f"{about}{number(run.held_out_contexts * run.context_size)} held out"
+        f"{_held_out(run)}"
     )
     yield (
         f"training    {run.params.total_steps:,} steps of {acts.tokens_per_batch:,} tokens = {number(run.trained_tokens)} "
@@ -44,6 +45,43 @@ def needs_lines(run: Run, text: TextSample | None) -> Iterator[str]:
     yield (
         f"disk        tokens {bytes_in_words(token_store_bytes(run))}, activations {store}, dictionaries and checkpoints "
         f"{bytes_in_words(dictionary_bytes(run))}"
+    )
+
+
+def _held_out(run: Run) -> str:
+    """`about 13,824 held out, 9,000 to 19,000, in about 20 documents`."""
+    found = run.held_out
+    if run.counts is not None:
+        return f"{number(run.held_out_contexts * run.context_size)} held out, in {_documents(run.counts.held_out_documents)}"
+    if found is None:
+        return f"about {number(run.held_out_contexts * run.context_size)} held out"
+    if found.deviation == 0.0:
+        return f"{number(found.tokens)} held out, in {_documents(found.documents)}"
+    least, most = max(found.tokens - found.deviation, 0.0), found.tokens + found.deviation
+    return (
+        f"about {number(found.tokens)} held out, {_round(least)} to {_round(most)} as documents fall, in about "
+        f"{_documents(found.documents)}"
+    )
+
+
+def _round(value: float) -> str:
+    """To two digits."""
+    return number(float(f"{value:.2g}"))
+
+
+def _documents(n: float) -> str:
+    return f"{number(n)} document{'' if round(n) == 1 else 's'}"
+
+
+def held_out_line(run: Run) -> str | None:
+    """What is said of few held-out documents; None where they are many, or not known."""
+    known = run.held_out if run.counts is None else None
+    n = run.counts.held_out_documents if run.counts is not None else None if known is None else known.documents
+    if n is None or n >= FEW_DOCUMENTS:
+        return None
+    return (
+        f"dataset.eval_fraction: {'' if known is None or known.deviation == 0.0 else 'about '}{_documents(n)} held out, and "
+        f"intervals are over documents: of fewer than {FEW_DOCUMENTS} they are wide and uncertain; raise it, or give more text"
     )
 
 
@@ -65,7 +103,22 @@ def stage_lines(run: Run, rates: Rates | None) -> Iterator[str]:
         took = "" if seconds is None else f"{seconds_in_words(seconds):>12}"
         yield f"{stage.name:<11}{took}  {bytes_in_words(peak_bytes(run, stage, rates)):>7}  {stage.does(run)}"
     if rates is not None:
-        yield f"{'all':<11}{seconds_in_words(total):>12}  {'':>7}  without DVC's own time, a few seconds a stage"
+        yield (
+            f"{'all':<11}{seconds_in_words(total):>12}  {'':>7}  on this machine with nothing else at work; without DVC's own "
+            "time, a few seconds a stage"
+        )
+
+
+def slowed_line(slowed: float) -> str | None:
+    """What other programs do to these times now; None: little.
+
+    Args:
+        slowed: the clock's seconds of the measurement over those with the processors to itself.
+    """
+    if slowed < SLOWED:
+        return None
+    said = f"other programs were at work while this was measured, and made it {slowed:.1f} times as long"
+    return f"{'now':<11}{'':>12}  {'':>7}  {said}"
 
 
 def short_lines(run: Run, text: TextSample | None) -> Iterator[str]:
@@ -90,6 +143,8 @@ def short_lines(run: Run, text: TextSample | None) -> Iterator[str]:
             f"evaluation.tokens, dataset.eval_fraction: {number(run.evaluated_tokens)} held-out tokens give wide intervals; "
             f"{number(LEAST_HELD_OUT)} or more are better"
         )
+    if (few := held_out_line(run)) is not None:
+        yield few
     calibrated = [own for own in params.members.values() if own.dictionary.is_topk_family and "batch" in own.dictionary.act_fn]
     if calibrated and params.fold.calibration_tokens < LEAST_CALIBRATION:
         yield (

@@ -6,6 +6,7 @@ is held out with probability dataset.eval_fraction.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,23 +15,29 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline.params.choices import LIVE
 from pipeline.planning.rows import PlannedRows, planned_rows
 from pipeline.planning.sources import Sources, sources_of
+from pipeline.planning.stored import is_stored
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.dictionaries.base import Dictionary
     from pipeline.params.schema import Params
+    from pipeline.planning.text import HeldOut, TextSample
+
+
+MOST_CONTEXTS = 1.5  # times as few as can hold the tokens: short documents end often, and their ends are no training tokens
 
 
 class Counts(NamedTuple):
-    """Contexts of a token store that is there."""
+    """Contexts of a token store that is there, and the documents of its held-out ones."""
 
     train: int
     held_out: int
+    held_out_documents: int
 
 
-def counted(tokens: str | Path) -> Counts | None:
-    """The contexts of a token store; None: there is none that can be read."""
+def counted(params: Params, tokens: str | Path) -> Counts | None:
+    """The contexts of a token store; None: there is none that can be read, or it is of other parameters by its size."""
     from pipeline.corpus.tokens import open_tokens
     from pipeline.errors import DataError
 
@@ -38,7 +45,12 @@ def counted(tokens: str | Path) -> Counts | None:
         store = open_tokens(tokens)
     except DataError:
         return None
-    return Counts(store.train.n_contexts, store.eval.n_contexts)
+    acts, n_contexts = params.activations, store.train.n_contexts
+    least = math.ceil(acts.total_tokens / (acts.context_size - acts.ignore_positions))
+    whole = not any(part.assistant_tokens_only for part in params.dataset.each().values())
+    if store.context_size != acts.context_size or n_contexts < least or (whole and n_contexts > MOST_CONTEXTS * least + 1):
+        return None
+    return Counts(n_contexts, store.eval.n_contexts, store.eval.n_documents)
 
 
 @dataclass(frozen=True)
@@ -49,11 +61,15 @@ class Run:
         params: all of it.
         sources: of its models.
         counts: contexts of its token store; None: it is not there yet.
+        held_out: what the text will give to evaluate, where that is known.
+        tokens: the token store, where its counts are known.
     """
 
     params: Params
     sources: Sources
     counts: Counts | None = None
+    held_out: HeldOut | None = None
+    tokens: str | Path | None = None
 
     @classmethod
     def of(cls, params: Params, tokens: str | Path | None = None) -> Run:
@@ -62,7 +78,17 @@ class Run:
         Raises:
             DataError: there is no such model, or it has no such hook point.
         """
-        return cls(params, sources_of(params), None if tokens is None else counted(tokens))
+        counts = None if tokens is None else counted(params, tokens)
+        return cls(params, sources_of(params), counts, tokens=None if counts is None else tokens)
+
+    def with_text(self, text: TextSample) -> Run:
+        """The run with what its text tells of the held-out tokens."""
+        return dataclasses.replace(self, held_out=text.held_out_of(self.stored_tokens, self.params.dataset.eval_fraction))
+
+    @cached_property
+    def stored(self) -> bool:
+        """Whether its activation store is there already; reads the weights of its models for their digest."""
+        return self.tokens is not None and is_stored(self.params, self.sources, self.tokens)
 
     @property
     def live(self) -> bool:
@@ -87,6 +113,8 @@ class Run:
         """Contexts of the held-out split, at least 1."""
         if self.counts is not None:
             return self.counts.held_out
+        if self.held_out is not None:
+            return max(1, round(self.held_out.tokens / self.context_size))
         share = self.params.dataset.eval_fraction
         return max(1, round(self.train_contexts * share / (1.0 - share)))
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 FLOAT32, FLOAT64 = 4, 8
+TOKENIZED_BYTES = 30  # of a character on its way to tokens, over TEMPORARIES
+SAMPLE_COPIES = 3  # of the sample of a start: raw and normalised, and each without massive tokens where there are any
+BATCHES_TAKEN = 5  # that are made ahead or in use
 TEMPORARIES = 3  # copies of a batch at the peak, with what is computed of it and what the C library keeps
 TOKEN_FIELDS = 4  # int32 arrays of a context that are in memory where contexts are taken in any order
 BLOCKS_HELD = 2  # of rows: one is written while the next is computed
@@ -42,6 +45,7 @@ class Stage(NamedTuple):
         seconds: how long it takes.
         tracks: whether it writes figures to MLflow.
         models: whether it runs language models, also where activations are stored.
+        tokenizer: whether it loads the tokenizer.
         beside: bytes of what does not depend on the run, as they were found on the embedded default.
     """
 
@@ -52,6 +56,7 @@ class Stage(NamedTuple):
     seconds: Callable[[Run, Rates], float]
     tracks: bool = False
     models: bool = False
+    tokenizer: bool = False
     beside: int = 0
 
     def held(self, run: Run) -> tuple[Need, ...]:
@@ -113,7 +118,7 @@ def _batch_rows(run: Run) -> Need:
 
 
 def _windows(run: Run) -> tuple[Need, ...]:
-    """The rows that are mixed at once; of several windows the next one is read meanwhile."""
+    """The rows that are mixed at once; the next window, of the next epoch where there is one alone, is read meanwhile."""
     from pipeline.activations.order import BatchPlan
     from pipeline.activations.schema import BLOCK_ROWS
 
@@ -124,7 +129,12 @@ def _windows(run: Run) -> tuple[Need, ...]:
     rows = min(plan.window_rows, run.rows.n_rows)
     n_bytes = rows * _row_bytes(run, run.params.dictionary_hook_points)
     window = Need(f"a window of {rows:,} rows", n_bytes, {"activations.buffer_size": acts.buffer_size})
-    return (window,) if plan.n_windows == 1 else (window, window._replace(what="the next window"))
+    taken = BATCHES_TAKEN * min(acts.batch_size, rows) * acts.tokens_per_row * FLOAT32
+    widths = sum(run.sources.widths[hook] for hook in dict.fromkeys(run.params.dictionary_hook_points))
+    batches = Need("batches that are made ahead", taken * widths, {"activations.batch_size": acts.batch_size})
+    if plan.n_windows == 1 and run.epochs <= 1.0:
+        return window, batches
+    return window, window._replace(what="the next window"), batches
 
 
 def _block(run: Run) -> Need:
@@ -173,6 +183,13 @@ def _nothing(run: Run) -> tuple[Need, ...]:
     return ()
 
 
+def _tokenize_works_on(run: Run) -> tuple[Need, ...]:
+    """A batch of documents, with what the tokenizer library keeps of every character and token."""
+    from pipeline.corpus.tokenization import BATCH_CHARACTERS
+
+    return (Need("documents being tokenized", TOKENIZED_BYTES * BATCH_CHARACTERS, {"activations.total_tokens": 1}),)
+
+
 def _generate_holds(run: Run) -> tuple[Need, ...]:
     return (_model(run, whole=False), _contexts(run), *(() if run.live else (_block(run),)))
 
@@ -184,13 +201,26 @@ def _generate_works_on(run: Run) -> tuple[Need, ...]:
 
 def _norm_holds(run: Run) -> tuple[Need, ...]:
     squares = sum(run.sources.widths[hook] ** 2 for hook in run.params.hook_points)
-    return (Need("covariances", 2 * squares * FLOAT64, {"norm.tokens": run.norm_tokens}), *_live_model(run))
+    covariances = Need("covariances", 2 * squares * FLOAT64, {"norm.tokens": run.norm_tokens})
+    return (covariances, _median_rows(run), *_live_model(run))
+
+
+def _median_rows(run: Run) -> Need:
+    """The rows whose median norm is taken: as they are stored, and decoded."""
+    from pipeline.norms.exclusion import MEDIAN_TOKENS
+
+    per_row = run.params.activations.tokens_per_row
+    n_rows = -(-min(MEDIAN_TOKENS, run.stored_tokens) // per_row)
+    each = max(_row_bytes(run, (hook,)) + FLOAT32 * per_row * run.sources.widths[hook] for hook in run.params.hook_points)
+    return Need(f"the {n_rows:,} rows of the median norm", n_rows * each, {"activations.context_size": run.context_size})
 
 
 def _initialize_holds(run: Run) -> tuple[Need, ...]:
     tokens = min(run.params.initializer.tokens, run.stored_tokens)
     widths = sum(run.sources.widths[hook] for hook in run.params.dictionary_hook_points)
-    sample = Need("the sample", 2 * tokens * widths * FLOAT32, {"initializer.tokens": run.params.initializer.tokens})
+    sample = Need(
+        "the sample", SAMPLE_COPIES * tokens * widths * FLOAT32, {"initializer.tokens": run.params.initializer.tokens}
+    )
     return (_largest(run, 3, "the weights and their file"), sample, *_live_model(run))
 
 
@@ -273,6 +303,8 @@ def _does_generate(run: Run) -> str:
         return f"verifies the store {run.params.activations.path}"
     if run.live:
         return f"plans {hooks}, which are computed while they are read; nothing is stored"
+    if run.stored:
+        return f"the store is there: verifies {hooks}"
     stored = f"{bytes_in_words(store_bytes(run))} in {run.params.activations.storage_dtype}"
     return f"{hooks} through {run.params.model.model_name}, {stored}"
 
@@ -325,18 +357,25 @@ def _live_seconds(run: Run, rates: Rates, tokens: float) -> float:
 
 def _seconds_tokenize(run: Run, rates: Rates) -> float:
     tokens = run.context_size * (run.train_contexts + run.held_out_contexts)
-    return rates.start + rates.models + rates.text + tokens * rates.tokenize
+    from pipeline.planning.text import is_counted_first
+
+    times = 2 if is_counted_first(run) else 1
+    return rates.start + rates.models + times * (rates.tokenizer + rates.text + tokens * rates.tokenize)
 
 
 def _seconds_generate(run: Run, rates: Rates) -> float:
     if run.live:
         batch = run.params.activations.model_batch_size * run.context_size
-        return rates.start + rates.models + rates.part + min(batch, run.stored_tokens) * rates.model
+        seen = min(batch, run.stored_tokens) * rates.model
+        return rates.start + rates.models + rates.tokenizer + rates.part + seen
     if run.params.activations.path is not None:
         return rates.start + run.stored_tokens * rates.write
+    if run.stored:
+        return rates.start + rates.models + rates.tokenizer
     return (
         rates.start
         + rates.models
+        + rates.tokenizer
         + rates.part
         + run.train_contexts * run.context_size * rates.model
         + run.stored_tokens * rates.write
@@ -345,7 +384,8 @@ def _seconds_generate(run: Run, rates: Rates) -> float:
 
 def _seconds_norm(run: Run, rates: Rates) -> float:
     measured = run.norm_tokens * len(run.params.hook_points) * rates.norm
-    return rates.start + rates.models + measured + rates.norm_end + _live_seconds(run, rates, run.norm_tokens)
+    before = rates.start + rates.models + rates.tokenizer  # of which it shows the massive tokens
+    return before + measured + rates.norm_end + _live_seconds(run, rates, run.norm_tokens)
 
 
 def _seconds_initialize(run: Run, rates: Rates) -> float:
@@ -382,13 +422,14 @@ def _seconds_evaluate(run: Run, rates: Rates) -> float:
 
 def _seconds_analyze(run: Run, rates: Rates) -> float:
     seen = rates.load + run.analysed_tokens * rates.analyze
-    return rates.start + rates.models + rates.tracking + seen + rates.neighbours + run.n_features * rates.feature
+    before = rates.start + rates.models + rates.tokenizer + rates.tracking
+    return before + seen + rates.neighbours + run.n_features * rates.feature
 
 
 STAGES = (
-    Stage("tokenize", _does_tokenize, _nothing, _nothing, _seconds_tokenize),
-    Stage("generate", _does_generate, _generate_holds, _generate_works_on, _seconds_generate, models=True),
-    Stage("norm", _does_norm, _norm_holds, _live_batch, _seconds_norm),
+    Stage("tokenize", _does_tokenize, _nothing, _tokenize_works_on, _seconds_tokenize, tokenizer=True),
+    Stage("generate", _does_generate, _generate_holds, _generate_works_on, _seconds_generate, models=True, tokenizer=True),
+    Stage("norm", _does_norm, _norm_holds, _live_batch, _seconds_norm, tokenizer=True),
     Stage("initialize", _does_initialize, _initialize_holds, _live_batch, _seconds_initialize),
     Stage("train", _does_train, _train_holds, _train_works_on, _seconds_train, tracks=True),
     Stage("fold", _does_fold, _fold_holds, _fold_works_on, _seconds_fold, tracks=True),
@@ -401,26 +442,29 @@ STAGES = (
         _seconds_analyze,
         tracks=True,
         models=True,
+        tokenizer=True,
         beside=PAGE_BYTES,
     ),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
-# Bytes of a process with torch and transformers, of what transformers imports to run a model, and of MLflow, if not measured.
+# Bytes of a process with torch and transformers, if not measured; of what transformers imports to run a model, and of MLflow;
+# of a tokenizer for each entry, from files of its own and from a GGUF file, whose merges are read in Python.
 BEFORE, MODELS, TRACKING = 310_000_000, 200_000_000, 130_000_000
+ENTRY, GGUF_ENTRY = 1_500, 4_000
 
 
 def peak_bytes(run: Run, stage: Stage, rates: Rates | None = None) -> int:
-    """About what a stage takes at most: libraries, what it holds, and batches with their temporaries."""
-    before, models, tracking = BEFORE, MODELS, TRACKING
-    if rates is not None:
-        before, models, tracking = int(rates.memory), int(rates.models_memory), int(rates.tracking_memory)
+    """About what a stage takes at its peak: libraries, what it holds, and batches with their temporaries."""
+    main = run.sources.main
+    before = BEFORE if rates is None else int(rates.memory)
+    before += main.vocab_size * (ENTRY if main.gguf is None else GGUF_ENTRY) if stage.tokenizer else 0
     runs = (stage.models and not (stage.name == "generate" and run.params.activations.path is not None)) or (
         run.live and stage.name != "tokenize"
     )
-    before += models if runs else 0
+    before += MODELS if runs else 0
     batches = TEMPORARIES * sum(need.n_bytes for need in stage.works_on(run))
     tracks = stage.tracks and run.params.tracking.enabled
-    return before + stage.beside + (tracking if tracks else 0) + sum(need.n_bytes for need in stage.holds(run)) + batches
+    return before + stage.beside + (TRACKING if tracks else 0) + sum(need.n_bytes for need in stage.holds(run)) + batches
 
 
 def stage_seconds(run: Run, rates: Rates) -> dict[str, float]:

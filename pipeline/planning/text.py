@@ -1,27 +1,54 @@
-"""What the text holds: read and tokenized for a few seconds; of a longer text the rest is estimated from its files."""
+"""What the text holds: read and tokenized for a few seconds; of a longer text the rest is estimated from its files.
+
+What will be held out is told as the tokenize stage would read it: to the end of the batch of documents with which there are
+tokens enough. Where that was not reached, it is estimated from the documents that were read, with how far it may lie off.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.corpus.chat import ChatTemplate
 from pipeline.corpus.document import Document
+from pipeline.corpus.mixture import of_source
 from pipeline.corpus.sources import DEMO, Corpus, corpora
-from pipeline.corpus.tokenization import TokenizerInfo, tokenizer_info
+from pipeline.corpus.tokenization import BATCH_CHARACTERS, TokenizerInfo, tokenizer_info
 from pipeline.files import local_path
+from pipeline.planning.timing import Stopwatch
 
 if TYPE_CHECKING:
     from pipeline.lm.source import ModelSource
     from pipeline.params.schema import DatasetParams, Params
+    from pipeline.planning.run import Run
 
 SECONDS = 2.0  # of tokenizing, of each source
+FURTHER = 4.0  # times that, in which a text is read to its end that can be
+GENEROUS_BYTES, GENEROUS_ROWS = 2.0, 4.0  # times the estimate by sizes of files, or by rows: more tokens the text has hardly
+PLENTY_BYTES = 12  # of text for each token: a token has fewer
+TEXT_FILES = (".txt", ".md", ".jsonl", ".json")
+DEVIATIONS = 2.0  # standard deviations of what is held out
 AT_ONCE = 64  # documents
 KEPT_TOKENS = 200_000  # of the sample, to measure with
+
+
+class HeldOut(NamedTuple):
+    """What will be held out.
+
+    Attributes:
+        tokens: of it.
+        documents: that they are of.
+        deviation: that the tokens may lie off by; 0: they were counted.
+    """
+
+    tokens: float
+    documents: float
+    deviation: float
 
 
 @dataclass
@@ -30,10 +57,13 @@ class SourceSample:
 
     Attributes:
         documents, characters, n_bytes, tokens: so far; n_bytes in UTF-8.
-        held_out: tokens of documents that are held out.
-        first: seconds until the first document was there; seconds: of reading and tokenizing after it.
+        held_out, held_out_documents: tokens and number of documents that are held out.
+        squares: sum of the squared lengths of the documents, in tokens.
+        first: seconds until the first document was there; seconds: of reading after it.
         whole: whether it was read to its end.
-        there: tokens in all of it, exact where whole; None: not known.
+        there: tokens in all of it, exact where whole; None: not known. most: that it has hardly more than.
+        stop: what was held out when there were training tokens enough; None: there were not.
+        batch: characters since the last batch ended.
         kept: documents to measure with.
     """
 
@@ -42,10 +72,15 @@ class SourceSample:
     n_bytes: int = 0
     tokens: int = 0
     held_out: int = 0
+    held_out_documents: int = 0
+    squares: float = 0.0
     first: float = 0.0
     seconds: float = 0.0
     whole: bool = False
     there: float | None = None
+    most: float | None = None
+    stop: HeldOut | None = None
+    batch: int = 0
     kept: list[Document] = field(default_factory=list)
 
 
@@ -56,16 +91,22 @@ class TextSample:
     Attributes:
         sources: by name; "" is the one data set.
         info: the tokenizer.
+        tokenizer_seconds: of loading it.
     """
 
     sources: dict[str, SourceSample]
     info: TokenizerInfo
+    tokenizer_seconds: float
 
     @property
     def there(self) -> float | None:
         """Tokens that the text holds; None: not known of one of its sources."""
-        found = [source.there for source in self.sources.values()]
-        return None if None in found else sum(each for each in found if each is not None)
+        return _sum(source.there for source in self.sources.values())
+
+    @property
+    def most(self) -> float | None:
+        """Tokens that it has hardly more than; None: not known."""
+        return _sum(source.most for source in self.sources.values())
 
     @property
     def whole(self) -> bool:
@@ -82,6 +123,24 @@ class TextSample:
         """Share of the sample's tokens that is held out."""
         return sum(source.held_out for source in self.sources.values()) / max(self.tokens, 1)
 
+    def held_out_of(self, wanted: int, eval_fraction: float) -> HeldOut:
+        """What will be held out while so many training tokens are read.
+
+        Args:
+            wanted: training tokens.
+            eval_fraction: of the documents that is held out.
+        """
+        found = list(self.sources.values())
+        if len(found) == 1 and found[0].stop is not None:
+            return found[0].stop
+        if self.whole and (len(found) == 1 or self.tokens - sum(source.held_out for source in found) <= wanted):
+            return HeldOut(sum(s.held_out for s in found), sum(s.held_out_documents for s in found), 0.0)
+        # Each document is held out by itself, with this probability.
+        scale = wanted / (1.0 - eval_fraction) / max(self.tokens, 1)
+        documents = eval_fraction * scale * sum(source.documents for source in found)
+        variance = eval_fraction * (1.0 - eval_fraction) * scale * sum(source.squares for source in found)
+        return HeldOut(eval_fraction * scale * self.tokens, documents, DEVIATIONS * math.sqrt(variance))
+
     @property
     def first(self) -> float:
         """Seconds until documents are there."""
@@ -89,7 +148,7 @@ class TextSample:
 
     @property
     def per_token(self) -> float:
-        """Seconds for each token."""
+        """Seconds of reading for each token."""
         return sum(source.seconds for source in self.sources.values()) / max(self.tokens, 1)
 
     @property
@@ -98,74 +157,155 @@ class TextSample:
         return [document for source in self.sources.values() for document in source.kept]
 
 
-def sample_text(params: Params, model: ModelSource, seconds: float = SECONDS) -> TextSample:
+def sample_text(params: Params, model: ModelSource, seconds: float = SECONDS, *, no_further: bool = False) -> TextSample:
     """Read and tokenize the text for about so many seconds of each source.
+
+    Args:
+        params: all parameters.
+        model: whose tokenizer is used.
+        seconds: of each source.
+        no_further: whether to stop where the tokenize stage will.
 
     Raises:
         DataError: text or tokenizer cannot be read.
     """
+    watch = Stopwatch()
     loaded = model.load_tokenizer()
     info = tokenizer_info(loaded, model.name, model.vocab_size)
+    took = watch.seconds()
     parts = params.dataset.each()
     chat = ChatTemplate(loaded, model.name) if any(part.messages_field is not None for part in parts.values()) else None
-    began = time.monotonic()
+    wanted = params.activations.total_tokens
+    watch = Stopwatch()
     found = {}
     for name, corpus in corpora(params.dataset, params.demo.text_packages, chat).items():
-        found[name] = _sample(corpus, parts[name], params.dataset, info, seconds, time.monotonic() - began)
-        began = time.monotonic()
-    return TextSample(found, info)
+        with of_source(name):
+            found[name] = _Reading(params.dataset, parts[name], info, wanted, no_further).sample(
+                corpus, seconds, watch.seconds()
+            )
+        watch = Stopwatch()
+    return TextSample(found, info, took)
 
 
-def _sample(
-    corpus: Corpus, part: DatasetParams, dataset: DatasetParams, info: TokenizerInfo, seconds: float, before: float
-) -> SourceSample:
-    sample = SourceSample()
-    began = time.monotonic()
-    documents = iter(corpus)
-    first = next(documents, None)
-    sample.first = before + time.monotonic() - began
-    began = time.monotonic()
-    batch = [] if first is None else [first, *islice(documents, AT_ONCE - 1)]
-    while batch:
-        _count(sample, batch, dataset, info)
-        sample.seconds = time.monotonic() - began
-        if sample.seconds >= seconds:
-            break
-        batch = list(islice(documents, AT_ONCE))
-    sample.whole = not batch
-    sample.there = float(sample.tokens) if sample.whole else _estimated(sample, part)
-    return sample
+class _Reading:
+    """One source being read.
+
+    Args:
+        dataset: the section; part: that of the source.
+        info: the tokenizer.
+        wanted: training tokens of the run.
+        no_further: whether to stop where there are enough.
+    """
+
+    def __init__(self, dataset: DatasetParams, part: DatasetParams, info: TokenizerInfo, wanted: int, no_further: bool) -> None:
+        self.dataset, self.part, self.info, self.wanted, self.no_further = dataset, part, info, wanted, no_further
+        self.found = SourceSample()
+
+    def sample(self, corpus: Corpus, seconds: float, before: float) -> SourceSample:
+        """Read for about so many seconds, or to the end where that is near.
+
+        Args:
+            corpus: its documents.
+            seconds: of reading and tokenizing.
+            before: seconds that it took to find the source.
+        """
+        found, documents, watch = self.found, iter(corpus), Stopwatch()
+        batch = list(islice(documents, 1))
+        found.first = before + watch.seconds()
+        began, watch = time.monotonic(), Stopwatch()
+        batch += islice(documents, AT_ONCE - 1) if batch else ()
+        while batch:
+            found.seconds += watch.seconds()
+            self._count(batch)
+            if self._is_enough(time.monotonic() - began, seconds):
+                break
+            watch = Stopwatch()
+            batch = list(islice(documents, AT_ONCE))
+        found.whole = not batch
+        found.there = found.most = float(found.tokens) if found.whole else None
+        if not found.whole:
+            found.there, found.most = self._estimated()
+        return found
+
+    def _is_enough(self, spent: float, seconds: float) -> bool:
+        """Whether to stop: there was time, and the rest would take too long."""
+        if self.no_further and self.found.stop is not None:
+            return True
+        if spent < seconds:
+            return False
+        there, _ = self._estimated()
+        if there is None or spent >= (1.0 + FURTHER) * seconds:
+            return True
+        return spent * there / max(self.found.tokens, 1) > FURTHER * seconds
+
+    def _count(self, batch: list[Document]) -> None:
+        found, info = self.found, self.info
+        encoded = info.tokenizer.encode_batch([document.text for document in batch], add_special_tokens=False)
+        for document, encoding in zip(batch, encoded, strict=True):
+            n = len(encoding.ids) + (info.eos is not None and not document.messages)
+            found.documents += 1
+            found.characters += len(document.text)
+            found.batch += len(document.text)
+            found.n_bytes += len(document.text.encode())
+            found.tokens += n
+            found.squares += float(n) ** 2
+            if document.is_held_out(self.dataset.eval_fraction, self.dataset.split_seed):
+                found.held_out += n
+                found.held_out_documents += 1
+            if found.tokens <= KEPT_TOKENS or not found.kept:
+                found.kept.append(document)
+            if found.batch >= BATCH_CHARACTERS:  # here tokenize_corpus looks whether it has enough
+                found.batch = 0
+                if found.stop is None and found.tokens - found.held_out >= self.wanted:
+                    found.stop = HeldOut(found.held_out, found.held_out_documents, 0.0)
+
+    def _estimated(self) -> tuple[float | None, float | None]:
+        """Tokens of a source of which a part was read, by its files, and what it has hardly more than; None: not known."""
+        found, name = self.found, self.part.dataset_name_or_path
+        path = None if name == DEMO else local_path(name)
+        if path is None or not found.n_bytes:
+            return None, None
+        rows, n_bytes = 0, 0
+        for file in _files(path, self.part):
+            if file.suffix == ".parquet":
+                rows += _rows(file)
+            elif file.suffix in TEXT_FILES:
+                n_bytes += file.stat().st_size
+            else:
+                return None, None
+        by_bytes = found.tokens * n_bytes / found.n_bytes
+        by_rows = found.tokens * rows / max(found.documents, 1)
+        return by_bytes + by_rows, GENEROUS_BYTES * by_bytes + GENEROUS_ROWS * by_rows
 
 
-def _count(sample: SourceSample, batch: list[Document], dataset: DatasetParams, info: TokenizerInfo) -> None:
-    encoded = info.tokenizer.encode_batch([document.text for document in batch], add_special_tokens=False)
-    for document, encoding in zip(batch, encoded, strict=True):
-        n = len(encoding.ids) + (info.eos is not None and not document.messages)
-        sample.documents += 1
-        sample.characters += len(document.text)
-        sample.n_bytes += len(document.text.encode())
-        sample.tokens += n
-        if document.is_held_out(dataset.eval_fraction, dataset.split_seed):
-            sample.held_out += n
-        if sample.tokens <= KEPT_TOKENS or not sample.kept:
-            sample.kept.append(document)
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Their sum; None where one is."""
+    found = list(values)
+    return None if None in found else sum(each for each in found if each is not None)
 
 
-def _estimated(sample: SourceSample, part: DatasetParams) -> float | None:
-    """Tokens of a source of which a part was read, by its files; None: they do not tell."""
-    name = part.dataset_name_or_path
-    path = None if name == DEMO else local_path(name)
-    if path is None or not sample.n_bytes:
-        return None
-    rows, n_bytes = 0, 0
-    for file in _files(path, part):
-        if file.suffix == ".parquet":
-            rows += _rows(file)
-        elif file.suffix in (".txt", ".md", ".jsonl", ".json"):
-            n_bytes += file.stat().st_size
-        else:
+def is_counted_first(run: Run) -> bool:
+    """Whether tokenize counts the text before it begins: where the size of one in files leaves a doubt that it is enough."""
+    n_bytes = file_bytes(run.params.dataset)
+    if n_bytes is None or run.params.dataset.sources is not None:  # of several sources the order is tokenize's own
+        return False
+    asked, held_out = run.params.evaluation.tokens or 0, run.held_out_contexts * run.context_size
+    return n_bytes < PLENTY_BYTES * run.stored_tokens or asked > held_out / 2
+
+
+def file_bytes(dataset: DatasetParams) -> int | None:
+    """Bytes of a text that lies in files of text; None: some of it does not, or in other ones."""
+    files: list[Path] = []
+    for source, part in dataset.each().items():
+        name = part.dataset_name_or_path
+        path = None if name == DEMO else local_path(name)
+        if path is None:
             return None
-    return sample.tokens * (n_bytes / sample.n_bytes + rows / max(sample.documents, 1))
+        with of_source(source):
+            files += _files(path, part)
+    if any(file.suffix not in TEXT_FILES for file in files):
+        return None
+    return sum(file.stat().st_size for file in files)
 
 
 def _files(path: Path, part: DatasetParams) -> Iterator[Path]:

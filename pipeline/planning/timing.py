@@ -1,4 +1,9 @@
-"""How long work takes, and how that grows with its amount."""
+"""How long work takes on a machine that does nothing else, and how that grows with its amount.
+
+Other programs make the clock's seconds of a short measurement mean little. What is counted is the processor: the time of the
+thread that works, or that of all threads over the number of processors, whichever is more; where work waits for others' threads
+the second is. Waiting for a disk or a network is not in it.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +17,12 @@ from typing import Any
 import torch
 
 SECONDS = 1.5  # of each kind of work
-STOPPED = 10.0  # times its processor time: a process that takes longer was not at work
+WARM = 8.0  # times that: work of which a unit takes so long is not done twice
 
 
-def since_the_process_began() -> float:
-    """Seconds since this process was started; 0 where the system does not say."""
-    try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-    except OSError:
-        return 0.0
-    return max(uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK"), 0.0)
+def n_processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resident() -> int:
@@ -41,16 +41,24 @@ def silent() -> Iterator[None]:
 
 
 class Stopwatch:
-    """Seconds since it was made, without those in which the process was stopped rather than slowed down by others."""
+    """Seconds since it was made; to be asked by the thread that made it."""
 
     def __init__(self) -> None:
-        self._wall, self._processor = time.perf_counter(), time.process_time()
+        self._wall, self._processor, self._thread = time.perf_counter(), time.process_time(), time.thread_time()
 
-    def seconds(self) -> float:
-        """Wall-clock time, at most STOPPED times that of the processor."""
+    def wall(self) -> float:
+        """The clock's seconds."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return min(time.perf_counter() - self._wall, STOPPED * (time.process_time() - self._processor))
+        return time.perf_counter() - self._wall
+
+    def seconds(self) -> float:
+        """What the work would have taken with the processors to itself; on a CUDA device the clock's seconds."""
+        wall = self.wall()
+        if torch.cuda.is_available():
+            return wall
+        shared = (time.process_time() - self._processor) / n_processors()
+        return min(wall, max(time.thread_time() - self._thread, shared))
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -64,13 +72,13 @@ def slope(work: Callable[[int], Any], most: int, seconds: float = SECONDS) -> tu
     """(seconds for each unit, seconds beside) of work on n units.
 
     Args:
-        work: is called with n, at most three times.
+        work: is called with n, at most three times, the first time in vain.
         most: of n.
         seconds: for which it should work, about.
     """
     once, _ = timed(lambda: work(1))
-    if once < seconds / 4:
-        once, _ = timed(lambda: work(1))  # without what is made at the first call alone
+    if once < WARM * seconds:
+        once = min(once, timed(lambda: work(1))[0])  # without what is made at the first call alone
     n = max(1, min(most, int(seconds / max(once, 1e-6))))
     if n < 2:
         return once, 0.0

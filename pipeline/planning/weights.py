@@ -21,7 +21,8 @@ BLOCK_SQUARES = 12  # parameters of a block over d_model squared: four of the at
 def n_parameters(source: ModelSource, n_blocks: int | None = None) -> int:
     """Parameters of a model, or of its embedding and first blocks; exact of all of it where its files are here."""
     embedding = source.vocab_size * source.d_model
-    whole = sum(_of_files(source)) or 2 * embedding + source.n_layers * BLOCK_SQUARES * source.d_model**2
+    tables = 1 if source.config.get("tie_word_embeddings") else 2
+    whole = sum(_of_files(source)) or tables * embedding + source.n_layers * BLOCK_SQUARES * source.d_model**2
     if n_blocks is None:
         return whole
     return embedding + max(whole - embedding, 0) * min(n_blocks, source.n_layers) // source.n_layers

@@ -13,9 +13,10 @@ import pytest
 
 from pipeline.params.loader import load_params
 from pipeline.planning import timing
+from pipeline.planning.beginning import beginning_line
 from pipeline.planning.rates import FILE, Rates, record, recorded
 from pipeline.planning.run import Run
-from pipeline.planning.stages import STAGES
+from pipeline.planning.stages import BY_NAME, STAGES
 from pipeline.planning.words import bytes_in_words, seconds_in_words
 from tests.messages import says
 from tests.project import Project, make_project
@@ -69,8 +70,9 @@ def test_the_plan_measures_and_touches_nothing(changes: dict[str, object], fresh
     assert outcome.exception is None
     assert outcome.exit_code == 0, outcome.stderr
     assert files(fresh) == before
-    ((_, rates),) = json.loads((fresh.path / FILE).read_text())["measured"]
-    never = {"evaluate_end", "tracking", "tracking_memory", "models_memory"}  # where all is imported already
+    (entry,) = json.loads((fresh.path / FILE).read_text())["measured"]
+    rates = entry["rates"]
+    never = {"evaluate_end", "tracking"}  # where all is imported already
     assert [name for name, value in rates.items() if not value > 0 and name not in never] == []
     generated = fresh.run("tokenize_corpus")
     assert generated.exit_code == 0
@@ -88,20 +90,112 @@ def test_a_plan_of_what_a_stage_would_refuse(fresh: Project) -> None:
 
 def test_rates_are_found_again_by_what_they_depend_on(fresh: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(fresh.path)
-    params = load_params()
-    assert recorded(params) is None
-    record(params, RATES)
-    assert recorded(params) == RATES
+
+    def run() -> Run:
+        return Run.of(load_params())
+
+    first = run()
+    assert recorded(first) is None
+    record(first, RATES)
+    assert recorded(first) == (RATES, True)
     fresh.set(trainer__total_training_tokens=16384, evaluation__tokens=64, seed=3)
-    assert recorded(load_params()) == RATES  # how much there is of anything changes no rate
-    fresh.set(dictionary__expansion_factor=8)
-    assert recorded(load_params()) is None
+    assert recorded(run()) == (RATES, True)  # how much there is of anything changes no rate
+    fresh.set(model__dtype="bfloat16")
+    assert recorded(run()) is None
+    fresh.set(model__dtype="float32")
     for number in range(12):
         fresh.set(dictionary__expansion_factor=9 + number)
-        record(load_params(), RATES)
-    assert recorded(params) is None  # the file does not grow without end
-    (fresh.path / FILE).write_text("[1")
-    assert recorded(load_params()) is None
+        record(run(), RATES)
+    kept = recorded(first)
+    assert kept is not None
+    assert not kept.exact  # the file does not grow without end
+    for damaged in ("[1", '{"measured": [["key", {}]]}', '{"measured": [{"key": 1}]}'):
+        (fresh.path / FILE).write_text(damaged)
+        assert recorded(run()) is None
+
+
+def test_rates_of_another_dictionary_serve_in_proportion_to_the_weights(
+    fresh: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By hand: three times the features, twice the batch. A queued experiment runs elsewhere, with the checkout in DVC_ROOT."""
+    monkeypatch.chdir(fresh.path)
+    record(Run.of(load_params()), RATES)
+    copy = fresh.copy(tmp_path / "queued")
+    (copy.path / FILE).unlink()
+    copy.set(dictionary__expansion_factor=12, activations__batch_size=256)
+    monkeypatch.setenv("DVC_ROOT", str(fresh.path))
+    monkeypatch.chdir(copy.path)
+    run = Run.of(load_params())
+    found = recorded(run)
+    assert found is not None
+    assert not found.exact
+    wider = (2 * 16 * 192 + 192 + 16) / (2 * 16 * 64 + 64 + 16)
+    changed = {"initialize": wider, "fold": wider, "neighbours": wider, "step": 2 * wider}
+    for field in dataclasses.fields(Rates):
+        factor = changed.get(field.name, 1.0)
+        assert getattr(found.rates, field.name) == pytest.approx(factor * getattr(RATES, field.name)), field.name
+    says(beginning_line(run, "train", found), "by another dictionary, with nothing else at work")
+    says(beginning_line(run, "train", None), "progress lines")
+
+
+def test_a_plan_with_keys_laid_over_the_file(fresh: Project) -> None:
+    before = (fresh.path / "params.yaml").read_text()
+    outcome = fresh.run(
+        "plan", "--no-measure", "-S", "dictionary.expansion_factor=8", "-S", "trainer.total_training_tokens=4096"
+    )
+    assert outcome.exit_code == 0, outcome.stderr
+    says(outcome.stdout, "32 steps of 128 tokens", "128 features")
+    assert (fresh.path / "params.yaml").read_text() == before
+    outcome = fresh.run("plan", "--no-measure", "-S", "dictionary.topk=8")
+    assert outcome.exit_code == 2
+    says(outcome.stderr, "dictionary.topk", "top_k")
+
+
+TOO_LITTLE: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
+    "to train on": ({"activations__total_tokens": 5_000_000}, ("too little text", "activations.total_tokens is 5,000,000")),
+    "held out": ({"evaluation__tokens": 1_000_000}, ("evaluation.tokens asks for 1,000,000",)),
+}
+
+
+@pytest.mark.parametrize(("changes", "wanted"), TOO_LITTLE.values(), ids=[name.replace(" ", "_") for name in TOO_LITTLE])
+@pytest.mark.parametrize("stage", ["plan", "tokenize_corpus"])
+def test_too_little_text_is_refused_before_anything_is_measured(
+    stage: str, changes: dict[str, object], wanted: tuple[str, ...], fresh: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*arguments: object) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr("pipeline.planning.measuring.measure", measured)
+    monkeypatch.setattr("pipeline.corpus.for_params.tokenize_for", measured)
+    outcome = fresh.set(**changes).run(stage)
+    assert outcome.exception is None
+    assert outcome.exit_code == 2
+    says(outcome.stderr, *wanted)
+
+
+def test_the_plan_says_what_the_text_has_without_measuring(fresh: Project) -> None:
+    outcome = fresh.run("plan", "--no-measure")
+    assert outcome.exit_code == 0, outcome.stderr
+    says(outcome.stdout, "tokens in 120 documents", "no time was measured")
+
+
+def test_generate_says_that_the_store_is_there(project: Project) -> None:
+    said = "generate: the store is there: verifies 4,096 tokens at 1 hook point"
+    assert said in project.run("generate_activations").stderr
+    project.set(activations__storage_dtype="float32")
+    outcome = project.run("generate_activations")
+    assert outcome.exit_code == 0
+    assert "the store is there" not in outcome.stderr
+
+
+def test_a_store_that_is_there_takes_no_time_to_generate(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.path)
+    run = Run.of(load_params(), "data/tokens.zarr")
+    zero = Rates(**{field.name: 0.0 for field in dataclasses.fields(Rates)})
+    only = dataclasses.replace(zero, model=1.0, write=1.0, load=1.0, part=1.0)
+    generate = BY_NAME["generate"]
+    assert generate.seconds(run, only) == 0.0
+    assert generate.seconds(dataclasses.replace(run, tokens=None), only) > 4096
 
 
 def test_time_is_linear_in_what_there_is_much_of(fresh: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +205,7 @@ def test_time_is_linear_in_what_there_is_much_of(fresh: Project, monkeypatch: py
     zero = Rates(**{field.name: 0.0 for field in dataclasses.fields(Rates)})
     contexts, held_out = 256, 64
     units = {
-        "tokenize": ("tokenize", 16 * (contexts + held_out)),
+        "tokenize": ("tokenize", 2 * 16 * (contexts + held_out)),  # counted first: the text is small
         "model": ("generate", 16 * contexts),
         "write": ("generate", 4096),
         "norm": ("norm", 4096),
@@ -127,7 +221,7 @@ def test_time_is_linear_in_what_there_is_much_of(fresh: Project, monkeypatch: py
 
 def test_slope_of_work_of_which_a_part_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     now = SimpleNamespace(seconds=0.0)
-    for clock in ("perf_counter", "process_time"):
+    for clock in ("perf_counter", "process_time", "thread_time"):
         monkeypatch.setattr(timing.time, clock, lambda: now.seconds)
 
     def work(n: int) -> None:
@@ -147,15 +241,19 @@ def test_slope_of_work_of_which_a_part_does_not_grow(monkeypatch: pytest.MonkeyP
     assert timing.slope(disturbed, most=100, seconds=4.0) == (0.125, 0.0)  # 4 units in 0.5 s
 
 
-def test_a_process_that_was_stopped_did_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    clocks = {"perf_counter": 100.0, "process_time": 3.0}
+def test_time_is_that_of_the_processors_and_not_of_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = {"perf_counter": 100.0, "process_time": 3.0, "thread_time": 1.0}
     for clock in clocks:
         monkeypatch.setattr(timing.time, clock, lambda clock=clock: clocks[clock])
+    monkeypatch.setattr(timing, "n_processors", lambda: 4)
     watch = timing.Stopwatch()
-    clocks |= {"perf_counter": 104.0, "process_time": 4.0}
-    assert watch.seconds() == 4.0
-    clocks["perf_counter"] = 700.0
-    assert watch.seconds() == 10.0
+    clocks |= {"perf_counter": 130.0, "process_time": 13.0, "thread_time": 6.0}
+    assert watch.seconds() == 5.0  # the thread that works, whatever the clock says
+    clocks["process_time"] = 43.0
+    assert watch.seconds() == 10.0  # threads that it waited for: 40 s on 4 processors
+    clocks["perf_counter"] = 107.0
+    assert watch.seconds() == 7.0  # never more than the clock's
+    assert watch.wall() == 7.0
 
 
 def test_a_stage_says_what_it_will_do(project: Project) -> None:

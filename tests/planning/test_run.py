@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.corpus.tokens import open_tokens
+from pipeline.errors import DataError
 from pipeline.params.loader import load_params
 from pipeline.planning.disk import store_bytes
+from pipeline.planning.refusals import refuse_by_text
+from pipeline.planning.report import held_out_line
 from pipeline.planning.run import Counts, Run
 from pipeline.planning.stages import BY_NAME, STAGES, peak_bytes
 from pipeline.planning.text import sample_text
 from pipeline.planning.weights import n_parameters
+from tests.messages import says
 from tests.project import CONTEXT, D_MODEL, Project
 
 
@@ -38,12 +45,14 @@ def test_the_store_takes_what_was_planned(dtype: str, project: Project, monkeypa
 def test_counts_are_those_of_the_token_store(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(project, monkeypatch, "data/tokens.zarr")
     store = open_tokens(project.path / "data" / "tokens.zarr")
-    assert run.counts == Counts(store.train.n_contexts, store.eval.n_contexts)
+    assert run.counts == Counts(store.train.n_contexts, store.eval.n_contexts, store.eval.n_documents)
     assert run.evaluated_tokens == store.eval.n_contexts * CONTEXT
     before = run_of(project, monkeypatch)
     assert before.counts is None
     assert before.train_contexts == 4096 // CONTEXT
     assert before.held_out_contexts == round(4096 // CONTEXT * 0.2 / 0.8)
+    project.set(activations__total_tokens=2 * 4096)  # of which that store is not
+    assert run_of(project, monkeypatch, "data/tokens.zarr").counts is None
 
 
 def test_evaluation_has_as_many_runs_as_it_says_itself(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +91,62 @@ def test_a_whole_text_is_counted(project: Project, monkeypatch: pytest.MonkeyPat
     texts = [line.split('"')[3] for line in (project.path / "text.jsonl").read_text().splitlines()]
     assert sample.whole
     assert sample.there == sample.tokens == sum(len(tokenizer(text)["input_ids"]) + 1 for text in texts)
+
+
+@pytest.mark.parametrize("batch", [2_000, 10_000_000])
+def test_what_is_held_out_is_what_tokenize_holds_out(batch: int, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether there are tokens enough is looked at after a batch of documents, so that its size counts."""
+    monkeypatch.chdir(project.path)
+    monkeypatch.setattr("pipeline.corpus.tokenization.BATCH_CHARACTERS", batch)
+    monkeypatch.setattr("pipeline.planning.text.BATCH_CHARACTERS", batch)
+    assert project.run("tokenize_corpus").exit_code == 0
+    store = open_tokens(project.path / "data" / "tokens.zarr")
+    params = load_params()
+    sample = sample_text(params, Run.of(params).sources.main)
+    found = sample.held_out_of(params.activations.total_tokens, 0.2)
+    assert found.deviation == 0.0
+    assert found.documents == store.eval.n_documents
+    assert 0 <= found.tokens / CONTEXT - store.eval.n_contexts < 1  # what is left makes no context
+    assert Run.of(params).with_text(sample).held_out_contexts in (store.eval.n_contexts, store.eval.n_contexts + 1)
+
+
+def test_what_is_held_out_of_a_text_read_in_part_is_a_range(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over seeds of the split: as many tokens as come on average, within two standard deviations about 19 times of 20."""
+    monkeypatch.chdir(project.path)
+    params = load_params()
+    whole = sample_text(params, Run.of(params).sources.main)
+    (source,) = whole.sources.values()
+    wanted, share = source.tokens * 0.8, 0.2
+    source.whole, source.stop = False, None
+    found = whole.held_out_of(round(wanted), share)
+    assert found.tokens == pytest.approx(share * source.tokens, rel=1e-3)
+    assert found.documents == pytest.approx(share * source.documents, rel=1e-3)
+    assert source.documents == len(source.kept)
+    sides = np.random.default_rng(0).random((4000, source.documents)) < share
+    lengths = np.array([len(whole.info.tokenizer.encode(each.text).ids) + 1 for each in source.kept])
+    drawn = sides @ lengths
+    assert found.deviation == pytest.approx(2 * drawn.std(), rel=0.05)
+
+
+def test_few_held_out_documents_are_said(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(project, monkeypatch, "data/tokens.zarr")
+    assert run.counts is not None
+    few = dataclasses.replace(run, counts=run.counts._replace(held_out_documents=49))
+    says(str(held_out_line(few)), "dataset.eval_fraction:", "49 documents held out")
+    assert held_out_line(dataclasses.replace(run, counts=run.counts._replace(held_out_documents=50))) is None
+    assert held_out_line(dataclasses.replace(run, counts=None)) is None  # nothing is known
+
+
+def test_a_text_is_refused_by_an_estimate_only_with_a_wide_margin(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(project, monkeypatch)
+    text = sample_text(run.params, run.sources.main, seconds=0.0)
+    assert not text.whole
+    assert text.there is not None
+    for share, refused in ((1.5, False), (2.5, True)):
+        acts = dataclasses.replace(run.params.activations, total_tokens=round(share * text.there))
+        asked = dataclasses.replace(run, params=dataclasses.replace(run.params, activations=acts))
+        with pytest.raises(DataError, match="by the size of its files") if refused else contextlib.nullcontext():
+            refuse_by_text(asked, text)
 
 
 def test_a_long_text_is_estimated_by_its_files(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
