@@ -79,14 +79,17 @@ class RollCall:
         return found
 
     @contextlib.contextmanager
-    def answered(self) -> Iterator[None]:
+    def answered(self, began: float | None = None) -> Iterator[None]:
         """Around an exchange: where the others do not answer, say who.
+
+        Args:
+            began: when it began (of time.monotonic), where it goes on beside other work; None: now.
 
         Raises:
             Unanswered: one of them did not come in time; it is named.
             DataError: one of them has ended.
         """
-        began = time.monotonic()
+        began = time.monotonic() if began is None else began
         try:
             yield
         except RuntimeError as error:

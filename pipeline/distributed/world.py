@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from typing import TypeVar
 
@@ -32,6 +33,10 @@ class World:
         """The plain value of process 0."""
         return value
 
+    def answered(self, began: float) -> contextlib.AbstractContextManager[None]:
+        """Around the end of an exchange that began then (of time.monotonic); see :meth:`RollCall.answered`."""
+        return contextlib.nullcontext()
+
 
 class Several(World):
     """All processes of torch.distributed's default group; each of them makes one, in the same order.
@@ -56,3 +61,6 @@ class Several(World):
         with self._roll_call.answered():
             dist.broadcast_object_list(found, src=0, group=self.group)
         return found[0]
+
+    def answered(self, began: float) -> contextlib.AbstractContextManager[None]:
+        return self._roll_call.answered(began)

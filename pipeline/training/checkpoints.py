@@ -20,6 +20,7 @@ import json
 import math
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -100,6 +101,7 @@ class Checkpoints:
         self.world, self.keeps = world, world.rank == 0
         self.history = (History if self.keeps else FollowedHistory)(self.directory / "history.jsonl")
         self._writing: Writing | Future[None] | None = None
+        self._begun = 0.0  # when that was begun
         self._thread: ThreadPoolExecutor | None = None
 
     @contextlib.contextmanager
@@ -192,14 +194,15 @@ class Checkpoints:
         """Until what is being written is there.
 
         Raises:
-            DataError: too little space on the device; the earlier points stay.
+            DataError: too little space on the device, or a process did not answer; the earlier points stay.
             OSError: it could not be written; likewise.
         """
         writing, self._writing = self._writing, None
         if writing is None:
             return
-        if (error := writing.exception()) is not None:
-            raise error
+        with self.world.answered(self._begun):
+            if (error := writing.exception()) is not None:
+                raise error
 
     @property
     def failed(self) -> bool:
@@ -208,6 +211,7 @@ class Checkpoints:
 
     def _begin(self, name: str, step: int, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
         self.wait()
+        self._begun = time.monotonic()
         past = self.history.size() if self.keeps else 0
         about = {
             "step": step,

@@ -6,13 +6,17 @@ import json
 import shutil
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed import HashStore
 
 import pipeline.training.checkpoints as module
+from pipeline.distributed.roll_call import RollCall, Unanswered
+from pipeline.distributed.world import World
 from pipeline.errors import CheckpointError, DataError
 from pipeline.files import fingerprint
 from pipeline.training.checkpoints import Checkpoints, check_fit, snapshot_steps
@@ -224,3 +228,36 @@ def test_check_fit_names_the_tensor() -> None:
         check_fit({"W": torch.zeros(2)}, {"W": torch.zeros(3)})
     with pytest.raises(CheckpointError, match=r"'b' has the shape None"):
         check_fit({"b": torch.zeros(2)}, {})
+
+
+class OfTwo(World):
+    """Two processes, of which this one finds out that the other hangs."""
+
+    def __init__(self) -> None:
+        self.roll_call = RollCall(HashStore(), 0, 2, minutes=1.0)
+        self.roll_call._who = lambda: "process 1 did not answer"
+
+    def answered(self, began: float) -> AbstractContextManager[None]:
+        return self.roll_call.answered(began)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kind", "said"),
+    [(120.0, Unanswered, "process 1 did not answer within"), (1.0, DataError, "another process has ended")],
+)
+def test_a_process_that_is_gone_while_a_point_is_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, kind: type[DataError], said: str
+) -> None:
+    """The write was begun so long before it is asked for: whether it has timed out is told from there."""
+    made = Checkpoints(tmp_path, ABOUT, OfTwo())
+
+    def lost(*args: object) -> None:
+        raise RuntimeError("Timed out waiting for recv")
+
+    monkeypatch.setattr(module, "write_tensors", lost)
+    made.save(3, tensors(3), {})
+    monkeypatch.setattr(made, "_begun", time.monotonic() - seconds)
+    with pytest.raises(DataError, match=said) as caught:
+        made.wait()
+    assert type(caught.value) is kind
+    assert made.points() == []
