@@ -17,7 +17,9 @@ GROUPS = {"evaluate": "evaluation", "fold_norm": "fold", "compute_norm": "norm",
 HEADLINE = {
     "core/L0": "l0_mean",
     "core/FVU": "fvu",
+    "core/PCA FVU": "pca_fvu",
     "core/delta CE": "delta_ce",
+    "core/PCA delta CE": "pca_delta_ce",
     "core/loss recovered": "loss_recovered_mean",
     "core/dead share": "dead_fraction",
 }

@@ -26,19 +26,20 @@ def main(params: str, output: Path, commits: int) -> None:
     """Compare the experiments of this project, from the last commit or from more of them."""
     from pipeline.errors import DataError
     from pipeline.plots.comparison import table, tables
-    from pipeline.plots.experiment import distinct, member_rows, read_experiment, told_apart
+    from pipeline.plots.experiment import distinct, member_rows, read_experiment, told_apart, why_apart
     from pipeline.plots.experiments import experiment_rows
     from pipeline.plots.pareto import pareto_charts
     from pipeline.plots.training_report import write_report
 
     rows, others = experiment_rows(commits)
     single = [each for row in rows for each in member_rows(row)]
-    experiments = told_apart(distinct(found for row in single if (found := read_experiment(row)) is not None))
+    evaluated = distinct(found for row in single if (found := read_experiment(row)) is not None)
+    experiments = told_apart(evaluated)
     if others:
         click.echo(f"{others} more experiments are of other commits: --commits -1 shows them too", err=True)
     if not experiments:
         raise DataError("no experiment has been evaluated; run `dvc repro`, or `dvc exp run`")
-    for line in table(experiments):
+    for line in [*why_apart(evaluated), *table(experiments)]:
         click.echo(line)
     charts, about = pareto_charts(experiments), f"{len(experiments)} evaluated on held-out text"
     write_report(output, "Experiments", about, charts, pictures=PICTURES, tables=tables(experiments))

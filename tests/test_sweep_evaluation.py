@@ -231,6 +231,10 @@ def test_each_member_has_a_run_of_its_own_and_the_sweep_one_that_compares_them(c
         assert of_member.artifacts == [(f"metrics/plots/evaluation/{name}", "plots/evaluation")]
         assert runs["analyze", name].artifacts == [(f"data/dashboard/{name}/single.html", "dashboard")]
         assert runs["evaluate", ""].metrics[f"{name}/delta CE"] == float(f"{own['delta_ce']:.4g}")
+    whole = runs["evaluate", ""]
+    assert whole.tags["differs"].startswith("sweep of 4: k4, k8, late, mlp; knee: not said of 2 runs")
+    for name, own in metrics.items():
+        says(whole.note, f"| {name} |", f"{own['delta_ce']:.4f}")
     together = runs["evaluate", ""].artifacts
     assert together == [("metrics/evaluation.json", "metrics"), ("metrics/plots/evaluation", "plots/evaluation")]
     assert runs["analyze", ""].artifacts == [("data/dashboard/index.html", "dashboard")]

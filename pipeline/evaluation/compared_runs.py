@@ -5,16 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection, Sequence
 
-from pipeline.plots.comparison import HEAD, by_site, cells, heading, tables
+from pipeline.plots.comparison import heading, markdown, tables
 from pipeline.plots.experiment import Experiment, read_experiment, told_apart
 from pipeline.plots.pareto import FIGURES, pareto_charts
 from pipeline.plots.training_report import write_report
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.tracker import RunGroup, Tracker
 
 
 def log_comparison(tracker: Tracker, run_ids: Collection[str | None]) -> None:
     """Log L0 against FVU and delta cross entropy of these runs and of all that are like them, with PCA in the same chart, to
-    the run of the tracker; and a table of them as the description of all runs together.
+    the run of the tracker; a table of them as the description of all runs together; and which of all runs are alike.
 
     Args:
         tracker: of the run; one that knows no other runs logs nothing.
@@ -32,14 +32,28 @@ def log_comparison(tracker: Tracker, run_ids: Collection[str | None]) -> None:
         write_report(place, "Runs beside each other", about, charts, pictures=pictures, tables=tables(like))
         tracker.log_artifact(place, "comparison")
     tracker.describe_experiment("\n".join(markdown(like)))
+    tracker.group_runs(groups([(str(run), experiment) for run, experiment in apart]))
 
 
-def markdown(experiments: Sequence[Experiment]) -> list[str]:
-    """A table for each site, as Markdown."""
-    lines: list[str] = []
-    for site, own in by_site(experiments).items():
-        columns = (*HEAD, "differs in")
-        rows = [[cell.strip().replace("|", "\\|").replace("*", "\\*") for cell in row] for row in cells(own)]
-        lines += [f"**{heading(site, own)}** (\\*: no other run has a lower L0 and a lower loss)", ""]
-        lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *(f"| {' | '.join(row)} |" for row in rows), ""]
-    return lines
+def groups(runs: Sequence[tuple[str, Experiment]]) -> list[RunGroup]:
+    """The runs that can be compared, each group with the losses that it is compared by; by the order of the runs.
+
+    Args:
+        runs: (id, what it reached), told apart.
+    """
+    found: dict[tuple[str, ...], dict[str, Experiment]] = {}
+    for run, e in runs:
+        found.setdefault((e.kind, e.site, e.revision, e.data, e.evaluated), {})[run] = e
+    return [
+        RunGroup(
+            _about(kind, heading(site, [*own.values()])),
+            {run: {"FVU": e.fvu, "delta CE": e.delta_ce} for run, e in own.items()},
+        )
+        for (kind, site, *_), own in found.items()
+    ]
+
+
+def _about(kind: str, site: str) -> str:
+    """The group in words, what tells it from others first, as MLflow cuts long titles: of the model its name, at the end."""
+    model, _, others = site.partition(", ")
+    return f"{kind}, {others}, {model.rsplit('/', 1)[-1]}"

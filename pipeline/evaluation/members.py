@@ -9,7 +9,9 @@ from pipeline.evaluation.compared import interval_of
 from pipeline.metric_names import flatten, ordinary
 from pipeline.params.members import own_keys
 from pipeline.plots.charts import number
-from pipeline.plots.experiment import Experiment, differs, read_experiment
+from pipeline.plots.comparison import by_site, markdown
+from pipeline.plots.experiment import Experiment, differs, read_experiment, sweep_of
+from pipeline.plots.knee import KNEE, advice
 from pipeline.plots.page import Row, Table
 from pipeline.plots.training_report import PAGE
 
@@ -37,6 +39,14 @@ def about_sweep(params: Params) -> str:
     """The run in a line: `sweep main, 6 members`."""
     n = len(params.members)
     return f"sweep {params.dictionary.name}, {n} member{'s' if n > 1 else ''}"
+
+
+def about_members(params: Params, metrics: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+    """The members that were evaluated and their knee, in a line, and what they reached, in Markdown."""
+    experiments = member_experiments(params, metrics)
+    knees = [line for own in by_site(experiments).values() for line in advice(own) if line.startswith(KNEE)]
+    line = "; ".join([sweep_of(name for name in params.members if name in metrics), *knees])
+    return line, "\n".join([f"**{line}**", "", *markdown(experiments, "member")])
 
 
 def members_table(experiments: Sequence[Experiment], metrics: Mapping[str, Mapping[str, float]]) -> Table:

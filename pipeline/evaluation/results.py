@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.dictionaries.store import read_config
 from pipeline.evaluation.compared_runs import log_comparison
 from pipeline.evaluation.headline import headline, member_headlines, note
 from pipeline.evaluation.massive import massive_line
+from pipeline.evaluation.members import about_members
 from pipeline.evaluation.plots import write_plots
 from pipeline.evaluation.sweep_plots import write_sweep_plots
 from pipeline.files import write_json
@@ -74,19 +75,30 @@ def log_results(
     """
     members = []
     for name, evaluation in evaluations.items():
-        metrics, config = evaluation.metrics, read_config(places[name])
+        own, config = evaluation.metrics, read_config(places[name])
         with open_tracker(params.tracking, stage="evaluate", run_file=Path(run), member=name) as tracker:
             members.append(tracker.run_id)
-            tracker.log_metrics({**metrics, **headline(metrics)})
-            tracker.log_model_metrics(headline(metrics))
-            tracker.describe(note(config.to_dict(), metrics, layers=config.layers))
+            tracker.log_metrics({**own, **headline(own)})
+            tracker.log_model_metrics(headline(own))
+            tracker.describe(note(config.to_dict(), own, layers=config.layers))
             if not name:
                 tracker.log_artifact(out, "metrics")
                 log_comparison(tracker, members)
             tracker.log_artifact(Path(plots) / name, "plots/evaluation")
     if params.sweep is not None:
         with open_tracker(params.tracking, stage="evaluate", run_file=Path(run)) as tracker:
-            tracker.log_metrics(member_headlines({name: evaluation.metrics for name, evaluation in evaluations.items()}))
+            metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
+            tracker.log_metrics(member_headlines(metrics))
+            line, text = about_members(params, {name: {**own, **_training(places[name])} for name, own in metrics.items()})
+            tracker.set_tags({"differs": line})
+            tracker.describe(text)
             tracker.log_artifact(out, "metrics")
             log_comparison(tracker, members)
             tracker.log_artifact(plots, "plots/evaluation")
+
+
+def _training(place: Path) -> dict[str, Any]:
+    """Figures of metrics/train.json that a dictionary carries along: tokens that it was trained on, and the learning rate."""
+    training = read_config(place).provenance.get("training", {})
+    figures = {"tokens": training.get("tokens"), "learning_rate": training.get("trainer", {}).get("lr")}
+    return {key: value for key, value in figures.items() if value is not None}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.plots.charts import number
 from pipeline.plots.experiment import Experiment
+from pipeline.plots.knee import RULE, advice
 from pipeline.plots.page import Row, Table
 from pipeline.plots.pareto import front
 
@@ -60,6 +61,7 @@ def cells(own: Sequence[Experiment]) -> list[tuple[str, ...]]:
 def table(experiments: Sequence[Experiment]) -> list[str]:
     """Lines of text, by site and L0; the last column, where any has it, says what each has of its own."""
     sites = [(heading(site, own), cells(own)) for site, own in by_site(experiments).items()]
+    said = {heading(site, own): advice(own) for site, own in by_site(experiments).items()}
     head = (*HEAD, "differs in" if any(e.differs for e in experiments) else "")
     widths = [max(len(row[i]) for row in [head, *(row for _, rows in sites for row in rows)]) for i in range(len(HEAD))]
 
@@ -70,13 +72,30 @@ def table(experiments: Sequence[Experiment]) -> list[str]:
 
     found = []
     for site, rows in sites:
-        found += [site, f"  {line(head)}", *(f"  {line(row)}" for row in rows), ""]
-    return [*found, STAR]
+        found += [site, f"  {line(head)}", *(f"  {line(row)}" for row in rows), *(f"  {each}" for each in said[site]), ""]
+    return [*found, STAR, *([RULE] if any(said.values()) else [])]
 
 
 def tables(experiments: Sequence[Experiment]) -> list[Table]:
     """The same as a table of a page for each site."""
     return [
-        Table(heading(site, own), HEAD[1:], tuple(Row(row[0], row[-1], row[1:-1]) for row in cells(own)), STAR)
+        Table(heading(site, own), HEAD[1:], tuple(Row(row[0], row[-1], row[1:-1]) for row in cells(own)), _note(own))
         for site, own in by_site(experiments).items()
     ]
+
+
+def markdown(experiments: Sequence[Experiment], what: str = "run") -> list[str]:
+    """A table for each site, as Markdown, with what follows from it."""
+    lines: list[str] = []
+    for site, own in by_site(experiments).items():
+        columns = (*HEAD, "differs in")
+        rows = [[cell.strip().replace("|", "\\|").replace("*", "\\*") for cell in row] for row in cells(own)]
+        lines += [f"**{heading(site, own)}** (\\*: no other {what} has a lower L0 and a lower loss)", ""]
+        lines += [*(f"- {line}" for line in advice(own)), ""] if advice(own) else []
+        lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    return lines
+
+
+def _note(own: Sequence[Experiment]) -> str:
+    said = advice(own)
+    return ". ".join([*said, STAR, *([RULE] if said else [])])

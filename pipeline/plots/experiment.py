@@ -20,6 +20,9 @@ _SAID = (
     "trainer.lr",
     "trainer.total_training_tokens",
 )
+_TRAINING = "metrics/train.json:"
+# What makes groups of the experiments of one model and hook points, and the parameters that it follows from.
+_APART = {"revision": "model.revision", "data": "dataset", "evaluated": "evaluation.tokens"}
 MOST_DIFFERENCES = 4
 
 
@@ -30,7 +33,7 @@ class Experiment(NamedTuple):
         name: of the experiment, or a revision; of a member of a sweep `experiment/member`.
         site: model and hook points written, and what else experiments of these differ in so that they are not comparable
             (:func:`told_apart`); only experiments of one site are compared.
-        about: kind, activation function and width.
+        about: kind, activation function and top_k.
         l0, fvu, delta_ce, dead: metrics of its evaluation, massive tokens left out where it has told them (not in evaluations
             of before); l0 of several layers is the sum of theirs.
         pca_fvu, pca_delta_ce, pca_rank: of the baseline; its rank is of each written hook point. None: not measured.
@@ -42,6 +45,8 @@ class Experiment(NamedTuple):
         lr: learning rate; "auto" where it has not been resolved yet.
         seed: of the run.
         stated: (key, value) of the parameters that may tell it from others.
+        gate: kind and activation function.
+        kind: of the dictionary.
     """
 
     name: str
@@ -64,11 +69,19 @@ class Experiment(NamedTuple):
     lr: str = ""
     seed: str = ""
     stated: tuple[tuple[str, str], ...] = ()
+    gate: str = ""
+    kind: str = ""
 
 
 def differs(keys: Mapping[str, Any]) -> str:
     """{dotted key: value} in words, keys of the dictionary without their section: `top_k 16, trainer.lr 0.0002`."""
     return ", ".join(f"{key.removeprefix('dictionary.')} {_shown(value)}" for key, value in keys.items())
+
+
+def sweep_of(members: Iterable[str]) -> str:
+    """What a sweep is, in words: `sweep of 3: k8, k32, k96`."""
+    names = list(members)
+    return f"sweep of {len(names)}: {_few(names)}"
 
 
 def _shown(value: Any) -> str:
@@ -94,6 +107,7 @@ def member_rows(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
     for name in names:
         metrics, keys = (_under(row, f"{place}.") for place in (name, f"sweep.{name}"))
+        metrics |= {f"{_TRAINING}{key}": value for key, value in _under(row, f"{_TRAINING}{name}.").items()}
         experiment = {"Experiment": f"{row.get('Experiment') or row.get('rev')}/{name}"}
         found.append({**shared, **keys, **metrics, **experiment, "differs": differs(keys)})
     return found
@@ -116,13 +130,14 @@ def read_experiment(row: Mapping[str, Any]) -> Experiment | None:
 
     written = field("dictionary.hook_points_out") or field("dictionary.hook_point_out")
     written = written or field("dictionary.hook_points_in") or field("dictionary.hook_point_in") or "?"
+    kind = str(field("dictionary.kind") or "dictionary")
     act_fn, top_k = field("dictionary.act_fn") or "", field("dictionary.top_k")
     act = f"{act_fn} {top_k:.0f}" if "topk" in str(act_fn) and isinstance(top_k, int | float) else str(act_fn)
     evaluated, lr = _number(row.get("evaluated_tokens")), _number(_of_training(row, "learning_rate")) or field("trainer.lr")
     return Experiment(
         name=str(row.get("Experiment") or row.get("rev")),
         site=f"{field('model.model_name') or 'model'}, {_hook_points(written)}",
-        about=f"{field('dictionary.kind') or 'dictionary'} {act}".strip(),
+        about=f"{kind} {act}".strip(),
         l0=figures[0],
         fvu=figures[1],
         delta_ce=figures[2],
@@ -140,12 +155,15 @@ def read_experiment(row: Mapping[str, Any]) -> Experiment | None:
         lr=f"{lr:.3g}" if isinstance(lr, float) else str(lr or ""),
         seed=f"{seed:g}" if isinstance(seed := row.get("seed"), int | float) else "",
         stated=tuple((key, _shown(field(key))) for key in row if key.startswith(_OWN) and key not in _SAID),
+        gate=f"{kind} {act_fn}".strip(),
+        kind=kind,
     )
 
 
 def _of_training(row: Mapping[str, Any], name: str) -> Any:
     """A figure of metrics/train.json; DVC puts the file before a name that another file of metrics has too."""
-    return row.get(f"metrics/train.json:{name}", row.get(name))
+    whole = row.get(f"{_TRAINING}{name}")
+    return row.get(name) if whole in NOTHING else whole
 
 
 def _interval(row: Mapping[str, Any], name: str) -> tuple[float, float] | None:
@@ -194,13 +212,35 @@ def told_apart(experiments: Sequence[Experiment]) -> list[Experiment]:
     found = []
     for experiment in experiments:
         same = [other for other in experiments if other.site == experiment.site]
-        further = [
-            f", {getattr(experiment, name)}"
-            for name in ("revision", "data", "evaluated")
-            if len({getattr(e, name) for e in same}) > 1
-        ]
+        further = [f", {getattr(experiment, name)}" for name in _APART if len({getattr(e, name) for e in same}) > 1]
         found.append(experiment._replace(site=experiment.site + "".join(further)))
     return [e._replace(differs=e.differs or _differences(e, [o for o in found if o.site == e.site])) for e in found]
+
+
+def why_apart(experiments: Sequence[Experiment]) -> list[str]:
+    """A line for each model and hook points whose experiments are several groups: the keys that make them, with their values
+    and whose they are.
+
+    Args:
+        experiments: before :func:`told_apart`.
+    """
+    lines = []
+    for site in dict.fromkeys(e.site for e in experiments):
+        same, keys = [e for e in experiments if e.site == site], []
+        for name, key in _APART.items():
+            values: dict[str, list[str]] = {}
+            for e in same:
+                values.setdefault(getattr(e, name) or "not known", []).append(e.name)
+            if len(values) > 1:
+                keys.append(f"{key}: " + " / ".join(f"{value} ({_few(names)})" for value, names in values.items()))
+        if keys:
+            lines.append(f"{site} is in several groups, which cannot be compared. They differ in {'; '.join(keys)}")
+    return lines
+
+
+def _few(names: Sequence[str]) -> str:
+    more = len(names) - MOST_DIFFERENCES
+    return ", ".join(names[:MOST_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _differences(experiment: Experiment, same: Sequence[Experiment]) -> str:

@@ -8,10 +8,12 @@ order or a filter opens no view: the order of the rows is in the view.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.metric_names import HEADLINE
+from pipeline.tracking.tracker import RunGroup
 
 VIEW = "scopeline"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
@@ -21,9 +23,10 @@ MARK = "<!-- written by scopeline -->"  # a note without it is the user's own
 MAX_EXPERIMENT_TAG = 5000
 MOST_RUNS = 200  # compared, the newest
 MODEL_TYPE = "sparse dictionary"
-_L0, _FVU, _DELTA_CE, _RECOVERED, _DEAD = HEADLINE
-_AGAINST_L0 = (_FVU, _DELTA_CE)
-_BARS = (*_AGAINST_L0, _RECOVERED, _DEAD)
+GROUP_TAG = "group"  # of a run: number of its group and what it is
+_L0, _FVU, _PCA_FVU, _DELTA_CE, _PCA_DELTA_CE, _, _DEAD = HEADLINE
+_SECTION, _ALL = "group ", "all"  # section of charts of a group, and of all runs
+MAX_SECTION_NAME = 100
 
 
 def _column(kind: str, name: str) -> str:
@@ -34,47 +37,126 @@ def _column(kind: str, name: str) -> str:
 # panel open, as it is at the first visit.
 _PINNED = {_column("attributes", "Run Name"): 130, "runDateAndNestInfo": 122}
 _COLUMNS = {
-    _column("metrics", _L0): 85,
-    _column("metrics", _FVU): 85,
-    _column("metrics", _DELTA_CE): 110,
+    _column("metrics", _L0): 75,
+    _column("metrics", _FVU): 80,
+    _column("metrics", _DELTA_CE): 105,
     _column("params", "dictionary.top_k"): 130,
+    _column("metrics", _PCA_FVU): 110,
+    _column("metrics", _PCA_DELTA_CE): 140,
     _column("metrics", _DEAD): 125,
-    _column("metrics", "evaluation/pca_fvu"): 150,
-    _column("tags", "differs"): 220,
+    _column("tags", GROUP_TAG): 260,
+    _column("tags", "differs"): 340,
     _column("params", "dictionary.act_fn"): 140,
     _column("params", "dictionary.hook_point_in"): 200,
 }
 PAGES = "&workflowType=machine_learning"  # which of MLflow's two menus is beside it
 
 
-def view_state() -> dict[str, Any]:
-    """The shared view: k, L0, FVU and what differs as columns; L0 against FVU and delta cross entropy, and bars, as charts."""
-    section = "headline"
-    common = {"deleted": False, "isGenerated": False, "metricSectionId": section, "runsCountToCompare": 100}
-    scatter = [
-        {**common, "type": "SCATTER", "uuid": f"l0-{i}", "xaxis": {"key": _L0, "type": "METRIC"},
-         "yaxis": {"key": key, "type": "METRIC"}}
-        for i, key in enumerate(_AGAINST_L0)
-    ]  # fmt: skip
-    bars = [{**common, "type": "BAR", "uuid": f"bar-{i}", "metricKey": key} for i, key in enumerate(_BARS)]
+def view_state(groups: Mapping[str, str]) -> dict[str, Any]:
+    """The shared view: k, L0, FVU, PCA's, and what differs as columns; as charts for each group of runs that can be compared L0
+    against FVU and against delta cross entropy, and bars of both; of all runs the share of dead features.
+
+    Args:
+        groups: {number: what it is}, the newest first.
+    """
+    charts: list[dict[str, Any]] = []
+    for number in groups:
+        place, losses = f"{_SECTION}{number}", [group_metric(number, name) for name in ("FVU", "delta CE")]
+        for i, key in enumerate(losses):
+            axes = {"xaxis": {"key": _L0, "type": "METRIC"}, "yaxis": {"key": key, "type": "METRIC"}}
+            charts.append({"type": "SCATTER", "uuid": f"l0-{number}-{i}", "metricSectionId": place, **axes})
+        for i, key in enumerate(losses):
+            charts.append({"type": "BAR", "uuid": f"bar-{number}-{i}", "metricSectionId": place, "metricKey": key})
+    charts.append({"type": "BAR", "uuid": "bar", "metricSectionId": _ALL, "metricKey": _DEAD})
+    sections = {f"{_SECTION}{number}": f"{_SECTION}{number}: {about}" for number, about in groups.items()} | {_ALL: "all runs"}
     return {
         "selectedColumns": [*_COLUMNS],
         "columnOrder": [*_PINNED, *_COLUMNS],
         "columnWidths": _PINNED | _COLUMNS,
         "orderByKey": _column("metrics", _L0),  # neighbours in the table are neighbours on the curve
         "orderByAsc": True,
-        "compareRunCharts": [*scatter, *bars],
+        "compareRunCharts": charts,
         "compareRunSections": [
-            {"uuid": section, "name": "Which is best", "display": True, "isReordered": False, "columns": 2, "cardHeight": 300}
+            {"uuid": key, "name": name[:MAX_SECTION_NAME], "display": True, "columns": 2, "cardHeight": 300}
+            for key, name in sections.items()
         ],
-        "runsHiddenMode": "FIRST_20_RUNS",
+        "runsHiddenMode": "SHOW_ALL",
         "isAccordionReordered": True,
     }
 
 
+def group_metric(number: str, name: str) -> str:
+    """The key of a figure that only runs of this group have, so that its chart shows no others; sorts after the headline."""
+    return f"{_SECTION}{number}/{name}"
+
+
+def _view(groups: Mapping[str, str]) -> str:
+    """The view as text, with as many of the newest groups as a tag has room for."""
+    kept = dict(groups)
+    while True:
+        text = json.dumps(view_state(kept), separators=(",", ":"))
+        if len(text) <= MAX_EXPERIMENT_TAG or not kept:
+            return text
+        kept.popitem()
+
+
+def _groups_of(view: str | None) -> dict[str, str]:
+    """{number: what it is} of the groups that a view has."""
+    try:
+        sections = json.loads(view or "{}")["compareRunSections"]
+        names = [section["name"].removeprefix(_SECTION) for section in sections if section["uuid"].startswith(_SECTION)]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return dict(name.partition(": ")[::2] for name in names)
+
+
+def group_runs(client: Any, experiment_id: str, groups: Sequence[RunGroup]) -> None:
+    """Number the groups, in the tag and in metrics of each run that lacks them, and give each its charts in the view.
+
+    A group keeps the number that its oldest run has; a new one gets the next free one.
+
+    Args:
+        client: MLflow's.
+        experiment_id: of the experiment with all their runs.
+        groups: the newest first.
+    """
+    from mlflow.entities import Metric, RunTag
+
+    runs = {run.info.run_id: run for run in _newest_runs(client, experiment_id)}
+    numbers: dict[int, str] = {}
+    given = [_number_of(run) for run in runs.values()]
+    for i, group in reversed([*enumerate(groups)]):  # the oldest first
+        own = [_number_of(runs[run_id]) for run_id in [*group.figures][::-1] if run_id in runs]
+        number = next((n for n in own if n and n not in numbers.values()), "")
+        if not number:
+            number = str(1 + max((int(n) for n in [*given, *numbers.values()] if n), default=0))
+        numbers[i] = number
+        now, tag = int(time.time() * 1000), f"{number}: {group.about}"
+        for run_id, figures in group.figures.items():
+            if run_id not in runs:
+                continue
+            data, wanted = runs[run_id].data, {group_metric(number, name): value for name, value in figures.items()}
+            if data.tags.get(GROUP_TAG) == tag and all(data.metrics.get(key) == value for key, value in wanted.items()):
+                continue
+            client.log_batch(
+                run_id, [Metric(key, value, now, 0) for key, value in wanted.items()], (), [RunTag(GROUP_TAG, tag)]
+            )
+    client.set_experiment_tag(experiment_id, VIEW_TAG, _view({numbers[i]: group.about for i, group in enumerate(groups)}))
+
+
+def _number_of(run: Any) -> str:
+    """The number of the group that a run has been given; "": none."""
+    number = run.data.tags.get(GROUP_TAG, "").partition(":")[0]
+    return number if number.isdecimal() else ""
+
+
+def _newest_runs(client: Any, experiment_id: str) -> list[Any]:
+    return list(client.search_runs([experiment_id], max_results=MOST_RUNS, order_by=["attributes.start_time DESC"]))
+
+
 def offer_view(client: Any, experiment: Any) -> None:
     """Put the shared view into the experiment's tags, and a note with the way to it where there is none."""
-    wanted = {VIEW_TAG: json.dumps(view_state(), separators=(",", ":"))}
+    wanted = {VIEW_TAG: _view(_groups_of(experiment.tags.get(VIEW_TAG)))}
     if KIND_TAG not in experiment.tags:
         wanted[KIND_TAG] = "custom_model_development"
     if NOTE_TAG not in experiment.tags:
@@ -104,7 +186,7 @@ def describe_experiment(client: Any, experiment_id: str, text: str) -> None:
 def experiment_rows(client: Any, experiment_id: str) -> list[dict[str, Any]]:
     """The newest runs of the experiment as rows: parameters, metrics of the evaluation without their group, "run", the id, and
     "Experiment", the name, of a member of a sweep after that of the sweep."""
-    runs = client.search_runs([experiment_id], max_results=MOST_RUNS, order_by=["attributes.start_time DESC"])
+    runs = _newest_runs(client, experiment_id)
     names = {run.info.run_id: run.info.run_name for run in runs}
     rows = []
     for run in runs:
@@ -114,7 +196,8 @@ def experiment_rows(client: Any, experiment_id: str) -> list[dict[str, Any]]:
         row["metrics/train.json:tokens"] = run.data.metrics.get("train/tokens")
         row["learning_rate"] = run.data.metrics.get("train/learning_rate")
         row["run"] = run.info.run_id
-        row["Experiment"] = f"{parent}/{run.info.run_name}" if parent else run.info.run_name
+        name = str(run.info.run_name)
+        row["Experiment"] = f"{parent}/{name}" if parent and "/" not in name else name
         rows.append(row)
     return rows
 

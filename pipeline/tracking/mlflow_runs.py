@@ -33,7 +33,7 @@ from pipeline.tracking import mlflow_pages
 from pipeline.tracking.moved import artifacts_of, follow
 from pipeline.tracking.run_file import MLFLOW
 from pipeline.tracking.store_uri import DATABASES
-from pipeline.tracking.tracker import FAILED, FINISHED, LAST_STAGE, STOPPED, Tracker
+from pipeline.tracking.tracker import FAILED, FINISHED, LAST_STAGE, STOPPED, RunGroup, Tracker
 
 FLUSH_AT = 900  # metrics; a server takes 1,000 a call
 MAX_BUFFERED = 200_000  # metrics kept while the server does not answer
@@ -118,13 +118,13 @@ class MlflowTracker(Tracker):
         self._warned = False
         self._closed = False
         self._had_ended = False
-        self._experiment_id = ""
+        self._experiment_id = self._uri = ""
 
     def connect(
         self, uri: str, experiment: str, run_id: str | None, name: str, owner: bool, parent: Parent | None = None
     ) -> None:
         """Find or start the run."""
-        client = _client(uri)
+        client, self._uri = _client(uri), uri
         with _first_use(uri):
             _check_database(uri)
             _follow_move(uri)
@@ -216,6 +216,15 @@ class MlflowTracker(Tracker):
             "describe the experiment",
             lambda: mlflow_pages.describe_experiment(self._client, self._experiment_id, text),
         )
+
+    def group_runs(self, groups: Sequence[RunGroup]) -> None:
+        """Number the groups, in a tag and in figures of their own of each run, and give each a section of charts."""
+
+        def call() -> None:
+            with _first_use(self._uri):  # else two runs that end at once number theirs alike
+                mlflow_pages.group_runs(self._client, self._experiment_id, groups)
+
+        self._now_or_later("group the runs", call)
 
     def log_model(self, name: str, about: Mapping[str, Any], files: Sequence[str | Path]) -> None:
         """A model of the run, which MLflow lists by itself: what it is, and files about it; the weights are not copied."""

@@ -62,8 +62,8 @@ def open_tracker(
         resume_step: last step whose figures are kept from before an interruption; None: from the start.
         past: train, resumed: JSON lines of the steps before the interruption; what the run lacks of them (its last buffer, or
             everything if it is a new one in an old one's place) is logged.
-        name: name of the run where neither DVC_EXP_NAME nor tracking.run_name gives one.
-        member: name of the member of a sweep, and of its run; "": the run itself.
+        name: name of the run, or of the sweep, where neither DVC_EXP_NAME nor tracking.run_name gives one.
+        member: name of the member of a sweep, whose run is `<sweep>/<member>`; "": the run itself.
         about: what tells the run from others, behind a name that does not say it: `name`, or one that DVC has drawn.
 
     Raises:
@@ -72,10 +72,11 @@ def open_tracker(
     starts = stage == STARTING_STAGE
     if ids is None:
         ids = {} if starts else read_ids(run_file, member)
+    experiment = os.environ.get("DVC_EXP_NAME")
     run = RunToOpen(
         stage=stage,
         ids=ids,
-        name=member or _name(os.environ.get("DVC_EXP_NAME"), params.run_name, name or stage, about),
+        name=_name(experiment, params.run_name, name or "" if member else name or stage, about, member),
         starts=starts,
         parent=read_ids(run_file) if member else None,
         last_step=max((row["step"] for row in history_rows(past)), default=-1) if starts else -1,
@@ -90,8 +91,11 @@ def open_tracker(
     return tracker
 
 
-def _name(experiment: str | None, stated: str | None, name: str, about: str) -> str:
-    """The name of a new run; what nobody has chosen as a name is followed by what the run is."""
+def _name(experiment: str | None, stated: str | None, name: str, about: str, member: str) -> str:
+    """The name of a new run: one that nobody has chosen is followed by what the run is, a member's stands after the sweep's."""
+    if member:
+        sweep = experiment or stated or name
+        return f"{sweep}/{member}" if sweep else member
     chosen = experiment if experiment and not DRAWN.fullmatch(experiment) else None if experiment else stated
     if chosen is not None or not about:
         return chosen or experiment or name

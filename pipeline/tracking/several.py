@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.tracking.tracker import FINISHED, Tracker
+from pipeline.tracking.tracker import FINISHED, RunGroup, Tracker
 
 
 class Trackers(Tracker):
@@ -78,6 +78,11 @@ class Trackers(Tracker):
         """To each."""
         for each in self.trackers:
             each.describe_experiment(text)
+
+    def group_runs(self, groups: Sequence[RunGroup]) -> None:
+        """To each."""
+        for each in self.trackers:
+            each.group_runs(groups)
 
     def flush(self) -> None:
         """Each."""

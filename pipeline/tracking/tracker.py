@@ -6,13 +6,25 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from pipeline.errors import Interrupted
 from pipeline.metric_names import grouped
 
 FINISHED, FAILED, STOPPED = "FINISHED", "FAILED", "KILLED"
 LAST_STAGE = "analyze"  # with which a run ends; between the stages before it the run goes on
+
+
+class RunGroup(NamedTuple):
+    """Runs that can be compared with each other, and with no others.
+
+    Attributes:
+        about: what they have in common, in words.
+        figures: {id of a run: {name: what it is compared by}}.
+    """
+
+    about: str
+    figures: Mapping[str, Mapping[str, float]]
 
 
 class Tracker:
@@ -74,6 +86,9 @@ class Tracker:
 
     def describe_experiment(self, text: str) -> None:
         """The description of all runs together, in Markdown."""
+
+    def group_runs(self, groups: Sequence[RunGroup]) -> None:
+        """Say which of all runs can be compared, the newest group first, so that no chart has others beside them."""
 
     def flush(self) -> None:
         """Write out what is buffered. Called at checkpoints."""

@@ -16,9 +16,10 @@ from pipeline.errors import PipelineError
 from pipeline.files import fingerprint, is_number
 from pipeline.metric_files import read_metrics
 from pipeline.params.loader import params_from_dict
+from pipeline.params.members import own_keys
 from pipeline.params.reading import Yaml12Loader
 from pipeline.params.schema import Params, flatten
-from pipeline.plots.experiment import differs
+from pipeline.plots.experiment import differs, sweep_of
 from pipeline.provenance import committed_text
 from pipeline.tracking.opening import open_tracker
 from pipeline.tracking.run_file import read_ids, write_ids
@@ -42,17 +43,18 @@ def tracked(
     with contextlib.ExitStack() as stack:
         if params.sweep is None:
             member, checkpoints = members[""]
-            tracker = stack.enter_context(_of_run(params, places, member, checkpoints, checkpoints.directory / "run.json"))
+            run_file = checkpoints.directory / "run.json"
+            tracker = stack.enter_context(_of_run(params, places, member, checkpoints, run_file, params.dictionary.name))
             trackers = {"": tracker}
         else:
             directories = {name: checkpoints.directory for name, (_, checkpoints) in members.items()}
             run_file = _of_sweep(next(iter(directories.values())).parent, directories) / "run.json"
-            trackers = {"": stack.enter_context(_of_the_sweep(params, places, run_file))}
+            trackers, sweep = {"": stack.enter_context(_of_the_sweep(params, places, run_file))}, params.dictionary.name
             for name, (member, checkpoints) in members.items():
-                tracker = stack.enter_context(_of_run(member.params, places, member, checkpoints, run_file))
+                tracker = stack.enter_context(_of_run(member.params, places, member, checkpoints, run_file, sweep))
                 tracker.log_params(logged(member.params))
                 trackers[name] = tracker
-        trackers[""].log_params(logged(params))
+        trackers[""].log_params(_shared(params))
         for tracker in trackers.values():
             _log_activations(tracker, store)
         try:
@@ -61,8 +63,8 @@ def tracked(
             log_earlier(trackers[""], places.metrics.parent)  # last: MLflow lists figures in the order in which they came
 
 
-def _of_run(params: Params, places: Places, member: Member, checkpoints: Checkpoints, run_file: Path) -> Tracker:
-    """The tracker of a run of one dictionary, with its tags."""
+def _of_run(params: Params, places: Places, member: Member, checkpoints: Checkpoints, run_file: Path, name: str) -> Tracker:
+    """The tracker of a run of one dictionary, with its tags; `name` is that of the run, or of the sweep that it is in."""
     ids = read_ids(run_file, member.name)
     past = checkpoints.past()
     tracker = open_tracker(
@@ -72,7 +74,7 @@ def _of_run(params: Params, places: Places, member: Member, checkpoints: Checkpo
         ids=ids,
         resume_step=None if past is None else past.get("last", {}).get(names.STEP),
         past=checkpoints.history.file,
-        name=params.dictionary.name,
+        name=name,
         member=member.name,
         about=(own := differs_from_commit(params)),
     )
@@ -88,14 +90,14 @@ def _of_the_sweep(params: Params, places: Places, run_file: Path) -> Tracker:
     """The tracker of the run that those of the members are nested in, with a note of what they are."""
     ids, name = read_ids(run_file), params.dictionary.name
     known = {member: read_ids(run_file, member) for member in params.members}
-    own = differs_from_commit(params)
+    own, differing = sweep_of(params.members), differs_from_commit(params)
     tracker = open_tracker(params.tracking, stage="train", run_file=places.run, ids=ids, name=name, about=own)
     write_ids(run_file, {**ids, **tracker.ids})
     for member, of_member in known.items():
         write_ids(run_file, of_member, member)
     lines = [f"- {member}: {_in_words(stated)}" for member, stated in (params.sweep or {}).items()]
     note = f"A sweep of {len(lines)} members, trained in one pass; each has its figures in a run of its own below this one.\n\n"
-    tracker.set_tags({"name": name, **({"differs": own} if own else {})})
+    tracker.set_tags({"name": name, "differs": "; ".join([own, differing] if differing else [own])})
     tracker.describe(note + "\n".join(lines))
     return tracker
 
@@ -112,6 +114,15 @@ def logged(params: Params) -> dict[str, Any]:
     return values | (
         {"demo": {"text_packages": demo["text_packages"]}} if params.dataset.dataset_name_or_path == "demo" else {}
     )
+
+
+def _shared(params: Params) -> dict[str, Any]:
+    """The parameters of a run; of a sweep without those that members have of their own, which are no member's there."""
+    values = logged(params)
+    for key in {key for name in params.members for key in own_keys(params, name)}:
+        section, _, field = key.partition(".")
+        values[section].pop(field, None)
+    return values
 
 
 def differs_from_commit(params: Params, path: str = "params.yaml") -> str:

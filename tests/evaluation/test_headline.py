@@ -16,7 +16,7 @@ def test_the_headline_sorts_first_and_has_few_digits(finished_project) -> None:
     metrics |= {"fvu": 0.123456, "fvu_ordinary": 0.123456, "loss_recovered_mean": 0.99996, "delta_ce": 0.00012345}
     names = headline(metrics)
     assert (names["core/FVU"], names["core/loss recovered"], names["core/delta CE"]) == (0.1235, 1.0, 0.0001234)
-    assert not [name for name in names if "PCA" in name]  # it is in one chart with the dictionary
+    assert [name for name in names if "PCA" in name] == ["core/PCA FVU", "core/PCA delta CE"]
     assert all(grouped("evaluate", name) == name for name in names)
     assert max(names) < min(grouped("evaluate", name) for name in metrics)
 
@@ -53,11 +53,11 @@ def test_massive_tokens_are_left_out_and_counted(finished_project) -> None:
     config = read_config(finished_project.path / "data/inference/main").to_dict()
     found = {
         "l0_mean_ordinary": 3.25, "fvu_ordinary": 0.375, "fvu_ordinary_low": 0.3125, "fvu_ordinary_high": 0.4375,
-        "pca_fvu_ordinary": 0.625, "zero_fvu_ordinary": 1.875, "dead_fraction_ordinary": 0.0625,
+        "pca_fvu": 0.4375, "pca_fvu_ordinary": 0.625, "zero_fvu_ordinary": 1.875, "dead_fraction_ordinary": 0.0625,
         "evaluated_tokens": 50432.0, "massive_tokens": 12.0, "excluded_tokens": 12.0,
     }  # fmt: skip
     names = headline({**metrics, **found})
-    assert names["core/FVU"] == 0.375
+    assert (names["core/FVU"], names["core/PCA FVU"]) == (0.375, 0.625)  # both without massive tokens
     assert (names["core/L0"], names["core/dead share"]) == (3.25, 0.0625)
     text = note(config, {**metrics, **found})
     assert "L0 3.25, FVU 0.375 (PCA 0.625), delta CE " in text

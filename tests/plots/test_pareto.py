@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline.plots.charts import Group, Point, ScatterChart, axes
 from pipeline.plots.comparison import STAR, table, tables
-from pipeline.plots.experiment import Experiment, distinct, member_rows, read_experiment, told_apart
+from pipeline.plots.experiment import Experiment, distinct, member_rows, read_experiment, told_apart, why_apart
 from pipeline.plots.experiments import experiment_rows
+from pipeline.plots.knee import RULE
 from pipeline.plots.page import page
 from pipeline.plots.pareto import front, pareto_charts
 from pipeline.plots.png import png
@@ -43,7 +44,9 @@ def test_a_row_of_dvc(fields: dict[str, object], site: str) -> None:
     found = read_experiment({**ROW, **PARAMS, **fields})
     wanted = Experiment("wide", site, "sae topk 24", 24.0, 0.1, 0.2, 0.01)
     assert found is not None
-    assert found._replace(stated=()) == wanted._replace(revision="default revision", data="unknown text")
+    assert found._replace(stated=()) == wanted._replace(
+        revision="default revision", data="unknown text", gate="sae topk", kind="sae"
+    )
 
 
 def test_figures_without_massive_tokens_come_first() -> None:
@@ -56,6 +59,28 @@ def test_figures_without_massive_tokens_come_first() -> None:
         before = read_experiment({**ROW, **PARAMS, "pca_fvu": 0.3, **dict.fromkeys(apart, nothing)})
         assert before is not None
         assert (before.l0, before.fvu, before.dead, before.pca_fvu) == (24.0, 0.1, 0.01, 0.3)
+
+
+def test_tokens_trained_are_the_same_of_a_member_and_alone() -> None:
+    """A row of DVC has None for the key that another row's figure has."""
+    stated = {"trainer.total_training_tokens": 400000.0, "metrics/generate.json:tokens": 7.0}
+    alone = {**ROW, **PARAMS, **stated, "metrics/train.json:tokens": 397799.0, "k8.tokens": None}
+    member = {f"k8.{key}": value for key, value in ROW.items() if key not in ("Experiment", "rev")}
+    sweep = {"Experiment": "s", **PARAMS, **stated, **member, "metrics/train.json:tokens": None, "k8.tokens": 397799.0}
+    several = {key: value for key, value in sweep.items() if key != "k8.tokens"} | {"metrics/train.json:k8.tokens": 397799.0}
+    for row in (alone, sweep, several):
+        (found,) = [e for each in member_rows(row) if (e := read_experiment(each))]
+        assert found.trained == 397799.0
+
+
+def test_why_runs_are_in_several_groups_is_said() -> None:
+    own = [made("sae", 32, 0.1), made("k8", 8, 0.2), made("k32", 32, 0.1), made("other", 8, 0.1, site="demo, blocks.3")]
+    tokens = ("10,227 held-out tokens", *["4,086 held-out tokens"] * 3)
+    experiments = [e._replace(evaluated=each) for e, each in zip(own, tokens, strict=True)]
+    (line,) = why_apart(experiments)
+    says(line, "demo, blocks.2", "evaluation.tokens", "10,227 held-out tokens (sae)", "4,086 held-out tokens (k8, k32)")
+    assert "other" not in line
+    assert why_apart(experiments[1:]) == []
 
 
 def test_rows_without_an_evaluation_and_repeated_ones() -> None:
@@ -119,11 +144,12 @@ def test_the_front_is_what_no_other_beats(values: list[tuple[int, int]]) -> None
 def test_table_and_charts_keep_sites_apart() -> None:
     experiments = [made("b", 32, 0.2), made("a", 16, 0.1, 0.3), made("c", 8, 0.9, site="other")]
     lines = table(experiments)
-    assert [line.split()[0] for line in lines if line] == ["demo,", "experiment", "a", "b", "other", "experiment", "c", "*"]
+    first = ["demo,", "experiment", "a", "b", "knee:", "a", "a", "other", "experiment", "c", "*", "knee:"]
+    assert [line.split()[0] for line in lines if line] == first
     assert "0.1000*" in lines[2]
     assert "0.2000 " in lines[3]
     assert "0.1000*" in lines[3]  # of delta CE
-    assert "0.9000*" in lines[7]  # alone in its group
+    assert "0.9000*" in lines[10]  # alone in its group
     fvu, delta, *other = pareto_charts(experiments)
     assert [fvu.title, other[0].title] == ["L0 and FVU: demo, blocks.2", "L0 and FVU: other"]
     assert [[group.label for group in chart.groups] for chart in (fvu, *other)] == [["demo, blocks.2"], ["other"], ["other"]]
@@ -225,7 +251,7 @@ def test_pca_is_in_the_charts_and_in_the_table() -> None:
     assert delta.groups[-1].points == (Point(24, 1.4, "PCA 24"),)
     lines = table(experiments)
     assert lines[1].split()[6:] == ["FVU", "95", "%", "PCA", "delta", "CE", "95", "%", "PCA", "rank", "dead"]
-    assert lines[-1] == STAR
+    assert lines[-2:] == [STAR, RULE]
     rows = [line.split() for line in lines[2:5]]
     assert [row[-6] for row in rows] == ["-", "0.4000", "0.4000"]
     assert [row[-2] for row in rows] == ["-", "24", "24"]
@@ -302,3 +328,6 @@ def test_experiments_of_other_commits_are_counted(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(dvc.api, "exp_show", lambda num: [{"num": num}])
     assert experiment_rows(1) == ([{"num": 1}], 2)
     assert experiment_rows(-1) == ([{"num": -1}], 0)
+    rows = [{"rev": "workspace", "Experiment": None}, {"rev": "main", "Experiment": None}, {"rev": "1a2", "Experiment": "k8"}]
+    monkeypatch.setattr(dvc.api, "exp_show", lambda num: rows)
+    assert [row["Experiment"] for row in experiment_rows(1)[0]] == [None, "k8", "main (of the repository)"]

@@ -198,9 +198,7 @@ def test_the_table_of_runs_has_a_view_and_a_note_that_a_user_may_write(tracked, 
     experiment = client.get_experiment_by_name("scopeline")
     view = json.loads(experiment.tags["mlflow.sharedViewState.scopeline"])
     assert {"params.`dictionary.top_k`", "metrics.`core/FVU`", "tags.`differs`"} <= set(view["selectedColumns"])
-    assert {chart["type"] for chart in view["compareRunCharts"]} == {"SCATTER", "BAR"}
-    assert len({chart["uuid"] for chart in view["compareRunCharts"]}) == len(view["compareRunCharts"])
-    assert {chart["metricKey"] for chart in view["compareRunCharts"] if "metricKey" in chart} <= set(HEADLINE)
+    assert [chart["metricKey"] for chart in view["compareRunCharts"]] == ["core/dead share"]  # no groups yet
     assert {name for name in HEADLINE if f"metrics.`{name}`" in view["selectedColumns"]} == {*HEADLINE} - {
         "core/loss recovered"
     }
@@ -238,6 +236,9 @@ def test_the_runs_are_compared_in_the_newest_one(tracked, client, params, monkey
                 run_id = tracker.run_id
     rows = {row["Experiment"]: row for row in tracker.rows()}
     assert rows == {}  # closed
+    run = client.get_run(run_id)
+    assert run.data.tags["group"] == "1: dictionary, ?, 99 held-out tokens, demo"
+    assert run.data.metrics["group 1/FVU"] == 0.25
     kept = tracked / "mlartifacts" / run_id / "artifacts"
     page = (kept / "comparison" / "index.html").read_text()
     assert "k8" in page
@@ -248,6 +249,51 @@ def test_the_runs_are_compared_in_the_newest_one(tracked, client, params, monkey
     (row,) = [line for line in note.splitlines() if line.startswith("| k9 ")]
     assert [cell.strip() for cell in row.split("|")][5:10] == ["1,000", "8.0", "0.2500\\*", "-", "0.7500"]
     assert "0.5000 |" in next(line for line in note.splitlines() if line.startswith("| k8 "))
+
+
+def test_each_group_of_runs_has_a_number_and_charts_of_its_own(tracked, client, params, monkeypatch):
+    from pipeline.tracking.mlflow_pages import MAX_EXPERIMENT_TAG
+    from pipeline.tracking.tracker import RunGroup
+
+    ids = []
+    for name in ("a", "b", "c"):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        with _open(params) as tracker:
+            ids.append(tracker.run_id)
+    a, b, c = ids
+
+    def grouped(*groups: RunGroup) -> dict[str, object]:
+        monkeypatch.setenv("DVC_EXP_NAME", "c")
+        with _open(params, ids={"mlflow": c}) as tracker:  # which opens the view before, too
+            tracker.group_runs(groups)
+        return json.loads(client.get_experiment_by_name("scopeline").tags["mlflow.sharedViewState.scopeline"])
+
+    def figures(fvu: float) -> dict[str, float]:
+        return {"FVU": fvu, "delta CE": 2 * fvu}
+
+    view = grouped(RunGroup("sae, x", {b: figures(0.5), a: figures(0.25)}))
+    assert [section["name"] for section in view["compareRunSections"]] == ["group 1: sae, x", "all runs"]
+    view = grouped(RunGroup("clt, y", {c: figures(0.125)}), RunGroup("sae, x", {b: figures(0.5), a: figures(0.25)}))
+    assert [section["name"] for section in view["compareRunSections"]] == ["group 2: clt, y", "group 1: sae, x", "all runs"]
+    for run_id, number, fvu in ((a, 1, 0.25), (b, 1, 0.5), (c, 2, 0.125)):
+        data = client.get_run(run_id).data
+        assert data.tags["group"].startswith(f"{number}: ")
+        assert {key: value for key, value in data.metrics.items() if key.startswith("group")} == {
+            f"group {number}/FVU": fvu, f"group {number}/delta CE": 2 * fvu
+        }  # fmt: skip
+    charts = view["compareRunCharts"]
+    assert len({chart["uuid"] for chart in charts}) == len(charts)
+    scatter = [chart for chart in charts if chart["type"] == "SCATTER"]
+    assert {chart["xaxis"]["key"] for chart in scatter} == {"core/L0"}
+    drawn = [(chart["metricSectionId"], chart["yaxis"]["key"]) for chart in scatter]
+    assert drawn == [(f"group {n}", f"group {n}/{name}") for n in (2, 1) for name in ("FVU", "delta CE")]
+    with _open(params, ids={"mlflow": c}):  # a stage that groups nothing keeps the charts
+        pass
+    tags = client.get_experiment_by_name("scopeline").tags
+    assert json.loads(tags["mlflow.sharedViewState.scopeline"]) == view
+    view = grouped(*[RunGroup(f"{i}" * 90, {}) for i in range(20)])
+    assert len(client.get_experiment_by_name("scopeline").tags["mlflow.sharedViewState.scopeline"]) <= MAX_EXPERIMENT_TAG
+    assert len(view["compareRunSections"]) > 3
 
 
 def test_provenance_are_tags_only(tracked, client, params, monkeypatch):

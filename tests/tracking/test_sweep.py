@@ -43,7 +43,7 @@ def test_members_have_runs_below_that_of_the_sweep(tracked, client, params) -> N
     assert PARENT not in client.get_run(parent).data.tags
     for member, run_id in zip(("k8", "k16"), members, strict=True):
         run = client.get_run(run_id)
-        assert (run.data.tags[PARENT], run.info.run_name) == (parent, member)
+        assert (run.data.tags[PARENT], run.info.run_name) == (parent, f"main/{member}")
         with opened(params, "evaluate", member=member) as tracker:
             assert tracker.run_id == run_id
             tracker.log_metrics({"fvu": 0.25})
@@ -133,6 +133,9 @@ def test_a_stopped_sweep_goes_on_with_its_runs(
         assert (kept / "index.html").is_file()
     sweep = client.get_run(before["run_id"])
     assert sweep.data.params["sweep.k8.dictionary.top_k"] == "8"
+    assert "dictionary.top_k" not in sweep.data.params  # no member's
+    assert sweep.data.params["dictionary.expansion_factor"]
+    assert sweep.data.tags["differs"].startswith("sweep of 3: k4, k8, k2")
     assert "k8: dictionary.top_k 8" in sweep.data.tags["mlflow.note.content"]
     assert not any(key.startswith("train/") for key in sweep.data.metrics)
     assert [entry.dataset.name for entry in sweep.inputs.dataset_inputs] == ["activations"]

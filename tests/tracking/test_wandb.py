@@ -170,7 +170,7 @@ def test_members_of_a_sweep_are_a_group(wandb, params) -> None:
     whole, first, second, again = wandb.runs
     assert len({whole.id, first.id, second.id}) == 3
     assert again.id == first.id
-    assert [run.options["name"] for run in wandb.runs[:3]] == ["main", "k8", "k16"]
+    assert [run.options["name"] for run in wandb.runs[:3]] == ["main", "main/k8", "main/k16"]
     assert whole.options["group"] is None
     assert {run.options["group"] for run in (first, second, again)} == {f"sweep-{whole.id}"}
     written = json.loads(Path(RUN_FILE).read_text())
