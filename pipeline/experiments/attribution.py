@@ -104,7 +104,8 @@ class FeatureAttribution:
     def doubt(self) -> str:
         """Why the effects cannot be trusted and what to do, in one line; "" where nothing speaks against them.
 
-        The gap is more than a tenth (integrated gradients) or half (attribution patching) of |metric - baseline_metric|.
+        The gap is more than a tenth (integrated gradients) or half (attribution patching) of the difference of metric and
+        baseline_metric.
         Effects of ablation are exact, each by itself, whatever the gap.
         """
         if self.method not in LARGE_GAP:
