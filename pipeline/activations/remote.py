@@ -20,7 +20,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,17 +31,23 @@ AT_ONCE = 8  # requests
 RETRIES, RETRY_SECONDS = 8, 120.0
 FIRST_WAIT, LONGEST_WAIT = datetime.timedelta(milliseconds=100), datetime.timedelta(seconds=15)
 SMALL = ("zarr.json", "digests")  # files that say what a store holds: they are got when it is opened
+PARTIAL = ".partial"  # how the name of a file ends that is being written
 FRESH = 60.0  # seconds for which what was used stays
 CACHE_GIB = 50.0
-# What an error has that more tries do not help against, and what is said of it.
+# What more tries do not help against: the status of the answer, words of the error, and what is said of it.
 FAULTS = (
-    (("NotFound", "404", "NoSuchBucket", "NoSuchKey"), "no such bucket or object ({}); look at SCOPELINE_STORE"),
+    ("404", r"NotFound|NoSuchBucket|NoSuchKey", "no such bucket or object ({}); look at SCOPELINE_STORE"),
     (
-        ("PermissionDenied", "Unauthenticated", "401", "403", "redential", "/latest/api/token"),
+        "401 403",
+        r"PermissionDenied|Unauthenticated|[Cc]redential",
         "not allowed ({}); give credentials as the provider's own tools take them, for S3 AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY, or a profile",
     ),
 )
+_ADDRESS = re.compile(r"\w+://\S+")
+_STATUS = re.compile(r"status code: (\d{3})\b")
+# Where a machine in a cloud (AWS, Google, Azure) is asked for credentials, when none are given.
+_METADATA = re.compile(r"/latest/api/token|/latest/meta-data|/computeMetadata/|/metadata/identity")
 _SECRET = re.compile(r"(?i)(key|secret|token|password|signature|credential)[^=:\s]*\s*[=:]\s*\S+")
 
 
@@ -69,7 +75,10 @@ class RemoteStore:
                 for entry in page:
                     self.sizes[str(entry["path"]).removeprefix(f"{self.directory.name}/")] = int(entry["size"])
         small = [name for name in self.sizes if name.rpartition("/")[2] in SMALL]
-        list(self._pool.map(self._get, small))
+        getting = [self._pool.submit(self._get, name) for name in small]
+        wait(getting)  # also where one fails: the others leave nothing half-written behind
+        for future in getting:
+            future.result()
 
     def fetch(self, name: str) -> Path:
         """The file of an object, got if it is not here; a missing one stays missing.
@@ -102,9 +111,9 @@ class RemoteStore:
         """Remove the file here, so that the object is got again."""
         (self.directory / name).unlink(missing_ok=True)
 
-    def make_room(self, n_bytes: int) -> None:
-        """See that a file of so many bytes is within bounds here, before it is written."""
-        self._cache.room_for(n_bytes)
+    def room_for(self, n_bytes: int) -> contextlib.AbstractContextManager[None]:
+        """Room here for a file of so many bytes, which is written within the block."""
+        return self._cache.room_for(n_bytes)
 
     def push(self, name: str) -> None:
         """Put a file that was written."""
@@ -118,12 +127,12 @@ class RemoteStore:
         place = self.directory / name
         with self._named(f"give {name}"):
             content = bytes(self._objects.get(f"{self.directory.name}/{name}").bytes())
-        self._cache.room_for(len(content))
-        partial = place.with_name(f"{place.name}.{threading.get_ident()}.partial")
+        partial = place.with_name(f"{place.name}.{threading.get_ident()}{PARTIAL}")
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
-            partial.replace(place)
+            with self._cache.room_for(len(content)):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_bytes(content)
+                partial.replace(place)
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise DataError(
@@ -143,10 +152,9 @@ class RemoteStore:
         try:
             yield
         except (OSError, BaseError) as error:
-            why, said = told(error), f"{type(error).__name__} {error}"
-            for signs, fault in FAULTS:
-                if any(sign in said for sign in signs):
-                    raise DataError(f"{self.url}: cannot {what}: {fault.format(why)}") from None
+            why, fault = told(error), lasting_fault(error)
+            if fault is not None:
+                raise DataError(f"{self.url}: cannot {what}: {fault.format(why)}") from None
             raise DataError(
                 f"{self.url}: cannot {what} ({why}), after {RETRIES} tries; run the same command again to go on"
             ) from None
@@ -157,30 +165,49 @@ class Cache:
 
     def __init__(self, directory: Path, most_bytes: float) -> None:
         self.directory, self.most_bytes = directory, most_bytes
-        self._lock = threading.Lock()
-        self._held: int | None = None
+        self._changed = threading.Condition()
+        self._held, self._counted = 0, False  # bytes, and whether they have been counted
+        self._coming: list[int] = []  # bytes of the files that are being written
 
     def used(self, place: Path) -> None:
         """Note that a file was used now."""
         with contextlib.suppress(OSError):
             os.utime(place)
 
-    def room_for(self, n_bytes: int) -> None:
-        """Remove what has not been used for longest, until so many bytes more are within bounds; small files stay."""
-        with self._lock:
-            if self._held is None:
-                self._held = sum(size for _, size, _ in self._files())
+    @contextlib.contextmanager
+    def room_for(self, n_bytes: int) -> Iterator[None]:
+        """Room for a file of so many bytes, which is written within the block.
+
+        What has not been used for longest is removed for it; small files and what was used just now stay. Where that is not
+        enough the block waits for the files that others are writing: they may be removed then.
+        """
+        with self._changed:
+            while not self._make_room(n_bytes) and self._coming:
+                self._changed.wait()
+            self._coming.append(n_bytes)
             self._held += n_bytes
-            if self._held <= self.most_bytes:
-                return
-            files = sorted(self._files())
-            self._held = sum(size for _, size, _ in files) + n_bytes
-            for at, size, place in files:
-                if self._held <= self.most_bytes * 0.9 or at > time.time() - FRESH:
-                    return
-                if place.name not in SMALL:
-                    place.unlink(missing_ok=True)
-                    self._held -= size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._coming.remove(n_bytes)
+                self._changed.notify_all()
+
+    def _make_room(self, n_bytes: int) -> bool:
+        """Whether so many bytes more are within bounds, after what may be removed is."""
+        if self._counted and self._held + n_bytes <= self.most_bytes:
+            return True
+        files = sorted(entry for entry in self._files() if entry[2].suffix != PARTIAL)
+        self._held, self._counted = sum(size for _, size, _ in files) + sum(self._coming), True
+        if self._held + n_bytes <= self.most_bytes:
+            return True
+        for at, size, place in files:
+            if self._held + n_bytes <= self.most_bytes * 0.9 or at > time.time() - FRESH:
+                break
+            if place.name not in SMALL:
+                place.unlink(missing_ok=True)
+                self._held -= size
+        return self._held + n_bytes <= self.most_bytes
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         for folder, _, names in os.walk(self.directory):
@@ -282,6 +309,21 @@ def _most_bytes() -> float:
     if not 0 < found < float("inf"):
         raise DataError(f"SCOPELINE_CACHE_GIB={stated}: expected the size of the cache in GiB, above 0")
     return found * 2**30
+
+
+def lasting_fault(error: Exception) -> str | None:
+    """What is said of an error that stays however often one tries; None: it may pass.
+
+    Its numbers are not looked at but for the status: an address, a port or a duration may hold any digits.
+    """
+    said = f"{type(error).__name__} {error}"
+    status, words = _STATUS.search(said), _ADDRESS.sub("", said)
+    if _METADATA.search(said):
+        return FAULTS[1][2]
+    for statuses, signs, fault in FAULTS:
+        if (status is not None and status[1] in statuses.split()) or (status is None and re.search(signs, words)):
+            return fault
+    return None
 
 
 def told(error: Exception) -> str:

@@ -96,16 +96,15 @@ class ArrayChunks:
             content = bytes(content) + np.full(missing, element.fill, dtype=element.numpy_dtype).tobytes()
         if self._compressor is not None:
             content = self._compressor.packed(content, self.layout.item_bytes)
-        if self._remote is not None:
-            self._remote.make_room(len(content))
         path = self.directory / self.layout.chunk_file(chunk)
         partial = path.with_name(path.name + ".partial")
+        room = contextlib.nullcontext() if self._remote is None else self._remote.room_for(len(content))
         try:
-            with open(partial, "wb", buffering=0) as stream:
+            with room, open(partial, "wb", buffering=0) as stream:
                 done = 0
                 while done < len(content):
                     done += stream.write(memoryview(content)[done:])
-            os.replace(partial, path)
+                os.replace(partial, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 partial.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -160,6 +161,15 @@ def test_generation_goes_on_with_what_is_there(
     assert objects(server, "resume") == wanted[1]
 
 
+def held_in(cache: Path) -> int:
+    """Bytes of the files; one that a reader's thread removes meanwhile takes none."""
+    held = 0
+    for file in cache.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            held += file.stat().st_size if file.is_file() else 0
+    return held
+
+
 def test_the_cache_stays_within_its_bounds(away: Project, server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use("bounded", monkeypatch)
     assert away.run("generate_activations").exit_code == 0
@@ -169,8 +179,7 @@ def test_the_cache_stays_within_its_bounds(away: Project, server: str, monkeypat
     monkeypatch.setenv("SCOPELINE_CACHE_GIB", str(whole / 2 / 2**30))
     store = open_activations(away.path / "data" / "activations.json")
     for _ in zip(range(40), store.batches(128, seed=0), strict=False):
-        held = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*") if file.is_file())
-        assert held <= whole / 2 + 2**12  # the small files stay, whatever the bound
+        assert held_in(tmp_path / "cache") <= whole / 2 + 2**12  # the small files stay, whatever the bound
     store.verify()
 
 
@@ -227,6 +236,27 @@ def refused(away: Project, stage: str = "generate_activations") -> str:
     assert len(errors) == 1, outcome.stderr
     assert "not-to-be-shown" not in outcome.stderr
     return errors[0]
+
+
+def test_digits_of_an_address_or_a_duration_are_no_status() -> None:
+    """What an object store says has its port, the object's name and the time that it took."""
+    said = (
+        "Generic S3 error: Error performing GET http://127.0.0.1:{port}/credentials/{name} in {time}ms, after 2 retries - "
+        "Server returned non-2xx status code: {status}: "
+    )
+    for port, name, time in (("40349", "401f/c.0.0", "12.9"), ("44855", "x/NotFound", "2.404401"), ("40444", "403", "403.1")):
+        for status in ("500 Internal Server Error", "503 Service Unavailable"):
+            assert remote.lasting_fault(OSError(said.format(port=port, name=name, time=time, status=status))) is None
+        for status, words in (
+            ("403 Forbidden", "not allowed"),
+            ("401 Unauthorized", "not allowed"),
+            ("404 Not Found", "no such"),
+        ):
+            fault = remote.lasting_fault(OSError(said.format(port=port, name=name, time=time, status=status)))
+            assert fault is not None
+            assert fault.startswith(words)
+    reset = "Generic S3 error: Error performing GET http://127.0.0.1:40301/a/404 in 1.403ms - HTTP error: connection reset"
+    assert remote.lasting_fault(OSError(reset)) is None
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "reset"])
@@ -321,7 +351,7 @@ def test_the_cache_stays_within_its_bounds_while_a_store_is_written(
 
     def pushed(self: remote.RemoteStore, name: str) -> None:
         push(self, name)
-        most.append(sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*") if file.is_file()))
+        most.append(held_in(tmp_path / "cache"))
 
     monkeypatch.setattr(remote.RemoteStore, "push", pushed)
     assert away.run("generate_activations").exit_code == 0
