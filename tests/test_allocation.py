@@ -12,20 +12,30 @@ import pytest
 from pipeline.garbage import uncollected
 
 FAULTS = """
-import resource
+import resource, sys, threading
 from pipeline.allocation import keep_freed_memory
 keep_freed_memory()
-b"a" * 2**26
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):
+
+def allocate():
     b"a" * 2**26
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        b"a" * 2**26
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+if sys.argv[1] == "thread":
+    thread = threading.Thread(target=allocate)
+    thread.start()
+    thread.join()
+else:
+    allocate()
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
-def test_a_block_lies_where_the_last_one_lay() -> None:
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("where", ["process", "thread"])
+def test_a_block_lies_where_the_last_one_lay(where: str) -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS, where], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 2**26 // resource.getpagesize()  # of 8 such blocks
 
 

@@ -17,8 +17,6 @@ numpy's partition and search for set flags take a third of the time that torch's
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,8 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import max_pool1d
 
+from pipeline.kernels.row_parts import in_parts
+
 GROUPS = (64, 32, 16, 8)  # neighbours that one bound is taken of
-ROWS_A_PART = 256  # rows that a thread looks at in one go
 SAMPLE_STRIDE = 16  # of a vector: one value in so many tells where the candidates lie
 SAMPLE_SLACK = 1.15  # candidates aimed at, relative to k
 SAMPLE_FROM = 2**18  # values; below, a sample saves nothing
@@ -52,11 +51,10 @@ def largest_places(rows: Tensor, k: int) -> Tensor:
     group = _group(n, k)
     maxima = rows if group == 1 else max_pool1d(rows, group)
 
-    def part(first: int) -> Array:
-        some = slice(first, first + ROWS_A_PART)
-        return _places(rows[some].numpy(), maxima[some].numpy(), k, group) + first * n
+    def part(first: int, last: int) -> Array:
+        return _places(rows[first:last].numpy(), maxima[first:last].numpy(), k, group) + first * n
 
-    return _in_parts(part, n_rows)
+    return _together(in_parts(part, (n_rows, n)))
 
 
 def largest_places_of_all(rows: Tensor, k: int) -> Tensor:
@@ -97,23 +95,16 @@ def places_above(rows: Tensor, bounds: Tensor, kept: Tensor | None = None) -> Te
     """
     array, limit = _comparable(rows).numpy(), _comparable(bounds).numpy()
 
-    def part(first: int) -> Array:
-        above = ~(array[first : first + ROWS_A_PART] <= limit)
+    def part(first: int, last: int) -> Array:
+        above = ~(array[first:last] <= limit)
         if kept is not None:
-            above &= kept[first : first + ROWS_A_PART, None].numpy()
+            above &= kept[first:last, None].numpy()
         return np.flatnonzero(above) + first * rows.shape[1]
 
-    return _in_parts(part, len(rows))
+    return _together(in_parts(part, (len(rows), rows.shape[1])))
 
 
-def _in_parts(part: Callable[[int], Array], n_rows: int) -> Tensor:
-    """`part` of every ROWS_A_PART-th row, on all threads (numpy lets go of the interpreter's lock); the results together."""
-    firsts = range(0, n_rows, ROWS_A_PART)
-    if len(firsts) <= 1 or torch.get_num_threads() == 1:
-        found = [part(first) for first in firsts]
-    else:
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            found = list(threads.map(part, firsts))
+def _together(found: list[Array]) -> Tensor:
     return torch.from_numpy(np.concatenate(found)) if found else torch.empty(0, dtype=torch.int64)
 
 

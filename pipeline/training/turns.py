@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple, Protocol, Self
 
 import torch
 
+from pipeline.kernels.row_parts import share_threads
 from pipeline.training.observation import Observation
 from pipeline.training.run import TrainingRun
 from pipeline.training.source import TrainingBatch
@@ -71,9 +72,13 @@ class StepsAtOnce:
     ahead: ClassVar[int] = 1
 
     def __init__(self, at_once: int) -> None:
-        # Each thread has its own number of threads of torch.
-        as_many = functools.partial(torch.set_num_threads, torch.get_num_threads())
-        self._pool = ThreadPoolExecutor(at_once, "training steps", as_many)
+        threads = torch.get_num_threads()
+
+        def begins() -> None:
+            torch.set_num_threads(threads)  # each thread has its own number, on which the bits depend
+            share_threads(at_once)
+
+        self._pool = ThreadPoolExecutor(at_once, "training steps", begins)
         self._begun: dict[int, Future[Observation | None]] = {}  # of each run (by id) the last step
         self._ended = 0.0  # when the last step ended
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.kernels import largest
 from pipeline.kernels.largest import SAMPLE_FROM, largest_places, largest_places_of_all
+from pipeline.kernels.row_parts import FEWEST
 from pipeline.seeding import generator
 from tests.activation_functions.cases import DTYPES, KINDS, PROPERTY, gating_values
 
@@ -77,8 +78,8 @@ def threads(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def test_more_rows_than_a_thread_looks_at_in_one_go() -> None:
-    rows = drawn("ties", (2 * largest.ROWS_A_PART + 3, 64), 0, torch.float32, broken=True)
+def test_more_rows_than_a_thread_looks_at() -> None:
+    rows = drawn("ties", (2 * FEWEST + 3, 64), 0, torch.float32, broken=True)
     for n in (1, 2):
         with threads(n):
             assert largest_places(rows, 4).tolist() == by_sorting(rows, 4)
