@@ -78,16 +78,15 @@ def begin_tokenize(params: Params) -> None:
     Raises:
         PipelineError: every fault that is known before the text is read.
     """
+    from pipeline.planning.measuring import beginning
     from pipeline.planning.text import is_counted_first, sample_text
 
+    before = beginning()
     refuse(params, PARAMETERS, MACHINE)
     run, text = Run.of(params), None
     kept = recorded(run)
     measures = kept is None and rough_seconds(run) > LONG
     if measures or is_counted_first(run):
-        from pipeline.planning.measuring import beginning
-
-        before = beginning()
         text = sample_text(params, run.sources.main, no_further=True)
         refuse_by_text(run, text)
         run = run.with_text(text)

@@ -54,11 +54,13 @@ class Beginning(NamedTuple):
     """What there is before anything is done.
 
     Attributes:
-        seconds: of the processor since the process was started, with torch; models: of importing what runs language models.
-        memory: bytes that the process has.
+        seconds: of the processor since the process was started, with torch.
+        tokenizers: of importing what reads tokenizers; models: of importing what runs language models, after that.
+        memory: bytes that the process has without what runs language models.
     """
 
     seconds: float
+    tokenizers: float
     models: float
     memory: int
 
@@ -66,13 +68,17 @@ class Beginning(NamedTuple):
 def beginning() -> Beginning:
     """Import what stages import, and see how long that takes; to be called before anything else is done."""
 
-    def imported() -> None:
+    def for_tokenizers() -> None:
         import pyarrow.parquet  # noqa: F401
         import zarr  # noqa: F401
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
+    def for_models() -> None:
+        import transformers.modeling_utils  # noqa: F401
+
     seconds = time.process_time()
-    return Beginning(seconds, timed(imported)[0], resident())
+    tokenizers, memory = timed(for_tokenizers)[0], resident()
+    return Beginning(seconds, tokenizers, timed(for_models)[0], memory)
 
 
 def measure(run: Run, text: TextSample, before: Beginning) -> Rates:
@@ -87,7 +93,12 @@ def measure(run: Run, text: TextSample, before: Beginning) -> Rates:
         DataError, ParamsError: what the run's own stages would say.
     """
     params = _small(run)
-    known = {"start": before.seconds, "models": before.models, "memory": float(before.memory)}
+    known = {
+        "start": before.seconds,
+        "tokenizers": before.tokenizers,
+        "models": before.models,
+        "memory": float(before.memory),
+    }
     with tempfile.TemporaryDirectory(prefix="scopeline-plan-") as folder, _as_project(Path(folder)):
         return _Measurement(run, params, text, Path(folder), known).rates()
 

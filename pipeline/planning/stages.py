@@ -44,7 +44,7 @@ class Stage(NamedTuple):
         works_on: what it holds of a batch, at least; with what is computed of it there is about TEMPORARIES times as much.
         seconds: how long it takes.
         tracks: whether it writes figures to MLflow.
-        models: whether it runs language models, also where activations are stored.
+        models: whether it makes language models, also where activations are stored; tokenize does, to see that they can be.
         tokenizer: whether it loads the tokenizer.
         beside: bytes of what does not depend on the run, as they were found on the embedded default.
     """
@@ -352,7 +352,7 @@ def _does_analyze(run: Run) -> str:
 
 def _live_seconds(run: Run, rates: Rates, tokens: float) -> float:
     """What the language model takes for tokens that are read live."""
-    return rates.models + rates.part + tokens * rates.model if run.live else 0.0
+    return rates.tokenizers + rates.models + rates.part + tokens * rates.model if run.live else 0.0
 
 
 def _seconds_tokenize(run: Run, rates: Rates) -> float:
@@ -360,20 +360,21 @@ def _seconds_tokenize(run: Run, rates: Rates) -> float:
     from pipeline.planning.text import is_counted_first
 
     times = 2 if is_counted_first(run) else 1
-    return rates.start + rates.models + times * (rates.tokenizer + rates.text + tokens * rates.tokenize)
+    return rates.start + rates.tokenizers + rates.models + times * (rates.tokenizer + rates.text + tokens * rates.tokenize)
 
 
 def _seconds_generate(run: Run, rates: Rates) -> float:
     if run.live:
         batch = run.params.activations.model_batch_size * run.context_size
         seen = min(batch, run.stored_tokens) * rates.model
-        return rates.start + rates.models + rates.tokenizer + rates.part + seen
+        return rates.start + rates.tokenizers + rates.models + rates.tokenizer + rates.part + seen
     if run.params.activations.path is not None:
         return rates.start + run.stored_tokens * rates.write
     if run.stored:
-        return rates.start + rates.models + rates.tokenizer
+        return rates.start + rates.tokenizers + rates.models + rates.tokenizer
     return (
         rates.start
+        + rates.tokenizers
         + rates.models
         + rates.tokenizer
         + rates.part
@@ -384,7 +385,7 @@ def _seconds_generate(run: Run, rates: Rates) -> float:
 
 def _seconds_norm(run: Run, rates: Rates) -> float:
     measured = run.norm_tokens * len(run.params.hook_points) * rates.norm
-    before = rates.start + rates.models + rates.tokenizer  # of which it shows the massive tokens
+    before = rates.start + rates.tokenizers + rates.tokenizer  # of which it shows the massive tokens
     return before + measured + rates.norm_end + _live_seconds(run, rates, run.norm_tokens)
 
 
@@ -417,17 +418,18 @@ def _seconds_fold(run: Run, rates: Rates) -> float:
 
 
 def _seconds_evaluate(run: Run, rates: Rates) -> float:
-    return rates.start + rates.models + rates.tracking + rates.load + run.evaluated_tokens * rates.evaluate + rates.evaluate_end
+    before = rates.start + rates.tokenizers + rates.models + rates.tracking + rates.load
+    return before + run.evaluated_tokens * rates.evaluate + rates.evaluate_end
 
 
 def _seconds_analyze(run: Run, rates: Rates) -> float:
     seen = rates.load + run.analysed_tokens * rates.analyze
-    before = rates.start + rates.models + rates.tokenizer + rates.tracking
+    before = rates.start + rates.tokenizers + rates.models + rates.tokenizer + rates.tracking
     return before + seen + rates.neighbours + run.n_features * rates.feature
 
 
 STAGES = (
-    Stage("tokenize", _does_tokenize, _nothing, _tokenize_works_on, _seconds_tokenize, tokenizer=True),
+    Stage("tokenize", _does_tokenize, _nothing, _tokenize_works_on, _seconds_tokenize, models=True, tokenizer=True),
     Stage("generate", _does_generate, _generate_holds, _generate_works_on, _seconds_generate, models=True, tokenizer=True),
     Stage("norm", _does_norm, _norm_holds, _live_batch, _seconds_norm, tokenizer=True),
     Stage("initialize", _does_initialize, _initialize_holds, _live_batch, _seconds_initialize),
@@ -458,9 +460,7 @@ def peak_bytes(run: Run, stage: Stage, rates: Rates | None = None) -> int:
     main = run.sources.main
     before = BEFORE if rates is None else int(rates.memory)
     before += main.vocab_size * (ENTRY if main.gguf is None else GGUF_ENTRY) if stage.tokenizer else 0
-    runs = (stage.models and not (stage.name == "generate" and run.params.activations.path is not None)) or (
-        run.live and stage.name != "tokenize"
-    )
+    runs = run.live or (stage.models and not (stage.name == "generate" and run.params.activations.path is not None))
     before += MODELS if runs else 0
     batches = TEMPORARIES * sum(need.n_bytes for need in stage.works_on(run))
     tracks = stage.tracks and run.params.tracking.enabled
