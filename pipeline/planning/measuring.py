@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import math
 import os
+import subprocess
+import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,16 +53,23 @@ CONTEXTS = 256  # in the token store that is measured on, at least
 SEED = 20
 
 
+_STAGE = """
+import json, sys, time, torch
+from pipeline.params.loader import params_from_dict
+from pipeline.planning.run import Run
+Run.of(params_from_dict(json.load(sys.stdin)))
+print(time.process_time())
+"""
+
+
 class Beginning(NamedTuple):
     """What there is before anything is done.
 
     Attributes:
-        seconds: of the processor since the process was started, with torch.
         tokenizers: of importing what reads tokenizers; models: of importing what runs language models, after that.
         memory: bytes that the process has without what runs language models.
     """
 
-    seconds: float
     tokenizers: float
     models: float
     memory: int
@@ -76,9 +86,15 @@ def beginning() -> Beginning:
     def for_models() -> None:
         import transformers.modeling_utils  # noqa: F401
 
-    seconds = time.process_time()
     tokenizers, memory = timed(for_tokenizers)[0], resident()
-    return Beginning(seconds, tokenizers, timed(for_models)[0], memory)
+    return Beginning(tokenizers, timed(for_models)[0], memory)
+
+
+def _start(params: Params) -> float:
+    """Seconds of the processor until a stage begins to work: of a process that reads the parameters and sees what is to do."""
+    values = json.dumps(params.to_dict())
+    done = subprocess.run([sys.executable, "-c", _STAGE], input=values, capture_output=True, text=True, check=True)
+    return float(done.stdout)
 
 
 def measure(run: Run, text: TextSample, before: Beginning) -> Rates:
@@ -94,7 +110,7 @@ def measure(run: Run, text: TextSample, before: Beginning) -> Rates:
     """
     params = _small(run)
     known = {
-        "start": before.seconds,
+        "start": _start(run.params),
         "tokenizers": before.tokenizers,
         "models": before.models,
         "memory": float(before.memory),
@@ -274,7 +290,10 @@ class _Measurement:
         return members
 
     def _step(self, member: Member) -> float:
-        """Seconds of a step of one dictionary."""
+        """Seconds of a step of one dictionary: of the processor, or what the shortest took by the clock, if that is more.
+
+        A step also waits for threads of its own, which the processor's time does not tell.
+        """
         from pipeline.training.run import TrainingRun
         from pipeline.training.source import on_device
 
@@ -284,11 +303,12 @@ class _Measurement:
         batches = on_device(member.source.batches(0), member.device, training.trainer.dtype)
         try:
             training.step(next(batches))  # with what is made at the first call alone
-            n_steps, watch = 0, Stopwatch()
+            shortest, n_steps, watch = math.inf, 0, Stopwatch()
             while n_steps < min(MOST_STEPS, self.params.total_steps - 1) and (n_steps < 2 or watch.seconds() < SECONDS):
+                step = Stopwatch()
                 training.step(next(batches))
-                n_steps += 1
-            return watch.seconds() / max(n_steps, 1)
+                shortest, n_steps = min(shortest, step.wall()), n_steps + 1
+            return max(watch.seconds() / n_steps, shortest) if n_steps else 0.0
         finally:
             batches.close()
 

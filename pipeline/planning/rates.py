@@ -39,8 +39,8 @@ class Rates:
     """Seconds on this machine, with the processors to itself.
 
     Attributes:
-        start: of a stage until it works: Python and its libraries; tokenizers: of the libraries that read tokenizers.
-        models: of those that run language models, over these.
+        start: of a stage until it works: Python, torch and the files of the models.
+        tokenizers: of the libraries that read tokenizers; models: of those that run language models, over these.
         tracking: of a stage that tracks, beside that; 0 where tracking is off.
         tokenizer: of loading the tokenizer.
         text: until the first document is there.

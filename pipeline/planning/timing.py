@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 SECONDS = 1.5  # of each kind of work
+REPEATS = 3
 WARM = 8.0  # times that: work of which a unit takes so long is not done twice
 
 
@@ -72,8 +73,8 @@ def slope(work: Callable[[int], Any], most: int, seconds: float = SECONDS) -> tu
     """(seconds for each unit, seconds beside) of work on n units.
 
     Args:
-        work: is called with n, at most three times, the first time in vain.
-        most: of n.
+        work: is called with n, the first time in vain.
+        most: of n; it is done REPEATS times where that is short of `seconds`, since once it also waits for memory.
         seconds: for which it should work, about.
     """
     once, _ = timed(lambda: work(1))
@@ -82,7 +83,7 @@ def slope(work: Callable[[int], Any], most: int, seconds: float = SECONDS) -> tu
     n = max(1, min(most, int(seconds / max(once, 1e-6))))
     if n < 2:
         return once, 0.0
-    several, _ = timed(lambda: work(n))
+    several = min(timed(lambda: work(n))[0] for _ in range(REPEATS if n == most else 1))
     if several <= once:  # other programs took the processor meanwhile
         return several / n, 0.0
     each = (several - once) / (n - 1)
