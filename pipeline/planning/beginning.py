@@ -13,7 +13,7 @@ from pipeline.planning.rates import Recorded, record, recorded
 from pipeline.planning.refusals import MACHINE, PARAMETERS, refuse, refuse_by_text, refuse_by_tokens
 from pipeline.planning.report import held_out_line, needs_lines, short_lines, stage_lines
 from pipeline.planning.run import Run
-from pipeline.planning.stages import BY_NAME, peak_bytes
+from pipeline.planning.stages import BY_NAME, clock_seconds, peak_bytes
 from pipeline.planning.weights import n_parameters
 from pipeline.planning.words import bytes_in_words, seconds_in_words
 
@@ -58,7 +58,7 @@ def beginning_line(run: Run, stage: str, kept: Recorded | None) -> str:
     took = "the progress lines tell how long"
     if kept is not None:
         assumed = "with nothing else at work" if kept.exact else "by another dictionary, with nothing else at work"
-        took = f"about {seconds_in_words(declared.seconds(run, kept.rates))} ({assumed})"
+        took = f"about {seconds_in_words(clock_seconds(run, declared, kept.rates))} ({assumed})"
     return f"{declared.does(run)}; {took}, about {bytes_in_words(peak_bytes(run, declared, rates))} of memory"
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import subprocess
 import sys
@@ -290,7 +289,7 @@ class _Measurement:
         return members
 
     def _step(self, member: Member) -> float:
-        """Seconds of a step of one dictionary: of the processor, or what the shortest took by the clock, if that is more.
+        """Seconds of a step of one dictionary: of the processor, or the lower quartile by the clock, if that is more.
 
         A step also waits for threads of its own, which the processor's time does not tell.
         """
@@ -303,12 +302,12 @@ class _Measurement:
         batches = on_device(member.source.batches(0), member.device, training.trainer.dtype)
         try:
             training.step(next(batches))  # with what is made at the first call alone
-            shortest, n_steps, watch = math.inf, 0, Stopwatch()
-            while n_steps < min(MOST_STEPS, self.params.total_steps - 1) and (n_steps < 2 or watch.seconds() < SECONDS):
+            most, walls, watch = min(MOST_STEPS, self.params.total_steps - 1), list[float](), Stopwatch()
+            while len(walls) < most and (len(walls) < 2 or watch.seconds() < SECONDS):
                 step = Stopwatch()
                 training.step(next(batches))
-                shortest, n_steps = min(shortest, step.wall()), n_steps + 1
-            return max(watch.seconds() / n_steps, shortest) if n_steps else 0.0
+                walls.append(step.wall())
+            return max(watch.seconds() / len(walls), sorted(walls)[len(walls) // 4]) if walls else 0.0
         finally:
             batches.close()
 

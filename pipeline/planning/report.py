@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.planning.disk import dictionary_bytes, store_bytes, token_store_bytes
-from pipeline.planning.stages import STAGES, peak_bytes
+from pipeline.planning.stages import STAGES, clock_seconds, peak_bytes
 from pipeline.planning.words import bytes_in_words, number, seconds_in_words
 
 if TYPE_CHECKING:
@@ -98,15 +98,12 @@ def stage_lines(run: Run, rates: Rates | None) -> Iterator[str]:
     """A line for each stage, and one for all."""
     total = 0.0
     for stage in STAGES:
-        seconds = None if rates is None else stage.seconds(run, rates)
+        seconds = None if rates is None else clock_seconds(run, stage, rates)
         total += seconds or 0.0
         took = "" if seconds is None else f"{seconds_in_words(seconds):>12}"
         yield f"{stage.name:<11}{took}  {bytes_in_words(peak_bytes(run, stage, rates)):>7}  {stage.does(run)}"
     if rates is not None:
-        yield (
-            f"{'all':<11}{seconds_in_words(total):>12}  {'':>7}  on this machine with nothing else at work; without DVC's own "
-            "time, a few seconds a stage"
-        )
+        yield (f"{'all':<11}{seconds_in_words(total):>12}  {'':>7}  on this machine with nothing else at work")
 
 
 def slowed_line(slowed: float) -> str | None:

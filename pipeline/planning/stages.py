@@ -449,6 +449,7 @@ STAGES = (
     ),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
+DVC = 1.0  # seconds of a stage that are DVC's own, and of the end of its process
 # Bytes of a process with torch and transformers, if not measured; of what transformers imports to run a model, and of MLflow;
 # of a tokenizer for each entry, from files of its own and from a GGUF file, whose merges are read in Python.
 BEFORE, MODELS, TRACKING = 310_000_000, 200_000_000, 130_000_000
@@ -467,6 +468,6 @@ def peak_bytes(run: Run, stage: Stage, rates: Rates | None = None) -> int:
     return before + stage.beside + (TRACKING if tracks else 0) + sum(need.n_bytes for need in stage.holds(run)) + batches
 
 
-def stage_seconds(run: Run, rates: Rates) -> dict[str, float]:
-    """{stage: seconds}."""
-    return {stage.name: stage.seconds(run, rates) for stage in STAGES}
+def clock_seconds(run: Run, stage: Stage, rates: Rates) -> float:
+    """How long a stage takes under DVC, on a machine that does nothing else."""
+    return DVC + stage.seconds(run, rates)
