@@ -1,13 +1,17 @@
 """Every format and architecture against the tool's own loader: written here and loaded there, made there and read here.
 
+    python -m benchmarks.peers --environments DIR --only-install
+    git clone https://github.com/decoderesearch/circuit-tracer; git -C circuit-tracer checkout COMMIT
     python -m benchmarks.peer_formats --peer saelens=PYTHON --peer sparsify=PYTHON --peer dictionary_learning=PYTHON
-        [--source circuit_tracer=DIRECTORY] [--source openmoss=DIRECTORY] [--run DIRECTORY]
+        --peer circuit_tracer=PYTHON --peer openmoss=PYTHON --source circuit_tracer=circuit-tracer [--source openmoss=DIRECTORY]
+        [--run DIRECTORY]
 
-PYTHON is of an environment with the tool in it (python -m benchmarks.peers --environments DIR --only-install makes them);
---source names a checkout of a tool that is in no package index, loaded by the python of --peer <name>, else by the first one.
+PYTHON is of an environment with the tool in it: the first line makes them, and says from where and at which commit to get the
+sources. --source names a checkout that is loaded in place of an installed package. circuit_tracer is in no package index and
+needs one, v0.4.0 or later; a tool that has one and no --peer is loaded by the first PYTHON.
 --run is a project directory in which a cross-layer transcoder, or a sweep of transcoders of all layers, was trained and
-analyzed: they are exported for circuit_tracer with their feature pages, which the tool's own model of a page then checks, and
-compared on rows of their activation store.
+analyzed (with `fold.convert_topk_to_jumprelu`): they are exported for circuit_tracer with their feature pages, which the tool's
+own model of a page then checks, and compared on rows of their activation store.
 Forward on raw activations in float32; norms of the differences of features and reconstructions over their norms. Writes
 benchmarks/results/peer_formats.md; exit status 1 if a difference exceeds 1e-5 or a loader refuses. Cost: some minutes.
 """
@@ -17,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +34,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.peers import SOURCES
+from benchmarks.quality import machine
 from pipeline.api import build_dictionary, export_dictionary, load_dictionary
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.places import dictionary_places
@@ -158,14 +165,33 @@ def trained(directory: Path, folder: Path) -> Row:
     return Row("written here, loaded there", "circuit_tracer", what, job, dictionaries, x.float())
 
 
-def run_peer(python: str, jobs: list[dict[str, Any]], sources: dict[str, str], folder: Path) -> None:
-    """Let a tool do its jobs in its own environment."""
+def run_peer(python: str, jobs: list[dict[str, Any]], sources: dict[str, str], folder: Path) -> dict[str, list[str]]:
+    """Let a tool do its jobs in its own environment; the versions of its packages."""
     file = folder / "jobs.json"
     file.write_text(json.dumps({"jobs": jobs, "sources": sources}))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run([python, str(LOADERS), str(file)], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise click.ClickException(f"{python}: {done.stderr[-2000:]}")
+    versions: dict[str, list[str]] = json.loads((folder / "versions.json").read_text())
+    return versions
+
+
+def commit(checkout: Path) -> str:
+    """The commit of a checkout, 40 hexadecimal digits, and whether its files were changed.
+
+    Raises:
+        click.BadParameter: it is none.
+    """
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    root = git("rev-parse", "--show-toplevel")
+    if not root or Path(root).resolve() != checkout.resolve():
+        raise click.BadParameter(f"--source {checkout}: no git checkout, whose commit the table should state; clone it there")
+    return git("rev-parse", "HEAD") + (" with changed files" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 @torch.no_grad()
@@ -173,7 +199,7 @@ def compared(row: Row) -> tuple[float, float, float, str]:
     """Relative differences of features and reconstructions, L0, and what went wrong."""
     failed = Path(row.job["out"]).with_suffix(".failed")
     if failed.exists():
-        return float("nan"), float("nan"), float("nan"), failed.read_text()[:200]
+        return float("nan"), float("nan"), float("nan"), " ".join(failed.read_text().split())[:200]
     theirs = {key: torch.from_numpy(value) for key, value in np.load(row.job["out"]).items()}
     if row.job["do"] == "make":
         row.dictionaries = [load_dictionary(row.job["path"])]
@@ -205,9 +231,14 @@ def _pairs(given: tuple[str, ...], what: str) -> dict[str, str]:
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(peers: tuple[str, ...], sources: tuple[str, ...], runs: tuple[Path, ...], out: Path) -> None:
     """Compare with the tools' own loaders."""
-    pythons, checkouts = _pairs(peers, "--peer"), _pairs(sources, "--source")
+    pythons, given = _pairs(peers, "--peer"), _pairs(sources, "--source")
+    checkouts = {name: str(Path(directory).resolve()) for name, directory in given.items()}
+    commits = {name: commit(Path(directory)) for name, directory in given.items()}
+    options = [*(f"--peer {name}=PYTHON" for name in pythons), *(f"--source {name}=DIRECTORY" for name in checkouts)]
     for name in checkouts:
         pythons.setdefault(name, next(iter(pythons.values())))
+    _check(pythons, checkouts, runs)
+    versions: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         table = [written(peer, kind, gate, folder) for peer in pythons for kind, gate in WRITTEN[peer]]
@@ -217,34 +248,66 @@ def main(peers: tuple[str, ...], sources: tuple[str, ...], runs: tuple[Path, ...
             row.job |= {"rows": str(folder / f"{i}.npy"), "out": str(folder / f"{i}.npz")}
             np.save(row.job["rows"], row.x.numpy())
         for peer, python in pythons.items():
-            run_peer(python, [row.job for row in table if row.peer == peer], checkouts, folder)
+            versions |= run_peer(python, [row.job for row in table if row.peer == peer], checkouts, folder)
         found = [compared(row) for row in table]
     bad = [error or not (f <= ALLOWED and y <= ALLOWED) for f, y, _, error in found]
-    given = [f"--peer {name}=..." for name in pythons if f"{name}={pythons[name]}" in peers]
-    given += [f"--source {name}=..." for name in checkouts] + ["--run ..." for _ in runs]
-    write(out, table, found, " ".join(given))
+    command = " ".join(("python -m benchmarks.peer_formats", *options, *("--run DIRECTORY" for _ in runs)))
+    out.write_text("\n".join([*head(command, versions, commits, bool(runs)), *lines(table, found)]) + "\n")
     click.echo(out.read_text())
     sys.exit(any(bad))
 
 
-def write(out: Path, table: list[Row], found: list[tuple[float, float, float, str]], names: str) -> None:
-    """The table."""
-    lines = [
+def _check(pythons: dict[str, str], checkouts: dict[str, str], runs: tuple[Path, ...]) -> None:
+    address, at = SOURCES["circuit_tracer"]
+    if "circuit_tracer" in pythons and "circuit_tracer" not in checkouts:
+        raise click.BadParameter(f"--source circuit_tracer=DIRECTORY is missing, a checkout of {address}, commit {at}")
+    if runs and "circuit_tracer" not in pythons:
+        raise click.BadParameter("--run exports for circuit_tracer; name its --peer and --source too")
+    for name, python in pythons.items():
+        if shutil.which(python) is None:
+            raise click.BadParameter(f"--peer {name}={python}: no program; python -m benchmarks.peers --only-install makes one")
+
+
+def head(command: str, versions: dict[str, list[str]], commits: dict[str, str], trained_ones: bool) -> list[str]:
+    """What was compared with what."""
+    which = [f"- {name}: {', '.join(packages)}{_source(name, commits)}" for name, packages in versions.items()]
+    about = (
+        ["", "Trained ones are exported with `--with-features`; circuit_tracer's own model of a page reads every page."]
+        if trained_ones
+        else []
+    )
+    return [
         "# Other tools' loaders",
         "",
-        f"`python -m benchmarks.peer_formats {names}`",
+        f"`{command}` on {machine()}.",
+        "",
+        "Environments by `python -m benchmarks.peers --environments DIR --only-install`, which says how to get the sources:",
+        "",
+        *which,
         "",
         f"Relative differences of features and reconstructions (norms) of {N_TOKENS:,} raw activations of width {D} in",
-        f"float32, torch {torch.__version__}; allowed {ALLOWED:.0e}. Made there: trained by the tool for a few steps,",
-        "SAELens' transcoders (which it has no trainer for) filled; saved by the tool itself. Of circuit_tracer and openmoss:",
-        "the loaders of their sources.",
+        f"float32; allowed {ALLOWED:.0e}. Made there: trained by the tool for a few steps, SAELens' transcoders (which it has",
+        "no trainer for) filled; saved by the tool itself.",
+        *about,
         "",
+    ]
+
+
+def _source(name: str, commits: dict[str, str]) -> str:
+    return f"; source {SOURCES[name][0] if name in SOURCES else name} at {commits[name]}" if name in commits else ""
+
+
+def lines(table: list[Row], found: list[tuple[float, float, float, str]]) -> list[str]:
+    """The table."""
+    rows = [
+        f"| {row.direction} | {row.peer} | {row.what} | {f:.1e} | {y:.1e} | {l0:.1f} | {error} |"
+        for row, (f, y, l0, error) in zip(table, found, strict=True)
+    ]
+    return [
         "| direction | tool | dictionary | features | reconstructions | L0 | |",
         "|---|---|---|---:|---:|---:|---|",
+        *rows,
     ]
-    for row, (f, y, l0, error) in zip(table, found, strict=True):
-        lines.append(f"| {row.direction} | {row.peer} | {row.what} | {f:.1e} | {y:.1e} | {l0:.1f} | {error} |")
-    out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,15 +3,17 @@
     PYTHON benchmarks/peer_loaders.py JOBS.json
 
 Each job: {"peer", "do": load or make, "path", "rows": .npy, "out": .npz, "kind", "arguments"}. Written to `out`: features and
-reconstruction of the rows in float32. Imports nothing of this project.
+reconstruction of the rows in float32; to versions.json beside JOBS.json: the versions of the packages that take part. Imports
+nothing of this project.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import importlib.metadata
 import json
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,9 @@ def _saelens_make(path: str, x: torch.Tensor, job: dict[str, Any]) -> Pair:
         "standard": "Standard", "topk": "TopK", "jumprelu": "JumpReLU", "gated": "Gated", "batchtopk": "BatchTopK",
         "matryoshka_batchtopk": "MatryoshkaBatchTopK",
     }  # fmt: skip
-    extra = {"k": 8} if "topk" in name else {"l0_coefficient": 1e-3} if name == "jumprelu" else {"l1_coefficient": 1e-3}
+    extra: dict[str, Any] = (
+        {"k": 8} if "topk" in name else {"l0_coefficient": 1e-3} if name == "jumprelu" else {"l1_coefficient": 1e-3}
+    )
     extra |= {"matryoshka_widths": [d, 8 * d]} if "matryoshka" in name else {}
     cfg = getattr(sae_lens, f"{classes[name]}TrainingSAEConfig")(
         d_in=d, d_sae=8 * d, metadata=meta, **extra, **job["arguments"]
@@ -138,16 +142,6 @@ def _dictionary_learning_make(path: str, x: torch.Tensor, job: dict[str, Any]) -
     return _dictionary_learning_load(path, x, job)
 
 
-def _circuit_tracer() -> None:
-    """Only the modules that load: the package's own __init__ files import its web server and its models."""
-    source = Path(SOURCES["circuit_tracer"])
-    for name in ("circuit_tracer", "circuit_tracer.utils", "circuit_tracer.transcoder", "circuit_tracer.frontend"):
-        module = types.ModuleType(name)
-        module.__path__ = [str(source / name.replace(".", "/"))]
-        sys.modules.setdefault(name, module)
-    sys.modules["circuit_tracer.utils"].get_default_device = lambda: torch.device("cpu")  # type: ignore[attr-defined]
-
-
 def _circuit_tracer_pages(folder: Path) -> None:
     """Every page, read as the frontend reads it and checked by the tool's own model of one."""
     from circuit_tracer.frontend.feature_models import Model
@@ -163,33 +157,23 @@ def _circuit_tracer_pages(folder: Path) -> None:
 
 
 def _circuit_tracer_load(path: str, x: torch.Tensor, job: dict[str, Any]) -> Pair:
-    _circuit_tracer()
+    """As ReplacementModel.from_pretrained loads a directory: by its config.yaml."""
+    sys.path.insert(0, SOURCES["circuit_tracer"])
+    from circuit_tracer.utils.hf_utils import load_transcoder_from_hub
+
     if (Path(path) / "features").is_dir():
         _circuit_tracer_pages(Path(path) / "features")
-    if job["kind"] == "clt":
-        from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
-
-        clt = load_clt(path, dtype=torch.float32, lazy_decoder=False)
-        features = clt.encode(x.transpose(0, 1))
-        return features.transpose(0, 1), clt.decode(features.to_sparse()).transpose(0, 1)
-    from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
-
-    layers = sorted(Path(path).glob("layer_*.safetensors"))
-    found = load_transcoder_set(
-        {i: str(file) for i, file in enumerate(layers)},
-        "scan",
-        "mlp.hook_in",
-        "hook_mlp_out",
-        lazy_encoder=False,
-        lazy_decoder=False,
-    )
+    found, _ = load_transcoder_from_hub(path, device=torch.device("cpu"), lazy_decoder=False)
     inputs = x.transpose(0, 1)
     features = found.encode(inputs)
-    return features.transpose(0, 1), found.decode(features, inputs).transpose(0, 1)
+    y = found.decode(features.to_sparse()) if job["kind"] == "clt" else found.decode(features, inputs)
+    return features.transpose(0, 1), y.transpose(0, 1)
 
 
 def _openmoss_load(path: str, x: torch.Tensor, job: dict[str, Any]) -> Pair:
-    sys.path.insert(0, str(Path(SOURCES["openmoss"]) / "src"))
+    """By the checkout where there is one, else by the package that is installed."""
+    if "openmoss" in SOURCES:
+        sys.path.insert(0, str(Path(SOURCES["openmoss"]) / "src"))
     import llamascopium.models.clt
     import llamascopium.models.crosscoder
     import llamascopium.models.lorsa
@@ -213,12 +197,32 @@ DO: dict[tuple[str, str], Callable[[str, torch.Tensor, dict[str, Any]], Pair]] =
     ("openmoss", "load"): _openmoss_load,
 }
 SOURCES: dict[str, str] = {}
+PACKAGES = {
+    "saelens": ("sae-lens",),
+    "sparsify": ("eai-sparsify",),
+    "dictionary_learning": ("dictionary-learning",),
+    "circuit_tracer": ("huggingface-hub", "transformers", "pydantic"),
+    "openmoss": ("llamascopium", "transformer-lens", "huggingface-hub"),
+}
+
+
+def versions(peers: set[str]) -> dict[str, list[str]]:
+    """Packages with their versions for each peer, as far as they are installed."""
+    found: dict[str, list[str]] = {}
+    for peer in sorted(peers):
+        found[peer] = []
+        for name in (*PACKAGES[peer], "torch"):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found[peer].append(f"{name} {importlib.metadata.version(name)}")
+    return found
 
 
 def main() -> None:
     """Do the jobs of the file that is named; one that fails says why in place of its result."""
     given = json.loads(Path(sys.argv[1]).read_text())
     SOURCES.update(given["sources"])
+    found = versions({job["peer"] for job in given["jobs"]})
+    Path(sys.argv[1]).with_name("versions.json").write_text(json.dumps(found))
     for job in given["jobs"]:
         torch.manual_seed(0)
         x = torch.from_numpy(np.load(job["rows"]))

@@ -46,7 +46,7 @@ def main(
     loaded = load_params(params)
     found = import_from(path, form, name=name, hook_point_in=hook_point_in, hook_point_out=hook_point_out)
     if not any_model:
-        check_model(found.dictionary, loaded.model.model_name, loaded.model.revision)
+        check_model(found.dictionary, loaded.model.model_name, loaded.model.revision, path=path)
     place = Path(out) / name
     found.dictionary.save(place)
     for line in [*(f"{path}: {sentence}" for sentence in found.said), *next_steps(found, place)]:

@@ -54,3 +54,34 @@ def test_a_peer_that_cannot_be_installed_is_said_and_tried_again(tmp_path: Path)
             found = CliRunner().invoke(peers.main, ["--environments", str(tmp_path), "--peer", "sparsify"])
             assert found.exit_code == 1
             assert "No matching distribution" in found.stderr
+
+
+def test_loaders_are_installed_in_stated_versions_and_their_sources_are_said(tmp_path: Path) -> None:
+    arguments = ["--environments", str(tmp_path), "--peer", "circuit_tracer", "--only-install"]
+    with (
+        mock.patch(
+            "benchmarks.peers.venv.create", side_effect=lambda place, **_: place.mkdir(parents=True, exist_ok=True)
+        ) as made,
+        mock.patch("benchmarks.peers.subprocess.run", return_value=mock.Mock(returncode=0)) as pip,
+    ):
+        found = CliRunner().invoke(peers.main, arguments)
+        with mock.patch.dict(peers.LOADERS, {"circuit_tracer": ("huggingface-hub==0.36.1",)}):  # another pin: made anew
+            CliRunner().invoke(peers.main, arguments)
+    assert found.stdout == f"--peer circuit_tracer={tmp_path / 'circuit_tracer' / 'bin' / 'python'}\n"
+    address, commit = peers.SOURCES["circuit_tracer"]
+    assert f"git clone {address} circuit_tracer && git -C circuit_tracer checkout {commit}" in found.stderr
+    assert set(peers.LOADERS["circuit_tracer"]) <= set(pip.call_args_list[0].args[0])
+    assert made.call_count == 2
+    assert "huggingface-hub==0.36.1" in pip.call_args_list[2].args[0]
+
+
+def test_every_package_of_a_peer_has_its_version_stated() -> None:
+    for wanted in (*peers.VERSIONS.values(), *(each for packages in peers.LOADERS.values() for each in packages)):
+        assert wanted.count("==") == 1
+    assert all(len(commit) == 40 for _, commit in peers.SOURCES.values())
+
+
+def test_a_loader_is_not_timed(tmp_path: Path) -> None:
+    found = CliRunner().invoke(peers.main, ["--environments", str(tmp_path), "--peer", "openmoss"])
+    assert found.exit_code == 2
+    assert "openmoss: has no trainer to time" in found.stderr

@@ -20,6 +20,8 @@ from pipeline.interop.recognition import format_and_place
 from pipeline.lm.loading import model_widths
 from pipeline.params.dictionary_formats import DICTIONARY_FORMATS, OWN
 
+UNNAMED = {"input", "output"}  # hook points of a dictionary whose files name none
+
 
 @dataclass(frozen=True)
 class Import:
@@ -112,24 +114,33 @@ def renamed(plain: PlainDictionary, hook_point_in: str | None, hook_point_out: s
     return dataclasses.replace(plain, hooks_in=(read,), hooks_out=(read,) if same else (hook_point_out or plain.hooks_out[0],))
 
 
-def check_model(dictionary: Dictionary, model: str, revision: str | None = None) -> None:
+def check_model(dictionary: Dictionary, model: str, revision: str | None = None, *, path: str | Path = "dictionary") -> None:
     """Refuse a dictionary whose hook points or width a language model does not have; its configuration is read, no weights.
 
+    Args:
+        dictionary: that was read.
+        model, revision: the language model.
+        path: where the dictionary is, for the message.
+
     Raises:
-        DataError: no such model, no such hook point (the message has the nearest), or another width.
+        DataError: the files named no hook point, no such model, no such hook point (the message has the nearest), or another
+            width.
     """
+    options = "--hook-point-in" if dictionary.config.kind == "sae" else "--hook-point-in and --hook-point-out"
+    if UNNAMED & {*dictionary.hooks_in, *dictionary.hooks_out}:
+        raise DataError(f"{path}: its files name no hook point that is known here; name it by {options} (blocks.L.NAME)")
     source = model_widths(model, revision)
-    hint = f"set model.model_name to the dictionary's model ({dictionary.config.provenance.get('model', {}).get('name')})"
+    stated = dictionary.config.provenance.get("model", {}).get("name")
+    hint = f"set model.model_name to the dictionary's model{f' ({stated})' if stated else ', which its files do not name'}"
     pairs = [(hook, dictionary.config.d_in) for hook in dictionary.hooks_in]
     pairs += [(hook, dictionary.config.d_out) for hook in dictionary.hooks_out]
     for hook, width in pairs:
         try:
             found = source.hook_width(hook)
         except DataError as error:
-            advice = f"name it by --hook-point-in and --hook-point-out, or {hint}"
-            raise DataError([f"{fault}; {advice}" for fault in error.faults]) from None
+            raise DataError([f"{path}: {fault}; name it by {options}, or {hint}" for fault in error.faults]) from None
         if found != width:
-            raise DataError(f"hook point '{hook}': the dictionary's width is {width}, that of model '{model}' {found}; {hint}")
+            raise DataError(f"{path}: hook point '{hook}': its width is {width}, that of model '{model}' {found}; {hint}")
 
 
 def next_steps(found: Import, place: Path) -> list[str]:

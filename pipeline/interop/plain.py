@@ -261,7 +261,7 @@ def dictionary_of(plain: PlainDictionary, provenance: Mapping[str, Any] | None =
     values |= hooks | dict(plain.attention)
     values |= {"norm_activation": "inference", "folded": True, "sparsity_include_decoder_norm": False}
     if gate in ("topk", "layertopk"):
-        values["top_k"] = plain.k
+        values["top_k"] = _k(plain)
     if gate == "layertopk":
         values["top_k_of"] = "token"
     if plain.skip:
@@ -283,3 +283,13 @@ def dictionary_of(plain: PlainDictionary, provenance: Mapping[str, Any] | None =
     made = dictionary_class(config.kind)(config)
     made.load_weights_(weights)
     return made
+
+
+def _k(plain: PlainDictionary) -> int | None:
+    """k, which is at most the number of features that compete."""
+    n = plain.d_sae * (len(plain.hooks_in) if plain.gate == "layertopk" else 1)
+    if plain.k is not None and plain.k > n:
+        raise DataError(
+            f"import: k should be at most {n:,}, the number of features, got {plain.k:,}; correct the configuration"
+        )
+    return plain.k

@@ -33,11 +33,8 @@ def format_and_place(path: Path, name: str | None = None) -> tuple[InterchangeFo
         return _one_format(path, found), path
     places = _places_in(path, name)
     if not places:
-        what = (
-            f"of the format {name}"
-            if name
-            else f"of a known format (known: {', '.join((*DICTIONARY_FORMATS, *INTERCHANGE_FORMATS))})"
-        )
+        known = f"of a known format (known: {', '.join((*DICTIONARY_FORMATS, *INTERCHANGE_FORMATS))})"
+        what = f"of the format {name}{_files(name)}" if name else known
         raise DataError(f"{path}: no dictionary {what} here; name its directory, or the format by --format")
     if len(places) > 1:
         shown = ", ".join(str(place) for place in places[:SHOWN])
@@ -45,6 +42,12 @@ def format_and_place(path: Path, name: str | None = None) -> tuple[InterchangeFo
         raise DataError(f"{path}: holds {len(places):,} dictionaries, which one? name it: {shown}{more}")
     (place,) = places
     return _one_format(place, _formats_at(place, name)), place
+
+
+def _files(name: str) -> str:
+    """The files of a format, in parentheses; "" where they are not told by their names."""
+    sets = [", ".join(layout.needed) for layout in interchange_format(name).layouts]
+    return f" ({'; or '.join(sets)})" if sets else ""
 
 
 def _formats_at(path: Path, name: str | None) -> list[InterchangeFormat]:

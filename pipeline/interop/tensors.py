@@ -6,6 +6,9 @@ unexpected and transposed tensors, shapes that contradict the configuration, val
 
 from __future__ import annotations
 
+import pickle
+import re
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,9 +63,16 @@ def read_pickle(file: Path) -> dict[str, Any]:
         DataError: it is missing, damaged, or holds more than tensors and plain values.
     """
     _must_be_file(file)
-    advice = "such a file may run code and is never loaded: save the state dict (torch.save(model.state_dict(), file))"
-    with reading(f"{file}: not a pickle of tensors alone", advice):
-        found = torch.load(file, map_location="cpu", weights_only=True)
+    save = "save the state dict (torch.save(model.state_dict(), file))"
+    advice = f"such a file may run code and is never loaded: {save}"
+    with reading(f"{file}: not a file of torch, or truncated", f"fetch the file again, or {save}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the version in which the file was pickled
+        try:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            held = f" (it names {named[1]})" if named else ""
+            raise DataError(f"{file}: not a pickle of tensors alone{held}; {advice}") from None
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise DataError(f"{file}: should hold tensors by name (a state dict), got {type(found).__name__}; {advice}")
     return _real(found, file)

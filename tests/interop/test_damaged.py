@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,7 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("saelens", {"metadata": {}, "hook_head_index": 3}, ("hook_head_index 3",)),
     ("sparsify", {"activation": "groupmax"}, ("activation 'groupmax'", "each of k groups")),
     ("sparsify", {"k": 0}, ("cfg.json: k should be a whole number of at least 1, got 0",)),
+    ("sparsify", {"k": 21}, ("layers.1: import: k should be at most 20, the number of features, got 21",)),
     ("sparsify", {"num_latents": 21}, ("encoder.weight is [20, 6], wanted [num_latents 21, d_in 6]",)),
     ("sparsify", {"skip_connection": True}, ("skip_connection of an autoencoder",)),
     ("dictionary_learning", {"dict_class": "IdentityDict"}, ("trainer.dict_class", "unknown class 'IdentityDict'")),
@@ -180,6 +182,39 @@ def test_a_pickle_that_is_no_state_dict_is_not_run(content: str, tmp_path: Path,
     (tmp_path / "a" / "ae.pt").write_bytes(pickle.dumps(value))
     one_line(tmp_path / "a", "ae.pt", "save the state dict")
     assert not (tmp_path / "it-ran").exists()
+
+
+class Makes:
+    """What a pickle would run, by a function of one module."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.makedirs, ("it-ran",)
+
+
+def test_a_pickle_that_would_run_code_is_told_without_torchs_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """torch's own advice is to load it all the same, and it warns of pickle protocols; neither is shown."""
+    monkeypatch.chdir(tmp_path)
+    cases.dictionary_learning(tmp_path / "a")
+    file = tmp_path / "a" / "ae.pt"
+    torch.save({"a": Makes()}, file)
+    one_line(tmp_path / "a", "ae.pt: not a pickle of tensors alone (it names os.makedirs); such a file may run code")
+    file.write_bytes(pickle.dumps({"a": Makes()}))
+    with pytest.raises(DataError) as error:
+        import_dictionary(tmp_path / "a")
+    assert "ae.pt: not a pickle of tensors alone" in str(error.value)
+    assert "weights_only" not in str(error.value)
+    assert not recwarn.list
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("length", [0, 500])
+def test_a_truncated_pickle_is_not_called_unsafe(length: int, tmp_path: Path) -> None:
+    cases.dictionary_learning(tmp_path / "a")
+    file = tmp_path / "a" / "ae.pt"
+    file.write_bytes(file.read_bytes()[:length])
+    one_line(tmp_path / "a", "ae.pt: not a file of torch, or truncated", "fetch the file again")
 
 
 def test_an_npz_with_objects_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,6 +320,14 @@ def test_one_dictionary_in_a_folder_is_taken(tmp_path: Path) -> None:
     assert dictionary.hooks_in == ("blocks.3.hook_mlp_out",)
     about = dictionary.config.provenance["imported"]["about"]
     assert about == {"model_name": "tiny", "dataset_path": "text", "context_size": 32}
+
+
+def test_a_format_without_its_files_is_told_by_them(tmp_path: Path) -> None:
+    cases.saelens(tmp_path / "a")
+    (tmp_path / "a" / "sae_weights.safetensors").unlink()
+    with pytest.raises(DataError) as error:
+        import_dictionary(tmp_path / "a", format="saelens")
+    assert "no dictionary of the format saelens (cfg.json, sae_weights.safetensors) here" in str(error.value)
 
 
 def test_nothing_that_is_known(tmp_path: Path) -> None:

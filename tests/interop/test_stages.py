@@ -69,6 +69,19 @@ def test_a_dictionary_of_another_width_or_hook_point_is_refused(project: Project
     assert outcome.exit_code == 0, outcome.stderr or outcome.exception
 
 
+def test_files_that_name_no_hook_point_or_model_are_told(project: Project) -> None:
+    cases.sparsify(project.path / "theirs" / "elsewhere")
+    outcome = project.run("import_dictionary", "theirs/elsewhere")
+    assert outcome.exit_code == 2
+    assert outcome.stderr.count("\n") == 1
+    says(outcome.stderr, "theirs/elsewhere: its files name no hook point that is known here", "--hook-point-in")
+    outcome = project.run("import_dictionary", "theirs/elsewhere", "--hook-point-in", "blocks.77.hook_resid_post")
+    assert outcome.exit_code == 2
+    says(outcome.stderr, "theirs/elsewhere: unknown hook point 'blocks.77.hook_resid_post'", "set model.model_name")
+    assert "None" not in outcome.stderr
+    assert not (project.path / "data" / "inference" / "imported").exists()
+
+
 def test_a_store_without_the_hook_point_is_said(project: Project) -> None:
     cases.sparsify(project.path / "theirs" / "layers.1")
     assert project.run("import_dictionary", "theirs", "--name", "other", "--any-model").exit_code == 0
