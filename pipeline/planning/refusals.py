@@ -424,7 +424,8 @@ def contexts_make_batches(run: Run, tokens: Path) -> None:
     from pipeline.activations.schema import training_rows
     from pipeline.corpus.tokens import open_tokens
     from pipeline.planning.rows import PlannedRows
-    from pipeline.training.model_loss import contexts_in_step, require_contexts
+    from pipeline.shares import contexts_in_step
+    from pipeline.training.model_loss import require_contexts
 
     acts, trainer = run.params.activations, run.params.trainer
     flat = acts.target == "activations-1d"
