@@ -33,7 +33,7 @@ from tests.training.threads import ALONE, Place, Threads, in_mesh
 
 MESHES = ((2, 1), (1, 2), (2, 2), (4, 1), (1, 4))
 STEPS = 6
-AUXK = {"auxk_coefficient": 0.1, "k_aux": 3, "dead_threshold": 20}
+AUXK: dict[str, Any] = {"auxk_coefficient": 0.1, "k_aux": 3, "dead_threshold": 20}
 EPS = 1e-6  # Adam's: the gradient of a part of Lorsa's b_K is nothing but rounding, which it would make into steps of 1e-11
 
 
