@@ -7,6 +7,9 @@ what they add up to over the `feature_group`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -69,6 +72,21 @@ def own_part(whole: Tensor, dim: int, group: Reductions) -> Tensor:
     return whole.narrow(dim, group.rank * n, n)
 
 
+def features_of_all(part: Tensor, group: Reductions, dim: int = -1) -> Tensor:
+    """`part`, what is of this process's features along `dim`, with that of the others, which each of them calls this for."""
+    return part if group.size == 1 else torch.cat(group.gathered(part.transpose(0, dim))).transpose(0, dim)
+
+
+def numbers_of_part(feature_shape: Sequence[int], rank: int, size: int) -> Tensor:
+    """Numbers, among all features (layers one after another), of those that one of so many processes holds, int64 [n].
+
+    Args:
+        feature_shape: of what each holds.
+    """
+    *layers, n = feature_shape
+    return torch.arange(math.prod(layers) * size * n).view(-1, size, n)[:, rank].reshape(-1)
+
+
 @torch.no_grad()
 def weights_of_all(dictionary: Dictionary) -> dict[str, Tensor]:
     """The state_dict with the features of all processes, each of which calls this, on the CPU; on one the state_dict itself."""
@@ -78,8 +96,7 @@ def weights_of_all(dictionary: Dictionary) -> dict[str, Tensor]:
     found = {}
     for name, tensor in dictionary.state_dict().items():
         dim = feature_dim(dictionary, name)
-        whole = tensor if dim is None else torch.cat(group.gathered(tensor.transpose(0, dim))).transpose(0, dim)
-        found[name] = whole.cpu()
+        found[name] = (tensor if dim is None else features_of_all(tensor, group, dim)).cpu()
     return found
 
 
