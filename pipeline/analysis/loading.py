@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.analysis.texts import feature_index
-from pipeline.dictionaries.sharding import deal_
-from pipeline.dictionaries.store import load_dictionary
+from pipeline.dictionaries.store import load_dealt
 from pipeline.errors import DataError, unknown_name
 from pipeline.evaluation.saved import check_origin
 from pipeline.hook_keys import MAIN, by_model
@@ -80,10 +79,9 @@ def load_for_analysis(
     Raises:
         DataError: something is missing, damaged or made from other inputs, or there is no such feature.
     """
-    loaded = load_dictionary(dictionary)
+    loaded = load_dealt(dictionary, feature_group)
     for feature in features:
         feature_index(feature, loaded.feature_shape)
-    deal_(loaded, feature_group)
     models, known = {}, {} if known is None else known
     for alias in by_model((*loaded.hooks_in, *loaded.hooks_out)):
         if alias not in known:

@@ -8,7 +8,7 @@ what they add up to over the `feature_group`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,14 +56,28 @@ def deal_(dictionary: Dictionary, group: Reductions) -> None:
     if group.size == 1:
         return
     check_divisible(dictionary.config, type(dictionary), group.size)
-    for name, tensor in (*dictionary.named_parameters(), *dictionary.named_buffers()):
-        if (dim := feature_dim(dictionary, name)) is None:
-            continue
+    dims = {name: feature_dim(dictionary, name) for name in dictionary.state_dict()}
+    weights = dictionary.state_dict()
+    take_part_(dictionary, {name: own_part(weights[name], dim, group) for name, dim in dims.items() if dim is not None}, group)
+
+
+@torch.no_grad()
+def take_part_(dictionary: Dictionary, parts: Mapping[str, Tensor], group: Reductions) -> None:
+    """Put tensors, whose features are this process's, in the place of those of these names; a gate_scale may come with them."""
+    parameters = dict(dictionary.named_parameters())
+    for name, tensor in parts.items():
         owner, _, own = name.rpartition(".")
-        order = dictionary.MEMORY_ORDER.get(name, range(tensor.ndim))
-        part = in_memory_order(own_part(tensor, dim, group), order)
-        setattr(dictionary.get_submodule(owner), own, nn.Parameter(part) if isinstance(tensor, nn.Parameter) else part)
+        part = in_memory_order(tensor, dictionary.MEMORY_ORDER.get(name, range(tensor.ndim)))
+        setattr(dictionary.get_submodule(owner), own, nn.Parameter(part) if name in parameters else part)
     dictionary.feature_group = group
+
+
+def own_slices(dictionary: Dictionary, name: str, shape: Sequence[int], group: Reductions) -> tuple[slice, ...]:
+    """What this process has of a whole tensor of the state_dict, of this shape; all of one without a dimension of features."""
+    if (dim := feature_dim(dictionary, name)) is None:
+        return (slice(None),)
+    n = shape[dim] // group.size
+    return (*(slice(None),) * dim, slice(group.rank * n, (group.rank + 1) * n))
 
 
 def own_part(whole: Tensor, dim: int, group: Reductions) -> Tensor:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.contracts.sealing import Origin
 from pipeline.corpus.tokens import open_tokens
-from pipeline.dictionaries.sharding import deal_, of_all, weights_of_all
-from pipeline.dictionaries.store import load_dictionary
+from pipeline.dictionaries.sharding import of_all, weights_of_all
+from pipeline.dictionaries.store import load_dealt
 from pipeline.distributed.group import mesh
 from pipeline.errors import of_member
 from pipeline.evaluation.baselines import load_principal_directions
@@ -70,8 +70,7 @@ def evaluate_together(
     loaded = {}
     for name, place in places.items():
         with of_member(name):
-            loaded[name] = load_dictionary(place)
-            deal_(loaded[name], features)
+            loaded[name] = load_dealt(place, features)
     hook_norms, origin = read_norms(norms, statistics)
     hooks = {name: (*dictionary.hooks_in, *dictionary.hooks_out) for name, dictionary in loaded.items()}
     written = dict.fromkeys(hook for dictionary in loaded.values() for hook in dictionary.hooks_out)
