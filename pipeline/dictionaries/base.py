@@ -114,8 +114,7 @@ class Dictionary(nn.Module, abc.ABC):
         self.activation = activation_function(config.act_fn)
         dtype, shapes = getattr(torch, config.dtype), self._parameter_shapes()
         n_bytes = dtype.itemsize * sum(math.prod(shape) for shape in (*shapes.values(), *self._listed_shapes()))
-        if torch.empty(0).device.type != "meta":
-            require_memory(Need(f"weights of {config.d_sae:,} features", n_bytes, self._stated_width()))
+        require_memory(Need(f"weights of {config.d_sae:,} features", n_bytes, self._stated_width()))
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(_zeros(shape, self.MEMORY_ORDER.get(name, range(len(shape))), dtype)))
         if self.activation.has_threshold:

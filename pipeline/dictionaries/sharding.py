@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.dictionaries.base import Dictionary, in_memory_order
 from pipeline.errors import ParamsError
+from pipeline.memory import Need
 from pipeline.params.dictionary_config import DictionaryConfig
 from pipeline.params.rules.distributed import KEY, indivisible
 from pipeline.processes import Reductions
@@ -32,6 +33,17 @@ def check_divisible(config: DictionaryConfig, kind: type[Dictionary], size: int)
         raise ParamsError(f"{KEY}: {size}, and dictionary.kind '{config.kind}' cannot be dealt to processes; write 1")
     if (fault := indivisible(config, size)) is not None:
         raise ParamsError(f"{KEY}: {fault}")
+
+
+def part_need(dictionary: Dictionary, size: int) -> Need:
+    """What the weights of a whole dictionary take in each of so many processes."""
+    n_bytes = sum(
+        parameter.nbytes // (1 if feature_dim(dictionary, name) is None else size)
+        for name, parameter in dictionary.named_parameters()
+    )
+    config = dictionary.config
+    keys = {"dictionary.expansion_factor": config.d_sae / config.d_in}
+    return Need(f"weights of {config.d_sae // size:,} of {config.d_sae:,} features", n_bytes, keys)
 
 
 def feature_dim(dictionary: Dictionary, name: str) -> int | None:

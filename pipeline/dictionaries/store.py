@@ -14,9 +14,10 @@ from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import dictionary_class
 from pipeline.dictionaries.formats.interface import NEXT, StoredTensor, format_at
 from pipeline.dictionaries.formats.scopeline import CONFIG_FILE
-from pipeline.dictionaries.sharding import check_divisible, own_slices, take_part_
+from pipeline.dictionaries.sharding import check_divisible, own_slices, part_need, take_part_
 from pipeline.dictionaries.weights import digest_of
 from pipeline.errors import DataError, ParamsError, unknown_name
+from pipeline.memory import require_memory, shapes_alone
 from pipeline.params.choices import STORED_DTYPES
 from pipeline.params.dictionary_config import DictionaryConfig
 from pipeline.processes import Reductions
@@ -74,7 +75,7 @@ def load_dealt(path: str | Path, feature_group: Reductions, *, device: str | tor
 
     Raises:
         DataError: as `load_dictionary`.
-        ParamsError: the features cannot be dealt to so many.
+        ParamsError: the features cannot be dealt to so many, or a part cannot be held.
     """
     if feature_group.size == 1:
         return load_dictionary(path, device=device)
@@ -87,8 +88,9 @@ def load_dealt(path: str | Path, feature_group: Reductions, *, device: str | tor
             pass
 
     by_the_first(checked, feature_group)
-    with torch.device("meta"):
+    with torch.device("meta"), shapes_alone():
         dictionary = dictionary_class(config.kind)(config)
+    require_memory(part_need(dictionary, feature_group.size))
     with stored.tensors(path, check=False) as tensors:
         _check_fit(path, dictionary, {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()})
         parts = {
