@@ -153,11 +153,22 @@ def read_bytes(path: str | Path, what: str, next_action: str = "") -> bytes:
     """The content of a file.
 
     Raises:
+        DataError: as :func:`reading_file`.
+    """
+    with reading_file(path, what, next_action):
+        return Path(path).read_bytes()
+
+
+@contextlib.contextmanager
+def reading_file(path: str | Path, what: str, next_action: str = "") -> Iterator[None]:
+    """Within the block a file is opened and read.
+
+    Raises:
         DataError: it is missing or cannot be read; the message names `what` it should have been and says what to do.
     """
     hint = f"; {next_action}" if next_action else ""
     try:
-        return Path(path).read_bytes()
+        yield
     except FileNotFoundError:
         raise DataError(f"{path}: {what} is missing{hint}") from None
     except IsADirectoryError:

@@ -6,8 +6,10 @@ at once, with the keys to lower, instead of failing (or being killed by the syst
 
 from __future__ import annotations
 
+import contextlib
 import resource
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ import torch
 
 from pipeline.errors import ParamsError
 
+_shapes_alone: ContextVar[bool] = ContextVar("shapes alone", default=False)
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
@@ -32,6 +35,16 @@ class Need(NamedTuple):
     keys: Mapping[str, float]
 
 
+@contextlib.contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Within the block nothing is refused: what is made has shapes and no values."""
+    before = _shapes_alone.set(True)
+    try:
+        yield
+    finally:
+        _shapes_alone.reset(before)
+
+
 def require_memory(*needs: Need, device: torch.device | str = "cpu") -> None:
     """Refuse what cannot be held at once.
 
@@ -42,6 +55,8 @@ def require_memory(*needs: Need, device: torch.device | str = "cpu") -> None:
     Raises:
         ParamsError: names the largest need, its keys, and the bytes wanted and there.
     """
+    if _shapes_alone.get():
+        return
     there = available_memory(torch.device(device))
     wanted = sum(need.n_bytes for need in needs)
     if there is None or wanted <= there:

@@ -29,3 +29,8 @@ def resolve_share(value: float, whole: int) -> int:
 def features_of(width: int, factor: float) -> int:
     """F = int(width * factor): the features of a dictionary that has `factor` per dimension of its input."""
     return int(width * factor)
+
+
+def contexts_in_step(n_batches: int, batch_tokens: int, context_size: int) -> int:
+    """Whole contexts in a step of trainer.model_loss: as many tokens as so many batches have, at least one context."""
+    return max(1, n_batches * batch_tokens // context_size)

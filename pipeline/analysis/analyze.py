@@ -30,7 +30,7 @@ from pipeline.corpus.tokenization import tokenizer_info
 from pipeline.corpus.tokens import open_tokens
 from pipeline.dealing import by_the_first, in_turns
 from pipeline.dictionaries.formats.scopeline import CONFIG_FILE
-from pipeline.errors import Interrupted
+from pipeline.errors import DataError, Interrupted
 from pipeline.evaluation.models import LanguageModels
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.evaluation.split_tokens import SplitTokens
@@ -180,18 +180,24 @@ def collect(
     params: Params,
     inputs: Inputs,
     processes: Reductions,
+    feature_group: Reductions = ONE_PROCESS,
     *,
     save_seconds: float = SAVE_SECONDS,
     models: dict[str, LanguageModel] | None = None,
 ) -> None:
     """Run the models over the contexts in several processes; :func:`analyzed` in the first one goes on from there.
 
+    Args:
+        params, inputs, save_seconds, models: as of :func:`analyzed`.
+        processes: that the contexts are dealt to.
+        feature_group: over those that the features are dealt to, which have the same contexts.
+
     Raises:
         DataError, Interrupted: as :func:`analyzed`.
     """
     with ended_by_signals():
-        one = _Pass.prepared(params, inputs, models)
-        run_pass(one.collection, one.tokens, one.saved, save_seconds, processes)
+        one = _Pass.prepared(params, inputs, models, feature_group)
+        run_pass(one.collection, one.tokens, one.saved, save_seconds, processes, feature_group)
 
 
 @dataclass(frozen=True)
@@ -214,7 +220,13 @@ class _Pass:
     saved: SavedState
 
     @classmethod
-    def prepared(cls, params: Params, inputs: Inputs, models: dict[str, LanguageModel] | None) -> _Pass:
+    def prepared(
+        cls,
+        params: Params,
+        inputs: Inputs,
+        models: dict[str, LanguageModel] | None,
+        feature_group: Reductions = ONE_PROCESS,
+    ) -> _Pass:
         checkpoints = root() / "data" / "checkpoints"
         ensure_writable(checkpoints, "the state of the analysis")
         store = open_tokens(inputs.tokens)
@@ -228,7 +240,14 @@ class _Pass:
             params.analysis.batch_contexts,
             params.analysis.split,
         )
-        found = load_for_analysis(params, inputs.dictionary, norms=inputs.norms, known=models, tokens=store.digest)
+        found = load_for_analysis(
+            params,
+            inputs.dictionary,
+            norms=inputs.norms,
+            known=models,
+            feature_group=feature_group,
+            tokens=store.digest,
+        )
         store.check_tokenizer(tokenizer_info(found.main.tokenizer, found.main.name).digest, found.main.name)
         params = dataclasses.replace(params, analysis=within(params.analysis, tokens, found.dictionary))
         collection = Collection(
@@ -247,7 +266,8 @@ def within(analysis: AnalysisParams, tokens: SplitTokens, dictionary: Dictionary
         ParamsError: it cannot be held.
     """
     context_size = tokens.n_tokens // tokens.n_contexts
-    kept = at_most(analysis, tokens.n_contexts, context_size, math.prod(dictionary.feature_shape))
+    n_features = math.prod(dictionary.feature_shape) * dictionary.feature_group.size
+    kept = at_most(analysis, tokens.n_contexts, context_size, n_features)
     contexts, *others = needs(analysis, kept, tokens.n_contexts, context_size, dictionary)
     require_memory(contexts, device=next(dictionary.parameters()).device)
     for other in others:
@@ -335,6 +355,7 @@ def run_pass(
     saved: SavedState,
     save_seconds: float,
     processes: Reductions = ONE_PROCESS,
+    feature_group: Reductions = ONE_PROCESS,
 ) -> None:
     """Go through the contexts, from the saved state on if there is one; the state of the whole pass is saved.
 
@@ -344,24 +365,27 @@ def run_pass(
         saved: where the state is kept, which is of no number of processes.
         save_seconds: time between two saved states.
         processes: that deal the batches.
+        feature_group: over those that have the same batches, and features of their own.
 
     Raises:
         Interrupted: a signal asked to stop; the state is saved.
+        DataError: not all that should go on from a saved state have it.
     """
-    first = processes.rank == 0
-    if first and (state := saved.load()) is not None:
+    first = processes.rank == 0 and feature_group.rank == 0
+    if processes.rank == 0 and (state := saved.load()) is not None:
         collection.load(state)
     elif first and (other := saved.of_other_code()) is not None:
         sys.stderr.write(f"analyze: starting anew: the state of this pass in {other} was saved by other code\n")
     before = collection.batches = by_the_first(lambda: collection.batches, processes)
+    _check_alike(before, saved, feature_group)
     per_batch = tokens.n_tokens // tokens.n_contexts * tokens.batch_contexts
     progress = Progress("analyze", tokens.n_tokens, done=min(before * per_batch, tokens.n_tokens))
     latest = time.monotonic()
 
     def save() -> None:
         collection.gather(processes)
-        if first:
-            saved.save(collection.state())
+        if processes.rank == 0 and (state := collection.state()) is not None:
+            saved.save(state)
 
     with stop_on_signals() as stop:
 
@@ -376,7 +400,11 @@ def run_pass(
                 collection.add_sums(each.sums)
                 progress.update(each.tokens)
             asked = next((each.stop for each in turn if each.stop is not None), None)
-            if asked is not None or any(each.due for each in turn):
+            due = any(each.due for each in turn)
+            if feature_group.size > 1:
+                stopped, due = feature_group.any(torch.tensor([asked is not None, due])).tolist()
+                asked = asked or ("another process's signal" if stopped else None)
+            if asked is not None or due:
                 save()
                 latest = time.monotonic()
             if asked is not None:
@@ -386,6 +414,16 @@ def run_pass(
         if stop.received is not None:
             raise _stopped(stop.received, progress)
     progress.close()
+
+
+def _check_alike(batches: int, saved: SavedState, feature_group: Reductions) -> None:
+    """Refuse to go on where processes that have features of their own have found states of other numbers of batches."""
+    found = [int(each) for each in feature_group.gathered(torch.tensor([batches]))]
+    if len(set(found)) > 1:
+        raise DataError(
+            f"{saved.path}: the processes of distributed.model_parallel_size have found it after {', '.join(map(str, found))} "
+            "batches; put data/ on a disk that all of them see, or remove the file"
+        )
 
 
 def _stopped(by: str, progress: Progress) -> Interrupted:

@@ -30,13 +30,14 @@ class CoactivationSample:
         n_features: F.
         share: wanted share of all tokens, in (0, 1].
         max_pairs: most pairs held.
+        numbers: int64 [n], of the features that are looked at, among all; None: all are.
 
     Attributes:
         limit: hashes below it are in the sample.
     """
 
-    def __init__(self, n_features: int, share: float, max_pairs: int = MAX_PAIRS) -> None:
-        self.n_features, self.max_pairs = n_features, max_pairs
+    def __init__(self, n_features: int, share: float, max_pairs: int = MAX_PAIRS, numbers: Tensor | None = None) -> None:
+        self.n_features, self.max_pairs, self._numbers = n_features, max_pairs, numbers
         self.limit = round(min(share, 1.0) * 2**BITS)
         self._token_hash, self._feature = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
 
@@ -45,7 +46,8 @@ class CoactivationSample:
         positions = torch.arange(active.shape[1], device=contexts.device)
         keys = hashed(contexts[:, None], positions, _SEED).flatten()[active.token]
         chosen = keys < self.limit
-        self._hold(keys[chosen].cpu(), active.feature[chosen].int().cpu())
+        feature = active.feature[chosen].cpu()
+        self._hold(keys[chosen].cpu(), (feature if self._numbers is None else self._numbers[feature]).int())
 
     def __len__(self) -> int:
         """Pairs held."""
@@ -56,7 +58,7 @@ class CoactivationSample:
         return self.limit, self._token_hash[some].clone(), self._feature[some].clone()
 
     def take_over(self, limit: int, token_hash: Tensor, feature: Tensor) -> None:
-        """Add pairs of the sample of other contexts, whose limit is this."""
+        """Add pairs of the sample of other contexts or of other features, whose limit is this."""
         self.limit = min(self.limit, limit)
         keep = self._token_hash < self.limit
         self._token_hash, self._feature = self._token_hash[keep], self._feature[keep]
@@ -135,7 +137,11 @@ class CoactivationSample:
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from a state."""
-        self._token_hash, self._feature, self.limit = state["token_hash"], state["feature"], int(state["limit"])
+        token_hash, feature = state["token_hash"], state["feature"]
+        if self._numbers is not None:
+            own = torch.isin(feature, self._numbers.int())
+            token_hash, feature = token_hash[own], feature[own]
+        self._token_hash, self._feature, self.limit = token_hash, feature, int(state["limit"])
 
 
 def _by_size(feature: Tensor, sizes: Tensor) -> list[Tensor]:

@@ -7,7 +7,8 @@ take about 230 MB, 50,000 about 700 MB. The pass may be cut anywhere: `state` an
 Excluded tokens (massive ones, pipeline/norms/exclusion.py) take no part, as masked ones do not.
 
 Of several processes each has a collection of the batches that are dealt to it; the first one takes over what the others have,
-and then has what one process has. Sums of activations, whose order changes their last bit, it is told batch by batch.
+and then has what one process has. Sums of activations, whose order changes their last bit, it is told batch by batch. Where the
+features are dealt too, each has those of its own; the first one has those of all while the state is saved.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pipeline.analysis.context_slots import N_SOURCES, ContextSlots, Offer
 from pipeline.analysis.feature_counts import FeatureCounts, Sums
 from pipeline.analysis.hashing import hashed
 from pipeline.dealing import in_turns
+from pipeline.dictionaries.sharding import numbers_of_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -41,6 +43,8 @@ RESERVOIR_PER_CONTEXT = 4  # contexts drawn for each one that is shown of a band
 MAX_VALUES = 2**24  # feature activations at a time: 64 MiB
 MOVED, MOVED_PAIRS = 1024, 2**20  # features, and pairs of the sample, that go from one process to another at a time
 _ACTIVE_SEED, _INACTIVE_SEED, _POSITION_SEED, _HISTORY_SEED = 0x5EED, 0x1D1E, 0x9051, 0x4157
+
+COACTIVATION = "coactivation"  # in the names of the state
 
 T = TypeVar("T")
 
@@ -74,6 +78,8 @@ class Collection:
 
     def __init__(self, models: LanguageModels, raw: RawDictionary, params: AnalysisParams, tokens: int) -> None:
         self.models, self.raw, self._n = models, raw, math.prod(raw.dictionary.feature_shape)
+        self._group = group = raw.dictionary.feature_group
+        self._numbers = numbers_of_part(raw.dictionary.feature_shape, group.rank, group.size)
         self._params, self._tokens = params, tokens
         self.batches = 0
         self._clear()
@@ -89,7 +95,11 @@ class Collection:
         self.top = ContextSlots(n, params.top_contexts, *window, sources=reads, distinct=True, device=device)
         self.drawn = ContextSlots(n, drawn, *window, sources=reads, device=device)
         self.inactive = ContextSlots(n, params.inactive_contexts, 0, 0, device=device)
-        self.coactivation = CoactivationSample(n, params.coactivation_tokens / self._tokens)
+        self.coactivation = self._sample(self._numbers if self._group.size > 1 else None)
+
+    def _sample(self, numbers: Tensor | None = None) -> CoactivationSample:
+        share = self._params.coactivation_tokens / self._tokens
+        return CoactivationSample(self._n * self._group.size, share, numbers=numbers)
 
     def update(self, batch: SplitBatch) -> None:
         """Run the models over a batch and add it.
@@ -119,7 +129,7 @@ class Collection:
         above, massive = raw.excluded.above(captured), raw.massive.above(captured)
         mask = kept if above is None else kept & ~above
         self.excluded += int(kept.sum()) - int(mask.sum())
-        size = max(1, MAX_VALUES // (self._n * mask.shape[1]))
+        size = max(1, MAX_VALUES // (self._n * self._group.size * mask.shape[1]))
         found = []
         for start in range(0, len(mask), size):
             some = slice(start, start + size)
@@ -143,7 +153,7 @@ class Collection:
         sums = self.counts.update(active, int(mask.sum()))
         self.coactivation.update(active, contexts)
         largest, position = active.strongest()
-        awake, features = largest > 0, torch.arange(self._n, device=mask.device)
+        awake, features = largest > 0, self._numbers.to(mask.device)
         strongest = None if sources is None else lambda *at: _strongest(sources(*at), at[1])
         number, places = contexts[:, None], torch.arange(mask.shape[1], device=mask.device)
         history = hashed(tokens, places, _HISTORY_SEED).cumsum(1)  # of a token and all before
@@ -193,13 +203,48 @@ class Collection:
     def _slots(self) -> dict[str, ContextSlots]:
         return {"top": self.top, "drawn": self.drawn, "inactive": self.inactive}
 
-    def state(self) -> dict[str, Tensor]:
-        """Tensors that `load` takes."""
+    def state(self) -> dict[str, Tensor] | None:
+        """Tensors that `load` takes, of all features. Processes that have some each call this together: the first one is given
+        them, on the CPU, the others None."""
+        state, group = self._own_state(), self._group
+        if group.size == 1:
+            return state
+        sample = self._sample()
+        sample.load(self.coactivation.state())
+        (sizes,) = in_turns(group.size, lambda _: len(self.coactivation), group)
+        for some in _slices(max(sizes), MOVED_PAIRS):
+            for pairs in _of_others(functools.partial(self.coactivation.pairs, some), group):
+                sample.take_over(*pairs)
+        state |= {f"{COACTIVATION}.{key}": tensor for key, tensor in sample.state().items()}
+        for key, tensor in state.items():
+            if self._of_features(key):
+                state[key] = self._of_all(tensor)
+        return state if group.rank == 0 else None
+
+    def _of_features(self, key: str) -> bool:
+        """Whether a tensor of the state has a row for each feature."""
+        part, _, name = key.partition(".")
+        return part in ("counts", *self._slots()) and name != "tokens"
+
+    def _of_all(self, own: Tensor) -> Tensor:
+        """The rows of all features in the first process, on the CPU; in the others nothing of use."""
+        group, shape = self._group, self.raw.dictionary.feature_shape
+        first = group.rank == 0
+        whole = torch.empty((self._n * group.size if first else 0, *own.shape[1:]), dtype=own.dtype)
+        for some in _slices(self._n, MOVED) if own.numel() else ():
+            for rank, part in enumerate(group.gathered(own[some])):
+                if first:
+                    whole[numbers_of_part(shape, rank, group.size)[some]] = part.cpu()
+        return whole
+
+    def _own_state(self) -> dict[str, Tensor]:
         found = {f"{name}.{key}": t for name, part in self._parts().items() for key, t in part.state().items()}
         return {**found, "batches": torch.tensor(self.batches), "excluded": torch.tensor(self.excluded)}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Go on from a state."""
+        """Go on from a state of all features."""
+        if self._group.size > 1:
+            state = {key: tensor[self._numbers] if self._of_features(key) else tensor for key, tensor in state.items()}
         for name, part in self._parts().items():
             part.load({k.split(".", 1)[1]: t for k, t in state.items() if k.startswith(f"{name}.")})
         self.batches, self.excluded = int(state["batches"]), int(state["excluded"])
@@ -208,7 +253,7 @@ class Collection:
         return {
             "counts": self.counts,
             **self._slots(),
-            "coactivation": self.coactivation,
+            COACTIVATION: self.coactivation,
         }
 
 

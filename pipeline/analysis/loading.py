@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.analysis.texts import feature_index
-from pipeline.dictionaries.store import load_dictionary
+from pipeline.dictionaries.store import load_dealt
 from pipeline.errors import DataError, unknown_name
 from pipeline.evaluation.saved import check_origin
 from pipeline.hook_keys import MAIN, by_model
 from pipeline.lm.loading import load_stated
 from pipeline.norms.hook_norm import load_norms
+from pipeline.processes import ONE_PROCESS, Reductions
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
@@ -65,6 +66,7 @@ def load_for_analysis(
     norms: str | Path,
     known: dict[str, LanguageModel] | None = None,
     features: Sequence[str | int] = (),
+    feature_group: Reductions = ONE_PROCESS,
     **digests: str,
 ) -> Loaded:
     """Load a dictionary directory and the models of its hook points; `digests` of further inputs that it was made from.
@@ -72,11 +74,12 @@ def load_for_analysis(
     Args:
         known: {alias: model of these parameters} that are loaded already; those that are loaded now are added. None: none.
         features: that the dictionary should have; this is looked at before a language model is loaded.
+        feature_group: over the processes that the dictionary's features are dealt to.
 
     Raises:
         DataError: something is missing, damaged or made from other inputs, or there is no such feature.
     """
-    loaded = load_dictionary(dictionary)
+    loaded = load_dealt(dictionary, feature_group)
     for feature in features:
         feature_index(feature, loaded.feature_shape)
     models, known = {}, {} if known is None else known

@@ -12,6 +12,7 @@ from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.dashboard.folder import EXPLANATIONS, SINGLE_PAGE, write_dashboard
 from pipeline.dashboard.members import UP, members_page
 from pipeline.dashboard.overview import OverviewFiles, check_files, overview
+from pipeline.distributed.group import mesh
 from pipeline.errors import of_member
 from pipeline.files import atomic_directory
 from pipeline.plots.training_report import PAGE
@@ -35,7 +36,7 @@ def collected(
 
     Args:
         params, places, figures, tokens: as of :func:`drawn`.
-        processes: that deal the contexts.
+        processes: of the stage, data_parallel_size times model_parallel_size.
 
     Raises:
         DataError, Interrupted: as :func:`drawn`.
@@ -44,9 +45,10 @@ def collected(
         return
     _checked(places, figures)
     models: dict[str, LanguageModel] = {}
+    rows, features = mesh(processes, params.distributed)
     for name, member in params.members.items():
         with of_member(name):
-            collect(member, Inputs(places[name], tokens, figures["norms"]), processes, models=models)
+            collect(member, Inputs(places[name], tokens, figures["norms"]), rows, features, models=models)
 
 
 def _checked(places: Mapping[str, Path], figures: Mapping[str, str | Path]) -> dict[str, OverviewFiles]:

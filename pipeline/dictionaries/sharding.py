@@ -7,11 +7,15 @@ what they add up to over the `feature_group`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from pipeline.dictionaries.base import Dictionary, in_memory_order
 from pipeline.errors import ParamsError
+from pipeline.memory import Need
 from pipeline.params.dictionary_config import DictionaryConfig
 from pipeline.params.rules.distributed import KEY, indivisible
 from pipeline.processes import Reductions
@@ -29,6 +33,17 @@ def check_divisible(config: DictionaryConfig, kind: type[Dictionary], size: int)
         raise ParamsError(f"{KEY}: {size}, and dictionary.kind '{config.kind}' cannot be dealt to processes; write 1")
     if (fault := indivisible(config, size)) is not None:
         raise ParamsError(f"{KEY}: {fault}")
+
+
+def part_need(dictionary: Dictionary, size: int) -> Need:
+    """What the weights of a whole dictionary take in each of so many processes."""
+    n_bytes = sum(
+        parameter.nbytes // (1 if feature_dim(dictionary, name) is None else size)
+        for name, parameter in dictionary.named_parameters()
+    )
+    config = dictionary.config
+    keys = {"dictionary.expansion_factor": config.d_sae / config.d_in}
+    return Need(f"weights of {config.d_sae // size:,} of {config.d_sae:,} features", n_bytes, keys)
 
 
 def feature_dim(dictionary: Dictionary, name: str) -> int | None:
@@ -53,20 +68,49 @@ def deal_(dictionary: Dictionary, group: Reductions) -> None:
     if group.size == 1:
         return
     check_divisible(dictionary.config, type(dictionary), group.size)
-    for name, tensor in (*dictionary.named_parameters(), *dictionary.named_buffers()):
-        if (dim := feature_dim(dictionary, name)) is None:
-            continue
+    dims = {name: feature_dim(dictionary, name) for name in dictionary.state_dict()}
+    weights = dictionary.state_dict()
+    take_part_(dictionary, {name: own_part(weights[name], dim, group) for name, dim in dims.items() if dim is not None}, group)
+
+
+@torch.no_grad()
+def take_part_(dictionary: Dictionary, parts: Mapping[str, Tensor], group: Reductions) -> None:
+    """Put tensors, whose features are this process's, in the place of those of these names; a gate_scale may come with them."""
+    parameters = dict(dictionary.named_parameters())
+    for name, tensor in parts.items():
         owner, _, own = name.rpartition(".")
-        order = dictionary.MEMORY_ORDER.get(name, range(tensor.ndim))
-        part = in_memory_order(own_part(tensor, dim, group), order)
-        setattr(dictionary.get_submodule(owner), own, nn.Parameter(part) if isinstance(tensor, nn.Parameter) else part)
+        part = in_memory_order(tensor, dictionary.MEMORY_ORDER.get(name, range(tensor.ndim)))
+        setattr(dictionary.get_submodule(owner), own, nn.Parameter(part) if name in parameters else part)
     dictionary.feature_group = group
+
+
+def own_slices(dictionary: Dictionary, name: str, shape: Sequence[int], group: Reductions) -> tuple[slice, ...]:
+    """What this process has of a whole tensor of the state_dict, of this shape; all of one without a dimension of features."""
+    if (dim := feature_dim(dictionary, name)) is None:
+        return (slice(None),)
+    n = shape[dim] // group.size
+    return (*(slice(None),) * dim, slice(group.rank * n, (group.rank + 1) * n))
 
 
 def own_part(whole: Tensor, dim: int, group: Reductions) -> Tensor:
     """A view of this process's part of a tensor along its dimension of features."""
     n = whole.shape[dim] // group.size
     return whole.narrow(dim, group.rank * n, n)
+
+
+def features_of_all(part: Tensor, group: Reductions, dim: int = -1) -> Tensor:
+    """`part`, what is of this process's features along `dim`, with that of the others, which each of them calls this for."""
+    return part if group.size == 1 else torch.cat(group.gathered(part.transpose(0, dim))).transpose(0, dim)
+
+
+def numbers_of_part(feature_shape: Sequence[int], rank: int, size: int) -> Tensor:
+    """Numbers, among all features (layers one after another), of those that one of so many processes holds, int64 [n].
+
+    Args:
+        feature_shape: of what each holds.
+    """
+    *layers, n = feature_shape
+    return torch.arange(math.prod(layers) * size * n).view(-1, size, n)[:, rank].reshape(-1)
 
 
 @torch.no_grad()
@@ -78,8 +122,7 @@ def weights_of_all(dictionary: Dictionary) -> dict[str, Tensor]:
     found = {}
     for name, tensor in dictionary.state_dict().items():
         dim = feature_dim(dictionary, name)
-        whole = tensor if dim is None else torch.cat(group.gathered(tensor.transpose(0, dim))).transpose(0, dim)
-        found[name] = whole.cpu()
+        found[name] = (tensor if dim is None else features_of_all(tensor, group, dim)).cpu()
     return found
 
 

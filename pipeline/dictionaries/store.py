@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from pipeline.dealing import by_the_first
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import dictionary_class
-from pipeline.dictionaries.formats.interface import NEXT, format_at
+from pipeline.dictionaries.formats.interface import NEXT, StoredTensor, format_at
 from pipeline.dictionaries.formats.scopeline import CONFIG_FILE
+from pipeline.dictionaries.sharding import check_divisible, own_slices, part_need, take_part_
+from pipeline.dictionaries.weights import digest_of
 from pipeline.errors import DataError, ParamsError, unknown_name
+from pipeline.memory import require_memory, shapes_alone
 from pipeline.params.choices import STORED_DTYPES
 from pipeline.params.dictionary_config import DictionaryConfig
+from pipeline.processes import Reductions
+
+PIECE = 2**24  # numbers that are read at once for a digest
 
 
 def directory_of(place: str | Path, name: str) -> Path:
@@ -48,15 +57,75 @@ def load_dictionary(
     path = Path(path)
     config, tensors = format_at(path).read(path)
     dictionary = dictionary_class(config.kind)(config)
+    _check_fit(path, dictionary, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    dictionary.load_weights_(tensors)
+    return dictionary.to(device=device, dtype=stored_dtype(dtype))
+
+
+def load_dealt(path: str | Path, feature_group: Reductions, *, device: str | torch.device = "cpu") -> Dictionary:
+    """Read the features of this process of a dictionary that is dealt to several; in one all of it.
+
+    Of a format that allows it no process holds, and only the first one reads, more of the weights; that one sees that they are
+    those that were written.
+
+    Args:
+        path: as of `load_dictionary`.
+        feature_group: over the processes, each of which calls this.
+        device: where the weights go.
+
+    Raises:
+        DataError: as `load_dictionary`.
+        ParamsError: the features cannot be dealt to so many, or a part cannot be held.
+    """
+    if feature_group.size == 1:
+        return load_dictionary(path, device=device)
+    path = Path(path)
+    stored, config = format_at(path), read_config(path)
+    check_divisible(config, dictionary_class(config.kind), feature_group.size)
+
+    def checked() -> None:
+        with stored.tensors(path, check=True):
+            pass
+
+    by_the_first(checked, feature_group)
+    with torch.device("meta"), shapes_alone():
+        dictionary = dictionary_class(config.kind)(config)
+    require_memory(part_need(dictionary, feature_group.size))
+    with stored.tensors(path, check=False) as tensors:
+        _check_fit(path, dictionary, {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()})
+        parts = {
+            name: tensor[own_slices(dictionary, name, tensor.get_shape(), feature_group)] for name, tensor in tensors.items()
+        }
+    take_part_(dictionary, parts, feature_group)
+    return dictionary.to(device)
+
+
+def stored_digest(path: str | Path, feature_group: Reductions) -> str:
+    """:func:`pipeline.dictionaries.weights.weights_digest` of the dictionary at `path`.
+
+    The first process of those that share its features reads it, a piece at a time, and tells the others.
+    """
+
+    def found() -> str:
+        with format_at(Path(path)).tensors(Path(path), check=False) as tensors:
+            return digest_of({name: (tuple(t.get_shape()), pieces(t)) for name, t in tensors.items()})
+
+    def pieces(tensor: StoredTensor) -> Iterator[Tensor]:
+        n_rows, *width = tensor.get_shape()
+        step = max(1, PIECE // max(1, math.prod(width)))
+        return (tensor[(slice(start, min(start + step, n_rows)),)] for start in range(0, n_rows, step))
+
+    return by_the_first(found, feature_group)
+
+
+def _check_fit(path: Path, dictionary: Dictionary, found: dict[str, tuple[int, ...]]) -> None:
+    """Refuse weights of other names or shapes than the configuration's."""
     wanted = {name: tuple(tensor.shape) for name, tensor in dictionary.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if "gate_scale" in found:
         wanted["gate_scale"] = dictionary.feature_shape
     if wanted != found:
         difference = _difference(found, wanted)
         raise DataError(f"{path}: the weights do not fit the configuration: {difference}; {NEXT}")
-    dictionary.load_weights_(tensors)
-    return dictionary.to(device=device, dtype=stored_dtype(dtype))
 
 
 def stored_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

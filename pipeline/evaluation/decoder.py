@@ -1,4 +1,7 @@
-"""What can be said of a dictionary from its weights alone: decoder directions, norms, thresholds."""
+"""What can be said of a dictionary from its weights alone: decoder directions, norms, thresholds.
+
+Processes that hold features of their own are all given what is of all features; rows travel a block at a time.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pipeline.dictionaries.sharding import features_of_all
 from pipeline.evaluation.sparsity import quantiles
+from pipeline.processes import ONE_PROCESS, Reductions
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
@@ -38,8 +43,8 @@ def decoder_rows(dictionary: Dictionary) -> Tensor:
     return torch.cat(rows)
 
 
-def max_cosine_similarity(rows_FD: Tensor) -> Tensor:
-    """For each decoder row the largest cosine similarity with any other row, [F].
+def max_cosine_similarity(rows_FD: Tensor, group: Reductions = ONE_PROCESS) -> Tensor:
+    """For each decoder row the largest cosine similarity with any other row, [F]; also with those of the group's others.
 
     max_{j != i} <d_i, d_j> / (||d_i|| ||d_j||), computed block by block, so that [F, F] never exists. A zero row has
     similarity 0 with every other; a lone row 0. Unless the rows are float64, products run in float32.
@@ -49,14 +54,31 @@ def max_cosine_similarity(rows_FD: Tensor) -> Tensor:
     rows_FD = rows_FD if rows_FD.dtype == torch.float64 else rows_FD.float()
     unit_FD = rows_FD / rows_FD.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     largest_F = torch.zeros(n_features, dtype=unit_FD.dtype, device=unit_FD.device)
-    if n_features < 2:
+    if n_features * group.size < 2:
         return largest_F
+    if group.size > 1:
+        return _largest_beside_others(unit_FD, group)
     step = max(1, BLOCK_ENTRIES // n_features)
     for start in range(0, n_features, step):
         stop = min(start + step, n_features)
         similarity = unit_FD[start:stop] @ unit_FD.T
         similarity[torch.arange(stop - start), torch.arange(start, stop)] = -torch.inf
         largest_F[start:stop] = similarity.amax(dim=1)
+    return largest_F
+
+
+def _largest_beside_others(unit_FD: Tensor, group: Reductions) -> Tensor:
+    """The same of rows of unit length that are this process's, of as many in each."""
+    n_own = len(unit_FD)
+    largest_F = torch.full((n_own,), -torch.inf, dtype=unit_FD.dtype, device=unit_FD.device)
+    step = max(1, BLOCK_ENTRIES // n_own)
+    for start in range(0, n_own, step):
+        stop = min(start + step, n_own)
+        for rank, others in enumerate(group.gathered(unit_FD[start:stop])):
+            similarity = unit_FD @ others.T
+            if rank == group.rank:
+                similarity[torch.arange(start, stop), torch.arange(stop - start)] = -torch.inf
+            largest_F = torch.maximum(largest_F, similarity.amax(dim=1))
     return largest_F
 
 
@@ -77,6 +99,12 @@ def written_shares(dictionary: Dictionary) -> Tensor:
     activations would seem to own every feature. A feature that writes nowhere has 0 everywhere.
     Source: relative decoder norm of Lindsey et al. 2024, which is this one for two hook points.
     """
+    own = _own_shares(dictionary).unflatten(-1, dictionary.feature_shape)
+    return features_of_all(own, dictionary.feature_group).flatten(1)
+
+
+def _own_shares(dictionary: Dictionary) -> Tensor:
+    """The same of this process's features."""
     rows = (dictionary.written_rows(p) for p in range(len(dictionary.hooks_out)))
     norms = torch.stack([torch.linalg.vector_norm(row.double(), dim=-1).flatten() for row in rows])
     norms /= _activation_lengths(dictionary).to(norms.device)[:, None]
@@ -99,18 +127,18 @@ def written_metrics(dictionary: Dictionary) -> dict[str, float]:
     that write at both), for each pair.
     """
     results: dict[str, float] = {}
-    shares = written_shares(dictionary)
+    shares, own, group = written_shares(dictionary), _own_shares(dictionary), dictionary.feature_group
     for p, hook in enumerate(dictionary.hooks_out):
-        rows = dictionary.written_rows(p).detach().flatten(0, -2)
-        results |= {f"{name}.{hook}": value for name, value in quantiles(rows.norm(dim=-1), "written_norm").items()}
+        lengths = features_of_all(dictionary.written_rows(p).detach().norm(dim=-1), group)
+        results |= {f"{name}.{hook}": value for name, value in quantiles(lengths, "written_norm").items()}
         results |= {f"{name}.{hook}": value for name, value in quantiles(shares[p], "written_share").items()}
         results[f"exclusive_fraction.{hook}"] = float((shares[p] > EXCLUSIVE).double().mean())
     results["shared_fraction"] = float(((shares > 0).any(0) & ~(shares > EXCLUSIVE).any(0)).double().mean())
     for p, q in itertools.combinations(range(len(dictionary.hooks_out)), 2):
-        both = (shares[p] > 0) & (shares[q] > 0)
-        if bool(both.any()):
+        if bool(((shares[p] > 0) & (shares[q] > 0)).any()):
+            both = (own[p] > 0) & (own[q] > 0)
             one, two = (dictionary.written_rows(at).detach().flatten(0, -2)[both] for at in (p, q))
-            cosine = torch.nn.functional.cosine_similarity(one, two, dim=-1)
+            cosine = features_of_all(torch.nn.functional.cosine_similarity(one, two, dim=-1), group)
             pair = f"{dictionary.hooks_out[p]}.{dictionary.hooks_out[q]}"
             results |= {f"{name}.{pair}": value for name, value in quantiles(cosine, "written_cosine").items()}
     return results
@@ -125,15 +153,21 @@ def decoder_metrics(dictionary: Dictionary) -> dict[str, float]:
     rows (concatenated over written hook points), as stored; threshold_q*: JumpReLU thresholds, if there are any; of several
     written hook points also those of `written_metrics`.
     """
-    largest = max_cosine_similarity(decoder_rows(dictionary))
+    group, shape = dictionary.feature_group, dictionary.feature_shape
+
+    def of_all(own: Tensor) -> Tensor:
+        return features_of_all(own.detach().reshape(shape), group)
+
+    largest = of_all(max_cosine_similarity(decoder_rows(dictionary), group))
     results = {**quantiles(largest, "decoder_max_cosine"), "decoder_max_cosine_mean": float(largest.double().mean())}
     parts = dictionary.parts()
     if len(parts) == 1:
-        results["encoder_max_cosine_mean"] = float(max_cosine_similarity(parts[0].W_E.T).double().mean())
-    results.update(quantiles(dictionary.decoder_norms(), "decoder_norm"))
+        largest = of_all(max_cosine_similarity(parts[0].W_E.T, group))
+        results["encoder_max_cosine_mean"] = float(largest.double().mean())
+    results.update(quantiles(of_all(dictionary.decoder_norms()), "decoder_norm"))
     if len(dictionary.hooks_out) > 1:
         results.update(written_metrics(dictionary))
     thresholds = dictionary.thresholds()
     if thresholds is not None:
-        results.update(quantiles(thresholds, "threshold"))
+        results.update(quantiles(of_all(thresholds), "threshold"))
     return results

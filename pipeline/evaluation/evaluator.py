@@ -12,7 +12,8 @@ run, and its prediction counts; a massive one that no rule excludes is replaced.
 Of several dictionaries the run as it is is made once, and those with zeros, the mean and PCA (of one rank) once for the same
 hook points and the same excluded tokens. The figures of each are bit for bit those that it has alone.
 Every figure is a sum over tokens in float64, divided once at the end. Several processes deal the batches; all are told what is
-counted of each and add it in order, so that the sums are those of one process.
+counted of each and add it in order, so that the sums are those of one process. Those that hold features of their own add up
+their reconstructions; counts of features are put together after the second pass.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class Evaluator:
         principal: {written hook point: mean and leading directions} of the norm pass, for mean ablation and PCA.
         held_out: the contexts.
         progress: counts tokens times runs.
-        processes: that evaluate together, each with models and dictionaries of its own.
+        processes: that deal the contexts, each with models of its own. Those that the features are dealt to, which is the
+            dictionaries' own matter, work on the same contexts.
 
     Attributes:
         measured: {name: dictionary with its sums}; of one by itself the name is empty.
@@ -101,9 +103,11 @@ class Evaluator:
     ) -> None:
         self.models, self.held_out, self.progress, self.processes = LanguageModels(model), held_out, progress, processes
         self.measured: dict[str, Measured] = {}
+        self.feature_group: Reductions = ONE_PROCESS
         for name, dictionary in (raw if isinstance(raw, Mapping) else {"": raw}).items():
             with of_member(name):
                 self.measured[name] = Measured(dictionary, principal, self.models)
+                self.feature_group = dictionary.dictionary.feature_group
         self.aliases = list(dict.fromkeys(alias for one in self.measured.values() for alias in one.written))
 
     @property
@@ -141,7 +145,7 @@ class Evaluator:
             with of_member(name):
                 checked_rank(pca_rank, one.principal)
         self._kept: dict[int, dict[str, Tensor]] = {}
-        self._room = KEPT_BYTES // self.processes.size
+        self._room = KEPT_BYTES // (self.processes.size * self.feature_group.size)
         self._check_memory()
         self.labels = LabelSums(self.measured.values(), self.models.device)
         self._each(self._look, self.labels.add)
@@ -149,6 +153,8 @@ class Evaluator:
             with of_member(name):
                 one.begin(self.labels.means(one))
         self._each(self._count_batch, self._add)
+        for one in self.measured.values():
+            one.put_together()
         ranks = {name: one.rank(pca_rank) for name, one in self.measured.items()}
         self._each(lambda batch: self._run_pca(batch, ranks), self._add_predictions)
         found = {}
@@ -156,7 +162,7 @@ class Evaluator:
             with of_member(name):
                 massive, pca = self.labels.massive(one), self.labels.pca(one)
                 found[name] = one.evaluation(ranks[name], self.held_out.n_contexts, massive, pca)
-        return found
+        return found if self.feature_group.rank == 0 else {}
 
     def _each(self, work: Callable[[SplitBatch], R], add: Callable[[R], None]) -> None:
         """Work on every batch in one of the processes; add what has come of it in all of them, in order."""

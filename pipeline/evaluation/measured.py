@@ -151,8 +151,12 @@ class Measured:
         labels = {hook: originals[hook] for hook in self.raw.hooks_out}
         known = self.raw(originals, labels, tokens.kept, tokens.massive)
         counts.reconstruction.update(known.x_hats, labels, tokens.kept, batch.label, batch.documents, tokens.massive)
-        counts.sparsity.update(known.features, tokens.kept, tokens.massive)
+        counts.sparsity.update(known.features, tokens.kept, tokens.massive, self.raw.dictionary.feature_group)
         return known.x_hats
+
+    def put_together(self) -> None:
+        """All batches are counted: each process of those that share the features knows the counts of all of them."""
+        self.counts.sparsity.put_together(self.raw.dictionary.feature_group)
 
     def rank(self, asked: int | None) -> int:
         """Of its PCA: the one asked for, else the rounded mean L0 (of a layer) of tokens that are not massive."""

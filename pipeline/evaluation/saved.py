@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.contracts.sealing import Origin
 from pipeline.corpus.tokens import open_tokens
-from pipeline.dictionaries.store import load_dictionary
+from pipeline.dictionaries.sharding import of_all, weights_of_all
+from pipeline.dictionaries.store import load_dealt
+from pipeline.distributed.group import mesh
 from pipeline.errors import of_member
 from pipeline.evaluation.baselines import load_principal_directions
 from pipeline.evaluation.evaluator import Evaluator
@@ -25,6 +27,7 @@ from pipeline.progress import Progress
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
     from pipeline.lm.language_model import LanguageModel
+    from pipeline.norms.hook_norm import HookNorm
     from pipeline.params.schema import Params
 
 
@@ -54,18 +57,20 @@ def evaluate_together(
         tokens: the token store.
         norms: norms.json of the norm stage, for a dictionary with a run-time norm.
         statistics: norm_statistics.safetensors of the norm stage: mean vectors and principal directions.
-        processes: that evaluate together; the first one has the evaluations, the others get none.
+        processes: that evaluate together, data_parallel_size times model_parallel_size; the first one has the evaluations, the
+            others get none.
 
     Raises:
         DataError: something of these is missing, damaged, or does not fit the rest.
         NumericsError: a non-finite value, or a metric that is undefined on this data.
     """
+    rows, features = mesh(processes, params.distributed)
     store = open_tokens(tokens)
     held_out = SplitTokens(store.eval, store.eval.mask, params.evaluation.tokens, params.evaluation.batch_contexts)
     loaded = {}
     for name, place in places.items():
         with of_member(name):
-            loaded[name] = load_dictionary(place)
+            loaded[name] = load_dealt(place, features)
     hook_norms, origin = read_norms(norms, statistics)
     hooks = {name: (*dictionary.hooks_in, *dictionary.hooks_out) for name, dictionary in loaded.items()}
     written = dict.fromkeys(hook for dictionary in loaded.values() for hook in dictionary.hooks_out)
@@ -78,7 +83,7 @@ def evaluate_together(
         with of_member(name):
             check_origin(dictionary, places[name], params, own, tokens=store.digest, norms=origin.digest)
             raws[name] = RawDictionary(dictionary.to(next(iter(models.values())).device), hook_norms)
-    evaluator = Evaluator(models, raws, principal, held_out, processes=processes)
+    evaluator = Evaluator(models, raws, principal, held_out, processes=rows)
     n_runs = evaluator.n_runs
     evaluator.progress = Progress("evaluate", n_runs * held_out.n_tokens, unit=f"tokens in {n_runs} runs")
     evaluations = evaluator.evaluate_each(params.evaluation.pca_rank)
@@ -86,8 +91,16 @@ def evaluate_together(
     if (n := params.evaluation.replacement_contexts) == 0:
         return evaluations
     few = SplitTokens(store.eval, store.eval.mask, n * store.eval.context_size, params.evaluation.batch_contexts)
-    sets = full_sets(params, raws)
+    sets = full_sets(params, {name: _of_all(raw, hook_norms) for name, raw in raws.items()})
     return with_replacement(evaluations, sets, models, principal, few, params.evaluation.graph_tokens, processes)
+
+
+def _of_all(raw: RawDictionary, norms: Mapping[str, HookNorm]) -> RawDictionary:
+    """With the features of all processes: an attribution graph takes rows of encoder and decoder from anywhere."""
+    own = raw.dictionary
+    if own.feature_group.size == 1:
+        return raw
+    return RawDictionary(of_all(own, weights_of_all(own)).to(raw.device), norms)
 
 
 def check_origin(

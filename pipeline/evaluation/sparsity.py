@@ -16,7 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.dictionaries.sharding import features_of_all
 from pipeline.errors import NumericsError
+from pipeline.processes import ONE_PROCESS, Reductions
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 DENSE_ABOVE = 1e-1
@@ -81,7 +83,7 @@ class SparsityMetrics:
     """Exact counts of active features, on the CPU.
 
     Args:
-        feature_shape: (F,), or (L, F) for a dictionary with features per layer.
+        feature_shape: (F,), or (L, F) for a dictionary with features per layer; of the features that this process holds.
         layers: L names, whose L0 and dead features are reported apart too.
     """
 
@@ -96,11 +98,18 @@ class SparsityMetrics:
         self.l0_counts = torch.zeros(1, dtype=torch.int64)
         self.layer_counts = [torch.zeros(1, dtype=torch.int64) for _ in self.layers]
 
-    def update(self, f: Tensor, mask: Tensor | None = None, massive: Tensor | None = None) -> None:
+    def update(
+        self,
+        f: Tensor,
+        mask: Tensor | None = None,
+        massive: Tensor | None = None,
+        feature_group: Reductions = ONE_PROCESS,
+    ) -> None:
         """Add feature activations `f` [..., *feature_shape]; `mask` [...] is True where the token is kept.
 
         Args:
             massive: bool [...], True for a massive token; None: none is.
+            feature_group: over the processes that add their features of the same tokens.
         """
         f = f.detach().reshape(-1, *self.feature_shape)
         massive = None if massive is None else massive.reshape(-1)
@@ -112,10 +121,10 @@ class SparsityMetrics:
             apart = active[massive]
             self.massive_active = _sum(self.massive_active, apart.sum(0).cpu())
             self.massive_tokens += len(apart)
-        self.l0_counts = _with_counts(self.l0_counts, torch.bincount(active.flatten(1).sum(1)).cpu())
-        self.layer_counts = [
-            _with_counts(counts, torch.bincount(active[:, i].sum(1)).cpu()) for i, counts in enumerate(self.layer_counts)
-        ]
+        of_tokens = feature_group.sum([active.flatten(1).sum(1), *(active[:, i].sum(1) for i in range(len(self.layers)))])
+        counts, *of_layers = (torch.bincount(each).cpu() for each in of_tokens)
+        self.l0_counts = _with_counts(self.l0_counts, counts)
+        self.layer_counts = [_with_counts(*both) for both in zip(self.layer_counts, of_layers, strict=True)]
         self.active = _sum(self.active, active.sum(0).cpu())
         self.sums = _sum(self.sums, f.sum(0, dtype=torch.float64).cpu())
         self.tokens += len(f)
@@ -129,6 +138,16 @@ class SparsityMetrics:
         self.massive_tokens, self.tokens = self.massive_tokens + other.massive_tokens, self.tokens + other.tokens
         self.l0_counts = _with_counts(self.l0_counts, other.l0_counts)
         self.layer_counts = [_with_counts(*both) for both in zip(self.layer_counts, other.layer_counts, strict=True)]
+
+    def put_together(self, feature_group: Reductions) -> None:
+        """What other processes have counted of their features of the same tokens, beside this one's: nothing is added later."""
+        if feature_group.size == 1:
+            return
+        self.active, self.sums, self.massive_active = (
+            None if each is None else features_of_all(each, feature_group)
+            for each in (self.active, self.sums, self.massive_active)
+        )
+        self.feature_shape = (*self.feature_shape[:-1], self.feature_shape[-1] * feature_group.size)
 
     def _counted(self) -> tuple[Tensor, Tensor]:
         if self.active is None or self.sums is None or self.tokens == 0:

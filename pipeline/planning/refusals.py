@@ -221,6 +221,16 @@ def _each_member(run: Run, check: Callable[[str, Params], object]) -> None:
     _raise(faults)
 
 
+def features_can_be_dealt(run: Run, tokens: Path) -> None:
+    """Each of the processes that share the features has as many, of a kind that says which of its weights are of features."""
+    size = run.params.distributed.model_parallel_size
+    if size == 1:
+        return
+    from pipeline.dictionaries.sharding import check_divisible
+
+    _each_member(run, lambda name, _: check_divisible(run.dictionaries[name].config, type(run.dictionaries[name]), size))
+
+
 def stated_store_fits(run: Run, tokens: Path) -> None:
     """The store of activations.path is there, finished, of this kind and this model's widths, and holds a batch."""
     acts = run.params.activations
@@ -424,7 +434,8 @@ def contexts_make_batches(run: Run, tokens: Path) -> None:
     from pipeline.activations.schema import training_rows
     from pipeline.corpus.tokens import open_tokens
     from pipeline.planning.rows import PlannedRows
-    from pipeline.training.model_loss import contexts_in_step, require_contexts
+    from pipeline.shares import contexts_in_step
+    from pipeline.training.model_loss import require_contexts
 
     acts, trainer = run.params.activations, run.params.trainer
     flat = acts.target == "activations-1d"
@@ -452,6 +463,7 @@ CHECKS = (
     Check("attention that the model or device has not", "generate", PARAMETERS, attention_is_there),
     Check("device map or quantisation that cannot be had", "generate", PARAMETERS, placement_is_there),
     Check("store of activations.path", "generate", PARAMETERS, stated_store_fits),
+    Check("features that cannot be dealt to processes", "train", PARAMETERS, features_can_be_dealt),
     Check("batch larger than the whole chunks that are left", "train", PARAMETERS, rows_are_left_to_train_on),
     Check("rank of PCA", "evaluate", PARAMETERS, pca_rank_is_kept),
     Check("tracking store", "train", PARAMETERS, tracking_is_known),

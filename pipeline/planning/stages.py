@@ -402,8 +402,7 @@ def _seconds_train(run: Run, rates: Rates) -> float:
 
 def _model_loss_seconds(run: Run, rates: Rates) -> float:
     """What the loss through the language model takes: a run as it is, one with the reconstruction, and that one back."""
-    from pipeline.shares import resolve_steps
-    from pipeline.training.model_loss import contexts_in_step
+    from pipeline.shares import contexts_in_step, resolve_steps
 
     trainer, acts = run.params.trainer, run.params.activations
     if trainer.model_loss is None:

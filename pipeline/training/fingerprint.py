@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.weights import weights_digest
 from pipeline.norms.normalizer import Normalizer
+from pipeline.params.dictionary_config import DictionaryConfig
 from pipeline.stage_code import code_digest
 from pipeline.training.checkpoints import CODE
 from pipeline.training.source import StoreSource
@@ -26,7 +25,8 @@ NOT_WEIGHTS = ("pipeline/plots", "stages")
 
 
 def describe_run(
-    dictionary: Dictionary,
+    config: DictionaryConfig,
+    initial_weights: str,
     normalizer: Normalizer,
     source: StoreSource,
     trainer: dict[str, Any],
@@ -38,7 +38,8 @@ def describe_run(
     """All that changes the weights, as plain values; the checkpoints keep it, to name a difference.
 
     Args:
-        dictionary: with its initial weights.
+        config: of the dictionary.
+        initial_weights: their digest.
         normalizer: with the norms in use.
         source: of the batches.
         trainer: the parameters of trainer.
@@ -46,14 +47,14 @@ def describe_run(
         determinism, device: as the run uses them.
     """
     norms = {hook: norm.to_dict() for hook, norm in normalizer.norms.items()}
-    config = {key: value for key, value in dictionary.config.to_dict().items() if key not in NAMES}
+    shape = {key: value for key, value in config.to_dict().items() if key not in NAMES}
     return {
         CODE: code_digest("train", NOT_WEIGHTS),
         "torch": torch.__version__,
         "device": device.type,
         "determinism": determinism,
-        "dictionary": config,
-        "initial_weights": weights_digest(dictionary),
+        "dictionary": shape,
+        "initial_weights": initial_weights,
         "norms": norms,
         "trainer": {key: value for key, value in trainer.items() if key not in WITHOUT_INFLUENCE},
         "total_steps": total_steps,

@@ -13,9 +13,9 @@ from pipeline.activations.interface import Activations
 from pipeline.activations.schema import training_rows
 from pipeline.contracts.sealing import Origin
 from pipeline.dictionaries.base import Dictionary
-from pipeline.dictionaries.build import config_from_dict, dictionary_class
-from pipeline.dictionaries.sharding import check_divisible, deal_
-from pipeline.dictionaries.store import load_dictionary, read_config
+from pipeline.dictionaries.build import config_from_dict
+from pipeline.dictionaries.store import load_dealt, stored_digest
+from pipeline.dictionaries.weights import weights_digest
 from pipeline.errors import DataError
 from pipeline.norms.exclusion import NormLimits
 from pipeline.norms.normalizer import Normalizer
@@ -87,9 +87,7 @@ def open_member(
         ParamsError: they cannot be.
         DataError: it is not there, was made for other parameters or from other inputs, or does not fit the activations.
     """
-    config = read_config(initial)
-    check_divisible(config, dictionary_class(config.kind), feature_group.size)
-    dictionary = load_dictionary(initial, device=device if feature_group.size == 1 else "cpu")
+    dictionary = load_dealt(initial, feature_group, device=device)
     check_matches(dictionary, params, initial)
     Origin.of(dictionary.config.provenance).check(initial, "initialize", inputs)
     normalizer = Normalizer(dictionary.config, norms)
@@ -97,7 +95,8 @@ def open_member(
     fine_tuning = params.initializer.from_dictionary is not None
     trainer = with_rate(params.trainer, dictionary.config, params.total_steps, fine_tuning=fine_tuning)
     about = describe_run(
-        dictionary,
+        dictionary.config,
+        weights_digest(dictionary) if feature_group.size == 1 else stored_digest(initial, feature_group),
         normalizer,
         source,
         trainer.to_dict(),
@@ -105,9 +104,6 @@ def open_member(
         determinism=params.determinism,
         device=device,
     )
-    if feature_group.size > 1:
-        deal_(dictionary, feature_group)
-        dictionary.to(device)
     return Member(name, params, trainer, dictionary, normalizer, source, about)
 
 

@@ -6,6 +6,9 @@ rows, model_loss_batches times as many tokens (the gradient of one batch is most
 run as it is, and again from the block of the written hook point on with the reconstruction there, in raw activations; masked
 and excluded tokens keep their own. Its loss has a gradient in the reconstruction, which goes the way of that of the
 reconstruction error (Karvonen 2025, arXiv 2503.17272).
+
+Of several processes each reads the contexts that are its rows. Those with the same rows and features of their own share out
+what runs through the language model with the reconstruction, and tell one another the gradients: all go on with the same bits.
 """
 
 from __future__ import annotations
@@ -27,8 +30,10 @@ from pipeline.losses.through_model import cross_entropy, divergence
 from pipeline.memory import Need, require_memory
 from pipeline.norms.exclusion import NormLimits
 from pipeline.params.sections.trainer import TrainerParams
+from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.seeding import generator
-from pipeline.shares import resolve_steps
+from pipeline.shares import contexts_in_step, resolve_steps
+from pipeline.training.dealt import own_rows
 from pipeline.training.source import Source, StoreSource, TrainingBatch
 
 if TYPE_CHECKING:
@@ -66,13 +71,22 @@ class SplicedContexts:
         """All that it holds."""
         return self.tokens, self.kept, self.residual, self.original
 
-    def loss(self, r: Tensor, factor: float | Tensor, replaced: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The loss of a reconstruction, mean over the counted predictions, and its gradient.
+    def loss(
+        self,
+        r: Tensor,
+        factor: float | Tensor,
+        replaced: Tensor | None,
+        rows: Reductions = ONE_PROCESS,
+        feature_group: Reductions = ONE_PROCESS,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of a reconstruction, mean over the counted predictions of the step, and its gradient in r.
 
         Args:
             r: normalised, [n, T, d_out], without gradient.
             factor: that the hook point's activations were multiplied by; broadcasts over r.
             replaced: bool [n, T], the tokens whose activation is replaced; None: all.
+            rows: over the processes that have the step's other contexts.
+            feature_group: over those that have these too: each runs the model on a part of them.
 
         Returns: scalar and [n, T, d_out], on the device of r, float32 (float64 for float64).
 
@@ -84,15 +98,18 @@ class SplicedContexts:
         raw = (wide / factor).to(self.original.device)
         x_hat = raw.to(self.original.dtype)
         where = torch.ones_like(self.kept) if replaced is None else replaced.to(self.kept.device)
-        total, gradients = torch.zeros((), dtype=torch.float64, device=x_hat.device), []
-        for start in range(0, len(x_hat), self.at_once):
-            part = slice(start, start + self.at_once)
+        total, gradients = torch.zeros((), dtype=torch.float64, device=x_hat.device), [x_hat[:0]]
+        own = own_rows(len(x_hat), feature_group.rank, feature_group.size)
+        for start in range(own.start, own.stop, self.at_once):
+            part = slice(start, min(start + self.at_once, own.stop))
             value, gradient = self._part(part, x_hat[part], where[part])
             if not bool(torch.isfinite(value)) or not bool(torch.isfinite(gradient).all()):
                 self._explain(part, raw[part], where[part])
             total += value
             gradients.append(gradient)
-        n = self.kept[:, 1:].sum().clamp_min(1)
+        (total,), gradients = feature_group.sum([total]), feature_group.gathered(torch.cat(gradients))
+        total, n = rows.sum([total, self.kept[:, 1:].sum()])
+        n = n.clamp_min(1)
         gradient = torch.cat(gradients).to(wide.device, wide.dtype) / n.to(wide.device) / factor
         return (total / n).to(wide.device, wide.dtype), gradient
 
@@ -169,21 +186,31 @@ class ContextSource:
         n_batches: tokens of a step of whole contexts, in batches.
         first: number of the first step of whole contexts.
         total_steps: T.
+        processes: those that the contexts of a step are dealt to.
 
     Attributes:
         batch_size, batch_tokens: of the source.
-        n_contexts: in a step: as many tokens as so many batches have, at least one context.
+        n_contexts: in a step, of all processes: as many tokens as so many batches have, at least one context.
 
     Raises:
         DataError: the model has no logits, or there are fewer contexts than a step takes.
         ParamsError: the logits cannot be held.
     """
 
-    def __init__(self, source: StoreSource, kind: str, n_batches: int, first: int, total_steps: int) -> None:
+    def __init__(
+        self,
+        source: StoreSource,
+        kind: str,
+        n_batches: int,
+        first: int,
+        total_steps: int,
+        processes: Reductions = ONE_PROCESS,
+    ) -> None:
         assert isinstance(source.store, LiveActivations)  # a rule of parameters (pipeline/params/rules/model_loss.py)
         self.source, self.live, self.kind, self.first, self.total_steps = source, source.store, kind, first, total_steps
         self.batch_size, self.batch_tokens = source.batch_size, source.batch_tokens
         self.n_contexts = _contexts_in_step(source, n_batches)
+        self.own = own_rows(self.n_contexts, processes.rank, processes.size)
         self.at_once = int(self.live.config["model_batch_size"])
         self.contexts = self.live.contexts_within(source.rows)
         require_contexts(str(self.live.path), kind, self.n_contexts, len(self.contexts))
@@ -191,13 +218,13 @@ class ContextSource:
         assert isinstance(model, LanguageModel)
         model.check_whole()
         self.model = model
-        entries = min(self.n_contexts, self.at_once) * self.live.context_size * model.vocab_size
+        entries = min(self.own.stop - self.own.start, self.at_once) * self.live.context_size * model.vocab_size
         keys = {"activations.model_batch_size": self.at_once, "activations.batch_size": source.batch_size}
         n_bytes = (3 if kind == "kl" else 2) * entries * model.dtype.itemsize
         require_memory(Need("the logits of trainer.model_loss and their gradient", n_bytes, keys), device=model.device)
 
     def batches(self, start: int) -> Iterator[TrainingBatch]:
-        """Batches from `start` on."""
+        """Batches from `start` on; of whole contexts this process's."""
         if start < self.first:
             rows = self.source.batches(start)
             yield from itertools.islice(rows, self.first - start)
@@ -221,7 +248,7 @@ class ContextSource:
 
     def _batch(self, index: int) -> TrainingBatch:
         hooks_in, (written,) = self.source.hooks_in, self.source.hooks_out
-        residual, ids = f"blocks.{self.model.first_block(written)}.hook_resid_pre", self.context_ids(index)
+        residual, ids = f"blocks.{self.model.first_block(written)}.hook_resid_pre", self.context_ids(index)[self.own]
         tokens, kept = self.live.context_tokens(ids)
         wanted = list(dict.fromkeys((*hooks_in, written, residual)))
         parts = [self.model.activations(part, wanted) for part in tokens.split(self.at_once)]
@@ -257,11 +284,6 @@ class ContextSource:
         )
 
 
-def contexts_in_step(n_batches: int, batch_tokens: int, context_size: int) -> int:
-    """Whole contexts in a step of the loss: as many tokens as so many batches have, at least one context."""
-    return max(1, n_batches * batch_tokens // context_size)
-
-
 def require_contexts(where: str, kind: str, wanted: int, there: int) -> None:
     """Refuse a step of more whole contexts than there are.
 
@@ -293,8 +315,14 @@ def run_tokens(source: StoreSource, params: TrainerParams, total_steps: int) -> 
     return (total_steps - last) * source.batch_tokens + last * whole
 
 
-def with_model_loss(source: StoreSource, params: TrainerParams, total_steps: int) -> Source:
+def with_model_loss(
+    source: StoreSource, params: TrainerParams, total_steps: int, processes: Reductions = ONE_PROCESS
+) -> Source:
     """The source of a run of T steps, with whole contexts in its last model_loss_steps; itself where model_loss is null.
+
+    Args:
+        source, params, total_steps: of the run.
+        processes: those that the rows of its batches are dealt to.
 
     Raises:
         DataError, ParamsError: as :class:`ContextSource`.
@@ -302,4 +330,4 @@ def with_model_loss(source: StoreSource, params: TrainerParams, total_steps: int
     if params.model_loss is None:
         return source
     first = total_steps - resolve_steps(params.model_loss_steps, total_steps)
-    return ContextSource(source, params.model_loss, params.model_loss_batches, first, total_steps)
+    return ContextSource(source, params.model_loss, params.model_loss_batches, first, total_steps, processes)

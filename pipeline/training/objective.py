@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,14 +28,41 @@ from pipeline.losses.sparsity_losses import SparsityInputs, sparsity_loss
 from pipeline.losses.through_model import with_gradient
 from pipeline.params.losses import SPARSITY_LOSSES
 from pipeline.params.sections.trainer import TrainerParams
+from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.shares import resolve_share
 
 RECONSTRUCTION = "l_rec"
 PRE_ACT = "lp"
 AUXK = "auxk"
 MODEL_LOSS_SHARE = 0.25  # what the loss through the language model counts, of l_rec (measured: docs/fine-tuning.md)
-ModelLoss = Callable[[Tensor], tuple[Tensor, Tensor]]  # a reconstruction -> the language model's loss, and its gradient
 AMP_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelLoss(NamedTuple):
+    """The loss through the language model of a step, of which this is one process's part.
+
+    Attributes:
+        of: a reconstruction of the part -> the loss of the whole step, and its gradient in that reconstruction.
+        weight: of the part in the step, by which its loss is multiplied.
+        rows: over the processes that have the other parts.
+    """
+
+    of: Callable[[Tensor], tuple[Tensor, Tensor]]
+    weight: float | Tensor = 1.0
+    rows: Reductions = ONE_PROCESS
+
+    def term(self, r: Tensor, l_rec: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, differentiable, and rho.
+
+        Args:
+            r: the part's reconstruction. l_rec: its reconstruction error.
+        """
+        value, gradient = self.of(r.detach())
+        (l_rec,) = self.rows.sum([l_rec.detach() * self.weight])
+        tiny = torch.finfo(value.dtype).tiny
+        # Where the part keeps no token, none is replaced and the gradient is 0.
+        weight = torch.as_tensor(self.weight, dtype=gradient.dtype, device=gradient.device).clamp_min(tiny)
+        return with_gradient(r, value, gradient / weight), MODEL_LOSS_SHARE * l_rec / value.clamp_min(tiny)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +124,7 @@ def compute_loss(
         dead: bool of `feature_shape`, the dead features, or what gives it for the batch's codes; None: AuxK is 0.
         step_statistic: for a micro-batch, the whole step's value of what the sparsity loss is not linear in.
         padding: bool [...], True for a position that holds no token: masked, and read by none; None: there are none.
-        model_loss: of the whole reconstruction, to be weighed so that it counts a quarter of l_rec; None: there is none.
+        model_loss: of the reconstruction, to be weighed so that it counts a quarter of l_rec; None: there is none.
     """
     mask = mask if padding is None else kept_tokens(mask, padding)
     codes, reconstructions = _forward(dictionary, x, mask, params, gate, padding)
@@ -128,11 +155,9 @@ def compute_loss(
         unweighted[AUXK] = value
         terms[AUXK] = value * params.auxk_coefficient
     if model_loss is not None:
-        value = with_gradient(r, *model_loss(r.detach()))
-        l_rec = unweighted[RECONSTRUCTION].detach()
+        value, rho = model_loss.term(r, unweighted[RECONSTRUCTION])
         unweighted[names.MODEL_LOSS] = value
-        weight = MODEL_LOSS_SHARE * l_rec / value.detach().clamp_min(torch.finfo(value.dtype).tiny)
-        terms[names.MODEL_LOSS] = value * weight
+        terms[names.MODEL_LOSS] = value * rho
     total = sum(terms.values(), start=torch.zeros((), dtype=terms[RECONSTRUCTION].dtype, device=x.device))
     return LossReport(total, terms, unweighted, codes, r, dropped)
 

@@ -169,7 +169,7 @@ def _runs(
     return {
         checkpoints.directory: TrainingRun(
             member.dictionary,
-            _batches(member, params.total_steps),
+            _batches(member, params.total_steps, rows, first),
             params=member.trainer,
             norms=member.normalizer.norms,
             total_steps=params.total_steps,
@@ -183,10 +183,10 @@ def _runs(
     }
 
 
-def _batches(member: Member, total_steps: int) -> Source:
-    """What the member is trained on; what a loss through the language model costs is said."""
-    batches = with_model_loss(member.source, member.trainer, total_steps)
-    if isinstance(batches, ContextSource):
+def _batches(member: Member, total_steps: int, rows: Reductions, first: bool) -> Source:
+    """What the member is trained on; the first process says what a loss through the language model costs."""
+    batches = with_model_loss(member.source, member.trainer, total_steps, rows)
+    if isinstance(batches, ContextSource) and first:
         say(LABEL, batches.cost())
     return batches
 

@@ -32,7 +32,8 @@ class TrainingBatch:
         inputs: [B, d_in] or [B, T, d_in] ([..., L, d_in] for kinds that read several hook points).
         labels: the same with d_out; the very tensor `inputs` where input and label are one activation.
         mask: bool [B] or [B, T], True for a kept token; None: all kept.
-        contexts: what the loss through the language model is computed on, of whole contexts; None: there is none.
+        contexts: what the loss through the language model is computed on, of whole contexts; None: there is none. Such a batch
+            holds the rows of one process.
     """
 
     index: int

@@ -422,23 +422,28 @@ class Trainer:
         (n_tokens,) = self.reductions.sum([n_tokens])
         n_parts = min(self.params.gradient_accumulation_steps, len(x))
         if n_parts == 1 and self.reductions.size == 1:
-            return [_Part(x, y, batch.mask, 1.0, ordinary, self._model_loss(batch, labels, ordinary))], n_tokens
+            return [_Part(x, y, batch.mask, 1.0, ordinary, self._model_loss(batch, labels, ordinary, 1.0))], n_tokens
         masks, ordinary_masks = (
             [None] * n_parts if mask is None else mask.tensor_split(n_parts) for mask in (batch.mask, ordinary)
         )
         total = max(n_tokens, 1) if isinstance(n_tokens, int) else n_tokens.clamp_min(1)
         parts = []
         for x_i, y_i, mask, plain in zip(x.tensor_split(n_parts), y.tensor_split(n_parts), masks, ordinary_masks, strict=True):
-            weight = (x_i.shape[: self._token_dims(x)].numel() if mask is None else mask.sum()) / total
-            parts.append(_Part(x_i, y_i, mask, weight, plain))
+            weight = (x_i.shape[: self._token_dims(x)].numel() if mask is None else _counted(mask, x_i.dtype)) / total
+            parts.append(_Part(x_i, y_i, mask, weight, plain, self._model_loss(batch, labels, plain, weight)))
         return parts, n_tokens
 
-    def _model_loss(self, batch: TrainingBatch, labels: Tensor, ordinary: Tensor | None) -> ModelLoss | None:
+    def _model_loss(
+        self, batch: TrainingBatch, labels: Tensor, ordinary: Tensor | None, weight: float | Tensor
+    ) -> ModelLoss | None:
         """The loss through the language model of a step that has it; massive tokens keep their own activation."""
         if batch.contexts is None:
             return None
         factor = self.normalizer.factor(self.dictionary.hooks_out[0], labels, batch.mask)
-        return functools.partial(batch.contexts.loss, factor=factor, replaced=ordinary)
+        of = functools.partial(
+            batch.contexts.loss, factor=factor, replaced=ordinary, rows=self.reductions, feature_group=self.feature_group
+        )
+        return ModelLoss(of, weight, self.reductions)
 
     def _revive(self, s: int, tally: _Tally, dead: Tensor) -> None:
         """Move dead features to the threshold of the gate, as the step's last micro-batch has it."""
@@ -560,3 +565,8 @@ class Trainer:
             if not name.startswith(("optimizer/", "scaler/")):
                 tensor.copy_(state[name])
         self.step_number = step_number
+
+
+def _counted(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """How many tokens are kept, as a number that loses nothing in steps of that dtype."""
+    return mask.sum(dtype=torch.float64 if dtype == torch.float64 else torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import DataError, Interrupted
 from pipeline.tracking import outcome
 from pipeline.tracking.tracker import FAILED, STOPPED
 from tests.activations.cases import contents
+from tests.analysis.test_processes import alike
 from tests.project import REPOSITORY, Project, make_project
 
 BLOCK = 32768  # tokens
@@ -75,10 +78,30 @@ def left(project: Project) -> dict[str, bytes]:
 def test_evaluation_and_analysis_leave_what_one_process_leaves(project: Project) -> None:
     """Started as torchrun starts them."""
     wanted = left(project)
+    said = evaluated_and_analysed(project.set(distributed__data_parallel_size=2))
+    assert left(project) == wanted
+    assert "evaluate 100%" in said[0]
+    assert "write features 100%" in said[0]
+    assert said[1] == ""
+
+
+def test_features_dealt_to_processes(project: Project) -> None:
+    """Half of the features each: what one process leaves, up to rounding."""
+    metrics = json.loads((project.path / "metrics" / "evaluation.json").read_text())
+    features = pq.read_table(project.path / "data" / "features" / "features.parquet").to_pylist()
+    said = evaluated_and_analysed(project.set(distributed__model_parallel_size=2))
+    found = json.loads((project.path / "metrics" / "evaluation.json").read_text())
+    assert list(found) == list(metrics)
+    alike(found, metrics)
+    alike(pq.read_table(project.path / "data" / "features" / "features.parquet").to_pylist(), features)
+    assert said[1] == ""
+
+
+def evaluated_and_analysed(project: Project) -> list[str]:
+    """Both stages anew in two processes; what each said."""
     for place in ("metrics/plots/evaluation", "data/features", "data/dashboard"):
         shutil.rmtree(project.path / place)
     (project.path / "metrics" / "evaluation.json").unlink()
-    project.set(distributed__data_parallel_size=2)
     ports = free_ports(2)
     shared = environment(WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=ports[0])
     processes = [
@@ -90,10 +113,7 @@ def test_evaluation_and_analysis_leave_what_one_process_leaves(project: Project)
     ]  # fmt: skip
     said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    assert left(project) == wanted
-    assert "evaluate 100%" in said[0]
-    assert "write features 100%" in said[0]
-    assert said[1] == ""
+    return said
 
 
 def free_ports(n: int) -> list[str]:

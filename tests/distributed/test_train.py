@@ -125,6 +125,27 @@ def test_features_dealt_to_processes(begun: Project, wanted: dict[str, Tensor], 
     assert json.loads((project.path / "metrics" / "train.json").read_text())["final_l0"] == 4.0
 
 
+def test_a_loss_through_the_language_model(tmp_path: Path) -> None:
+    """On 2 x 2 the weights of one process; each of the contexts runs through the model by itself, in float32."""
+    project = make_project(tmp_path / "project")
+    project.set(dictionary__dtype="float64", activations__source="live", activations__model_batch_size=1)
+    project.set(trainer__model_loss="kl", trainer__model_loss_steps=4, trainer__model_loss_batches=1)
+    project.run_all("initialize")
+    alone = project.copy(tmp_path / "alone")
+    code, lines = finish(started(alone, 1))
+    assert code == 0, lines
+    code, lines = finish(started(project, 2, 2))
+    assert code == 0, lines
+    assert sum("trainer.model_loss kl: the last 4 of" in line for line in lines) == 1
+    check(project, load_file(alone.path / WEIGHTS))
+    losses = [
+        [row["model_loss"] for row in map(json.loads, text.splitlines()) if "model_loss" in row]
+        for text in ((each.path / "metrics" / "train_history.jsonl").read_text() for each in (alone, project))
+    ]
+    assert losses[0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_a_process_that_hangs_is_named_and_all_are_started_again(
     begun: Project, wanted: dict[str, Tensor], tmp_path: Path
 ) -> None:
@@ -178,8 +199,8 @@ def test_what_several_processes_cannot_do_is_refused(begun: Project, tmp_path: P
     changes: list[tuple[dict[str, Any], str]] = [
         ({"distributed__data_parallel_size": 129}, "distributed.data_parallel_size: 129 processes"),
         (
-            {"distributed__data_parallel_size": 2, "activations__source": "live", "trainer__model_loss": "kl"},
-            "trainer.model_loss: kl works in one process",
+            {"distributed__data_parallel_size": 33, "activations__source": "live", "trainer__model_loss": "kl"},
+            "trainer.model_loss_batches: 4, and the 33 processes of distributed.data_parallel_size",
         ),
     ]
     for change, line in changes:

@@ -6,6 +6,7 @@ import torch
 
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import build_dictionary
+from pipeline.dictionaries.sharding import own_part
 from pipeline.evaluation import decoder
 from pipeline.evaluation.decoder import (
     decoder_metrics,
@@ -15,6 +16,7 @@ from pipeline.evaluation.decoder import (
     written_shares,
 )
 from pipeline.folding import fold_dictionary
+from tests.training.threads import in_mesh
 
 
 def _naive(rows: torch.Tensor) -> np.ndarray:
@@ -28,6 +30,16 @@ def test_max_cosine_similarity_in_blocks_equals_the_whole_matrix(block, monkeypa
     monkeypatch.setattr(decoder, "BLOCK_ENTRIES", block)
     rows = torch.randn(23, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert np.allclose(max_cosine_similarity(rows).numpy(), _naive(rows), rtol=1e-12)
+
+
+@pytest.mark.parametrize("block", [1, 50, 10**6])
+@pytest.mark.parametrize("size", [2, 3])
+def test_max_cosine_similarity_of_rows_in_several_processes(size, block, monkeypatch):
+    monkeypatch.setattr(decoder, "BLOCK_ENTRIES", block)
+    rows = torch.randn(24, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    parts = in_mesh(1, size, lambda place: max_cosine_similarity(own_part(rows, 0, place.features), place.features))
+    assert np.allclose(torch.cat(parts).numpy(), _naive(rows), rtol=1e-12)
+    assert in_mesh(1, 2, lambda place: max_cosine_similarity(rows[:1], place.features).tolist()) == [[1.0], [1.0]]
 
 
 def test_max_cosine_similarity_of_hand_sized_rows():

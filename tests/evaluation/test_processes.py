@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +10,30 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.dictionaries.sharding import deal_
 from pipeline.errors import DataError, NumericsError
 from pipeline.evaluation.evaluator import Evaluator
 from pipeline.evaluation.full_set import FullSet
+from pipeline.evaluation.measured import Evaluation
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.evaluation.replaced_sets import with_replacement
 from pipeline.evaluation.replacement import ReplacementModel
+from pipeline.lm.huggingface import HuggingFaceModel
 from pipeline.lm.loading import load_language_model
+from pipeline.lm.source import resolve_model
 from pipeline.progress import Progress
+from tests.evaluation.conftest import _plain
 from tests.evaluation.test_excluded import limited
 from tests.evaluation.test_replacement import WRITES, T, clt, transcoders
 from tests.evaluation.test_report import SAE, Case
 from tests.evaluation.test_several_dictionaries import CLT
 from tests.evaluation.tiny import HOOK, held_out, principal_of, tiny_tokens
 from tests.threads import in_threads
+from tests.training.threads import ALONE, Place, in_mesh
 
 LAYERS = {**CLT, "act_fn": "topk", "top_k": 3}
+COUNTED = ("l0_", "dead_", "dense_", "features_", "evaluated_", "excluded_", "massive_", "pca_rank")
+MESHES = ((1, 2), (2, 2), (2, 1), (1, 4))
 
 
 class Quiet:
@@ -43,6 +52,49 @@ class Quiet:
         return False
 
 
+@pytest.mark.parametrize("act_fn", ["topk", "batchtopk", "jumprelu"])
+def test_features_dealt_to_processes(tiny_path: Path, exact: Any, act_fn: str) -> None:
+    """In float64, up to the rounding of sums that are made in parts: of features of a token, of products of wide matrices.
+
+    Of several hook points and kinds, massive tokens left out or not; what is counted is equal.
+    """
+    cases = {
+        "sae": Case(exact[0], {**SAE, "act_fn": act_fn, "top_k": 3}, 1),
+        "layers": Case(exact[0], {**CLT, "act_fn": act_fn, "top_k": 3}, 2),
+        "few": limited(exact, {**SAE, "act_fn": act_fn, "top_k": 3}, {HOOK: 0.9})[0],
+    }
+    for case in cases.values():
+        case.dictionary.double()
+    principal = {hook: p for case in cases.values() for hook, p in case.principal.items()}
+
+    def work(place: Place) -> dict[str, Evaluation]:
+        own = HuggingFaceModel(resolve_model(tiny_path), _plain(tiny_path).double())
+        raws = {}
+        for name, case in cases.items():
+            dictionary = copy.deepcopy(case.dictionary)
+            deal_(dictionary, place.features)
+            raws[name] = RawDictionary(dictionary, case.norms)
+        held = held_out(cases["sae"].tokens, 2)
+        return Evaluator(own, raws, principal, held, processes=place.rows).evaluate_each()
+
+    wanted = work(ALONE)
+    assert wanted["few"].metrics["excluded_tokens"] > 0
+    assert wanted["layers"].shares
+    for data, features in MESHES:
+        found, *others = in_mesh(data, features, work)
+        assert others == [{}] * (data * features - 1)
+        for name, evaluation in found.items():
+            theirs = wanted[name]
+            assert list(evaluation.metrics) == list(theirs.metrics)
+            for key, value in evaluation.metrics.items():
+                if key.startswith(COUNTED):
+                    assert value == theirs.metrics[key], key
+                assert value == pytest.approx(theirs.metrics[key], rel=1e-9, abs=1e-12), key
+            assert torch.equal(evaluation.density, theirs.density)
+            torch.testing.assert_close(evaluation.mean_when_active, theirs.mean_when_active, rtol=1e-10, atol=1e-12)
+            assert (evaluation.histogram, evaluation.shares) == (theirs.histogram, theirs.shares)
+
+
 @pytest.mark.parametrize("size", [2, 3, 7])
 def test_every_figure_is_that_of_one_process(tiny_path: Path, exact: Any, size: int) -> None:
     """Dictionaries of several hook points and kinds, one of which leaves massive tokens out; 5 batches."""
@@ -53,10 +105,6 @@ def test_every_figure_is_that_of_one_process(tiny_path: Path, exact: Any, size: 
     principal = {hook: p for case in cases.values() for hook, p in case.principal.items()}
 
     def work(processes: Any) -> tuple[dict[str, Any], Progress]:
-        from pipeline.lm.huggingface import HuggingFaceModel
-        from pipeline.lm.source import resolve_model
-        from tests.evaluation.conftest import _plain
-
         own = HuggingFaceModel(resolve_model(tiny_path), _plain(tiny_path).double())  # hooks of one run are not another's
         raws = {name: RawDictionary(case.dictionary, case.norms) for name, case in cases.items()}
         evaluator = Evaluator(own, raws, principal, held_out(cases["sae"].tokens, 2), processes=processes)

@@ -15,6 +15,7 @@ from pipeline.evaluation.baselines import PrincipalDirections
 from pipeline.evaluation.evaluator import Evaluator
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.norms.hook_norm import as_hook_norm
+from pipeline.processes import ONE_PROCESS
 from tests.evaluation import naive
 from tests.evaluation.tiny import D_MODEL, HOOK, MLP_IN, MLP_OUT, held_out, hooked_run, principal_of, tiny_tokens
 from tests.messages import saying
@@ -146,7 +147,7 @@ class _TrueActivation(nn.Module):
         super().__init__()
         self.case, self.inner, self.config = case, case.dictionary, case.dictionary.config
         self.hooks_in = self.hooks_out = (hook,)
-        self.feature_shape = self.inner.feature_shape
+        self.feature_shape, self.feature_group = self.inner.feature_shape, self.inner.feature_group
 
     def run(self, x: Tensor, mask: Tensor | None = None) -> tuple[object, Tensor]:
         return self.inner.codes(x, mask), x
@@ -235,7 +236,7 @@ class _TwoLayers(nn.Module):
     """Reads and writes two hook points, [N, 2, D]: x_hat_0 = x_0 A, x_hat_1 = x_0 B + x_1 C, by way of all-positive codes."""
 
     hooks_in = hooks_out = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
-    feature_shape = (2, D_MODEL)
+    feature_shape, feature_group = (2, D_MODEL), ONE_PROCESS
 
     def __init__(self, case: Case) -> None:
         super().__init__()

@@ -31,6 +31,7 @@ from tests.params.test_params_fault_table import (
 )
 
 MODEL_LOSS, MODEL_STEPS = "trainer.model_loss", "trainer.model_loss_steps"
+PROCESSES = "distributed.data_parallel_size"
 SPLICED = {"activations.source": "live", MODEL_LOSS: "kl"}
 ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
     ({MODEL_LOSS: "kl"}, MODEL_LOSS, ("kl", "activations.source", "store", "live", "null")),
@@ -45,6 +46,11 @@ ONE_FAULT: list[tuple[dict[Any, Any], str, tuple[str, ...]]] = [
         {**SPLICED, "trainer.gradient_accumulation_steps": 2},
         "trainer.gradient_accumulation_steps",
         ("2", "1", "model_loss kl", "model_loss_batches"),
+    ),
+    (
+        {**SPLICED, "activations.batch_size": 256, "trainer.model_loss_batches": 2, PROCESSES: 5},
+        "trainer.model_loss_batches",
+        ("2", "5 processes", "4 whole contexts", "kl", "write 3 or more"),
     ),
     (
         {"activations.hook_points": ["blocks.1.hook_resid_post"]},

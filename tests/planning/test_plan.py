@@ -86,6 +86,9 @@ def test_a_plan_of_what_a_stage_would_refuse(fresh: Project) -> None:
     outcome = fresh.run("plan")
     assert outcome.exit_code == 2
     says(outcome.stderr, "activations.context_size:", 32, 16)
+    outcome = fresh.set(activations__context_size=16, distributed__model_parallel_size=3).run("plan")
+    assert outcome.exit_code == 2
+    says(outcome.stderr, "distributed.model_parallel_size:", 3, "64 features")
 
 
 def test_rates_are_found_again_by_what_they_depend_on(fresh: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,11 @@ def kind_without_matrices(project: Project, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(SparseAutoencoder, "parts", lambda self: [])
 
 
+def kind_that_does_not_say(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of its weights are of features."""
+    monkeypatch.setattr(SparseAutoencoder, "FEATURE_DIMS", None)
+
+
 def store_at_a_url(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody answers."""
     monkeypatch.setenv("SCOPELINE_STORE", "s3://bucket/store")
@@ -152,6 +157,9 @@ ROWS = [
     Row(MODELS_FIT, "stored hook point that the model has not", ("blocks.5.hook_mlp_out", "layer 5"), {"activations__hook_points": [HOOK, "blocks.5.hook_mlp_out"]}),
     Row(MODELS_FIT, "d_model that the model has not", ("dictionary.d_model:", 17, 16), {"dictionary__d_model": 17}),
     Row(MODELS_FIT, "k above the width", ("dictionary.top_k:", 100, 64), {"dictionary__top_k": 100}),
+    Row(MODELS_FIT, "processes that features cannot be dealt to", ("distributed.model_parallel_size:", 3, "64 features", "write 1, 2, 4"), {"distributed__model_parallel_size": 3}),
+    Row(MODELS_FIT, "processes that a member's features cannot be dealt to", ("sweep.odd:", "distributed.model_parallel_size:", 2, "15 features"),
+        {"distributed__model_parallel_size": 2, "sweep": {"odd": {"dictionary.expansion_factor": 0.9375}, "even": {"dictionary.top_k": 3}}}),
     Row(MODELS_FIT, "more directions than dimensions", ("initializer.d_active_subspace:", 20, 16),
         {"initializer__d_active_subspace": 20, "initializer__initialize_W_D_with_active_subspace": True, "initializer__initialize_W_D_with_activations": False}),
     Row(MODELS_FIT, "member of a sweep with k above the width", ("sweep.wide:", "dictionary.top_k:", 65, 64), {"sweep": {"wide": {"dictionary.top_k": 65}, "narrow": {"dictionary.top_k": 3}}}),
@@ -165,6 +173,8 @@ ROWS = [
     Row("attention that the model or device has not", "flash attention on a CPU", ("model.attention:", "flash_attention_2", "CUDA", "cpu"),
         {"model__attention": "flash_attention_2", "model__dtype": "bfloat16"}),
     Row("device map or quantisation that cannot be had", "a package that is not there", ("model.quantization:", "4bit", "bitsandbytes", "pip install"), {"model__quantization": "4bit"}, no_bitsandbytes),
+    Row("features that cannot be dealt to processes", "kind that cannot be dealt", ("distributed.model_parallel_size:", 2, "'sae'", "write 1"),
+        {"distributed__model_parallel_size": 2}, kind_that_does_not_say),
     Row("store of activations.path", "no such store", ("activations.path:", "nowhere", "no such activation store"), {"activations__path": "nowhere"}),
     Row("dictionary to start from", "no such start", ("initializer.from_dictionary:", "gone:"), {"initializer__from_dictionary": "gone"}),
     Row("dictionary to start from", "start of another shape", ("initializer.from_dictionary:", "d_sae is 32, wanted 64"), {"initializer__from_dictionary": "start"}, start_of_another_width),
@@ -241,7 +251,10 @@ def test_a_stated_store_that_holds_no_batch_or_is_of_another_model(project: Proj
 
     (line,) = lines()
     says(line, "activations.path:", project.store, "8,192", "activations.batch_size")
-    project.set(activations__batch_size=128)
+    project.set(activations__batch_size=128, distributed__model_parallel_size=3)
+    (line,) = lines()
+    says(line, "distributed.model_parallel_size:", 3, "64 features")
+    project.set(distributed__model_parallel_size=1)
     assert project.run("inputs").exit_code == 0
     configured(project, hidden_size=32)
     (line,) = lines()

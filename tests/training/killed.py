@@ -21,9 +21,9 @@ from typing import Any
 
 import pipeline.training.checkpoints as checkpoints_module
 import pipeline.training.point_files as files_module
+from pipeline.dictionaries.weights import weights_digest
 from pipeline.errors import PipelineError
 from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.fingerprint import weights_digest
 from pipeline.training.loop import train
 from pipeline.training.source import TensorSource
 from tests.training.cases import NORMS, dictionary, params, rows

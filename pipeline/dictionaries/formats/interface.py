@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from torch import Tensor
 
@@ -34,6 +35,29 @@ def members_at(folder: Path, file: str = CONFIG_FILE) -> list[str]:
     return [] if (folder / file).exists() else sorted(path.parent.name for path in folder.glob(f"[!.]*/{file}"))
 
 
+class StoredTensor(Protocol):
+    """A tensor of a file, of which parts are read."""
+
+    def get_shape(self) -> list[int]:
+        """Its shape."""
+
+    def __getitem__(self, some: tuple[slice, ...]) -> Tensor:
+        """A part, on the CPU."""
+
+
+class _Read:
+    """A tensor that was read whole."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def get_shape(self) -> list[int]:
+        return list(self._tensor.shape)
+
+    def __getitem__(self, some: tuple[slice, ...]) -> Tensor:
+        return self._tensor[some]
+
+
 class DictionaryFormat(ABC):
     """A file format. What it holds of a dictionary is one of our kinds, its weights named and laid out as ours."""
 
@@ -52,6 +76,15 @@ class DictionaryFormat(ABC):
     def read_config(self, path: Path) -> DictionaryConfig:
         """The configuration alone, where it can be had for less. Raises as `read`."""
         return self.read(path)[0]
+
+    @contextlib.contextmanager
+    def tensors(self, path: Path, *, check: bool) -> Iterator[Mapping[str, StoredTensor]]:
+        """Within the block the weights by their names, to be read in part where the format can do that. Raises as `read`.
+
+        Args:
+            check: see that they are those that were written, which may read them all; held is a block of them at a time.
+        """
+        yield {name: _Read(tensor) for name, tensor in self.read(path)[1].items()}
 
     @abstractmethod
     def write(self, dictionary: Dictionary, path: Path, config: DictionaryConfig) -> None:

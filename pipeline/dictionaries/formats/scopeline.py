@@ -7,20 +7,29 @@ Version 1 had no digest.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from pipeline.contracts.sealing import sealed, unsealed
-from pipeline.dictionaries.formats.interface import CONFIG_FILE, NEXT, DictionaryFormat, configuration, foreign
+from pipeline.dictionaries.formats.interface import (
+    CONFIG_FILE,
+    NEXT,
+    DictionaryFormat,
+    StoredTensor,
+    configuration,
+    foreign,
+)
 from pipeline.errors import DataError
-from pipeline.files import atomic_directory, ensure_free_space, read_bytes, read_object, write_json
+from pipeline.files import atomic_directory, ensure_free_space, read_bytes, read_object, reading_file, write_json
 from pipeline.foreign import reading
 
 if TYPE_CHECKING:
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 READ_VERSIONS = (1, FORMAT_VERSION)
 WEIGHTS_FILE = "weights.safetensors"
+WHAT = "the dictionary's weights file"
 
 
 class _Scopeline(DictionaryFormat):
@@ -43,6 +53,18 @@ class _Scopeline(DictionaryFormat):
 
     def read_config(self, path: Path) -> DictionaryConfig:
         return _parse(path / CONFIG_FILE)[0]
+
+    @contextlib.contextmanager
+    def tensors(self, path: Path, *, check: bool) -> Iterator[Mapping[str, StoredTensor]]:
+        recorded, file = _parse(path / CONFIG_FILE)[1], path / WEIGHTS_FILE
+        with reading_file(file, WHAT, NEXT), file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest() if check else recorded["sha256"]
+        _check(file, recorded, file.stat().st_size, digest)
+        with reading(f"{file}: not a safetensors file", NEXT):
+            opened = safe_open(file, "pt")
+        with opened as stored:
+            names = list(stored.keys())
+            yield {name: stored.get_slice(name) for name in names}
 
     def write(self, dictionary: Dictionary, path: Path, config: DictionaryConfig) -> None:
         """The same dictionary gives the same bytes; its weights keep their dtype."""
@@ -90,10 +112,14 @@ def _parse(file: Path) -> tuple[DictionaryConfig, dict[str, Any]]:
 
 
 def _read_weights(file: Path, recorded: Mapping[str, Any]) -> dict[str, Tensor]:
-    content = read_bytes(file, "the dictionary's weights file", NEXT)
-    if len(content) < recorded["size"]:
-        raise DataError(f"{file}: truncated, {len(content):,} of {recorded['size']:,} bytes; {NEXT}")
-    if hashlib.sha256(content).hexdigest() != recorded["sha256"]:
-        raise DataError(f"{file}: altered since it was written (sha256 differs from {CONFIG_FILE}); {NEXT}")
+    content = read_bytes(file, WHAT, NEXT)
+    _check(file, recorded, len(content), hashlib.sha256(content).hexdigest())
     with reading(f"{file}: not a safetensors file", NEXT):
         return load_tensors(content)
+
+
+def _check(file: Path, recorded: Mapping[str, Any], size: int, digest: str) -> None:
+    if size < recorded["size"]:
+        raise DataError(f"{file}: truncated, {size:,} of {recorded['size']:,} bytes; {NEXT}")
+    if digest != recorded["sha256"]:
+        raise DataError(f"{file}: altered since it was written (sha256 differs from {CONFIG_FILE}); {NEXT}")

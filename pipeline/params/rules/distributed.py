@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.params.losses import SPARSITY_LOSSES
 from pipeline.params.section import across
+from pipeline.shares import contexts_in_step
 
 if TYPE_CHECKING:
     from pipeline.params.kinds.fields import DictionaryFields
@@ -25,13 +26,22 @@ def processes_have_rows(distributed: DistributedParams, activations: Activations
     return f"{size} processes are more than the {rows} rows of activations.batch_size" if size > rows else None
 
 
-@across("trainer.model_loss")
-def model_loss_has_one_process(trainer: TrainerParams, distributed: DistributedParams) -> str | None:
-    """Its weight is a quotient of two means over the whole step."""
-    if trainer.model_loss is None or distributed.n_processes == 1:
+@across("trainer.model_loss_batches")
+def processes_have_contexts(
+    trainer: TrainerParams, distributed: DistributedParams, activations: ActivationsParams
+) -> str | None:
+    """Each has some of a step's."""
+    if trainer.model_loss is None:
         return None
-    key = KEY if distributed.data_parallel_size == 1 else "distributed.data_parallel_size"
-    return f"{trainer.model_loss} works in one process; set {key} to 1, or write null"
+    size, batches = distributed.data_parallel_size, trainer.model_loss_batches
+    contexts = contexts_in_step(batches, activations.tokens_per_batch, activations.context_size)
+    if size <= contexts:
+        return None
+    wanted = math.ceil(size * activations.context_size / activations.tokens_per_batch)
+    return (
+        f"{batches}, and the {size} processes of distributed.data_parallel_size are more than the {contexts} whole contexts of "
+        f"a step with model_loss {trainer.model_loss}; write {wanted} or more, or fewer processes"
+    )
 
 
 @across(KEY)

@@ -22,7 +22,7 @@ class DistributedParams(Section):
         1,
         at_least=1,
         at_most=4096,
-        about="processes of train that share a dictionary's features; times data_parallel_size are started",
+        about="processes that share a dictionary's features; times data_parallel_size are started",
     )
     max_restarts: int = param(
         3, at_least=0, at_most=1000, about="how often the processes are started again when one was killed"
@@ -31,5 +31,5 @@ class DistributedParams(Section):
 
     @property
     def n_processes(self) -> int:
-        """Those of a stage; generate, evaluate and analyze deal their batches to all of them."""
+        """Those of a stage; generate deals its blocks to all of them."""
         return self.data_parallel_size * self.model_parallel_size
