@@ -414,7 +414,7 @@ def circuit_tracer(
 ) -> dict[str, Forward]:
     """config.yaml and layer_i.safetensors."""
     path.mkdir(parents=True, exist_ok=True)
-    forwards = {}
+    forwards: dict[str, Forward] = {}
     for layer in range(layers):
         w = {key: tensor + 0.1 * layer for key, tensor in _weights().items()}
         W_skip = 0.2 * drawn("skip", D, D)
