@@ -16,6 +16,7 @@ trained, and a run with the same one goes on.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import os
@@ -36,6 +37,7 @@ from benchmarks.quality import machine
 from pipeline.activations.interface import Activations
 from pipeline.api import load_dictionary, train_dictionary
 from pipeline.corpus.tokens import open_tokens
+from pipeline.dictionaries.base import Dictionary
 from pipeline.evaluation.split_tokens import SplitTokens
 from pipeline.lm.loading import load_language_model
 from pipeline.opening import open_activations
@@ -52,7 +54,7 @@ HOOKS = {
 }
 HEAD = (
     "tool", "dictionary", "L0", "FVU", "delta CE", "dead", "ours: FVU", "delta CE", "dead", "FVU off", "L0 off", "features off",
-    "reconstructions off",
+    "reconstructions off", "at the threshold",
 )  # fmt: skip
 
 
@@ -94,6 +96,8 @@ class Judged:
         theirs: what its own forward gives: fvu, l0, rows, seconds, version.
         metrics: what evaluate gives.
         off: relative differences: fvu, l0, features, reconstructions.
+        undecided: int64 [m, 2], entries of the sample at the threshold, see :func:`undecided`; features and reconstructions are
+            compared at the other tokens.
     """
 
     peer: str
@@ -101,6 +105,7 @@ class Judged:
     theirs: dict[str, Any]
     metrics: dict[str, float] = field(default_factory=dict)
     off: dict[str, float] = field(default_factory=dict)
+    undecided: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.int64))
 
     @property
     def name(self) -> str:
@@ -216,12 +221,35 @@ def judge(each: Judged, run: Settings) -> None:
     dictionary = load_dictionary(place)
     with torch.no_grad():
         f, y = dictionary.encode(x), dictionary(x)
+        each.undecided = undecided(dictionary, x, (sample["f"] != 0) != (f != 0))
+    same = torch.ones(len(x), dtype=torch.bool)
+    same[each.undecided[:, 0]] = False
     each.off = {
         "fvu": abs(each.metrics["fvu"] / each.theirs["fvu"] - 1),
         "l0": abs(each.metrics["l0_mean"] / each.theirs["l0"] - 1),
-        "features": float((sample["f"] - f).norm() / sample["f"].norm()),
-        "reconstructions": float((sample["y"] - y).norm() / sample["y"].norm()),
+        "features": float((sample["f"] - f)[same].norm() / sample["f"].norm()),
+        "reconstructions": float((sample["y"] - y)[same].norm() / sample["y"].norm()),
     }
+
+
+def undecided(dictionary: Dictionary, x: Tensor, differs: Tensor) -> Tensor:
+    """Entries that are active in one forward alone since their gating value lies at the threshold, up to rounding.
+
+    A gate jumps there: sums in another order decide. In float64 such a value is no further from the threshold than ALLOWED
+    times the feature's gating values (root mean square).
+
+    Args:
+        x: [n, d].
+        differs: bool [n, F], active in one forward and not in the other.
+
+    Returns: int64 [m, 2], token and feature.
+    """
+    exact = copy.deepcopy(dictionary).double()
+    codes, theta = exact.codes(x.double()), exact.thresholds()
+    z = codes.gating
+    cut = torch.where(codes.f != 0, z, torch.inf).amin(1, keepdim=True) if theta is None else theta.double()
+    near = (z - cut).abs() <= ALLOWED * z.square().mean(0).sqrt()
+    return (differs & near).nonzero()
 
 
 def own(what: tuple[bool, int], store: Activations, run: Settings) -> dict[str, float]:
@@ -249,7 +277,7 @@ def line(each: Judged, ours: dict[str, float]) -> str:
     cells = [each.peer, each.kind, f"{found['l0_mean']:.1f}"]
     for metrics in (found, ours):
         cells += [f"{metrics['fvu']:.4f}", f"{metrics['delta_ce']:.3f}", f"{metrics['dead_fraction']:.1%}"]
-    return f"| {' | '.join([*cells, *(f'{value:.0e}' for value in each.off.values())])} |"
+    return f"| {' | '.join([*cells, *(f'{value:.0e}' for value in each.off.values()), str(len(each.undecided))])} |"
 
 
 def report(rows: list[str], judged: list[Judged], run: Settings) -> str:
@@ -272,7 +300,9 @@ def report(rows: list[str], judged: list[Judged], run: Settings) -> str:
             "that the tool came to. Such a run is short: the figures do not rank the tools at their best.",
             "",
             "The last columns are relative differences between this pipeline and the tool's own forward: FVU and L0 of all "
-            f"held-out tokens, features and reconstructions of {SAMPLE:,} of them (norms). Allowed: {ALLOWED:.0e}.",
+            f"held-out tokens, features and reconstructions of {SAMPLE:,} of them (norms). Allowed: {ALLOWED:.0e}. At the "
+            "threshold: entries that are active in one forward alone, their gating value being the threshold up to rounding, "
+            f"{ALLOWED:.0e} of the feature's; features and reconstructions are compared at the other tokens.",
             "",
             f"| {' | '.join(HEAD)} |",
             "|---|---|" + "---:|" * (len(HEAD) - 2),

@@ -12,9 +12,10 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import peer_dictionaries
-from benchmarks.peer_dictionaries import HEAD, Judged, Settings, line, report, train_peers
+from benchmarks.peer_dictionaries import ALLOWED, HEAD, Judged, Settings, line, report, train_peers, undecided
 from benchmarks.peer_judged import PACKAGES, TRAINERS, Batches, Job, judged
 from tests.closure import imports
+from tests.dictionaries.make import filled
 
 
 def fake_peer(folder: Path, body: str) -> str:
@@ -87,7 +88,7 @@ def test_the_table_has_a_cell_for_each_heading(tmp_path: Path) -> None:
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert len(cells) == len(HEAD)
     assert cells[:7] == ["sparsify", "topk", "24.0", "0.2500", "0.500", "12.5%", "0.1250"]
-    assert cells[-4:] == ["1e-07", "0e+00", "2e-07", "3e-07"]
+    assert cells[-5:] == ["1e-07", "0e+00", "2e-07", "3e-07", "0"]
     text = report([row], [each], Settings(tmp_path, Path("t"), 2048, 64, 4096))
     assert row in text
     assert "--tokens 2048 --features 64 --evaluated 4096`" in text
@@ -97,3 +98,23 @@ def test_the_table_has_a_cell_for_each_heading(tmp_path: Path) -> None:
 def test_the_tools_script_needs_nothing_of_this_project() -> None:
     assert not imports("benchmarks/peer_judged.py")
     assert set(TRAINERS) == set(PACKAGES)
+
+
+@pytest.mark.parametrize("act_fn", ["jumprelu", "topk"])
+def test_an_entry_is_undecided_at_the_threshold_alone(act_fn: str) -> None:
+    """Where the gating values are the inputs: threshold 1, or the larger one of a token."""
+    made = filled(act_fn=act_fn, top_k=1, d_in=2, d_sae=2, sparsity_include_decoder_norm=False)
+    with torch.no_grad():
+        made.W_E.copy_(torch.eye(2))
+        made.b_E.zero_()
+        for threshold in made.threshold_parameters():
+            threshold.zero_()  # its logarithm
+    near, far = 1 + 0.1 * ALLOWED, 1 + 10 * ALLOWED
+    if act_fn == "topk":  # the first feature is active in the other forward
+        x, feature = torch.tensor([[1.0, near], [1.0, far], [1.0, 5.0]], dtype=torch.float64), 0
+    else:
+        x, feature = torch.tensor([[5.0, near], [5.0, far], [5.0, 2.0]], dtype=torch.float64), 1
+    differs = torch.zeros(3, 2, dtype=torch.bool)
+    assert undecided(made, x, differs).tolist() == []
+    differs[:, feature] = True
+    assert undecided(made, x, differs).tolist() == [[0, feature]]
