@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ParamsError
+from pipeline.files import ensure_writable
 from pipeline.interop.features import export_features, refuse_settings
+from pipeline.interop.hub_paths import PREFIX
 from pipeline.interop.publishing import Publishing, chosen_dictionaries, export_run
 from pipeline.params.interchange import FEATURE_FORMATS
 
@@ -38,6 +40,8 @@ def export_chosen(
     Raises:
         ParamsError, DataError, NumericsError: as :func:`export_run` and :func:`export_features`.
     """
+    if to is not None and "://" not in to and not to.startswith(PREFIX):
+        ensure_writable(to, "the export", "give another directory with --to")
     if name in FEATURE_FORMATS:
         if len(features) > 1:
             raise ParamsError(f"--features: {len(features)} feature stores, and {name} takes one")

@@ -41,6 +41,16 @@ def test_out_and_in_again_evaluates_the_same(format: str, project: Project) -> N
     assert "computes the same" in outcome.stderr
 
 
+def test_a_place_that_cannot_be_written_is_refused(project: Project) -> None:
+    (project.path / "notes.txt").write_text("")
+    for format, to in (("saelens", "notes.txt"), ("sparsify", "notes.txt/folder"), ("neuronpedia", "notes.txt")):
+        outcome = project.run("export", "--format", format, "--to", str(project.path / to))
+        assert outcome.exit_code == 2
+        (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+        assert "notes.txt is a file" in line
+        assert "--to" in line
+
+
 def test_what_others_trained_is_judged(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An untrained one: its L0 is at most its k, its error is measured."""
     monkeypatch.setattr(cases, "D", D_MODEL)
