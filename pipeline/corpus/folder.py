@@ -63,6 +63,8 @@ class TextFiles:
         """What was read and what was left, in a line each."""
         found = [f"{self.path}: split {self.split}: {_counted(self.names)} read"]
         why = f"of a folder the files of one form are read, the commonest of {WANTED}"
+        if any(_form(name) == self.form for name in self.left):
+            why = f"a name with the word train, test or validation tells a split, and names without are not read then; {why}"
         return found + ([f"{self.path}: left unread: {_counted(self.left)}; {why}"] if self.left else [])
 
 
@@ -98,7 +100,10 @@ def text_files(path: Path, split: str, config_name: str | None) -> TextFiles:
         raise DataError(f"{path}: dataset.dataset_name_or_path: no file of the form {WANTED} in this directory")
     splits = _splits(sorted(known))
     if split not in splits:
-        raise DataError(f"{path}: dataset.split: {unknown_name('split', split, sorted(splits))}, as the names of the files say")
+        raise DataError(
+            f"{path}: dataset.split: {unknown_name('split', split, sorted(splits))}, as the names of the files say: the "
+            "word train, test or validation in one tells its split, and names without are left; set dataset.split, or rename"
+        )
     return _of_one_form(path, splits[split], sorted({*names, *left}), split)
 
 

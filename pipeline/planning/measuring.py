@@ -91,8 +91,9 @@ def beginning() -> Beginning:
 
 def _start(params: Params) -> float:
     """Seconds of the processor until a stage begins to work: of a process that reads the parameters and sees what is to do."""
-    values = json.dumps(params.to_dict())
-    done = subprocess.run([sys.executable, "-c", _STAGE], input=values, capture_output=True, text=True, check=True)
+    values, found_at = json.dumps(params.to_dict()), {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", _STAGE]
+    done = subprocess.run(command, input=values, capture_output=True, text=True, check=True, env={**os.environ, **found_at})
     return float(done.stdout)
 
 

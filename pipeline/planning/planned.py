@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.planning.beginning import HOW_LONG
 from pipeline.planning.rates import Recorded, record, recorded
-from pipeline.planning.refusals import MACHINE, PARAMETERS, refuse, refuse_by_text
+from pipeline.planning.refusals import MACHINE, PARAMETERS, refuse, refuse_by_text, refuse_by_tokens
 from pipeline.planning.report import needs_lines, short_lines, slowed_line, stage_lines
 from pipeline.planning.run import Run
 from pipeline.planning.timing import Stopwatch
@@ -42,6 +42,8 @@ def plan(params: Params, tokens: str | Path, *, measure: bool = True, say: Calla
     if run.counts is None:
         refuse_by_text(run, text)
         run = run.with_text(text)
+    else:
+        refuse_by_tokens(params, tokens)
     kept, slowed = recorded(run), 1.0
     if measure:
         from pipeline.planning.measuring import measure as measured

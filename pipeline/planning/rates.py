@@ -25,7 +25,9 @@ KEPT = 8  # measurements of other parameters that the file keeps beside the last
 # What rates depend on: not on how much there is of anything. First what those of another dictionary share.
 MODEL_SECTIONS = ("model", "models")
 SECTIONS = (*MODEL_SECTIONS, "dictionary", "sweep")
-OF_WEIGHTS = ("initialize", "fold", "neighbours")  # grow with the weights; `step` with those of a batch
+COUNTED = ("weights", "batch", "runs", "members")  # of what was measured, beside its rates
+# Grow with the weights; `step` with those of a batch, `evaluate` with the runs of the model, `analyze` with the members.
+OF_WEIGHTS = ("initialize", "fold", "neighbours")
 KEYS = {
     "activations": ("context_size", "model_batch_size", "target", "batch_size", "hook_points", "storage_dtype"),
     "trainer": ("amp_dtype", "gradient_accumulation_steps", "optimizer", "auxk_coefficient", "matryoshka_widths", "model_loss"),
@@ -123,6 +125,8 @@ def record(run: Run, rates: Rates) -> None:
         "model": _model_key(run.params),
         "weights": run.weight_bytes,
         "batch": run.params.activations.tokens_per_batch,
+        "runs": run.evaluation_runs,
+        "members": len(run.params.members),
         "rates": dataclasses.asdict(rates),
     }
     write_json(path, {"measured": [*kept, own]})
@@ -141,6 +145,8 @@ def recorded(run: Run) -> Recorded | None:
         if entry["model"] == model:
             wider = run.weight_bytes / entry["weights"]
             scaled = {name: entry["rates"][name] * wider for name in OF_WEIGHTS}
+            scaled["evaluate"] = entry["rates"]["evaluate"] * run.evaluation_runs / entry["runs"]
+            scaled["analyze"] = entry["rates"]["analyze"] * len(run.params.members) / entry["members"]
             scaled["step"] = entry["rates"]["step"] * wider * run.params.activations.tokens_per_batch / entry["batch"]
             return Recorded(Rates(**entry["rates"] | scaled), False)
     return None
@@ -157,12 +163,12 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def _is_entry(entry: Any) -> bool:
     names = {field.name for field in dataclasses.fields(Rates)}
-    if not isinstance(entry, dict) or set(entry) != {"key", "model", "weights", "batch", "rates"}:
+    if not isinstance(entry, dict) or set(entry) != {"key", "model", *COUNTED, "rates"}:
         return False
     rates = entry["rates"]
     return (
         all(isinstance(entry[key], str) for key in ("key", "model"))
-        and all(is_number(entry[key]) and entry[key] > 0 for key in ("weights", "batch"))
+        and all(is_number(entry[key]) and entry[key] > 0 for key in COUNTED)
         and isinstance(rates, dict)
         and set(rates) == names
         and all(is_number(value) for value in rates.values())

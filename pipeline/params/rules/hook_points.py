@@ -68,7 +68,10 @@ def store_has_the_dictionarys_hook_points(dictionary: DictionaryFields, activati
     absent = [hook for hook in used_by(dictionary) if hook not in stated]
     if not absent:
         return None
-    return f"the dictionary needs {', '.join(absent)} too; add it, or write null to take the dictionary's hook points"
+    return (
+        f"the dictionary needs {', '.join(absent)}, which this list lacks; correct a misspelt name in the dictionary, "
+        "add it here, or write null to take the dictionary's hook points"
+    )
 
 
 @across("models")
