@@ -20,7 +20,7 @@ def test_the_example_runs(finished_project: Project, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(api, "PROJECT", finished_project.path)
     names: dict[str, Any] = {}
-    assert len(blocks()) == 10
+    assert len(blocks()) == 11
     for block in blocks():
         exec(block.replace('"demo"', repr(str(finished_project.path / "model"))), names)
     run, attribution = names["run"], names["attribution"]
