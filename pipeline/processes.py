@@ -37,8 +37,15 @@ class Reductions(ABC):
         """Where a flag is set in any process, bool of the shape of `flags`."""
 
     @abstractmethod
-    def gathered(self, values: Tensor) -> list[Tensor]:
-        """The tensors of all processes, in their order; their first dimensions may differ. They carry no gradient."""
+    def gathered(self, values: Tensor, *, alike: bool = False) -> list[Tensor]:
+        """The tensors of all processes, in their order; their first dimensions may differ. They carry no gradient.
+
+        `alike`: they have one shape, so that no process has to tell its own first.
+        """
+
+    def together(self, values: Sequence[T], flags: Sequence[Tensor]) -> tuple[list[T], list[Tensor]]:
+        """:meth:`sum` of the values and :meth:`any` of each of the flags, which travel together: each journey costs a wait."""
+        return self.sum(values), [self.any(each) for each in flags]
 
     def summed(self, part: Tensor) -> Tensor:
         """The sum over the processes, differentiable: what is made of it is the same in all, and so is its gradient, which each
@@ -93,7 +100,7 @@ class OneProcess(Reductions):
     def any(self, flags: Tensor) -> Tensor:
         return flags
 
-    def gathered(self, values: Tensor) -> list[Tensor]:
+    def gathered(self, values: Tensor, *, alike: bool = False) -> list[Tensor]:
         return [values]
 
 

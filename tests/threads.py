@@ -16,7 +16,7 @@ class Rank:
     def __init__(self, rank: int, size: int, barrier: threading.Barrier, held: list[Any]) -> None:
         self.rank, self.size, self._barrier, self._held = rank, size, barrier, held
 
-    def gathered(self, values: Tensor) -> list[Tensor]:
+    def gathered(self, values: Tensor, *, alike: bool = False) -> list[Tensor]:
         self._held[self.rank] = values.clone()
         self._barrier.wait()
         found = list(self._held)

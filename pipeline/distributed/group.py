@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 KEY = "distributed.data_parallel_size"
 DIMS = ("data", "model")  # of the mesh: the first changes slower with the rank
 BACKENDS = "cpu:gloo,cuda:nccl"
+MANY = 8192  # numbers from which another width costs more than a journey of their own
 _roll_call: RollCall | None = None  # of the group that this process is in
 
 
@@ -160,41 +161,64 @@ class Group(Reductions):
         return DTensor.from_local(part, self._mesh, [Replicate(), Shard(dim)], run_check=False)
 
     def sum(self, values: Sequence[T]) -> list[T]:
-        """Tensors of one device and dtype travel as one."""
-        tensors = [torch.as_tensor(value).detach() for value in values]
-        together: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-        for place, tensor in enumerate(tensors):
-            together.setdefault((tensor.device, tensor.dtype), []).append(place)
-        found: list[Tensor] = list(tensors)
-        for places in together.values():
-            flat = self._there(torch.cat([tensors[place].reshape(-1) for place in places]))
-            with _named(self.rank, self.size):
-                dist.all_reduce(flat, group=self._group)
+        return self.together(values, [])[0]
+
+    def together(self, values: Sequence[T], flags: Sequence[Tensor]) -> tuple[list[T], list[Tensor]]:
+        """Many numbers of one dtype travel as they are; all others, and flags as counts, together in float64, which holds
+        integers below 2^53 exactly. All are under way at the same time.
+        """
+        tensors = [torch.as_tensor(value).detach() for value in (*values, *flags)]
+        journeys: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        for (device, dtype), places in _by_kind(tensors).items():
+            many = dtype.is_floating_point and sum(tensors[place].numel() for place in places) >= MANY
+            journeys.setdefault((device, dtype if many else torch.float64), []).extend(places)
+        sent = [
+            self._there(torch.cat([tensors[place].reshape(-1).to(dtype) for place in places]))
+            for (_, dtype), places in journeys.items()
+        ]
+        with _named(self.rank, self.size):
+            for work in [dist.all_reduce(flat, group=self._group, async_op=True) for flat in sent]:
+                work.wait()
+        found = list(tensors)
+        for flat, places in zip(sent, journeys.values(), strict=True):
             for place, part in zip(places, flat.split([tensors[place].numel() for place in places]), strict=True):
-                found[place] = part.reshape(tensors[place].shape).to(tensors[place].device)
-        both = zip(values, found, strict=True)
-        return [cast(T, tensor if isinstance(value, Tensor) else int(tensor)) for value, tensor in both]
+                own = tensors[place]
+                part = part.reshape(own.shape).to(own.device)
+                found[place] = part > 0 if place >= len(values) else part.to(own.dtype)
+        sums = zip(values, found[: len(values)], strict=True)
+        whole = [cast(T, tensor if isinstance(value, Tensor) else int(tensor)) for value, tensor in sums]
+        return whole, found[len(values) :]
 
     def any(self, flags: Tensor) -> Tensor:
-        counts = self._there(flags.to(torch.uint8))
-        with _named(self.rank, self.size):
-            dist.all_reduce(counts, op=dist.ReduceOp.MAX, group=self._group)
-        return counts.bool().to(flags.device)
+        return self.together([], [flags])[1][0]
 
-    def gathered(self, values: Tensor) -> list[Tensor]:
+    def gathered(self, values: Tensor, *, alike: bool = False) -> list[Tensor]:
         values = values.detach()
         own = values.to(torch.uint8) if values.dtype == torch.bool else values
         own = self._there(own.contiguous() if own.ndim else own.reshape(1))
-        length = torch.tensor([len(own)], device=own.device)
-        lengths = [torch.empty_like(length) for _ in range(self.size)]
         with _named(self.rank, self.size):
-            dist.all_gather(lengths, length, group=self._group)
-            longest = max(int(each) for each in lengths)
+            lengths = [len(own)] * self.size if alike else self._lengths(own)
+            longest = max(lengths)
             padded = own if len(own) == longest else torch.cat([own, own.new_zeros(longest - len(own), *own.shape[1:])])
             parts = [torch.empty_like(padded) for _ in range(self.size)]
             dist.all_gather(parts, padded, group=self._group)
-        found = [part[: int(n)] for part, n in zip(parts, lengths, strict=True)]
+        found = [part[:n] for part, n in zip(parts, lengths, strict=True)]
         return [part.reshape((len(part), *values.shape[1:]) if values.ndim else ()).to(values) for part in found]
+
+    def _lengths(self, own: Tensor) -> list[int]:
+        """The first dimension of `own` in each process."""
+        length = torch.tensor([len(own)], device=own.device)
+        lengths = [torch.empty_like(length) for _ in range(self.size)]
+        dist.all_gather(lengths, length, group=self._group)
+        return [int(each) for each in lengths]
+
+
+def _by_kind(tensors: Sequence[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[int]]:
+    """{(device, dtype): places of the tensors}."""
+    found: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        found.setdefault((tensor.device, tensor.dtype), []).append(place)
+    return found
 
 
 def _named(rank: int, size: int) -> contextlib.AbstractContextManager[None]:

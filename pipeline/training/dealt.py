@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.training.source import TrainingBatch
+from pipeline.training.source import TrainingBatch, Whole
 
 
 def own_rows(n_rows: int, rank: int, size: int) -> slice:
@@ -28,4 +28,5 @@ def dealt(batch: TrainingBatch, rank: int, size: int) -> TrainingBatch:
     mask = None if batch.mask is None else batch.mask[own]
     if nothing:
         mask = torch.zeros(inputs.shape[:1] if mask is None else mask.shape, dtype=torch.bool, device=inputs.device)
-    return TrainingBatch(batch.index, inputs, labels, mask)
+    n_kept = None if batch.mask is None else batch.mask.sum()
+    return TrainingBatch(batch.index, inputs, labels, mask, whole=Whole(len(batch.inputs), n_kept))

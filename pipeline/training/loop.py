@@ -184,7 +184,7 @@ class _Loop:
                 self._end(under_way, left=0)
                 self._stop(s, total_steps, stop)
             self.timing.wait += self.turns.idle_since(asked)
-            under_way.append(self._begun(s, zip(runs, joint_batch, strict=True)))
+            under_way.append(self._begun(s, zip(runs, joint_batch, strict=True), stop))
             self._end(under_way, left=0 if under_way[-1].due or s + 1 == total_steps else self.turns.ahead)
             if s + 1 < total_steps and self._asked(stop):
                 self._end(under_way, left=0)
@@ -194,20 +194,20 @@ class _Loop:
         batches.close()
 
     def _asked(self, stop: StopRequest) -> bool:
-        """Whether to stop: any process was asked to. Several agree at once on whose state is kept after the next step."""
+        """Whether to stop: any process was asked to, before the last step. Several agree likewise on whose state is kept after
+        the next step."""
         if self.trainer.n_processes == 1:
             return bool(stop)
-        flags = torch.tensor([bool(stop), *(run.time_to_save() for run in self.active)])
-        found, *due = self.trainer.anywhere(flags).tolist()
-        for run, save in zip(self.active, due, strict=True):
-            run.save_asked = save
-        if found and not stop:
+        found = [run.agreed() for run in self.active]
+        if any(found) and not stop:
             stop.receive("another process's signal")
-        return found
+        return any(found)
 
-    def _begun(self, s: int, batches: Iterable[tuple[TrainingRun, TrainingBatch | None]]) -> UnderWay:
+    def _begun(self, s: int, batches: Iterable[tuple[TrainingRun, TrainingBatch | None]], stop: StopRequest) -> UnderWay:
         """Begin step s of the runs that are so far, on their batches."""
         here = [(run, batch) for run, batch in batches if batch is not None and run in self.active]
+        for run, _ in here:
+            run.stop_wanted = bool(stop)
         due = any(run.due(s + 1) for run, _ in here)
         return UnderWay(due, [(run, self.turns.begin(run, batch)) for run, batch in here])
 

@@ -82,18 +82,17 @@ def revive_(
         z, threshold = z / sigma, threshold / sigma
     if kept is not None:
         z, threshold = z[kept], threshold[kept]
-    found = _nearest(z, threshold, reductions)
+    found = _nearest(z, threshold, codes.uses(tuple(shape)), reductions)
     if found is None:
         return
-    mean, ratio, best, wanted = found
+    mean, ratio, best, wanted, use = found
     scale = torch.where(ratio > 0, 1.0 / ratio, torch.inf).clamp(1.0, LARGEST)
     shift = wanted - scale * (best - mean) + MARGIN * scale * (best - mean)
     gain = dictionary.gating_scale(codes.norms.detach())
     every = torch.ones(shape, dtype=z.dtype, device=z.device) if gain is None else gain.to(z.dtype).expand(shape)
     gain = every.reshape(-1)[columns].clamp_min(EPS_NORM)
     length = dictionary.encoder_norms().to(z.dtype) * every
-    use = reductions.sum([codes.uses(tuple(shape))])[0].to(z.dtype)
-    group = dictionary.feature_group
+    use, group = use.to(z.dtype), dictionary.feature_group
     used, uses = group.sum([(length * use).sum(), use.sum()])
     usual = used / uses.clamp_min(1)
     within = scale * length.reshape(-1)[columns] <= LONGEST * usual
@@ -113,26 +112,31 @@ def revive_(
 
 
 class _Nearest(NamedTuple):
-    """Of each feature [n]: the mean z of the batch; the ratio r, z and threshold of the token that suits it best."""
+    """Of each dead feature [n]: the mean z of the batch; the ratio r, z and threshold of the token that suits it best.
+
+    Of every feature: on how many tokens it is in use.
+    """
 
     mean: Tensor
     ratio: Tensor
     best: Tensor
     wanted: Tensor
+    use: Tensor
 
 
-def _nearest(z: Tensor, threshold: Tensor, reductions: Reductions) -> _Nearest | None:
+def _nearest(z: Tensor, threshold: Tensor, use: Tensor, reductions: Reductions) -> _Nearest | None:
     """Of the batch's kept tokens, whichever process holds them (of equal ones the first); None: there is none.
 
     Args:
         z, threshold: of this process's kept tokens, [B, n].
+        use: of these, how many each feature is in use on.
     """
     if reductions.size == 1:
         if not len(z):
             return None
         mean = z.mean(0)
     else:
-        total, n_kept = reductions.sum([z.sum(0), torch.tensor(len(z), device=z.device)])
+        total, n_kept, use = reductions.sum([z.sum(0), torch.tensor(len(z), device=z.device), use])
         if not bool(n_kept):
             return None
         mean = total / n_kept
@@ -141,10 +145,10 @@ def _nearest(z: Tensor, threshold: Tensor, reductions: Reductions) -> _Nearest |
         own = torch.stack([ratio, z.gather(0, token[None])[0], threshold.gather(0, token[None])[0]])
     else:
         own = torch.full((3, z.shape[1]), -torch.inf, dtype=z.dtype, device=z.device)
-    of_all = torch.stack(reductions.gathered(own))
+    of_all = torch.stack(reductions.gathered(own, alike=True))
     nearest = of_all[:, 0].max(0).indices
     ratio, best, wanted = of_all.gather(0, nearest.expand(1, *own.shape))[0]
-    return _Nearest(mean, ratio, best, wanted)
+    return _Nearest(mean, ratio, best, wanted, use)
 
 
 def least_silence(dictionary: Dictionary, params: TrainerParams) -> int:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from pipeline import metric_names as names
 from pipeline.contracts.sealing import MADE_BY
 from pipeline.dictionaries.base import Dictionary
@@ -80,6 +82,7 @@ class TrainingRun:
     Attributes:
         last: the figures of the last log step.
         timing: of the loop that it is in.
+        stop_wanted: whether this process was asked to stop, which it tells the others in its next step.
         save_asked: whether several processes have agreed to keep the state after the next step.
 
     Raises:
@@ -109,7 +112,7 @@ class TrainingRun:
         self.history = checkpoints.history if checkpoints is not None else History()
         self.last: dict[str, float] = {}
         self.timing = Timing()
-        self.save_asked = False
+        self.stop_wanted = self.save_asked = False
         self._saved, self._kept = time.monotonic(), -1  # when, and after which step, the state was kept
         self._snapshots = self._snapshot_steps()
 
@@ -172,7 +175,17 @@ class TrainingRun:
         Raises:
             NumericsError: the loss is not finite (on a GPU: raised by :meth:`after`).
         """
-        return self.trainer.step(batch, observe=self._observed(self.step_number))
+        asks = None
+        if self.trainer.n_processes > 1:
+            asks = torch.tensor([self.stop_wanted, not self.save_asked and self.time_to_save()])
+        return self.trainer.step(batch, observe=self._observed(self.step_number), asks=asks)
+
+    def agreed(self) -> bool:
+        """Whether several processes stop here: one of them was asked to before the last step. See `save_asked`, too."""
+        if self.trainer.asked is None:
+            return False
+        stop, self.save_asked = self.trainer.asked.tolist()
+        return stop
 
     def due(self, done: int) -> bool:
         """Whether anything is due when so many steps are done; see :meth:`after`."""

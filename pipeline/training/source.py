@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 
+class Whole(NamedTuple):
+    """Of a batch that is dealt to processes: its rows, and its kept tokens (scalar; None: all)."""
+
+    rows: int
+    n_kept: Tensor | None
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingBatch:
     """One step's raw activations.
@@ -34,6 +41,7 @@ class TrainingBatch:
         mask: bool [B] or [B, T], True for a kept token; None: all kept.
         contexts: what the loss through the language model is computed on, of whole contexts; None: there is none. Such a batch
             holds the rows of one process.
+        whole: what is known of the step's whole batch, where this is one process's part of it; None: nothing, or it is here.
     """
 
     index: int
@@ -41,13 +49,14 @@ class TrainingBatch:
     labels: Tensor
     mask: Tensor | None = None
     contexts: SplicedContexts | None = None
+    whole: Whole | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TrainingBatch:
         """On `device` in `dtype`; asynchronous from page-locked memory."""
         inputs = self.inputs.to(device, non_blocking=True).to(dtype)
         labels = inputs if self.labels is self.inputs else self.labels.to(device, non_blocking=True).to(dtype)
         mask = None if self.mask is None else self.mask.to(device, non_blocking=True)
-        return TrainingBatch(self.index, inputs, labels, mask, self.contexts)
+        return dataclasses.replace(self, inputs=inputs, labels=labels, mask=mask)
 
     @property
     def tensors(self) -> list[Tensor]:

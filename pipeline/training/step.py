@@ -129,6 +129,9 @@ class Trainer:
         position: words for the position of a step's batch, for errors.
         reductions: over the processes that the rows of each batch are dealt to. Those that the features are dealt to are the
             dictionary's.
+
+    Attributes:
+        asked: the last step's flags, set where they are in any process.
     """
 
     def __init__(
@@ -174,6 +177,7 @@ class Trainer:
         width = (d_out,) if n_hooks == 1 else (n_hooks, d_out)
         self.divergence = DivergenceGuard(total_steps, width, self.device, same_l0=self._same_l0, reductions=reductions)
         self.step_number = 0
+        self.asked: Tensor | None = None
         self._scalars = _Scalars(0, 0.0, 0.0)
         self.graph: StepGraph[Gate, _Done] | None = None
         if self.device.type == "cuda" and self.n_processes == 1:
@@ -185,10 +189,6 @@ class Trainer:
     def n_processes(self) -> int:
         """That train together."""
         return self.reductions.size * self.feature_group.size
-
-    def anywhere(self, flags: Tensor) -> Tensor:
-        """Which flags are set in any of them, each of which asks."""
-        return self.reductions.any(self.feature_group.any(flags))
 
     def _schedules(self) -> None:
         params, total = self.params, self.total_steps
@@ -244,12 +244,13 @@ class Trainer:
         target = self.params.steered_l0
         return Gate(k if target is None else max(1, round(target)), activation=activation_function("topk"))
 
-    def step(self, batch: TrainingBatch, observe: bool = False) -> Observation | None:
+    def step(self, batch: TrainingBatch, observe: bool = False, asks: Tensor | None = None) -> Observation | None:
         """Train on a batch of raw activations, on the trainer's device.
 
         Args:
             batch: its index is the number of this step.
             observe: gather what :meth:`Observation.figures` reports; costs a little.
+            asks: flags of this process, on the CPU; `asked` will be those that are set in any.
 
         Raises:
             NumericsError: the loss is not finite (on a GPU: raised later, by `guard.read`).
@@ -262,6 +263,7 @@ class Trainer:
         self._set_scalars_(s)
         gate = self.gate(s)
         done = self._by_graph(batch, s, gate) if observation is None else None
+        self.asked = asks
         if done is None:
             done = self._work(batch, s, gate, observation)
         self.n_auxk_dropped.add_(done.tally.n_auxk_dropped)
@@ -332,15 +334,21 @@ class Trainer:
     @torch.no_grad()
     def _reduce_(self, sums: dict[str, Tensor], tally: _Tally) -> None:
         """Gradients, loss terms and counts, of this process's micro-batches until here, become those of the whole step."""
+        if self.n_processes == 1:
+            return
         assert tally.fired is not None
         trained = {parameter: parameter.grad for parameter in self.parameters.values() if parameter.grad is not None}
-        for parameter, gradient in zip(trained, self.reductions.sum(list(trained.values())), strict=True):
+        counts = (tally.n_active, tally.n_ordinary, tally.n_auxk_dropped)
+        asks = [] if self.asked is None else [self.asked]
+        found, (tally.fired, *asks) = self.reductions.together(
+            [*trained.values(), *sums.values(), *counts], [tally.fired, *asks]
+        )
+        for parameter, gradient in zip(trained, found, strict=False):
             parameter.grad = gradient
-        sums.update(zip(sums, self.reductions.sum(list(sums.values())), strict=True))
-        counts = self.reductions.sum([tally.n_active, tally.n_ordinary, tally.n_auxk_dropped])
-        tally.n_active, tally.n_ordinary, tally.n_auxk_dropped = counts
-        (tally.n_active,) = self.feature_group.sum([tally.n_active])
-        tally.fired = self.reductions.any(tally.fired)
+        sums.update(zip(sums, found[len(trained) :], strict=False))
+        tally.n_active, tally.n_ordinary, tally.n_auxk_dropped = found[-len(counts) :]
+        (tally.n_active,), asks = self.feature_group.together([tally.n_active], asks)
+        self.asked = asks[0] if asks else None
 
     @torch.no_grad()
     def _dead(self, parts: list[_Part], n_tokens: int | Tensor, gate: Gate) -> Tensor | DeadOf:
@@ -418,8 +426,7 @@ class Trainer:
         """This process's micro-batches, normalised with its whole batch in view, and the step's number of kept tokens."""
         inputs, labels, ordinary = self.normalizer.shortened(batch.inputs, batch.labels, batch.mask)
         x, y = self.normalizer(inputs, labels, batch.mask)
-        n_tokens: int | Tensor = x.shape[: self._token_dims(x)].numel() if batch.mask is None else batch.mask.sum()
-        (n_tokens,) = self.reductions.sum([n_tokens])
+        n_tokens = self._n_tokens(batch, x)
         n_parts = min(self.params.gradient_accumulation_steps, len(x))
         if n_parts == 1 and self.reductions.size == 1:
             return [_Part(x, y, batch.mask, 1.0, ordinary, self._model_loss(batch, labels, ordinary, 1.0))], n_tokens
@@ -432,6 +439,15 @@ class Trainer:
             weight = (x_i.shape[: self._token_dims(x)].numel() if mask is None else _counted(mask, x_i.dtype)) / total
             parts.append(_Part(x_i, y_i, mask, weight, plain, self._model_loss(batch, labels, plain, weight)))
         return parts, n_tokens
+
+    def _n_tokens(self, batch: TrainingBatch, x: Tensor) -> int | Tensor:
+        """Kept tokens of the step, in all processes."""
+        dims = self._token_dims(x)
+        if batch.whole is not None:
+            rows, n_kept = batch.whole
+            return rows * x.shape[1:dims].numel() if n_kept is None else n_kept
+        own: int | Tensor = x.shape[:dims].numel() if batch.mask is None else batch.mask.sum()
+        return self.reductions.sum([own])[0]
 
     def _model_loss(
         self, batch: TrainingBatch, labels: Tensor, ordinary: Tensor | None, weight: float | Tensor
@@ -452,7 +468,7 @@ class Trainer:
         gate = self.gate(s)
         activation = gate.activation or self.dictionary.activation
         settings = self.dictionary.gate_settings(tally.mask, gate)
-        smallest = torch.stack(self.feature_group.gathered(tally.codes.smallest_active())).amin(0)
+        smallest = torch.stack(self.feature_group.gathered(tally.codes.smallest_active(), alike=True)).amin(0)
         threshold = activation.threshold(smallest, settings)
         encoder_gate = self.dictionary.encoder_gate(tally.x)
         revive_(

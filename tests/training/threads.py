@@ -49,9 +49,11 @@ class Threads(Reductions):
         self.sent["any"] += flags.numel()
         return torch.stack(self.meeting.all(self.rank, flags.clone())).any(0)
 
-    def gathered(self, values: Tensor) -> list[Tensor]:
+    def gathered(self, values: Tensor, *, alike: bool = False) -> list[Tensor]:
         self.sent["gathered"] += values.nbytes
-        return self.meeting.all(self.rank, values.detach().clone())
+        found = self.meeting.all(self.rank, values.detach().clone())
+        assert not alike or len({each.shape for each in found}) == 1
+        return found
 
     def placed(self, part: Tensor, dim: int) -> Tensor:
         return torch.cat(self.meeting.all(self.rank, part.detach().clone()), dim)
