@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.distributed.group import joined, mesh
+from pipeline.distributed.group import MANY, joined, mesh
 from pipeline.errors import ParamsError
 from pipeline.params.sections.distributed import DistributedParams
 from pipeline.processes import ONE_PROCESS, Reductions
@@ -57,12 +57,36 @@ def main() -> None:
         assert all(torch.equal(bits[0], each) for each in bits)  # the same bits in every process
         assert bool(group.any(flags(group.rank)).all())
         assert not bool(group.any(torch.zeros(2, dtype=torch.bool)).any())
+        _together(group)
         for place in range(len(rows(0))):
             parts = group.gathered(rows(group.rank)[place])
             for rank, part in enumerate(parts):
                 assert part.dtype == rows(rank)[place].dtype
                 assert torch.equal(part, rows(rank)[place])
+        alike = group.gathered(flags(group.rank), alike=True)
+        assert all(torch.equal(part, flags(rank)) for rank, part in enumerate(alike))
         _features(group)
+
+
+def many(rank: int) -> list[Tensor | int]:
+    """So many numbers that they travel as they are, beside large integers that float32 does not hold."""
+    draw = torch.Generator().manual_seed(20 + rank)
+    return [torch.randn(MANY, generator=draw), torch.tensor(2**40 + rank), 2**30 + rank, torch.randn(2, generator=draw)]
+
+
+def _together(group: Reductions) -> None:
+    """Sums and flags of one journey: the sums, and where a flag is set in any process."""
+    found, (anywhere, nowhere) = group.together(many(group.rank), [flags(group.rank), torch.zeros(3, dtype=torch.bool)])
+    every = [many(rank) for rank in range(SIZE)]
+    for place, value in enumerate(found):
+        wanted = sum(torch.as_tensor(each[place]).double() for each in every)
+        tensor = torch.as_tensor(value)
+        assert tensor.dtype == torch.as_tensor(every[0][place]).dtype
+        torch.testing.assert_close(tensor.double(), wanted, rtol=1e-6 if tensor.is_floating_point() else 0.0, atol=1e-6)
+    assert isinstance(found[2], int)
+    assert (anywhere.dtype, anywhere.shape, nowhere.dtype) == (torch.bool, (2, 3), torch.bool)
+    assert bool(anywhere.all())
+    assert not bool(nowhere.any())
 
 
 def _features(group: Reductions) -> None:

@@ -99,11 +99,11 @@ def test_a_stopped_sweep_goes_on_with_its_runs(
     assert project.run("initialize").exit_code == 0
     step, asked = Trainer.step, []
 
-    def stopping(trainer: Trainer, batch: object, observe: bool = False) -> object:
+    def stopping(trainer: Trainer, batch: object, observe: bool = False, asks: object = None) -> object:
         if trainer.step_number == 20 and not asked:
             asked.append(True)
             signal.raise_signal(signal.SIGTERM)
-        return step(trainer, batch, observe)  # type: ignore[arg-type]
+        return step(trainer, batch, observe, asks)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", stopping)

@@ -87,10 +87,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(project: Project, monkeypa
     (directory / "finished" / "state.json").unlink()
     step = Trainer.step
 
-    def stopping(trainer: Trainer, batch: object, observe: bool = False) -> object:
+    def stopping(trainer: Trainer, batch: object, observe: bool = False, asks: object = None) -> object:
         if trainer.step_number in (13, 14, 40):
             signal.raise_signal(signal.SIGINT)
-        return step(trainer, batch, observe)  # type: ignore[arg-type]
+        return step(trainer, batch, observe, asks)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Trainer, "step", stopping)
     for done in (14, 15, 41):
@@ -128,10 +128,10 @@ def test_a_run_that_is_interrupted_in_its_model_loss_goes_on_to_the_same_bytes(
     (newest / "finished" / "state.json").unlink()
     step = Trainer.step
 
-    def stopping(trainer: Trainer, batch: object, observe: bool = False) -> object:
+    def stopping(trainer: Trainer, batch: object, observe: bool = False, asks: object = None) -> object:
         if trainer.step_number in (47, 53):
             signal.raise_signal(signal.SIGINT)
-        return step(trainer, batch, observe)  # type: ignore[arg-type]
+        return step(trainer, batch, observe, asks)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Trainer, "step", stopping)
     for done in (48, 54):

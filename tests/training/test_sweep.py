@@ -184,11 +184,11 @@ def test_an_interrupted_sweep_goes_on_to_the_same_bytes(
 
     step, steps_of = Trainer.step, []
 
-    def stopping(trainer: Trainer, batch: object, observe: bool = False) -> object:
+    def stopping(trainer: Trainer, batch: object, observe: bool = False, asks: object = None) -> object:
         steps_of.append(trainer.step_number)
         if trainer.step_number == 13 and steps_of.count(13) == 2:  # the second member's turn
             signal.raise_signal(signal.SIGINT)
-        return step(trainer, batch, observe)  # type: ignore[arg-type]
+        return step(trainer, batch, observe, asks)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", stopping)
@@ -219,11 +219,11 @@ def test_members_that_are_not_as_far_as_others_catch_up(
 
     step, steps_of = Trainer.step, dict[int, list[int]]()
 
-    def killed(trainer: Trainer, batch: object, observe: bool = False) -> object:
+    def killed(trainer: Trainer, batch: object, observe: bool = False, asks: object = None) -> object:
         steps_of.setdefault(id(trainer), []).append(trainer.step_number)
         if trainer.step_number == 20:
             raise Killed
-        return step(trainer, batch, observe)  # type: ignore[arg-type]
+        return step(trainer, batch, observe, asks)  # type: ignore[arg-type]
 
     stated = begun.params["sweep"]
     begun.set(sweep={name: {**own, "trainer.checkpoint_minutes": 1e-9} for name, own in stated.items()})
@@ -235,8 +235,8 @@ def test_members_that_are_not_as_far_as_others_catch_up(
     for place in second:
         shutil.rmtree(place)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", lambda trainer, batch, observe=False: (
-            steps_of.setdefault(id(trainer), []).append(trainer.step_number), step(trainer, batch, observe))[1])  # fmt: skip
+        patch.setattr(Trainer, "step", lambda trainer, batch, observe=False, asks=None: (
+            steps_of.setdefault(id(trainer), []).append(trainer.step_number), step(trainer, batch, observe, asks))[1])  # fmt: skip
         steps_of.clear()
         must(begun, "train")
     assert sorted(steps[0] for steps in steps_of.values()) == [0, 19, 20]
@@ -323,10 +323,10 @@ def test_two_members_at_once(changed: Project, tmp_path: Path, monkeypatch: pyte
 
     step, inside, most = Trainer.step, [], [0]
 
-    def counted(trainer: Trainer, batch: object, observe: bool = False) -> object:
+    def counted(trainer: Trainer, batch: object, observe: bool = False, asks: object = None) -> object:
         inside.append(trainer)
         most[0] = max(most[0], len(inside))
-        found = step(trainer, batch, observe)  # type: ignore[arg-type]
+        found = step(trainer, batch, observe, asks)  # type: ignore[arg-type]
         inside.remove(trainer)
         return found
 

@@ -112,10 +112,10 @@ def test_runs_on_tensors_end_as_each_alone() -> None:
 def test_memory_that_runs_out_names_the_member(monkeypatch: pytest.MonkeyPatch) -> None:
     several, step = runs(a=24, b=40), Trainer.step
 
-    def full(trainer: Trainer, batch: Any, observe: bool = False) -> Any:
+    def full(trainer: Trainer, batch: Any, observe: bool = False, asks: Any = None) -> Any:
         if trainer.dictionary.config.d_sae == 40 and trainer.step_number == 3:
             raise torch.OutOfMemoryError("out of memory")
-        return step(trainer, batch, observe)
+        return step(trainer, batch, observe, asks)
 
     monkeypatch.setattr(Trainer, "step", full)
     with pytest.raises(ParamsError) as error:
