@@ -20,6 +20,8 @@ from pipeline.params.dictionary_config import DictionaryConfig
 from pipeline.params.rules.distributed import KEY, indivisible
 from pipeline.processes import Reductions
 
+BLOCK = 2**26  # numbers of all features' weights that a device holds at a time while they are put together
+
 
 def check_divisible(config: DictionaryConfig, kind: type[Dictionary], size: int) -> None:
     """Refuse a dictionary whose features so many processes cannot hold.
@@ -114,16 +116,41 @@ def numbers_of_part(feature_shape: Sequence[int], rank: int, size: int) -> Tenso
 
 
 @torch.no_grad()
-def weights_of_all(dictionary: Dictionary) -> dict[str, Tensor]:
-    """The state_dict with the features of all processes, each of which calls this, on the CPU; on one the state_dict itself."""
+def weights_of_all(dictionary: Dictionary, keeps: bool = True) -> dict[str, Tensor]:
+    """The state_dict with the features of all processes, each of which calls this, on the CPU; on one the state_dict itself.
+
+    A device holds a block of BLOCK numbers of the others' features at a time.
+
+    Args:
+        keeps: whether this process wants it; else it tells the others its part, and is given nothing.
+    """
     group = dictionary.feature_group
     if group.size == 1:
         return dictionary.state_dict()
     found = {}
     for name, tensor in dictionary.state_dict().items():
         dim = feature_dim(dictionary, name)
-        found[name] = (tensor if dim is None else features_of_all(tensor, group, dim)).cpu()
+        whole = tensor.cpu() if dim is None else _put_together(tensor, dim, group, keeps)
+        if keeps and whole is not None:
+            found[name] = whole
     return found
+
+
+def _put_together(part: Tensor, dim: int, group: Reductions, keeps: bool) -> Tensor | None:
+    """The whole tensor on the CPU, of which the processes have parts along `dim`; None: it is not kept."""
+    shape = [n * group.size if i == dim else n for i, n in enumerate(part.shape)]
+    whole = torch.empty(shape, dtype=part.dtype) if keeps else None
+    across = next((i for i in range(part.ndim) if i != dim), None)
+    if across is None:
+        block = features_of_all(part, group, dim)
+        return block.cpu() if keeps else None
+    step = max(1, BLOCK * shape[across] // max(math.prod(shape), 1))
+    for start in range(0, shape[across], step):
+        n = min(step, shape[across] - start)
+        block = features_of_all(part.narrow(across, start, n), group, dim)
+        if whole is not None:
+            whole.narrow(across, start, n).copy_(block)
+    return whole
 
 
 def of_all(dictionary: Dictionary, weights: dict[str, Tensor]) -> Dictionary:

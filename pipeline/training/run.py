@@ -280,7 +280,7 @@ class TrainingRun:
     def _snapshot(self, step: int) -> None:
         assert self.checkpoints is not None
         self.trainer.guard.read()
-        weights = weights_of_all(self.dictionary)
+        weights = weights_of_all(self.dictionary, self.checkpoints.keeps)
         if not self.checkpoints.keeps:
             return
         norms = {hook: norm.to_dict() for hook, norm in self.trainer.normalizer.norms.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipeline.dictionaries import sharding
 from pipeline.dictionaries.build import build_dictionary, config_from_dict, dictionary_class
 from pipeline.dictionaries.sae import SparseAutoencoder
 from pipeline.dictionaries.sharding import check_divisible, deal_, feature_dim, of_all, weights_of_all
@@ -41,6 +42,23 @@ def test_parts_are_the_dictionary(kind: str, act_fn: str, model: int) -> None:
     for _, reconstruction, decoded in parts:
         torch.testing.assert_close(reconstruction, x_hat, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(decoded, whole.decode(codes.f), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["sae", "clt", "lorsa"])
+def test_weights_are_put_together_a_block_at_a_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "BLOCK", 7)
+    whole = make(kind, "jumprelu")
+
+    def together(place: Place) -> dict[str, torch.Tensor]:
+        own = whole.rebuilt(whole.state_dict())
+        deal_(own, place.features)
+        return weights_of_all(own, keeps=place.features.rank == 1)
+
+    first, second = in_mesh(1, 2, together)
+    assert first == {}
+    assert second.keys() == whole.state_dict().keys()
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(second[name], tensor)
 
 
 @pytest.mark.parametrize(
