@@ -41,7 +41,7 @@ def check_reductions(group: Reductions, device: torch.device) -> None:
         RuntimeError: it does not.
     """
     draw = torch.Generator().manual_seed(0)
-    values = [torch.randn(3, 5, generator=draw), torch.arange(4), torch.randn((), generator=draw, dtype=torch.float64)]
+    values = [torch.randn(96, 96, generator=draw), torch.arange(4), torch.randn((), generator=draw, dtype=torch.float64)]
     sent: list[Any] = [*(value.to(device) for value in values), 7]
     flags = (torch.rand(2, 9, generator=draw) < 0.5).to(device)
     found = [*group.sum(sent), group.any(flags), *(group.gathered(x)[0] for x in (sent[0], sent[2], flags))]

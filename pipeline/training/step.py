@@ -334,20 +334,16 @@ class Trainer:
     @torch.no_grad()
     def _reduce_(self, sums: dict[str, Tensor], tally: _Tally) -> None:
         """Gradients, loss terms and counts, of this process's micro-batches until here, become those of the whole step."""
-        if self.n_processes == 1:
-            return
         assert tally.fired is not None
         trained = {parameter: parameter.grad for parameter in self.parameters.values() if parameter.grad is not None}
-        counts = (tally.n_active, tally.n_ordinary, tally.n_auxk_dropped)
         asks = [] if self.asked is None else [self.asked]
-        found, (tally.fired, *asks) = self.reductions.together(
-            [*trained.values(), *sums.values(), *counts], [tally.fired, *asks]
-        )
+        told: list[Any] = [*trained.values(), *sums.values(), tally.n_active, tally.n_ordinary, tally.n_auxk_dropped]
+        found, (tally.fired, *asks) = self.reductions.together(told, [tally.fired, *asks])
         for parameter, gradient in zip(trained, found, strict=False):
             parameter.grad = gradient
         sums.update(zip(sums, found[len(trained) :], strict=False))
-        tally.n_active, tally.n_ordinary, tally.n_auxk_dropped = found[-len(counts) :]
-        (tally.n_active,), asks = self.feature_group.together([tally.n_active], asks)
+        n_active, tally.n_ordinary, tally.n_auxk_dropped = found[-3:]
+        (tally.n_active,), asks = self.feature_group.together([n_active], asks)
         self.asked = asks[0] if asks else None
 
     @torch.no_grad()

@@ -42,10 +42,10 @@ def test_the_same_weights_at_a_cost(gate: str) -> None:
 
 
 def test_a_group_that_changes_gradients_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def turned(self: Group, values: Any) -> list[Any]:
-        return [-value if isinstance(value, Tensor) and value.is_floating_point() else value for value in values]
+    def turned(self: Group, values: Any, flags: Any) -> Any:
+        return [-value if isinstance(value, Tensor) and value.is_floating_point() else value for value in values], flags
 
-    monkeypatch.setattr(Group, "sum", turned)
+    monkeypatch.setattr(Group, "together", turned)
     with pytest.raises(RuntimeError, match="a group of one rank on cpu changed"):
         found()
     monkeypatch.setattr(gpu_group, "check_reductions", lambda group, device: None)
