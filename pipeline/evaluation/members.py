@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.compared import interval_of
+from pipeline.extent import interval_note
 from pipeline.metric_names import flatten, ordinary
 from pipeline.params.members import own_keys
 from pipeline.plots.charts import number
@@ -58,7 +59,7 @@ def members_table(experiments: Sequence[Experiment], metrics: Mapping[str, Mappi
         fvu, delta = (_with_interval(own, key) for key in (ordinary(own, "fvu"), "delta_ce"))
         cells = (e.l0, fvu, e.pca_fvu, delta, e.pca_delta_ce, own["loss_recovered_mean"], f"{e.dead:.2%}")
         rows.append(Row(e.name, e.differs or "as the run's parameters", cells, f"{e.name}/{PAGE}"))
-    note = "Loss recovered is that against the mean. Intervals: whole documents are drawn again."
+    note = f"Loss recovered is that against the mean. {interval_note(next(iter(metrics.values())))}"
     return Table("Members", columns, tuple(rows), note)
 
 
