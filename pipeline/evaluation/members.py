@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.compared import interval_of
-from pipeline.extent import interval_note
 from pipeline.metric_names import flatten, ordinary
 from pipeline.params.members import own_keys
 from pipeline.plots.charts import number
 from pipeline.plots.comparison import by_site, markdown
 from pipeline.plots.experiment import Experiment, differs, read_experiment, sweep_of
+from pipeline.plots.extent import interval_note
 from pipeline.plots.knee import KNEE, advice
 from pipeline.plots.page import Row, Table
 from pipeline.plots.training_report import PAGE

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.dictionaries.base import Dictionary
-    from pipeline.extent import Extent
     from pipeline.params.schema import Params
     from pipeline.planning.text import HeldOut, TextSample
+    from pipeline.plots.extent import Extent
 
 
 MOST_CONTEXTS = 1.5  # times as few as can hold the tokens: short documents end often, and their ends are no training tokens

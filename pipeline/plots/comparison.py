@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.extent import Extent
 from pipeline.plots.charts import number
 from pipeline.plots.experiment import Experiment
+from pipeline.plots.extent import Extent
 from pipeline.plots.knee import RULE, advice
 from pipeline.plots.page import Row, Table
 from pipeline.plots.pareto import front
