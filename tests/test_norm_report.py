@@ -172,6 +172,7 @@ def test_histograms_mark_the_limit_where_tokens_are_beyond_it(tmp_path: Path) ->
     (tmp_path / "norms.json").write_text(json.dumps({hook: dataclasses.asdict(each) for hook, each in norms.items()}))
     files = tmp_path / "norms.json", tmp_path / "statistics.safetensors"
     charts = norm_histograms(*files)
+    assert [chart.title for chart in charts] == [f"Activation norm at {hook}" for hook in "abcd"]
     mean = (2.25, "mean 2.25")
     assert [chart.marks for chart in charts] == [
         (mean, (30.0, "excluded above 30")), (mean, (30.0, "massive above 30")), (mean,), (mean,),
@@ -208,6 +209,7 @@ def test_the_stage_tells_massive_tokens_of_a_store(project: Project, monkeypatch
     assert text
     assert metrics[f"massive_tokens.{A}"] == [{"id": token, "count": massive.sum(), "text": text}]
     assert said.startswith(f"norm: {A}: {massive.sum():,} of {len(norms):,} ")
+    assert re.search(r"norm 100%  [\d,]+/4,096 tokens at 1 hook point  ", project.run("compute_norm").stderr)
     says(said, "10 x", f"{median:.4g}", f"{norms.max() / median:,.0f} x", f"tokens {text!r} ({massive.sum():,});", "excluded")
     assert said.count("\n") == 1
     plots = project.path / "metrics" / "plots" / "norm"
