@@ -237,6 +237,7 @@ def test_the_stage_says_nothing_where_there_are_none(project: Project) -> None:
     assert "massive above" not in page
     assert metrics["n_massive"] == 0
     assert load_norms(project.path / "data" / "norms.json")[A].n_tokens == metrics[f"n_tokens.{A}"] == 4096
+    assert "norm 100%  4,096/4,096 tokens at 1 hook point  " in project.run("compute_norm").stderr
 
 
 def test_without_the_rule_massive_tokens_are_told_and_kept(project: Project) -> None:
@@ -302,4 +303,3 @@ def test_the_positions_of_a_page_are_those_of_a_context(tmp_path: Path, project:
     listed = {entry["position"]: entry["count"] for entry in metrics[f"massive_positions.{A}"]}
     assert listed.items() <= {int(at): int(count) for at, count in hints}.items()
     assert sum(int(count) for _, count in hints) == metrics["n_massive"]
-    assert "norm 100%  4,096/4,096 tokens at 1 hook point  " in project.run("compute_norm").stderr
