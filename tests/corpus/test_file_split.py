@@ -12,6 +12,7 @@ import pytest
 from pipeline.corpus.document import Document
 from pipeline.corpus.file_split import held_out_files, spread
 from pipeline.corpus.for_params import tokenize_for
+from pipeline.corpus.mixture import Mixture, Source
 from pipeline.corpus.pieces import OPEN_PIECES
 from pipeline.corpus.sources import Corpus, documents
 from pipeline.corpus.text_form import SEPARATOR
@@ -146,7 +147,7 @@ def test_a_file_stays_on_its_side_though_a_piece_resembles_the_other(tmp_path: P
 def test_the_store_knows_which_documents_are_pieces_of_one_file(tmp_path: Path) -> None:
     base = folder(tmp_path / "texts", 20, 6)
     (base / "alone.txt").write_text(f"\n{SEPARATOR}\n".join(paragraph(("alone", part), 30) for part in range(40)))
-    settings = TokenizeSettings(32, 80_000, False, None, 0, 0.2, 0)
+    settings = TokenizeSettings(32, 30_000, False, None, 0, 0.2, 0)
     found = list(corpus(base, eval_fraction=0.2))
     figures = tokenize_corpus(found, info(), settings, tmp_path / "t")
     store, used = open_tokens(tmp_path / "t"), {}
@@ -173,15 +174,16 @@ def test_the_store_knows_which_documents_are_pieces_of_one_file(tmp_path: Path) 
 
 
 def test_files_of_two_sources_with_one_name_are_two(tmp_path: Path) -> None:
-    texts = [
-        Document(f"a.txt#{n}", paragraph((source, n), 60), piece_of="a.txt", held=n % 2 == 0, source=source)
-        for source in ("x", "y")
-        for n in range(8)
-    ]
-    tokenize_corpus(texts, info(), TokenizeSettings(8, 150, False, None, 0, 0.5, 0), tmp_path / "t")
-    found = open_tokens(tmp_path / "t").eval.file_ids
-    assert found is not None
-    assert found.tolist() == [0] * 4 + [1] * 4
+    def pieces(source: str) -> list[Document]:
+        return [Document(f"a.txt#{n}", paragraph((source, n), 60), piece_of="a.txt", held=n % 2 == 0) for n in range(8)]
+
+    mixture = Mixture({source: Source(pieces(source), 1.0) for source in ("x", "y")})
+    tokenize_corpus(mixture, info(), TokenizeSettings(8, 400, False, None, 0, 0.5, 0), tmp_path / "t")
+    part = open_tokens(tmp_path / "t").eval
+    assert part.file_ids is not None
+    sources = [part.document(n)["source"] for n in range(part.n_documents)]
+    assert len(set(sources)) == 2
+    assert [sources[0] == source for source in sources] == [part.file_ids[0] == number for number in part.file_ids]
 
 
 @pytest.mark.parametrize(("n", "said"), [(1, True), (4, True), (30, False)])
