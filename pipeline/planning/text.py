@@ -64,8 +64,8 @@ class HeldOut(NamedTuple):
         wanted = n_all if asked is None else min(math.ceil(asked / context_size), n_all)
         if wanted == n_all:
             return self.extent
-        if not self.parts:  # a context reaches into a document where it begins in it, or before it by less than its size
-            reached = 1.0 + context_size * self.extent.documents / self.tokens
+        if not self.parts:  # a document is reached where a context begins in it, or before it by less than its size
+            reached = 1.0 + self.tokens / (context_size * max(self.extent.documents, 1.0))
             return Extent(*(min(1.0, reached * wanted / n_all) * n for n in self.extent))
         ends = np.cumsum([tokens for tokens, _ in self.parts])
         starts = np.arange(wanted) * n_all // wanted * context_size
@@ -335,7 +335,7 @@ def _extent(wholes: Collection[Hashable]) -> Extent:
 
 def _added(extents: Iterable[Extent]) -> Extent:
     """Of several sources together."""
-    return Extent(*map(sum, zip(*extents, strict=True)))
+    return Extent(*(sum(each) for each in zip(*extents, strict=True)))
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

@@ -140,15 +140,16 @@ def test_few_evaluated_documents_are_said(project: Project, monkeypatch: pytest.
 
 
 def test_the_documents_of_the_evaluated_tokens_are_those_of_their_contexts() -> None:
-    """Four pieces of two files and two documents in 60 tokens; contexts of 10, of which two are evaluated: tokens 0 to 9, 30 to 39."""
+    """Four pieces of two files, and two documents, in 65 tokens; contexts of 10, of which two are evaluated: tokens 0 to 9, 30 to 39."""
     parts = ((12, "a.txt"), (9, "b.txt"), (12, 3), (3, "a.txt"), (4, "b.txt"), (25, 6))
     held = HeldOut(65, Extent(4, 2), 0.0, 0.1, parts)
     assert held.evaluated(None, 10) == held.evaluated(60, 10) == Extent(4, 2)
     assert held.evaluated(20, 10) == Extent(3, 2)  # "a.txt"; 3, "a.txt" and "b.txt"
     assert held.evaluated(11, 10) == held.evaluated(20, 10)
     assert held.evaluated(10, 10) == Extent(1, 1)
-    guessed = HeldOut(100_000, Extent(100), 500.0, 0.1).evaluated(10_000, 100)
-    assert 10 < guessed.documents < 25  # every tenth context, each in one document or two
+    guessed = HeldOut(100_000, Extent(100), 500.0, 0.1)  # of 1,000 tokens each; a tenth of the contexts hold an end of one
+    assert guessed.evaluated(1_000, 100).documents == pytest.approx(11)
+    assert guessed.evaluated(50_000, 100).documents == 100
 
 
 def test_text_files_are_one_document_each_in_every_figure_of_a_plan(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
