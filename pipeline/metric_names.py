@@ -66,6 +66,7 @@ NORM = {
 EVALUATION = {
     "Reconstruction": {
         "fvu": "fraction of variance unexplained: sum of squared errors / sum of squared distances from the mean; 0 is perfect",
+        "fvu_massive_share": "share of the variance in fvu that massive tokens make up: above 0 quote fvu_ordinary",
         "explained_variance": "1 - FVU",
         "fvu_ordinary": "FVU of the tokens that are not massive, their mean in the place of that of all",
         "explained_variance_ordinary": "1 - fvu_ordinary",
@@ -181,11 +182,13 @@ EVALUATION = {
     "Tokens": {
         "evaluated_contexts": "contexts of the held-out split",
         "evaluated_tokens": "their tokens without special ones",
-        "massive_tokens": "of these, the ones far longer than the median at a hook point that is read or written",
+        "evaluated_documents": "documents that they are of, which intervals draw again; a text file is one",
+        "evaluated_files": "of these, text files that are stored in pieces",
+        "massive_tokens": "evaluated tokens that are far longer than the median at a hook point that is read or written",
         "massive_fraction": "their share",
         "excluded_tokens": "massive tokens that activations.max_norm_factor leaves out: no run replaces their activation",
         "excluded_fraction": "their share",
-        "predicted_tokens": "of these, the ones that are predicted: cross entropies and KL are means over them",
+        "predicted_tokens": "evaluated tokens that are predicted: cross entropies and KL are means over them",
     },
 }
 # metrics/sparse_probing.json (SPEC 8): balanced accuracies on test texts, means over labels; of one label its name is appended.

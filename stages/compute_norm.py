@@ -38,7 +38,8 @@ def main(params: str, activations: str, out: str, statistics: str, metrics: str,
     tokens, factor = loaded.norm.tokens, loaded.activations.max_norm_factor
     store = open_activations(activations, device=loaded.model.device, device_map=loaded.model.device_map)
     total = store.n_tokens if tokens is None else min(tokens, store.n_tokens)
-    progress = Progress("norm", total * len(store.hook_points))
+    n_hooks = len(store.hook_points)
+    progress = Progress("norm", total, unit=f"tokens at {n_hooks} hook point{'' if n_hooks == 1 else 's'}")
     massive = MassiveTokens(store)
     found = compute_norms(store, tokens, max_norm_factor=factor, done=progress.update, massive=massive.add)
     progress.close()

@@ -23,15 +23,14 @@ def main(params: str, out: str, metrics: str) -> None:
     from pipeline.files import write_json
     from pipeline.lm.loading import stated_widths
     from pipeline.params.loader import load_params
-    from pipeline.planning.beginning import begin_tokenize
-    from pipeline.planning.refusals import TOKENS, refuse
+    from pipeline.planning.beginning import begin_tokenize, end_tokenize
 
     loaded = load_params(params)
     begin_tokenize(loaded)
     model = stated_widths(loaded.model)
     figures = tokenize_for(loaded, model, Path(out), lambda line: click.echo(f"tokenize: {line}", err=True))
     write_json(metrics, figures)
-    refuse(loaded, TOKENS, tokens=out)
+    end_tokenize(loaded, out)
 
 
 if __name__ == "__main__":

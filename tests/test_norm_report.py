@@ -172,6 +172,7 @@ def test_histograms_mark_the_limit_where_tokens_are_beyond_it(tmp_path: Path) ->
     (tmp_path / "norms.json").write_text(json.dumps({hook: dataclasses.asdict(each) for hook, each in norms.items()}))
     files = tmp_path / "norms.json", tmp_path / "statistics.safetensors"
     charts = norm_histograms(*files)
+    assert [chart.title for chart in charts] == [f"Activation norm at {hook}" for hook in "abcd"]
     mean = (2.25, "mean 2.25")
     assert [chart.marks for chart in charts] == [
         (mean, (30.0, "excluded above 30")), (mean, (30.0, "massive above 30")), (mean,), (mean,),
@@ -236,6 +237,7 @@ def test_the_stage_says_nothing_where_there_are_none(project: Project) -> None:
     assert "massive above" not in page
     assert metrics["n_massive"] == 0
     assert load_norms(project.path / "data" / "norms.json")[A].n_tokens == metrics[f"n_tokens.{A}"] == 4096
+    assert "norm 100%  4,096/4,096 tokens at 1 hook point  " in project.run("compute_norm").stderr
 
 
 def test_without_the_rule_massive_tokens_are_told_and_kept(project: Project) -> None:

@@ -172,6 +172,9 @@ def test_compute_norms_reads_as_many_tokens_as_asked():
     seen = []
     found = compute_norms(MemoryStore(x), 300, done=seen.append)[HOOK]
     assert found.n == sum(seen) == 300
+    several: list[int] = []
+    compute_norms(MemoryStore(x, hook_points=["a", "b", "c"]), 300, done=several.append)
+    assert several == seen  # a token counts once, at however many hook points
     assert found.mean_norm == pytest.approx(float(x[:300].norm(dim=1).mean()))
     assert compute_norms(MemoryStore(x))[HOOK].n == compute_norms(MemoryStore(x), 10**9)[HOOK].n == 1000
     mask = torch.ones(100, 10, dtype=torch.bool)

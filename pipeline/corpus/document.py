@@ -1,4 +1,7 @@
-"""One text with where it came from."""
+"""One text with where it came from.
+
+A text file that nothing cuts into documents is one, which comes in pieces, each of them a `Document` that says so (`piece_of`).
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ class Document:
         messages: of a chat, the text being what the chat template makes of them.
         counted: (start, end) of the characters whose tokens count; None: all.
         source: name of the source that it is of, where several are mixed; else empty.
+        piece_of: name of the text file that it is a piece of, in its source; empty: it is whole.
     """
 
     key: str
@@ -36,13 +40,22 @@ class Document:
     messages: tuple[Message, ...] = ()
     counted: tuple[tuple[int, int], ...] | None = None
     source: str = ""
+    piece_of: str = ""
 
     @classmethod
     def of(
-        cls, content: Content, key: str, origin: dict[str, str | int], keep_text: bool = True, held: bool | None = None
+        cls,
+        content: Content,
+        key: str,
+        origin: dict[str, str | int],
+        *,
+        keep_text: bool = True,
+        held: bool | None = None,
+        piece_of: str = "",
     ) -> Self:
         """The document of what a row holds."""
-        return cls(key, content.text, origin, keep_text, held=held, messages=content.messages, counted=content.counted)
+        messages, counted = content.messages, content.counted
+        return cls(key, content.text, origin, keep_text, held=held, messages=messages, counted=counted, piece_of=piece_of)
 
     @property
     def name(self) -> str:

@@ -51,7 +51,8 @@ def documents_of_files(
         if row.cut and row.number and held is None:
             skipped.cut_files.add(piece.name)
         origin: dict[str, str | int] = {"file": piece.name, "row": row.number}
-        yield Document.of(content, f"{piece.name}#{row.number}", origin, held=side)
+        own = piece.name if row.cut else ""
+        yield Document.of(content, f"{piece.name}#{row.number}", origin, held=side, piece_of=own)
 
 
 def local_documents(path: Path, text_field: str) -> Iterator[Document]:

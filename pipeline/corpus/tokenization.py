@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from pipeline.corpus.document import Document
 from pipeline.corpus.mixture import Mixture
 from pipeline.corpus.near_duplicates import NearDuplicates
 from pipeline.corpus.packing import PackedSplit, Packer, kept_tokens
-from pipeline.corpus.tokens import SPLITS
+from pipeline.corpus.tokens import SPLITS, WHOLE
 from pipeline.corpus.tokens_writer import TokenWriter
 from pipeline.errors import DataError
 from pipeline.files import atomic_directory
@@ -229,8 +229,14 @@ class _Counts:
 
     kept: int = 0
     contexts: int = 0
-    documents: int = 0  # that a context holds
-    last: int = -1  # number of the last of them
+    whole: int = 0  # documents that a context holds and that are no pieces
+    files: set[int] = field(default_factory=set)  # numbers of the text files of whose pieces a context holds some
+    last: int = -1  # number of the last document
+
+    @property
+    def documents(self) -> int:
+        """Documents that a context holds, a text file being one."""
+        return self.whole + len(self.files)
 
 
 class _Run:
@@ -252,7 +258,11 @@ class _Run:
 
     def kept(self, split: str) -> int:
         """Kept tokens of a split so far."""
-        return sum(counts.kept for (own, _), counts in self.counts.items() if own == split)
+        return sum(counts.kept for counts in self.of(split))
+
+    def of(self, split: str) -> list[_Counts]:
+        """What a split has of each source."""
+        return [counts for (own, _), counts in self.counts.items() if own == split]
 
     @property
     def enough(self) -> bool:
@@ -318,7 +328,9 @@ class _Run:
         counts.kept += int(kept[-1])
         counts.contexts += len(kept)
         documents = np.unique(packed.document_ids)
-        counts.documents += len(documents) - int(documents[0] == counts.last)
+        file_ids = np.asarray([self.writer.splits[split].file_ids[number] for number in documents if number != counts.last])
+        counts.whole += int((file_ids == WHOLE).sum())
+        counts.files |= set(file_ids[file_ids != WHOLE].tolist())
         counts.last = int(documents[-1])
         self.writer.splits[split].add_contexts(packed, self.source_ids[source])
 
@@ -357,10 +369,8 @@ def tokenize_corpus(
         "text_digest": run.text_digest.hexdigest(),
         **{f"{split}_tokens": run.kept(split) for split in SPLITS},
         **{f"{split}_contexts": run.writer.splits[split].n_contexts for split in SPLITS},
-        **{
-            f"{split}_documents": sum(counts.documents for (own, _), counts in run.counts.items() if own == split)
-            for split in SPLITS
-        },
+        **{f"{split}_documents": sum(counts.documents for counts in run.of(split)) for split in SPLITS},
+        **{f"{split}_files": sum(len(counts.files) for counts in run.of(split)) for split in SPLITS},
         "duplicate_documents": run.sides.equal,
         "near_duplicate_documents": run.sides.alike,
         "left_out_documents": run.sides.left_out,

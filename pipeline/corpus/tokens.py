@@ -4,10 +4,11 @@ Zarr v3 group. For each split ("train", "eval") a group with int32 arrays [n_con
 char_starts, char_ends; and `document_offsets` int64 [n_documents + 1] into documents/<split>.jsonl beside it, whose lines are
 {"key", "origin", "text"} (no text where the origin is a row of a data set of the hub; of a chat also "messages"). Only where
 only the assistant's tokens count: `counted`, bool as the contexts. Only where several sources are mixed: `source_ids`, int32
-[n_contexts]. Group attributes: format_version, context_size, prepend_bos, prepend_bos_why (what was stated, or what `auto`
-chose and why; absent where nobody says), packing, ignore_token_ids, ignore_positions (0 where absent), sources (of several),
-tokenizer_digest, split_seed, digest (of the content), complete. manifest.json has the digest of every file, which is checked
-when it is first read.
+[n_contexts]. Only where text files are stored in pieces: `file_ids`, int32 [n_documents], of each document the number of the
+file that it is a piece of, or -1. Group attributes: format_version, context_size, prepend_bos, prepend_bos_why (what was
+stated, or what `auto` chose and why; absent where nobody says), packing, ignore_token_ids, ignore_positions (0 where absent),
+sources (of several), tokenizer_digest, split_seed, digest (of the content), complete. manifest.json has the digest of every
+file, which is checked when it is first read.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ FORMAT_VERSION = 1
 SPLITS = ("train", "eval")
 OFFSETS_CHUNK = 65536
 STAGE = "tokenize"
+FILE_IDS = "file_ids"
+WHOLE = -1  # in file_ids: no piece of a file
 _NEXT = remake("tokenize")
 
 
@@ -118,8 +121,23 @@ class TokenSplit:
             return np.asarray(self._group["source_ids"][:])
 
     @cached_property
+    def file_ids(self) -> np.ndarray | None:
+        """int32 [n_documents], of each document the number of the text file that it is a piece of, -1 where it is whole; None:
+        all are whole, or the store is from before this was kept.
+
+        Raises:
+            DataError: the array is altered.
+        """
+        if FILE_IDS not in self._group:
+            return None
+        for chunk in range(-(-self.n_documents // OFFSETS_CHUNK)):
+            self._files.check(f"{self.name}/{FILE_IDS}/c/{chunk}")
+        with reading(f"{self._files.directory / self.name / FILE_IDS}: the array is damaged", _NEXT):
+            return np.asarray(self._group[FILE_IDS][:])
+
+    @cached_property
     def n_documents(self) -> int:
-        """Number of documents in the split."""
+        """Number of documents in the split, pieces of text files each by itself."""
         return int(self._group["document_offsets"].shape[0]) - 1
 
     def document(self, document_id: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipeline.contracts.sealing import Origin
 from pipeline.corpus.contexts import CHUNK_CONTEXTS
 from pipeline.corpus.document import Document
 from pipeline.corpus.packing import COUNTED, FIELDS, NO_CHARACTERS, PackedSplit
-from pipeline.corpus.tokens import FORMAT_VERSION, OFFSETS_CHUNK, SPLITS, STAGE
+from pipeline.corpus.tokens import FILE_IDS, FORMAT_VERSION, OFFSETS_CHUNK, SPLITS, STAGE, WHOLE
 from pipeline.files import atomic_directory
 
 
@@ -38,6 +38,8 @@ class _SplitWriter:
             for field, (dtype, fill) in kinds.items()
         }
         self.source_ids = array("i")
+        self.file_ids = array("i")
+        self._files: dict[tuple[str, str], int] = {}
         self.n_contexts = 0
         self.offsets = [0]
         self.digest = hashlib.sha256(name.encode())
@@ -57,6 +59,8 @@ class _SplitWriter:
         self.texts.write(line)
         self.digest.update(line)
         self.offsets.append(self.offsets[-1] + len(line))
+        file = (document.source, document.piece_of)
+        self.file_ids.append(self._files.setdefault(file, len(self._files)) if document.piece_of else WHOLE)
         return len(self.offsets) - 2
 
     def add_contexts(self, packed: PackedSplit, source_id: int | None = None) -> None:
@@ -85,6 +89,8 @@ class _SplitWriter:
             ids = np.asarray(self.source_ids, dtype=np.int32)
             self.group.create_array("source_ids", data=ids, chunks=(OFFSETS_CHUNK,))
             self.digest.update(ids.tobytes())
+        if self._files:  # no part of the digest: activations of a store from before are those of the same tokens
+            self.group.create_array(FILE_IDS, data=np.asarray(self.file_ids, dtype=np.int32), chunks=(OFFSETS_CHUNK,))
         return self.digest.hexdigest()
 
 

@@ -161,7 +161,7 @@ class Evaluator:
         for name, one in self.measured.items() if self.processes.rank == 0 else ():
             with of_member(name):
                 massive, pca = self.labels.massive(one), self.labels.pca(one)
-                found[name] = one.evaluation(ranks[name], self.held_out.n_contexts, massive, pca)
+                found[name] = one.evaluation(ranks[name], self.held_out, massive, pca)
         return found if self.feature_group.rank == 0 else {}
 
     def _each(self, work: Callable[[SplitBatch], R], add: Callable[[R], None]) -> None:

@@ -9,6 +9,7 @@ from pipeline.evaluation.compared import compared
 from pipeline.evaluation.massive import massive_line
 from pipeline.metric_names import HEADLINE, ordinary
 from pipeline.plots.charts import number
+from pipeline.plots.extent import Extent
 from pipeline.plots.training_report import describe
 
 DIGITS = 4  # of these figures, which fill narrow columns; the group `evaluation` has all digits
@@ -30,6 +31,14 @@ def _short(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
+def _documents(metrics: Mapping[str, float]) -> str:
+    """` of 5 text files (95 % intervals are rough ...)`; "" of an evaluation that has not counted them."""
+    extent = Extent.of(metrics)
+    if extent is None:
+        return ""
+    return f" of {extent.words()}" + (f" ({warning})" if (warning := extent.warning()) else "")
+
+
 def note(config: Mapping[str, Any], metrics: Mapping[str, float], *, layers: int = 1) -> str:
     """The run's description, in Markdown: what was trained, and how good it is beside its baselines, on held-out text."""
 
@@ -49,7 +58,7 @@ def note(config: Mapping[str, Any], metrics: Mapping[str, float], *, layers: int
         [
             f"**{describe(config, layers=layers)}**",
             "",
-            f"{first}; on {metrics['evaluated_tokens']:,.0f} held-out tokens.",
+            f"{first}; on {metrics['evaluated_tokens']:,.0f} held-out tokens{_documents(metrics)}.",
             *(() if line is None else ("", f"{line}. FVU, L0 and dead share are of the others.")),
             "",
             f"| | this dictionary (95 %) | PCA of rank {metrics['pca_rank']:.0f} | mean | zero |",

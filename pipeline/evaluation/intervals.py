@@ -2,7 +2,7 @@
 
 Tokens of one document are alike: an interval that takes them for independent is too narrow. Drawn are as many documents as
 there are, with replacement; the interval holds the middle 95 % of the ratios. Source: Efron and Tibshirani 1993, percentile
-method, with documents as clusters.
+method, with documents as clusters; a text file whose pieces are stored by themselves is one document (split_tokens.py).
 """
 
 from __future__ import annotations

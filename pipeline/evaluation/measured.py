@@ -23,7 +23,7 @@ from pipeline.hook_keys import by_model, join_key
 if TYPE_CHECKING:
     from pipeline.evaluation.models import LanguageModels
     from pipeline.evaluation.raw_space import RawDictionary
-    from pipeline.evaluation.split_tokens import SplitBatch
+    from pipeline.evaluation.split_tokens import SplitBatch, SplitTokens
 
 
 def keys_by_model(keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -73,6 +73,7 @@ class Counts:
     Attributes:
         reconstruction, sparsity: of its own run.
         predictions: {alias: of the model}.
+        documents: numbers of those that have a kept token.
     """
 
     def __init__(
@@ -80,11 +81,13 @@ class Counts:
     ) -> None:
         self.reconstruction, self.sparsity = ReconstructionMetrics.of(means), sparsity
         self.predictions = {alias: PredictionMetrics(keys) for alias, keys in written.items()}
+        self.documents: set[int] = set()
 
     def add_all(self, other: Counts) -> None:
         """Add what was counted of other contexts."""
         self.reconstruction.add_all(other.reconstruction)
         self.sparsity.add_all(other.sparsity)
+        self.documents |= other.documents
         for alias, predictions in self.predictions.items():
             predictions.add_all(other.predictions[alias])
 
@@ -152,6 +155,7 @@ class Measured:
         known = self.raw(originals, labels, tokens.kept, tokens.massive)
         counts.reconstruction.update(known.x_hats, labels, tokens.kept, batch.label, batch.documents, tokens.massive)
         counts.sparsity.update(known.features, tokens.kept, tokens.massive, self.raw.dictionary.feature_group)
+        counts.documents.update(batch.documents[batch.mask].unique().tolist())
         return known.x_hats
 
     def put_together(self) -> None:
@@ -163,12 +167,12 @@ class Measured:
         layers = math.prod(self.raw.dictionary.feature_shape[:-1])
         return used_rank(asked, self.counts.sparsity.l0_mean_ordinary() / layers, self.principal)
 
-    def evaluation(self, rank: int, n_contexts: int, massive: MassiveTokens, pca: PcaMetrics) -> Evaluation:
+    def evaluation(self, rank: int, held_out: SplitTokens, massive: MassiveTokens, pca: PcaMetrics) -> Evaluation:
         """The metrics of what was counted.
 
         Args:
             rank: of the PCA.
-            n_contexts: that were evaluated.
+            held_out: contexts that were evaluated.
             massive: tokens, by this dictionary's limits.
             pca: of the written hook points, by these limits.
 
@@ -178,9 +182,12 @@ class Measured:
         parts, n_tokens = self.counts.reconstruction.parts, self.counts.reconstruction.tokens
         variances = {hook: part.sums["variance"] for hook, part in parts.items()}
         ordinary = {hook: part.ordinary_variance for hook, part in parts.items()}
+        extent = held_out.extent(self.counts.documents)
         metrics = {
-            "evaluated_contexts": float(n_contexts),
+            "evaluated_contexts": float(held_out.n_contexts),
             "evaluated_tokens": float(n_tokens),
+            "evaluated_documents": float(extent.documents),
+            "evaluated_files": float(extent.files),
             **massive.results(n_tokens),
             "predicted_tokens": float(next(iter(self.counts.predictions.values())).counts["original"]),
             **self.counts.reconstruction.results(),

@@ -11,6 +11,7 @@ from pipeline.params.members import own_keys
 from pipeline.plots.charts import number
 from pipeline.plots.comparison import by_site, markdown
 from pipeline.plots.experiment import Experiment, differs, read_experiment, sweep_of
+from pipeline.plots.extent import interval_note
 from pipeline.plots.knee import KNEE, advice
 from pipeline.plots.page import Row, Table
 from pipeline.plots.training_report import PAGE
@@ -58,7 +59,7 @@ def members_table(experiments: Sequence[Experiment], metrics: Mapping[str, Mappi
         fvu, delta = (_with_interval(own, key) for key in (ordinary(own, "fvu"), "delta_ce"))
         cells = (e.l0, fvu, e.pca_fvu, delta, e.pca_delta_ce, own["loss_recovered_mean"], f"{e.dead:.2%}")
         rows.append(Row(e.name, e.differs or "as the run's parameters", cells, f"{e.name}/{PAGE}"))
-    note = "Loss recovered is that against the mean. Intervals: whole documents are drawn again."
+    note = f"Loss recovered is that against the mean. {interval_note(next(iter(metrics.values())))}"
     return Table("Members", columns, tuple(rows), note)
 
 

@@ -262,7 +262,8 @@ class ReconstructionSums:
         zero_fvu = sum ||x||^2 / sum ||x - mu||^2: FVU of zero in the reconstruction's place (of mu it is 1).
 
         fvu_ordinary (with its interval), explained_variance_ordinary, zero_fvu_ordinary: the same sums over the tokens that
-        are not massive, nu in the place of mu. normalized_error_q50 = median over all kept tokens of
+        are not massive, nu in the place of mu. fvu_massive_share = 1 - sum ||x - nu||^2 over those / sum ||x - mu||^2 over all,
+        0 where no token is massive. normalized_error_q50 = median over all kept tokens of
         ||x - r||^2 / ||x - nu||^2, to 5.1e-4 relative (medians.py), without tokens equal to nu.
 
         Left out is what is undefined: FVU and explained variance where the labels do not vary, nmse and ratios where all
@@ -294,6 +295,8 @@ class ReconstructionSums:
             errors, variances = self.documents.of("error", "variance")
             results |= with_interval("fvu", ratio_interval(errors, variances))
         median = self.errors.value()
+        if s["variance"]:
+            results["fvu_massive_share"] = 1.0 - self.ordinary_variance / s["variance"]
         return results | self._ordinary_results(results) | ({} if median is None else {"normalized_error_q50": median})
 
     def _ordinary_results(self, plain: Mapping[str, float]) -> dict[str, float]:

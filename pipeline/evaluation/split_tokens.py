@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.corpus.contexts import read_contexts
+from pipeline.corpus.contexts import CHUNK_CONTEXTS, read_contexts
+from pipeline.corpus.tokens import WHOLE
 from pipeline.errors import DataError
+from pipeline.plots.extent import Extent
 
 
 class Contexts(Protocol):
@@ -20,6 +22,11 @@ class Contexts(Protocol):
 
     n_contexts: int
     context_size: int
+
+    @property
+    def file_ids(self) -> np.ndarray | None:
+        """int32, of each of the store's documents the text file that it is a piece of, -1: it is whole; None: all are."""
+        ...
 
     def read(self, start: int = 0, stop: int | None = None, field: str = "tokens") -> np.ndarray:
         """int32 [n, T] of contexts start..stop: tokens, or document_ids."""
@@ -51,7 +58,7 @@ class SplitBatch:
         contexts: int64 [b], their numbers in the split.
         tokens: int64 [b, T].
         mask: bool [b, T], True where the token is kept.
-        documents: int64 [b, T], numbers of the documents that the tokens are of.
+        documents: int64 [b, T], numbers of the documents that the tokens are of: pieces of a text file have that of their file.
         label: "held-out contexts 32 to 63", for messages.
     """
 
@@ -89,6 +96,7 @@ class SplitTokens:
         wanted = contexts_asked_for(n_all, split.context_size, tokens)
         self.contexts = np.arange(wanted, dtype=np.int64) * n_all // wanted
         self.n_contexts, self.n_tokens = wanted, wanted * split.context_size
+        self._wholes = None if split.file_ids is None else whole_documents(split.file_ids)
 
     def __iter__(self) -> Iterator[SplitBatch]:
         return map(self.batch, range(self.n_batches))
@@ -107,6 +115,35 @@ class SplitTokens:
             torch.from_numpy(chosen),
             torch.from_numpy(tokens.astype(np.int64)),
             torch.from_numpy(np.ascontiguousarray(self._mask_of(chosen, tokens))),
-            torch.from_numpy(read_contexts(self._split, chosen, "document_ids").astype(np.int64)),
+            torch.from_numpy(self._documents(chosen)),
             f"{self._name} contexts {chosen[0]} to {chosen[-1]}",
         )
+
+    def _documents(self, chosen: np.ndarray) -> np.ndarray:
+        ids = read_contexts(self._split, chosen, "document_ids").astype(np.int64)
+        return ids if self._wholes is None else self._wholes[ids]
+
+    def extent(self, documents: Collection[int]) -> Extent:
+        """How many documents these are, by their numbers in `SplitBatch.documents`."""
+        files, numbers = self._split.file_ids, np.fromiter(documents, dtype=np.int64)
+        return Extent(len(numbers), 0 if files is None else int((files[numbers] != WHOLE).sum()))
+
+    def whole_extent(self) -> Extent:
+        """The documents of all chosen contexts, a part of them at a time; masked tokens too."""
+        found: set[int] = set()
+        for start in range(0, self.n_contexts, CHUNK_CONTEXTS):
+            found.update(np.unique(self._documents(self.contexts[start : start + CHUNK_CONTEXTS])).tolist())
+        return self.extent(found)
+
+
+def whole_documents(file_ids: np.ndarray) -> np.ndarray:
+    """int64 [n], of each of the store's documents the number of the whole one: of a piece the first piece of its file.
+
+    Args:
+        file_ids: int32 [n], of each the text file that it is a piece of, -1: it is whole.
+    """
+    wholes = np.arange(len(file_ids), dtype=np.int64)
+    pieces = file_ids != WHOLE
+    _, first, file = np.unique(file_ids[pieces], return_index=True, return_inverse=True)
+    wholes[pieces] = wholes[pieces][first][file]
+    return wholes

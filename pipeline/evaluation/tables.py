@@ -9,6 +9,7 @@ from pipeline.evaluation.sparsity import QUANTILES, quantile_key
 from pipeline.hook_keys import by_model
 from pipeline.metric_names import DEFINITIONS, EVALUATION, MetricKey, read_key
 from pipeline.plots.charts import number
+from pipeline.plots.extent import interval_note
 from pipeline.plots.page import Row, Table
 
 PARTS = tuple(quantile_key("", q).removeprefix("_") for q in QUANTILES)
@@ -23,7 +24,7 @@ def compared_table(metrics: Mapping[str, float], massive: str | None = None) -> 
     """The metrics that have baselines; `massive` says how many tokens are massive, None: none is."""
     rows = [Row(c.name, c.about, (_with_interval(c.value, c.interval), c.pca, c.mean, c.zero)) for c in compared(metrics)]
     columns = ("this dictionary (95 %)", f"PCA of rank {metrics['pca_rank']:.0f}", "mean", "zero")
-    note = "Intervals: whole documents are drawn again. PCA, the mean and zeros stand in the place of the reconstruction."
+    note = f"{interval_note(metrics)} PCA, the mean and zeros stand in the place of the reconstruction."
     if massive is not None:
         note += f" {massive}. FVU is of the others. Below, tables that include massive tokens say so."
     return Table("Beside its baselines", columns, tuple(rows), note)

@@ -41,7 +41,7 @@ def compute_norms(
         max_norm_factor: activations.max_norm_factor.
         hook_points: which; None: all that are open.
         device: where the sums are computed.
-        done: called with every number of tokens read.
+        done: called with every number of tokens that were read at all hook points.
         massive: called with a hook point, a row of the store and a bool tensor of its shape [n] or [n, T] for the rows from
             there on: True for a massive token.
 
@@ -70,7 +70,7 @@ def compute_norms(
                     f"{store.path}: hook point {name}: {found[name].nonfinite} of {stop:,} rows hold non-finite "
                     f"activations, the first at {where}; generate with another model.dtype or storage_dtype"
                 )
-            done((stop - start) * per_row)
+        done((stop - start) * per_row)
     for name, statistics in found.items():
         if statistics.n == 0 or statistics.sum_norm == 0.0:
             what = "no token is kept by the mask" if statistics.n == 0 else "every activation is zero"

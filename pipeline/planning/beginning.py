@@ -10,8 +10,8 @@ import click
 from pipeline.errors import PipelineError
 from pipeline.params.rules.said import said_of_training
 from pipeline.planning.rates import Recorded, record, recorded
-from pipeline.planning.refusals import MACHINE, PARAMETERS, refuse, refuse_by_text, refuse_by_tokens
-from pipeline.planning.report import held_out_line, needs_lines, short_lines, stage_lines
+from pipeline.planning.refusals import MACHINE, PARAMETERS, TOKENS, refuse, refuse_by_text, refuse_by_tokens
+from pipeline.planning.report import few_documents_line, needs_lines, short_lines, stage_lines
 from pipeline.planning.run import Run
 from pipeline.planning.stages import BY_NAME, clock_seconds, peak_bytes
 from pipeline.planning.weights import n_parameters
@@ -22,15 +22,14 @@ if TYPE_CHECKING:
     from pipeline.planning.measuring import Beginning
     from pipeline.planning.text import TextSample
 
-TOKENS = "data/tokens.zarr"
+STORE = "data/tokens.zarr"
 SLOW = 3e10  # operations in a second: a rough count of a run tells whether it is worth measuring
-RESTS_ON_HELD_OUT = ("generate", "evaluate")  # the first that runs when documents are dealt, and the one that uses them
 LONG = 600.0  # seconds of a run from which on it is
 HOW_LONG = "about half a minute of the processors' time on a small model, longer under other work"
 MEASURE = "`python -m stages.plan` measures how long"
 
 
-def begin(stage: str, params: Params, tokens: str | Path = TOKENS) -> None:
+def begin(stage: str, params: Params, tokens: str | Path = STORE) -> None:
     """Say in a line what a stage will do; refuse what the token store, if it is there, does not allow.
 
     Args:
@@ -48,8 +47,6 @@ def begin(stage: str, params: Params, tokens: str | Path = TOKENS) -> None:
     except PipelineError:  # the stage itself says what is wrong, if it needs what is missing
         return
     _say(stage, line)
-    if stage in RESTS_ON_HELD_OUT and (few := held_out_line(run)) is not None:
-        _say(stage, few)
 
 
 def beginning_line(run: Run, stage: str, kept: Recorded | None) -> str:
@@ -100,6 +97,17 @@ def begin_tokenize(params: Params) -> None:
         _say("tokenize", line)
     if kept is None:
         _say("tokenize", MEASURE)
+
+
+def end_tokenize(params: Params, tokens: str | Path) -> None:
+    """Refuse what the tokens do not allow; say whether the documents that will be evaluated are few, which is known now.
+
+    Raises:
+        PipelineError: what a later stage would refuse, every fault a line.
+    """
+    refuse(params, TOKENS, tokens=tokens)
+    if (few := few_documents_line(Run.of(params, tokens))) is not None:
+        _say("tokenize", few)
 
 
 def _measured(run: Run, text: TextSample, before: Beginning) -> Recorded | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.planning.beginning import HOW_LONG
 from pipeline.planning.rates import Recorded, record, recorded
 from pipeline.planning.refusals import MACHINE, PARAMETERS, refuse, refuse_by_text, refuse_by_tokens
-from pipeline.planning.report import needs_lines, short_lines, slowed_line, stage_lines
+from pipeline.planning.report import few_documents_line, needs_lines, short_lines, slowed_line, stage_lines
 from pipeline.planning.run import Run
 from pipeline.planning.timing import Stopwatch
 
@@ -63,7 +63,7 @@ def plan(params: Params, tokens: str | Path, *, measure: bool = True, say: Calla
         yield "times by what was measured of another dictionary on this model: `python -m stages.plan` measures this one"
     if rates is None:
         yield "no time was measured: run `python -m stages.plan`"
-    found = list(short_lines(run, text))
+    found = [*short_lines(run, text), *([few] if (few := few_documents_line(run)) else [])]
     if found:
         yield ""
         yield from (f"too little: {line}" for line in found)

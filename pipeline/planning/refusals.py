@@ -113,14 +113,10 @@ def refuse_by_text(run: Run, text: TextSample) -> None:
         if found.deviation == 0.0 and math.ceil(evaluated / run.context_size) * run.context_size > there:
             faults.append(
                 f"evaluation.tokens asks for {evaluated:,} held-out tokens, and the text gives {found.tokens:,.0f} in "
-                f"{_documents(found.documents)}; ask for fewer, or raise dataset.eval_fraction"
+                f"{found.extent.words()}; ask for fewer, or raise dataset.eval_fraction"
             )
     if faults:
         raise DataError(faults)
-
-
-def _documents(n: float) -> str:
-    return f"{n:,.0f} document{'' if round(n) == 1 else 's'}"
 
 
 def refuse_by_tokens(params: Params, tokens: str | Path) -> None:

@@ -18,7 +18,6 @@ LEAST_HELD_OUT = 10_000  # evaluated tokens below which intervals are wide
 LEAST_CALIBRATION = 10_000  # tokens for an L0 within 1 %
 MANY_EPOCHS = 10
 SLOWED = 1.3  # by others, from which on it is said
-FEW_DOCUMENTS = 50  # held out, on which every interval rests
 
 
 def needs_lines(run: Run, text: TextSample | None) -> Iterator[str]:
@@ -36,8 +35,8 @@ def needs_lines(run: Run, text: TextSample | None) -> Iterator[str]:
         f"(trainer.total_training_tokens), {run.epochs:.2f} times the rows; norms of {number(run.norm_tokens)}"
     )
     yield (
-        f"evaluation  {number(run.evaluated_tokens)} held-out tokens, each in {run.evaluation_runs} runs of the language "
-        f"model; analysis of {number(run.analysed_tokens)}"
+        f"evaluation  {number(run.evaluated_tokens)} held-out tokens{_evaluated(run)}, each in {run.evaluation_runs} runs of "
+        f"the language model; analysis of {number(run.analysed_tokens)}"
     )
     store = "none, activations are live" if run.live else f"{bytes_in_words(store_bytes(run))} ({acts.storage_dtype})"
     if acts.path is not None:
@@ -50,18 +49,32 @@ def needs_lines(run: Run, text: TextSample | None) -> Iterator[str]:
 
 def _held_out(run: Run) -> str:
     """`about 13,824 held out, 9,000 to 19,000, in about 20 documents`."""
-    found = run.held_out
-    if run.counts is not None:
-        return f"{number(run.held_out_contexts * run.context_size)} held out, in {_documents(run.counts.held_out_documents)}"
-    if found is None:
+    found, extent = run.held_out, run.held_out_extent
+    if extent is None or (found is None and run.counts is None):
         return f"about {number(run.held_out_contexts * run.context_size)} held out"
+    if found is None or run.counts is not None:
+        return f"{number(run.held_out_contexts * run.context_size)} held out, in {extent.words()}"
     if found.deviation == 0.0:
-        return f"{number(found.tokens)} held out, in {_documents(found.documents)}"
+        asked = f"{100 * run.params.dataset.eval_fraction:g}%"
+        return (
+            f"{number(found.tokens)} held out, in {extent.words()}: {found.share:.1%} of the tokens of the text that is read "
+            f"(dataset.eval_fraction asks for about {asked})"
+        )
     least, most = max(found.tokens - found.deviation, 0.0), found.tokens + found.deviation
     return (
-        f"about {number(found.tokens)} held out, {_round(least)} to {_round(most)} as documents fall, in about "
-        f"{_documents(found.documents)}"
+        f"about {number(found.tokens)} held out, {_round(least)} to {_round(most)} as documents fall, in about {extent.words()}"
     )
+
+
+def _evaluated(run: Run) -> str:
+    """` of 5 text files`; "" where it is not known."""
+    extent = run.evaluated_extent
+    return "" if extent is None else f" of {_about(run)}{extent.words()}"
+
+
+def _about(run: Run) -> str:
+    """`about ` where documents were not counted."""
+    return "about " if run.counts is None and run.held_out is not None and run.held_out.deviation else ""
 
 
 def _round(value: float) -> str:
@@ -69,28 +82,23 @@ def _round(value: float) -> str:
     return number(float(f"{value:.2g}"))
 
 
-def _documents(n: float) -> str:
-    return f"{number(n)} document{'' if round(n) == 1 else 's'}"
-
-
-def held_out_line(run: Run) -> str | None:
-    """What is said of few held-out documents; None where they are many, or not known."""
-    known = run.held_out if run.counts is None else None
-    n = run.counts.held_out_documents if run.counts is not None else None if known is None else known.documents
-    if n is None or n >= FEW_DOCUMENTS:
+def few_documents_line(run: Run) -> str | None:
+    """What is said of few evaluated documents; None where they are many, or not known."""
+    extent = run.evaluated_extent
+    if extent is None or not (warning := extent.warning()):
         return None
     return (
-        f"dataset.eval_fraction: {'' if known is None or known.deviation == 0.0 else 'about '}{_documents(n)} held out, and "
-        f"intervals are over documents: of fewer than {FEW_DOCUMENTS} they are wide and uncertain; raise it, or give more text"
+        f"dataset.eval_fraction, evaluation.tokens: the evaluated tokens will be of {_about(run)}{extent.words()}: {warning}; "
+        "raise these, or give more documents"
     )
 
 
 def _text_there(text: TextSample) -> str:
-    documents = sum(source.documents for source in text.sources.values())
     if text.there is None:
         return f"more than {number(text.tokens)} tokens, which were read; its size does not tell how many there are"
     if text.whole:
-        return f"{number(text.there)} tokens in {documents:,} documents, {text.held_out_share:.1%} of them held out"
+        pieces = f" (cut into {text.pieces:,} pieces)" if text.pieces else ""
+        return f"{number(text.there)} tokens in {text.extent.words()}{pieces}"
     return f"about {number(text.there)} tokens, estimated from the first {number(text.tokens)}"
 
 
@@ -140,8 +148,6 @@ def short_lines(run: Run, text: TextSample | None) -> Iterator[str]:
             f"evaluation.tokens, dataset.eval_fraction: {number(run.evaluated_tokens)} held-out tokens give wide intervals; "
             f"{number(LEAST_HELD_OUT)} or more are better"
         )
-    if (few := held_out_line(run)) is not None:
-        yield few
     calibrated = [own for own in params.members.values() if own.dictionary.is_topk_family and "batch" in own.dictionary.act_fn]
     if calibrated and params.fold.calibration_tokens < LEAST_CALIBRATION:
         yield (

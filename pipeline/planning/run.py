@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
     from pipeline.params.schema import Params
     from pipeline.planning.text import HeldOut, TextSample
+    from pipeline.plots.extent import Extent
 
 
 MOST_CONTEXTS = 1.5  # times as few as can hold the tokens: short documents end often, and their ends are no training tokens
 
 
 class Counts(NamedTuple):
-    """Contexts of a token store that is there, and the documents of its held-out ones."""
+    """Contexts of a token store that is there."""
 
     train: int
     held_out: int
-    held_out_documents: int
 
 
 def counted(params: Params, tokens: str | Path) -> Counts | None:
@@ -50,7 +50,7 @@ def counted(params: Params, tokens: str | Path) -> Counts | None:
     whole = not any(part.assistant_tokens_only for part in params.dataset.each().values())
     if store.context_size != acts.context_size or n_contexts < least or (whole and n_contexts > MOST_CONTEXTS * least + 1):
         return None
-    return Counts(n_contexts, store.eval.n_contexts, store.eval.n_documents)
+    return Counts(n_contexts, store.eval.n_contexts)
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,27 @@ class Run:
         asked = self.params.evaluation.tokens
         contexts = self.held_out_contexts
         return self.context_size * (contexts if asked is None else min(contexts, math.ceil(asked / self.context_size)))
+
+    @cached_property
+    def held_out_extent(self) -> Extent | None:
+        """Documents of the held-out tokens; None: not known. Reads the token store, where it is there."""
+        return self._extent_of(None)
+
+    @cached_property
+    def evaluated_extent(self) -> Extent | None:
+        """Documents of the held-out tokens that are evaluated, on which intervals rest; None: not known. Reads the token store,
+        where it is there.
+        """
+        return self._extent_of(self.params.evaluation.tokens)
+
+    def _extent_of(self, asked: int | None) -> Extent | None:
+        if self.counts is not None and self.tokens is not None:
+            from pipeline.corpus.tokens import open_tokens
+            from pipeline.evaluation.split_tokens import SplitTokens
+
+            split = open_tokens(self.tokens).eval
+            return SplitTokens(split, split.mask, asked, 1).whole_extent()
+        return None if self.held_out is None else self.held_out.evaluated(asked, self.context_size)
 
     @property
     def evaluation_runs(self) -> int:

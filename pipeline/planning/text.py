@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from pipeline.corpus.chat import ChatTemplate
 from pipeline.corpus.document import Document
@@ -21,6 +24,7 @@ from pipeline.corpus.sources import DEMO, Corpus, corpora
 from pipeline.corpus.tokenization import BATCH_CHARACTERS, TokenizerInfo, tokenizer_info
 from pipeline.files import local_path
 from pipeline.planning.timing import Stopwatch
+from pipeline.plots.extent import Extent
 
 if TYPE_CHECKING:
     from pipeline.lm.source import ModelSource
@@ -42,13 +46,32 @@ class HeldOut(NamedTuple):
 
     Attributes:
         tokens: of it.
-        documents: that they are of.
+        extent: documents that they are of.
         deviation: that the tokens may lie off by; 0: they were counted.
+        share: of the tokens of the text that is read.
+        parts: where they were counted, the tokens of each document or piece in order, and the whole document that it is of.
     """
 
     tokens: float
-    documents: float
+    extent: Extent
     deviation: float
+    share: float
+    parts: tuple[tuple[int, Hashable], ...] = ()
+
+    def evaluated(self, asked: int | None, context_size: int) -> Extent:
+        """The documents of so many of these tokens, whole contexts spread evenly as evaluation takes them; None: of all."""
+        n_all = int(self.tokens // context_size)
+        wanted = n_all if asked is None else min(math.ceil(asked / context_size), n_all)
+        if wanted == n_all:
+            return self.extent
+        if not self.parts:  # a document is reached where a context begins in it, or before it by less than its size
+            reached = 1.0 + self.tokens / (context_size * max(self.extent.documents, 1.0))
+            return Extent(*(min(1.0, reached * wanted / n_all) * n for n in self.extent))
+        ends = np.cumsum([tokens for tokens, _ in self.parts])
+        starts = np.arange(wanted) * n_all // wanted * context_size
+        first, last = (np.searchsorted(ends, at, side="right") for at in (starts, starts + context_size - 1))
+        found = {self.parts[at][1] for a, b in zip(first, last, strict=True) for at in range(a, b + 1)}
+        return _extent(found)
 
 
 @dataclass
@@ -56,9 +79,10 @@ class SourceSample:
     """What was read of one source.
 
     Attributes:
-        documents, characters, n_bytes, tokens: so far; n_bytes in UTF-8.
-        held_out, held_out_documents: tokens and number of documents that are held out.
-        squares: sum of the squared lengths of the documents, in tokens.
+        documents, characters, n_bytes, tokens: so far, pieces of text files each as a document; n_bytes in UTF-8.
+        held_out: tokens that are held out; held_out_parts: of each document or piece, and the whole document that it is of.
+        files: tokens of each text file that comes in pieces, by name; pieces: how many.
+        squares: sum of the squared lengths of the documents that are no pieces, in tokens.
         first: seconds until the first document was there; seconds: of reading after it.
         whole: whether it was read to its end.
         there: tokens in all of it, exact where whole; None: not known. most: that it has hardly more than.
@@ -72,7 +96,9 @@ class SourceSample:
     n_bytes: int = 0
     tokens: int = 0
     held_out: int = 0
-    held_out_documents: int = 0
+    held_out_parts: list[tuple[int, Hashable]] = field(default_factory=list)
+    files: Counter[str] = field(default_factory=Counter)
+    pieces: int = 0
     squares: float = 0.0
     first: float = 0.0
     seconds: float = 0.0
@@ -82,6 +108,16 @@ class SourceSample:
     stop: HeldOut | None = None
     batch: int = 0
     kept: list[Document] = field(default_factory=list)
+
+    @property
+    def extent(self) -> Extent:
+        """Documents so far, a text file being one."""
+        return Extent(self.documents - self.pieces + len(self.files), len(self.files))
+
+    def held(self) -> HeldOut:
+        """What is held out of what was read."""
+        extent = _extent({whole for _, whole in self.held_out_parts})
+        return HeldOut(self.held_out, extent, 0.0, self.held_out / max(self.tokens, 1), tuple(self.held_out_parts))
 
 
 @dataclass(frozen=True)
@@ -119,9 +155,14 @@ class TextSample:
         return sum(source.tokens for source in self.sources.values())
 
     @property
-    def held_out_share(self) -> float:
-        """Share of the sample's tokens that is held out."""
-        return sum(source.held_out for source in self.sources.values()) / max(self.tokens, 1)
+    def extent(self) -> Extent:
+        """Documents of the sample."""
+        return _added(source.extent for source in self.sources.values())
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of text files in the sample."""
+        return sum(source.pieces for source in self.sources.values())
 
     def held_out_of(self, wanted: int, eval_fraction: float) -> HeldOut:
         """What will be held out while so many training tokens are read.
@@ -134,12 +175,17 @@ class TextSample:
         if len(found) == 1 and found[0].stop is not None:
             return found[0].stop
         if self.whole and (len(found) == 1 or self.tokens - sum(source.held_out for source in found) <= wanted):
-            return HeldOut(sum(s.held_out for s in found), sum(s.held_out_documents for s in found), 0.0)
+            if len(found) == 1:
+                return found[0].held()
+            held_out = sum(source.held_out for source in found)
+            extent = _added(source.held().extent for source in found)
+            return HeldOut(held_out, extent, 0.0, held_out / max(self.tokens, 1))
         # Each document is held out by itself, with this probability.
         scale = wanted / (1.0 - eval_fraction) / max(self.tokens, 1)
-        documents = eval_fraction * scale * sum(source.documents for source in found)
-        variance = eval_fraction * (1.0 - eval_fraction) * scale * sum(source.squares for source in found)
-        return HeldOut(eval_fraction * scale * self.tokens, documents, DEVIATIONS * math.sqrt(variance))
+        extent = Extent(*(eval_fraction * scale * n for n in self.extent))
+        squares = sum(s.squares + sum(float(n) ** 2 for n in s.files.values()) for s in found)
+        variance = eval_fraction * (1.0 - eval_fraction) * scale * squares
+        return HeldOut(eval_fraction * scale * self.tokens, extent, DEVIATIONS * math.sqrt(variance), eval_fraction)
 
     @property
     def first(self) -> float:
@@ -248,16 +294,20 @@ class _Reading:
             found.batch += len(document.text)
             found.n_bytes += len(document.text.encode())
             found.tokens += n
-            found.squares += float(n) ** 2
+            if document.piece_of:
+                found.pieces += 1
+                found.files[document.piece_of] += n
+            else:
+                found.squares += float(n) ** 2
             if document.is_held_out(self.dataset.eval_fraction, self.dataset.split_seed):
                 found.held_out += n
-                found.held_out_documents += 1
+                found.held_out_parts.append((n, document.piece_of or found.documents))
             if found.tokens <= KEPT_TOKENS or not found.kept:
                 found.kept.append(document)
             if found.batch >= BATCH_CHARACTERS:  # here tokenize_corpus looks whether it has enough
                 found.batch = 0
                 if found.stop is None and found.tokens - found.held_out >= self.wanted:
-                    found.stop = HeldOut(found.held_out, found.held_out_documents, 0.0)
+                    found.stop = found.held()
 
     def _estimated(self) -> tuple[float | None, float | None]:
         """Tokens of a source of which a part was read, by its files, and what it has hardly more than; None: not known."""
@@ -276,6 +326,16 @@ class _Reading:
         by_bytes = found.tokens * n_bytes / found.n_bytes
         by_rows = found.tokens * rows / max(found.documents, 1)
         return by_bytes + by_rows, GENEROUS_BYTES * by_bytes + GENEROUS_ROWS * by_rows
+
+
+def _extent(wholes: Collection[Hashable]) -> Extent:
+    """Of whole documents, text files by name and others by number."""
+    return Extent(len(wholes), sum(isinstance(whole, str) for whole in wholes))
+
+
+def _added(extents: Iterable[Extent]) -> Extent:
+    """Of several sources together."""
+    return Extent(*(sum(each) for each in zip(*extents, strict=True)))
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.plots.charts import number
 from pipeline.plots.experiment import Experiment
+from pipeline.plots.extent import Extent
 from pipeline.plots.knee import RULE, advice
 from pipeline.plots.page import Row, Table
 from pipeline.plots.pareto import front
@@ -37,9 +38,21 @@ def by_site(experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
 
 
 def heading(site: str, own: Sequence[Experiment]) -> str:
-    """The site, with the tokens of its evaluation where it does not say them."""
-    evaluated = own[0].evaluated
-    return site if not evaluated or evaluated in site else f"{site}, {evaluated}"
+    """The site, with the tokens of its evaluation, where it does not say them, and their documents, where they were counted."""
+    evaluated, extent = own[0].evaluated, extent_of(own)
+    whole = site if not evaluated or evaluated in site else f"{site}, {evaluated}"
+    return whole if extent is None else f"{whole} of {extent.words()}"
+
+
+def extent_of(own: Sequence[Experiment]) -> Extent | None:
+    """The documents that the intervals of a site rest on: the fewest that an experiment of it has."""
+    return min((e.extent for e in own if e.extent is not None), default=None)
+
+
+def warnings(own: Sequence[Experiment]) -> list[str]:
+    """What few documents do to the intervals of a site; nothing where they are many, or not known."""
+    extent = extent_of(own)
+    return [warning] if extent is not None and (warning := extent.warning()) else []
 
 
 def cells(own: Sequence[Experiment]) -> list[tuple[str, ...]]:
@@ -62,6 +75,7 @@ def table(experiments: Sequence[Experiment]) -> list[str]:
     """Lines of text, by site and L0; the last column, where any has it, says what each has of its own."""
     sites = [(heading(site, own), cells(own)) for site, own in by_site(experiments).items()]
     said = {heading(site, own): advice(own) for site, own in by_site(experiments).items()}
+    below = {heading(site, own): warnings(own) for site, own in by_site(experiments).items()}
     head = (*HEAD, "differs in" if any(e.differs for e in experiments) else "")
     widths = [max(len(row[i]) for row in [head, *(row for _, rows in sites for row in rows)]) for i in range(len(HEAD))]
 
@@ -72,7 +86,8 @@ def table(experiments: Sequence[Experiment]) -> list[str]:
 
     found = []
     for site, rows in sites:
-        found += [site, f"  {line(head)}", *(f"  {line(row)}" for row in rows), *(f"  {each}" for each in said[site]), ""]
+        found += [site, f"  {line(head)}", *(f"  {line(row)}" for row in rows), *(f"  {each}" for each in below[site])]
+        found += [*(f"  {each}" for each in said[site]), ""]
     return [*found, STAR, *([RULE] if any(said.values()) else [])]
 
 
@@ -91,11 +106,11 @@ def markdown(experiments: Sequence[Experiment], what: str = "run") -> list[str]:
         columns = (*HEAD, "differs in")
         rows = [[cell.strip().replace("|", "\\|").replace("*", "\\*") for cell in row] for row in cells(own)]
         lines += [f"**{heading(site, own)}** (\\*: no other {what} has a lower L0 and a lower loss)", ""]
-        lines += [*(f"- {line}" for line in advice(own)), ""] if advice(own) else []
+        lines += [*(f"- {line}" for line in (*warnings(own), *advice(own))), ""] if warnings(own) or advice(own) else []
         lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *(f"| {' | '.join(row)} |" for row in rows), ""]
     return lines
 
 
 def _note(own: Sequence[Experiment]) -> str:
     said = advice(own)
-    return ". ".join([*said, STAR, *([RULE] if said else [])])
+    return ". ".join([*warnings(own), *said, STAR, *([RULE] if said else [])])

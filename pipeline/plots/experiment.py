@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.metric_names import ordinary
+from pipeline.plots.extent import Extent
 
 NOTHING = (None, "None", "-", "")  # what DVC gives for null, and for what a row does not have
 FIGURES_OF_A_ROW = ("l0_mean", "fvu", "delta_ce", "dead_fraction")
@@ -47,6 +48,7 @@ class Experiment(NamedTuple):
         stated: (key, value) of the parameters that may tell it from others.
         gate: kind and activation function.
         kind: of the dictionary.
+        extent: documents of the evaluated tokens. None: they were not counted.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Experiment(NamedTuple):
     stated: tuple[tuple[str, str], ...] = ()
     gate: str = ""
     kind: str = ""
+    extent: Extent | None = None
 
 
 def differs(keys: Mapping[str, Any]) -> str:
@@ -157,6 +160,7 @@ def read_experiment(row: Mapping[str, Any]) -> Experiment | None:
         stated=tuple((key, _shown(field(key))) for key in row if key.startswith(_OWN) and key not in _SAID),
         gate=f"{kind} {act_fn}".strip(),
         kind=kind,
+        extent=Extent.of(row),
     )
 
 

@@ -88,8 +88,8 @@ def norm_chart(
     inside = {name: x for name, x in stated.items() if x is not None and (name not in LIMITS or edges[0] <= x <= edges[-1])}
     return BarChart(
         name=f"activation_norm.{_file_name(hook_point)}",
-        title="Activation norm",
-        x_label=f"L2 norm of the activation at {hook_point} (model's units)",
+        title=f"Activation norm at {hook_point}",
+        x_label="L2 norm of the activation (model's units)",
         y_label="tokens",
         edges=tuple(edges),
         counts=tuple(counts),
@@ -130,8 +130,8 @@ def position_chart(hook_point: str, positions: Mapping[int, int], context_size: 
     edges, counts = rebinned([float(i) for i in range(context_size + 1)], every, POSITION_BINS)
     return BarChart(
         name=f"massive_positions.{_file_name(hook_point)}",
-        title="Massive tokens by position",
-        x_label=f"position in the context of massive tokens at {hook_point}",
+        title=f"Massive tokens by position at {hook_point}",
+        x_label="position in the context",
         y_label="tokens",
         edges=tuple(edges),
         counts=tuple(counts),
@@ -154,8 +154,8 @@ def share_charts(shares: Mapping[str, Sequence[int]]) -> list[BarChart]:
         charts.append(
             BarChart(
                 name=f"written_share.{_file_name(hook)}",
-                title="Where features write",
-                x_label=f"share of a feature's decoder norm at {hook}",
+                title=f"Where features write: {hook}",
+                x_label="share of a feature's decoder norm that is here",
                 y_label="features",
                 edges=edges,
                 counts=tuple(float(count) for count in counts),

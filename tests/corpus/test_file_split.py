@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 from pipeline.corpus.document import Document
 from pipeline.corpus.file_split import held_out_files, spread
 from pipeline.corpus.for_params import tokenize_for
+from pipeline.corpus.mixture import Mixture, Source
 from pipeline.corpus.pieces import OPEN_PIECES
 from pipeline.corpus.sources import Corpus, documents
 from pipeline.corpus.text_form import SEPARATOR
 from pipeline.corpus.tokenization import TokenizeSettings, tokenize_corpus
 from pipeline.corpus.tokens import open_tokens
+from pipeline.errors import DataError
 from pipeline.lm.loading import stated_widths
 from pipeline.params.loader import params_from_dict
 from pipeline.params.schema import DatasetParams
@@ -139,6 +142,48 @@ def test_a_file_stays_on_its_side_though_a_piece_resembles_the_other(tmp_path: P
     assert len(keys["eval"]) == 2
     assert not keys["train"] & keys["eval"]
     assert figures["left_out_documents"] in (2, 38)
+
+
+def test_the_store_knows_which_documents_are_pieces_of_one_file(tmp_path: Path) -> None:
+    base = folder(tmp_path / "texts", 20, 6)
+    (base / "alone.txt").write_text(f"\n{SEPARATOR}\n".join(paragraph(("alone", part), 30) for part in range(40)))
+    settings = TokenizeSettings(32, 30_000, False, None, 0, 0.2, 0)
+    found = list(corpus(base, eval_fraction=0.2))
+    figures = tokenize_corpus(found, info(), settings, tmp_path / "t")
+    store, used = open_tokens(tmp_path / "t"), {}
+    for part in (store.train, store.eval):
+        assert part.file_ids is not None
+        keys = [part.document(n)["key"] for n in range(part.n_documents)]
+        files = [key.split("#")[0] if not key.startswith("alone") else None for key in keys]
+        assert [number == -1 for number in part.file_ids] == [file is None for file in files]
+        pairs = {(number, file) for number, file in zip(part.file_ids.tolist(), files, strict=True) if file is not None}
+        assert len(pairs) == len(dict(pairs)) == len({file for _, file in pairs}) > 1  # one number a file
+        held = {files[n] or keys[n] for n in set(part.read(field="document_ids").ravel().tolist())}
+        used[part.name] = held
+        assert figures[f"{part.name}_documents"] == len(held)
+        assert figures[f"{part.name}_files"] == sum(SEPARATOR not in name and "alone" not in name for name in held)
+    assert len(used["eval"]) < store.eval.n_documents  # a file counts once
+    whole = [dataclasses.replace(each, piece_of="") for each in found]
+    before = tokenize_corpus(whole, info(), settings, tmp_path / "before")
+    assert before["digest"] == figures["digest"]  # activations that are stored already stay those of these tokens
+    assert open_tokens(tmp_path / "before").eval.file_ids is None  # as in a store from before files were known
+    with (tmp_path / "t/eval/file_ids/c/0").open("r+b") as stream:
+        stream.write(b"\xff")
+    with pytest.raises(DataError, match="file_ids"):
+        _ = open_tokens(tmp_path / "t").eval.file_ids
+
+
+def test_files_of_two_sources_with_one_name_are_two(tmp_path: Path) -> None:
+    def pieces(source: str) -> list[Document]:
+        return [Document(f"a.txt#{n}", paragraph((source, n), 60), piece_of="a.txt", held=n % 2 == 0) for n in range(8)]
+
+    mixture = Mixture({source: Source(pieces(source), 1.0) for source in ("x", "y")})
+    tokenize_corpus(mixture, info(), TokenizeSettings(8, 400, False, None, 0, 0.5, 0), tmp_path / "t")
+    part = open_tokens(tmp_path / "t").eval
+    assert part.file_ids is not None
+    sources = [part.document(n)["source"] for n in range(part.n_documents)]
+    assert len(set(sources)) == 2
+    assert [sources[0] == source for source in sources] == [part.file_ids[0] == number for number in part.file_ids]
 
 
 @pytest.mark.parametrize(("n", "said"), [(1, True), (4, True), (30, False)])

@@ -61,7 +61,11 @@ def test_massive_tokens_are_left_out_and_counted(finished_project) -> None:
     assert (names["core/L0"], names["core/dead share"]) == (3.25, 0.0625)
     text = note(config, {**metrics, **found})
     assert "L0 3.25, FVU 0.375 (PCA 0.625), delta CE " in text
-    assert ", dead 6.25 %; on 50,432 held-out tokens." in text
+    assert ", dead 6.25 %; on 50,432 held-out tokens of " in text
+    few = note(config, {**metrics, **found, "evaluated_documents": 5.0, "evaluated_files": 5.0})
+    assert "on 50,432 held-out tokens of 5 text files (95 % intervals are rough" in few
+    many = note(config, {**metrics, **found, "evaluated_documents": 50.0, "evaluated_files": 0.0})
+    assert "on 50,432 held-out tokens of 50 documents." in many
     said = massive_line({**metrics, **found}, config["norms"])
     assert said
     assert f"{said}. " in text

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from pipeline.errors import DataError
+from pipeline.evaluation.split_tokens import whole_documents
+from pipeline.plots.extent import Extent
 from tests.evaluation.tiny import CONTEXT, held_out, tiny_tokens
 from tests.messages import saying
 
@@ -42,7 +44,16 @@ def test_it_goes_on_after_some_batches_and_numbers_its_contexts():
     assert torch.cat([batch.contexts for batch in whole]).tolist() == chosen.contexts.tolist() == [0, 1, 3, 5, 7]
     assert [batch.contexts.tolist() for batch in rest] == [[7]]
     assert torch.equal(rest[0].tokens, whole[2].tokens)
-    assert torch.equal(whole[1].documents, torch.from_numpy(chosen._split.read(field="document_ids")[[3, 5]].astype(np.int64)))
+    assert torch.equal(whole[1].documents, torch.from_numpy(chosen._split.whole_documents()[[3, 5]].astype(np.int64)))
+
+
+def test_pieces_of_a_file_have_the_number_of_its_first_piece():
+    wholes = whole_documents(np.array([-1, 4, 0, -1, 0, 4, 0, 7], dtype=np.int32))
+    assert wholes.tolist() == [0, 1, 2, 3, 2, 1, 2, 7]
+    chosen = held_out(tiny_tokens(9))
+    assert chosen.extent({0, 1, 3}) == chosen.whole_extent() == Extent(3, 1)
+    assert held_out(tiny_tokens(9), n_tokens=CONTEXT).whole_extent() == Extent(1, 1)
+    assert held_out(tiny_tokens(9), n_tokens=2 * CONTEXT).whole_extent() == Extent(2, 1)  # contexts 0 and 4
 
 
 def test_contexts_far_apart_are_not_read_with_all_that_lies_between(monkeypatch):

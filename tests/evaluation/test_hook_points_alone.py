@@ -79,12 +79,13 @@ def test_every_baseline_of_each_hook_point_alone(exact):
 
 
 def test_intervals_are_of_the_documents_of_the_predicted_tokens(exact):
-    """Documents end within contexts; a prediction belongs to the document of the token that is predicted."""
+    """Documents end within contexts; a prediction belongs to the document of the token that is predicted. A text file whose pieces
+    are stored by themselves is one document."""
     model, module = exact
     case = Case(model, CROSSCODER)
     case.dictionary.double()
     got = case.evaluate(batch_contexts=2).metrics
-    documents = ArraySplit(case.tokens).read(field="document_ids")
+    documents = ArraySplit(case.tokens).whole_documents()
     x = torch.stack([case.activations[hook] for hook in case.dictionary.hooks_in], dim=-2)
     with torch.no_grad():
         x_hat = case.dictionary(x)
@@ -104,6 +105,7 @@ def test_intervals_are_of_the_documents_of_the_predicted_tokens(exact):
         interval = ratio_interval(_document_sums(error, documents, kept), _document_sums(variance, documents, kept))
         assert (got[f"fvu_low.{hook}"], got[f"fvu_high.{hook}"]) == pytest.approx(interval, rel=1e-6)
     assert got["delta_ce_low"] < got["delta_ce"] < got["delta_ce_high"]
+    assert (got["evaluated_documents"], got["evaluated_files"]) == (3, 1)
 
 
 def test_the_interval_of_an_sae_is_of_its_spliced_run(exact):
@@ -111,7 +113,7 @@ def test_the_interval_of_an_sae_is_of_its_spliced_run(exact):
     case = Case(model, SAE)
     case.dictionary.double()
     got = case.evaluate(batch_contexts=4).metrics
-    documents = ArraySplit(case.tokens).read(field="document_ids")
+    documents = ArraySplit(case.tokens).whole_documents()
     with torch.no_grad():
         x_hat = case.dictionary(case.activations[case.hooks[0]])
     layer, predicted = module.gpt_neox.layers[1], case.mask.numpy().copy()

@@ -10,7 +10,10 @@ import torch
 
 from pipeline.evaluation.intervals import DocumentSums, ratio_interval, with_interval
 from pipeline.evaluation.reconstruction import ReconstructionMetrics
+from pipeline.evaluation.split_tokens import whole_documents
+from pipeline.plots.extent import FEW_DOCUMENTS, Extent, interval_note
 from pipeline.seeding import generator
+from tests.messages import says
 
 
 def test_sums_of_documents_that_come_in_parts() -> None:
@@ -50,6 +53,64 @@ def test_it_holds_the_truth_about_as_often_as_it_says() -> None:
         assert found is not None
         held += found[0] <= 2.0 <= found[1]
     assert 0.87 * n <= held <= 0.995 * n
+
+
+def test_files_are_drawn_whole_and_not_their_pieces() -> None:
+    """12 files of 15 pieces: texts of one file are alike. Against a bootstrap over files with numpy, and the standard error that is
+    known here; drawn by pieces the interval would be a third as long."""
+    rng = np.random.default_rng(5)
+    files = np.repeat(np.arange(12), 15)[rng.permutation(180)]
+    sizes, level = rng.integers(50, 150, 180), rng.standard_normal(12)
+    documents = torch.from_numpy(np.repeat(whole_documents(files.astype(np.int32)), sizes))
+    values = np.repeat(2.0 + 0.5 * level[files] + 0.3 * rng.standard_normal(180), sizes) + rng.standard_normal(sizes.sum())
+    sums = DocumentSums()
+    for rows in np.array_split(np.arange(len(values)), 7):
+        sums.add("value", torch.from_numpy(values[rows]), documents[rows])
+        sums.add("number", torch.ones(len(rows)), documents[rows])
+    low, high = ratio_interval(*sums.of("value", "number")) or (0.0, 0.0)
+    of_token = np.repeat(files, sizes)
+    each = [values[of_token == file] for file in range(12)]
+    drawn = []
+    for _ in range(4000):
+        chosen = [each[file] for file in rng.integers(12, size=12)]
+        drawn.append(sum(part.sum() for part in chosen) / sum(len(part) for part in chosen))
+    length = np.quantile(drawn, 0.975) - np.quantile(drawn, 0.025)
+    assert (low, high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.06 * length)
+    means = np.array([part.mean() for part in each])
+    assert high - low == pytest.approx(2 * 1.96 * means.std(ddof=1) / math.sqrt(12), rel=0.15)
+    pieces = DocumentSums()
+    pieces.add("value", torch.from_numpy(values), torch.from_numpy(np.repeat(np.arange(180), sizes)))
+    pieces.add("number", torch.ones(len(values)), torch.from_numpy(np.repeat(np.arange(180), sizes)))
+    narrow = ratio_interval(*pieces.of("value", "number")) or (0.0, 0.0)
+    assert narrow[1] - narrow[0] < 0.5 * (high - low)
+
+
+def test_of_few_documents_an_interval_is_said_to_be_rough() -> None:
+    """It is: of 5 documents it misses the truth three times as often as it says, of FEW_DOCUMENTS not much more often."""
+    rng = np.random.default_rng(3)
+
+    def missed(n: int) -> float:
+        drawn = rng.standard_normal((1500, n))
+        again = np.stack([drawn[:, rng.integers(n, size=n)].mean(1) for _ in range(400)])
+        low, high = np.quantile(again, [0.025, 0.975], axis=0)
+        return float(((low > 0) | (high < 0)).mean())
+
+    assert missed(5) > 0.13
+    assert missed(FEW_DOCUMENTS) < 0.085
+    assert Extent(FEW_DOCUMENTS).warning() == ""
+    says(Extent(FEW_DOCUMENTS - 1).warning(), "rough", FEW_DOCUMENTS)
+    says(Extent(1, 1).warning(), "no 95 % interval", "at least two")
+
+
+def test_what_an_interval_rests_on_is_said_in_words() -> None:
+    assert [Extent(*n).words() for n in ((1, 0), (14, 0), (1, 1), (5, 5), (1400, 5))] == [
+        "1 document", "14 documents", "1 text file", "5 text files", "1,400 documents, 5 of them text files"
+    ]  # fmt: skip
+    says(interval_note({"evaluated_documents": 30.0, "evaluated_files": 0.0}), "30 documents", "draw again")
+    assert "rough" not in interval_note({"evaluated_documents": 30.0, "evaluated_files": 0.0})
+    says(interval_note({"evaluated_documents": 5.0, "evaluated_files": 5.0}), "5 text files", "rough")
+    says(interval_note({"evaluated_documents": 1.0, "evaluated_files": 1.0}), "1 text file", "no 95 % interval")
+    assert interval_note({}) == "Intervals: whole documents are drawn again."  # an evaluation from before
 
 
 def test_one_document_has_no_interval() -> None:

@@ -80,6 +80,10 @@ def test_reconstruction_with_massive_rows_equals_the_naive_one(cuts: list[int]) 
     got, want = streamed({"h": rows}, cuts).results(), naive.reconstruction(*rows.kept)
     for name, value in want.items():
         assert got[name] == pytest.approx(value, rel=1e-9), name
+    x, _, massive = rows.kept
+    spread = [((one - one.mean(0)) ** 2).sum() for one in (x[~massive], x)]
+    assert got["fvu_massive_share"] == pytest.approx(1 - spread[0] / spread[1], rel=1e-12)
+    assert got["fvu_massive_share"] > 0.99
     assert got["fvu_ordinary"] > 1.5 * got["fvu"]  # the plain one is that of the massive rows
     assert got["normalized_error_q50"] == pytest.approx(naive.normalized_error_q50(*rows.kept), rel=1e-3)
     rest = rows.mask & ~rows.massive
@@ -93,6 +97,7 @@ def test_without_massive_rows_the_ordinary_figures_are_the_plain_ones() -> None:
     got = streamed({"a": Rows(seed=0), "b": Rows(seed=4)}, [50, 70], massive=False).results()
     for name, ordinary in ORDINARY.items():
         assert got[ordinary] == got[name]
+    assert got["fvu_massive_share"] == got["fvu_massive_share.a"] == 0.0
     for name, hook in itertools.product(("fvu", "explained_variance", "zero_fvu"), "ab"):
         assert got[f"{name}_ordinary.{hook}"] == got[f"{name}.{hook}"]
 

@@ -58,11 +58,19 @@ def tiny_tokens(n_contexts: int = 9, seed: int = 0) -> np.ndarray:
 
 
 class ArraySplit:
-    """Contexts in memory, read like a split of the token store; a document is two contexts and a half."""
+    """Contexts in memory, read like a split of the token store; a document is two contexts and a half, the first one and the third
+    are pieces of one text file."""
 
     def __init__(self, tokens: np.ndarray) -> None:
         self.tokens = tokens
         self.n_contexts, self.context_size = tokens.shape
+        n_documents = int(self.read(field="document_ids").max(initial=-1)) + 1
+        self.file_ids = np.array([0 if n in (0, 2) else -1 for n in range(n_documents)], dtype=np.int32)
+
+    def whole_documents(self) -> np.ndarray:
+        """int [n, T]: the document of each token, the file being that of its first piece."""
+        documents = self.read(field="document_ids")
+        return np.where(documents == 2, 0, documents)
 
     def read(self, start: int = 0, stop: int | None = None, field: str = "tokens") -> np.ndarray:
         documents = (np.arange(self.tokens.size) * 2 // (5 * self.context_size)).reshape(self.tokens.shape)

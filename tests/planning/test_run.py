@@ -15,11 +15,12 @@ from pipeline.errors import DataError
 from pipeline.params.loader import load_params
 from pipeline.planning.disk import store_bytes
 from pipeline.planning.refusals import refuse_by_text
-from pipeline.planning.report import held_out_line
+from pipeline.planning.report import few_documents_line
 from pipeline.planning.run import Counts, Run
 from pipeline.planning.stages import BY_NAME, STAGES, peak_bytes
-from pipeline.planning.text import sample_text
+from pipeline.planning.text import HeldOut, sample_text
 from pipeline.planning.weights import n_parameters
+from pipeline.plots.extent import Extent
 from tests.messages import says
 from tests.project import CONTEXT, D_MODEL, Project
 
@@ -45,7 +46,7 @@ def test_the_store_takes_what_was_planned(dtype: str, project: Project, monkeypa
 def test_counts_are_those_of_the_token_store(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(project, monkeypatch, "data/tokens.zarr")
     store = open_tokens(project.path / "data" / "tokens.zarr")
-    assert run.counts == Counts(store.train.n_contexts, store.eval.n_contexts, store.eval.n_documents)
+    assert run.counts == Counts(store.train.n_contexts, store.eval.n_contexts)
     assert run.evaluated_tokens == store.eval.n_contexts * CONTEXT
     before = run_of(project, monkeypatch)
     assert before.counts is None
@@ -105,7 +106,7 @@ def test_what_is_held_out_is_what_tokenize_holds_out(batch: int, project: Projec
     sample = sample_text(params, Run.of(params).sources.main)
     found = sample.held_out_of(params.activations.total_tokens, 0.2)
     assert found.deviation == 0.0
-    assert found.documents == store.eval.n_documents
+    assert found.extent == (store.eval.n_documents, 0)
     assert 0 <= found.tokens / CONTEXT - store.eval.n_contexts < 1  # what is left makes no context
     assert Run.of(params).with_text(sample).held_out_contexts in (store.eval.n_contexts, store.eval.n_contexts + 1)
 
@@ -120,7 +121,7 @@ def test_what_is_held_out_of_a_text_read_in_part_is_a_range(project: Project, mo
     source.whole, source.stop = False, None
     found = whole.held_out_of(round(wanted), share)
     assert found.tokens == pytest.approx(share * source.tokens, rel=1e-3)
-    assert found.documents == pytest.approx(share * source.documents, rel=1e-3)
+    assert found.extent.documents == pytest.approx(share * source.documents, rel=1e-3)
     assert source.documents == len(source.kept)
     sides = np.random.default_rng(0).random((4000, source.documents)) < share
     lengths = np.array([len(whole.info.tokenizer.encode(each.text).ids) + 1 for each in source.kept])
@@ -128,13 +129,65 @@ def test_what_is_held_out_of_a_text_read_in_part_is_a_range(project: Project, mo
     assert found.deviation == pytest.approx(2 * drawn.std(), rel=0.05)
 
 
-def test_few_held_out_documents_are_said(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_evaluated_documents_are_said(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = dataclasses.replace(run_of(project, monkeypatch), held_out=HeldOut(9000, Extent(19, 19), 0.0, 0.09))
+    says(str(few_documents_line(run)), "dataset.eval_fraction, evaluation.tokens:", "19 text files", "rough")
+    many = dataclasses.replace(run, held_out=HeldOut(9000, Extent(20), 0.0, 0.09))
+    assert few_documents_line(many) is None
+    assert few_documents_line(dataclasses.replace(run, held_out=None)) is None  # nothing is known
+    about = dataclasses.replace(run, held_out=HeldOut(9000, Extent(19.2), 100.0, 0.08))
+    assert "about 19 documents" in str(few_documents_line(about))
+
+
+def test_the_documents_of_the_evaluated_tokens_are_those_of_their_contexts() -> None:
+    """Four pieces of two files, and two documents, in 65 tokens; contexts of 10, of which two are evaluated: tokens 0 to 9, 30 to 39."""
+    parts = ((12, "a.txt"), (9, "b.txt"), (12, 3), (3, "a.txt"), (4, "b.txt"), (25, 6))
+    held = HeldOut(65, Extent(4, 2), 0.0, 0.1, parts)
+    assert held.evaluated(None, 10) == held.evaluated(60, 10) == Extent(4, 2)
+    assert held.evaluated(20, 10) == Extent(3, 2)  # "a.txt"; 3, "a.txt" and "b.txt"
+    assert held.evaluated(11, 10) == held.evaluated(20, 10)
+    assert held.evaluated(10, 10) == Extent(1, 1)
+    guessed = HeldOut(100_000, Extent(100), 500.0, 0.1)  # of 1,000 tokens each; a tenth of the contexts hold an end of one
+    assert guessed.evaluated(1_000, 100).documents == pytest.approx(11)
+    assert guessed.evaluated(50_000, 100).documents == 100
+
+
+def test_text_files_are_one_document_each_in_every_figure_of_a_plan(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the plan of a text that was counted is what the token store then has."""
+    texts = project.path / "texts"
+    texts.mkdir()
+    words = [line.split('"')[3] for line in (project.path / "text.jsonl").read_text().splitlines()]
+    for n in range(40):
+        (texts / f"{n}.txt").write_text("\n\n".join(f"{n} {k} {words[(7 * n + k) % len(words)]} " * 6 for k in range(8)))
+    project.set(
+        dataset__dataset_name_or_path=str(texts),
+        dataset__eval_fraction=0.1,
+        activations__total_tokens=4096,
+        evaluation__tokens=160,
+    )
+    counted = project.run("plan", "--no-measure", "--tokens", "nowhere")
+    assert counted.exit_code == 0, counted.stderr
+    assert project.run("tokenize_corpus").exit_code == 0
+    store = open_tokens(project.path / "data" / "tokens.zarr")
+    assert store.eval.file_ids is not None
+    n_files = len(set(store.eval.file_ids.tolist()))
+    assert n_files < store.eval.n_documents
+    says(counted.stdout, "40 text files", f"in {n_files} text files", "asks for about 10%")
+    assert "documents" not in counted.stdout.replace("documents fall", "").split("too little")[0]
     run = run_of(project, monkeypatch, "data/tokens.zarr")
-    assert run.counts is not None
-    few = dataclasses.replace(run, counts=run.counts._replace(held_out_documents=49))
-    says(str(held_out_line(few)), "dataset.eval_fraction:", "49 documents held out")
-    assert held_out_line(dataclasses.replace(run, counts=run.counts._replace(held_out_documents=50))) is None
-    assert held_out_line(dataclasses.replace(run, counts=None)) is None  # nothing is known
+    evaluated = run.evaluated_extent
+    assert run.held_out_extent == (n_files, n_files)
+    assert evaluated is not None
+    assert 2 <= evaluated.documents <= n_files
+    says(counted.stdout, f"held-out tokens of {evaluated.words()}")
+
+
+def test_that_documents_are_few_is_said_once(project: Project) -> None:
+    """At the end of tokenize, where it is known; not by the stages after it."""
+    said = project.set(evaluation__tokens=64).run("tokenize_corpus").stderr
+    assert said.count("intervals are rough") == 1
+    for stage in ("generate_activations", "evaluate"):
+        assert "rough" not in project.run(stage).stderr
 
 
 def test_a_text_is_refused_by_an_estimate_only_with_a_wide_margin(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.plots.charts import Group, Point, ScatterChart, axes
-from pipeline.plots.comparison import STAR, table, tables
+from pipeline.plots.comparison import STAR, markdown, table, tables
 from pipeline.plots.experiment import Experiment, distinct, member_rows, read_experiment, told_apart, why_apart
 from pipeline.plots.experiments import experiment_rows
 from pipeline.plots.knee import RULE
@@ -175,6 +175,14 @@ def test_runs_evaluated_on_other_tokens_are_not_compared_and_what_differs_is_sai
     assert [line.split()[0] for line in table(found) if "*" in line] == ["a", "c", "*"]
     alone = told_apart([e for row in rows[:1] if (e := read_experiment(row)) is not None])
     assert table(alone)[0] == "demo, ?, 1,000 held-out tokens"
+    counted = {**rows[0], "evaluated_documents": 5.0, "evaluated_files": 5.0}
+    told = told_apart([e for row in (counted, rows[1]) if (e := read_experiment(row)) is not None])
+    assert len({e.site for e in told}) == 1  # one from before documents were counted stays beside the others
+    assert table(told)[0] == "demo, ?, 1,000 held-out tokens of 5 text files"
+    assert any("95 % intervals are rough" in line for line in table(told))
+    assert not any("rough" in line for line in table(alone))
+    assert "rough" in tables(told)[0].note
+    assert any("rough" in line for line in markdown(told))
 
 
 def test_tokens_trained_seed_learning_rate_and_intervals_have_columns() -> None:

@@ -78,7 +78,12 @@ class DatasetParams(SourceParams):
     shuffle_seed: int | None = param(
         0, at_least=0, about="order in which documents are read (demo has its own); null: as the files have them"
     )
-    eval_fraction: float = param(0.05, more_than=0, less_than=1, about="share of the documents held out for evaluation")
+    eval_fraction: float = param(
+        0.05,
+        more_than=0,
+        less_than=1,
+        about="share of the documents held out for evaluation; of text files in pieces, of their bytes",
+    )
     split_seed: int = param(0, at_least=0, about="which documents are held out")
     near_duplicate_similarity: float | None = param(
         None,
