@@ -136,7 +136,7 @@ def test_what_is_refused(double):
         ({"metric": lambda run: 3.0}, ("metric:", "float")),
         ({"metric": lambda run: run.tokens.sum()}, ("metric:", "does not depend")),
         ({"metric": lambda run: run.activations["blocks.0.hook_attn_out"].sum(), "hook_points": ["blocks.0.hook_attn_out"]}, ("metric:", "does not depend")),
-        ({"top": 0, "method": "ablation"}, ("top:", "top=0")),
+        ({"top": 0, "method": "ablation"}, ("top:", "whole number of at least 1", 0)),
         ({"top": 5}, ("top:", "method='ablation'", "integrated_gradients")),
         ({"baseline": "the cat"}, ("baseline:", "[1, 6]", "[1, 2]")),
     ):  # fmt: skip
