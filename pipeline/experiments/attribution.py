@@ -304,7 +304,7 @@ def attribute(
     if method != "ablation" and (top is not None or features is not None):
         given = "top" if top is not None else "features"
         raise DataError(
-            f"attribute: {given} limits what method='ablation' looks at, got method='{method}'; `.top(n)` and "
+            f"attribute: {given}: wanted method='ablation', whose runs it limits, got method='{method}'; `.top(n)` and "
             "`.top_features(n)` list any result"
         )
     measured: Metric = mean_loss if metric == "loss" else metric

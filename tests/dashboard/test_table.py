@@ -151,6 +151,31 @@ def test_the_link_has_all_that_is_shown(driver: Any, page: Path) -> None:
     assert text(driver, "#count") == "171 of 200 features"
 
 
+def test_features_are_sorted_and_filtered_by_variety_and_maximum(driver: Any, page: Path) -> None:
+    varied = [i for i in range(5, 200, 11) if i % 7]  # another word in each of their strongest contexts
+    show(driver, page, "#/features")
+    driver.find_element("css selector", '[data-sort="variety"]').click()
+    order = driver.execute_script("return table().then((c) => state.order.map((r) => c.feature[r]))")
+    assert order[: len(varied)] == varied
+    driver.find_element("name", "varied").send_keys("75")
+    driver.find_element("name", "strong").send_keys("2")
+    wanted = "#/features?sort=-variety&max=2&variety=75"
+    wait_for(driver, wanted)
+    assert text(driver, "#count") == f"{len(varied)} of 200 features"
+    driver.refresh()
+    wait_for(driver, wanted)
+    assert text(driver, "#count") == f"{len(varied)} of 200 features"
+    cells = driver.find_elements("css selector", ".row:first-child > span")
+    assert "100 %" in [cell.text for cell in cells]
+    driver.find_element("name", "strong").send_keys(".5")
+    wait_for(driver, "#/features?sort=-variety&max=2.5&variety=75")
+    assert text(driver, "#count") == "0 of 200 features"
+    show(driver, page, f"#/feature/{varied[0]}")
+    assert "variety\n100 %" in text(driver, ".stats")
+    show(driver, page, "#/feature/8")
+    assert "variety\n50 %" in text(driver, ".stats")
+
+
 def test_a_feature_outside_the_table_goes_on_by_number(driver: Any, page: Path) -> None:
     show(driver, page, "#/features?q=word-8")
     driver.execute_script("visit('#/feature/15')")
