@@ -107,10 +107,15 @@ def is_whole(value: Any) -> bool:
     return True
 
 
-def finite(value: Any) -> str:
-    """A finite number."""
-    right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return "" if right else "a finite number"
+def number(least: float | None = None) -> Check:
+    """A finite number of at least `least`; None: any."""
+    wanted = "a finite number" if least is None else f"a finite number of at least {least:g}"
+
+    def wrong(value: Any) -> str:
+        right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return "" if right and (least is None or value >= least) else wanted
+
+    return wrong
 
 
 def names(value: Any) -> str:

@@ -44,10 +44,10 @@ def main(params: str, inference: Path, norms: str, member: str | None, word: str
     known = (inference.parent / "features" / part, inference.parent / "interpretations" / part)
     if word is not None:
         return print_search(word, *known)
+    options["texts"] = texts_of(*(options.pop(name) for name in ("given", "file", "lines")))
     begin_inspection(loaded.members[part], known[0])
     print_inspections(
         loaded.members[part],
-        texts_of(*(options.pop(name) for name in ("given", "file", "lines"))),
         dictionary=dictionary_places(loaded, inference)[part],
         norms=norms,
         continuation=Continuation(*(options.pop(name) for name in ("n_tokens", "temperature", "seed"))),

@@ -29,10 +29,14 @@ def faults(error: ParamsError, source: object = "") -> dict[str, str]:
 
 def after_beginning(stderr: str) -> list[str]:
     """The lines of a stage without those at its beginning: what it will do, how long and in how much memory; that it rests on few
-    held-out documents.
+    held-out documents; what inspect loads.
     """
     lines = stderr.splitlines()
-    for form in (r"[a-z]+: .*; .*, about [\d.]+ [kMGT]?B of memory", r"[a-z]+: dataset\.eval_fraction: .* over documents: .*"):
+    for form in (
+        r"[a-z]+: .*; .*, about [\d.]+ [kMGT]?B of memory",
+        r"[a-z]+: dataset\.eval_fraction: .* over documents: .*",
+        r"inspect: loads .*",
+    ):
         if lines and re.fullmatch(form, lines[0]):
             del lines[0]
     return lines

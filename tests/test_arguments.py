@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.arguments import A_PATH, A_TEXT, ByName, checked, finite, names, shown, whole
+from pipeline.arguments import A_PATH, A_TEXT, ByName, checked, names, number, shown, whole
 from pipeline.errors import DataError
 from tests.messages import saying
 
 
-@checked(text=A_TEXT, n=whole(1), strength=finite, hooks=names, path=A_PATH)
+@checked(text=A_TEXT, n=whole(1), strength=number(), hooks=names, path=A_PATH)
 def example(
     text: Any, n: Any = 3, *, strength: Any = 1.0, hooks: Any = (), path: Any = None, other: Any = None
 ) -> tuple[Any, ...]:

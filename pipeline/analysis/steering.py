@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.analysis.attribution import standing
 from pipeline.analysis.texts import bos_of, feature_index, token_ids
-from pipeline.arguments import A_TEXT, checked, finite, whole
+from pipeline.arguments import A_TEXT, checked, number, whole
 from pipeline.dictionaries.given import A_DICTIONARY
 from pipeline.errors import DataError, NumericsError
 from pipeline.evaluation.language_model import Replacement
@@ -82,7 +82,7 @@ def steering_replacements(
     return found
 
 
-@checked(text=A_TEXT, dictionary=A_DICTIONARY, model=A_MODEL, strength=finite, n_tokens=whole(1), temperature=finite)
+@checked(text=A_TEXT, dictionary=A_DICTIONARY, model=A_MODEL, strength=number(), n_tokens=whole(1), temperature=number(0))
 def steer(
     text: str,
     dictionary: Dictionary,
@@ -111,8 +111,6 @@ def steer(
         DataError: no such feature; a text of fewer than two tokens, or one that is too long; a number out of its range.
         NumericsError: a loss or a logit is not finite, of the model as it is or steered.
     """
-    if temperature < 0:
-        raise DataError(f"temperature: wanted a number of at least 0, got {temperature}; 0 is the likeliest token always")
     bos = bos_of(model, prepend_bos)
     ids = token_ids(text, model)
     if bos is not None and ids[:1] != [bos]:

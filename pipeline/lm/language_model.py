@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.arguments import A_TEXT, checked, finite, shown, whole
+from pipeline.arguments import A_TEXT, checked, number, shown, whole
 from pipeline.errors import DataError, NumericsError
 from pipeline.lm.attention import AttentionWeights, attention_weights
 from pipeline.lm.mlp import BlockMLP
@@ -400,7 +400,7 @@ class LanguageModel(abc.ABC):
                 )
             return Output(ids, logits, {name: run.captured[name] for name in kept})
 
-    @checked(n_tokens=whole(0), temperature=finite)
+    @checked(n_tokens=whole(0), temperature=number(0))
     @torch.no_grad()
     def generate(
         self,
