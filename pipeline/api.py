@@ -27,8 +27,10 @@ from pipeline.activations.reader import ActivationStore
 from pipeline.analysis.inspection import Inspection, inspect_text
 from pipeline.analysis.labels import feature_labels
 from pipeline.analysis.steering import Steering, steer
+from pipeline.arguments import A_PATH, checked, of_kind, shown
 from pipeline.dictionaries.base import Dictionary
 from pipeline.dictionaries.build import build_dictionary
+from pipeline.dictionaries.given import A_DICTIONARY, one_or_several
 from pipeline.dictionaries.masks import check_padding
 from pipeline.dictionaries.store import load_dictionary as _load_dictionary
 from pipeline.dictionaries.store import stored_dtype
@@ -94,8 +96,10 @@ __all__ = [
 
 PROJECT: Path = CHECKOUT
 """The checkout that the package is installed from: `PROJECT / "data/inference/main"` is the pipeline's dictionary."""
+A_TENSOR = of_kind(Tensor, "a tensor")
 
 
+@checked(path=A_PATH)
 def load_dictionary(
     path: str | Path,
     *,
@@ -126,10 +130,11 @@ def load_dictionary(
     if loaded.config.norm_activation in NORMS_OF_THE_DATA or loaded.config.norms is None:
         lacks = "has no norms to fold" if loaded.config.norms is None else "this norm depends on the data and cannot be folded"
         raise DataError(f"{takes}, and {lacks}; give trained=True and normalise what it takes")
-    warnings.warn(f"{takes}; it was folded, so that it takes raw ones. trained=True gives it as it is", stacklevel=2)
+    warnings.warn(f"{takes}; it was folded, so that it takes raw ones. trained=True gives it as it is", stacklevel=3)
     return loaded.fold(loaded.config.norms)
 
 
+@checked(dictionary=one_or_several, path=A_PATH)
 def export_dictionary(
     dictionary: Dictionary | Sequence[Dictionary],
     path: str | Path,
@@ -159,6 +164,7 @@ def export_dictionary(
     return export_dictionaries(dictionaries, path, format, activations=given, about=about)
 
 
+@checked(path=A_PATH)
 def import_dictionary(
     path: str | Path,
     format: str | None = None,
@@ -185,6 +191,7 @@ def import_dictionary(
     return made.to(device=device, dtype=stored_dtype(dtype))
 
 
+@checked(dictionary=A_DICTIONARY, x=A_TENSOR, target=A_TENSOR, mask=A_TENSOR, dead=A_TENSOR)
 def loss(
     dictionary: Dictionary,
     x: Tensor,
@@ -214,12 +221,25 @@ def loss(
     Raises:
         ParamsError: unknown or mistyped fields, a term that makes no sense for this dictionary, no target where one is due,
             padding of a kind that reads each token by itself.
-        DataError: padding of another type or shape than the tokens'.
+        DataError: activations of another width; a target, mask, padding or dead features of another type or shape.
     """
     given = {"dictionary": dictionary.config, "trainer": trainer}
     params = section_from_dict(LossParams, given).trainer
     if target is None and dictionary.hooks_in != dictionary.hooks_out:
         raise ParamsError(f"loss: the dictionary writes {', '.join(dictionary.hooks_out)}, not what it reads: give target")
+    _check_batch(dictionary, x, target, mask, dead)
     check_padding(padding, x, kind=dictionary.config.kind, reads_sequences=dictionary.reads_sequences)
     y, coefficient = x if target is None else target, params.l1_coefficient
     return compute_loss(dictionary, x, y, mask, params, l1_coefficient=coefficient, dead=dead, padding=padding)
+
+
+def _check_batch(dictionary: Dictionary, x: Tensor, target: Tensor | None, mask: Tensor | None, dead: Tensor | None) -> None:
+    """Refuse what is not of the same tokens, or of the dictionary's features."""
+    dictionary.excluded(x, target)  # which refuses other widths
+    tokens = x.shape[: x.ndim - dictionary.input_dims]
+    for what, given, shape in (("mask", mask, tokens), ("dead", dead, torch.Size(dictionary.feature_shape))):
+        if given is not None and (given.dtype != torch.bool or given.shape != shape):
+            kind = str(given.dtype).removeprefix("torch.")
+            raise DataError(f"loss: {what}: wanted bool of shape {list(shape)}, got {kind} of shape {list(given.shape)}")
+    if target is not None and target.shape[: len(tokens)] != tokens:
+        raise DataError(f"loss: target: wanted a label for each token of shape {list(tokens)}, got {shown(target)}")

@@ -55,12 +55,28 @@ def local_path(name: str | Path) -> Path | None:
     return next((place for place in (path, root() / path) if os.path.exists(place)), None)  # False of a name that is too long
 
 
-def looked_in() -> str:
+def looked_in(name: str | Path) -> str:
+    """Where :func:`local_path` has looked for `name` in vain, for a message: the directories of a relative path, and how far
+    an absolute one leads.
+    """
+    path = Path(name).expanduser()
+    if path.is_absolute():
+        there = existing(path)
+        return f"{there} is there, and in it no '{path.relative_to(there).parts[0]}'"
+    return f"looked in {relative_to()}"
+
+
+def relative_to() -> str:
     """The directories in which :func:`local_path` looks for a relative path, for a message."""
     here, checkout = Path().absolute(), root().absolute()
     if here == checkout:
         return str(here)
     return f"{here}, the experiment's copy of what git knows, and {checkout}, the checkout"
+
+
+def existing(path: Path) -> Path:
+    """The longest beginning of a path, not the whole, that exists; of a relative one at least the working directory."""
+    return next((place for place in path.parents if os.path.exists(place)), path.parents[-1] if path.parents else path)
 
 
 def unwritable(directory: Path) -> str | None:

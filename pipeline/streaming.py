@@ -20,9 +20,11 @@ from pipeline.activations.batches import ActivationBatch
 from pipeline.activations.fingerprint import GenerationSettings
 from pipeline.activations.live import LiveActivations
 from pipeline.activations.reader import ActivationStore, open_store
+from pipeline.arguments import A_PATH, checked, names, of_kind, whole
 from pipeline.corpus.document import Document
 from pipeline.errors import DataError
 from pipeline.hook_keys import MAIN
+from pipeline.lm.given import A_MODEL
 from pipeline.opening import open_live
 from pipeline.params.schema import ActivationsParams, DatasetParams, DemoParams, ModelParams, section_from_dict
 
@@ -62,6 +64,31 @@ class ActivationStream:
         return self.activations.batches(self.batch_size, buffer_rows=self.buffer_size)
 
 
+def _texts_or_name(value: object) -> str:
+    """What is wanted in the place of a data set."""
+    if isinstance(value, (list, tuple)):
+        right = all(isinstance(each, str) for each in value)
+    else:
+        right = isinstance(value, Iterable) and not isinstance(value, (bytes, Mapping))
+    return "" if right else "a path, a hub id, 'demo', or texts"
+
+
+def _model(value: object) -> str:
+    """What is wanted in the place of a model: it, or its name."""
+    return "" if isinstance(value, str) else A_MODEL(value) and "a language model, or its name"
+
+
+@checked(
+    model=_model,
+    dataset=_texts_or_name,
+    hook_points=names,
+    batch_size=whole(1),
+    buffer_size=whole(1),
+    total_tokens=whole(1),
+    context_size=whole(1),
+    model_batch_size=whole(1),
+    ignore_positions=whole(0),
+)
 def stream_activations(
     model: LanguageModel | str,
     dataset: str | Iterable[str],
@@ -108,6 +135,10 @@ def stream_activations(
     from pipeline.corpus.tokens import open_tokens
 
     loaded = _loaded(model, hook_points)
+    if not list(hook_points):
+        raise DataError("hook_points: wanted at least one name, such as blocks.0.hook_resid_post, got none")
+    for hook in hook_points:
+        loaded.hook_width(hook)  # no such hook point is said before text is read
     ignored = None if ignore_token_ids is None else tuple(ignore_token_ids)
     activations = ActivationsParams(
         context_size=context_size,
@@ -142,6 +173,9 @@ def stream_activations(
     return stream
 
 
+@checked(
+    stream=of_kind(ActivationStream, "a stream, as `stream_activations(...)` gives it"), path=A_PATH, total_tokens=whole(1)
+)
 def write_activations(stream: ActivationStream, path: str | Path, total_tokens: int | None = None) -> ActivationStore:
     """Write the activations of a stream to a store, or go on with one that was begun; row i is row i of the stream.
 

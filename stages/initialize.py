@@ -22,6 +22,7 @@ def main(params: str, activations: str, norms: str, out: str) -> None:
 
     from pipeline.errors import of_member
     from pipeline.files import members_directory
+    from pipeline.initialization.compose import found_in_words
     from pipeline.initialization.from_store import Places, initialize_dictionary
     from pipeline.params.loader import load_params
     from pipeline.planning.beginning import begin
@@ -33,7 +34,7 @@ def main(params: str, activations: str, norms: str, out: str) -> None:
             with of_member(member):
                 made = initialize_dictionary(own, Places(Path(activations), Path(norms), folder / member))
             label = f"initialize: {member}" if member else "initialize"
-            for line in [made.said] if made.said is not None else [f"{key} {value:.6g}" for key, value in made.found.items()]:
+            for line in [made.said] if made.said is not None else found_in_words(made.found):
                 click.echo(f"{label}: {line}", err=True)
 
 

@@ -22,9 +22,7 @@ from pipeline.interrupts import interruption
 @click.option("--feature", "features", multiple=True, help="Show the tokens of this feature (with layers: LAYER/FEATURE).")
 @click.option("--search", "word", help="Instead of a text: the features that fire on this word, from the feature store.")
 @click.option("--steer", "steered", help="Add this feature at every token, and show what the model does.")
-@click.option(
-    "--strength", type=float, help="Activation that is added; else the largest in the feature store, or twice that on the text."
-)
+@click.option("--strength", type=float, help="Added activation; else the largest in data/features, or twice that on the text.")
 @click.option("--continue", "n_tokens", type=click.IntRange(1), default=40, help="Tokens that the model writes after the text.")
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, help="0: always the likeliest token.")
 @click.option("--seed", type=int, default=0, help="Of what is drawn at a temperature above 0.")
@@ -39,15 +37,17 @@ def main(params: str, inference: Path, norms: str, member: str | None, word: str
     from pipeline.analysis.terminal import Continuation, print_inspections, texts_of
     from pipeline.dictionaries.places import chosen, dictionary_places
     from pipeline.params.loader import load_params
+    from pipeline.planning.inspecting import begin_inspection
 
     loaded = load_params(params)
     part = chosen(member, loaded.members, "the run")
     known = (inference.parent / "features" / part, inference.parent / "interpretations" / part)
     if word is not None:
         return print_search(word, *known)
+    options["texts"] = texts_of(*(options.pop(name) for name in ("given", "file", "lines")))
+    begin_inspection(loaded.members[part], known[0])
     print_inspections(
         loaded.members[part],
-        texts_of(*(options.pop(name) for name in ("given", "file", "lines"))),
         dictionary=dictionary_places(loaded, inference)[part],
         norms=norms,
         continuation=Continuation(*(options.pop(name) for name in ("n_tokens", "temperature", "seed"))),

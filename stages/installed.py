@@ -4,11 +4,13 @@
     python -m stages.installed
     dvc exp run $(python -m stages.preset smollm2-135m-local)
 
-Outside of the pipeline. Writes data/local: a link to the GGUF file, and the text as JSON lines. Cost: a second.
+Outside of the pipeline. Writes data/local: a link to the GGUF file, and the text as JSON lines. Cost: a second. Of one package
+alone it writes what that brings, says what is missing, and ends with exit status 1; without both with 2.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -20,11 +22,14 @@ from pipeline.command import stage_command
 @click.option("--out", default="data/local", help="Directory to write.")
 def main(params: str, out: str) -> None:
     """Link the model and write the text of installed packages."""
-    from pipeline.installed import link_model, write_text
+    from pipeline.installed import put_into
 
-    click.echo(link_model(Path(out)))
-    file, documents, characters = write_text(Path(out))
-    click.echo(f"{file}: {documents:,} documents, {characters:,} characters")
+    done, missing = put_into(Path(out))
+    click.echo("\n".join(done))
+    for line in missing:
+        click.echo(f"missing: {line}; the preset needs both", err=True)
+    if missing:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ BY_NAME = {
 NO_RESULT = {
     "pipeline/params": "reads and checks parameters; the values are in dvc.yaml's `params`, what a share means is in shares.py",
     "pipeline/errors.py": "what a stage says when there is no result",
+    "pipeline/arguments.py": "refuses wrong arguments of functions",
     "pipeline/foreign.py": "what a stage says where another library cannot read a file",
     "pipeline/command.py": "the command line: options, one-line errors, exit codes",
     "pipeline/progress.py": "a line on the terminal",

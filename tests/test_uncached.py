@@ -79,6 +79,7 @@ def test_whether_every_stage_runs_is_told_by_the_command(command: str, every: bo
 def test_a_dictionary_that_was_never_made_is_not_called_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.dictionaries.store import load_dictionary
 
+    monkeypatch.chdir(tmp_path)
     place = tmp_path / "data" / "inference" / "main"
     for made, wanted, other in ((False, "never trained here", "lost outputs"), (True, "lost outputs", "never trained here")):
         monkeypatch.setattr("pipeline.dictionaries.formats.interface.made_here", lambda _, made=made: made)

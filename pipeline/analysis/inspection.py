@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from pipeline.analysis.texts import ReadableTexts, bos_of, contexts, feature_index, feature_name, token_ids
+from pipeline.arguments import A_TEXT, checked, whole
+from pipeline.dictionaries.given import A_DICTIONARY
+from pipeline.errors import DataError
 from pipeline.evaluation.models import LanguageModels
 from pipeline.evaluation.raw_space import RawDictionary, own_norms
+from pipeline.lm.given import models as given_models
 from pipeline.norms.exclusion import lengths
 
 if TYPE_CHECKING:
@@ -40,11 +44,18 @@ class Inspection:
     shape: tuple[int, ...]
     excluded: Mapping[int, float] = field(default_factory=dict)
 
+    @checked(top=whole(1))
     def strongest(self, token: int, top: int = 5) -> list[tuple[str, float]]:
-        """(feature, activation) of the `top` strongest features of a token, strongest first."""
+        """(feature, activation) of the `top` strongest features of a token, strongest first.
+
+        Raises:
+            DataError: no such token.
+        """
+        self._check_token(token)
         rows, columns = self.features.indices()
         return [(feature_name(i, self.shape), value) for i, value in self._largest(rows == token, columns, top)]
 
+    @checked(top=whole(1))
     def of_feature(self, feature: str | int, top: int | None = None) -> list[tuple[int, float]]:
         """(token, activation) of the tokens on which a feature is active, strongest first.
 
@@ -59,9 +70,18 @@ class Inspection:
         return self._largest(columns == feature_index(feature, self.shape), rows, top)
 
     def around(self, token: int, before: int = 8, after: int = 4) -> str:
-        """The text around a token, which is in brackets."""
+        """The text around a token, which is in brackets.
+
+        Raises:
+            DataError: no such token.
+        """
+        self._check_token(token)
         left, right = self.tokens[max(0, token - before) : token], self.tokens[token + 1 : token + 1 + after]
         return f"{''.join(left)}[{self.tokens[token]}]{''.join(right)}"
+
+    def _check_token(self, token: int) -> None:
+        if whole(0)(token) or token >= len(self.tokens):
+            raise DataError(f"token {token!r}: wanted its place in the text, from 0 to {len(self.tokens) - 1}")
 
     def _largest(self, chosen: Tensor, names: Tensor, top: int | None) -> list[tuple[int, float]]:
         values, names = self.features.values()[chosen], names[chosen]
@@ -69,6 +89,7 @@ class Inspection:
         return list(zip(names[order].tolist(), values[order].tolist(), strict=True))
 
 
+@checked(text=A_TEXT, dictionary=A_DICTIONARY, model=given_models, context_size=whole(1))
 @torch.no_grad()
 def inspect_text(
     text: str,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.analysis.feature_columns import CONTEXTS, FEATURES, TOP
 from pipeline.analysis.feature_tables import FeatureStore
+from pipeline.arguments import A_PATH, checked
 from pipeline.errors import DataError
 from pipeline.files import read_object
 
@@ -63,6 +64,7 @@ def known_features(
     return KnownFeatures(labels, largest, str(folder) if there else "")
 
 
+@checked(features=A_PATH, interpretations=A_PATH)
 def feature_labels(
     features: str | Path = "data/features", interpretations: str | Path = "data/interpretations"
 ) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,10 +11,13 @@ from torch import Tensor
 
 from pipeline.analysis.attribution import standing
 from pipeline.analysis.texts import bos_of, feature_index, token_ids
+from pipeline.arguments import A_TEXT, checked, number, whole
+from pipeline.dictionaries.given import A_DICTIONARY
 from pipeline.errors import DataError, NumericsError
 from pipeline.evaluation.language_model import Replacement
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.hook_keys import MAIN, by_model, split_key
+from pipeline.lm.given import A_MODEL
 from pipeline.lm.not_finite import advice
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ def steering_replacements(
     return found
 
 
+@checked(text=A_TEXT, dictionary=A_DICTIONARY, model=A_MODEL, strength=number(), n_tokens=whole(1), temperature=number(0))
 def steer(
     text: str,
     dictionary: Dictionary,
@@ -108,7 +111,6 @@ def steer(
         DataError: no such feature; a text of fewer than two tokens, or one that is too long; a number out of its range.
         NumericsError: a loss or a logit is not finite, of the model as it is or steered.
     """
-    _check_numbers(strength, n_tokens, temperature)
     bos = bos_of(model, prepend_bos)
     ids = token_ids(text, model)
     if bos is not None and ids[:1] != [bos]:
@@ -143,12 +145,3 @@ def _require_finite(found: Tensor, model: LanguageModel, ids: Tensor, replace: M
         f"model '{model.name}', steered at {', '.join(replace)}: {where}; give a strength nearer to 0, or set model.dtype to "
         "float32 if it is not"
     )
-
-
-def _check_numbers(strength: float, n_tokens: int, temperature: float) -> None:
-    if not math.isfinite(strength):
-        raise DataError(f"strength: wanted a finite number, got {strength}; give one such as 100")
-    if n_tokens < 1:
-        raise DataError(f"n_tokens: wanted at least 1 token of a continuation, got {n_tokens}")
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise DataError(f"temperature: wanted a number of at least 0, got {temperature}; 0 is the likeliest token always")

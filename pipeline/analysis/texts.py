@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pipeline.arguments import is_whole, shown
 from pipeline.errors import DataError
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ def feature_index(name: str | int, shape: Sequence[int]) -> int:
         DataError: no such feature.
     """
     if not isinstance(name, str):
+        if not is_whole(name):
+            raise DataError(f"feature: wanted a number such as 513, or '2/513' for feature 513 of layer 2, got {shown(name)}")
         if not 0 <= operator.index(name) < math.prod(shape):
             raise DataError(f"feature {name}: out of range; the dictionary has {math.prod(shape):,} features")
         return operator.index(name)

@@ -61,8 +61,12 @@ def written(found: Loaded, collection: Collection, neighbours: int) -> Written:
     """Norms, thresholds, neighbours and directions of all features."""
     dictionary, coactivation = found.dictionary, collection.coactivation
     rows = decoder_rows(dictionary)
-    progress = Progress("neighbours", 2 * len(rows[0]) if neighbours else 0, unit="features, decoders and co-activation")
+    compared = len(rows[0]) if neighbours else 0
+    progress = Progress("similar features", compared, unit="features")
     decoder = decoder_neighbours(rows, neighbours, progress=progress)
+    if neighbours:
+        progress.close()
+    progress = Progress("features active together", compared, unit="features")
     coactive = coactivation.neighbours(neighbours, progress=progress)
     if neighbours:
         progress.close()

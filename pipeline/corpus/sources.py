@@ -47,8 +47,7 @@ def looks_local(name: str) -> bool:
 def no_such_text(name: str) -> DataError:
     """The error for a path where nothing is."""
     return DataError(
-        f"{name}: dataset.dataset_name_or_path: no such file or directory (looked in {looked_in()}); "
-        "give a path, a hub id or 'demo'"
+        f"{name}: dataset.dataset_name_or_path: no such file or directory ({looked_in(name)}); give a path, a hub id or 'demo'"
     )
 
 

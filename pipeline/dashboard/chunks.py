@@ -20,8 +20,8 @@ from pipeline.analysis.feature_columns import INACTIVE, TOP
 CHUNK = 32
 _INSIDE, _OPEN = re.compile(r"\w"), re.compile(r"\w\Z")  # a token that goes on with a word; one that a word may go on from
 COLUMNS = (
-    "feature", "name", "density", "max", "mean", "energy", "kurtosis", "norm", "fires", "words", "promotes", "suppresses",
-    "explanation",
+    "feature", "name", "density", "max", "mean", "energy", "kurtosis", "norm", "variety", "fires", "words", "promotes",
+    "suppresses", "explanation",
 )  # fmt: skip
 
 
@@ -140,15 +140,29 @@ def words_of(contexts: Iterable[Mapping[str, Any]]) -> list[str]:
     """The words of several tokens that the strongest tokens of the contexts are parts of, each once, the commonest first."""
     found: Counter[str] = Counter()
     for context in contexts:
-        texts, start = context["texts"], context["peak"]
-        end = start + 1
-        while start > 0 and _INSIDE.match(texts[start]) and _OPEN.search(texts[start - 1]):
-            start -= 1
-        while end < len(texts) and _INSIDE.match(texts[end]) and _OPEN.search(texts[end - 1]):
-            end += 1
-        if end - start > 1 and context["band"] != INACTIVE:
-            found["".join(texts[start:end]).strip()] += 1
+        parts = _word_at_peak(context)
+        if len(parts) > 1 and context["band"] != INACTIVE:
+            found["".join(parts).strip()] += 1
     return [word for word, _ in found.most_common()]
+
+
+def variety(contexts: Iterable[Mapping[str, Any]]) -> float | None:
+    """Of the words at the peaks of the strongest contexts the share that are different (type-token ratio): whole words, upper
+    and lower case alike. 1: another word in each context; None: there are fewer than two contexts to compare.
+    """
+    words = ["".join(_word_at_peak(context)).strip().casefold() for context in contexts if context["band"] == TOP]
+    return len(set(words)) / len(words) if len(words) > 1 else None
+
+
+def _word_at_peak(context: Mapping[str, Any]) -> Sequence[str]:
+    """The tokens of the word that the strongest token of a context is a part of; that token alone where it is whole or none."""
+    texts, start = context["texts"], context["peak"]
+    end = start + 1
+    while start > 0 and _INSIDE.match(texts[start]) and _OPEN.search(texts[start - 1]):
+        start -= 1
+    while end < len(texts) and _INSIDE.match(texts[end]) and _OPEN.search(texts[end - 1]):
+        end += 1
+    return texts[start:end]  # type: ignore[no-any-return]
 
 
 class Table:
@@ -171,6 +185,7 @@ class Table:
             "energy": short(row["energy"]),
             "kurtosis": short(row["logit_kurtosis"], 3),
             "norm": short(row["decoder_norm"], 3),
+            "variety": short(variety(contexts), 3),
             "fires": [self._strings(*token) for token in fires_on(contexts)],
             "words": [self._strings(word) for word in words_of(contexts)],
             "promotes": [self._strings(token["text"], token["token"]) for token in row["promoted"] or ()],

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from pipeline.activation_functions.budget import within_budget
 from pipeline.activation_functions.calibration import Calibration
 from pipeline.activation_functions.interface import ActivationFunction, GateSettings, activation_function
+from pipeline.arguments import shown
 from pipeline.dictionaries.by_entries import decoded, step_codes
 from pipeline.dictionaries.codes import Codes
 from pipeline.dictionaries.fold import EPS_NORM, folded
@@ -202,7 +203,15 @@ class Dictionary(nn.Module, abc.ABC):
         return self.decode_linear(f.reshape(places.n_rows, *self.feature_shape))
 
     def decode(self, f: Tensor) -> Tensor:
-        """Reconstruction from features, with decoder bias, without skip. f: [..., F]. Returns [..., d_out]."""
+        """Reconstruction from features, with decoder bias, without skip. f: [..., F]. Returns [..., d_out].
+
+        Raises:
+            DataError: features of another shape.
+        """
+        shape = tuple(self.feature_shape)
+        if not isinstance(f, Tensor) or f.shape[-len(shape) :] != shape:
+            wanted = f"features [..., {', '.join(map(str, shape))}]"
+            raise DataError(f"dictionary '{self.config.name}' ({self.config.kind}): wanted {wanted}, got {shown(f)}")
         return self._with_bias(self._decoded(f))
 
     def _decoded(self, f: Tensor) -> Tensor:
@@ -439,6 +448,8 @@ class Dictionary(nn.Module, abc.ABC):
 
     def _check_width(self, x: Tensor, hooks: Sequence[str], width: int) -> None:
         wanted = (width,) if len(hooks) == 1 else (len(hooks), width)
+        if not isinstance(x, Tensor):
+            raise DataError(f"dictionary '{self.config.name}': wanted activations as a tensor, got {shown(x)}")
         if x.is_floating_point() and x.shape[-len(wanted) :] == wanted:
             return
         got = f"shape {list(x.shape)}" if x.is_floating_point() else f"{str(x.dtype).removeprefix('torch.')} numbers"
@@ -534,6 +545,14 @@ class Dictionary(nn.Module, abc.ABC):
         Every token is encoded, also a massive one that the dictionary was trained without (`excluded`), whose features say
         nothing.
         """
+        self._check_input(x)
+        own = next(self.parameters()).dtype
+        if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
+            got, wanted = (str(dtype).removeprefix("torch.") for dtype in (x.dtype, own))
+            raise DataError(
+                f"dictionary '{self.config.name}': its weights are {wanted}, got activations in {got}; give "
+                f"x.to(torch.{wanted}), or load it with dtype='{got}'"
+            )
         return self.codes(x, mask, gate, padding).f
 
     def excluded(self, x: Tensor, target: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipeline.arguments import checked, of_kind, whole
 from pipeline.dictionaries.initial import BaseInitialization
 from pipeline.params.dictionary_config import DictionaryConfig
 from pipeline.params.dictionary_kinds import KINDS
@@ -44,6 +45,7 @@ def config_from_dict(values: Mapping[str, Any]) -> DictionaryConfig:
     return section_from_dict(DictionaryConfig, values)  # type: ignore[type-abstract]
 
 
+@checked(config=of_kind(Mapping, "fields such as {'kind': 'sae', 'd_in': 128, 'top_k': 16}"), seed=whole())
 def build_dictionary(config: Mapping[str, Any], *, seed: int = 0) -> Dictionary:
     """Make a dictionary and draw its base initialisation.
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pipeline.arguments import checked, whole
+from pipeline.dictionaries.given import A_DICTIONARY
 from pipeline.dictionaries.masks import check_padding, kept_tokens
 from pipeline.errors import DataError
 from pipeline.evaluation.decoder import decoder_metrics
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
 
 
+@checked(dictionary=A_DICTIONARY, batch_size=whole(1))
 @torch.no_grad()
 def evaluate_reconstruction(
     dictionary: Dictionary,
@@ -85,8 +88,6 @@ def evaluate_reconstruction(
 
 
 def _slices(rows: int, batch_size: int) -> list[slice]:
-    if batch_size < 1:
-        raise DataError(f"batch_size: wanted at least 1 row at a time, got {batch_size}")
     return [slice(start, start + batch_size) for start in range(0, rows, batch_size)]
 
 
@@ -152,6 +153,10 @@ def _kept(
 def _check_shapes(dictionary: Dictionary, activations: Tensor, labels: Tensor, mask: Tensor | None) -> None:
     several = len(dictionary.hooks_in) > 1
     leading = activations.shape[:1] if several else activations.shape[:-1]
+    for what, x, dims in (("activations", activations, dictionary.input_dims), ("targets", labels, 1)):
+        if not x.is_floating_point() or x.ndim < 1 + dims:
+            got = f"{str(x.dtype).removeprefix('torch.')} numbers of shape {list(x.shape)}"
+            raise DataError(f"{what}: wanted floating-point numbers [rows, ..., width], got {got}")
     if activations.shape[-1] != dictionary.config.d_in or labels.shape[-1] != dictionary.config.d_out:
         raise DataError(
             f"the dictionary reads width {dictionary.config.d_in} and writes {dictionary.config.d_out}, got activations "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipeline.errors import NumericsError
+from pipeline.errors import DataError, NumericsError
 from pipeline.evaluation.language_model import Replacement
 from pipeline.hook_keys import MAIN, by_model, join_key, split_key
 from pipeline.lm.language_model import Start
@@ -59,7 +59,13 @@ class LanguageModels:
 
     def owner(self, key: str) -> LanguageModel:
         """The model of a hook point."""
-        return self._models[split_key(key)[0]]
+        return self._model(split_key(key)[0])
+
+    def _model(self, alias: str) -> LanguageModel:
+        if alias not in self._models:
+            known = ", ".join(repr(each) for each in self._models)
+            raise DataError(f"models: the dictionary has hook points of the model {alias!r}, got {known} ('' is the main one)")
+        return self._models[alias]
 
     def hook_width(self, key: str) -> int:
         """Width of the activation at a hook point.
@@ -73,7 +79,7 @@ class LanguageModels:
         """{key: [b, T, D]} of the models as they are; each stops after the last hook point."""
         found = {}
         for alias, hooks in by_model(keys).items():
-            captured = self._models[alias].activations(tokens, hooks)
+            captured = self._model(alias).activations(tokens, hooks)
             found.update({join_key(alias, hook): captured[hook] for hook in hooks})
         return found
 

@@ -27,9 +27,12 @@ import torch
 from torch import Tensor
 
 from pipeline.analysis.texts import feature_index, feature_name
+from pipeline.arguments import checked, is_whole, names, whole
+from pipeline.dictionaries.given import A_DICTIONARY
 from pipeline.errors import DataError, unknown_name
 from pipeline.experiments.placed import PlacedDictionary
 from pipeline.experiments.runs import run_with_dictionaries
+from pipeline.lm.given import A_MODEL
 from pipeline.lm.language_model import Output
 from pipeline.lm.splicing import Replacement
 from pipeline.progress import Progress
@@ -71,9 +74,34 @@ class Effect(NamedTuple):
     effect: float
 
 
+class Effects(list[Effect]):
+    """Effects of features, each at one position; its repr is a table that says so."""
+
+    def __repr__(self) -> str:
+        lines = ["effect of one feature at one position, in the metric's units (over all positions: top_features)"]
+        lines.append(f"{'feature':>8} {'context':>7} {'position':>8} {'activation':>10} {'effect':>10}  token")
+        for one in self:
+            place = f"{one.feature:>8} {one.context:>7} {one.position:>8}"
+            lines.append(f"{place} {one.activation:>10.3g} {one.effect:>+10.3g}  {one.token!a}")
+        return "\n".join(lines)
+
+
+class FeatureSums(list[tuple[str, float]]):
+    """(feature, effect summed over positions); its repr is a table that says so."""
+
+    def __repr__(self) -> str:
+        lines = ["effect of one feature summed over all positions, in the metric's units (at each position: top)"]
+        lines.append(f"{'feature':>8} {'effect':>10}")
+        lines += [f"{name:>8} {effect:>+10.3g}" for name, effect in self]
+        return "\n".join(lines)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class FeatureAttribution:
     """What each feature does to a number of a run.
+
+    `top(n)` gives the largest effects at single positions, `top_features(n)` the largest sums over positions, which is also
+    what the repr shows.
 
     Attributes:
         method: see `attribute`.
@@ -122,12 +150,16 @@ class FeatureAttribution:
         """Effects summed over contexts and positions, [*feature_shape]."""
         return self.effects.sum((0, 1))
 
-    def top(self, n: int = 10) -> list[Effect]:
-        """The n largest effects, by size; fewer where there are fewer that are not 0."""
+    @checked(n=whole(1))
+    def top(self, n: int = 10) -> Effects:
+        """The n largest effects of a feature at a position, by size; fewer where there are fewer that are not 0.
+
+        A feature that acts at several positions is there several times: `top_features` has its sum.
+        """
         shape = self.effects.shape
         flat = self.effects.flatten()
         order = flat.abs().argsort(descending=True, stable=True)[:n]
-        found = []
+        found = Effects()
         for index in order[flat[order] != 0].tolist():
             context, position, *place = (int(i) for i in torch.unravel_index(torch.tensor(index), shape))
             name = "/".join(map(str, place))
@@ -135,41 +167,91 @@ class FeatureAttribution:
             found.append(Effect(name, context, position, token, float(self.features.flatten()[index]), float(flat[index])))
         return found
 
-    def top_features(self, n: int = 10) -> list[tuple[str, float]]:
-        """(feature, effect summed over positions) of the n largest sums, by size."""
+    @checked(n=whole(1))
+    def top_features(self, n: int = 10) -> FeatureSums:
+        """(feature, effect summed over contexts and positions) of the n largest sums, by size."""
         sums = self.by_feature().flatten()
         order = sums.abs().argsort(descending=True, stable=True)[:n]
         shape = self.effects.shape[2:]
-        return [(feature_name(int(i), shape), float(sums[i])) for i in order if float(sums[i]) != 0]
+        return FeatureSums((feature_name(int(i), shape), float(sums[i])) for i in order if float(sums[i]) != 0)
 
     def __repr__(self) -> str:
-        first = ", ".join(f"{name} {effect:+.3g}" for name, effect in self.top_features(5))
+        first = ", ".join(f"{name} {effect:+.3g}" for name, effect in self.top_features(5)) or "none"
         return (
             f"FeatureAttribution({self.method}, metric {self.metric:.4g}, baseline {self.baseline_metric:.4g}, gap "
-            f"{self.gap:.2g}; {first}{f'; {self.doubt}' if self.doubt else ''})"
+            f"{self.gap:.2g}; summed over positions: {first}{f'; {self.doubt}' if self.doubt else ''})"
         )
 
 
+def _token(value: object) -> str:
+    """What is wanted in the place of a token."""
+    return "" if isinstance(value, str) or is_whole(value) else "a text of one token, such as ' cat', or a token id"
+
+
+@checked(model=A_MODEL, right=_token, wrong=_token, position=whole())
 def logit_difference(model: LanguageModel, right: str | int, wrong: str | int, position: int = -1) -> Metric:
     """The metric logit(right) - logit(wrong) at a position, meaned over contexts.
 
     Args:
         model: whose tokens they are.
         right, wrong: texts of one token, such as " cat", or token ids.
-        position: of the prediction; -1: after the last token.
+        position: of the token after which is predicted, from 0; -1: the last one, -2 the one before it.
 
     Raises:
-        DataError: a text of several tokens.
+        DataError: a text of several tokens, or an id that the model does not have; when used, a position beyond the text.
     """
-    first, second = (model.to_single_token(each) if isinstance(each, str) else each for each in (right, wrong))
-    return lambda run: (run.logits[:, position, first] - run.logits[:, position, second]).mean()
+    first, second = (model.to_single_token(each) if isinstance(each, str) else int(each) for each in (right, wrong))
+    for token in (first, second):
+        if not 0 <= token < model.vocab_size:
+            raise DataError(
+                f"logit_difference: token id {token} is outside the vocabulary of {model.name} (0 to {model.vocab_size - 1})"
+            )
+
+    def difference(run: Output) -> Tensor:
+        n_tokens = run.logits.shape[1]
+        if not -n_tokens <= position < n_tokens:
+            raise DataError(
+                f"logit_difference: position {position} is out of range; the text has {n_tokens} tokens, positions 0 to "
+                f"{n_tokens - 1}, or -1 for the last one"
+            )
+        return (run.logits[:, position, first] - run.logits[:, position, second]).mean()
+
+    return difference
 
 
 def mean_loss(run: Output) -> Tensor:
-    """The metric "loss": mean cross entropy of all predictions, nats a token."""
+    """The metric "loss": mean cross entropy of all predictions, nats a token.
+
+    Raises:
+        DataError: there is no prediction to compare: the text has one token.
+    """
+    if run.loss.numel() == 0:
+        raise DataError("metric 'loss': wanted a text of at least two tokens, got one; give a longer text or another metric")
     return run.loss.mean()
 
 
+def _metric(value: object) -> str:
+    """What is wanted in the place of a metric."""
+    right = callable(value) or (isinstance(value, str) and value == "loss")
+    return (
+        "" if right else "'loss', or a function of the run that gives one number, such as logit_difference(model, ' a', ' b')"
+    )
+
+
+def _features(value: object) -> str:
+    """What is wanted in the place of features to look at."""
+    return "" if isinstance(value, Sequence) and not isinstance(value, str) else "a list of features, such as [513, 7]"
+
+
+@checked(
+    model=A_MODEL,
+    dictionary=A_DICTIONARY,
+    metric=_metric,
+    steps=whole(1),
+    top=whole(1),
+    features=_features,
+    hook_points=names,
+)
 def attribute(
     model: LanguageModel,
     dictionary: Dictionary,
@@ -219,12 +301,11 @@ def attribute(
     """
     if method not in METHODS:
         raise DataError(unknown_name("method", method, METHODS))
-    if steps < 1:
-        raise DataError(f"steps: wanted at least 1 point of the integral, got {steps}")
-    if top is not None and (method != "ablation" or top < 1):
-        got = f"top={top}, method='{method}'"
+    if method != "ablation" and (top is not None or features is not None):
+        given = "top" if top is not None else "features"
         raise DataError(
-            f"top: wanted at least 1 feature to ablate, of method='ablation', got {got}; `.top(n)` lists any result"
+            f"attribute: {given}: wanted method='ablation', whose runs it limits, got method='{method}'; `.top(n)` and "
+            "`.top_features(n)` list any result"
         )
     measured: Metric = mean_loss if metric == "loss" else metric
     function = _OfFeatures(model, dictionary, text, measured, baseline, hook_points, norms, prepend_bos)
@@ -240,7 +321,7 @@ def attribute(
     texts = [model.to_str_tokens(row) for row in function.ids] if function.has_text else _numbers(function.ids)
     found = FeatureAttribution(method, texts, function.f, effects, error_effects, function.at(1.0), function.at(0.0))
     if found.doubt:
-        warnings.warn(f"attribute, {method}: {found.doubt}", stacklevel=2)
+        warnings.warn(f"attribute, {method}: {found.doubt}", stacklevel=3)
     return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.analysis.texts import feature_index
+from pipeline.arguments import is_whole, shown
 from pipeline.errors import DataError
 
 Feature: TypeAlias = "int | str | tuple[str, int | str]"
@@ -58,9 +60,11 @@ def edits_of(
     found: list[Edit] = []
     for feature, positions in _ablated(ablate):
         found.append(_edit(shapes, n_tokens, feature, 0.0, 0.0, positions))
-    for times, given in ((0.0, set_to), (1.0, add)):
+    for word, times, given in (("set_to", 0.0, set_to), ("add", 1.0, add)):
+        if given is not None and not isinstance(given, Mapping):
+            raise DataError(f"{word}: wanted {{feature: value}} or {{feature: (value, positions)}}, got {shown(given)}")
         for feature, value in (given or {}).items():
-            number, positions = value if isinstance(value, tuple) else (value, None)
+            number, positions = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
             found.append(_edit(shapes, n_tokens, feature, times, number, positions))
     return found
 
@@ -72,7 +76,11 @@ def _ablated(ablate: Ablate | None) -> list[tuple[Feature, Positions]]:
         return list(ablate.items())
     if isinstance(ablate, (int, str)) or _is_pair(ablate):
         return [(ablate, None)]  # type: ignore[list-item]
-    return [(feature, None) for feature in ablate]  # type: ignore[misc, union-attr]
+    if not isinstance(ablate, Iterable):
+        raise DataError(
+            f"ablate: wanted a feature such as 513 or '2/513', several, or {{feature: positions}}, got {shown(ablate)}"
+        )
+    return [(feature, None) for feature in ablate]  # type: ignore[misc]
 
 
 def _is_pair(value: object) -> bool:
@@ -95,13 +103,29 @@ def _edit(
         raise DataError(f"feature {own!r}: wanted a finite number or (number, positions), got {plus!r}")
     shape = tuple(shapes[name])
     place = torch.unravel_index(torch.tensor(feature_index(own, shape)), shape)
-    listed = [positions] if isinstance(positions, int) else positions
-    if listed is not None and not isinstance(listed, slice):
-        wrong = [position for position in listed if not -n_tokens <= position < n_tokens]
-        if wrong:
-            raise DataError(f"feature {own!r}: position {wrong[0]} is out of range; the context has {n_tokens} tokens")
-        listed = [int(position) for position in listed]
-    return Edit(name, tuple(int(part) for part in place), times, float(plus), listed)
+    return Edit(name, tuple(int(part) for part in place), times, float(plus), _positions(own, n_tokens, positions))
+
+
+def _positions(feature: object, n_tokens: int, given: Positions) -> list[int] | slice | None:
+    """Positions of a context, as whole numbers.
+
+    Raises:
+        DataError: one is none, or beyond the context.
+    """
+    if given is None or isinstance(given, slice):
+        return given
+    listed = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    for position in listed:
+        if not is_whole(position):
+            raise DataError(
+                f"feature {feature!r}: wanted positions as whole numbers, such as 4 or [4, 5], got {shown(position)}"
+            )
+        if not -n_tokens <= operator.index(position) < n_tokens:
+            raise DataError(
+                f"feature {feature!r}: position {position} is out of range; the context has {n_tokens} tokens, positions 0 to "
+                f"{n_tokens - 1}, or -1 for the last one"
+            )
+    return [operator.index(position) for position in listed]
 
 
 def edited(f: Tensor, edits: Sequence[Edit], layer: int | None = None) -> Tensor:

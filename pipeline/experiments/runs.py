@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from pipeline.arguments import ByName, checked, names, shown
+from pipeline.dictionaries.given import dictionaries as given_dictionaries
 from pipeline.errors import DataError, unknown_name
 from pipeline.experiments.edits import Ablate, Values, edits_of
 from pipeline.experiments.placed import PlacedDictionary, by_name
 from pipeline.experiments.splice import ERRORS, Errors, Splice, check_written_once, clean_activations
+from pipeline.lm.given import A_MODEL
 from pipeline.lm.language_model import Output
 from pipeline.lm.splicing import Replacement
 
@@ -66,8 +69,8 @@ class DictionaryRun:
         Raises:
             DataError: the run has no gradients, or it is not one number.
         """
-        if of.numel() != 1 or not of.requires_grad:
-            got = "one without gradient" if of.numel() == 1 else f"shape {list(of.shape)}"
+        if not isinstance(of, Tensor) or of.numel() != 1 or not of.requires_grad:
+            got = "one without gradient" if isinstance(of, Tensor) and of.numel() == 1 else shown(of)
             raise DataError(f"gradient: wanted one number of a run with grad=True, got {got}")
         found = torch.autograd.grad(of, self._nodes, retain_graph=retain_graph, allow_unused=True)
         parts = [torch.zeros_like(node) if g is None else g for node, g in zip(self._nodes, found, strict=True)]
@@ -120,7 +123,7 @@ class ModelRun(Output):
             found |= {f"{name}.features": part.features, f"{name}.encoded": part.encoded}
             found |= {f"{name}.reconstruction.{hook}": x for hook, x in part.reconstructions.items()}
             found |= {f"{name}.error.{hook}": x for hook, x in part.errors.items()}
-        return found
+        return ByName("tensor of the run", found)
 
     def __repr__(self) -> str:
         names = ", ".join(f"{name}: {list(part.features.shape)}" for name, part in self.dictionaries.items())
@@ -130,6 +133,12 @@ class ModelRun(Output):
         )
 
 
+def _hook_points(value: object) -> str:
+    """What is wanted in the place of hook points."""
+    return "" if value == "all" else names(value) and "a list of hook points, or 'all'"
+
+
+@checked(model=A_MODEL, dictionaries=given_dictionaries, hook_points=_hook_points)
 def run_with_dictionaries(
     model: LanguageModel,
     text: Tokens,
@@ -199,7 +208,8 @@ def run_with_dictionaries(
     kept = model.hook_points() if hook_points == "all" else [*hook_points, *used]
     out = model.run(ids, replace=replace, hook_points=dict.fromkeys(kept), gradient=grad)
     done = {name: _told(splice) for name, splice in splices.items()}
-    return ModelRun(out.tokens, out.logits, out.activations, done)
+    activations = ByName("hook point of the run", out.activations)
+    return ModelRun(out.tokens, out.logits, activations, ByName("dictionary of the run", done))
 
 
 def _told(splice: Splice) -> DictionaryRun:

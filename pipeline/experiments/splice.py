@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from pipeline.arguments import checked
+from pipeline.dictionaries.given import dictionaries as given_dictionaries
 from pipeline.errors import DataError
 from pipeline.evaluation.language_model import keep_masked
 from pipeline.experiments.edits import Edit, edited
@@ -27,6 +29,7 @@ Errors = Literal["keep", "freeze", "drop"]
 ERRORS = ("keep", "freeze", "drop")
 
 
+@checked(dictionaries=given_dictionaries)
 def spliced(
     dictionaries: Dictionary | Sequence[Dictionary] | Mapping[str, Dictionary],
     *,

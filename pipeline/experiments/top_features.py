@@ -10,6 +10,9 @@ import torch
 
 from pipeline.analysis.inspection import inspect_text
 from pipeline.analysis.texts import feature_name
+from pipeline.arguments import A_TEXT, checked, of_kind, whole
+from pipeline.dictionaries.given import A_DICTIONARY
+from pipeline.lm.given import models
 
 if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
@@ -55,6 +58,13 @@ class TopFeatures:
         return "\n".join(lines)
 
 
+@checked(
+    model=models,
+    dictionary=A_DICTIONARY,
+    text=A_TEXT,
+    n=whole(1),
+    labels=of_kind(Mapping, "{feature: label}, as `feature_labels(...)` gives it"),
+)
 def top_features(
     model: LanguageModel | Mapping[str, LanguageModel],
     dictionary: Dictionary,

@@ -159,6 +159,20 @@ def initialize_(
     return found
 
 
+FOUND = {
+    "least_squares_factor": "the first weights are scaled by {:.4g}, which reconstructs the sample best",
+    "d_active_subspace": "decoder rows lie in the span of the {:.0f} largest principal directions",
+    "grid_search_norm": "decoder rows have the length {:.4g}, the best of those that were tried",
+    "grid_search_l_rec": "with it the reconstruction loss of the sample is {:.4g}",
+    "threshold": "the largest first threshold is {:.4g}",
+}
+
+
+def found_in_words(found: Mapping[str, float]) -> list[str]:
+    """What :func:`compose_` has found, a line each."""
+    return [FOUND.get(key, f"{key} {{:.6g}}").format(value) for key, value in found.items()]
+
+
 def _give_lengths_to_encoder_(dictionary: Dictionary) -> None:
     """Unit decoder rows (the MLP's responses have lengths of their own); f grows by what the row loses."""
     rows = dictionary.decoder_rows()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pipeline.dictionaries.formats.interface import dictionaries_near
 from pipeline.errors import DataError
 from pipeline.interop.interface import InterchangeFormat, interchange_format
 from pipeline.params.dictionary_formats import DICTIONARY_FORMATS
@@ -27,7 +28,11 @@ def format_and_place(path: Path, name: str | None = None) -> tuple[InterchangeFo
         DataError: nothing is there, nothing of a known format (or of this one), several formats, or several dictionaries.
     """
     if not path.exists():
-        raise DataError(f"{path}: no dictionary here; name a directory or a file that exists, or hf:user/repository/folder")
+        near = ", ".join(map(str, dictionaries_near(path)))
+        beside = f" (near it: {near})" if near else ""
+        raise DataError(
+            f"{path}: no dictionary here{beside}; name a directory or a file that exists, or hf:user/repository/folder"
+        )
     found = _formats_at(path, name)
     if found:
         return _one_format(path, found), path

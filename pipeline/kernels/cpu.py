@@ -21,7 +21,10 @@ CROSSOVER = 1 / 12
 class CpuEntries(EntryKernels):
     """numpy and torch on the CPU."""
 
-    rule = f"on the CPU by chosen entries up to {CROSSOVER:.3g} of the features (benchmarks/results/dictionary_step.md)"
+    rule = (
+        f"on the CPU from the active features alone (chosen entries) where they are at most {CROSSOVER:.3g} of all, else "
+        "from all (dense products)"
+    )
     counts_freely = True
 
     def largest(self, rows: Tensor, k: int) -> Tensor:

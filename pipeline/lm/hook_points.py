@@ -40,6 +40,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pipeline.arguments import shown
 from pipeline.errors import DataError, nearest
 from pipeline.hook_keys import AFTER, BEFORE, MODULE, SIDES, SITES, module_of
 
@@ -117,6 +118,8 @@ class HookPoints:
         Raises:
             DataError: no such hook point; the message has the nearest one, and all that exist where the layer does.
         """
+        if not isinstance(name, str):
+            raise DataError(f"hook point: wanted a name, such as blocks.0.hook_resid_post, got {shown(name)}")
         if name in BEFORE:
             return HookPoint(-1, BEFORE.index(name), name, name)
         if name in self.after:
@@ -148,6 +151,8 @@ class HookPoints:
         """
         if isinstance(names, str):
             raise DataError(f"hook points should be a list of names, got the string '{names}'")
+        if not isinstance(names, Iterable):
+            raise DataError(f"hook points should be a list of names, got {shown(names)}")
         return {name: self.parse(name) for name in names}
 
     def up_to(self, names: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.arguments import A_TEXT, checked, number, shown, whole
 from pipeline.errors import DataError, NumericsError
 from pipeline.lm.attention import AttentionWeights, attention_weights
 from pipeline.lm.mlp import BlockMLP
@@ -261,6 +262,7 @@ class LanguageModel(abc.ABC):
             raise DataError(f"to_str_tokens: wanted one context, got {len(ids)}; give them one at a time")
         return self._token_texts(ids)[0]
 
+    @checked(text=A_TEXT)
     def to_single_token(self, text: str) -> int:
         """The id of a text that is one token, such as " cat".
 
@@ -398,6 +400,7 @@ class LanguageModel(abc.ABC):
                 )
             return Output(ids, logits, {name: run.captured[name] for name in kept})
 
+    @checked(n_tokens=whole(0), temperature=number(0))
     @torch.no_grad()
     def generate(
         self,
@@ -599,6 +602,8 @@ class LanguageModel(abc.ABC):
                 self._check_layer(min(point.layer, self.n_layers - 1))
 
     def _check_layer(self, layer: int) -> None:
+        if whole()(layer):
+            raise DataError(f"layer: wanted a whole number from 0 to {self.n_layers - 1}, got {shown(layer)}")
         if not 0 <= layer < self.n_layers:
             raise DataError(f"layer {layer} does not exist: {self.name} has layers 0 to {self.n_layers - 1}")
         if layer >= self.n_loaded:
@@ -618,7 +623,14 @@ class LanguageModel(abc.ABC):
 
     def _replacements(self, replace: Replacements | None, ids: Tensor) -> Mapping[str, Replacement]:
         """{hook point: replacement} of a run of these tokens."""
-        return replace(self, ids) if callable(replace) else replace or {}
+        if isinstance(replace, nn.Module) or not (replace is None or callable(replace) or isinstance(replace, Mapping)):
+            raise DataError(f"replace: wanted {{hook point: function}}, or spliced(dictionary), got {shown(replace)}")
+        found = replace(self, ids) if callable(replace) else replace or {}
+        wrong = [hook for hook, function in found.items() if not callable(function)]
+        if wrong:
+            wanted = "a function (captured, original) -> tensor like original"
+            raise DataError(f"replace: {wrong[0]}: wanted {wanted}, got {shown(found[wrong[0]])}")
+        return found
 
     def _splicing_run(self, replace: Mapping[str, Replacement], capture: Iterable[str] | None) -> Run:
         self._check_hook_points(replace)
@@ -634,6 +646,8 @@ class LanguageModel(abc.ABC):
 
         The range is checked where that costs no synchronisation.
         """
+        if isinstance(token_ids, (bytes, Mapping)) or not isinstance(token_ids, Iterable):
+            raise DataError(f"wanted a text, texts, token ids or a tensor of them, got {shown(token_ids)}")
         if not isinstance(token_ids, Tensor) or token_ids.ndim == 1:
             tokenizer = self.tokenizer if _has_text(token_ids) else None
             token_ids = as_token_ids(token_ids, tokenizer, prepend_bos, self.name)

@@ -8,10 +8,12 @@ Every import of transformers is inside the functions that need it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.arguments import checked, names
 from pipeline.errors import DataError, unknown_name
 from pipeline.lm.families import is_known
 from pipeline.lm.source import ModelSource, resolve_model
@@ -25,6 +27,13 @@ if TYPE_CHECKING:
     from pipeline.params.schema import ModelParams
 
 
+def _name(value: object) -> str:
+    """What is wanted in the place of a model's name."""
+    right = isinstance(value, (str, os.PathLike)) and str(value) != ""
+    return "" if right else "'demo', a directory, a GGUF file or a hub id"
+
+
+@checked(name_or_path=_name, hook_points=names)
 def load_language_model(
     name_or_path: str | Path,
     *,

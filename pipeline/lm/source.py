@@ -341,9 +341,7 @@ def resolve_model(
         )
     elif name.startswith((".", "/", "~")) or not 0 <= name.count("/") <= 1 or name.endswith(SUFFIX):
         kind = "GGUF file" if name.endswith(SUFFIX) else "directory"
-        raise DataError(
-            f"{name}: no such {kind} for a model (looked in {looked_in()}); give an existing one, a hub id, or '{DEMO}'"
-        )
+        raise DataError(f"{name}: no such {kind} for a model ({looked_in(name)}); give an existing one, a hub id, or '{DEMO}'")
     else:
         directory, commit = _hub_config(name, revision)
         source = ModelSource(name, directory, commit, None, _read_config(directory, name), tokenizer_name)

@@ -70,6 +70,6 @@ def resolve_tokenizer(name: str) -> TokenizerPlace:
     if found is not None:
         raise DataError(f"{KEY}: {name}: should be a directory with tokenizer files, or a GGUF file; this is another file")
     if name.startswith((".", "/", "~")) or not 0 <= name.count("/") <= 1 or name.endswith(SUFFIX):
-        raise DataError(f"{KEY}: {name}: there is no such place (looked in {looked_in()}); give an existing one or a hub id")
+        raise DataError(f"{KEY}: {name}: there is no such place ({looked_in(name)}); give an existing one or a hub id")
     directory, commit = hub_snapshot(name, None, (_CONFIG, *_FILES), "tokenizer")
     return TokenizerPlace(name, Path(directory), commit, None)

@@ -14,7 +14,7 @@ from pipeline.analysis.labels import feature_labels, known_features
 from pipeline.analysis.loading import load_for_analysis
 from pipeline.analysis.search import features_of_word
 from stages.inspect import main
-from tests.messages import says
+from tests.messages import after_beginning, says
 from tests.project import D_MODEL, Project
 
 TEXT = "the cat sat on the mat"
@@ -27,9 +27,10 @@ def run(project: Project, *arguments: str, typed: str | None = None) -> tuple[in
 
 
 def test_tokens_features_and_steering(finished_project: Project) -> None:
-    code, out, _ = run(finished_project, "--text", TEXT + "\n", "--top", "2")
+    code, out, err = run(finished_project, "--text", TEXT + "\n", "--top", "2")
     lines = out.splitlines()
     assert code == 0
+    assert err.startswith("inspect: loads the language model model (")
     assert lines[0].startswith("SAE main, topk 4, 64 features, blocks.0.hook_resid_post of model")
     assert lines[1].split()[:2] == ["0", "the"]
     assert next(line for line in lines if line.startswith("    6")).split()[1] == "\\n"
@@ -114,7 +115,8 @@ def test_errors(finished_project: Project, arguments: list[str], parts: tuple[st
     code, _, err = run(finished_project, *arguments)
     assert code == 2
     says(err, *parts)
-    assert err.startswith("error: ")
+    (line,) = after_beginning(err)
+    assert line.startswith("error: ")
 
 
 def test_the_strength_is_that_of_the_feature_store(finished_project: Project, tmp_path) -> None:
@@ -188,4 +190,4 @@ def test_ctrl_c_is_one_line(finished_project: Project, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("pipeline.analysis.terminal.inspect_text", interrupted)
     code, _, err = run(finished_project, "--text", TEXT)
-    assert (code, err) == (130, "error: interrupted\n")
+    assert (code, after_beginning(err)) == (130, ["error: interrupted"])

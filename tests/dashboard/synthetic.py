@@ -44,7 +44,7 @@ def make_store(
     logits: bool = True,
 ) -> Path:
     """A feature store of n features: feature i is strongest on the token ` word-i`, promotes ` next-i-0` to ` next-i-9` and suppresses ` not-...`; every
-    seventh is never active.
+    seventh is never active; every eleventh from 5 has another word in each of its strongest contexts.
 
     Args:
         contexts: strongest ones of each feature; outside `whole`, if that is given, what the table shows alone: one context of
@@ -137,6 +137,8 @@ def _context_rows(some: list[int], contexts: int, sources: bool, rng: np.random.
             texts = [WORDS[k] for k in tokens]
             values = (rng.random(WINDOW) * (rng.random(WINDOW) < 0.15)).round(3)
             tokens[20], texts[20], values[20] = 1000 + i, f" word-{i}", 2.0
+            if i % 11 == 5 and band == TOP and place:
+                tokens[20], texts[20] = 200_000 + 100 * i + place, f" other-{i}-{place}"
             if band == INACTIVE:
                 values[:] = 0.0
             rows.append(

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.analysis.feature_columns import INACTIVE, TOP
 from pipeline.analysis.feature_tables import FeatureStore
-from pipeline.dashboard.chunks import words_of
+from pipeline.dashboard.chunks import variety, words_of
 from pipeline.dashboard.folder import EXPLANATIONS, style, write_dashboard, write_explanations
 from pipeline.dashboard.run import explanations_at
 from tests.dashboard import synthetic
@@ -43,6 +43,23 @@ def test_words_of_several_tokens(texts: tuple[str, ...], peak: int, words: list[
 def test_the_commonest_word_is_first_and_contexts_without_the_feature_have_none() -> None:
     rare, often = context(" Ub", "untu", peak=0), context(" De", "bian", peak=1)
     assert words_of([rare, often, often, context(" Fe", "dora", peak=0, band=INACTIVE)]) == ["Debian", "Ubuntu"]
+
+
+def test_variety_is_the_share_of_different_whole_words_at_the_peaks() -> None:
+    contexts = [
+        context(" on", " De", "bian", peak=1),  # the word Debian, of two tokens
+        context("Debian", peak=0),
+        context(" DEBIAN", peak=0),
+        context(" De", "b", "t", peak=0),  # Debt, which begins with the same token
+        context(" ,", peak=0),
+        context(" other", peak=0, band="75-100 %"),
+        context(" none", peak=0, band=INACTIVE),
+    ]
+    assert variety(contexts) == 3 / 5
+    assert variety(contexts[:3]) == 1 / 3
+    assert variety(contexts[3:5]) == 1
+    assert variety(contexts[4:]) is None  # one context alone
+    assert variety([]) is None
 
 
 def test_explanations_lie_where_stages_write_them() -> None:

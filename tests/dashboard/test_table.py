@@ -151,6 +151,48 @@ def test_the_link_has_all_that_is_shown(driver: Any, page: Path) -> None:
     assert text(driver, "#count") == "171 of 200 features"
 
 
+def top_words(page: Path) -> dict[int, set[str]]:
+    """Of each active feature the words at the peaks of its strongest contexts; of the made-up tokens "ing" alone goes on with a word."""
+    found: dict[int, set[str]] = {}
+    for _, contexts in FeatureStore(page.parent.parent / "store").blocks():
+        for feature, shown in contexts.items():
+            for row in shown:
+                if row["band"] == "top":
+                    rest = [token == "ing" for token in row["texts"][row["peak"] + 1 :]]
+                    word = row["texts"][row["peak"]] + "ing" * [*rest, False].index(False)
+                    found.setdefault(feature, set()).add(word)
+    return found
+
+
+def test_features_are_sorted_and_filtered_by_variety_and_maximum(driver: Any, page: Path) -> None:
+    varied = [i for i, words in top_words(page).items() if len(words) == 2]  # another one in each of the two contexts
+    assert set(range(5, 200, 11)) - set(range(0, 200, 7)) <= set(varied)
+    assert len(varied) < 60
+    show(driver, page, "#/features")
+    driver.find_element("css selector", '[data-sort="variety"]').click()
+    order = driver.execute_script("return table().then((c) => state.order.map((r) => c.feature[r]))")
+    assert order[: len(varied)] == varied
+    driver.find_element("name", "varied").send_keys("75")
+    driver.find_element("name", "strong").send_keys("2")
+    wanted = "#/features?sort=-variety&max=2&variety=75"
+    wait_for(driver, wanted)
+    assert text(driver, "#count") == f"{len(varied)} of 200 features"
+    driver.refresh()
+    wait_for(driver, wanted)
+    assert text(driver, "#count") == f"{len(varied)} of 200 features"
+    cells = driver.find_elements("css selector", ".row:first-child > span")
+    assert "100 %" in [cell.text for cell in cells]
+    strong = driver.find_element("name", "strong")
+    strong.clear()
+    strong.send_keys("2.5")
+    wait_for(driver, "#/features?sort=-variety&max=2.5&variety=75")
+    assert text(driver, "#count") == "0 of 200 features"
+    same = next(i for i, words in top_words(page).items() if len(words) == 1)
+    for feature, share in ((varied[0], "100 %"), (same, "50 %")):
+        show(driver, page, f"#/feature/{feature}")
+        assert f"variety\n{share}" in text(driver, ".stats")
+
+
 def test_a_feature_outside_the_table_goes_on_by_number(driver: Any, page: Path) -> None:
     show(driver, page, "#/features?q=word-8")
     driver.execute_script("visit('#/feature/15')")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,28 @@ def test_dtype_is_that_of_the_weights_or_as_asked(saved: Path, tmp_path: Path) -
     assert load_dictionary(tmp_path / "wide").W_E.dtype == torch.float64
     with pytest.raises(ParamsError, match="did you mean 'float32'"):
         load_dictionary(saved, dtype="float33")
+
+
+def test_a_mistyped_path_is_told_what_is_near(saved: Path, tmp_path: Path) -> None:
+    """The dictionaries beside it, the nearest in spelling first, members of a sweep too; `dvc repro` is no answer to a typing error."""
+    folder = tmp_path / "runs" / "inference"
+    for name in ("main", "other", "sweep/k8"):
+        shutil.copytree(saved, folder / name)
+    (tmp_path / "void").mkdir()
+    for typed, near in (
+        (folder / "mian", folder / "main"),
+        (folder / "sweep" / "k9", folder / "sweep" / "k8"),
+        (tmp_path / "runs" / "inferences" / "main", folder / "main"),
+    ):
+        with pytest.raises(DataError) as caught:
+            load_dictionary(typed)
+        says(caught.value, f"{typed}: no dictionary directory here;", str(near))
+        assert str(caught.value).partition("near it")[2].split()[1].rstrip(",;") == str(near)
+        assert "dvc repro" not in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        load_dictionary(tmp_path / "void" / "mian")
+    says(caught.value, f"{tmp_path / 'void'} is there", "give the path of one that is there")
+    assert "dvc repro" not in str(caught.value)
 
 
 def test_a_missing_directory_or_file_is_named(saved: Path, tmp_path: Path) -> None:

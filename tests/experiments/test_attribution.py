@@ -136,14 +136,65 @@ def test_what_is_refused(double):
         ({"metric": lambda run: 3.0}, ("metric:", "float")),
         ({"metric": lambda run: run.tokens.sum()}, ("metric:", "does not depend")),
         ({"metric": lambda run: run.activations["blocks.0.hook_attn_out"].sum(), "hook_points": ["blocks.0.hook_attn_out"]}, ("metric:", "does not depend")),
-        ({"top": 0, "method": "ablation"}, ("top:", "top=0")),
+        ({"top": 0, "method": "ablation"}, ("top:", "whole number of at least 1", 0)),
         ({"top": 5}, ("top:", "method='ablation'", "integrated_gradients")),
+        ({"features": [3]}, ("features:", "method='ablation'", "integrated_gradients")),
+        ({"features": 3, "method": "ablation"}, ("features:", "a list of features", "got 3")),
+        ({"features": [3.5], "method": "ablation"}, ("feature:", "513", 3.5)),
+        ({"metric": "los"}, ("metric:", "'loss'", "'los'")),
+        ({"metric": None}, ("metric:", "'loss'", "None")),
+        ({"hook_points": LAYER}, ("hook_points:", "a list of names", f"'{LAYER}'")),
         ({"baseline": "the cat"}, ("baseline:", "[1, 6]", "[1, 2]")),
     ):  # fmt: skip
         with pytest.raises(DataError, match=saying(*parts)):
             attribute(double, sae, TEXT, **change)
     with pytest.raises(DataError, match=saying("baseline:", "'clt'", 2)):
         attribute(double, make("clt"), TEXT, baseline=OTHER)
+
+
+def test_arguments_of_another_kind_are_refused(double):
+    sae = make("sae")
+    for given, parts in (
+        ((sae, double, TEXT), ("attribute: model:", "load_language_model(name)")),
+        ((double, "data/inference/main", TEXT), ("attribute: dictionary:", "load_dictionary(path)", "'data/inference/main'")),
+        ((double, sae, None), ("a text", "None")),
+        ((double, sae, [5]), ("metric 'loss'", "at least two tokens")),
+    ):
+        with pytest.raises(DataError, match=saying(*parts)):
+            attribute(*given)
+
+
+def test_a_logit_difference_says_what_it_lacks(double):
+    n, sae = double.to_tokens(TEXT).shape[1], make("sae")
+    for given, parts in (
+        ((double, 3), ("logit_difference:", "'wrong'")),
+        ((double, 3, None), ("wrong:", "a text of one token", "None")),
+        ((double, 3, 10**6), ("token id 1000000", f"(0 to {double.vocab_size - 1})")),
+        ((double, 3, -1), ("token id -1",)),
+        ((double, 3, 4, "2"), ("position:", "'2'")),
+        ((TEXT, 3, 4), ("model:", "load_language_model(name)")),
+    ):
+        with pytest.raises(DataError, match=saying(*parts)):
+            logit_difference(*given)
+    for position in (n, -n - 1):
+        with pytest.raises(DataError, match=saying(f"position {position}", f"{n} tokens", f"0 to {n - 1}")):
+            attribute(double, sae, TEXT, logit_difference(double, 3, 4, position))
+
+
+def test_what_is_shown_says_whether_it_is_summed(double):
+    """At single positions by `top`, over all of them by `top_features` and the repr."""
+    found = attribute(double, make("sae"), TEXT)
+    at, summed = repr(found.top(3)), repr(found.top_features(3))
+    assert at.splitlines()[0].startswith("effect of one feature at one position")
+    assert "position" in at.splitlines()[1]
+    assert len(at.splitlines()) == 2 + 3
+    assert summed.splitlines()[0].startswith("effect of one feature summed over all positions")
+    sums = found.effects.sum((0, 1))
+    for name, effect in found.top_features(3):
+        assert effect == pytest.approx(float(sums[int(name)]))
+        assert f"{name} {effect:+.3g}" in repr(found).partition("summed over positions: ")[2]
+    with pytest.raises(DataError, match=saying("top: n:", "at least 1", 0)):
+        found.top(0)
 
 
 def test_a_residual_crosscoder_counts_once(double):

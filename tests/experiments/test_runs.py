@@ -170,10 +170,17 @@ def test_an_unfolded_dictionary_with_its_norms(single):
         ({"ablate": 24}, ("feature 24", "24 features")),
         ({"ablate": "1/2"}, ("feature '1/2'", "a number")),
         ({"ablate": [("other", 3)]}, ("no dictionary 'other'", "sae")),
-        ({"add": {3: (1.0, 17)}}, ("position 17", "6 tokens")),
+        ({"ablate": None, "add": [3]}, ("add:", "{feature: value}", "a list of int")),
+        ({"ablate": 3.5}, ("ablate:", "a feature such as 513", 3.5)),
+        ({"ablate": [None]}, ("feature:", "513", "None")),
+        ({"ablate": {3: 1.5}}, ("feature 3:", "positions as whole numbers", 1.5)),
+        ({"ablate": {3: "one"}}, ("feature 3:", "positions as whole numbers", "'one'")),
+        ({"set_to": {3: (1.0, [1], 2)}}, ("feature 3", "(number, positions)")),
+        ({"add": {3: (1.0, 17)}}, ("position 17", "6 tokens", "0 to 5")),
         ({"add": {3: "much"}}, ("feature 3", "finite number", "'much'")),
         ({"errors": "kept"}, ("errors", "kept", "'keep'")),
         ({"hook_points": ["blocks.9.hook_resid_post"]}, ("blocks.9.hook_resid_post",)),
+        ({"hook_points": LAYER}, ("hook_points:", "a list of hook points, or 'all'", f"'{LAYER}'")),
     ],
 )
 def test_what_is_refused(single, change, parts):
@@ -183,6 +190,14 @@ def test_what_is_refused(single, change, parts):
 
 def test_dictionaries_that_do_not_fit(single):
     sae = make("sae", torch.float32)
+    for wrong in (None, "main", {"a": "main"}, [sae, 3]):
+        with pytest.raises(DataError, match=saying("dictionaries:", "{name: dictionary}", "load_dictionary(path)")):
+            run_with_dictionaries(single, TEXT, wrong)
+    named = run_with_dictionaries(single, TEXT, {"early": sae})
+    with pytest.raises(DataError, match=saying("dictionary of the run 'late'", "early")):
+        named.dictionaries["late"]
+    with pytest.raises(DataError, match=saying("tensor of the run 'early.feature'", "'early.features'")):
+        named.cache["early.feature"]
     with pytest.raises(DataError, match=saying("both write", LAYER)):
         run_with_dictionaries(single, TEXT, {"a": sae, "b": sae})
     with pytest.raises(DataError, match=saying("dictionaries:", "sae, sae", "{name: dictionary}")):

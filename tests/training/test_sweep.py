@@ -170,7 +170,7 @@ def test_histories_are_read_by_their_members(sweep: Project, finished_project: P
 def test_what_is_said(changed: Project) -> None:
     shutil.rmtree(changed.path / "data" / "checkpoints")
     said = must(changed, "initialize", "train")
-    assert "initialize: wide: least_squares_factor" in said
+    assert "initialize: wide: the first weights are scaled by " in said
     n_bytes = 4 * sum(p.nbytes for p in load_dictionary(changed.path / "data/initial/main/wide").parameters())
     assert f"train: wide: {n_bytes:,} bytes" in said
     assert f"train: {len(SWEEP)} members in one pass" in said

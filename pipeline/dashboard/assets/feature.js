@@ -75,7 +75,7 @@ async function showFeature(view, name, latest) {
     `<p>none: what it writes (${overview.hooks.map(escaped).join(", ")}) is not itself added to the residual stream, so it has no direct effect on the logits</p>`;
   view.innerHTML = `<div class="title"><h1>Feature ${escaped(name)}${tags}</h1><span class="step">${step(-1, "\u2190", "k")}${step(1, "\u2192", "j")}</span></div>
     ${explained(columns.explanation?.[row])}${keeper(name)}
-    <div class="stats">${stat("density", percent(density))}${stat("active tokens", number(page.active))}${stat("maximum", number(largest))}
+    <div class="stats">${stat("density", percent(density))}${stat("active tokens", number(page.active))}${stat("maximum", number(largest))}${columns.variety[row] === null ? "" : stat("variety", percent(columns.variety[row]))}
     ${stat("mean when active", number(columns.mean[row]))}${page.threshold === null ? "" : stat("threshold", number(page.threshold))}
     ${stat("energy", percent(columns.energy[row]))}${columns.kurtosis[row] === null ? "" : stat("logit kurtosis", number(columns.kurtosis[row]))}
     ${stat("decoder norm", number(columns.norm[row]))}</div>

@@ -4,32 +4,33 @@ const SHOWN = 4; // tokens of a feature in a column; all that its page lists are
 const shownChips = (columns, places) => chips(columns, places.slice(0, SHOWN));
 const COLUMNS = [
   { key: "feature", title: "feature", width: "92px", least: 92, text: (c, r) => `<span>${escaped(c.name[r])}</span>` },
-  { key: "fires", title: "fires on", least: 160, width: "minmax(160px,1.5fr)", sort: "fireText", text: (c, r) => `<span>${shownChips(c, c.fires[r])}</span>` },
-  { key: "promotes", title: "promotes", least: 140, width: "minmax(140px,1.3fr)", sort: "promoteText", text: (c, r) => `<span${noise(c, r) ? ' class="noise" title="no token stands out: read it as noise"' : ""}>${shownChips(c, c.promotes[r])}</span>` },
+  { key: "fires", title: "fires on", least: 160, width: "minmax(160px,1.45fr)", sort: "fireText", text: (c, r) => `<span>${shownChips(c, c.fires[r])}</span>` },
+  { key: "promotes", title: "promotes", least: 140, width: "minmax(140px,1.35fr)", sort: "promoteText", text: (c, r) => `<span${noise(c, r) ? ' class="noise" title="no token stands out: read it as noise"' : ""}>${shownChips(c, c.promotes[r])}</span>` },
   { key: "explanation", title: "explanation", least: 160, width: "minmax(160px,1.6fr)", sort: "explainText", text: (c, r) => `<span>${escaped(c.explanation[r]?.[0] ?? "")}</span>` },
   { key: "density", title: "density", width: "150px", least: 150, number: true, text: (c, r) => `<span class="num">${meter(c.density[r])}${percent(c.density[r])}</span>` },
   { key: "max", title: "maximum", width: "84px", least: 84, number: true },
-  { key: "mean", title: "mean", width: "84px", least: 84, number: true },
+  { key: "variety", title: "variety", width: "66px", least: 66, number: true, text: (c, r) => `<span class="num">${c.variety[r] === null ? "" : percent(c.variety[r])}</span>` },
+  { key: "mean", title: "mean", width: "72px", least: 72, number: true },
   { key: "kurtosis", title: "logit kurtosis", width: "104px", least: 104, number: true },
-  { key: "energy", title: "energy", width: "84px", least: 84, number: true, text: (c, r) => `<span class="num">${percent(c.energy[r])}</span>` },
+  { key: "energy", title: "energy", width: "72px", least: 72, number: true, text: (c, r) => `<span class="num">${percent(c.energy[r])}</span>` },
 ];
 // Whether a feature's direct effect on the logits looks like noise: no token stands out.
 const NOISE = 1;
 const noise = (columns, row) => columns.kurtosis[row] !== null && columns.kurtosis[row] < NOISE;
 const hints = {
   fires: "tokens on which it is strongest", promotes: "next tokens whose logits it raises most", density: "share of the tokens on which it is active",
-  max: "largest activation", mean: "mean activation when active", kurtosis: "excess kurtosis of its effect on the logits: high is a few tokens",
+  max: "largest activation", variety: "share of different words at the peaks of its strongest contexts: low is one word, 100 % another word in each", mean: "mean activation when active", kurtosis: "excess kurtosis of its effect on the logits: high is a few tokens",
   energy: "its share of the squared length of all that the features write", feature: "number", explanation: "automatic explanation",
 };
 const statuses = { alive: "active here", "": "all", dense: "dense (above 10 %)", dead: "never active here" };
 
 // What is shown: in the link where it differs from these.
-const usual = { query: "", sort: "energy", down: true, status: "alive", layer: "", low: "", high: "" };
+const usual = { query: "", sort: "energy", down: true, status: "alive", layer: "", low: "", high: "", strong: "", varied: "" };
 const state = { ...usual, order: [], chosen: 0, scroll: 0 };
 
 function tableLink() {
   const order = state.sort === usual.sort && state.down ? "" : (state.down ? "-" : "") + state.sort;
-  const parts = { q: state.query, sort: order, show: state.status === usual.status ? "" : state.status || "all", layer: state.layer, from: state.low, to: state.high };
+  const parts = { q: state.query, sort: order, show: state.status === usual.status ? "" : state.status || "all", layer: state.layer, from: state.low, to: state.high, max: state.strong, variety: state.varied };
   const query = Object.entries(parts).filter(([, value]) => value !== "").map(([key, value]) => `${key}=${encodeURIComponent(value)}`).join("&");
   return `#/features${query ? `?${query}` : ""}`;
 }
@@ -41,7 +42,7 @@ function linked(query) {
   const amount = (key) => (Number.isFinite(Number(asked.get(key) ?? NaN)) ? asked.get(key) : "");
   return {
     query: asked.get("q") ?? "", sort: known ? sort : usual.sort, down: known ? (asked.get("sort") ?? "-").startsWith("-") : true,
-    status: status in statuses ? status : usual.status, layer: amount("layer"), low: amount("from"), high: amount("to"),
+    status: status in statuses ? status : usual.status, layer: amount("layer"), low: amount("from"), high: amount("to"), strong: amount("max"), varied: amount("variety"),
   };
 }
 
@@ -69,6 +70,8 @@ function arranged(columns) {
     if (state.status === "dead" && density > 0) return false;
     if (state.status === "dense" && !(density > 0.1)) return false;
     if (state.layer !== "" && columns.layer[r] !== Number(state.layer)) return false;
+    if (state.strong !== "" && !(columns.max[r] >= Number(state.strong))) return false;
+    if (state.varied !== "" && !((columns.variety?.[r] ?? -1) >= Number(state.varied) / 100)) return false;
     return density >= low && density <= high;
   };
   const found = columns.feature.map((_, r) => (query ? fit(r) : 1));
@@ -91,10 +94,13 @@ function filters(columns) {
   const layers = [...new Set(columns.layer)].filter((layer) => layer !== null);
   const option = (value, text, now) => `<option value="${value}"${String(value) === now ? " selected" : ""}>${text}</option>`;
   const layer = layers.length ? `<label>layer <select name="layer">${option("", "all", state.layer)}${layers.map((l) => option(l, l, state.layer)).join("")}</select></label>` : "";
+  const varied = columns.variety?.some((value) => value !== null) ? `
+    <label title="${hints.variety}">variety from <input name="varied" type="number" min="0" max="100" step="any" value="${escaped(state.varied)}"> %</label>` : "";
   return `<form class="filters"><span id="count"></span>
     <label>show <select name="status">${Object.entries(statuses).map(([value, text]) => option(value, text, state.status)).join("")}</select></label>${layer}
     <label>density from <input name="low" type="number" min="0" max="100" step="any" value="${escaped(state.low)}"> %</label>
     <label>to <input name="high" type="number" min="0" max="100" step="any" value="${escaped(state.high)}"> %</label>
+    <label>maximum from <input name="strong" type="number" step="any" value="${escaped(state.strong)}"></label>${varied}
     <a id="reset" href="#/features">reset</a></form><p id="searched" class="faint"></p>`;
 }
 

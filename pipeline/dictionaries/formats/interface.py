@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from pipeline.dictionaries.build import config_from_dict
 from pipeline.errors import DataError, ParamsError
+from pipeline.files import CHECKOUT, existing, root
 from pipeline.params.dictionary_formats import DICTIONARY_FORMATS
 from pipeline.uncached import made_here
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from pipeline.dictionaries.base import Dictionary
     from pipeline.params.dictionary_config import DictionaryConfig
 
+OUTPUTS = ("initial", "trained", "inference")  # folders of data/ in which the pipeline writes dictionaries
+MOST_FOLDERS, SHOWN = 500, 5  # that are looked into, and dictionaries that are named
 NEXT = "make the directory again (`dvc repro` writes lost outputs of the pipeline)"
 
 
@@ -116,8 +121,7 @@ def format_at(path: Path) -> DictionaryFormat:
         DataError: nothing is there, or nothing that any format recognises.
     """
     if not path.exists():
-        never = "it was never trained here: run `dvc repro` (or `dvc exp run`) first, or give the path of one that is there"
-        raise DataError(f"{path}: no dictionary directory here; {NEXT if made_here(path) else never}")
+        raise DataError(f"{path}: no dictionary directory here; {instead(path)}")
     for name in DICTIONARY_FORMATS:
         if dictionary_format(name).recognises(path):
             return dictionary_format(name)
@@ -125,6 +129,39 @@ def format_at(path: Path) -> DictionaryFormat:
     if members:
         raise DataError(f"{path}: holds the members {', '.join(members)} of a sweep; name one, as {path / members[0]}")
     raise DataError(f"{path}: no dictionary of a known format (known: {', '.join(DICTIONARY_FORMATS)}); {foreign(path)}")
+
+
+def instead(path: Path) -> str:
+    """What to do where nothing is at `path`: a line that names the dictionaries near it."""
+    if made_here(path):
+        return NEXT
+    near = dictionaries_near(path)
+    if near:
+        return f"near it {'is' if len(near) == 1 else 'are'} {', '.join(map(str, near))}; give the path of one that is there"
+    folders = [place / "data" / folder for place in (root(), CHECKOUT) for folder in OUTPUTS]
+    if any(path.absolute().is_relative_to(folder.absolute()) for folder in folders):
+        return "it was never trained here: run `dvc repro` (or `dvc exp run`) first, or give the path of one that is there"
+    there = existing(path.absolute())
+    return f"{there} is there, and holds no dictionary near this path; give the path of one that is there"
+
+
+def dictionaries_near(path: Path) -> list[Path]:
+    """Dictionaries beside a path where nothing is, the nearest in spelling first: below the part of it that exists, as deep as
+    the path, or one deeper (a member of a sweep)."""
+    start = existing(path)
+    if start == Path(start.anchor or "/"):  # all that the machine has is not near
+        return []
+    found, looked, deepest = [], 0, len(path.relative_to(start).parts)
+    formats = [dictionary_format(name) for name in DICTIONARY_FORMATS]
+    for folder, below, _ in os.walk(start):
+        own, looked = Path(folder), looked + 1
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if len(own.relative_to(start).parts) > deepest or looked >= MOST_FOLDERS:
+            below.clear()
+        if any(each.recognises(own) for each in formats):
+            found.append(own)
+            below.clear()
+    return sorted(found, key=lambda place: -difflib.SequenceMatcher(None, str(place), str(path)).ratio())[:SHOWN]
 
 
 def configuration(values: Mapping[str, Any], file: Path) -> DictionaryConfig:

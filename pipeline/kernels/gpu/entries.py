@@ -34,7 +34,10 @@ class TritonEntries(TorchEntries):
     def __init__(self, dtype: torch.dtype, sparsity_threshold: float) -> None:
         self.dtype, self.sparsity_threshold = dtype, sparsity_threshold
         share = 1 - sparsity_threshold
-        self.rule = f"by Triton kernels on chosen entries up to {share:.3g} of the features (benchmarks/results/gpu.md)"
+        self.rule = (
+            f"by Triton kernels from the active features alone (chosen entries) where they are at most {share:.3g} of all, "
+            "else from all (dense products)"
+        )
 
     def largest(self, rows: Tensor, k: int) -> Tensor:
         if k > MOST_K:
