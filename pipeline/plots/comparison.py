@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.plots.charts import number
 from pipeline.plots.experiment import Experiment
-from pipeline.plots.knee import RULE, advice
+from pipeline.plots.knee import RULES, advice
 from pipeline.plots.page import Row, Table
 from pipeline.plots.pareto import front
 
@@ -27,7 +27,19 @@ HEAD = (
     "dead",
 )
 NAMES = 2  # first columns, which are words
-STAR = "* no other one of the group has a lower L0 and a lower loss; PCA: of as many directions as `rank`"
+LEGEND = {
+    "seed": "of the run",
+    "lr": "learning rate",
+    "trained": "tokens trained on",
+    "L0": "active features a token, mean",
+    "FVU": "fraction of variance unexplained: 0 is perfect, 1 no better than the mean",
+    "delta CE": "cross entropy that the reconstruction adds to the model's own, nats a token",
+    "95 %": "interval of the loss before it",
+    "PCA": "the same loss of PCA with `rank` directions",
+    "rank": "directions of PCA: as many as the L0, of several layers as that of each",
+    "dead": "share of the features that are active on no evaluated token",
+    "*": "no other row of the group has as low an L0 and as low a loss, and one of them lower",
+}
 
 
 def by_site(experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
@@ -73,15 +85,30 @@ def table(experiments: Sequence[Experiment]) -> list[str]:
     found = []
     for site, rows in sites:
         found += [site, f"  {line(head)}", *(f"  {line(row)}" for row in rows), *(f"  {each}" for each in said[site]), ""]
-    return [*found, STAR, *([RULE] if any(said.values()) else [])]
+    meanings = legend(any(said.values()))
+    width = max(map(len, meanings))
+    return [*found, *(f"{name.ljust(width)}  {meaning}" for name, meaning in meanings.items())]
+
+
+def legend(advised: bool) -> dict[str, str]:
+    """{column or mark: what it means}; of the knee where lines on it are there."""
+    return LEGEND | (RULES if advised else {})
 
 
 def tables(experiments: Sequence[Experiment]) -> list[Table]:
-    """The same as a table of a page for each site."""
-    return [
-        Table(heading(site, own), HEAD[1:], tuple(Row(row[0], row[-1], row[1:-1]) for row in cells(own)), _note(own))
-        for site, own in by_site(experiments).items()
+    """The same as a table of a page for each site, and last what the columns mean."""
+    sites = by_site(experiments)
+    found = [
+        Table(
+            heading(site, own),
+            HEAD[1:],
+            tuple(Row(row[0], row[-1], row[1:-1]) for row in cells(own)),
+            points=tuple(advice(own)),
+        )
+        for site, own in sites.items()
     ]
+    meanings = legend(any(table.points for table in found))
+    return [*found, Table("Columns", points=tuple(f"{name}: {meaning}" for name, meaning in meanings.items()))]
 
 
 def markdown(experiments: Sequence[Experiment], what: str = "run") -> list[str]:
@@ -90,12 +117,10 @@ def markdown(experiments: Sequence[Experiment], what: str = "run") -> list[str]:
     for site, own in by_site(experiments).items():
         columns = (*HEAD, "differs in")
         rows = [[cell.strip().replace("|", "\\|").replace("*", "\\*") for cell in row] for row in cells(own)]
-        lines += [f"**{heading(site, own)}** (\\*: no other {what} has a lower L0 and a lower loss)", ""]
+        lines += [
+            f"**{heading(site, own)}** (\\*: no other {what} has as low an L0 and as low a loss, and one of them lower)",
+            "",
+        ]
         lines += [*(f"- {line}" for line in advice(own)), ""] if advice(own) else []
         lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *(f"| {' | '.join(row)} |" for row in rows), ""]
     return lines
-
-
-def _note(own: Sequence[Experiment]) -> str:
-    said = advice(own)
-    return ". ".join([*said, STAR, *([RULE] if said else [])])
