@@ -149,8 +149,8 @@ def _knee_in_words(runs: Sequence[Experiment], loss: Loss) -> tuple[str, str]:
         return "none", ""
     if not found.beside:
         return _names(found.runs), ""
-    between = sorted([found.runs, *((e,) for e in found.beside)], key=lambda same: same[0].l0)
-    return f"undecided between {' and '.join(_names(same) for same in between)}", f" ({OVERLAP})"
+    *others, last = [_names(same) for same in sorted([found.runs, *((e,) for e in found.beside)], key=lambda same: same[0].l0)]
+    return f"undecided between {', '.join(others)} and {last}", f" ({OVERLAP})"
 
 
 def _names(same: Sequence[Experiment]) -> str:

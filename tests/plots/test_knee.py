@@ -96,7 +96,7 @@ def test_all_equal_runs_are_the_knee() -> None:
     [  # half the width of the intervals around 1.0, 0.4, 0.3, 0.1; the knee is k16, 0.1 above k32 and 0.6 below k8
         (0.04, "k16"),
         (0.06, "undecided between k16 and k32"),
-        (0.31, "undecided between k8 and k16 and k32"),
+        (0.31, "undecided between k8, k16 and k32"),
     ],
 )
 def test_a_knee_whose_interval_overlaps_its_neighbours_is_undecided(half: float, wanted: str) -> None:
