@@ -255,6 +255,16 @@ def test_other_weights_of_sources_are_other_sites() -> None:
     assert len({e.site for e in found}) == 2
 
 
+def test_the_documented_columns_of_dvc_exp_show_are_those_of_single_runs_and_of_members() -> None:
+    """DVC keeps a column whose name the pattern matches from its beginning on."""
+    text = (REPOSITORY / "docs" / "experiments.md").read_text(encoding="utf-8")
+    (pattern,) = re.findall(r"dvc exp show .* --keep '([^']*)'", text)
+    wanted = ("fvu_ordinary", "l0_mean_ordinary", "delta_ce")
+    columns = [*wanted, *(f"k16.{name}" for name in wanted), "Experiment", "dictionary.top_k"]
+    others = ["fvu_ordinary_low", "k16.delta_ce_high", "fvu_ordinary.blocks.2", "sweep.k16.dictionary.top_k", "trainer.lr"]
+    assert [name for name in [*columns, *others] if re.match(pattern, name)] == columns
+
+
 def test_pca_is_in_the_charts_and_in_the_table() -> None:
     a, b, c = made("a", 72, 0.1), made("b", 72, 0.2), made("c", 8, 0.9)  # 72: three layers of 24
     experiments = [e._replace(pca_fvu=0.4, pca_delta_ce=1.4, pca_rank=24.0) for e in (a, b)] + [c]
