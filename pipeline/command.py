@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pipeline.allocation import keep_freed_memory
-from pipeline.errors import FAULTS, DataError, PipelineError
+from pipeline.errors import FAULTS, DataError, Interrupted, PipelineError
 from pipeline.files import ensure_writable
 from pipeline.foreign import full_disk, full_memory, shortened, told
 from pipeline.progress import watched
@@ -71,6 +71,21 @@ def _fail(lines: Sequence[str], code: int) -> None:
     sys.exit(code)
 
 
+def _say_removed(label: str, outputs: Sequence[str | Path]) -> None:
+    """Under DVC, which removes a stage's outputs before it runs: say which of the last run are gone, and how they come back."""
+    lock = Path("dvc.lock")
+    if "DVC_STAGE" not in os.environ or "RANK" in os.environ or Path(os.environ.get("DVC_ROOT", "")) != Path.cwd():
+        return  # run by hand, one of several processes, or in a directory of DVC's that goes with the run
+    known = set(lock.read_text(encoding="utf-8").split()) if lock.is_file() else set()
+    gone = [str(path) for path in outputs if str(path) in known and not os.path.lexists(path)]
+    if gone:
+        click.echo(
+            f"{label}: DVC has removed {', '.join(gone)} of the last run before this one began; `git checkout metrics` and "
+            "`dvc checkout` bring back what is committed, `dvc exp apply NAME` what an experiment had",
+            err=True,
+        )
+
+
 def _of_the_machine(error: Exception) -> str | None:
     """What to do about a full disk, memory that is not there, or a file that the machine does not let us use; None: a bug."""
     if (place := full_disk(error)) is not None:
@@ -98,7 +113,8 @@ def stage_command(function: Callable[..., Any]) -> click.Command:
 
     A :class:`PipelineError` becomes one `error:` line for each fault and the error's exit code (2, or 130 after an
     interrupt); a full disk, exhausted memory, or a file that the machine does not let us read or write, becomes exit code 2;
-    any other exception is a bug and keeps its traceback. Options of the type :class:`Output` are checked first.
+    any other exception is a bug and keeps its traceback. Options of the type :class:`Output` are checked first; where DVC had
+    removed them for a run that failed, that is said.
     """
     outputs = {
         option.name: option.type for option in getattr(function, "__click_params__", ()) if isinstance(option.type, Output)
@@ -109,20 +125,27 @@ def stage_command(function: Callable[..., Any]) -> click.Command:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         keep_freed_memory()
+
+        def failed(lines: Sequence[str]) -> None:
+            _say_removed(label, [kwargs[name] for name in outputs])
+            _fail(lines, 2)
+
         try:
             for name, output in outputs.items():
                 output.check(kwargs[name])
             with watched(label):
                 function(*args, **kwargs)
-        except PipelineError as error:
+        except Interrupted as error:
             _fail(error.faults, error.exit_code)
+        except PipelineError as error:
+            failed(error.faults)
         except KeyboardInterrupt:
             _fail(["interrupted; run the same command again to go on"], 130)
         except Exception as error:
             fault = _of_the_machine(error)
             if fault is None:
                 raise
-            _fail([f"{fault}, then run the same command again"], 2)
+            failed([f"{fault}, then run the same command again"])
 
     option = click.option(
         "--params",

@@ -2,7 +2,8 @@
 
 Reads the metrics and parameters of the experiments (`dvc exp run`) of the last commit (or of more), and of the working tree;
 each member of a sweep is compared as an experiment by itself. Those of another model, text, hook point or evaluation are in a
-group of their own, each with its table and charts.
+group of their own, each with its table and charts. `dvc exp show` has columns of
+each member, <member>.<metric>.
 Writes metrics/plots/pareto.
 """
 

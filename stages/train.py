@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @in_processes("train")
 def main(params: Params, processes: Reductions, out: str, initial: str, **options: str) -> None:
     """Train the dictionary, or those of the sweep."""
+    from functools import partial
     from pathlib import Path
 
     from pipeline.planning.beginning import begin_training
@@ -41,9 +42,8 @@ def main(params: Params, processes: Reductions, out: str, initial: str, **option
 
     name = params.dictionary.name
     paths = {key: Path(path) for key, path in options.items()}
-    if processes.rank == 0:
-        begin_training(params)
-    train_dictionaries(params, Places(initial=Path(initial) / name, trained=Path(out) / name, **paths), processes)
+    places = Places(initial=Path(initial) / name, trained=Path(out) / name, **paths)
+    train_dictionaries(params, places, processes, partial(begin_training, params))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pipeline.command import _script, stage_command
+from pipeline.command import Output, _script, stage_command
 from pipeline.errors import CheckpointError, DataError, Interrupted, NumericsError, ParamsError, PipelineError
 from tests.messages import says
 
@@ -51,6 +51,36 @@ def test_a_fault_is_one_line_and_2(kind):
     assert result.exit_code == 2
     assert result.stderr == "error: a.zarr: the store is missing; run it\n"
     assert result.stdout == ""
+
+
+def test_metrics_that_dvc_has_removed_for_a_run_that_failed_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.lock").write_text(
+        "stages:\n  train:\n    outs:\n    - path: metrics/train.json\n    - path: metrics/there\n"
+    )
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics" / "there").write_text("")
+
+    def run(error: BaseException) -> str:
+        @stage_command
+        @click.option("--metrics", type=Output(), default="metrics/train.json")
+        @click.option("--there", type=Output(), default="metrics/there")
+        @click.option("--never", type=Output(), default="metrics/never")  # no run has made it
+        def main(params: str, **paths: str) -> None:
+            raise error
+
+        return CliRunner().invoke(main, []).stderr
+
+    (error,) = run(DataError("a fault")).splitlines()  # by hand nothing was removed
+    assert error == "error: a fault"
+    monkeypatch.setenv("DVC_STAGE", "train")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    line, error = run(DataError("a fault")).splitlines()
+    assert error == "error: a fault"
+    says(line, "DVC has removed metrics/train.json of the last run", "git checkout metrics", "dvc checkout", "dvc exp apply")
+    assert run(Interrupted("stopped")) == "error: stopped\n"  # the same command goes on
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path.parent))  # a queued experiment, whose directory goes with it
+    assert run(DataError("a fault")) == "error: a fault\n"
 
 
 def test_every_wrong_parameter_has_a_line():

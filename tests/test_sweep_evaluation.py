@@ -232,7 +232,7 @@ def test_each_member_has_a_run_of_its_own_and_the_sweep_one_that_compares_them(c
         assert runs["analyze", name].artifacts == [(f"data/dashboard/{name}/single.html", "dashboard")]
         assert runs["evaluate", ""].metrics[f"{name}/delta CE"] == float(f"{own['delta_ce']:.4g}")
     whole = runs["evaluate", ""]
-    assert whole.tags["differs"].startswith("sweep of 4: k4, k8, late, mlp; knee: not said of 2 runs")
+    assert whole.tags["differs"].startswith("sweep of 4: k4, k8, late, mlp; knee: not said of 2 different L0s")
     for name, own in metrics.items():
         says(whole.note, f"| {name} |", f"{own['delta_ce']:.4f}")
     together = runs["evaluate", ""].artifacts

@@ -5,11 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection, Sequence
 
-from pipeline.plots.comparison import heading, markdown, tables
+from pipeline.plots.comparison import by_site, heading, markdown, tables
 from pipeline.plots.experiment import Experiment, read_experiment, told_apart
+from pipeline.plots.knee import knee_lines
 from pipeline.plots.pareto import FIGURES, pareto_charts
 from pipeline.plots.training_report import write_report
 from pipeline.tracking.tracker import RunGroup, Tracker
+
+FIRST = 3  # lines on knees that stand in the folded note
 
 
 def log_comparison(tracker: Tracker, run_ids: Collection[str | None]) -> None:
@@ -31,7 +34,8 @@ def log_comparison(tracker: Tracker, run_ids: Collection[str | None]) -> None:
         about, pictures = f"{len(like)} on held-out text", len(FIGURES)
         write_report(place, "Runs beside each other", about, charts, pictures=pictures, tables=tables(like))
         tracker.log_artifact(place, "comparison")
-    tracker.describe_experiment("\n".join(markdown(like)))
+    knees = [line for own in by_site(like).values() for line in knee_lines(own)]
+    tracker.describe_experiment("\n".join(markdown(like)), "; ".join(knees[:FIRST]))
     tracker.group_runs(groups([(str(run), experiment) for run, experiment in apart]))
 
 

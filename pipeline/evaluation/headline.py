@@ -7,9 +7,9 @@ from typing import Any
 
 from pipeline.evaluation.compared import compared
 from pipeline.evaluation.massive import massive_line
+from pipeline.extent import Extent
 from pipeline.metric_names import HEADLINE, ordinary
 from pipeline.plots.charts import number
-from pipeline.plots.extent import Extent
 from pipeline.plots.training_report import describe
 
 DIGITS = 4  # of these figures, which fill narrow columns; the group `evaluation` has all digits

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.compared import interval_of
+from pipeline.extent import interval_note
 from pipeline.metric_names import flatten, ordinary
 from pipeline.params.members import own_keys
 from pipeline.plots.charts import number
 from pipeline.plots.comparison import by_site, markdown
 from pipeline.plots.experiment import Experiment, differs, read_experiment, sweep_of
-from pipeline.plots.extent import interval_note
-from pipeline.plots.knee import KNEE, advice
+from pipeline.plots.knee import knee_lines
 from pipeline.plots.page import Row, Table
 from pipeline.plots.training_report import PAGE
 
@@ -45,7 +45,7 @@ def about_sweep(params: Params) -> str:
 def about_members(params: Params, metrics: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
     """The members that were evaluated and their knee, in a line, and what they reached, in Markdown."""
     experiments = member_experiments(params, metrics)
-    knees = [line for own in by_site(experiments).values() for line in advice(own) if line.startswith(KNEE)]
+    knees = [line for own in by_site(experiments).values() for line in knee_lines(own)]
     line = "; ".join([sweep_of(name for name in params.members if name in metrics), *knees])
     return line, "\n".join([f"**{line}**", "", *markdown(experiments, "member")])
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.corpus.contexts import CHUNK_CONTEXTS, read_contexts
 from pipeline.corpus.tokens import WHOLE
 from pipeline.errors import DataError
-from pipeline.plots.extent import Extent
+from pipeline.extent import Extent
 
 
 class Contexts(Protocol):

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.evaluation.compared import compared
 from pipeline.evaluation.sparsity import QUANTILES, quantile_key
+from pipeline.extent import interval_note
 from pipeline.hook_keys import by_model
 from pipeline.metric_names import DEFINITIONS, EVALUATION, MetricKey, read_key
 from pipeline.plots.charts import number
-from pipeline.plots.extent import interval_note
 from pipeline.plots.page import Row, Table
 
 PARTS = tuple(quantile_key("", q).removeprefix("_") for q in QUANTILES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,20 +30,21 @@ HOW_LONG = "about half a minute of the processors' time on a small model, longer
 MEASURE = "`python -m stages.plan` measures how long"
 
 
-def begin(stage: str, params: Params, tokens: str | Path = STORE) -> None:
+def begin(stage: str, params: Params, tokens: str | Path = STORE, steps_left: tuple[int, ...] | None = None) -> None:
     """Say in a line what a stage will do; refuse what the token store, if it is there, does not allow.
 
     Args:
         stage: of dvc.yaml.
         params: all parameters.
         tokens: the token store.
+        steps_left: of the trainings; see :class:`pipeline.planning.run.Run`.
 
     Raises:
         DataError: a stage after this one would refuse it.
     """
     refuse_by_tokens(params, tokens)
     try:
-        run = Run.of(params, tokens)
+        run = dataclasses.replace(Run.of(params, tokens), steps_left=steps_left)
         line = beginning_line(run, stage, recorded(run))
     except PipelineError:  # the stage itself says what is wrong, if it needs what is missing
         return
@@ -59,12 +61,12 @@ def beginning_line(run: Run, stage: str, kept: Recorded | None) -> str:
     return f"{declared.does(run)}; {took}, about {bytes_in_words(peak_bytes(run, declared, rates))} of memory"
 
 
-def begin_training(params: Params) -> None:
-    """The same of a training, and what of its parameters will act otherwise than one may expect."""
+def begin_training(params: Params, steps_left: tuple[int, ...]) -> None:
+    """The same of trainings, which may go on, and what of their parameters will act otherwise than one may expect."""
     for member, own in params.members.items():
         for line in said_of_training(own):
             _say("train", f"{member}: {line}" if member else line)
-    begin("train", params)
+    begin("train", params, steps_left=steps_left)
 
 
 def begin_tokenize(params: Params) -> None:

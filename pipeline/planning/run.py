@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.dictionaries.base import Dictionary
+    from pipeline.extent import Extent
     from pipeline.params.schema import Params
     from pipeline.planning.text import HeldOut, TextSample
-    from pipeline.plots.extent import Extent
 
 
 MOST_CONTEXTS = 1.5  # times as few as can hold the tokens: short documents end often, and their ends are no training tokens
@@ -63,6 +63,7 @@ class Run:
         counts: contexts of its token store; None: it is not there yet.
         held_out: what the text will give to evaluate, where that is known.
         tokens: the token store, where its counts are known.
+        steps_left: of each training (one, or those of the members) the steps that are still to be taken; None: all.
     """
 
     params: Params
@@ -70,6 +71,7 @@ class Run:
     counts: Counts | None = None
     held_out: HeldOut | None = None
     tokens: str | Path | None = None
+    steps_left: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, params: Params, tokens: str | Path | None = None) -> Run:
@@ -133,6 +135,11 @@ class Run:
     def trained_tokens(self) -> int:
         """Tokens of all steps."""
         return self.params.total_steps * self.params.activations.tokens_per_batch
+
+    @property
+    def share_left(self) -> float:
+        """The share of all trainings' steps that is still to be taken."""
+        return 1.0 if not self.steps_left else sum(self.steps_left) / (len(self.steps_left) * self.params.total_steps)
 
     @property
     def least_rows(self) -> int:

@@ -326,9 +326,15 @@ def _does_initialize(run: Run) -> str:
 
 
 def _does_train(run: Run) -> str:
-    acts = run.params.activations
+    total, per_step = run.params.total_steps, run.params.activations.tokens_per_batch
+    left = total if run.steps_left is None else max(run.steps_left)
+    if left == 0:
+        return f"all {total:,} steps of {per_step:,} tokens are done, their outputs are written"
+    if left < total:
+        tokens = f"{number(left * per_step)} of {number(run.trained_tokens)}"
+        return f"the last {left:,} of {total:,} steps of {per_step:,} tokens, {tokens}"
     return (
-        f"{run.params.total_steps:,} steps of {acts.tokens_per_batch:,} tokens, {number(run.trained_tokens)} in all, "
+        f"{total:,} steps of {per_step:,} tokens, {number(run.trained_tokens)} in all, "
         f"{run.epochs:.2f} times those of the training rows"
     )
 
@@ -395,9 +401,12 @@ def _seconds_initialize(run: Run, rates: Rates) -> float:
 
 
 def _seconds_train(run: Run, rates: Rates) -> float:
-    passes = max(1.0, run.epochs) if run.params.activations.buffer_size < run.stored_tokens else 1.0
-    read = _live_seconds(run, rates, run.stored_tokens * min(passes, max(run.epochs, 1.0)))
-    return rates.start + rates.tracking + run.params.total_steps * rates.step + read + _model_loss_seconds(run, rates)
+    left = run.share_left
+    # One window that holds all rows is computed again by a training that goes on.
+    passes = max(1.0, run.epochs) * left if run.params.activations.buffer_size < run.stored_tokens else float(left > 0.0)
+    read = _live_seconds(run, rates, run.stored_tokens * passes)
+    steps = left * (run.params.total_steps * rates.step + _model_loss_seconds(run, rates))
+    return rates.start + rates.tracking + steps + read
 
 
 def _model_loss_seconds(run: Run, rates: Rates) -> float:

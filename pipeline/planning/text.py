@@ -22,9 +22,9 @@ from pipeline.corpus.document import Document
 from pipeline.corpus.mixture import of_source
 from pipeline.corpus.sources import DEMO, Corpus, corpora
 from pipeline.corpus.tokenization import BATCH_CHARACTERS, TokenizerInfo, tokenizer_info
+from pipeline.extent import Extent
 from pipeline.files import local_path
 from pipeline.planning.timing import Stopwatch
-from pipeline.plots.extent import Extent
 
 if TYPE_CHECKING:
     from pipeline.lm.source import ModelSource

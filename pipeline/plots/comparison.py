@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.extent import Extent
 from pipeline.plots.charts import number
 from pipeline.plots.experiment import Experiment
-from pipeline.plots.extent import Extent
-from pipeline.plots.knee import RULE, advice
+from pipeline.plots.knee import RULES, advice
 from pipeline.plots.page import Row, Table
 from pipeline.plots.pareto import front
 
@@ -28,7 +28,19 @@ HEAD = (
     "dead",
 )
 NAMES = 2  # first columns, which are words
-STAR = "* no other one of the group has a lower L0 and a lower loss; PCA: of as many directions as `rank`"
+LEGEND = {
+    "seed": "of the run",
+    "lr": "learning rate",
+    "trained": "tokens trained on",
+    "L0": "active features a token, mean",
+    "FVU": "fraction of variance unexplained: 0 is perfect, 1 no better than the mean",
+    "delta CE": "cross entropy that the reconstruction adds to the model's own, nats a token",
+    "95 %": "interval of the loss before it",
+    "PCA": "the same loss of PCA with `rank` directions",
+    "rank": "directions of PCA: as many as the L0, of several layers as that of each",
+    "dead": "share of the features that are active on no evaluated token",
+    "*": "no other row of the group has as low an L0 and as low a loss, and one of them lower",
+}
 
 
 def by_site(experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
@@ -55,6 +67,11 @@ def warnings(own: Sequence[Experiment]) -> list[str]:
     return [warning] if extent is not None and (warning := extent.warning()) else []
 
 
+def remarks(own: Sequence[Experiment]) -> list[str]:
+    """What stands with the rows of a site: what few documents do to its intervals, and its knee."""
+    return [*warnings(own), *advice(own)]
+
+
 def cells(own: Sequence[Experiment]) -> list[tuple[str, ...]]:
     """A row for each experiment of a site, under HEAD, and last what tells it from the others; an asterisk marks the front of
     FVU and that of delta cross entropy."""
@@ -74,8 +91,7 @@ def cells(own: Sequence[Experiment]) -> list[tuple[str, ...]]:
 def table(experiments: Sequence[Experiment]) -> list[str]:
     """Lines of text, by site and L0; the last column, where any has it, says what each has of its own."""
     sites = [(heading(site, own), cells(own)) for site, own in by_site(experiments).items()]
-    said = {heading(site, own): advice(own) for site, own in by_site(experiments).items()}
-    below = {heading(site, own): warnings(own) for site, own in by_site(experiments).items()}
+    said = {heading(site, own): remarks(own) for site, own in by_site(experiments).items()}
     head = (*HEAD, "differs in" if any(e.differs for e in experiments) else "")
     widths = [max(len(row[i]) for row in [head, *(row for _, rows in sites for row in rows)]) for i in range(len(HEAD))]
 
@@ -86,17 +102,31 @@ def table(experiments: Sequence[Experiment]) -> list[str]:
 
     found = []
     for site, rows in sites:
-        found += [site, f"  {line(head)}", *(f"  {line(row)}" for row in rows), *(f"  {each}" for each in below[site])]
-        found += [*(f"  {each}" for each in said[site]), ""]
-    return [*found, STAR, *([RULE] if any(said.values()) else [])]
+        found += [site, f"  {line(head)}", *(f"  {line(row)}" for row in rows), *(f"  {each}" for each in said[site]), ""]
+    meanings = legend(experiments)
+    width = max(map(len, meanings))
+    return [*found, *(f"{name.ljust(width)}  {meaning}" for name, meaning in meanings.items())]
+
+
+def legend(experiments: Sequence[Experiment]) -> dict[str, str]:
+    """{column or mark: what it means}; of the knee where lines on it are there."""
+    return LEGEND | (RULES if any(advice(own) for own in by_site(experiments).values()) else {})
 
 
 def tables(experiments: Sequence[Experiment]) -> list[Table]:
-    """The same as a table of a page for each site."""
-    return [
-        Table(heading(site, own), HEAD[1:], tuple(Row(row[0], row[-1], row[1:-1]) for row in cells(own)), _note(own))
-        for site, own in by_site(experiments).items()
+    """The same as a table of a page for each site, and last what the columns mean."""
+    sites = by_site(experiments)
+    found = [
+        Table(
+            heading(site, own),
+            HEAD[1:],
+            tuple(Row(row[0], row[-1], row[1:-1]) for row in cells(own)),
+            points=tuple(remarks(own)),
+        )
+        for site, own in sites.items()
     ]
+    meanings = legend(experiments)
+    return [*found, Table("Columns", points=tuple(f"{name}: {meaning}" for name, meaning in meanings.items()))]
 
 
 def markdown(experiments: Sequence[Experiment], what: str = "run") -> list[str]:
@@ -105,12 +135,10 @@ def markdown(experiments: Sequence[Experiment], what: str = "run") -> list[str]:
     for site, own in by_site(experiments).items():
         columns = (*HEAD, "differs in")
         rows = [[cell.strip().replace("|", "\\|").replace("*", "\\*") for cell in row] for row in cells(own)]
-        lines += [f"**{heading(site, own)}** (\\*: no other {what} has a lower L0 and a lower loss)", ""]
-        lines += [*(f"- {line}" for line in (*warnings(own), *advice(own))), ""] if warnings(own) or advice(own) else []
+        lines += [
+            f"**{heading(site, own)}** (\\*: no other {what} has as low an L0 and as low a loss, and one of them lower)",
+            "",
+        ]
+        lines += [*(f"- {line}" for line in remarks(own)), ""] if remarks(own) else []
         lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *(f"| {' | '.join(row)} |" for row in rows), ""]
     return lines
-
-
-def _note(own: Sequence[Experiment]) -> str:
-    said = advice(own)
-    return ". ".join([*warnings(own), *said, STAR, *([RULE] if said else [])])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pipeline.extent import Extent
 from pipeline.metric_names import ordinary
-from pipeline.plots.extent import Extent
 
 NOTHING = (None, "None", "-", "")  # what DVC gives for null, and for what a row does not have
 FIGURES_OF_A_ROW = ("l0_mean", "fvu", "delta_ce", "dead_fraction")

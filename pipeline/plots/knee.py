@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from pipeline.plots.charts import number
 from pipeline.plots.experiment import Experiment
@@ -16,14 +17,49 @@ from pipeline.plots.pareto import front
 
 MOST_DEAD = 0.05  # share of dead features above which a run is not recommended
 LEAST_BOW = 0.05  # share of the whole fall by which a knee lies below the straight line
-FEWEST = 3  # runs of a curve that may have a knee
+FEWEST = 4  # different L0s of a curve that may have a knee: of three it could only be the one in the middle
 KNEE = "knee"  # how its line begins
-LOSSES: dict[str, Callable[[Experiment], float]] = {"delta CE": lambda e: e.delta_ce, "FVU": lambda e: e.fvu}
-RULE = (
-    "knee: the run farthest below the straight line from the first to the last one, loss against log L0, by at least "
-    f"{LEAST_BOW:.0%} of the whole fall; of {FEWEST} or more runs that differ in L0 alone, without those with more than "
-    f"{MOST_DEAD:.0%} dead features. The first and the last run cannot be it: with another range of L0 it may move"
-)
+OVERLAP = "95 % intervals overlap"
+RULES = {
+    KNEE: "the run farthest below the straight line from the first to the last one, loss against log L0, by "
+    f"{LEAST_BOW:.0%} of the whole fall or more; of {FEWEST} or more L0s; never the first, the last, or one with more than "
+    f"{MOST_DEAD:.0%} dead features",
+    "undecided": "the 95 % interval of the knee overlaps that of its neighbour on the curve",
+}
+
+
+class Loss(NamedTuple):
+    """What runs are compared by.
+
+    Attributes:
+        field: of an :class:`Experiment`, to which `_interval` is appended.
+    """
+
+    field: str
+
+    def of(self, e: Experiment) -> float:
+        """The loss of a run."""
+        return float(getattr(e, self.field))
+
+    def overlaps(self, a: Experiment, b: Experiment) -> bool:
+        """Whether the 95 % intervals of two runs have a value in common; False where one was not measured."""
+        ends = [getattr(e, f"{self.field}_interval") for e in (a, b)]
+        return None not in ends and max(low for low, _ in ends) <= min(high for _, high in ends)
+
+
+LOSSES = {"delta CE": Loss("delta_ce"), "FVU": Loss("fvu")}
+
+
+class Knee(NamedTuple):
+    """The knee of a curve.
+
+    Attributes:
+        runs: that are it: one, or several of equal L0 and loss.
+        beside: neighbours on the curve, from which its interval does not tell it.
+    """
+
+    runs: tuple[Experiment, ...]
+    beside: tuple[Experiment, ...]
 
 
 def bows(points: Sequence[tuple[float, float]]) -> list[float]:
@@ -40,17 +76,27 @@ def bows(points: Sequence[tuple[float, float]]) -> list[float]:
     return [(first - fall * (each - x[0]) / way - loss) / fall for each, (_, loss) in zip(x, points, strict=True)]
 
 
-def knee(own: Sequence[Experiment], loss: Callable[[Experiment], float]) -> Experiment | None:
-    """The run of a curve by the rule (RULE); None: it has no knee.
+def levels(own: Sequence[Experiment], loss: Loss) -> list[tuple[Experiment, ...]]:
+    """The runs of a curve that no other one beats, by growing L0; those of equal L0 and loss together."""
+    return [tuple(same) for _, same in itertools.groupby(front(own, loss.of), lambda e: (e.l0, loss.of(e)))]
+
+
+def knee(own: Sequence[Experiment], loss: Loss) -> Knee | None:
+    """The knee by the rule (RULES); None: there is none.
 
     Args:
-        own: those of a curve, in any order; what another one beats is left out.
+        own: the runs of a curve, in any order; what another one beats is left out.
         loss: delta cross entropy or FVU.
     """
-    best = front(own, loss)
-    far = bows([(e.l0, loss(e)) for e in best])
-    bow, at = max(((bow, -i) for i, bow in enumerate(far) if best[i].dead <= MOST_DEAD), default=(0.0, 0))
-    return best[-at] if bow >= LEAST_BOW else None
+    best = levels(own, loss)
+    far = bows([(same[0].l0, loss.of(same[0])) for same in best])
+    alive = [any(e.dead <= MOST_DEAD for e in same) for same in best]
+    bow, at = max(((bow, -i) for i, bow in enumerate(far) if alive[i]), default=(0.0, 0))
+    if bow < LEAST_BOW:
+        return None
+    runs = tuple(e for e in best[-at] if e.dead <= MOST_DEAD)
+    neighbours = [best[i][0] for i in (-at - 1, -at + 1) if 0 <= i < len(best)]
+    return Knee(runs, tuple(e for e in neighbours if loss.overlaps(e, runs[0])))
 
 
 def curves(own: Sequence[Experiment]) -> dict[str, list[Experiment]]:
@@ -64,32 +110,58 @@ def curves(own: Sequence[Experiment]) -> dict[str, list[Experiment]]:
 
 
 def advice(own: Sequence[Experiment]) -> list[str]:
-    """Lines on the experiments of a group: what a doubling of L0 gains, the knee of each loss, what is not recommended; nothing
+    """Lines on the experiments of a group: the knee of each loss, what a doubling of L0 gains, what is not recommended; nothing
     where none differ in L0 alone."""
     several = {name: runs for name, runs in curves(own).items() if len({e.l0 for e in runs}) > 1}
     lines = []
     for name, runs in several.items():
         of = f" ({name})" if len(several) > 1 else ""
-        named = {label: found.name if (found := knee(runs, loss)) else "none" for label, loss in LOSSES.items()}
-        n = len({e.l0 for e in runs})
-        if n < FEWEST:
-            lines.append(f"{KNEE}{of}: not said of {n} runs, {FEWEST} are needed")
-        elif len(set(named.values())) == 1:
-            lines.append(f"{KNEE}{of}: {named.popitem()[1]}, by {' and by '.join(LOSSES)}")
-        else:
-            lines.append(f"{KNEE}{of}: {', '.join(f'{name} by {label}' for label, name in named.items())}")
+        lines.append(f"{KNEE}{of}: {_knees(runs)}")
         lines += [f"a doubling of L0 changes {label}{of}: {_steps(runs, loss)}" for label, loss in LOSSES.items()]
         if dead := [f"{e.name} ({e.dead:.1%})" for e in runs if e.dead > MOST_DEAD]:
             lines.append(f"not recommended{of}, more than {MOST_DEAD:.0%} of the features are dead: {', '.join(dead)}")
     return lines
 
 
-def _steps(runs: Sequence[Experiment], loss: Callable[[Experiment], float]) -> str:
+def knee_lines(own: Sequence[Experiment]) -> list[str]:
+    """Of :func:`advice` the lines on the knee."""
+    return [line for line in advice(own) if line.startswith(KNEE)]
+
+
+def _knees(runs: Sequence[Experiment]) -> str:
+    """The knee of a curve by each loss, in words."""
+    n = len({e.l0 for e in runs})
+    if n < FEWEST:
+        return f"not said of {n} different L0s, {FEWEST} are needed; look at what a doubling of L0 changes"
+    said = {label: _knee_in_words(runs, loss) for label, loss in LOSSES.items()}
+    if len(set(said.values())) == 1:
+        word, why = said.popitem()[1]
+        return f"{word}, by {' and by '.join(LOSSES)}{why}"
+    return ", ".join(f"{word} by {label}{why}" for label, (word, why) in said.items())
+
+
+def _knee_in_words(runs: Sequence[Experiment], loss: Loss) -> tuple[str, str]:
+    """(the knee, why it is not decided)."""
+    if (n := len(levels(runs, loss))) < FEWEST:
+        return "not said", f" (only {n} of its L0s are not beaten by another run, {FEWEST} are needed)"
+    found = knee(runs, loss)
+    if found is None:
+        return "none", ""
+    if not found.beside:
+        return _names(found.runs), ""
+    *others, last = [_names(same) for same in sorted([found.runs, *((e,) for e in found.beside)], key=lambda same: same[0].l0)]
+    return f"undecided between {', '.join(others)} and {last}", f" ({OVERLAP})"
+
+
+def _names(same: Sequence[Experiment]) -> str:
+    return " = ".join(e.name for e in same)
+
+
+def _steps(runs: Sequence[Experiment], loss: Loss) -> str:
     """The change of the loss for each doubling of L0, from one run to the next of those that no other one beats."""
-    best = front(runs, loss)
-    said = [
-        f"{(loss(b) - loss(a)) / math.log2(b.l0 / a.l0):+.4f} from {a.name} to {b.name}"
-        for a, b in itertools.pairwise(best)
-        if a.l0 > 0
-    ]
+    said = []
+    for (a, *_), (b, *_) in itertools.pairwise(levels(runs, loss)):
+        if a.l0 > 0:
+            change = (loss.of(b) - loss.of(a)) / math.log2(b.l0 / a.l0)
+            said.append(f"{change:+.4f} from {a.name} to {b.name}{f' ({OVERLAP})' if loss.overlaps(a, b) else ''}")
     return ", ".join(said) or "nothing is gained by a larger one"

@@ -35,6 +35,7 @@ dl div { display: flex; justify-content: space-between; padding: 3px 0; border-t
   break-inside: avoid; }
 dt small { display: block; color: var(--faint); font-size: 12px; padding-right: 18px; }
 dd { margin: 0; font-variant-numeric: tabular-nums; }
+.card ul { margin: 0 0 8px; padding-left: 20px; color: var(--faint); font-size: 13px; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; margin: 6px 0; font-variant-numeric: tabular-nums; }
 th, td { padding: 3px 0 3px 24px; text-align: right; vertical-align: top; border-top: 1px solid var(--grid); font-weight: 400; }
 thead th { border-top: 0; color: var(--faint); font-size: 13px; } tr > :first-child { padding-left: 0; text-align: left; }
@@ -65,14 +66,16 @@ class Table:
     Attributes:
         title: its heading.
         columns: of the cells.
-        rows: in order.
+        rows: in order; of none only the heading and what is below it are shown.
         note: below the heading.
+        points: a list below that.
     """
 
     title: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    columns: tuple[str, ...] = ()
+    rows: tuple[Row, ...] = ()
     note: str = ""
+    points: tuple[str, ...] = ()
 
 
 def page(
@@ -137,10 +140,11 @@ def _table(table: Table) -> str:
     body = "\n".join(lines)
     shown = f"<thead><tr>{head}</tr></thead>" if any(table.columns) else ""
     note = f"<p>{escape(table.note)}</p>" if table.note else ""
-    kind = "card figures wide" if len(table.columns) > 1 else "card wide"
-    return (
-        f'<section class="{kind}"><h2>{escape(table.title)}</h2>{note}<table>{shown}<tbody>\n{body}\n</tbody></table></section>'
-    )
+    if table.points:
+        note += f"<ul>{''.join(f'<li>{escape(point)}</li>' for point in table.points)}</ul>"
+    figures = f"<table>{shown}<tbody>\n{body}\n</tbody></table>" if table.rows else ""
+    kind = "card figures wide" if len(table.columns) > 1 or not table.rows else "card wide"
+    return f'<section class="{kind}"><h2>{escape(table.title)}</h2>{note}{figures}</section>'
 
 
 def _cell(value: float | str | None) -> str:

@@ -16,10 +16,12 @@ FIGURES = {
 
 
 def front(experiments: Sequence[Experiment], loss: Callable[[Experiment], float]) -> list[Experiment]:
-    """Those that no other one beats: by growing L0, each with a smaller loss than all before it."""
+    """Those that no other one beats: by growing L0, each with a smaller loss than all before it, or equal in both to the one
+    before it."""
     best: list[Experiment] = []
     for experiment in sorted(experiments, key=lambda e: (e.l0, loss(e))):
-        if not best or loss(experiment) < loss(best[-1]):
+        last = best[-1] if best else None
+        if last is None or loss(experiment) < loss(last) or (experiment.l0, loss(experiment)) == (last.l0, loss(last)):
             best.append(experiment)
     return best
 

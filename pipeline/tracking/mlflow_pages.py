@@ -166,21 +166,22 @@ def offer_view(client: Any, experiment: Any) -> None:
             client.set_experiment_tag(experiment.experiment_id, key, value)
 
 
-def note(experiment_id: str, text: str) -> str:
-    """The experiment's note: the way to the view, then a text, cut at a line where it is too long."""
+def note(experiment_id: str, text: str, first: str = "") -> str:
+    """The experiment's note: the way to the view and a sentence, in the one line that MLflow shows of a folded note, then a
+    text, cut at a line where it is too long."""
     link = f"#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}{PAGES}"
-    links = f"**Which run is best:** [table by L0, with k, FVU and delta CE]({link}), [charts]({link}&compareRunsMode=CHART)"
-    lines = [MARK, links, "", *text.splitlines()]
+    links = f"**Which run is best:** [table by L0]({link}), [charts]({link}&compareRunsMode=CHART)"
+    lines = [MARK, f"{links}; {first}" if first else links, "", *text.splitlines()]
     while len("\n".join(lines)) > MAX_EXPERIMENT_TAG:
         lines.pop()
     return "\n".join(lines)
 
 
-def describe_experiment(client: Any, experiment_id: str, text: str) -> None:
+def describe_experiment(client: Any, experiment_id: str, text: str, first: str) -> None:
     """Write the experiment's note, unless somebody has written another one."""
     there = client.get_experiment(experiment_id).tags.get(NOTE_TAG, MARK)
     if there.startswith(MARK):
-        client.set_experiment_tag(experiment_id, NOTE_TAG, note(experiment_id, text))
+        client.set_experiment_tag(experiment_id, NOTE_TAG, note(experiment_id, text, first))
 
 
 def experiment_rows(client: Any, experiment_id: str) -> list[dict[str, Any]]:

@@ -210,11 +210,11 @@ class MlflowTracker(Tracker):
         """The note that MLflow shows above a run."""
         self.set_tags({NOTE_TAG: text})
 
-    def describe_experiment(self, text: str) -> None:
-        """The note above the table of runs, unless somebody has written another one."""
+    def describe_experiment(self, text: str, first: str = "") -> None:
+        """The note above the table of runs, which MLflow folds to its first line, unless somebody has written another one."""
         self._now_or_later(
             "describe the experiment",
-            lambda: mlflow_pages.describe_experiment(self._client, self._experiment_id, text),
+            lambda: mlflow_pages.describe_experiment(self._client, self._experiment_id, text, first),
         )
 
     def group_runs(self, groups: Sequence[RunGroup]) -> None:

@@ -74,10 +74,10 @@ class Trackers(Tracker):
         """Those of the first that knows any."""
         return next((rows for each in self.trackers if (rows := each.rows())), [])
 
-    def describe_experiment(self, text: str) -> None:
+    def describe_experiment(self, text: str, first: str = "") -> None:
         """To each."""
         for each in self.trackers:
-            each.describe_experiment(text)
+            each.describe_experiment(text, first)
 
     def group_runs(self, groups: Sequence[RunGroup]) -> None:
         """To each."""

@@ -84,8 +84,8 @@ class Tracker:
         "run"; empty where nothing knows them."""
         return []
 
-    def describe_experiment(self, text: str) -> None:
-        """The description of all runs together, in Markdown."""
+    def describe_experiment(self, text: str, first: str = "") -> None:
+        """The description of all runs together, in Markdown; `first` is a sentence that is seen without opening it."""
 
     def group_runs(self, groups: Sequence[RunGroup]) -> None:
         """Say which of all runs can be compared, the newest group first, so that no chart has others beside them."""

@@ -168,6 +168,16 @@ class Checkpoints:
         found = (_POINT.fullmatch(path.name) for path in self.directory.glob("step-*"))
         return sorted((int(match[1]) for match in found if match), reverse=True)
 
+    def reached(self) -> int:
+        """Steps of the end of the run, or of the resume point that it will go on from; 0: neither is there.
+
+        A process calls it by itself. Tensors are not read, so that one whose tensors are damaged counts.
+        """
+        for name in (FINISHED, *(_name(step) for step in self.points())):
+            with contextlib.suppress(CheckpointError):
+                return int(read_record(self.directory / name)["step"])
+        return 0
+
     def save(self, step: int, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
         """Copy the state; write a resume point beside the training, and drop all but the newest two.
 

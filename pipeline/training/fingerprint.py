@@ -21,7 +21,7 @@ WITHOUT_INFLUENCE = ("log_frequency", "n_checkpoints", "checkpoint_schedule", "c
 # Fields of a dictionary's configuration that say what it is called and where it comes from.
 NAMES = ("name", "sae_name", "sae_series", "provenance", "norms")
 # Code of the stage that a step does not run: what draws the history, and the command line.
-NOT_WEIGHTS = ("pipeline/plots", "stages")
+NOT_WEIGHTS = ("pipeline/extent.py", "pipeline/plots", "stages")
 
 
 def describe_run(

@@ -26,6 +26,7 @@ from pipeline.training.revival import out_of_reach
 from pipeline.training.source import Source, TrainingBatch
 from pipeline.training.step import Trainer
 
+LITTLE, MOST = 0.1, 2 / 3  # shares of the time from which on waiting for activations counts, and counts most
 Report = Callable[[int, dict[str, float]], None]
 
 
@@ -58,10 +59,15 @@ class Timing:
         return {"data_wait_share": self.wait / total, "tokens_per_second": self.tokens / total}
 
     def limit(self) -> str:
-        """What limits a run on live activations, in words."""
-        share = self.wait / max(self.total, 1e-9)
-        limit = "the language model" if share > 0.5 else "the dictionary"
-        return f"{share:.0%} of the time went into waiting for activations; {limit} limits this run"
+        """Where the time of a run on live activations went, and which of the two would make it faster, in words."""
+        share = self.figures()["data_wait_share"]
+        if share < LITTLE:
+            advice = "the language model keeps up, and only faster steps would make this run faster"
+        elif share < MOST:
+            advice = "both count; activations that are stored would save the waiting at most"
+        else:
+            advice = "the language model is the slower one; activations that are stored would save the waiting (docs/live.md)"
+        return f"waited {share:.0%} of the time for activations, {1.0 - share:.0%} went into the dictionary's steps: {advice}"
 
 
 class TrainingRun:

@@ -47,7 +47,12 @@ LABEL = "train"
 Opened = Mapping[str, tuple[Member, Checkpoints]]
 
 
-def train_dictionaries(params: Params, places: Places, processes: Reductions = ONE_PROCESS) -> dict[str, Any]:
+def train_dictionaries(
+    params: Params,
+    places: Places,
+    processes: Reductions = ONE_PROCESS,
+    begins: Callable[[tuple[int, ...]], None] = lambda steps_left: None,
+) -> dict[str, Any]:
     """Train `places.initial` (of a sweep, each member's) on the store, from its checkpoint if it has one; write the outputs.
 
     Args:
@@ -55,6 +60,7 @@ def train_dictionaries(params: Params, places: Places, processes: Reductions = O
         places: what is read and written.
         processes: those that train together, data_parallel_size times model_parallel_size. The first one keeps the state,
             tracks and writes the outputs.
+        begins: called by the first process, before the first step, with the steps that are left of each training.
 
     Returns: the figures of metrics/train.json; of other processes than the first none.
 
@@ -67,11 +73,12 @@ def train_dictionaries(params: Params, places: Places, processes: Reductions = O
     rows, features = mesh(processes, params.distributed)
     store, members = open_members(params, places, features)
     first = processes.rank == 0
-    if store.source == LIVE and first:
-        for line in _live_lines(params, next(iter(members.values())).source):
-            say(LABEL, line)
     with contextlib.ExitStack() as stack:
         opened = _with_checkpoints(members, checkpoint_root, stack)
+        if first:
+            begins(_steps_left(opened, params.total_steps))
+            for line in _live_lines(params, next(iter(members.values())).source) if store.source == LIVE else ():
+                say(LABEL, line)
         stack.enter_context(deterministic(params.determinism, next(iter(members.values())).device))
         trackers = stack.enter_context(tracked(params, places, opened, store)) if first else _untracked(opened)
         ended = _train(params, opened, trackers, rows, first)
@@ -112,6 +119,12 @@ def _with_checkpoints(members: Mapping[str, Member], directory: Path, stack: con
             found[place] = stack.enter_context(Checkpoints(place, member.about, world()).opened())
         opened[name] = member, found[place]
     return opened
+
+
+def _steps_left(opened: Opened, total_steps: int) -> tuple[int, ...]:
+    """Of each training the steps that are still to be taken, by the newest point that it has kept."""
+    trainings = {checkpoints.directory: checkpoints for _, checkpoints in opened.values()}
+    return tuple(total_steps - checkpoints.reached() for checkpoints in trainings.values())
 
 
 def _train(params: Params, opened: Opened, trackers: Mapping[str, Tracker], rows: Reductions, first: bool) -> list[Ended]:

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.errors import DataError
 from pipeline.evaluation.split_tokens import whole_documents
-from pipeline.plots.extent import Extent
+from pipeline.extent import Extent
 from tests.evaluation.tiny import CONTEXT, held_out, tiny_tokens
 from tests.messages import saying
 

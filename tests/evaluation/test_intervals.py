@@ -11,7 +11,7 @@ import torch
 from pipeline.evaluation.intervals import DocumentSums, ratio_interval, with_interval
 from pipeline.evaluation.reconstruction import ReconstructionMetrics
 from pipeline.evaluation.split_tokens import whole_documents
-from pipeline.plots.extent import FEW_DOCUMENTS, Extent, interval_note
+from pipeline.extent import FEW_DOCUMENTS, Extent, interval_note
 from pipeline.seeding import generator
 from tests.messages import says
 

@@ -141,6 +141,26 @@ def test_rates_of_another_dictionary_serve_in_proportion_to_the_weights(
     says(beginning_line(run, "train", None), "progress lines")
 
 
+@pytest.mark.parametrize("source", ["store", "live"])
+def test_a_training_that_goes_on_takes_the_time_of_the_steps_that_are_left(
+    source: str, fresh: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: 64 steps of 4,096 tokens in several windows, twice each; of two members 16 and 0 steps are left."""
+    fresh.set(activations__source=source, activations__buffer_size=1024, fold__calibration_tokens=0)
+    monkeypatch.chdir(fresh.path)
+    whole = Run.of(load_params())
+    seconds = BY_NAME["train"].seconds
+    before = seconds(dataclasses.replace(whole, steps_left=(0, 0)), RATES)
+    model = RATES.tokenizers + RATES.models + RATES.part if source == "live" else 0.0
+    assert before == RATES.start + RATES.tracking + model
+    per_step = RATES.step + (128 * RATES.model if source == "live" else 0.0)
+    assert seconds(whole, RATES) - before == pytest.approx(64 * per_step)
+    for left, mean in (((32,), 32), ((16, 0), 8), ((64, 64), 64)):
+        found = seconds(dataclasses.replace(whole, steps_left=left), RATES)
+        assert found - before == pytest.approx(mean * per_step), left
+    says(beginning_line(dataclasses.replace(whole, steps_left=(16, 0)), "train", None), "the last 16 of 64 steps", "2,048")
+
+
 def test_a_plan_with_keys_laid_over_the_file(fresh: Project) -> None:
     before = (fresh.path / "params.yaml").read_text()
     outcome = fresh.run(

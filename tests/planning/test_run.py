@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.corpus.tokens import open_tokens
 from pipeline.errors import DataError
+from pipeline.extent import Extent
 from pipeline.params.loader import load_params
 from pipeline.planning.disk import store_bytes
 from pipeline.planning.refusals import refuse_by_text
@@ -20,7 +21,6 @@ from pipeline.planning.run import Counts, Run
 from pipeline.planning.stages import BY_NAME, STAGES, peak_bytes
 from pipeline.planning.text import HeldOut, sample_text
 from pipeline.planning.weights import n_parameters
-from pipeline.plots.extent import Extent
 from tests.messages import says
 from tests.project import CONTEXT, D_MODEL, Project
 

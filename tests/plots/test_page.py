@@ -112,3 +112,12 @@ def test_a_table_has_names_definitions_and_cells():
     assert text.index("<table>") < text.index("<svg")
     after = page("t", "", [BARS], more=[Table("Last", ("",), rows)])
     assert after.index("<svg") < after.index("<table>")
+
+
+def test_a_list_below_a_heading_has_an_item_for_each_point_and_no_table_without_rows():
+    text = page("Title", "About", [], tables=[Table("Columns", points=("L0: a <b>", "FVU: c"))])
+    assert "<ul><li>L0: a &lt;b&gt;</li><li>FVU: c</li></ul>" in text
+    assert "<table>" not in text.split("</style>")[1]
+    shown = page("Title", "About", [], tables=[Table("T", ("", "x"), (Row("a", "", (1.0, 2.0)),), "a note", ("point",))])
+    body = shown.split("</style>")[1]
+    assert body.index("a note") < body.index("<li>point</li>") < body.index("<table>")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.plots.charts import Group, Point, ScatterChart, axes
-from pipeline.plots.comparison import STAR, markdown, table, tables
+from pipeline.plots.comparison import LEGEND, markdown, table, tables
 from pipeline.plots.experiment import Experiment, distinct, member_rows, read_experiment, told_apart, why_apart
 from pipeline.plots.experiments import experiment_rows
-from pipeline.plots.knee import RULE
+from pipeline.plots.knee import RULES
 from pipeline.plots.page import page
 from pipeline.plots.pareto import front, pareto_charts
 from pipeline.plots.png import png
@@ -137,15 +138,20 @@ def test_the_front_is_what_no_other_beats(values: list[tuple[int, int]]) -> None
         if not any(o.l0 <= e.l0 and o.fvu <= e.fvu and (o.l0 < e.l0 or o.fvu < e.fvu) for o in experiments)
     ]
     assert {(e.l0, e.fvu) for e in found} == {(e.l0, e.fvu) for e in better}
-    assert len({(e.l0, e.fvu) for e in found}) == len(found)
+    assert len(found) == len(better)  # those that are equal in both, too
     assert [e.l0 for e in found] == sorted(e.l0 for e in found)
 
 
 def test_table_and_charts_keep_sites_apart() -> None:
     experiments = [made("b", 32, 0.2), made("a", 16, 0.1, 0.3), made("c", 8, 0.9, site="other")]
     lines = table(experiments)
-    first = ["demo,", "experiment", "a", "b", "knee:", "a", "a", "other", "experiment", "c", "*", "knee:"]
-    assert [line.split()[0] for line in lines if line] == first
+    first = ["demo,", "experiment", "a", "b", "knee:", "a", "a", "other", "experiment", "c"]
+    assert [line.split()[0] for line in lines if line][:10] == first
+    meanings = lines[-len(LEGEND) - len(RULES) :]
+    assert [line.split("  ")[0] for line in meanings] == [*LEGEND, *RULES]  # each column in a line
+    assert set(lines[1].replace("95 %", "95_%").replace("delta CE", "delta_CE").split()[2:]) <= {
+        name.replace(" ", "_") for name in LEGEND
+    }
     assert "0.1000*" in lines[2]
     assert "0.2000 " in lines[3]
     assert "0.1000*" in lines[3]  # of delta CE
@@ -158,7 +164,7 @@ def test_table_and_charts_keep_sites_apart() -> None:
     assert len({chart.name for chart in (fvu, delta, *other)}) == 4
     assert {chart.name.split(".")[0] for chart in (fvu, delta, *other)} == {"pareto_fvu", "pareto_delta_ce"}
     assert [(each.title, [row.name for row in each.rows]) for each in tables(experiments)] == [
-        ("demo, blocks.2", ["a", "b"]), ("other", ["c"])
+        ("demo, blocks.2", ["a", "b"]), ("other", ["c"]), ("Columns", [])
     ]  # fmt: skip
 
 
@@ -172,7 +178,14 @@ def test_runs_evaluated_on_other_tokens_are_not_compared_and_what_differs_is_sai
         "demo, ?, 1,000 held-out tokens", "demo, ?, 1,000 held-out tokens", "demo, ?, 9,000 held-out tokens"
     ]  # fmt: skip
     assert [e.differs for e in found] == ["trainer.amp_dtype float32", "trainer.amp_dtype bfloat16", ""]
-    assert [line.split()[0] for line in table(found) if "*" in line] == ["a", "c", "*"]
+    assert [line.split()[0] for line in table(found) if "*" in line] == [
+        "a",
+        "b",
+        "c",
+        "*",
+    ]  # b is equal to a in L0 and delta CE
+    equal = [found[0], found[0]._replace(name="again", delta_ce=found[0].delta_ce + 1.0)]
+    assert [line.count("*") for line in table(equal)[2:4]] == [2, 1]  # both have the asterisk of FVU
     alone = told_apart([e for row in rows[:1] if (e := read_experiment(row)) is not None])
     assert table(alone)[0] == "demo, ?, 1,000 held-out tokens"
     counted = {**rows[0], "evaluated_documents": 5.0, "evaluated_files": 5.0}
@@ -181,7 +194,7 @@ def test_runs_evaluated_on_other_tokens_are_not_compared_and_what_differs_is_sai
     assert table(told)[0] == "demo, ?, 1,000 held-out tokens of 5 text files"
     assert any("95 % intervals are rough" in line for line in table(told))
     assert not any("rough" in line for line in table(alone))
-    assert "rough" in tables(told)[0].note
+    assert any("rough" in point for point in tables(told)[0].points)
     assert any("rough" in line for line in markdown(told))
 
 
@@ -251,6 +264,16 @@ def test_other_weights_of_sources_are_other_sites() -> None:
     assert len({e.site for e in found}) == 2
 
 
+def test_the_documented_columns_of_dvc_exp_show_are_those_of_single_runs_and_of_members() -> None:
+    """DVC keeps a column whose name the pattern matches from its beginning on."""
+    text = (REPOSITORY / "docs" / "experiments.md").read_text(encoding="utf-8")
+    (pattern,) = re.findall(r"dvc exp show .* --keep '([^']*)'", text)
+    wanted = ("fvu_ordinary", "l0_mean_ordinary", "delta_ce")
+    columns = [*wanted, *(f"k16.{name}" for name in wanted), "Experiment", "dictionary.top_k"]
+    others = ["fvu_ordinary_low", "k16.delta_ce_high", "fvu_ordinary.blocks.2", "sweep.k16.dictionary.top_k", "trainer.lr"]
+    assert [name for name in [*columns, *others] if re.match(pattern, name)] == columns
+
+
 def test_pca_is_in_the_charts_and_in_the_table() -> None:
     a, b, c = made("a", 72, 0.1), made("b", 72, 0.2), made("c", 8, 0.9)  # 72: three layers of 24
     experiments = [e._replace(pca_fvu=0.4, pca_delta_ce=1.4, pca_rank=24.0) for e in (a, b)] + [c]
@@ -259,7 +282,6 @@ def test_pca_is_in_the_charts_and_in_the_table() -> None:
     assert delta.groups[-1].points == (Point(24, 1.4, "PCA 24"),)
     lines = table(experiments)
     assert lines[1].split()[6:] == ["FVU", "95", "%", "PCA", "delta", "CE", "95", "%", "PCA", "rank", "dead"]
-    assert lines[-2:] == [STAR, RULE]
     rows = [line.split() for line in lines[2:5]]
     assert [row[-6] for row in rows] == ["-", "0.4000", "0.4000"]
     assert [row[-2] for row in rows] == ["-", "24", "24"]

@@ -194,7 +194,7 @@ def test_the_model_of_a_run_with_figures_of_its_own(tracked, client, params):
 
 def test_the_table_of_runs_has_a_view_and_a_note_that_a_user_may_write(tracked, client, params):
     with _open(params) as tracker:
-        tracker.describe_experiment("| a |\n" + "long line\n" * 900)
+        tracker.describe_experiment("| a |\n" + "long line\n" * 900, "knee: k16")
     experiment = client.get_experiment_by_name("scopeline")
     view = json.loads(experiment.tags["mlflow.sharedViewState.scopeline"])
     assert {"params.`dictionary.top_k`", "metrics.`core/FVU`", "tags.`differs`"} <= set(view["selectedColumns"])
@@ -209,6 +209,9 @@ def test_the_table_of_runs_has_a_view_and_a_note_that_a_user_may_write(tracked, 
     assert sum(view["columnWidths"][name] for name in seen[:5]) <= 618  # at 1,280, MLflow's side panel beside it
     note = experiment.tags["mlflow.note.content"]
     assert "?viewStateShareKey=scopeline" in note
+    first = next(line for line in note.splitlines() if not line.startswith("<!--"))  # MLflow shows this one of a folded note
+    assert "[table by L0]" in first
+    assert first.endswith("; knee: k16")
     assert "orderBy" not in note  # such a link opens no view
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`core/L0`", True)
     assert "| a |" in note
@@ -249,6 +252,7 @@ def test_the_runs_are_compared_in_the_newest_one(tracked, client, params, monkey
     (row,) = [line for line in note.splitlines() if line.startswith("| k9 ")]
     assert [cell.strip() for cell in row.split("|")][5:10] == ["1,000", "8.0", "0.2500\\*", "-", "0.7500"]
     assert "0.5000 |" in next(line for line in note.splitlines() if line.startswith("| k8 "))
+    assert "<li>L0: " in page  # each column has its line
 
 
 def test_each_group_of_runs_has_a_number_and_charts_of_its_own(tracked, client, params, monkeypatch):

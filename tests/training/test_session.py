@@ -93,12 +93,17 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(project: Project, monkeypa
         return step(trainer, batch, observe, asks)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Trainer, "step", stopping)
-    for done in (14, 15, 41):
+    begins = ["64 steps of 128 tokens, 8,192 in all", "the last 50 of 64 steps", "the last 49 of 64 steps"]
+    for done, line in zip((14, 15, 41), begins, strict=True):
         outcome = project.run("train")
         assert outcome.exit_code == 130
+        assert outcome.stderr.startswith(f"train: {line}")  # of what is left, not of the whole run
         assert f"stopped by SIGINT after step {done} of 64" in outcome.stderr
-    assert project.run("train").exit_code == 0
+    last = project.run("train")
+    assert last.exit_code == 0
+    assert last.stderr.startswith("train: the last 23 of 64 steps of 128 tokens, 2,944 of 8,192;")
     assert outputs(project) == wanted
+    assert project.run("train").stderr.startswith("train: all 64 steps of 128 tokens are done, their outputs are written;")
 
 
 def test_a_run_that_is_interrupted_in_its_model_loss_goes_on_to_the_same_bytes(

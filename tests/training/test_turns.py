@@ -9,8 +9,9 @@ from typing import Any, cast
 import pytest
 
 from pipeline.errors import NumericsError
-from pipeline.training.run import TrainingRun
+from pipeline.training.run import Timing, TrainingRun
 from pipeline.training.turns import StepsAtOnce, StepsInTurn
+from tests.messages import says
 
 
 class Steps:
@@ -73,3 +74,18 @@ def test_time_in_which_a_step_is_taken_is_no_waiting() -> None:
     assert time.perf_counter() - ended + 0.01 > idle > 0.049
     time.sleep(0.02)
     assert StepsInTurn().idle_since(asked) > time.perf_counter() - asked - 0.01
+
+
+@pytest.mark.parametrize(
+    ("wait", "words"),
+    [
+        (0.4, ("waited 4% of the time", "96%", "the language model keeps up")),
+        (1.0, ("waited 10% of the time", "90%", "both count")),
+        (4.1, ("waited 41% of the time", "59%", "both count")),
+        (6.6, ("waited 66% of the time", "34%", "both count")),
+        (6.7, ("waited 67% of the time", "33%", "the language model is the slower one", "stored")),
+        (10.0, ("waited 100% of the time", "0%", "the language model is the slower one")),
+    ],
+)
+def test_what_a_run_on_live_activations_waited_for_is_said_in_shares(wait: float, words: tuple[str, ...]) -> None:
+    says(Timing(wait=wait, total=10.0).limit(), *words)
