@@ -147,11 +147,17 @@ def words_of(contexts: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def variety(contexts: Iterable[Mapping[str, Any]]) -> float | None:
-    """Of the words at the peaks of the strongest contexts the share that are different (type-token ratio): whole words, upper
-    and lower case alike. 1: another word in each context; None: there are fewer than two contexts to compare.
+    """The share that are different (type-token ratio) of the words at the peaks of the strongest contexts, or of the tokens there if
+    that is less: a piece that many words have in common is one token. Upper and lower case are alike.
+
+    1: another word in each context; None: there are fewer than two contexts to compare.
     """
-    words = ["".join(_word_at_peak(context)).strip().casefold() for context in contexts if context["band"] == TOP]
-    return len(set(words)) / len(words) if len(words) > 1 else None
+    strongest = [context for context in contexts if context["band"] == TOP]
+    if len(strongest) < 2:
+        return None
+    words = {"".join(_word_at_peak(context)).strip().casefold() for context in strongest}
+    tokens = {context["texts"][context["peak"]].strip().casefold() for context in strongest}
+    return min(len(words), len(tokens)) / len(strongest)
 
 
 def _word_at_peak(context: Mapping[str, Any]) -> Sequence[str]:

@@ -45,7 +45,7 @@ def test_the_commonest_word_is_first_and_contexts_without_the_feature_have_none(
     assert words_of([rare, often, often, context(" Fe", "dora", peak=0, band=INACTIVE)]) == ["Debian", "Ubuntu"]
 
 
-def test_variety_is_the_share_of_different_whole_words_at_the_peaks() -> None:
+def test_variety_is_the_share_of_different_words_and_tokens_at_the_peaks() -> None:
     contexts = [
         context(" on", " De", "bian", peak=1),  # the word Debian, of two tokens
         context("Debian", peak=0),
@@ -58,6 +58,7 @@ def test_variety_is_the_share_of_different_whole_words_at_the_peaks() -> None:
     assert variety(contexts) == 3 / 5
     assert variety(contexts[:3]) == 1 / 3
     assert variety(contexts[3:5]) == 1
+    assert variety([context(" Slov", end, peak=0) for end in ("ak", "enia", "ene")]) == 1 / 3  # the piece of three words
     assert variety(contexts[4:]) is None  # one context alone
     assert variety([]) is None
 
