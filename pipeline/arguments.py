@@ -127,6 +127,7 @@ def names(value: Any) -> str:
 
 
 A_TEXT = of_kind(str, "a text")
+FIELDS = of_kind(Mapping, "a mapping of fields, as {'top_k': 16}")
 A_PATH = of_kind((str, os.PathLike), "a path")
 
 

@@ -10,6 +10,8 @@ import torch
 
 from pipeline.arguments import A_PATH, A_TEXT, ByName, checked, names, number, shown, whole
 from pipeline.errors import DataError
+from pipeline.training.fit import fit
+from pipeline.training.on_activations import train_dictionary, train_on_text
 from tests.messages import saying
 
 
@@ -66,3 +68,24 @@ def test_a_name_that_is_not_there_is_told_from_those_that_are() -> None:
     assert "x" not in found
     with pytest.raises(DataError, match=saying("dictionary of the run 'lat'", "did you mean 'late'", "early, late")):
         found["lat"]
+
+
+@pytest.mark.parametrize(
+    ("call", "parts"),
+    [
+        (lambda: fit(torch.zeros(8, 2), dictionary={"top_k": 1}), ("fit:", "'trainer'", "fit(activations")),
+        (lambda: fit(torch.zeros(8, 2), dictionary="sae", trainer={}), ("fit: dictionary:", "a mapping of fields", "'sae'")),
+        (
+            lambda: train_dictionary(None, dictionary={}, trainer={}),
+            ("train_dictionary: activations:", "batches in turn", "None"),
+        ),
+        (lambda: train_dictionary([], dictionary={}, trainer=3), ("train_dictionary: trainer:", "a mapping of fields", "3")),
+        (
+            lambda: train_on_text("demo", "demo", "blocks.2.hook_resid_post", dictionary={}, trainer={}),
+            ("train_on_text: hook_points:", "a list of names"),
+        ),
+    ],
+)
+def test_trainings_in_python_refuse_what_is_no_mapping_of_fields(call: Any, parts: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match=saying(*parts)):
+        call()

@@ -147,8 +147,8 @@ def words_of(contexts: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def variety(contexts: Iterable[Mapping[str, Any]]) -> float | None:
-    """The share that are different (type-token ratio) of the words at the peaks of the strongest contexts, or of the tokens there if
-    that is less: a piece that many words have in common is one token. Upper and lower case are alike.
+    """The share that are different (type-token ratio) of the words at the peaks of the strongest contexts, or of the tokens
+    there if that is less: a piece that many words have in common is one token. Upper and lower case are alike.
 
     1: another word in each context; None: there are fewer than two contexts to compare.
     """

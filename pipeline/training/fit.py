@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.arguments import FIELDS, checked
 from pipeline.dictionaries.base import Dictionary
 from pipeline.errors import ParamsError
 from pipeline.folding import fold_dictionary
@@ -47,6 +48,7 @@ class FitResult:
     norms: dict[str, dict[str, Any]]
 
 
+@checked(dictionary=FIELDS, trainer=FIELDS, initializer=FIELDS)
 def fit(
     activations: Activations,
     *,

@@ -36,7 +36,7 @@ def fit_params(
     rows: Rows,
     batch_size: int,
     max_norm_factor: float | None,
-    stacklevel: int = 4,
+    stacklevel: int = 5,
 ) -> FitParams:
     """All parameters.
 

@@ -14,6 +14,7 @@ import torch
 
 from pipeline.activations.interface import Activations
 from pipeline.activations.schema import calibration_rows, training_rows
+from pipeline.arguments import FIELDS, checked, names, of_kind
 from pipeline.errors import ParamsError
 from pipeline.folding import StoredBatches, fold_dictionary
 from pipeline.initialization.from_store import read_sample
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
     from pipeline.lm.language_model import LanguageModel
 
 
+@checked(
+    activations=of_kind((Activations, ActivationStream, Iterable), "open activations, a stream of them, or batches in turn"),
+    dictionary=FIELDS,
+    trainer=FIELDS,
+    initializer=FIELDS,
+)
 def train_dictionary(
     activations: Activations | ActivationStream | Iterable[Given],
     *,
@@ -134,6 +141,7 @@ def train_dictionary(
     return FitResult(made, report.dictionary, run.history.rows, norms)
 
 
+@checked(hook_points=names, dictionary=FIELDS, trainer=FIELDS, initializer=FIELDS)
 def train_on_text(
     model: LanguageModel | str,
     dataset: str | Iterable[str],

@@ -63,7 +63,7 @@ def train_on_batches(
     given.pop("kind", None)
     batch_size = batch_size or max(4096 // first.tokens_per_row, 1)
     stated, start = read_stated(initializer or {})
-    params = fit_params(config_of(given, first), trainer, stated, first.shape, batch_size, max_norm_factor, stacklevel=5)
+    params = fit_params(config_of(given, first), trainer, stated, first.shape, batch_size, max_norm_factor, stacklevel=6)
     drawn_by = params.initializer.drawn_by(seed)
     made = untrained(params.dictionary.to_dict(), params, start, drawn_by).to(training_device(device))
 
