@@ -32,12 +32,12 @@ def main(params: str, output: Path, commits: int) -> None:
     from pipeline.plots.pareto import pareto_charts
     from pipeline.plots.training_report import write_report
 
-    rows, others = experiment_rows(commits)
+    rows, notes = experiment_rows(commits)
     single = [each for row in rows for each in member_rows(row)]
     evaluated = distinct(found for row in single if (found := read_experiment(row)) is not None)
     experiments = told_apart(evaluated)
-    if others:
-        click.echo(f"{others} more experiments are of other commits: --commits -1 shows them too", err=True)
+    for note in notes:
+        click.echo(note, err=True)
     if not experiments:
         raise DataError("no experiment has been evaluated; run `dvc repro`, or `dvc exp run`")
     for line in [*why_apart(evaluated), *table(experiments)]:

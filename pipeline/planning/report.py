@@ -32,7 +32,8 @@ def needs_lines(run: Run, text: TextSample | None) -> Iterator[str]:
     )
     yield (
         f"training    {run.params.total_steps:,} steps of {acts.tokens_per_batch:,} tokens = {number(run.trained_tokens)} "
-        f"(trainer.total_training_tokens), {run.epochs:.2f} times the rows; norms of {number(run.norm_tokens)}"
+        f"(trainer.total_training_tokens), {run.epochs:.2f} times the {number(run.tokens_to_train_on)} to train on; "
+        f"norms of {number(run.norm_tokens)}"
     )
     yield (
         f"evaluation  {number(run.evaluated_tokens)} held-out tokens{_evaluated(run)}, each in {run.evaluation_runs} runs of "
@@ -156,8 +157,10 @@ def short_lines(run: Run, text: TextSample | None) -> Iterator[str]:
         )
     if run.epochs > MANY_EPOCHS:
         yield (
-            f"trainer.total_training_tokens: {run.epochs:.0f} times the {number(run.stored_tokens)} of "
-            "activations.total_tokens; raise the latter, or lower the former"
+            f"trainer.total_training_tokens: {run.epochs:.0f} times the {number(run.tokens_to_train_on)} tokens to train on; "
+            f"lower it, or raise activations.total_tokens: {number(run.stored_tokens)}, of which "
+            f"{number(run.stored_tokens - run.tokens_to_train_on)} are kept from training "
+            f"(fold.calibration_tokens {number(params.fold.calibration_tokens)}, to the end of a chunk)"
         )
     if not params.analysis.inactive_contexts:
         yield "analysis.inactive_contexts: 0, so that stages.interpret can score no explanation; raise it"

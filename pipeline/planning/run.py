@@ -167,6 +167,11 @@ class Run:
         return training_rows(self.rows, self.params.fold.calibration_tokens)
 
     @property
+    def tokens_to_train_on(self) -> int:
+        """Stored tokens that are trained on; the others are kept for the fold."""
+        return self.stored_tokens * self.training_rows[1] // max(self.rows.n_rows, 1)
+
+    @property
     def epochs(self) -> float:
         """How often each training row is trained on."""
         return self.params.total_steps * self.params.activations.batch_size / max(self.training_rows[1], 1)

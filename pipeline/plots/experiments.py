@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pipeline.foreign import reading
@@ -11,9 +14,10 @@ WORKSPACE = "workspace"
 COMMITTED = "of the repository"  # a commit's own figures, which came with it or were committed
 
 
-def experiment_rows(commits: int) -> tuple[list[dict[str, Any]], int]:
-    """(rows of `dvc.api.exp_show`, number of experiments that other commits have). The figures that a commit has itself are
-    named as such, and come last.
+def experiment_rows(commits: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """(rows of `dvc.api.exp_show`, lines on what is not among them). The figures that a commit has itself are named as such,
+    and come last. The working tree is left out where its parameters are not those of its figures: a run is at work in it, or
+    one has failed.
 
     Args:
         commits: experiments of so many commits back; -1: of all (a commit takes about a second the first time).
@@ -22,16 +26,24 @@ def experiment_rows(commits: int) -> tuple[list[dict[str, Any]], int]:
         DataError: there is no repository, or DVC cannot read it.
     """
     import dvc.api
+    import yaml
     from dvc.repo import Repo
 
     advice = "run this in the project's directory, a git repository in which `dvc init` has been run"
     with reading("the experiments cannot be read", advice):
-        rows = dvc.api.exp_show(num=commits)
+        rows, under_way = dvc.api.exp_show(num=commits), _under_way(yaml.safe_load)
         with Repo() as repo:
             experiments = repo.experiments
             every, shown = experiments.ls(all_commits=True), experiments.ls(num=commits) if commits >= 0 else {}
-    others = sum(map(len, every.values())) - sum(map(len, shown.values())) if commits >= 0 else 0
-    return sorted(map(_named, rows), key=lambda row: COMMITTED in str(row.get("Experiment"))), max(others, 0)
+    notes = []
+    if commits >= 0 and (others := sum(map(len, every.values())) - sum(map(len, shown.values()))) > 0:
+        notes.append(f"{others} more experiments are of other commits: --commits -1 shows them too")
+    if under_way:
+        rows = [row for row in rows if row.get("rev") != WORKSPACE]
+        notes.append(
+            "the working tree is left out: params.yaml is not what its figures were made with (a run is at work, or has failed)"
+        )
+    return sorted(map(_named, rows), key=lambda row: COMMITTED in str(row.get("Experiment"))), notes
 
 
 def _named(row: dict[str, Any]) -> dict[str, Any]:
@@ -39,3 +51,34 @@ def _named(row: dict[str, Any]) -> dict[str, Any]:
     if row.get("Experiment") not in NOTHING or row.get("rev") in (*NOTHING, WORKSPACE):
         return row
     return {**row, "Experiment": f"{row['rev']} ({COMMITTED})"}
+
+
+def _under_way(read: Callable[[str], Any]) -> bool:
+    """Whether a stage of dvc.lock had other parameters than params.yaml has now.
+
+    Args:
+        read: YAML.
+    """
+    lock, params = (Path(name) for name in ("dvc.lock", "params.yaml"))
+    if not lock.is_file() or not params.is_file():
+        return False
+    now, stages = read(params.read_text()) or {}, (read(lock.read_text()) or {}).get("stages", {})
+    had = (stage.get("params", {}).get("params.yaml", {}) for stage in stages.values())
+    return any(_stated(value) != _stated(_at(now, key)) for each in had for key, value in each.items())
+
+
+def _at(params: Any, key: str) -> Any:
+    """The value of a dotted key; None: it is not there."""
+    for part in key.split("."):
+        params = params.get(part) if isinstance(params, dict) else None
+    return params
+
+
+def _stated(value: Any) -> Any:
+    """Without the nulls, which may be written or left out; 1e-06, which YAML takes for text, as a number."""
+    if isinstance(value, dict):
+        return {key: _stated(each) for key, each in value.items() if each is not None}
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value

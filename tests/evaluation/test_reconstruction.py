@@ -35,7 +35,8 @@ def test_every_metric_equals_the_naive_one_with_unequal_masks_and_batches():
     mask[:40] = torch.arange(40) % 5 == 0
     got = _stream(x, r, mask, [40, 3, 58]).results()
     want = naive.reconstruction(x[mask].numpy(), r[mask].numpy())
-    assert got.keys() == want.keys() | {"normalized_error_q50"}
+    assert got.keys() == want.keys() | {"normalized_error_q50", "fvu_massive_share"}
+    assert got["fvu_massive_share"] == pytest.approx(0.0, abs=1e-12)  # no token is massive
     assert got["normalized_error_q50"] == pytest.approx(naive.normalized_error_q50(x[mask].numpy(), r[mask].numpy()), rel=1e-3)
     for name in want:
         assert got[name] == pytest.approx(want[name], rel=1e-9), name

@@ -336,7 +336,7 @@ def test_outside_a_repository_it_says_where_to_go(tmp_path: Path) -> None:
     says(line, "git repository", "`dvc init`")
 
 
-def test_experiments_of_other_commits_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experiments_of_other_commits_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import dvc.api
     import dvc.repo
 
@@ -356,8 +356,17 @@ def test_experiments_of_other_commits_are_counted(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(dvc.repo, "Repo", Repository)
     monkeypatch.setattr(dvc.api, "exp_show", lambda num: [{"num": num}])
-    assert experiment_rows(1) == ([{"num": 1}], 2)
-    assert experiment_rows(-1) == ([{"num": -1}], 0)
+    monkeypatch.chdir(tmp_path)
+    assert experiment_rows(1) == ([{"num": 1}], ["2 more experiments are of other commits: --commits -1 shows them too"])
+    assert experiment_rows(-1) == ([{"num": -1}], [])
     rows = [{"rev": "workspace", "Experiment": None}, {"rev": "main", "Experiment": None}, {"rev": "1a2", "Experiment": "k8"}]
     monkeypatch.setattr(dvc.api, "exp_show", lambda num: rows)
     assert [row["Experiment"] for row in experiment_rows(1)[0]] == [None, "k8", "main (of the repository)"]
+    lock = "stages:\n  train:\n    params:\n      params.yaml:\n        seed: 0\n        dictionary:\n          top_k: 8\n          eps: 1e-06\n          skip:\n"
+    (tmp_path / "dvc.lock").write_text(lock)
+    (tmp_path / "params.yaml").write_text("seed: 0\ndictionary:\n  top_k: 8\n  eps: 1.0e-6\n")
+    assert len(experiment_rows(-1)[0]) == 3
+    (tmp_path / "params.yaml").write_text("seed: 0\ndictionary:\n  top_k: 16\n  eps: 1.0e-6\n")  # a run is at work
+    found, notes = experiment_rows(-1)
+    assert [row["Experiment"] for row in found] == ["k8", "main (of the repository)"]
+    says(*notes, "the working tree is left out")
