@@ -126,9 +126,9 @@ def stage_command(function: Callable[..., Any]) -> click.Command:
     def run(*args: Any, **kwargs: Any) -> None:
         keep_freed_memory()
 
-        def failed(lines: Sequence[str]) -> None:
+        def failed(lines: Sequence[str], code: int) -> None:
             _say_removed(label, [kwargs[name] for name in outputs])
-            _fail(lines, 2)
+            _fail(lines, code)
 
         try:
             for name, output in outputs.items():
@@ -138,14 +138,14 @@ def stage_command(function: Callable[..., Any]) -> click.Command:
         except Interrupted as error:
             _fail(error.faults, error.exit_code)
         except PipelineError as error:
-            failed(error.faults)
+            failed(error.faults, error.exit_code)
         except KeyboardInterrupt:
             _fail(["interrupted; run the same command again to go on"], 130)
         except Exception as error:
             fault = _of_the_machine(error)
             if fault is None:
                 raise
-            failed([f"{fault}, then run the same command again"])
+            failed([f"{fault}, then run the same command again"], 2)
 
     option = click.option(
         "--params",

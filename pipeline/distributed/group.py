@@ -165,7 +165,7 @@ class Group(Reductions):
 
     def together(self, values: Sequence[T], flags: Sequence[Tensor]) -> tuple[list[T], list[Tensor]]:
         """Many numbers of one dtype travel as they are; all others, and flags as counts, together in float64, which holds
-        integers below 2^53 exactly. All are under way at the same time.
+        integers below 2^53 exactly.
         """
         tensors = [torch.as_tensor(value).detach() for value in (*values, *flags)]
         journeys: dict[tuple[torch.device, torch.dtype], list[int]] = {}
@@ -177,8 +177,8 @@ class Group(Reductions):
             for (_, dtype), places in journeys.items()
         ]
         with _named(self.rank, self.size):
-            for work in [dist.all_reduce(flat, group=self._group, async_op=True) for flat in sent]:
-                work.wait()
+            for flat in sent:
+                dist.all_reduce(flat, group=self._group)
         found = list(tensors)
         for flat, places in zip(sent, journeys.values(), strict=True):
             for place, part in zip(places, flat.split([tensors[place].numel() for place in places]), strict=True):
