@@ -134,8 +134,9 @@ def stream_activations(
     from pipeline.activations.live_plan import plan_and_check
     from pipeline.corpus.tokens import open_tokens
 
+    hook_points = list(hook_points)
     loaded = _loaded(model, hook_points)
-    if not list(hook_points):
+    if not hook_points:
         raise DataError("hook_points: wanted at least one name, such as blocks.0.hook_resid_post, got none")
     for hook in hook_points:
         loaded.hook_width(hook)  # no such hook point is said before text is read

@@ -11,6 +11,7 @@ from pipeline.foreign import reading
 from pipeline.plots.experiment import NOTHING
 
 WORKSPACE = "workspace"
+AFTER = "analyze"  # the stage behind the evaluation, whose figures do not depend on it
 COMMITTED = "of the repository"  # a commit's own figures, which came with it or were committed
 
 
@@ -54,7 +55,7 @@ def _named(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _under_way(read: Callable[[str], Any]) -> bool:
-    """Whether a stage of dvc.lock had other parameters than params.yaml has now.
+    """Whether a stage of dvc.lock, up to the evaluation, had other parameters than params.yaml has now.
 
     Args:
         read: YAML.
@@ -63,7 +64,7 @@ def _under_way(read: Callable[[str], Any]) -> bool:
     if not lock.is_file() or not params.is_file():
         return False
     now, stages = read(params.read_text()) or {}, (read(lock.read_text()) or {}).get("stages", {})
-    had = (stage.get("params", {}).get("params.yaml", {}) for stage in stages.values())
+    had = (stage.get("params", {}).get("params.yaml", {}) for name, stage in stages.items() if name != AFTER)
     return any(_stated(value) != _stated(_at(now, key)) for each in had for key, value in each.items())
 
 

@@ -366,6 +366,8 @@ def test_experiments_of_other_commits_are_counted(monkeypatch: pytest.MonkeyPatc
     (tmp_path / "dvc.lock").write_text(lock)
     (tmp_path / "params.yaml").write_text("seed: 0\ndictionary:\n  top_k: 8\n  eps: 1.0e-6\n")
     assert len(experiment_rows(-1)[0]) == 3
+    (tmp_path / "dvc.lock").write_text(f"{lock}  analyze:\n    params:\n      params.yaml:\n        seed: 1\n")  # it is at work
+    assert len(experiment_rows(-1)[0]) == 3
     (tmp_path / "params.yaml").write_text("seed: 0\ndictionary:\n  top_k: 16\n  eps: 1.0e-6\n")  # a run is at work
     found, notes = experiment_rows(-1)
     assert [row["Experiment"] for row in found] == ["k8", "main (of the repository)"]
