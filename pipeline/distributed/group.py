@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -26,6 +27,7 @@ KEY = "distributed.data_parallel_size"
 DIMS = ("data", "model")  # of the mesh: the first changes slower with the rank
 BACKENDS = "cpu:gloo,cuda:nccl"
 MANY = 8192  # numbers from which another width costs more than a journey of their own
+AWAKE = 0.05  # seconds in which a process on CPUs looks again and again whether the others' numbers are there
 _roll_call: RollCall | None = None  # of the group that this process is in
 
 
@@ -178,7 +180,7 @@ class Group(Reductions):
         ]
         with _named(self.rank, self.size):
             for flat in sent:
-                dist.all_reduce(flat, group=self._group)
+                _end(dist.all_reduce(flat, group=self._group, async_op=True), flat)
         found = list(tensors)
         for flat, places in zip(sent, journeys.values(), strict=True):
             for place, part in zip(places, flat.split([tensors[place].numel() for place in places]), strict=True):
@@ -201,7 +203,7 @@ class Group(Reductions):
             longest = max(lengths)
             padded = own if len(own) == longest else torch.cat([own, own.new_zeros(longest - len(own), *own.shape[1:])])
             parts = [torch.empty_like(padded) for _ in range(self.size)]
-            dist.all_gather(parts, padded, group=self._group)
+            _end(dist.all_gather(parts, padded, group=self._group, async_op=True), padded)
         found = [part[:n] for part, n in zip(parts, lengths, strict=True)]
         return [part.reshape((len(part), *values.shape[1:]) if values.ndim else ()).to(values) for part in found]
 
@@ -209,8 +211,21 @@ class Group(Reductions):
         """The first dimension of `own` in each process."""
         length = torch.tensor([len(own)], device=own.device)
         lengths = [torch.empty_like(length) for _ in range(self.size)]
-        dist.all_gather(lengths, length, group=self._group)
+        _end(dist.all_gather(lengths, length, group=self._group, async_op=True), length)
         return [int(each) for each in lengths]
+
+
+def _end(work: dist.Work, sent: Tensor) -> None:
+    """Wait for an exchange of `sent`, on CPUs awake at first: a core that sleeps is woken late, in a virtual machine by
+    milliseconds, which each exchange of each step would pay.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    until = time.monotonic() + AWAKE
+    while not sent.is_cuda and not work.is_completed() and time.monotonic() < until:
+        os.sched_yield()
+    work.wait()
 
 
 def _by_kind(tensors: Sequence[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[int]]:

@@ -9,8 +9,10 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.distributed import group
 from pipeline.distributed.group import MANY, joined, mesh
 from pipeline.errors import ParamsError
 from pipeline.params.sections.distributed import DistributedParams
@@ -143,3 +145,33 @@ def test_one_process_keeps_what_it_has(value: Tensor | int) -> None:
 
 if __name__ == "__main__":
     main()
+
+
+class Exchange(dist.Work):
+    """Is there when it has been looked for so often, and fails if an error is given."""
+
+    def __init__(self, looks: float, error: str = "") -> None:
+        super().__init__()
+        self.looks, self.error, self.looked, self.waited = looks, error, 0, 0
+
+    def is_completed(self) -> bool:
+        self.looked += 1
+        return self.looked > self.looks
+
+    def wait(self, *_: object) -> bool:
+        self.waited += 1
+        if self.error:
+            raise RuntimeError(self.error)
+        return True
+
+
+def test_a_process_waits_awake_but_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    soon, later = Exchange(3), Exchange(float("inf"))
+    group._end(soon, torch.ones(1))
+    assert (soon.looked, soon.waited) == (4, 1)
+    monkeypatch.setattr(group, "AWAKE", 0.001)
+    group._end(later, torch.ones(1))
+    assert later.looked >= 1
+    assert later.waited == 1
+    with pytest.raises(RuntimeError, match="connection closed"):
+        group._end(Exchange(0, "connection closed"), torch.ones(1))
