@@ -6,6 +6,7 @@ import errno
 import functools
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import click
 
 from pipeline.allocation import keep_freed_memory
+from pipeline.ending import told as told_at_the_end
 from pipeline.errors import FAULTS, DataError, Interrupted, PipelineError
 from pipeline.files import ensure_writable
 from pipeline.foreign import full_disk, full_memory, shortened, told
@@ -102,10 +104,13 @@ def _of_the_machine(error: Exception) -> str | None:
     return None
 
 
-def _script(function: Callable[..., Any]) -> str:
-    """The name of a stage's script; run by `python -m` its module is called __main__."""
-    spec = getattr(inspect.unwrap(function), "__globals__", {}).get("__spec__")
-    return str(getattr(spec, "name", function.__module__)).rpartition(".")[2]
+def _stage(function: Callable[..., Any]) -> str:
+    """The name of a stage, with which its script's docstring begins (`train: ...`); of another function its module's name."""
+    own = getattr(inspect.unwrap(function), "__globals__", {})
+    named = re.match(r"(\w+): ", own.get("__doc__") or "")
+    if named is not None:
+        return named[1]
+    return str(getattr(own.get("__spec__"), "name", function.__module__)).rpartition(".")[2]
 
 
 def stage_command(function: Callable[..., Any]) -> click.Command:
@@ -114,13 +119,14 @@ def stage_command(function: Callable[..., Any]) -> click.Command:
     A :class:`PipelineError` becomes one `error:` line for each fault and the error's exit code (2, or 130 after an
     interrupt); a full disk, exhausted memory, or a file that the machine does not let us read or write, becomes exit code 2;
     any other exception is a bug and keeps its traceback. Options of the type :class:`Output` are checked first; where DVC had
-    removed them for a run that failed, that is said.
+    removed them for a run that failed, that is said. At the end a line says what was written, and what it took (ending.py).
     """
     outputs = {
         option.name: option.type for option in getattr(function, "__click_params__", ()) if isinstance(option.type, Output)
     }
 
-    label = _script(function)
+    label = _stage(function)
+    own = getattr(inspect.unwrap(function), "__globals__", {}).get("__name__") == "__main__"
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -133,7 +139,7 @@ def stage_command(function: Callable[..., Any]) -> click.Command:
         try:
             for name, output in outputs.items():
                 output.check(kwargs[name])
-            with watched(label):
+            with told_at_the_end(label, [kwargs[name] for name in outputs], own=own), watched(label):
                 function(*args, **kwargs)
         except Interrupted as error:
             _fail(error.faults, error.exit_code)

@@ -9,6 +9,16 @@ from pathlib import Path
 PLOTS = "metrics/plots/"
 
 
+def lacking_line() -> str | None:
+    """What is said where this is an experiment of single stages that DVC could not end; None: it could."""
+    if "DVC_EXP_NAME" not in os.environ or runs_every_stage() or not (lacking := uncached_plots()):
+        return None
+    return (
+        f"warning: DVC's cache here lacks {', '.join(lacking)} (in dvc.lock), without which `dvc exp run STAGE` fails when "
+        "its stages have run: run `dvc exp run` without a stage, or `dvc repro STAGE`"
+    )
+
+
 def uncached_plots() -> list[str]:
     """The directories of plots that dvc.lock names and that are not in DVC's cache; none outside of a DVC repository."""
     from dvc.exceptions import DvcException

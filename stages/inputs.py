@@ -6,7 +6,6 @@ data/input_digests.json has no digest of it; other stages depend on the three fi
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -25,16 +24,12 @@ def main(params: str, out: str) -> None:
     from pipeline.lm.contents import model_contents
     from pipeline.params.loader import load_params
     from pipeline.planning.refusals import PARAMETERS, refuse
-    from pipeline.uncached import runs_every_stage, uncached_plots
+    from pipeline.uncached import lacking_line
 
     loaded = load_params(params)
     refuse(loaded, PARAMETERS)
-    if "DVC_EXP_NAME" in os.environ and not runs_every_stage() and (lacking := uncached_plots()):
-        click.echo(
-            f"warning: DVC's cache here lacks {', '.join(lacking)} (in dvc.lock), without which `dvc exp run STAGE` fails when "
-            "its stages have run: run `dvc exp run` without a stage, or `dvc repro STAGE`",
-            err=True,
-        )
+    if (line := lacking_line()) is not None:
+        click.echo(line, err=True)
     digests = FileDigests(root() / "data" / "input_digests.json")
     models = {}
     for alias in ("", *(loaded.models or {})):
@@ -50,9 +45,12 @@ def main(params: str, out: str) -> None:
                 "with config.json and weights.safetensors, as data/inference/<name> of another run, or write null"
             )
         starts[member] = None if start is None else digests.of_place(Path(start))
+    text = text_contents(loaded.dataset, digests)
     write_json(Path(out) / "dictionary.json", {"from": starts[""]} if loaded.sweep is None else {"members": starts})
-    write_json(Path(out) / "text.json", text_contents(loaded.dataset, digests))
+    write_json(Path(out) / "text.json", text)
     write_json(Path(out) / "models.json", models)
+    for line in digests.lines("", {"text": text, **models, "initializer.from_dictionary": starts}):
+        click.echo(f"inputs: {line}", err=True)
     digests.remember()
 
 

@@ -47,6 +47,7 @@ NO_RESULT = {
     "pipeline/foreign.py": "what a stage says where another library cannot read a file",
     "pipeline/command.py": "the command line: options, one-line errors, exit codes",
     "pipeline/progress.py": "a line on the terminal",
+    "pipeline/ending.py": "a line on the terminal",
     "pipeline/allocation.py": "where tensors lie in memory",
     "pipeline/garbage.py": "when unused memory is looked for",
     "pipeline/memory.py": "refuses what cannot be held",

@@ -10,8 +10,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pipeline.command import Output, _script, stage_command
+from pipeline.command import Output, _stage, stage_command
 from pipeline.errors import CheckpointError, DataError, Interrupted, NumericsError, ParamsError, PipelineError
+from tests.closure import load_yaml, stage_scripts
 from tests.messages import says
 
 
@@ -177,8 +178,18 @@ def test_memory_that_is_not_there_is_one_line_and_2(error):
     one_error(result.stderr, "out of memory", "allocate", "activations.buffer_size")
 
 
-@pytest.mark.parametrize("stage", ["sparse_probing", "train", "generate_activations"])
-def test_a_stage_is_named_by_its_script_whatever_decorates_its_function(stage: str) -> None:
+@pytest.mark.parametrize(
+    ("script", "stage"), [("sparse_probing", "sparse_probing"), ("train", "train"), ("generate_activations", "generate")]
+)
+def test_a_stage_is_named_by_its_script_whatever_decorates_its_function(script: str, stage: str) -> None:
     """`interruption` wraps the first one in a function of contextlib, `outcome_told` the second."""
-    main = importlib.import_module(f"stages.{stage}").main
-    assert _script(main.callback.__wrapped__) == stage
+    main = importlib.import_module(f"stages.{script}").main
+    assert _stage(main.callback.__wrapped__) == stage
+
+
+def test_each_stage_of_the_pipeline_is_named_as_there_and_writes_something() -> None:
+    """With outputs it ends with a line of what it wrote and took."""
+    for stage, script in stage_scripts(load_yaml("dvc.yaml")).items():
+        main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
+        assert _stage(main.callback.__wrapped__) == stage
+        assert [option for option in main.params if isinstance(option.type, Output)], stage

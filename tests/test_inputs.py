@@ -287,3 +287,25 @@ def test_a_gguf_file_that_is_damaged_or_gone(with_file: Project) -> None:
     says(outcome.stderr, "own.gguf:", "cut short")
     (with_file.path / "own.gguf").unlink()
     says(with_file.run("inputs").stderr, "own.gguf:", "no such GGUF file")
+
+
+def test_what_lies_under_the_names_is_said(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line for each, also of the same content in two places."""
+    shutil.copytree(project.path / "model", project.path / "twin")
+    hooks = ["blocks.0.hook_resid_post", "other:blocks.0.hook_resid_post"]
+    project.set(models={"other": {"model_name": "twin", "revision": None}}, dictionary__kind="crosscoder")
+    project.set(dictionary__hook_point_in=None, dictionary__hook_points_in=hooks, dictionary__apply_b_dec_to_input=False)
+    text, model, other, _ = project.run("inputs").stderr.splitlines()
+    digest = {name: json.loads(contents(project)[at])[name]["sha256"] for at, name in ((1, "model"),)}
+    size = (project.path / "text.jsonl").stat().st_size
+    assert text.startswith(f"inputs: text: text.jsonl, 1 file, {size:,} bytes, sha256 ")
+    files = [file for file in (project.path / "model").iterdir() if file.suffix in (".json", ".safetensors")]
+    n_bytes = sum(file.stat().st_size for file in files)
+    for line, alias, name in ((model, "model", "model"), (other, "models.other", "twin")):
+        assert line == f"inputs: {alias}: {name}, {len(files)} files, {n_bytes:,} bytes, sha256 {digest['model'][:12]}"
+
+
+def test_what_is_embedded_or_on_the_hub_is_said() -> None:
+    digests = FileDigests(Path("nowhere"))
+    named = {"text": {"name": "demo", "revision": None}, "a": {"b": {"name": "x/y", "commit": "12"}}, "from": {"": None}}
+    assert list(digests.lines("", named)) == ["text: demo, the embedded one", "a b: x/y, on the hub, revision 12"]

@@ -62,7 +62,9 @@ def test_time_left(clock, left, text):
 
 def test_before_anything_is_done(clock):
     progress = Progress("x", 10, unit="rows", stream=io.StringIO())
-    assert progress.line() == "x   0%  0/10 rows  0/s  ? left"
+    assert progress.line() == "x   0%  0/10 rows  the first rows are at work"
+    progress = Progress("x", 10, done=4, first="32 contexts", stream=io.StringIO())
+    assert progress.line() == "x  40%  4/10 tokens  the next batch is at work: 32 contexts"
 
 
 def test_nothing_to_do_and_more_than_was_to_do(clock):
@@ -87,6 +89,36 @@ def test_a_line_every_so_many_seconds_elsewhere(clock):
     assert "\r" not in stream.getvalue()
     assert "\x1b" not in stream.getvalue()
     assert lines[-1].startswith("x  21%  21/100")
+
+
+def test_the_last_line_comes_once(clock):
+    stream = io.StringIO()
+    progress = Progress("x", 10, stream=stream)
+    for _ in range(2):
+        clock.seconds += 6
+        progress.update(5)
+    progress.close()
+    assert [line[:6] for line in stream.getvalue().splitlines()] == ["x  50%", "x 100%"]
+    progress = Progress("x", 10, stream=stream)
+    clock.seconds += 6
+    progress.update(10)
+    progress.update(0, loss=1.0)  # which the line has not shown
+    progress.close()
+    assert [line[:6] for line in stream.getvalue().splitlines()[2:]] == ["x 100%", "x 100%"]
+
+
+def test_a_message_takes_the_place_of_a_terminals_line(clock, monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr(module.sys, "stderr", stream)
+    progress = Progress("x", 10)
+    clock.seconds += 1
+    progress.update(5)
+    module.tell("x: something")
+    module.tell("x: more")
+    assert stream.getvalue().endswith("left\r\x1b[Kx: something\nx: more\n")
+    progress.close()
+    module.tell("x: at last")
+    assert stream.getvalue().endswith("left\nx: at last\n")
 
 
 def test_figures_stay_until_they_change(clock):
@@ -136,6 +168,18 @@ def test_a_stage_that_shows_nothing_for_a_while_says_so(capsys):
     assert len(between) - len(inside) >= 2
     threading.Event().wait(0.2)
     assert capsys.readouterr().err == ""
+
+
+def test_a_loop_says_that_its_first_batch_is_at_work(capsys, monkeypatch):
+    monkeypatch.setattr(module, "LOOK", 0.02)
+    with module.watched("generate", silence=100.0):
+        progress = Progress("generate", 1000, every_seconds=0.1, first="32 contexts of 128 tokens")
+        threading.Event().wait(0.5)
+        progress.done = 1000
+        progress.close()
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "generate   0%  0/1,000 tokens  the first batch is at work: 32 contexts of 128 tokens"
+    assert last.startswith("generate 100%")
 
 
 def test_a_stage_that_shows_lines_says_nothing_more(capsys):

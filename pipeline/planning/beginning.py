@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.ending import expect
 from pipeline.errors import PipelineError
 from pipeline.params.rules.said import said_of_training
 from pipeline.planning.rates import Recorded, record, recorded
@@ -27,6 +28,7 @@ STORE = "data/tokens.zarr"
 SLOW = 3e10  # operations in a second: a rough count of a run tells whether it is worth measuring
 LONG = 600.0  # seconds of a run from which on it is
 HOW_LONG = "about half a minute of the processors' time on a small model, longer under other work"
+OF_OTHERS = "as measured with other parameters on this language model"
 MEASURE = "`python -m stages.plan` measures how long"
 
 
@@ -45,7 +47,9 @@ def begin(stage: str, params: Params, tokens: str | Path = STORE, steps_left: tu
     refuse_by_tokens(params, tokens)
     try:
         run = dataclasses.replace(Run.of(params, tokens), steps_left=steps_left)
-        line = beginning_line(run, stage, recorded(run))
+        kept = recorded(run)
+        line = beginning_line(run, stage, kept)
+        _expect(run, stage, kept)
     except PipelineError:  # the stage itself says what is wrong, if it needs what is missing
         return
     _say(stage, line)
@@ -56,9 +60,16 @@ def beginning_line(run: Run, stage: str, kept: Recorded | None) -> str:
     declared, rates = BY_NAME[stage], None if kept is None else kept.rates
     took = "the progress lines tell how long"
     if kept is not None:
-        assumed = "with nothing else at work" if kept.exact else "by another dictionary, with nothing else at work"
+        assumed = "with nothing else at work" if kept.exact else f"{OF_OTHERS}, with nothing else at work"
         took = f"about {seconds_in_words(clock_seconds(run, declared, kept.rates))} ({assumed})"
     return f"{declared.does(run)}; {took}, about {bytes_in_words(peak_bytes(run, declared, rates))} of memory"
+
+
+def _expect(run: Run, stage: str, kept: Recorded | None) -> None:
+    """Note what is said of a stage, for what it says at its end."""
+    declared, rates = BY_NAME[stage], None if kept is None else kept.rates
+    seconds = None if rates is None else seconds_in_words(clock_seconds(run, declared, rates))
+    expect(seconds, peak_bytes(run, declared, rates))
 
 
 def begin_training(params: Params, steps_left: tuple[int, ...]) -> None:
@@ -91,6 +102,7 @@ def begin_tokenize(params: Params) -> None:
         run = run.with_text(text)
         if measures:
             kept = _measured(run, text, before)
+    _expect(run, "tokenize", kept)
     for line in (
         *needs_lines(run, text),
         *stage_lines(run, None if kept is None else kept.rates),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.planning.beginning import HOW_LONG
+from pipeline.planning.beginning import HOW_LONG, OF_OTHERS
 from pipeline.planning.rates import Recorded, record, recorded
 from pipeline.planning.refusals import MACHINE, PARAMETERS, refuse, refuse_by_text, refuse_by_tokens
 from pipeline.planning.report import few_documents_line, needs_lines, short_lines, slowed_line, stage_lines
@@ -60,7 +60,7 @@ def plan(params: Params, tokens: str | Path, *, measure: bool = True, say: Calla
     if (line := slowed_line(slowed)) is not None:
         yield line
     if kept is not None and not kept.exact:
-        yield "times by what was measured of another dictionary on this model: `python -m stages.plan` measures this one"
+        yield f"times {OF_OTHERS}: `python -m stages.plan` measures with these"
     if rates is None:
         yield "no time was measured: run `python -m stages.plan`"
     found = [*short_lines(run, text), *([few] if (few := few_documents_line(run)) else [])]

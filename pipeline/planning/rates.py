@@ -1,7 +1,7 @@
 """What this machine needs for one of each thing that a run does much of; kept in data/rates.json for the stages to tell.
 
 The file is no output of the pipeline: git and DVC know nothing of it, and no result depends on it. It lies in the user's
-checkout, where queued and temporary experiments find it too. What was measured of another dictionary on the same language model
+checkout, where queued and temporary experiments find it too. What was measured with other parameters on the same language model
 serves as well: what depends on the dictionary is taken in proportion to the weights.
 """
 
@@ -90,7 +90,7 @@ class Recorded(NamedTuple):
 
     Attributes:
         rates: of these parameters.
-        exact: whether these were measured; else another dictionary was, on the same language model.
+        exact: whether these were measured; else other parameters were, on the same language model.
     """
 
     rates: Rates
@@ -133,7 +133,7 @@ def record(run: Run, rates: Rates) -> None:
 
 
 def recorded(run: Run) -> Recorded | None:
-    """What was measured of these parameters on such a machine, else last of another dictionary on this language model, in
+    """What was measured of these parameters on such a machine, else last of others on this language model, in
     proportion to the weights; None: neither.
     """
     entries = _read(root() / FILE)

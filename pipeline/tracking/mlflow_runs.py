@@ -17,7 +17,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from pipeline.files import root
 from pipeline.foreign import told
 from pipeline.garbage import uncollected
 from pipeline.metric_names import flatten, grouped
+from pipeline.progress import tell
 from pipeline.provenance import provenance_tags
 from pipeline.tracking import mlflow_pages
 from pipeline.tracking.moved import artifacts_of, follow
@@ -373,8 +373,7 @@ class MlflowTracker(Tracker):
 
 
 def _warn(message: str) -> None:
-    sys.stderr.write(f"warning: tracking: {message}\n")
-    sys.stderr.flush()
+    tell(f"warning: tracking: {message}")
 
 
 def _client(uri: str) -> Any:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,6 +20,7 @@ from pipeline.files import fingerprint, root
 from pipeline.foreign import told
 from pipeline.garbage import uncollected
 from pipeline.metric_names import grouped
+from pipeline.progress import tell
 from pipeline.provenance import provenance_tags
 from pipeline.tracking.run_file import WANDB
 from pipeline.tracking.tracker import FINISHED, STOPPED, Tracker, finite
@@ -199,8 +199,7 @@ class WandbTracker(Tracker):
     def _say(self, message: str) -> None:
         if not self._warned:
             self._warned = True
-            sys.stderr.write(f"warning: tracking: {message}\n")
-            sys.stderr.flush()
+            tell(f"warning: tracking: {message}")
 
     def close(self, status: str = FINISHED) -> None:
         """Send the rest, for a minute at most, and end the run."""

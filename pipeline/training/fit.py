@@ -60,7 +60,7 @@ def fit(
     max_norm_factor: float | None = MASSIVE_FACTOR,
     seed: int = 0,
     device: str | torch.device | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> FitResult:
     """Train a dictionary on activations in memory, with the pipeline's own step code.
 

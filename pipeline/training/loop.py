@@ -245,19 +245,23 @@ class _Loop:
         ) from None
 
     def _shown(self) -> dict[str, float | str]:
-        """What the progress line says of the last log steps."""
+        """What the progress line says of the last log steps, behind the step of which it is: others have been since."""
         wait = f"{self.timing.figures()['data_wait_share']:.1%}"
         if len(self.runs) == 1:
             last = self.runs[0].last
             figures = {name: last[name] for name in (names.LOSS, names.EXPLAINED_VARIANCE, names.L0) if name in last}
-            return {"at step": f"{self.runs[0].last[names.STEP]:,.0f}", **figures, "wait": wait}
+            return {"at step": self._of_all_steps(last[names.STEP]), **figures, "wait": wait}
         found = {run.name: run.last[names.EXPLAINED_VARIANCE] for run in self.active if names.EXPLAINED_VARIANCE in run.last}
         if len(found) > SHOWN:
             ends = sorted(found, key=lambda name: found[name])
             found = {name: found[name] for name in (ends[0], ends[-1])}
         words = (" ... " if len(self.active) > SHOWN else " | ").join(f"{name} {value:.3f}" for name, value in found.items())
         step = max((run.last[names.STEP] for run in self.active if names.STEP in run.last), default=0)
-        return {"at step": f"{step:,.0f}", names.EXPLAINED_VARIANCE: words, "wait": wait}
+        return {"at step": self._of_all_steps(step), names.EXPLAINED_VARIANCE: words, "wait": wait}
+
+    def _of_all_steps(self, step: float) -> str:
+        """`240 of 976:`, what follows being of that step's batch before its update."""
+        return f"{step:,.0f} of {self.trainer.total_steps:,}{'' if step else ' (before training)'}:"
 
 
 def _held(run: TrainingRun) -> Held:

@@ -22,10 +22,12 @@ from pipeline.norms.exclusion import MASSIVE_FACTOR
 from pipeline.norms.hook_norm import hook_norm
 from pipeline.norms.measure import compute_norms
 from pipeline.norms.normalizer import Normalizer
+from pipeline.norms.statistics import ActivationStatistics
 from pipeline.params.choices import NORMS_OF_THE_DATA
 from pipeline.params.dictionary_kinds import kind_fields
 from pipeline.params.kinds.several_hook_points import SeveralHookPointsFields
 from pipeline.params.sections.norm import NormParams
+from pipeline.progress import Progress
 from pipeline.streaming import ActivationStream, stream_activations
 from pipeline.training import recipe
 from pipeline.training.device import training_device
@@ -59,7 +61,7 @@ def train_dictionary(
     max_norm_factor: float | None = MASSIVE_FACTOR,
     seed: int = 0,
     device: str | torch.device | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> FitResult:
     """Train a dictionary on activations that are read as they are needed, and fold it.
 
@@ -77,7 +79,7 @@ def train_dictionary(
         max_norm_factor: as activations.max_norm_factor.
         seed: of the draw of the weights and the order of the rows; the same seed gives the same bits on the CPU.
         device: of the training; None: cuda if there is one, else cpu.
-        progress: show a progress line on standard error.
+        progress: show the progress lines of the stages norm and train on standard error.
 
     Returns: as :func:`pipeline.training.fit.fit`, on the device of the training. Norms are of the first 262,144 tokens (the
         default of norm.tokens). For BatchTopK, and JumpReLU with a target L0, the last rows are not trained on but set the
@@ -111,7 +113,7 @@ def train_dictionary(
     drawn_by = params.initializer.drawn_by(seed)
     made = untrained(config, params, start, drawn_by).to(where := training_device(device))
     hooks = list(dict.fromkeys((*made.hooks_in, *made.hooks_out)))
-    measured = compute_norms(store, NormParams.tokens, max_norm_factor=max_norm_factor, hook_points=hooks)
+    measured = _norms(store, hooks, max_norm_factor, progress)
     norms = {hook: hook_norm(statistics).to_dict() for hook, statistics in measured.items()}
     normalizer = Normalizer(made.config, norms)
     kept_back = held_back(shape, batch_size) * shape.tokens_per_row if holds_back(params) else 0
@@ -152,7 +154,7 @@ def train_on_text(
     initializer: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
-    progress: bool = False,
+    progress: bool = True,
     **stream: Any,
 ) -> FitResult:
     """From a language model and text to a folded dictionary, in one call: a stream, and :func:`train_dictionary` on it.
@@ -169,6 +171,17 @@ def train_on_text(
     return train_dictionary(
         made, dictionary=dictionary, trainer=trainer, initializer=initializer, seed=seed, device=device, progress=progress
     )
+
+
+def _norms(store: Activations, hooks: list[str], factor: float | None, progress: bool) -> dict[str, ActivationStatistics]:
+    """Statistics of the first tokens; with a stream the language model runs meanwhile, so that it takes a while."""
+    n_tokens, n_hooks = min(NormParams.tokens or store.n_tokens, store.n_tokens), len(hooks)
+    if not progress:
+        return compute_norms(store, n_tokens, max_norm_factor=factor, hook_points=hooks)
+    shown = Progress("norm", n_tokens, unit=f"tokens at {n_hooks} hook point{'' if n_hooks == 1 else 's'}")
+    found = compute_norms(store, n_tokens, max_norm_factor=factor, hook_points=hooks, done=shown.update)
+    shown.close()
+    return found
 
 
 def _config(given: dict[str, Any], store: Activations) -> dict[str, Any]:

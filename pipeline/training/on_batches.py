@@ -41,7 +41,7 @@ def train_on_batches(
     max_norm_factor: float | None = MASSIVE_FACTOR,
     seed: int = 0,
     device: str | torch.device | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> FitResult:
     """Train a dictionary on what an iterator gives, and fold it.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from pipeline.dictionaries.sharding import of_all, weights_of_all
 from pipeline.errors import CheckpointError, NumericsError
 from pipeline.params.sections.trainer import TrainerParams
 from pipeline.processes import ONE_PROCESS, Reductions
+from pipeline.progress import tell
 from pipeline.training.checkpoints import Checkpoints, snapshot_steps
 from pipeline.training.history import History
 from pipeline.training.kernels import check_device, way_in_words
@@ -297,4 +297,4 @@ class TrainingRun:
 def say(label: str | None, message: str) -> None:
     """Write a line to standard error; nothing without a label."""
     if label is not None:
-        sys.stderr.write(f"{label}: {message}\n")
+        tell(f"{label}: {message}")

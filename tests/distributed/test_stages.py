@@ -23,6 +23,7 @@ from pipeline.tracking import outcome
 from pipeline.tracking.tracker import FAILED, STOPPED
 from tests.activations.cases import contents
 from tests.analysis.test_processes import alike
+from tests.messages import says
 from tests.project import REPOSITORY, Project, make_project
 
 BLOCK = 32768  # tokens
@@ -56,6 +57,9 @@ def test_a_killed_generation_is_started_again_and_ends_with_the_bytes_of_one_pro
     assert contents(project.store) == wanted
     assert (project.path / "data" / "activations.json").read_bytes() == manifest
     assert [line for line in lines if line.startswith("generate 100%")]
+    assert not [line for line in lines[:-1] if line.startswith("generate: wrote")]
+    wrote = f"generate: wrote data/activations.json, metrics/generate.json, data/store/{project.store.name} ("
+    says(lines[-1], wrote, "; took ", "CPU time", "peak memory", "(said 0.5", "of 2 processes together")
     assert not [line for line in lines if "Traceback" in line or "Warning" in line]
 
 

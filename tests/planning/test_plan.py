@@ -137,7 +137,11 @@ def test_rates_of_another_dictionary_serve_in_proportion_to_the_weights(
     for field in dataclasses.fields(Rates):
         factor = changed.get(field.name, 1.0)
         assert getattr(found.rates, field.name) == pytest.approx(factor * getattr(RATES, field.name)), field.name
-    says(beginning_line(run, "train", found), "by another dictionary, with nothing else at work")
+    says(
+        beginning_line(run, "train", found),
+        "as measured with other parameters on this language model, with nothing else at work",
+    )
+    assert "another dictionary" not in beginning_line(run, "generate", found)
     says(beginning_line(run, "train", None), "progress lines")
 
 
