@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import fcntl
 import glob
 import hashlib
@@ -12,12 +13,14 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
 
+SHOWN, MOST_NEAR = 3, 100  # near paths in a message, and that are followed
+CLOSE = 0.6  # of two names, by difflib, from which on one may be the other misspelt
 CHECKOUT = Path(__file__).resolve().parents[1]  # that the package is imported from
 
 
@@ -72,6 +75,49 @@ def relative_to() -> str:
     if here == checkout:
         return str(here)
     return f"{here}, the experiment's copy of what git knows, and {checkout}, the checkout"
+
+
+def near_paths(name: str | Path, wanted: Callable[[Path], bool]) -> list[str]:
+    """What is there that `name` may be misspelt for, nearest first, at most SHOWN: paths of which each part is as it says or
+    close in spelling; where the last one has no close one, what is beside it.
+
+    Args:
+        name: a path at which nothing is; a relative one is looked for where :func:`local_path` does.
+        wanted: whether a path is of the kind that was meant.
+    """
+    path = Path(name).expanduser()
+    found: dict[str, Path] = {}
+    for start in dict.fromkeys((Path(), root())) if not path.is_absolute() else (Path(path.anchor),):
+        parts = path.relative_to(path.anchor).parts
+        places = [start]
+        for n, part in enumerate(parts, 1):
+            places = [
+                entry for place in places for entry in _close(place, part, wanted if n == len(parts) else None, below=n > 1)
+            ][:MOST_NEAR]
+        said = places if path.is_absolute() else [place.relative_to(start) for place in places]
+        found |= {str(own): place for own, place in zip(said, places, strict=True)}
+    return sorted(found, key=lambda own: -difflib.SequenceMatcher(None, own, str(path)).ratio())[:SHOWN]
+
+
+def _close(folder: Path, part: str, wanted: Callable[[Path], bool] | None, *, below: bool) -> list[Path]:
+    """Entries of a folder of such a name, or one close to it; of the last part (`wanted`) those of the kind, all of them if
+    none is close and the folder was named (`below`)."""
+    if wanted is None and (folder / part).is_dir():
+        return [folder / part]
+    try:
+        entries = {entry.name: entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")}
+    except OSError:
+        return []
+    if wanted is None:
+        return [entries[name] for name in difflib.get_close_matches(part, entries, n=SHOWN, cutoff=CLOSE)]
+    kind = {name: entry for name, entry in entries.items() if wanted(entry)}
+    return [kind[name] for name in difflib.get_close_matches(part, kind, n=SHOWN, cutoff=CLOSE) or (kind if below else ())]
+
+
+def near(name: str | Path, wanted: Callable[[Path], bool]) -> str:
+    """`; near it is data/demo/model`, for a message that `name` is not there; "" where nothing is near."""
+    found = near_paths(name, wanted)
+    return f"; near it {'is' if len(found) == 1 else 'are'} {', '.join(found)}" if found else ""
 
 
 def existing(path: Path) -> Path:

@@ -42,7 +42,7 @@ class _Text(NamedTuple):
     model: ModelParams
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ActivationStream:
     """Live activations and how they are batched. Iterating gives batches for ever, the same ones each time.
 
@@ -59,6 +59,12 @@ class ActivationStream:
     buffer_size: int
     model: LanguageModel
     folder: Path
+
+    def __repr__(self) -> str:
+        return (
+            f"ActivationStream(batches of {self.batch_size:,}, {self.buffer_size:,} tokens mixed at a time, "
+            f"{self.activations!r}, {self.model!r})"
+        )
 
     def __iter__(self) -> Iterator[ActivationBatch]:
         return self.activations.batches(self.batch_size, buffer_rows=self.buffer_size)

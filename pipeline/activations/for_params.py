@@ -13,12 +13,12 @@ from pipeline.activations.fingerprint import GenerationSettings, check_made_for
 from pipeline.activations.generation import ModelFacts, generate_store, store_manifest
 from pipeline.activations.joining import join_
 from pipeline.activations.live_plan import plan_and_check
-from pipeline.activations.reader import ActivationStore, open_store
+from pipeline.activations.reader import ActivationStore, holds_store, open_store
 from pipeline.activations.schema import ROW_ARRAYS, store_root
 from pipeline.contracts.sealing import Origin, sealed
 from pipeline.corpus.tokens import TokenStore, open_tokens
 from pipeline.errors import DataError
-from pipeline.files import root, write_json
+from pipeline.files import near, root, write_json
 from pipeline.hook_keys import MAIN, by_model
 from pipeline.params.choices import LIVE
 from pipeline.params.schema import Params
@@ -141,7 +141,10 @@ def open_stated_store(stated: str, hook_points: tuple[str, ...], settings: Gener
     """
     path = root() / stated
     if not os.path.isdir(path):
-        raise DataError(f"activations.path: {path}: no such activation store; give the directory of one, or null to generate")
+        raise DataError(
+            f"activations.path: {path}: no such activation store{near(path, holds_store)}; give the directory of one, or null "
+            "to generate"
+        )
     store = open_store(path, hook_points)
     check_made_for(path, store.config, settings, only=("target", "context_size"))
     return store

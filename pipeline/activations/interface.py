@@ -41,6 +41,14 @@ class Activations(ABC):
     context_size: int
     storage_dtype: str
 
+    def __repr__(self) -> str:
+        rows = "tokens" if self.target == "activations-1d" else f"contexts of {self.context_size} tokens"
+        hooks = ", ".join(f"{name}: {self.width(name)}" for name in self.hook_points)
+        return (
+            f"{type(self).__name__}('{self.path}', {self.n_rows:,} {rows}, hook points {{{hooks}}}, {self.storage_dtype}, "
+            f"model {self.model['name']})"
+        )
+
     @property
     @abstractmethod
     def hook_points(self) -> list[str]:

@@ -229,6 +229,11 @@ def _stored_hook_points(path: Path) -> dict[str, int]:
     return found
 
 
+def holds_store(path: Path) -> bool:
+    """Whether a path is that of a store, by the names of its files."""
+    return all((path / name / "zarr.json").is_file() for name in ("positions", "context_ids"))
+
+
 def open_store(path: Path, hook_points: Sequence[str] | None = None) -> ActivationStore:
     """Open the store in directory `path`, with `hook_points` or all that it has.
 

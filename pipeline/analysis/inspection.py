@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LONGEST = 1024  # tokens of a context, where nobody says
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """Features of a text.
 
@@ -43,6 +43,15 @@ class Inspection:
     features: Tensor
     shape: tuple[int, ...]
     excluded: Mapping[int, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        kept = int(self.kept.sum())
+        active = len(self.features.values()) / max(kept, 1)
+        massive = f", {len(self.excluded)} massive" if self.excluded else ""
+        return (
+            f"Inspection({len(self.tokens)} tokens, {kept} with features{massive}, {active:.1f} active of "
+            f"{list(self.shape)} on each)"
+        )
 
     @checked(top=whole(1))
     def strongest(self, token: int, top: int = 5) -> list[tuple[str, float]]:

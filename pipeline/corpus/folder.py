@@ -39,6 +39,13 @@ _NAMED = {split: re.compile(f"(?:^|{_EDGE})(?:{words})(?:{_EDGE}|$)") for split,
 _MOST_NAMES = 3
 
 
+def holds_text(path: Path) -> bool:
+    """Whether a path may be that of text: a directory, or a file of a known form."""
+    return (
+        path.is_dir() or Path(path.name.removesuffix(path.suffix) if path.suffix in COMPRESSED else path.name).suffix in FORMS
+    )
+
+
 @dataclass(frozen=True)
 class TextFiles:
     """The files that are read, and what was left.

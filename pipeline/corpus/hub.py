@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.corpus.document import Document
+from pipeline.corpus.folder import holds_text
 from pipeline.corpus.pieces import Column, Piece, Row, Skipped, read_rows
 from pipeline.errors import DataError, unknown_name
-from pipeline.files import relative_to
+from pipeline.files import near, relative_to
 from pipeline.foreign import full_disk, reading, shortened, told
 
 _PIECE_ROWS = 1024
@@ -45,8 +46,8 @@ def hub_rows(name: str, config_name: str | None, revision: str | None, split: st
             offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") not in (None, "", "0") else ""
             raise DataError(
                 f"{where} was not found on the hub or in its cache{offline}: {told(error)}; there is no file or directory "
-                f"of this name in {relative_to()} either; dataset.dataset_name_or_path takes 'demo', a hub id, or a local file "
-                "or directory (.txt, .jsonl, .parquet)"
+                f"of this name in {relative_to()} either{near(name, holds_text)}; dataset.dataset_name_or_path takes 'demo', a "
+                "hub id, or a local file or directory (.txt, .jsonl, .parquet)"
             ) from None
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.corpus.document import Document, held_out
+from pipeline.corpus.folder import holds_text
 from pipeline.corpus.mixture import of_source
 from pipeline.corpus.pieces import Column, Skipped
 from pipeline.errors import DataError
-from pipeline.files import local_path, looked_in
+from pipeline.files import local_path, looked_in, near
 
 if TYPE_CHECKING:
     from pipeline.corpus.chat import ChatTemplate
@@ -47,7 +48,8 @@ def looks_local(name: str) -> bool:
 def no_such_text(name: str) -> DataError:
     """The error for a path where nothing is."""
     return DataError(
-        f"{name}: dataset.dataset_name_or_path: no such file or directory ({looked_in(name)}); give a path, a hub id or 'demo'"
+        f"{name}: dataset.dataset_name_or_path: no such file or directory ({looked_in(name)}){near(name, holds_text)}; give a "
+        "path, a hub id or 'demo'"
     )
 
 

@@ -198,7 +198,8 @@ def logit_difference(model: LanguageModel, right: str | int, wrong: str | int, p
         position: of the token after which is predicted, from 0; -1: the last one, -2 the one before it.
 
     Raises:
-        DataError: a text of several tokens, or an id that the model does not have; when used, a position beyond the text.
+        DataError: a text of several tokens, an id that the model does not have, or the same token twice; when used, a position
+            beyond the text.
     """
     first, second = (model.to_single_token(each) if isinstance(each, str) else int(each) for each in (right, wrong))
     for token in (first, second):
@@ -206,6 +207,12 @@ def logit_difference(model: LanguageModel, right: str | int, wrong: str | int, p
             raise DataError(
                 f"logit_difference: token id {token} is outside the vocabulary of {model.name} (0 to {model.vocab_size - 1})"
             )
+    if first == second:
+        token = model.token_text(first)
+        raise DataError(
+            f"logit_difference: 'right' and 'wrong' are the same token, {token!r} ({first}), whose difference is always 0; "
+            "give two different ones, as logit_difference(model, ' cat', ' dog')"
+        )
 
     def difference(run: Output) -> Tensor:
         n_tokens = run.logits.shape[1]

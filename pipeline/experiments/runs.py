@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pipeline.norms.hook_norm import HookNorm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DictionaryRun:
     """What one dictionary has seen and done in a run.
 
@@ -55,7 +55,14 @@ class DictionaryRun:
     features: Tensor
     reconstructions: dict[str, Tensor]
     errors: dict[str, Tensor]
-    _nodes: tuple[Tensor, ...] = field(repr=False, default=())
+    _nodes: tuple[Tensor, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        active = (self.features.detach() != 0).sum() / self.kept.sum().clamp_min(1)
+        return (
+            f"DictionaryRun({self.dictionary.config.name}, features {list(self.features.shape)}, {int(self.kept.sum())} of "
+            f"{self.kept.numel()} tokens kept, {float(active):.1f} active on each, writes {', '.join(self.reconstructions)})"
+        )
 
     def gradient(self, of: Tensor, *, retain_graph: bool = True) -> Tensor:
         """The gradient of a number of the run in the features that are decoded, [b, T, *feature_shape].
@@ -128,7 +135,7 @@ class ModelRun(Output):
     def __repr__(self) -> str:
         names = ", ".join(f"{name}: {list(part.features.shape)}" for name, part in self.dictionaries.items())
         return (
-            f"ModelRun(tokens {list(self.tokens.shape)}, loss {float(self.loss.detach().mean()):.4f} nats a token, "
+            f"ModelRun(tokens {list(self.tokens.shape)}, {self._loss_in_words()}, "
             f"{len(self.activations)} hook points, features {{{names}}})"
         )
 

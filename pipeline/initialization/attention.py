@@ -45,7 +45,8 @@ def attention_layer(dictionary: Dictionary, model_layer: int | None = None) -> i
         ParamsError: it has no query-key heads, or does not read an attention's input and write its output.
     """
     if not {"W_Q", "W_K"} <= dict(dictionary.named_parameters()).keys():
-        raise ParamsError(f"initializer.{OPTION}: not for dictionary.kind '{dictionary.config.kind}', which has no attention")
+        kind = dictionary.config.kind
+        raise ParamsError(f"initializer.{OPTION}: not for dictionary.kind '{kind}', which has no attention; write false")
     reads, writes = _READS.fullmatch(dictionary.hooks_in[0]), ATTENTION_OUTPUT.fullmatch(dictionary.hooks_out[0])
     if not reads or not writes or reads[1] != writes[1]:
         raise ParamsError(

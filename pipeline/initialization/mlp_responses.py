@@ -46,7 +46,8 @@ def mlp_layers(dictionary: Dictionary, model_layer: int | None = None) -> list[i
         raise ParamsError(
             f"initializer.{OPTION}: needs a transcoder from what the MLP reads (blocks.L.ln2.hook_out) to "
             f"blocks.L.hook_mlp_out of one layer L (kind clt: of each layer); this dictionary reads "
-            f"{', '.join(dictionary.hooks_in)} and writes {', '.join(dictionary.hooks_out)}"
+            f"{', '.join(dictionary.hooks_in)} and writes {', '.join(dictionary.hooks_out)}; "
+            "write these, or false"
         )
     layers = [int(reads[1]) for reads, _ in found if reads]
     if model_layer is not None and layers != [model_layer]:

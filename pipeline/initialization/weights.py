@@ -19,7 +19,7 @@ def parts_of(dictionary: Dictionary, option: str) -> list[LinearPart]:
     if not parts:
         raise ParamsError(
             f"initializer.{option}: not for dictionary.kind '{dictionary.config.kind}', which has no encoder and decoder that "
-            "are plain matrices"
+            "are plain matrices; switch it off"
         )
     return parts
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import DataError
-from pipeline.files import relative_to
+from pipeline.files import near, relative_to
 from pipeline.foreign import reading, shortened
 
 _TIMEOUT = 10.0
@@ -81,5 +81,10 @@ def check_hub(name: str, revision: str | None, what: str = "model") -> None:
 def _nothing_found(name: str, revision: str | None, what: str) -> str:
     """How a message begins that goes on with what the hub says."""
     at = f" (revision '{revision}')" if revision else ""
-    looked = f"no directory of this name in {relative_to()}, not in the Hugging Face cache"
+    looked = f"no directory of this name in {relative_to()}{near(name, _holds_one)}, not in the Hugging Face cache"
     return f"{what} '{name}'{at} does not exist here: {looked}, and"
+
+
+def _holds_one(path: Path) -> bool:
+    """Whether a path is that of a model or a tokenizer, by the names of its files."""
+    return path.suffix == ".gguf" or any((path / name).is_file() for name in ("config.json", "tokenizer.json"))

@@ -52,7 +52,7 @@ class Trace:
     loss: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Output:
     """What one run has computed.
 
@@ -70,6 +70,17 @@ class Output:
     def loss(self) -> Tensor:
         """Cross entropy of every next token, in nats, float32 (float64 of a model in float64) [b, T - 1]."""
         return token_loss(self.logits, self.tokens)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(tokens {list(self.tokens.shape)}, logits {list(self.logits.shape)}, "
+            f"{self._loss_in_words()}, {len(self.activations)} hook points)"
+        )
+
+    def _loss_in_words(self) -> str:
+        if self.loss.numel() == 0:
+            return "no loss: nothing is predicted"
+        return f"loss {float(self.loss.detach().mean()):.4f} nats a token"
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,14 @@ class LanguageModel(abc.ABC):
         self.dtype = dtype
         self.n_loaded = n_loaded
         self.whole = whole
+
+    def __repr__(self) -> str:
+        layers = f"layers={self.n_layers}" if self.whole else f"layers={self.n_layers} (the first {self.n_loaded} loaded)"
+        context = "context length not stated" if self.max_context is None else f"context length={self.max_context}"
+        return (
+            f"LanguageModel('{self.name}', {self.backend}, {layers}, d_model={self.d_model}, vocabulary={self.vocab_size}, "
+            f"{context}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
+        )
 
     # What it is.
 

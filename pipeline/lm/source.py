@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
-from pipeline.files import CHECKOUT, json_object, local_path, looked_in, read_object, root
+from pipeline.files import CHECKOUT, json_object, local_path, looked_in, near, read_object, root
 from pipeline.foreign import reading
 from pipeline.hook_keys import AFTER
 from pipeline.lm.architectures import Architecture
@@ -299,6 +299,11 @@ def _embedded() -> Path:
     return installed if elsewhere else here
 
 
+def holds_model(path: Path) -> bool:
+    """Whether a path is that of a model, by the names of its files."""
+    return path.suffix == SUFFIX if path.is_file() else (path / "config.json").is_file()
+
+
 def resolve_model(
     name_or_path: str | Path,
     revision: str | None = None,
@@ -341,7 +346,10 @@ def resolve_model(
         )
     elif name.startswith((".", "/", "~")) or not 0 <= name.count("/") <= 1 or name.endswith(SUFFIX):
         kind = "GGUF file" if name.endswith(SUFFIX) else "directory"
-        raise DataError(f"{name}: no such {kind} for a model ({looked_in(name)}); give an existing one, a hub id, or '{DEMO}'")
+        raise DataError(
+            f"{name}: no such {kind} for a model ({looked_in(name)}){near(name, holds_model)}; give an existing one, a hub id, "
+            f"or '{DEMO}'"
+        )
     else:
         directory, commit = _hub_config(name, revision)
         source = ModelSource(name, directory, commit, None, _read_config(directory, name), tokenizer_name)

@@ -27,6 +27,9 @@ class TokenTexts:
         text: str = self._tokenizer.decode([*self._before, *ids], clean_up_tokenization_spaces=False)
         return text
 
+    def __repr__(self) -> str:
+        return f"TokenTexts(token id -> its text, by {type(self._tokenizer).__name__})"
+
     def __call__(self, token: int) -> str:
         found = self._texts.get(token)
         if found is None:

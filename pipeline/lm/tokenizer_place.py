@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
-from pipeline.files import local_path, looked_in
+from pipeline.files import local_path, looked_in, near
 from pipeline.foreign import reading
 from pipeline.lm.gguf_file import SUFFIX, is_gguf, read_header
 from pipeline.lm.hub import hub_snapshot
@@ -17,6 +17,11 @@ from pipeline.lm.place import Place, load_from
 KEY = "model.tokenizer_name"
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _CONFIG = "tokenizer_config.json"
+
+
+def holds_tokenizer(path: Path) -> bool:
+    """Whether a tokenizer may be taken from a path, by the names of its files."""
+    return path.suffix == SUFFIX if path.is_file() else any((path / name).is_file() for name in _FILES)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ def resolve_tokenizer(name: str) -> TokenizerPlace:
     if found is not None:
         raise DataError(f"{KEY}: {name}: should be a directory with tokenizer files, or a GGUF file; this is another file")
     if name.startswith((".", "/", "~")) or not 0 <= name.count("/") <= 1 or name.endswith(SUFFIX):
-        raise DataError(f"{KEY}: {name}: there is no such place ({looked_in(name)}); give an existing one or a hub id")
+        beside = near(name, holds_tokenizer)
+        raise DataError(f"{KEY}: {name}: there is no such place ({looked_in(name)}){beside}; give an existing one or a hub id")
     directory, commit = hub_snapshot(name, None, (_CONFIG, *_FILES), "tokenizer")
     return TokenizerPlace(name, Path(directory), commit, None)

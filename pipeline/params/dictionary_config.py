@@ -73,7 +73,7 @@ class DictionaryConfig(_Fields):
         given, faults = dict(raw), []
         d_model, factor = given.pop("d_model", None), given.pop("expansion_factor", None)
         if d_model is not None and given.setdefault("d_in", d_model) != d_model:
-            faults.append(Fault("d_model", f"{d_model} contradicts d_in {given['d_in']}"))
+            faults.append(Fault("d_model", f"{d_model} contradicts d_in {given['d_in']}; state one of them"))
         d_in = given.get("d_in")
         if factor is not None and not (type(factor) in (int, float) and factor > 0 and math.isfinite(factor)):
             faults.append(Fault("expansion_factor", f"expected a positive number, got {factor!r}"))
@@ -82,7 +82,12 @@ class DictionaryConfig(_Fields):
             if given.get("d_sae") is None:
                 given["d_sae"] = d_sae
             elif given["d_sae"] != d_sae:
-                faults.append(Fault("d_sae", f"{given['d_sae']} contradicts expansion_factor {factor}, which gives {d_sae}"))
+                faults.append(
+                    Fault(
+                        "d_sae",
+                        f"{given['d_sae']} contradicts expansion_factor {factor}, which gives {d_sae}; state one of them",
+                    )
+                )
         for key, other in (("d_in", "d_model"), ("d_sae", "expansion_factor")):
             if key not in given and not (key == "d_sae" and factor is not None):
                 faults.append(Fault(key, f"is missing; state it, or {other}"))
@@ -113,7 +118,7 @@ class DictionaryConfig(_Fields):
         if self.d_out == self.d_in or not (self.ONE_WIDTH or self.hooks_out == self.hooks_in):
             return None
         why = f"kind '{self.kind}' has one width" if self.ONE_WIDTH else "what is written is what is read"
-        return f"{self.d_out} differs from d_in {self.d_in}, but {why}"
+        return f"{self.d_out} differs from d_in {self.d_in}, but {why}; write {self.d_in}"
 
     @rule("norm_activation")
     def _folded_ones_have_no_norm(self) -> str | None:

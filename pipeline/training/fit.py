@@ -29,7 +29,7 @@ from pipeline.training.source import Source, TensorSource
 from pipeline.training.tensors import Activations, TensorData, read_tensors
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FitResult:
     """What `fit` gives.
 
@@ -46,6 +46,12 @@ class FitResult:
     inference: Dictionary
     history: list[dict[str, Any]]
     norms: dict[str, dict[str, Any]]
+
+    def __repr__(self) -> str:
+        return (
+            f"FitResult(inference {self.inference!r}, history of {len(self.history)} log steps, norms of "
+            f"{', '.join(self.norms)})"
+        )
 
 
 @checked(dictionary=FIELDS, trainer=FIELDS, initializer=FIELDS)

@@ -65,7 +65,7 @@ class ModelLoss(NamedTuple):
         return with_gradient(r, value, gradient / weight), MODEL_LOSS_SHARE * l_rec / value.clamp_min(tiny)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LossReport:
     """The loss of a batch, term by term.
 
@@ -83,6 +83,10 @@ class LossReport:
     codes: Codes
     reconstruction: Tensor
     n_auxk_dropped: Tensor
+
+    def __repr__(self) -> str:
+        terms = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in self.terms.items())
+        return f"LossReport(total {float(self.total.detach()):.4g}: {terms})"
 
 
 def autocast(device: torch.device, amp_dtype: str) -> contextlib.AbstractContextManager[Any]:

@@ -169,6 +169,8 @@ def test_a_logit_difference_says_what_it_lacks(double):
     for given, parts in (
         ((double, 3), ("logit_difference:", "'wrong'")),
         ((double, 3, None), ("wrong:", "a text of one token", "None")),
+        ((double, 3, 3), ("the same token", "(3)", "two different ones")),
+        ((double, " mat", double.to_single_token(" mat")), ("the same token, ' mat'",)),
         ((double, 3, 10**6), ("token id 1000000", f"(0 to {double.vocab_size - 1})")),
         ((double, 3, -1), ("token id -1",)),
         ((double, 3, 4, "2"), ("position:", "'2'")),

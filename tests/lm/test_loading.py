@@ -14,6 +14,7 @@ import torch
 from pipeline.errors import DataError
 from pipeline.lm.loading import load_language_model, load_tokenizer, model_widths
 from pipeline.lm.source import resolve_model
+from pipeline.lm.tokenizer_place import resolve_tokenizer
 from tests.lm.families import CONTEXT, LAYERS, NOT_BRIDGED, VOCAB, D
 from tests.messages import saying
 
@@ -173,6 +174,26 @@ def test_an_unreachable_hub_is_asked_once(monkeypatch):
 def test_names_that_mean_nothing(name, message, offline):
     with pytest.raises(DataError, match=message):
         model_widths(name)
+
+
+def test_a_misspelt_path_is_told_what_is_near(own_model, offline, tmp_path, monkeypatch):
+    (tmp_path / "data" / "demo").mkdir(parents=True)
+    (tmp_path / "data" / "demo" / "model").symlink_to(own_model)
+    (tmp_path / "data" / "demo" / "small.gguf").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    for name, near in (
+        ("data/dmeo/model", "near it is data/demo/model"),
+        ("./data/demo/modl", "near it is data/demo/model"),
+        ("data/demo/smal.gguf", "near it is data/demo/small.gguf"),
+        ("data/demo-model", "does not exist here"),
+    ):
+        with pytest.raises(DataError, match=near):
+            model_widths(name)
+        with pytest.raises(DataError, match=near):
+            resolve_tokenizer(name)
+    monkeypatch.chdir(tmp_path / "data")
+    with pytest.raises(DataError, match=r"does not exist here: no directory of this name in .*; near it is demo/model, not"):
+        model_widths("dmeo/model")  # by its form a hub id
 
 
 def test_options_that_do_not_exist(own_model):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.messages import says
 from tests.params.changes import CLT, LORSA, TRANSCODER, faults, one_fault
 
 IN, OUT = "dictionary.hook_point_in", "dictionary.hook_point_out"
@@ -133,3 +134,36 @@ def test_each_has_one_fault(changes: dict[str, Any], key: str, parts: tuple[str,
 )
 def test_what_the_model_could_compute_is_accepted(changes: dict[str, Any]) -> None:
     assert faults(changes) == {}
+
+
+SAYS_WHAT_TO_WRITE: list[tuple[dict[str, Any], str, str]] = [
+    ({**TRANSCODER, "dictionary.apply_b_dec_to_input": True}, "dictionary.apply_b_dec_to_input", "write false"),
+    (
+        {
+            "dictionary.apply_b_dec_to_input": True,
+            "dictionary.use_decoder_bias": False,
+            "initializer.bias_init_method": "all_zero",
+        },
+        "dictionary.apply_b_dec_to_input",
+        "write false",
+    ),
+    ({"dictionary.skip": True}, "dictionary.skip", "write false"),
+    ({**TRANSCODER, OUT: None}, OUT, "blocks.L.hook_mlp_out"),
+    ({**CLT, OUTS: LN2[:2]}, OUTS, "write another hook point of that layer"),
+    ({**CLT, OUTS: [MLPS[1], MLPS[1]]}, OUTS, "write each once"),
+    ({**CLT, INS: LN2[:1], OUTS: MLPS[:1]}, INS, "write a list of them"),
+    ({**CLT, "trainer.decoder_constraint": "unit_norm"}, "trainer.decoder_constraint", "write none"),
+    ({**LORSA, "dictionary.n_ctx": None}, "dictionary.n_qk_heads", "write a number"),
+    ({**LORSA, "dictionary.d_model": 4, "dictionary.n_qk_heads": 5}, "dictionary.n_qk_heads", "write 4"),
+    ({**LORSA, ROTARY_DIM: 3}, ROTARY_DIM, "write an even number"),
+    ({**LORSA, "dictionary.use_post_qk_ln": True}, NORM, "write RMS or LN"),
+    ({"initializer.initialize_tc_with_mlp": True}, "initializer.initialize_tc_with_mlp", "write false"),
+    ({"initializer.initialize_lorsa_with_mhsa": True}, "initializer.initialize_lorsa_with_mhsa", "write false"),
+    ({"dictionary.act_fn": "relu", "fold.convert_topk_to_jumprelu": True}, "fold.convert_topk_to_jumprelu", "write false"),
+    ({"dictionary.d_model": 1, "dictionary.expansion_factor": 0.5}, "dictionary.expansion_factor", "raise it"),
+]
+
+
+@pytest.mark.parametrize(("changes", "key", "wanted"), SAYS_WHAT_TO_WRITE)
+def test_a_refusal_about_a_kind_says_what_to_write(changes: dict[str, Any], key: str, wanted: str) -> None:
+    says(faults(changes)[key], wanted)

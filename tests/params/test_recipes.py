@@ -124,7 +124,8 @@ def test_the_command(tmp_path: Path) -> None:
         (["clt", "--on", "/none/such"], ("/none/such", "hub id")),
         (["clt", "--layer", "3"], ("--layer", "--on")),
         (["clt", "-S", "trainer.lr"], ("-S trainer.lr", "key=value")),
-        (["clt", "-S", "trainer.lr=[1"], ("-S trainer.lr=[1", "YAML")),
+        (["clt", "-S", "trainer.lr=[1"], ("-S trainer.lr=[1", "dvc exp run -S")),
+        (["clt", "-S", "trainer.betas=0.1,0.2"], ("-S trainer.betas", "several values", "[0.1,0.2]")),
         (["clt", "-S", "trainer.lrr=1"], ("trainer.lrr", "unknown")),
         (["gemma-scope", "--on", "demo"], ("preset gemma-scope on demo", "trainer.lr_warm_up_steps")),  # a run too short for it
         (["--from-settings", "x.toml", "--on", "demo"], ("--on", "preset")),

@@ -6,20 +6,25 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 
+from pipeline.errors import ParamsError
 from pipeline.params.loader import load_params
+from pipeline.params.schema import flatten
 from pipeline.planning import timing
 from pipeline.planning.beginning import beginning_line
 from pipeline.planning.rates import FILE, Rates, record, recorded
+from pipeline.planning.recipe import params_with
 from pipeline.planning.run import Run
 from pipeline.planning.stages import BY_NAME, STAGES
 from pipeline.planning.words import bytes_in_words, seconds_in_words
 from tests.messages import says
-from tests.project import Project, make_project
+from tests.project import REPOSITORY, Project, make_project
 
 RATES = Rates(*range(1, len(dataclasses.fields(Rates)) + 1))
 
@@ -176,6 +181,53 @@ def test_a_plan_with_keys_laid_over_the_file(fresh: Project) -> None:
     outcome = fresh.run("plan", "--no-measure", "-S", "dictionary.topk=8")
     assert outcome.exit_code == 2
     says(outcome.stderr, "dictionary.topk", "top_k")
+
+
+LAID_OVER = {
+    "sweep={k8:{dictionary.top_k:8}}": ("sweep", {"k8": {"dictionary.top_k": 8}}),  # YAML has no such mapping without blanks
+    "sweep={k8: {dictionary.top_k: 8}, k9: {dictionary.top_k: 9}}": (
+        "sweep",
+        {"k8": {"dictionary.top_k": 8}, "k9": {"dictionary.top_k": 9}},
+    ),
+    "trainer.betas=[0.1,0.2]": ("trainer.betas", [0.1, 0.2]),
+    "trainer.lr=2e-4": ("trainer.lr", 2e-4),
+    "params.yaml:trainer.lr=0.01": ("trainer.lr", 0.01),
+    "++trainer.lr=0.01": ("trainer.lr", 0.01),
+    "dataset.text_field='a text, with signs'": ("dataset.text_field", "a text, with signs"),
+    "model.revision=012": ("model.revision", "012"),
+    "model.revision=null": ("model.revision", None),
+}
+
+
+@pytest.mark.parametrize("said", LAID_OVER)
+def test_keys_are_laid_over_as_dvc_does(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found = params_with("params.yaml", [said])
+    key, wanted = LAID_OVER[said]
+    assert flatten(found.to_dict()).get(key, found.to_dict().get(key)) == wanted
+    apply_overrides("params.yaml", [said.removeprefix("params.yaml:")])  # as `dvc exp run -S` changes the file
+    assert load_params() == found
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("trainer.lr=1,2", ("several values", "[1,2]")),
+        ("model.model_name=~/x", ("from '~/x' on", "quotes")),
+        ("other.yaml:trainer.lr=3", ("of other.yaml", "params.yaml")),
+        ("+trainer.lr=2", ("dvc exp run", "already at 'trainer.lr'")),
+        ("~trainer.x", ("dvc exp run", "'trainer.x' does not exist")),
+        ("trainer.xx=3", ("trainer.xx", "unknown")),
+        ("trainer.lr", ("key=value",)),
+    ],
+)
+def test_what_dvc_would_not_take_is_refused_in_a_line(said: str, wanted: tuple[str, ...]) -> None:
+    with pytest.raises(ParamsError) as refused:
+        params_with(str(REPOSITORY / "params.yaml"), [said])
+    (fault,) = refused.value.faults
+    says(fault, f"-S {said}", *wanted)
+    assert "\n" not in fault
 
 
 TOO_LITTLE: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {

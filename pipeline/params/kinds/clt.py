@@ -53,10 +53,10 @@ class CrossLayerTranscoderFields(SeveralHookPointsFields):
             return f"{len(self.hooks_out)} hook points for the {len(self.hooks_in)} of hook_points_in; state one for each"
         both = [hook for hook in self.hooks_in if hook in self.hooks_out]
         if both:
-            return f"a transcoder does not write what it reads: {', '.join(both)}"
+            return f"a transcoder does not write what it reads: {', '.join(both)}; write another hook point of that layer"
         twice = sorted({hook for hook in self.hooks_out if self.hooks_out.count(hook) > 1})
         if twice:
-            return f"these are there twice: {', '.join(twice)}"
+            return f"these are there twice: {', '.join(twice)}; write each once"
         if out_of_order(self.hooks_in):
             return None  # that is the fault
         return out_of_order(self.hooks_out) or written_before_read(self.hooks_in, self.hooks_out)

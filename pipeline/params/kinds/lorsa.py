@@ -20,6 +20,7 @@ class LowRankSparseAttentionFields(OneHookPointFields):
     READS_SEQUENCES: ClassVar[bool] = True
     WRITES_ELSEWHERE: ClassVar[bool] = True
     DRAWN_BY_BOUNDS: ClassVar[bool] = False
+    EXAMPLE: ClassVar[str] = "blocks.L.hook_attn_out"
 
     n_qk_heads: int | None = param(None, at_least=1, about="number of query-key heads; divides d_sae")
     d_qk_head: int | None = param(None, at_least=1, about="width of a query and of a key")
@@ -63,9 +64,10 @@ class LowRankSparseAttentionFields(OneHookPointFields):
         wanted = ["n_qk_heads", "d_qk_head", "n_ctx"]
         missing = [name for name in wanted if getattr(self, name) is None]
         if missing:
-            return f"kind lorsa needs {', '.join(missing)}"
+            return f"kind lorsa needs {', '.join(missing)}; write {'a number' if len(missing) == 1 else 'numbers'} there"
         if self.d_sae and self.n_qk_heads and self.d_sae % self.n_qk_heads:
-            return f"{self.n_qk_heads} does not divide the dictionary's {self.d_sae} features"
+            near = _divisor(self.d_sae, self.n_qk_heads)
+            return f"{self.n_qk_heads} does not divide the dictionary's {self.d_sae} features; write {near}"
         return None
 
     @rule("rotary_dim")
@@ -73,7 +75,8 @@ class LowRankSparseAttentionFields(OneHookPointFields):
         if self.positional_embedding_type != "rotary" or self.d_qk_head is None:
             return None
         if self.rotary_dim is None or self.rotary_dim % 2 or self.rotary_dim > self.d_qk_head:
-            return f"an even number up to d_qk_head {self.d_qk_head} (or positional_embedding_type none), got {self.rotary_dim}"
+            even = f"write an even number up to d_qk_head {self.d_qk_head}"
+            return f"{even} (or positional_embedding_type none), got {self.rotary_dim}"
         return None
 
     @rule("positional_embedding_type", of_files=True)
@@ -94,13 +97,13 @@ class LowRankSparseAttentionFields(OneHookPointFields):
     def _parts_ascend(self) -> str | None:
         low, high = self.NTK_by_parts_low_freq_factor, self.NTK_by_parts_high_freq_factor
         if self.use_NTK_by_parts_rope and low >= high:
-            return f"must be below NTK_by_parts_high_freq_factor {high}, got {low}"
+            return f"must be below NTK_by_parts_high_freq_factor {high}, got {low}; write less, or raise that"
         return None
 
     @rule("normalization_type")
     def _norm_is_named_where_there_is_one(self) -> str | None:
         if self.use_post_qk_ln and self.normalization_type is None:
-            return "use_post_qk_ln needs one: RMS or LN"
+            return "use_post_qk_ln needs one; write RMS or LN"
         return None
 
     @rule("normalization_type", of_files=True)
@@ -108,3 +111,8 @@ class LowRankSparseAttentionFields(OneHookPointFields):
         if not self.use_post_qk_ln and self.normalization_type is not None:
             return f"{self.normalization_type} is the norm of use_post_qk_ln, which is false; write null or switch that on"
         return None
+
+
+def _divisor(whole: int, near: int) -> int:
+    """The divisor of a number that is nearest to another one."""
+    return min((n for n in range(1, whole + 1) if whole % n == 0), key=lambda n: abs(n - near))

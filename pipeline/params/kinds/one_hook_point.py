@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.hook_keys import written_before_read
 from pipeline.params.fields import param
@@ -15,7 +15,13 @@ from pipeline.params.sections.activations import HOOK_POINT
 
 @dataclass(frozen=True)
 class OneHookPointFields(DictionaryFields):
-    """One hook point is read and one is written."""
+    """One hook point is read and one is written.
+
+    Attributes:
+        EXAMPLE: what a kind that writes elsewhere may write.
+    """
+
+    EXAMPLE: ClassVar[str] = "blocks.L.hook_mlp_out"
 
     hook_point_in: str | None = param(
         None, form=HOOK_POINT, also_called=("hook_point", "hook_name"), about="hook point that is read (docs/hook-points.md)"
@@ -49,5 +55,8 @@ class OneHookPointFields(DictionaryFields):
     @rule("hook_point_out")
     def _written_after_it_is_read(self) -> str | None:
         if self.WRITES_ELSEWHERE and self.hooks_in and not self.is_transcoder:
-            return f"a {self.kind} must write another hook point than the one it reads ('{self.hook_point_in}')"
+            return (
+                f"a {self.kind} must write another hook point than the one it reads ('{self.hook_point_in}'); write a later "
+                f"one, as {self.EXAMPLE}, or take kind sae"
+            )
         return written_before_read(self.hooks_in, self.hooks_out)

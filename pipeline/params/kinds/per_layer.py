@@ -23,7 +23,7 @@ class PerLayerFields(OneHookPointFields):
     @rule("skip")
     def _skip_needs_a_transcoder(self) -> str | None:
         if self.skip and not self.is_transcoder:
-            return "a skip term on an SAE would learn the identity; only a transcoder has one"
+            return "a skip term on an SAE would learn the identity; only a transcoder has one; write false"
         return None
 
     @rule("apply_b_dec_to_input")
@@ -31,5 +31,7 @@ class PerLayerFields(OneHookPointFields):
         if not self.apply_b_dec_to_input:
             return None
         if self.is_transcoder:
-            return "a transcoder's decoder bias belongs to the hook point written, not to the one read; SAE only"
-        return None if self.use_decoder_bias else "there is no decoder bias to subtract (use_decoder_bias is false)"
+            return "a transcoder's decoder bias belongs to the hook point written, not to the one read (SAE only); write false"
+        if self.use_decoder_bias:
+            return None
+        return "there is no decoder bias to subtract (use_decoder_bias is false); write false, or use_decoder_bias: true"

@@ -43,6 +43,9 @@ class SeveralHookPointsFields(DictionaryFields):
     @rule("hook_points_in")
     def _several_different_ones(self) -> str | None:
         if len(self.hooks_in) < 2:
-            return f"kind {self.kind} reads at least two hook points, got {list(self.hooks_in) or 'null'}"
+            return (
+                f"kind {self.kind} reads at least two hook points, got {list(self.hooks_in) or 'null'}; write a list of them, "
+                "as [blocks.L.name, blocks.M.name], or take a kind that reads one (sae, transcoder)"
+            )
         twice = sorted({hook for hook in self.hooks_in if self.hooks_in.count(hook) > 1})
-        return f"these are there twice: {', '.join(twice)}" if twice else None
+        return f"these are there twice: {', '.join(twice)}; write each once" if twice else None

@@ -35,7 +35,10 @@ def attention_writes_its_output(dictionary: DictionaryFields) -> str | None:
     if not dictionary.READS_SEQUENCES:
         return None
     if not dictionary.hooks_in:
-        return "kind lorsa reads hook_point_in (blocks.L.ln1.hook_out) and writes hook_point_out (blocks.L.hook_attn_out)"
+        return (
+            "kind lorsa reads hook_point_in and writes hook_point_out; write blocks.L.ln1.hook_out there and "
+            "blocks.L.hook_attn_out here"
+        )
     (written,), read = dictionary.hooks_out, ATTENTION_INPUT.fullmatch(dictionary.hooks_in[0])
     if (
         read is None

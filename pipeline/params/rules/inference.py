@@ -32,7 +32,7 @@ def norm_can_be_folded(dictionary: DictionaryFields, fold: FoldParams) -> str | 
 def only_topk_is_converted(dictionary: DictionaryFields, fold: FoldParams) -> str | None:
     """relu and jumprelu have no k."""
     if fold.convert_topk_to_jumprelu and not dictionary.is_topk_family:
-        return f"there is no top-k gate to convert; dictionary.act_fn is {dictionary.act_fn}"
+        return f"there is no top-k gate to convert; dictionary.act_fn is {dictionary.act_fn}; write false"
     return None
 
 
@@ -47,7 +47,7 @@ def calibration_leaves_training_rows(
     if needed and fold.calibration_tokens < activations.tokens_per_batch:
         return (
             f"the threshold of the inference form is measured on whole batches: {fold.calibration_tokens} is less "
-            f"than one of {activations.tokens_per_batch} tokens"
+            f"than one of {activations.tokens_per_batch} tokens; raise it"
         )
     rest = activations.total_tokens - fold.calibration_tokens
     if rest < activations.tokens_per_batch:
@@ -63,5 +63,5 @@ def pca_fits_the_model(dictionary: DictionaryFields, evaluation: EvaluationParam
     """No more principal directions than dimensions."""
     rank, width = evaluation.pca_rank, dictionary.d_model
     if rank is not None and width is not None and rank > width:
-        return f"{rank} is more than dictionary.d_model {width}"
+        return f"{rank} is more than dictionary.d_model {width}; lower it"
     return None

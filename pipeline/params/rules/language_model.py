@@ -19,7 +19,9 @@ def mlp_initialisation_needs_a_transcoder(dictionary: DictionaryFields, initiali
     """The MLP's responses are the decoder rows of a transcoder only."""
     if initializer.initialize_tc_with_mlp and not dictionary.is_transcoder:
         kind = dictionary.kind
-        return f"needs a transcoder: this {kind} writes the hook point that it reads, so that there is no MLP between"
+        return (
+            f"needs a transcoder: this {kind} writes the hook point that it reads, so that there is no MLP between; write false"
+        )
     return None
 
 
@@ -68,12 +70,15 @@ def attention_is_imitated_by_attention(dictionary: DictionaryFields, initializer
     if not initializer.initialize_lorsa_with_mhsa:
         return None
     if not dictionary.READS_SEQUENCES:
-        return f"needs kind lorsa; kind {dictionary.kind} has no attention"
+        return f"needs kind lorsa; kind {dictionary.kind} has no attention; write false"
     for read, written in zip(dictionary.hooks_in, dictionary.hooks_out, strict=False):
         layer = layer_of(read)
         writes = ATTENTION_OUTPUT.fullmatch(written)
         if not re.match(r"blocks\.\d+\.ln1\.", read) or not writes or int(writes[1]) != layer:
-            return f"needs blocks.L.ln1.hook_out to blocks.L.hook_attn_out of one layer L, not {read} to {written}"
+            return (
+                f"needs blocks.L.ln1.hook_out to blocks.L.hook_attn_out of one layer L, not {read} to {written}; write these, "
+                "or false here"
+            )
     return None
 
 

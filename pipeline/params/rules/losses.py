@@ -67,7 +67,7 @@ def target_l0_is_open(dictionary: DictionaryFields, trainer: TrainerParams) -> s
     if dictionary.is_topk_family:
         return f"the L0 of {dictionary.act_fn} is dictionary.top_k ({dictionary.top_k}); write null, and set top_k"
     if dictionary.d_sae is not None and target > dictionary.d_sae:
-        return f"{target} is more than the dictionary's {dictionary.d_sae} features"
+        return f"{target} is more than the dictionary's {dictionary.d_sae} features; lower it"
     return None
 
 
@@ -122,7 +122,8 @@ def topk_start_leads_to_another_gate(dictionary: DictionaryFields, trainer: Trai
 def unit_rows_are_single(dictionary: DictionaryFields, trainer: TrainerParams) -> str | None:
     """A unit norm needs one row for a feature."""
     if trainer.decoder_constraint == "unit_norm" and not dictionary.ONE_DECODER:
-        return f"unit_norm is for kinds with one decoder row for a feature (sae, transcoder), not for {dictionary.kind}"
+        kinds = "kinds with one decoder row for a feature (sae, transcoder)"
+        return f"unit_norm is for {kinds}, not for {dictionary.kind}; write none"
     return None
 
 
@@ -142,7 +143,7 @@ def widths_are_of_the_dictionary(dictionary: DictionaryFields, trainer: TrainerP
         return None
     found = [resolve_share(width, features) for width in widths]
     if found[-1] != features:
-        return f"the last width is the whole dictionary, {features} features, got {found[-1]}"
+        return f"the last width is the whole dictionary, {features} features, got {found[-1]}; write {features} or 1.0 there"
     if len(set(found)) < len(found):
-        return f"{list(widths)} of {features} features are the widths {found}: no two may be the same"
+        return f"{list(widths)} of {features} features are the widths {found}: no two may be the same; write each once"
     return None

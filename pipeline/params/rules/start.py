@@ -18,10 +18,10 @@ def subspace_fits_the_model(dictionary: DictionaryFields, initializer: Initializ
     """No more directions than dimensions."""
     rank, width = initializer.d_active_subspace, dictionary.d_model
     if rank is not None and width is not None and rank > width:
-        return f"{rank} directions do not fit in dictionary.d_model {width}"
+        return f"{rank} directions do not fit in dictionary.d_model {width}; lower it"
     head = dictionary.head_width if initializer.initialize_lorsa_with_mhsa else None
     if rank is not None and head is not None and rank > head:
-        return f"{rank} directions of each head do not fit in dictionary.d_qk_head {head}"
+        return f"{rank} directions of each head do not fit in dictionary.d_qk_head {head}; lower it"
     return None
 
 

@@ -74,7 +74,7 @@ class DictionaryParams(_Fields):
     @rule("expansion_factor")
     def _at_least_one_feature(self) -> str | None:
         if self.d_sae == 0:
-            return f"{self.expansion_factor} times d_model {self.d_model} leaves no feature"
+            return f"{self.expansion_factor} times d_model {self.d_model} leaves no feature; raise it"
         return None
 
 
