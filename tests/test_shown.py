@@ -50,8 +50,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
         "Output of one token": model.run([5]),
         "FeatureAttribution": effects,
         "Effect": effects.top(1)[0],
-        "Inspection": api.inspect_text(model, sae, "the cat sat"),
-        "Steering": api.steer(model, sae, "the cat sat", 3, 1.0, n_tokens=2),
+        "Inspection": api.inspect_text("the cat sat", sae, model),
+        "Steering": api.steer("the cat sat", sae, model, 3, 1.0, n_tokens=2),
         "TopFeatures": api.top_features(model, sae, "the cat sat"),
         "TopFeature": api.top_features(model, sae, "the cat sat").features[0],
         "Export": api.export_dictionary(sae, place / "exported", activations=store.read(HOOK, 0, 64).float()),
@@ -79,7 +79,7 @@ def test_what_is_said(shown: dict[str, object]) -> None:
     says(repr(shown["ActivationStream"]), "batches of 128", "LiveActivations(", "LanguageModel(")
     says(repr(shown["FitResult"]), "sae(", "log steps")
     says(repr(shown["DictionaryRun"]), "tokens kept", HOOK)
-    says(repr(shown["Output"]), "Output(tokens [1, ", "nats a token")
+    says(repr(shown["Output"]), "Output(tokens [1, 3]", "nats a token")
     says(repr(shown["Output of one token"]), "no loss")
     says(repr(shown["Inspection"]), "tokens", "active of [32] on each")
     says(repr(shown["LossReport"]), "total", "l_rec")

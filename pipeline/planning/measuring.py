@@ -34,7 +34,7 @@ from pipeline.params.choices import STORE
 from pipeline.params.schema import Params
 from pipeline.planning.rates import Rates
 from pipeline.planning.run import Run
-from pipeline.planning.timing import SECONDS, Stopwatch, resident, silent, slope, timed
+from pipeline.planning.timing import BUSY, REPEATS, SECONDS, OtherWork, Stopwatch, fastest, resident, silent, slope, timed
 from pipeline.seeding import generator
 
 if TYPE_CHECKING:
@@ -264,8 +264,7 @@ class _Measurement:
         from pipeline.opening import open_activations
 
         store, factor = open_activations(self.folder / "activations.json"), self.params.activations.max_norm_factor
-        massive = MassiveTokens(store)
-        seconds, found = timed(lambda: compute_norms(store, None, max_norm_factor=factor, massive=massive.add))
+        seconds, found = fastest(lambda: compute_norms(store, None, max_norm_factor=factor, massive=MassiveTokens(store).add))
         self.known["norm"] = seconds / (store.n_tokens * len(store.hook_points))
         places = self.folder / "norms.json", self.folder / "norm_statistics.safetensors"
         self.known["norm_end"], _ = timed(lambda: write_norms(found, *places, store.made_from()))
@@ -290,9 +289,10 @@ class _Measurement:
         return members
 
     def _step(self, member: Member) -> float:
-        """Seconds of a step of one dictionary: of the processor, or the lower quartile by the clock, if that is more.
+        """Seconds of a step of one dictionary: of the processor, or by the clock, if that is more.
 
-        A step also waits for threads of its own, which the processor's time does not tell.
+        A step also waits for threads of its own, which the processor's time does not tell; the clock tells it where other
+        processes take little. The steps are cut into REPEATS runs, of which the fastest counts.
         """
         from pipeline.training.run import TrainingRun
         from pipeline.training.source import on_device
@@ -303,12 +303,15 @@ class _Measurement:
         batches = on_device(member.source.batches(0), member.device, training.trainer.dtype)
         try:
             training.step(next(batches))  # with what is made at the first call alone
-            most, walls, watch = min(MOST_STEPS, self.params.total_steps - 1), list[float](), Stopwatch()
-            while len(walls) < most and (len(walls) < 2 or watch.seconds() < SECONDS):
+            most, watch, others = min(MOST_STEPS, self.params.total_steps - 1), Stopwatch(), OtherWork()
+            processor, clock = list[float](), list[float]()
+            while len(clock) < most and (len(clock) < 2 or watch.seconds() < SECONDS):
                 step = Stopwatch()
                 training.step(next(batches))
-                walls.append(step.wall())
-            return max(watch.seconds() / len(walls), sorted(walls)[len(walls) // 4]) if walls else 0.0
+                processor.append(step.seconds())
+                clock.append(step.wall())
+            busy = (others.share() or 0.0) >= BUSY
+            return fastest_run(processor) if busy else max(fastest_run(processor), fastest_run(clock))
         finally:
             batches.close()
 
@@ -322,14 +325,13 @@ class _Measurement:
         found, total = {}, 0.0
         for name, member in members.items():
             own, dictionary = member.params, member.dictionary.cpu()
-            batches = StoredBatches.of(store, dictionary, norms, rows, own.activations.batch_size)
-            seconds, report = timed(
-                lambda own=own, dictionary=dictionary, batches=batches: fold_dictionary(  # type: ignore[misc]
+            seconds, report = fastest(
+                lambda own=own, dictionary=dictionary: fold_dictionary(  # type: ignore[misc]
                     dictionary,
                     norms,
                     mode=own.fold.mode,
                     feature_units=own.fold.feature_units,
-                    calibration_batches=batches,
+                    calibration_batches=StoredBatches.of(store, dictionary, norms, rows, own.activations.batch_size),
                     convert_topk=own.fold.convert_topk_to_jumprelu,
                     target_l0=own.trainer.steered_l0,
                 )
@@ -374,6 +376,13 @@ class _Measurement:
         self.known["analyze"] = sum(part.token for part in parts)
         self.known["neighbours"] = sum(part.neighbours for part in parts)
         self.known["feature"] = sum(part.feature for part in parts) / len(parts)
+
+
+def fastest_run(seconds: Sequence[float]) -> float:
+    """The mean of the fastest of REPEATS equal runs of steps, each with what only some of the steps do; 0 of none."""
+    length = max(1, len(seconds) // REPEATS)
+    runs = [seconds[at : at + length] for at in range(0, len(seconds) - length + 1, length)]
+    return min((sum(run) / len(run) for run in runs), default=0.0)
 
 
 def _raw(dictionary: Any, norms: Mapping[str, HookNorm], models: Mapping[str, LanguageModel]) -> RawDictionary:

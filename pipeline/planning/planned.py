@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from pipeline.planning.beginning import HOW_LONG, OF_OTHERS
 from pipeline.planning.rates import Recorded, record, recorded
 from pipeline.planning.refusals import MACHINE, PARAMETERS, refuse, refuse_by_text, refuse_by_tokens
-from pipeline.planning.report import few_documents_line, needs_lines, short_lines, slowed_line, stage_lines
+from pipeline.planning.report import busy_line, few_documents_line, needs_lines, short_lines, stage_lines
 from pipeline.planning.run import Run
-from pipeline.planning.timing import Stopwatch
+from pipeline.planning.timing import OtherWork, Stopwatch
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Params
@@ -44,26 +44,27 @@ def plan(params: Params, tokens: str | Path, *, measure: bool = True, say: Calla
         run = run.with_text(text)
     else:
         refuse_by_tokens(params, tokens)
-    kept, slowed = recorded(run), 1.0
+    kept, others = recorded(run), 0.0
     if measure:
         from pipeline.planning.measuring import measure as measured
 
         say(f"measuring, {HOW_LONG}")
-        watch = Stopwatch()
+        watch, work = Stopwatch(), OtherWork()
         kept = Recorded(measured(run, text, before), True)
-        slowed = watch.wall() / max(watch.seconds(), 1e-6)
+        share = work.share()
+        others = 1.0 - watch.seconds() / max(watch.wall(), 1e-6) if share is None else share
         record(run, kept.rates)
     rates = None if kept is None else kept.rates
     yield from needs_lines(run, text)
     yield ""
     yield from stage_lines(run, rates)
-    if (line := slowed_line(slowed)) is not None:
+    if (line := busy_line(others)) is not None:
         yield line
     if kept is not None and not kept.exact:
         yield f"times {OF_OTHERS}: `python -m stages.plan` measures with these"
     if rates is None:
         yield "no time was measured: run `python -m stages.plan`"
-    found = [*short_lines(run, text), *([few] if (few := few_documents_line(run)) else [])]
+    found = [*short_lines(run, text), *([few] if (few := few_documents_line(run, text)) else [])]
     if found:
         yield ""
         yield from (f"too little: {line}" for line in found)

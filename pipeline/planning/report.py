@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pipeline.extent import FEW_DOCUMENTS
 from pipeline.planning.disk import dictionary_bytes, store_bytes, token_store_bytes
 from pipeline.planning.stages import STAGES, clock_seconds, peak_bytes
+from pipeline.planning.timing import BUSY
 from pipeline.planning.words import bytes_in_words, number, seconds_in_words
 
 if TYPE_CHECKING:
@@ -17,7 +20,8 @@ if TYPE_CHECKING:
 LEAST_HELD_OUT = 10_000  # evaluated tokens below which intervals are wide
 LEAST_CALIBRATION = 10_000  # tokens for an L0 within 1 %
 MANY_EPOCHS = 10
-SLOWED = 1.3  # by others, from which on it is said
+MOST_HELD_OUT = 0.5  # share of a text that may be said to be held out
+ROOM = 0.95  # of the training tokens that a text is reckoned to have: documents are of uneven length
 
 
 def needs_lines(run: Run, text: TextSample | None) -> Iterator[str]:
@@ -83,14 +87,55 @@ def _round(value: float) -> str:
     return number(float(f"{value:.2g}"))
 
 
-def few_documents_line(run: Run) -> str | None:
-    """What is said of few evaluated documents; None where they are many, or not known."""
+def few_documents_line(run: Run, text: TextSample | None = None) -> str | None:
+    """What is said of few evaluated documents, with what gives more of them; None where they are many, or not known."""
     extent = run.evaluated_extent
     if extent is None or not (warning := extent.warning()):
         return None
     return (
         f"dataset.eval_fraction, evaluation.tokens: the evaluated tokens will be of {_about(run)}{extent.words()}: {warning}; "
-        "raise these, or give more documents"
+        f"{_for_enough_documents(run, text)}"
+    )
+
+
+def _for_enough_documents(run: Run, text: TextSample | None) -> str:
+    """What holds out, and evaluates, FEW_DOCUMENTS documents."""
+    held, asked = run.held_out_extent, run.params.dataset.eval_fraction
+    if held is not None and round(held.documents) >= FEW_DOCUMENTS:
+        every = number(run.held_out_contexts * run.context_size)
+        return f"raise evaluation.tokens, or write null for all {every} that are held out"
+    here = 0.0 if held is None else held.documents
+    if text is not None and text.extent.documents:
+        each, batch = text.tokens / text.extent.documents, text.batch_tokens
+    else:
+        each, batch = run.held_out_contexts * run.context_size / max(here, 1.0), 1.0
+    there, wanted = None if text is None else text.there, run.stored_tokens
+
+    def documents(share: float) -> float | None:
+        """That are held out of what is read: batches, until there are training tokens enough; None: there are not."""
+        read = batch * math.ceil(wanted / (1.0 - share) / batch)
+        if there is None:
+            return share * read / each
+        return share * min(read, there) / each if wanted <= (1.0 - share) * there else None
+
+    # Of a larger share those of a smaller one are held out too, so that as many are lacking as the draw has fewer of now.
+    enough = FEW_DOCUMENTS + max(0.0, (documents(asked) or 0.0) - here)
+    shares = [share / 100 for share in range(1, 100)]
+    fraction = next((share for share in shares if share > asked and (documents(share) or 0.0) >= enough), None)
+    if fraction is not None:
+        many = f"about {FEW_DOCUMENTS}{', if there are as many' if there is None else ''}"
+        return (
+            f"dataset.eval_fraction={fraction:g} would hold out {many} (only as much text is read as activations.total_tokens "
+            f"{number(wanted)} needs)"
+        )
+    every = math.inf if there is None else there / each
+    fraction = next((share for share in shares if share >= asked and share * every >= enough), 1.0)
+    if there is None or fraction > MOST_HELD_OUT:
+        return f"give more documents{'' if there is None else f': the text has about {number(every)}'}"
+    most = there * (1.0 - fraction) * ROOM
+    return (
+        f"dataset.eval_fraction={fraction:g} with activations.total_tokens of at most {_round(most)} would hold out about "
+        f"{FEW_DOCUMENTS} of the text's {number(every)}"
     )
 
 
@@ -115,15 +160,15 @@ def stage_lines(run: Run, rates: Rates | None) -> Iterator[str]:
         yield (f"{'all':<11}{seconds_in_words(total):>12}  {'':>7}  on this machine with nothing else at work")
 
 
-def slowed_line(slowed: float) -> str | None:
-    """What other programs do to these times now; None: little.
+def busy_line(share: float) -> str | None:
+    """That other processes were at work during the measurement; None: hardly.
 
     Args:
-        slowed: the clock's seconds of the measurement over those with the processors to itself.
+        share: of the processors, that they took.
     """
-    if slowed < SLOWED:
+    if share < BUSY:
         return None
-    said = f"other programs were at work while this was measured, and made it {slowed:.1f} times as long"
+    said = f"other processes took {share:.0%} of the processor while this was measured; times are those of a quiet machine"
     return f"{'now':<11}{'':>12}  {'':>7}  {said}"
 
 

@@ -132,6 +132,13 @@ class Run:
         return self.stored_tokens if asked is None else min(asked, self.stored_tokens)
 
     @property
+    def initializer_tokens(self) -> int:
+        """Tokens that the start of each dictionary is made of: initializer.tokens, or all training rows if fewer."""
+        first, stop = self.training_rows
+        per_row = 1 if self.params.activations.tokens_per_row == 1 else self.context_size
+        return per_row * min(stop - first, math.ceil(self.params.initializer.tokens / per_row))
+
+    @property
     def trained_tokens(self) -> int:
         """Tokens of all steps."""
         return self.params.total_steps * self.params.activations.tokens_per_batch

@@ -31,6 +31,7 @@ BLOCKS_HELD = 2  # of rows: one is written while the next is computed
 MODEL_LOSS_RUNS = 4  # forward as it is, forward with the reconstruction, and back, which is two forward
 LANGUAGE_MODEL_COPIES = 5  # of a batch's residual stream, inside a block: its own, and what an MLP holds
 PAGE_BYTES = 300_000_000  # of a block of features on the way to the dashboard
+MEMBERS_SHOWN = 12  # names of a sweep's members in a line
 MAX_VALUES_BYTES = 2**26  # of the features that are looked at at once (pipeline.analysis.collection)
 
 
@@ -216,7 +217,7 @@ def _median_rows(run: Run) -> Need:
 
 
 def _initialize_holds(run: Run) -> tuple[Need, ...]:
-    tokens = min(run.params.initializer.tokens, run.stored_tokens)
+    tokens = run.initializer_tokens
     widths = sum(run.sources.widths[hook] for hook in run.params.dictionary_hook_points)
     sample = Need(
         "the sample", SAMPLE_COPIES * tokens * widths * FLOAT32, {"initializer.tokens": run.params.initializer.tokens}
@@ -313,6 +314,15 @@ def _count(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
+def _of_members(run: Run) -> str:
+    """`, of 2 members: k8, k16`; "" without a sweep."""
+    names = [name for name in run.params.members if name]
+    if not names:
+        return ""
+    shown = ", ".join(names[:MEMBERS_SHOWN]) + (f" and {len(names) - MEMBERS_SHOWN} more" if len(names) > MEMBERS_SHOWN else "")
+    return f", of {_count(len(names), 'member')}: {shown}"
+
+
 def _does_norm(run: Run) -> str:
     return f"{number(run.norm_tokens)} tokens at {_count(len(run.params.hook_points), 'hook point')}"
 
@@ -322,34 +332,37 @@ def _does_initialize(run: Run) -> str:
     what = "a drawn start" if start is None else f"a start from {start}"
     n = len(run.dictionaries)
     made = "one dictionary" if n == 1 else f"{n} dictionaries"
-    return f"{what} of {made}, {run.n_features:,} features, on {number(run.params.initializer.tokens)} tokens"
+    return f"{what} of {made}, {run.n_features:,} features, on {number(run.initializer_tokens)} tokens"
 
 
 def _does_train(run: Run) -> str:
     total, per_step = run.params.total_steps, run.params.activations.tokens_per_batch
     left = total if run.steps_left is None else max(run.steps_left)
     if left == 0:
-        return f"all {total:,} steps of {per_step:,} tokens are done, their outputs are written"
+        return f"all {total:,} steps of {per_step:,} tokens are done, their outputs are written{_of_members(run)}"
     if left < total:
         tokens = f"{number(left * per_step)} of {number(run.trained_tokens)}"
-        return f"the last {left:,} of {total:,} steps of {per_step:,} tokens, {tokens}"
+        return f"the last {left:,} of {total:,} steps of {per_step:,} tokens, {tokens}{_of_members(run)}"
     return (
         f"{total:,} steps of {per_step:,} tokens, {number(run.trained_tokens)} in all, "
-        f"{run.epochs:.2f} times those of the training rows"
+        f"{run.epochs:.2f} times those of the training rows{_of_members(run)}"
     )
 
 
 def _does_fold(run: Run) -> str:
-    return f"the norms into the weights, checked on {number(run.params.fold.calibration_tokens)} tokens kept from training"
+    kept = f"{number(run.params.fold.calibration_tokens)} tokens kept from training"
+    return f"the norms into the weights, checked on {kept}{_of_members(run)}"
 
 
 def _does_evaluate(run: Run) -> str:
-    return f"{number(run.evaluated_tokens)} held-out tokens in {run.evaluation_runs} runs of the language model"
+    tokens = f"{number(run.evaluated_tokens)} held-out tokens"
+    return f"{tokens} in {run.evaluation_runs} runs of the language model{_of_members(run)}"
 
 
 def _does_analyze(run: Run) -> str:
     return (
-        f"{number(run.analysed_tokens)} tokens through the language model, then {run.n_features:,} features into the dashboard"
+        f"{number(run.analysed_tokens)} tokens through the language model, then {run.n_features:,} features into the "
+        f"dashboard{_of_members(run)}"
     )
 
 
@@ -396,7 +409,7 @@ def _seconds_norm(run: Run, rates: Rates) -> float:
 
 
 def _seconds_initialize(run: Run, rates: Rates) -> float:
-    tokens = min(run.params.initializer.tokens, run.stored_tokens) * len(run.dictionaries)
+    tokens = run.initializer_tokens * len(run.dictionaries)
     return rates.start + rates.initialize + _live_seconds(run, rates, tokens)
 
 

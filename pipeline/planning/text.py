@@ -155,6 +155,11 @@ class TextSample:
         return sum(source.tokens for source in self.sources.values())
 
     @property
+    def batch_tokens(self) -> float:
+        """Tokens of a batch of documents, behind which tokenize looks whether it has enough."""
+        return max(1.0, BATCH_CHARACTERS * self.tokens / max(sum(source.characters for source in self.sources.values()), 1))
+
+    @property
     def extent(self) -> Extent:
         """Documents of the sample."""
         return _added(source.extent for source in self.sources.values())

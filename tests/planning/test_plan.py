@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +17,12 @@ from dvc.utils.hydra import apply_overrides
 
 from pipeline.errors import ParamsError
 from pipeline.params.loader import load_params
-from pipeline.params.schema import flatten
 from pipeline.planning import timing
 from pipeline.planning.beginning import beginning_line
+from pipeline.planning.measuring import _Measurement, fastest_run
 from pipeline.planning.rates import FILE, Rates, record, recorded
 from pipeline.planning.recipe import params_with
+from pipeline.planning.report import busy_line
 from pipeline.planning.run import Run
 from pipeline.planning.stages import BY_NAME, STAGES
 from pipeline.planning.words import bytes_in_words, seconds_in_words
@@ -205,7 +208,8 @@ def test_keys_are_laid_over_as_dvc_does(said: str, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     found = params_with("params.yaml", [said])
     key, wanted = LAID_OVER[said]
-    assert flatten(found.to_dict()).get(key, found.to_dict().get(key)) == wanted
+    value = functools.reduce(lambda values, part: values[part], key.split("."), found.to_dict())
+    assert value == wanted
     apply_overrides("params.yaml", [said.removeprefix("params.yaml:")])  # as `dvc exp run -S` changes the file
     assert load_params() == found
 
@@ -228,6 +232,25 @@ def test_what_dvc_would_not_take_is_refused_in_a_line(said: str, wanted: tuple[s
     (fault,) = refused.value.faults
     says(fault, f"-S {said}", *wanted)
     assert "\n" not in fault
+
+
+def test_the_plan_names_the_members_of_a_sweep(fresh: Project) -> None:
+    lines = fresh.run("plan", "--no-measure", "-S", "sweep={few:{dictionary.top_k:2},many:{dictionary.top_k:6}}").stdout
+    for stage in ("train", "fold", "evaluate", "analyze"):
+        (line,) = [line for line in lines.splitlines() if line.startswith(f"{stage} ")]
+        assert line.endswith(", of 2 members: few, many"), line
+    assert "member" not in fresh.run("plan", "--no-measure").stdout
+
+
+def test_initialize_reads_what_there_is(fresh: Project) -> None:
+    """1,024 of 4,096 tokens are kept from training; nothing else is left for a start that wants 65,536."""
+
+    def told(**changes: object) -> str:
+        lines = fresh.set(**changes).run("plan", "--no-measure").stdout.splitlines()
+        return next(line for line in lines if line.startswith("initialize "))
+
+    says(told(initializer__tokens=65536, fold__calibration_tokens=1024), "on 3,072 tokens")
+    says(told(initializer__tokens=512), "on 512 tokens")
 
 
 TOO_LITTLE: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
@@ -317,7 +340,82 @@ def test_slope_of_work_of_which_a_part_does_not_grow(monkeypatch: pytest.MonkeyP
     def disturbed(n: int) -> None:
         now.seconds += 1.0 if n == 1 else 0.5
 
-    assert timing.slope(disturbed, most=100, seconds=4.0) == (0.125, 0.0)  # 4 units in 0.5 s
+    assert timing.slope(disturbed, most=100, seconds=4.0) == (0.25, 0.0)  # 2 units in 0.5 s
+
+
+def test_the_fastest_of_short_repetitions_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, took = SimpleNamespace(seconds=0.0), iter((0.4, 0.1, 0.3, 5.0))
+    for clock in ("perf_counter", "process_time", "thread_time"):
+        monkeypatch.setattr(timing.time, clock, lambda: now.seconds)
+
+    def work() -> str:
+        now.seconds += next(took)
+        return "made"
+
+    assert timing.fastest(work) == (pytest.approx(0.1), "made")
+    assert timing.fastest(work) == (pytest.approx(5.0), "made")  # long work is done once
+    assert fastest_run([]) == 0.0
+    assert fastest_run([3.0]) == 3.0
+    assert fastest_run([5.0, 1.0, 1.0, 1.0, 1.0, 7.0]) == 1.0  # three runs of two
+    assert fastest_run([0.1, 5.9, 4.0, 4.0, 9.0, 9.0, 1.0]) == 3.0  # a run, not a step, since steps differ
+
+
+@pytest.mark.parametrize(("others", "wanted"), [(0.05, 0.4), (0.6, 0.2), (None, 0.4)])
+def test_the_clock_of_a_step_counts_where_others_take_little(
+    others: float | None, wanted: float, fresh: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes 0.2 s of the processor, and by the clock 0.4 s."""
+    now = SimpleNamespace(wall=0.0, own=0.0)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now.wall)
+    monkeypatch.setattr(timing.time, "process_time", lambda: now.own)
+    monkeypatch.setattr(timing.time, "thread_time", lambda: now.own)
+    monkeypatch.setattr(timing.OtherWork, "share", lambda self: others)
+    monkeypatch.setattr("pipeline.training.source.on_device", lambda *given: (each for each in range(100)))
+
+    class Training:
+        trainer = SimpleNamespace(dtype=None)
+
+        def step(self, batch: object) -> None:
+            now.wall, now.own = now.wall + 0.4, now.own + 0.2
+
+    monkeypatch.setattr("pipeline.training.run.TrainingRun", lambda *given, **named: Training())
+    member = SimpleNamespace(
+        dictionary=None, source=SimpleNamespace(batches=lambda at: iter(())), trainer=None, norms=None, device=None
+    )
+    measurement = _Measurement(None, SimpleNamespace(total_steps=50), None, fresh.path, {})  # type: ignore[arg-type]
+    assert measurement._step(member) == pytest.approx(wanted)  # type: ignore[arg-type]
+
+
+def test_what_others_take_is_told_by_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two processors for ten seconds: 14 s of work, 4 of them this process's own, so that others took a half."""
+    busy, own, now = iter((100.0, 114.0, 114.0)), iter((7.0, 11.0, 11.0)), SimpleNamespace(seconds=50.0)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now.seconds)
+    monkeypatch.setattr(timing, "n_processors", lambda: 2)
+    monkeypatch.setattr(timing, "_busy_seconds", lambda: next(busy))
+    monkeypatch.setattr(timing, "_own_seconds", lambda: next(own))
+    work = timing.OtherWork()
+    now.seconds = 60.0
+    assert work.share() == pytest.approx(0.5)
+    monkeypatch.setattr(timing, "_busy_seconds", lambda: None)
+    assert work.share() is None
+
+
+@pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="the system does not say")
+def test_the_processors_work_is_read() -> None:
+    before = timing._busy_seconds()
+    if before is None:
+        pytest.skip("the system does not say")
+    began = time.process_time()
+    while time.process_time() - began < 0.3:
+        pass
+    after = timing._busy_seconds()
+    assert after is not None
+    assert after - before >= 0.2
+
+
+def test_a_busy_machine_is_said() -> None:
+    assert busy_line(0.04) is None
+    says(str(busy_line(0.371)), "other processes took 37% of the processor", "times are those of a quiet machine")
 
 
 def test_time_is_that_of_the_processors_and_not_of_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:

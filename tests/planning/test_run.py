@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.corpus.tokenization import BATCH_CHARACTERS
 from pipeline.corpus.tokens import open_tokens
 from pipeline.errors import DataError
 from pipeline.extent import Extent
@@ -19,7 +20,7 @@ from pipeline.planning.refusals import refuse_by_text
 from pipeline.planning.report import few_documents_line
 from pipeline.planning.run import Counts, Run
 from pipeline.planning.stages import BY_NAME, STAGES, peak_bytes
-from pipeline.planning.text import HeldOut, sample_text
+from pipeline.planning.text import HeldOut, SourceSample, TextSample, sample_text
 from pipeline.planning.weights import n_parameters
 from tests.messages import says
 from tests.project import CONTEXT, D_MODEL, Project
@@ -137,6 +138,40 @@ def test_few_evaluated_documents_are_said(project: Project, monkeypatch: pytest.
     assert few_documents_line(dataclasses.replace(run, held_out=None)) is None  # nothing is known
     about = dataclasses.replace(run, held_out=HeldOut(9000, Extent(19.2), 100.0, 0.08))
     assert "about 19 documents" in str(few_documents_line(about))
+
+
+def test_the_share_that_holds_out_enough_documents_is_said(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: documents of 100 tokens, 4,096 training tokens. 20 documents are 2,000 tokens, 0.328 of 6,096; 26 are 0.39."""
+    run = dataclasses.replace(run_of(project, monkeypatch), held_out=HeldOut(400, Extent(4), 0.0, 0.1))
+    said = str(few_documents_line(run, _text(1000, whole=True)))
+    says(said, "dataset.eval_fraction=0.4 would hold out about 20", "activations.total_tokens 4,096")  # 6 fewer than expected
+    run = dataclasses.replace(run, held_out=HeldOut(1300, Extent(13), 0.0, 0.2))
+    says(str(few_documents_line(run, _text(1000, whole=True))), "dataset.eval_fraction=0.33 would hold out about 20 (only")
+    says(str(few_documents_line(run)), "dataset.eval_fraction=0.33 would", "if there are as many")
+    short = str(few_documents_line(run, _text(50, whole=True)))
+    says(short, "dataset.eval_fraction=0.4 with activations.total_tokens of at most 2,800", "20 of the text's 50")
+    says(str(few_documents_line(run, _text(30, whole=True))), "give more documents: the text has about 30")
+    many = dataclasses.replace(run, held_out=HeldOut(4000, Extent(40), 0.0, 0.2, tuple((100, n) for n in range(40))))
+    evaluation = dataclasses.replace(run.params.evaluation, tokens=160)
+    many = dataclasses.replace(many, params=dataclasses.replace(run.params, evaluation=evaluation))
+    says(str(few_documents_line(many)), "raise evaluation.tokens", "null")
+
+
+def test_the_share_that_is_said_holds_out_enough_documents(project: Project) -> None:
+    """Of the same text, with that share, tokenize holds out 20 documents or so."""
+    said = project.set(dataset__eval_fraction=0.05, evaluation__tokens=None, activations__total_tokens=2048).run(
+        "plan", "--no-measure", "--tokens", "nowhere"
+    )
+    found = re.search(r"dataset\.eval_fraction=(0\.\d+) would hold out about 20", said.stdout)
+    assert found is not None, said.stdout
+    assert project.set(dataset__eval_fraction=float(found[1])).run("tokenize_corpus").exit_code == 0
+    assert 14 <= open_tokens(project.path / "data" / "tokens.zarr").eval.n_documents <= 30
+
+
+def _text(n: int, *, whole: bool) -> TextSample:
+    """A text of n documents of 100 tokens."""
+    source = SourceSample(documents=n, tokens=100 * n, characters=200 * BATCH_CHARACTERS * n, whole=whole, there=100.0 * n)
+    return TextSample({"": source}, None, 0.0)  # type: ignore[arg-type]
 
 
 def test_the_documents_of_the_evaluated_tokens_are_those_of_their_contexts() -> None:
