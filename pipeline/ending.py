@@ -214,4 +214,4 @@ def _size(n_bytes: int) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n_bytes >= size:
             return f"{n_bytes / size:.3g} {unit}"
-    return f"{n_bytes} bytes"
+    return "1 byte" if n_bytes == 1 else f"{n_bytes} bytes"
