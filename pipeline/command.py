@@ -139,7 +139,7 @@ def stage_command(function: Callable[..., Any]) -> click.Command:
         try:
             for name, output in outputs.items():
                 output.check(kwargs[name])
-            with told_at_the_end(label, [kwargs[name] for name in outputs], own=own), watched(label):
+            with told_at_the_end(label, [kwargs[name] for name in reversed(outputs)], own=own), watched(label):
                 function(*args, **kwargs)
         except Interrupted as error:
             _fail(error.faults, error.exit_code)

@@ -27,10 +27,13 @@ def faults(error: ParamsError, source: object = "") -> dict[str, str]:
     return {key: text for key, _, text in found}
 
 
-def after_beginning(stderr: str) -> list[str]:
-    """The lines of a stage without those at its beginning: what it will do, how long and in how much memory; what inspect loads."""
+def between_ends(stderr: str) -> list[str]:
+    """The lines of a stage without those at its beginning (what it will do, how long and in how much memory; what inspect loads)
+    and the one at its end (what it wrote and took)."""
     lines = stderr.splitlines()
     for form in (r"[a-z]+: .*; .*, about [\d.]+ [kMGT]?B of memory", r"inspect: loads .*"):
         if lines and re.fullmatch(form, lines[0]):
             del lines[0]
+    if lines and re.fullmatch(r"[a-z_]+: wrote .*; took .*, CPU time .*, peak memory .*", lines[-1]):
+        del lines[-1]
     return lines

@@ -19,7 +19,8 @@ from pipeline.ending import Taken, duration, ending_line
 from pipeline.errors import DataError
 from tests.project import REPOSITORY, Project
 
-TOOK = r"; took [\d.]+ s, CPU time [\d.]+ s, peak memory \d+\.\d\d GB"
+WHILE = r"(\d+ h |\d+ min )?[\d.]+ (s|min)"
+TOOK = rf"; took {WHILE}, CPU time {WHILE}, peak memory \d+\.\d\d GB"
 
 
 @pytest.mark.parametrize(

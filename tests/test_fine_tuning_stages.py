@@ -11,7 +11,7 @@ import torch
 from pipeline.dictionaries.store import load_dictionary, read_config
 from pipeline.files import read_json
 from pipeline.training.schedules import resolve_learning_rate
-from tests.messages import after_beginning, says
+from tests.messages import between_ends, says
 from tests.project import Project, make_project
 
 BASE = "dictionaries/base"
@@ -38,7 +38,7 @@ def project(made: Project, tmp_path: Path) -> Project:
 def test_a_run_starts_from_it(project: Project) -> None:
     outcome = project.run("initialize")
     assert outcome.exit_code == 0, outcome.stderr or outcome.exception
-    assert after_beginning(outcome.stderr) == [
+    assert between_ends(outcome.stderr) == [
         "initialize: weights of dictionaries/base (folded, sae, topk, 64 features); nothing changed; computes the same"
     ]
     base, initial = (load_dictionary(project.path / place) for place in (BASE, "data/initial/tuned"))
@@ -80,7 +80,7 @@ def test_a_trained_one_to_jumprelu(project: Project) -> None:
     project.set(initializer__from_dictionary="dictionaries/trained", dictionary__act_fn="jumprelu", trainer__target_l0=4)
     outcome = project.run("initialize")
     assert outcome.exit_code == 0, outcome.stderr or outcome.exception
-    (line,) = after_beginning(outcome.stderr)
+    (line,) = between_ends(outcome.stderr)
     says(
         line,
         "dictionaries/trained",

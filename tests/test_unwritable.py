@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.files import ensure_writable, unwritable
-from tests.messages import after_beginning, saying, says
+from tests.messages import between_ends, saying, says
 from tests.permissions import read_only
 from tests.project import STAGES, Outcome, Project
 
@@ -22,7 +22,7 @@ def refused(outcome: Outcome, *parts: object) -> None:
     if outcome.exception is not None:
         raise outcome.exception
     assert outcome.exit_code == 2, outcome.stderr
-    (line,) = after_beginning(outcome.stderr)
+    (line,) = between_ends(outcome.stderr)
     assert line.startswith("error: ")
     says(line, *parts)
 
@@ -101,7 +101,7 @@ def test_a_whole_store_that_cannot_be_written_is_complete(project: Project) -> N
     (project.path / "data" / "store" / f"{project.store.name}.lock").unlink()
     with read_only(project.store.parent, project.store):
         outcome = project.run("generate_activations")
-    assert (outcome.exit_code, after_beginning(outcome.stderr)) == (0, [])
+    assert (outcome.exit_code, between_ends(outcome.stderr)) == (0, [])
     assert (project.path / "data" / "activations.json").read_bytes() == before
     assert not list(project.store.parent.glob("*.lock"))
 

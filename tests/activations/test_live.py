@@ -25,7 +25,7 @@ from pipeline.files import read_json, write_json
 from pipeline.hook_keys import MAIN
 from pipeline.opening import open_activations
 from tests.activations.cases import HOOK, OTHER, FakeModel, facts, make_store, make_tokens, settings
-from tests.messages import after_beginning, saying, says
+from tests.messages import between_ends, saying, says
 from tests.project import Project, make_project
 
 
@@ -248,7 +248,7 @@ def test_an_altered_manifest_is_refused(
     outcome = altered(pair[1], tmp_path / "copy", **changes).run("compute_norm")
     assert outcome.exit_code == 2
     assert all(part in outcome.stderr for part in said), outcome.stderr
-    assert len(after_beginning(outcome.stderr)) == 1
+    assert len(between_ends(outcome.stderr)) == 1
 
 
 def test_another_model_under_the_name_is_refused(pair: tuple[Project, Project], tmp_path: Path) -> None:

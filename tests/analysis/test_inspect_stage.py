@@ -14,7 +14,7 @@ from pipeline.analysis.labels import feature_labels, known_features
 from pipeline.analysis.loading import load_for_analysis
 from pipeline.analysis.search import features_of_word
 from stages.inspect import main
-from tests.messages import after_beginning, says
+from tests.messages import between_ends, says
 from tests.project import D_MODEL, Project
 
 TEXT = "the cat sat on the mat"
@@ -115,7 +115,7 @@ def test_errors(finished_project: Project, arguments: list[str], parts: tuple[st
     code, _, err = run(finished_project, *arguments)
     assert code == 2
     says(err, *parts)
-    (line,) = after_beginning(err)
+    (line,) = between_ends(err)
     assert line.startswith("error: ")
 
 
@@ -190,4 +190,4 @@ def test_ctrl_c_is_one_line(finished_project: Project, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("pipeline.analysis.terminal.inspect_text", interrupted)
     code, _, err = run(finished_project, "--text", TEXT)
-    assert (code, after_beginning(err)) == (130, ["error: interrupted"])
+    assert (code, between_ends(err)) == (130, ["error: interrupted"])
