@@ -23,6 +23,7 @@ from pipeline.progress import say
 
 _PROC = Path("/proc")
 _LEFT = "taken-"  # beside the faults: what a process that was started for this stage has taken
+_FORGET_PEAK = "5"  # to Linux: the peak of memory is what there is now
 _Files = dict[str, tuple[int, int, int]]
 
 
@@ -34,6 +35,7 @@ class _Expected:
         self.n_bytes: float | None = None
         self.beside: list[tuple[Path, _Files]] = []
         self.of_processes: list[dict[str, Any]] = []
+        self.aside: list[tuple[str, float, float]] = []
 
 
 _expected = _Expected()
@@ -67,6 +69,19 @@ def writes(place: Path) -> None:
 
 
 @contextlib.contextmanager
+def aside(what: str) -> Iterator[None]:
+    """What is done in the block is no work of the stage itself: the last line has its time apart, and memory only of what comes
+    after it, where the system lets its peak be forgotten."""
+    began, cpu = time.monotonic(), _cpu()
+    try:
+        yield
+    finally:
+        _expected.aside.append((what, time.monotonic() - began, _cpu() - cpu))
+        with contextlib.suppress(OSError):
+            (_PROC / "self/clear_refs").write_text(_FORGET_PEAK)
+
+
+@contextlib.contextmanager
 def told(stage: str, outputs: Sequence[str | Path], *, own: bool) -> Iterator[None]:
     """Say at the end of the block, unless it fails, what the stage wrote and took; nothing of a command without outputs.
 
@@ -83,7 +98,8 @@ def told(stage: str, outputs: Sequence[str | Path], *, own: bool) -> Iterator[No
     yield
     if not outputs:
         return
-    taken = Taken(time.monotonic() - began, _cpu() - cpu, _peak(), _device_peak())
+    beside = [sum(each) for each in zip(*(each[1:] for each in _expected.aside), strict=True)] or [0.0, 0.0]
+    taken = Taken(time.monotonic() - began - beside[0], _cpu() - cpu - beside[1], _peak(), _device_peak())
     if FAULTS in os.environ and "RANK" in os.environ:
         _leave(Path(os.environ[FAULTS], f"{_LEFT}{os.environ['RANK']}"), taken)
     elif tells_the_outcome():
@@ -93,7 +109,8 @@ def told(stage: str, outputs: Sequence[str | Path], *, own: bool) -> Iterator[No
         places = written([*before, *_expected.beside])
         places |= {place: n_bytes for each in said for place, n_bytes in each["wrote"].items()}
         alone = f", of the first of {os.environ['WORLD_SIZE']} processes" if "RANK" in os.environ else ""
-        say(f"{stage}: {ending_line(places, _of_all(taken), _expected.seconds, _expected.n_bytes)}{alone}")
+        apart = "".join(f"; beside that {duration(seconds)} of {what}" for what, seconds, _ in _expected.aside)
+        say(f"{stage}: {ending_line(places, _of_all(taken), _expected.seconds, _expected.n_bytes)}{alone}{apart}")
 
 
 def collect(directory: Path) -> None:

@@ -26,7 +26,7 @@ def main(params: str, out: str) -> None:
     done, missing = put_into(Path(out))
     click.echo("\n".join(done))
     for line in missing:
-        click.echo(f"missing: {line} (the preset smollm2-135m-local needs both)", err=True)
+        click.echo(f"missing: {line} (the preset smollm2-135m-local needs both, your own text the model alone)", err=True)
 
 
 if __name__ == "__main__":

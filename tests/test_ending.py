@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -180,3 +181,29 @@ def test_a_stage_compares_with_the_time_that_it_has_said(project: Project, monke
 
 class _Kept:
     rates, exact = None, True
+
+
+def test_what_is_no_work_of_the_stage_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def work() -> None:
+        with ending.aside("measuring how long the run takes"):
+            much = torch.ones(100_000_000)  # 400 MB, more than freed blocks are kept of (allocation.py)
+            del much
+            peaks.append(ending._peak())
+            time.sleep(1.2)
+        peaks.append(ending._peak())
+        (tmp_path / "metrics.json").write_text("{}")
+
+    peaks: list[int] = []
+    line = _run(work)
+    told = re.fullmatch(
+        r"\w+: wrote metrics.json \(2 bytes\); took ([\d.]+) s, CPU time [\d.]+ s, peak memory (\d+\.\d\d) GB; "
+        r"beside that ([\d.]+) s of measuring how long the run takes\n",
+        line,
+    )
+    assert told, line
+    assert float(told[1]) < 1.0 <= float(told[3])
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        assert peaks[1] < peaks[0] - 300e6
+        assert float(told[2]) * 1e9 < peaks[0] - 300e6

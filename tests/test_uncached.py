@@ -87,3 +87,17 @@ def test_a_dictionary_that_was_never_made_is_not_called_lost(tmp_path: Path, mon
             load_dictionary(place)
         says(str(caught.value), str(place), "no dictionary directory here", wanted, "`dvc repro")
         assert other not in str(caught.value)
+
+
+def test_a_path_of_the_project_from_elsewhere_names_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.dictionaries.store import load_dictionary
+
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    (project / "data" / "inference" / "main").mkdir(parents=True)
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr("pipeline.dictionaries.formats.interface.CHECKOUT", project)
+    with pytest.raises(DataError) as caught:
+        load_dictionary("data/inference/main")
+    says(str(caught.value), str(project), "PROJECT / 'data/inference/main'", "from pipeline.api import PROJECT")
+    assert "never trained" not in str(caught.value)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.ending import expect
+from pipeline.ending import aside, expect
 from pipeline.errors import PipelineError
 from pipeline.params.rules.said import said_of_training
 from pipeline.planning.rates import Recorded, record, recorded
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 STORE = "data/tokens.zarr"
 SLOW = 3e10  # operations in a second: a rough count of a run tells whether it is worth measuring
 LONG = 600.0  # seconds of a run from which on it is
-HOW_LONG = "about half a minute of the processors' time on a small model, longer under other work"
+HOW_LONG = "half a minute on a small model, one to four on one of 100M parameters or of a sweep, longer beside other jobs"
 OF_OTHERS = "as measured with other parameters on this language model"
 MEASURE = "`python -m stages.plan` measures how long"
 
@@ -130,7 +130,8 @@ def _measured(run: Run, text: TextSample, before: Beginning) -> Recorded | None:
 
     _say("tokenize", f"this run is long: measuring how long, {HOW_LONG}")
     try:
-        rates = measure(run, text, before)
+        with aside("measuring how long the run takes"):
+            rates = measure(run, text, before)
     except PipelineError as error:
         _say("tokenize", f"not measured ({error.faults[0]})")
         return None

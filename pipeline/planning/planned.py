@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.planning.beginning import HOW_LONG, OF_OTHERS
-from pipeline.planning.rates import Recorded, record, recorded
+from pipeline.planning.rates import Recorded, here, record, recorded
 from pipeline.planning.refusals import MACHINE, PARAMETERS, refuse, refuse_by_text, refuse_by_tokens
 from pipeline.planning.report import busy_line, few_documents_line, needs_lines, short_lines, stage_lines
 from pipeline.planning.run import Run
@@ -63,7 +63,7 @@ def plan(params: Params, tokens: str | Path, *, measure: bool = True, say: Calla
     if kept is not None and not kept.exact:
         yield f"times {OF_OTHERS}: `python -m stages.plan` measures with these"
     if rates is None:
-        yield "no time was measured: run `python -m stages.plan`"
+        yield f"no time was measured {here()}: run `python -m stages.plan`"
     found = [*short_lines(run, text), *([few] if (few := few_documents_line(run, text)) else [])]
     if found:
         yield ""

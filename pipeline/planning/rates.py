@@ -112,6 +112,13 @@ def _model_key(params: Params) -> str:
     return fingerprint(about | {"context_size": params.activations.context_size} | _machine())
 
 
+def here() -> str:
+    """`with OMP_NUM_THREADS=1 on this machine of 2 processors`: what is kept for other numbers of them is not taken."""
+    processors, threads = _machine()["machine"]
+    stated = "without OMP_NUM_THREADS" if threads is None else f"with OMP_NUM_THREADS={threads}"
+    return f"{stated} on this machine of {'one processor' if processors == 1 else f'{processors} processors'}"
+
+
 def _machine() -> dict[str, Any]:
     return {"machine": [os.cpu_count(), os.environ.get("OMP_NUM_THREADS")]}
 

@@ -42,7 +42,8 @@ def experiment_rows(commits: int) -> tuple[list[dict[str, Any]], list[str]]:
     if under_way:
         rows = [row for row in rows if row.get("rev") != WORKSPACE]
         notes.append(
-            "the working tree is left out: params.yaml is not what its figures were made with (a run is at work, or has failed)"
+            "the working tree is left out: params.yaml is not what its figures were made with (a run is at work, or has "
+            "failed); once evaluate has ended, MLflow and metrics/evaluation.json have its figures"
         )
     return sorted(map(_named, rows), key=lambda row: COMMITTED in str(row.get("Experiment"))), notes
 

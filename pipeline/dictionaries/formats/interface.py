@@ -133,6 +133,8 @@ def format_at(path: Path) -> DictionaryFormat:
 
 def instead(path: Path) -> str:
     """What to do where nothing is at `path`: a line that names the dictionaries near it."""
+    if not path.is_absolute() and (CHECKOUT / path).exists():
+        return f"it is in the project, {CHECKOUT}: give PROJECT / '{path}' (from pipeline.api import PROJECT)"
     if made_here(path):
         return NEXT
     near = dictionaries_near(path)
