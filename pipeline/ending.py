@@ -98,8 +98,8 @@ def told(stage: str, outputs: Sequence[str | Path], *, own: bool) -> Iterator[No
     yield
     if not outputs:
         return
-    beside = [sum(each) for each in zip(*(each[1:] for each in _expected.aside), strict=True)] or [0.0, 0.0]
-    taken = Taken(time.monotonic() - began - beside[0], _cpu() - cpu - beside[1], _peak(), _device_peak())
+    seconds = time.monotonic() - began - sum(clock for _, clock, _ in _expected.aside)
+    taken = Taken(seconds, _cpu() - cpu - sum(processor for _, _, processor in _expected.aside), _peak(), _device_peak())
     if FAULTS in os.environ and "RANK" in os.environ:
         _leave(Path(os.environ[FAULTS], f"{_LEFT}{os.environ['RANK']}"), taken)
     elif tells_the_outcome():
