@@ -155,3 +155,41 @@ def test_refusals(stream: ActivationStream, model_path: Path) -> None:
     with pytest.raises(DataError, match=saying("too little text")):
         stream_activations(str(model_path), TEXTS[:3], [HOOK], total_tokens=100_000, context_size=CONTEXT)
     assert set(Path(tempfile.gettempdir()).glob("activations-*")) <= before
+
+
+def test_a_training_in_python_shows_the_progress_of_the_stages(
+    stream: ActivationStream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(**options: bool) -> list[str]:
+        train_dictionary(
+            stream,
+            dictionary={"d_sae": 64, "top_k": 4, "hook_point_in": HOOK},
+            trainer=TRAINER,
+            **options,  # type: ignore[arg-type]
+        )
+        return [line for line in capsys.readouterr().err.splitlines() if "%" in line]
+
+    norm, train = shown()
+    assert norm.startswith("norm 100%  4,000/4,000 tokens at 1 hook point  ")
+    assert train.startswith("train 100%  4,096/4,096 tokens  ")
+    assert "  at step 63 of 64:  loss " in train
+    assert shown(progress=False) == []
+
+
+def test_figures_say_of_which_step_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a line after each step and figures of each third: a line names the step that they were measured at, not its own."""
+    from pipeline.training import loop
+
+    class Each(loop.Progress):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options, every_seconds=0.0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "Progress", Each)
+    rows = torch.randn(512, D_MODEL, generator=torch.Generator().manual_seed(0))
+    trainer = {"total_training_tokens": 320, "log_frequency": 3}
+    fit(rows, dictionary={"d_sae": 64, "top_k": 4}, trainer=trainer, batch_size=64, device="cpu")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fit ")]
+    said = [line.partition("  at step ")[2].partition(":  loss ")[0] for line in lines]
+    assert [line.split()[2] for line in lines] == ["64/320", "128/320", "192/320", "256/320", "320/320"]
+    start = "0 of 5 (before training)"
+    assert said == [start, start, start, "3 of 5", "4 of 5"]

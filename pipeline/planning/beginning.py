@@ -68,7 +68,7 @@ def beginning_line(run: Run, stage: str, kept: Recorded | None) -> str:
 def _expect(run: Run, stage: str, kept: Recorded | None) -> None:
     """Note what is said of a stage, for what it says at its end."""
     declared, rates = BY_NAME[stage], None if kept is None else kept.rates
-    seconds = None if rates is None else seconds_in_words(clock_seconds(run, declared, rates))
+    seconds = None if kept is None else seconds_in_words(clock_seconds(run, declared, kept.rates))
     expect(seconds, peak_bytes(run, declared, rates))
 
 
