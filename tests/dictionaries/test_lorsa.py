@@ -231,9 +231,9 @@ def test_configurations_that_make_no_sense_are_refused() -> None:
     for fields, message in (
         ({"n_qk_heads": 3}, "n_qk_heads: 3 does not divide .* 8 features"),
         ({"hook_point_out": "a"}, "hook_point_out: .*'a'"),
-        ({"rotary_dim": 3}, "rotary_dim: an even number .*d_qk_head 6.*got 3"),
-        ({"rotary_dim": 8}, "rotary_dim: an even number .*d_qk_head 6.*got 8"),
-        ({"rotary_dim": None}, "rotary_dim: an even number .*d_qk_head 6.*got None"),
+        ({"rotary_dim": 3}, "rotary_dim: write an even number .*d_qk_head 6.*got 3"),
+        ({"rotary_dim": 8}, "rotary_dim: write an even number .*d_qk_head 6.*got 8"),
+        ({"rotary_dim": None}, "rotary_dim: write an even number .*d_qk_head 6.*got None"),
         (
             {"use_NTK_by_parts_rope": True, "NTK_by_parts_low_freq_factor": 4.0},
             r"NTK_by_parts_low_freq_factor: must be below NTK_by_parts_high_freq_factor 4\.0, got 4\.0",
