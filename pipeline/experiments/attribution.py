@@ -208,9 +208,9 @@ def logit_difference(model: LanguageModel, right: str | int, wrong: str | int, p
                 f"logit_difference: token id {token} is outside the vocabulary of {model.name} (0 to {model.vocab_size - 1})"
             )
     if first == second:
-        token = model.token_text(first)
+        text = model.token_text(first)
         raise DataError(
-            f"logit_difference: 'right' and 'wrong' are the same token, {token!r} ({first}), whose difference is always 0; "
+            f"logit_difference: 'right' and 'wrong' are the same token, {text!r} ({first}), whose difference is always 0; "
             "give two different ones, as logit_difference(model, ' cat', ' dog')"
         )
 
