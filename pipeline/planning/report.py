@@ -102,8 +102,8 @@ def _for_enough_documents(run: Run, text: TextSample | None) -> str:
     """What holds out, and evaluates, FEW_DOCUMENTS documents."""
     held, asked = run.held_out_extent, run.params.dataset.eval_fraction
     if held is not None and round(held.documents) >= FEW_DOCUMENTS:
-        every = number(run.held_out_contexts * run.context_size)
-        return f"raise evaluation.tokens, or write null for all {every} that are held out"
+        tokens = number(run.held_out_contexts * run.context_size)
+        return f"raise evaluation.tokens, or write null for all {tokens} that are held out"
     here = 0.0 if held is None else held.documents
     if text is not None and text.extent.documents:
         each, batch = text.tokens / text.extent.documents, text.batch_tokens
