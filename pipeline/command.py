@@ -40,6 +40,15 @@ class Output(click.Path):
         check_output(Path(value), directory=self.directory)
 
 
+def threads_sleep_while_waiting() -> None:
+    """Have OpenMP's threads sleep where they wait for one another, unless the user says otherwise; before torch is imported.
+
+    By default they spin, beside other processes for as long as a thread of theirs has no processor: the processor's
+    time of what is measured is then mostly waiting.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def check_output(path: Path, *, directory: bool) -> None:
     """Refuse a place that cannot be written, or that DVC does not keep: it keeps no output that lies outside of the repository,
     and says so when the stage has done its work.

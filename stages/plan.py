@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import click
 
-from pipeline.command import stage_command
+from pipeline.command import stage_command, threads_sleep_while_waiting
 
 
 @stage_command
@@ -19,6 +19,7 @@ from pipeline.command import stage_command
 @click.option("-S", "overrides", multiple=True, help="key=value, laid over the parameter file; may be repeated.")
 def main(params: str, tokens: str, measure: bool, overrides: tuple[str, ...]) -> None:
     """Say what a run needs, what each stage takes, and what will be too little, before anything long starts."""
+    threads_sleep_while_waiting()
     from pipeline.planning.planned import plan
     from pipeline.planning.recipe import params_with
 

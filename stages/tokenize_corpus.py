@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.command import Output, stage_command
+from pipeline.command import Output, stage_command, threads_sleep_while_waiting
 
 
 @stage_command
@@ -19,6 +19,7 @@ from pipeline.command import Output, stage_command
 @click.option("--metrics", type=Output(), default="metrics/tokenize.json", help="Figures to write.")
 def main(params: str, out: str, metrics: str) -> None:
     """Tokenize, split by document and pack the data set."""
+    threads_sleep_while_waiting()  # a long run is measured
     from pipeline.corpus.for_params import tokenize_for
     from pipeline.files import write_json
     from pipeline.lm.loading import stated_widths

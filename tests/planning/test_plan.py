@@ -6,8 +6,11 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -411,6 +414,29 @@ def test_the_processors_work_is_read() -> None:
     after = timing._busy_seconds()
     assert after is not None
     assert after - before >= 0.2
+
+
+@pytest.mark.parametrize("stated", [None, "active"])
+@pytest.mark.parametrize("stage", ["plan", "tokenize_corpus"])
+def test_threads_sleep_while_they_wait(stage: str, stated: str | None) -> None:
+    """Where it is measured, before torch is imported, which reads it then; what the user says stays."""
+    code = f"""
+import sys
+import stages.{stage}, pipeline.command
+def told(): raise SystemExit(str("torch" in sys.modules))
+stages.{stage}.threads_sleep_while_waiting = told
+sys.argv = ["stage"]
+stages.{stage}.main()
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert told.stderr.strip() == "False"
+    code = "import os\nfrom pipeline.command import threads_sleep_while_waiting as f\nf()\nprint(os.environ['OMP_WAIT_POLICY'])"
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment |= {} if stated is None else {"OMP_WAIT_POLICY": stated}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=environment, check=True
+    )
+    assert done.stdout.strip() == (stated or "passive")
 
 
 def test_a_busy_machine_is_said() -> None:
