@@ -1,6 +1,6 @@
 """What a stage says at its end: what it wrote, and what it took beside what its start line said.
 
-`norm: wrote data/norms.json (3.1 kB); took 12 s (said 10 s), CPU time 9.8 s, peak memory 0.45 GB (said 0.42 GB)`
+`norm: wrote data/norms.json (3.1 kB); took 12 s (said 10 s), CPU time 9.8 s, peak memory 450 MB (said 420 MB)`
 
 Of a stage in several processes the one that has started them says it: CPU time of all, and the sum of their peaks. Where
 something else has started them, the first one says its own.
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import FAULTS, tells_the_outcome
 from pipeline.progress import say
+from pipeline.words import bytes_in_words, duration
 
 _PROC = Path("/proc")
 _LEFT = "taken-"  # beside the faults: what a process that was started for this stage has taken
@@ -140,12 +141,14 @@ def ending_line(written: dict[str, int], taken: Taken, seconds: str | None, n_by
         written: {place: bytes}.
         taken: by the stage.
         seconds: what it said in words that it would take; None: nothing.
-        n_bytes: of memory that it said; None: nothing.
+        n_bytes: of memory that it said of one process; None: nothing.
     """
-    wrote = f"wrote {', '.join(written)} ({_size(sum(written.values()))})" if written else "wrote nothing new"
+    wrote = f"wrote {', '.join(written)} ({bytes_in_words(sum(written.values()))})" if written else "wrote nothing new"
     took = f"took {duration(taken.seconds)}" + ("" if seconds is None else f" (said {seconds})")
-    memory = f"peak memory {_gigabytes(taken.memory)}" + ("" if n_bytes is None else f" (said {_gigabytes(n_bytes)})")
-    device = f", device memory {_gigabytes(taken.device)}" if taken.device else ""
+    each = " for each process" if taken.processes > 1 else ""
+    said = "" if n_bytes is None else f" (said {bytes_in_words(n_bytes)}{each})"
+    memory = f"peak memory {bytes_in_words(taken.memory)}{said}"
+    device = f", device memory {bytes_in_words(taken.device)}" if taken.device else ""
     together = f", of {taken.processes} processes together" if taken.processes > 1 else ""
     return f"{wrote}; {took}, CPU time {duration(taken.cpu)}, {memory}{device}{together}"
 
@@ -208,27 +211,3 @@ def _device_peak() -> int:
     if torch is None or not torch.cuda.is_initialized():
         return 0
     return sum(torch.cuda.max_memory_reserved(device) for device in range(torch.cuda.device_count()))
-
-
-def duration(seconds: float) -> str:
-    """`4.2 s`, `92 s`, `12 min 20 s`, `3 h 20 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if round(seconds) < 100:
-        return f"{round(seconds)} s"
-    if minutes < 100:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def _gigabytes(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.2f} GB"
-
-
-def _size(n_bytes: int) -> str:
-    """In the largest unit of which there is one."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:.3g} {unit}"
-    return "1 byte" if n_bytes == 1 else f"{n_bytes} bytes"

@@ -48,6 +48,7 @@ NO_RESULT = {
     "pipeline/command.py": "the command line: options, one-line errors, exit codes",
     "pipeline/progress.py": "a line on the terminal",
     "pipeline/ending.py": "a line on the terminal",
+    "pipeline/words.py": "how a number stands in a line on the terminal",
     "pipeline/allocation.py": "where tensors lie in memory",
     "pipeline/garbage.py": "when unused memory is looked for",
     "pipeline/memory.py": "refuses what cannot be held",

@@ -17,7 +17,7 @@ from pipeline.planning.report import few_documents_line, needs_lines, short_line
 from pipeline.planning.run import Run
 from pipeline.planning.stages import BY_NAME, clock_seconds, peak_bytes
 from pipeline.planning.weights import n_parameters
-from pipeline.planning.words import bytes_in_words, seconds_in_words
+from pipeline.words import bytes_in_words, seconds_in_words
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Params

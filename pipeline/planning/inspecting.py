@@ -12,7 +12,7 @@ from pipeline.planning.beginning import MEASURE
 from pipeline.planning.rates import Recorded, recorded
 from pipeline.planning.run import Run
 from pipeline.planning.weights import n_parameters
-from pipeline.planning.words import number, seconds_in_words
+from pipeline.words import number, seconds_in_words
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Params

@@ -10,7 +10,7 @@ from pipeline.extent import FEW_DOCUMENTS
 from pipeline.planning.disk import dictionary_bytes, store_bytes, token_store_bytes
 from pipeline.planning.stages import STAGES, clock_seconds, peak_bytes
 from pipeline.planning.timing import BUSY
-from pipeline.planning.words import bytes_in_words, number, seconds_in_words
+from pipeline.words import bytes_in_words, number, seconds_in_words
 
 if TYPE_CHECKING:
     from pipeline.planning.rates import Rates

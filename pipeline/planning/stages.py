@@ -14,7 +14,7 @@ from pipeline.hook_keys import by_model
 from pipeline.memory import Need
 from pipeline.planning.disk import store_bytes, token_store_bytes
 from pipeline.planning.weights import n_parameters
-from pipeline.planning.words import bytes_in_words, number
+from pipeline.words import bytes_in_words, number
 
 if TYPE_CHECKING:
     from pipeline.planning.rates import Rates

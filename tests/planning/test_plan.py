@@ -28,7 +28,7 @@ from pipeline.planning.recipe import params_with
 from pipeline.planning.report import busy_line
 from pipeline.planning.run import Run
 from pipeline.planning.stages import BY_NAME, STAGES
-from pipeline.planning.words import bytes_in_words, seconds_in_words
+from pipeline.words import bytes_in_words, seconds_in_words
 from tests.messages import says
 from tests.project import REPOSITORY, Project, make_project
 

@@ -14,6 +14,8 @@ def bytes_in_words(n_bytes: float) -> str:
     unit = "bytes"
     while size >= 1000 and (larger := next(units, None)):
         size, unit = size / 1000, larger
+    if n_bytes == 1:
+        return "1 byte"
     return (
         f"{size:.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.2g} {unit}" if size < 10 else f"{size:.0f} {unit}"
     )
@@ -32,3 +34,15 @@ def seconds_in_words(seconds: float) -> str:
         return f"{round(minutes / 60)} h"
     hours, rest = divmod(minutes, 60)
     return f"{hours} h {10 * (rest // 10)} min"
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `92 s`, `12 min 20 s`, `3 h 20 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if round(seconds) < 100:
+        return f"{round(seconds)} s"
+    if minutes < 100:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
