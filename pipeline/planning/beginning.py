@@ -74,9 +74,13 @@ def _expect(run: Run, stage: str, kept: Recorded | None) -> None:
 
 def begin_training(params: Params, steps_left: tuple[int, ...]) -> None:
     """The same of trainings, which may go on, and what of their parameters will act otherwise than one may expect."""
+    said: dict[str, list[str]] = {}
     for member, own in params.members.items():
         for line in said_of_training(own):
-            _say("train", f"{member}: {line}" if member else line)
+            said.setdefault(line, []).append(member)
+    for line, members in said.items():
+        of_some = len(members) < len(params.members)
+        _say("train", f"{', '.join(members)}: {line}" if of_some else line)
     begin("train", params, steps_left=steps_left)
 
 

@@ -78,7 +78,13 @@ def refuse(params: Params, *known: str, tokens: str | Path = "data/tokens.zarr")
             if check.known in known:
                 faults += _faults(functools.partial(check.check, found[0], Path(tokens)))
     if faults:
-        raise DataError(list(dict.fromkeys(faults)))
+        raise DataError(_once(faults))
+
+
+def _once(faults: Iterable[str]) -> list[str]:
+    """Each fault once; of one that is told of a member of the sweep and of the run, that of the run."""
+    found = list(dict.fromkeys(faults))
+    return [fault for fault in found if not (fault.startswith("sweep.") and fault.partition(": ")[2] in found)]
 
 
 def refuse_by_text(run: Run, text: TextSample) -> None:

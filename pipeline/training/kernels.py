@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 
 from pipeline.dictionaries.base import Dictionary
@@ -33,14 +36,43 @@ def check_kernels(use_triton_kernel: bool | str, amp_dtype: str, device: torch.d
         raise ParamsError(f"trainer.amp_dtype: {name} computes no bfloat16; write float16 or float32")
 
 
-def way_in_words(dictionary: Dictionary, amp_dtype: str, k: int) -> str:
-    """The kernels, when they are used, and whether that is so at `k` active features per token (and layer)."""
+class Way(NamedTuple):
+    """How a dictionary's steps are computed.
+
+    Attributes:
+        rule: the kernels, and when they are used.
+        share: of the features that are active; None: there is no budget that tells.
+        by: which of them are used at that share.
+    """
+
+    rule: str
+    share: float | None
+    by: str
+
+
+def way(dictionary: Dictionary, amp_dtype: str, k: int) -> Way:
+    """How steps of `k` active features per token (and layer) are computed."""
     first = next(dictionary.parameters())
     with autocast(first.device, amp_dtype):
         kernels: EntryKernels = dictionary.kernels(first.device)
     if not dictionary.activation.budgeted:
-        return kernels.rule
-    config = dictionary.config
-    share = k / config.k_layers / config.d_sae
-    way = "chosen entries" if kernels.entries_pay(first.dtype, share) else "dense products"
-    return f"{kernels.rule}; {share:.3g} are active here: {way}"
+        return Way(kernels.rule, None, "")
+    share = k / dictionary.config.k_layers / dictionary.config.d_sae
+    return Way(kernels.rule, share, "chosen entries" if kernels.entries_pay(first.dtype, share) else "dense products")
+
+
+def ways_in_words(ways: Mapping[str, Way]) -> list[str]:
+    """A line for each rule of the kernels, with what follows from it for those of which the share of active features is known.
+
+    Args:
+        ways: of each member of a sweep, or of "".
+    """
+    lines: dict[str, dict[str, list[str]]] = {}
+    for name, (rule, share, by) in ways.items():
+        told = lines.setdefault(rule, {})
+        if share is not None:
+            told.setdefault(by, []).append(f"{share:.3g} ({name})" if name else f"{share:.3g}")
+    return [
+        "; ".join([rule, *(f"{', '.join(shares)} are active here: {by}" for by, shares in told.items())])
+        for rule, told in lines.items()
+    ]

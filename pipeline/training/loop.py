@@ -32,6 +32,7 @@ from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.progress import Progress
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.held import Held, check_memory, held_lines, steps_at_once, told_of_memory
+from pipeline.training.kernels import ways_in_words
 from pipeline.training.observation import Observation
 from pipeline.training.run import Report, Timing, TrainingRun, say
 from pipeline.training.shared_batches import joint_batches, joint_dealt, joint_on_device
@@ -129,6 +130,8 @@ class _Loop:
         if len(self.runs) > 1:
             for line in held_lines([_held(run) for run in self.runs]):
                 say(self.label, line)
+        for line in ways_in_words({run.name: run.way for run in self.runs}):
+            say(self.label, line)
         for run in self.runs:
             with self._alone(run):
                 run.resume()

@@ -20,7 +20,7 @@ from pipeline.processes import ONE_PROCESS, Reductions
 from pipeline.progress import tell
 from pipeline.training.checkpoints import Checkpoints, snapshot_steps
 from pipeline.training.history import History
-from pipeline.training.kernels import check_device, way_in_words
+from pipeline.training.kernels import Way, check_device, way
 from pipeline.training.observation import Observation
 from pipeline.training.revival import out_of_reach
 from pipeline.training.source import Source, TrainingBatch
@@ -137,16 +137,19 @@ class TrainingRun:
         """Whether all steps are done."""
         return self.trainer.step_number == self.trainer.total_steps
 
+    @property
+    def way(self) -> Way:
+        """How its last step, and all behind the warm-up of k, are computed."""
+        return way(self.dictionary, self.params.amp_dtype, self.trainer.gate(self.trainer.total_steps - 1).top_k or 0)
+
     def resume(self) -> None:
-        """Say how it is done, and go to the newest whole resume point.
+        """Go to the newest whole resume point, and say what cannot be reached.
 
         Raises:
             CheckpointError: every resume point is damaged, or the newest one does not fit.
             NumericsError: it has diverged, and the resume point is that of its end.
         """
-        trainer, total = self.trainer, self.trainer.total_steps
-        say(self.label, way_in_words(self.dictionary, self.params.amp_dtype, trainer.gate(total - 1).top_k or 0))
-        if (why := out_of_reach(self.dictionary, self.params, total * self.source.batch_tokens)) is not None:
+        if (why := out_of_reach(self.dictionary, self.params, self.trainer.total_steps * self.source.batch_tokens)) is not None:
             say(self.label, why)
         self._load()
         self._check_progress()

@@ -10,6 +10,7 @@ import pytest
 from pipeline.params.loader import load_params, params_from_dict
 from pipeline.params.presets import apply_preset, preset_names
 from pipeline.params.rules.said import not_sparse, said_of_training, without_effect_here
+from pipeline.planning.beginning import begin_training
 from tests.params.changes import changed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,3 +134,17 @@ def test_something_makes_every_preset_sparse(name: str) -> None:
     params = apply_preset(name, ROOT / "params.yaml")
     assert not_sparse(params.dictionary, params.trainer) is None
     assert len(said_of_training(params)) <= 1
+
+
+def test_what_members_of_a_sweep_have_in_common_is_said_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    members = {name: {"trainer.lr": lr} for name, lr in (("slow", 1e-4), ("fast", 1e-3))}
+    begin_training(params_from_dict(changed({"sweep": members})), (10, 10))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "nothing makes it sparse" in line]
+    assert line.startswith("train: dictionary.act_fn: relu")
+    members["fast"]["dictionary.act_fn"] = "topk"
+    begin_training(params_from_dict(changed({"sweep": members})), (10, 10))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "nothing makes it sparse" in line]
+    assert line.startswith("train: slow: dictionary.act_fn: relu")

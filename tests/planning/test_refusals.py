@@ -281,6 +281,14 @@ def test_all_faults_at_once(fresh: Project) -> None:
         assert len([line for line in lines if key in line]) == 1
 
 
+def test_a_fault_of_the_run_is_not_told_of_its_members_again(fresh: Project) -> None:
+    fresh.set(dictionary__hook_point_in="blocks.7.hook_resid_post")
+    fresh.set(sweep={"few": {"dictionary.top_k": 2}, "more": {"dictionary.top_k": 3}})
+    outcome = fresh.run("inputs")
+    (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    says(line, "error: unknown hook point 'blocks.7.hook_resid_post'", "2 layers")
+
+
 def test_every_check_has_a_row_here_and_in_the_document() -> None:
     text = (REPOSITORY / "docs" / "refusals.md").read_text()
     table = [re.split(r"\s*\|\s*", line.strip("| ")) for line in text.splitlines() if line.startswith("| ")]

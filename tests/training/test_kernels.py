@@ -14,7 +14,7 @@ from pipeline.kernels.dispatch import entry_kernels, triton_fault
 from pipeline.kernels.reference import TorchEntries
 from pipeline.training import active_share
 from pipeline.training.fit import fit
-from pipeline.training.kernels import check_device, way_in_words
+from pipeline.training.kernels import check_device, way, ways_in_words
 from pipeline.training.objective import LossReport, compute_loss
 from pipeline.training.source import TrainingBatch
 from pipeline.training.step import Trainer
@@ -60,9 +60,17 @@ def test_bfloat16_on_a_gpu_without_it_is_refused() -> None:
 
 
 def test_the_way_is_said() -> None:
-    assert "dense products" in way_in_words(dictionary(top_k=3), "float32", 3)  # 3 of 24
-    assert way_in_words(dictionary(top_k=1), "float32", 1).endswith("chosen entries")
-    assert way_in_words(dictionary(act_fn="jumprelu"), "float32", 0) == CpuEntries.rule
+    dense, entries, open_ended = (
+        way(dictionary(top_k=3), "float32", 3),
+        way(dictionary(top_k=1), "float32", 1),
+        way(dictionary(act_fn="jumprelu"), "float32", 0),
+    )
+    assert ways_in_words({"": dense}) == [f"{CpuEntries.rule}; 0.125 are active here: dense products"]  # 3 of 24
+    assert ways_in_words({"": open_ended}) == [CpuEntries.rule]
+    (line,) = ways_in_words({"k3": dense, "k1": entries, "again": entries, "jump": open_ended})
+    told = "0.125 (k3) are active here: dense products; 0.0417 (k1), 0.0417 (again) are active here: chosen entries"
+    assert line == f"{CpuEntries.rule}; {told}"
+    assert len(ways_in_words({"a": dense, "b": dense._replace(rule="otherwise")})) == 2
 
 
 def batch(index: int) -> TrainingBatch:
