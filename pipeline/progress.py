@@ -49,7 +49,7 @@ class Progress:
         first: str | None = None,
         stream: TextIO | None = None,
     ) -> None:
-        self.label, self.total, self.unit = label, int(total), unit
+        self.label, self.total, self.unit = f"{label}{_latest.part}", int(total), unit
         self.stream = stream if stream is not None else sys.stderr
         self.terminal = self.stream.isatty()
         self.every_seconds = 0.2 if self.terminal else every_seconds
@@ -130,12 +130,14 @@ def _nothing() -> Progress | None:
 
 
 class _Latest:
-    """When a line of progress was shown last, the loop that is going on, and whether another process shows it."""
+    """When a line of progress was shown last, the loop that is going on, whether another process shows it, and what is said
+    behind the names of loops."""
 
     def __init__(self) -> None:
         self.spoken = time.monotonic()
         self.progress: Callable[[], Progress | None] = _nothing
         self.elsewhere = False
+        self.part = ""
         self.bar = False  # whether a terminal's line is that of a loop, which the next one overwrites
         self.lock = threading.Lock()
 
@@ -151,6 +153,22 @@ def shown_elsewhere() -> Iterator[None]:
         yield
     finally:
         _latest.elsewhere, _latest.spoken = False, time.monotonic()
+
+
+@contextlib.contextmanager
+def part(name: str, number: int, n_parts: int) -> Iterator[None]:
+    """Within the block loops are named with the part of the work that they are of: `analyze, k16 (1 of 4)`.
+
+    Args:
+        name: of the part, as a member of a sweep; "": the work has no parts.
+        number: of the part, from 1.
+        n_parts: that there are.
+    """
+    before, _latest.part = _latest.part, f", {name} ({number} of {n_parts})" if name else ""
+    try:
+        yield
+    finally:
+        _latest.part = before
 
 
 def say(line: str) -> None:

@@ -202,3 +202,14 @@ def test_what_another_process_shows_is_not_shown(capsys):
         threading.Event().wait(0.2)
     assert "evaluate: still at work" in capsys.readouterr().err
     assert progress.done == 50
+
+
+def test_the_part_of_the_work_is_named(clock):
+    with module.part("k16", 1, 4):
+        progress = Progress("analyze", 1000, stream=io.StringIO())
+    clock.seconds += 10
+    progress.update(100)
+    assert progress.line().startswith("analyze, k16 (1 of 4)  10%  100/1,000 tokens")
+    with module.part("", 1, 1):
+        assert Progress("analyze", 1000, stream=io.StringIO()).label == "analyze"
+    assert Progress("train", 1000, stream=io.StringIO()).label == "train"

@@ -16,6 +16,7 @@ from pipeline.distributed.group import mesh
 from pipeline.errors import of_member
 from pipeline.files import atomic_directory
 from pipeline.plots.training_report import PAGE
+from pipeline.progress import part
 from pipeline.tracking.opening import open_tracker
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ def collected(
     _checked(places, figures)
     models: dict[str, LanguageModel] = {}
     rows, features = mesh(processes, params.distributed)
-    for name, member in params.members.items():
-        with of_member(name):
+    for number, (name, member) in enumerate(params.members.items(), 1):
+        with of_member(name), part(name, number, len(params.members)):
             collect(member, Inputs(places[name], tokens, figures["norms"]), rows, features, models=models)
 
 
@@ -95,8 +96,8 @@ def drawn(
     whole = contextlib.nullcontext if params.sweep is None else atomic_directory
     with contextlib.ExitStack() as states:
         with whole(features) as stores, whole(dashboard) as pages:
-            for name, member in params.members.items():
-                with of_member(name):
+            for number, (name, member) in enumerate(params.members.items(), 1):
+                with of_member(name), part(name, number, len(params.members)):
                     inputs, place = Inputs(places[name], tokens, figures["norms"]), Path(stores) / name
                     about = states.enter_context(analyzed(member, inputs, place, models=models))
                     store = FeatureStore(place)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SECONDS = 2.0  # of tokenizing, of each source
 FURTHER = 4.0  # times that, in which a text is read to its end that can be
 GENEROUS_BYTES, GENEROUS_ROWS = 2.0, 4.0  # times the estimate by sizes of files, or by rows: more tokens the text has hardly
+FEW_TOKENS = 500_000  # to train on, which take a few seconds
 PLENTY_BYTES = 12  # of text for each token: a token has fewer
 TEXT_FILES = (".txt", ".md", ".jsonl", ".json")
 DEVIATIONS = 2.0  # standard deviations of what is held out
@@ -350,10 +351,13 @@ def _sum(values: Iterable[float | None]) -> float | None:
 
 
 def is_counted_first(run: Run) -> bool:
-    """Whether tokenize counts the text before it begins: where the size of one in files leaves a doubt that it is enough."""
+    """Whether tokenize counts the text before it begins: one in files of which little is read, or whose size leaves a doubt
+    that it is enough."""
     n_bytes = file_bytes(run.params.dataset)
     if n_bytes is None or run.params.dataset.sources is not None:  # of several sources the order is tokenize's own
         return False
+    if run.stored_tokens <= FEW_TOKENS:
+        return True
     asked, held_out = run.params.evaluation.tokens or 0, run.held_out_contexts * run.context_size
     return n_bytes < PLENTY_BYTES * run.stored_tokens or asked > held_out / 2
 
