@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
+from pathlib import Path
 
 KEPT_BLOCK, KEPT_IN_ALL = 2**28, 2**29  # bytes: larger blocks, and more than so many free ones, are given back
+_STATM = Path("/proc/self/statm")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of glibc's mallopt
 
 
@@ -23,3 +27,29 @@ def keep_freed_memory() -> None:
     mallopt(_ARENA_MAX, 1)
     mallopt(_MMAP_THRESHOLD, KEPT_BLOCK)
     mallopt(_TRIM_THRESHOLD, KEPT_IN_ALL)
+
+
+def resident() -> int:
+    """Bytes of main memory that this process has now; 0 where the system does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+class FreedMemory:
+    """Gives freed blocks back to the system where they have become many; to be asked after each batch of a long loop.
+
+    What a batch leaves behind, be it some numbers, may lie in the middle of where a large tensor has been. The next tensor of
+    that size then needs a new place, and so with every batch: logits of 200 MB made 5.9 GB of 2.5 in ten batches.
+    """
+
+    def __init__(self) -> None:
+        self._before = resident()
+
+    def look(self) -> None:
+        """Give back the pages that hold nothing, where memory has grown by KEPT_IN_ALL or more since the last time."""
+        if resident() < self._before + KEPT_IN_ALL:
+            return
+        with contextlib.suppress(AttributeError, OSError, TypeError):
+            ctypes.CDLL(None).malloc_trim(0)
+        self._before = resident()

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from pipeline.allocation import KEPT_IN_ALL
 from pipeline.garbage import uncollected
 
 FAULTS = """
@@ -51,6 +52,34 @@ def test_nothing_is_searched_in_the_block_and_all_is_as_before_after_it() -> Non
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+HOLES = """
+import sys
+from pipeline.allocation import FreedMemory, keep_freed_memory, resident
+keep_freed_memory()
+before, kept, most = resident(), [], 0
+freed = FreedMemory()
+for number in range(14):
+    batch = [bytearray(b"a") * ((100 + number) * 2**20) for _ in range(2)]
+    most = max(most, resident())
+    for each in batch:
+        del each[2**18 :]  # what is left stays in its place; between the two is a hole, in which the next one has no room
+    kept.append(batch)
+    if sys.argv[1] == "looks":
+        freed.look()
+print((most - before) // 2**20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_what_batches_leave_behind_does_not_make_the_process_larger_without_end() -> None:
+    found = {}
+    for way in ("looks", "does not look"):
+        done = subprocess.run([sys.executable, "-c", HOLES, way], capture_output=True, text=True, check=True)
+        found[way] = int(done.stdout)  # MB
+    assert found["does not look"] > 1200  # 14 holes of 100 and more
+    assert found["looks"] < (KEPT_IN_ALL >> 20) + 3 * 120  # a hole may come before the look, and a batch after it
 
 
 TRAINING = """

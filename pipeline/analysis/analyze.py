@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from pipeline.allocation import FreedMemory
 from pipeline.analysis.collection import BANDS, RESERVOIR_PER_CONTEXT, Collection
 from pipeline.analysis.context_slots import slot_bytes
 from pipeline.analysis.loading import load_for_analysis
@@ -394,7 +395,9 @@ def run_pass(
             due = first and time.monotonic() - latest >= save_seconds
             return _Batch(processes.rank, batch.tokens.numel(), sums, stop.received, due)
 
+        freed = FreedMemory()
         for turn in in_turns(tokens.n_batches, done, processes, before):
+            freed.look()
             for each in turn:
                 collection.add_sums(each.sums)
                 progress.update(each.tokens)

@@ -22,8 +22,8 @@ import numpy as np
 from pipeline.corpus.bos import adds_bos
 from pipeline.corpus.document import Document
 from pipeline.corpus.mixture import Mixture
-from pipeline.corpus.near_duplicates import NearDuplicates
 from pipeline.corpus.packing import PackedSplit, Packer, kept_tokens
+from pipeline.corpus.sides import Sides
 from pipeline.corpus.tokens import SPLITS, WHOLE
 from pipeline.corpus.tokens_writer import TokenWriter
 from pipeline.errors import DataError
@@ -169,36 +169,6 @@ class TokenizeSettings:
     counted: bool = False
 
 
-class _Sides:
-    """Which split a document goes to, and how many were like an earlier one."""
-
-    def __init__(self, settings: TokenizeSettings) -> None:
-        self.settings = settings
-        similarity = settings.near_duplicate_similarity
-        self.near = None if similarity is None else NearDuplicates(similarity)
-        self.seen: dict[str, set[bytes]] = {split: set() for split in SPLITS}
-        self.equal = self.alike = self.left_out = 0
-
-    def of(self, document: Document) -> str | None:
-        """The split, or None: the document is left out."""
-        held = document.is_held_out(self.settings.eval_fraction, self.settings.split_seed)
-        drawn, other = SPLITS[::-1] if held else SPLITS
-        split: str | None = drawn
-        digest = document.content_digest()
-        equal = any(digest in seen for seen in self.seen.values())
-        self.equal += equal
-        if self.near is not None:
-            split, alike = self.near.side(document, drawn, fixed=document.held is not None)
-            self.alike += alike and not equal
-        elif digest in self.seen[other]:
-            split = None
-        if split is None:
-            self.left_out += 1
-        else:
-            self.seen[split].add(digest)
-        return split
-
-
 @dataclass(frozen=True)
 class _Tokenized:
     """A document with its tokens: ids [n], characters [n, 2], and which tokens count, bool [n] (None: all)."""
@@ -253,7 +223,7 @@ class _Run:
         self.documents = {"train": 0, "eval": 0}
         self.characters = 0
         self.text_digest = hashlib.sha256()
-        self.sides = _Sides(settings)
+        self.sides = Sides(settings.eval_fraction, settings.split_seed, settings.near_duplicate_similarity)
         self.progress = Progress("tokenize", settings.total_tokens)
 
     def kept(self, split: str) -> int:

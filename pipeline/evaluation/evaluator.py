@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from pipeline.allocation import FreedMemory
 from pipeline.dealing import in_turns
 from pipeline.errors import of_member
 from pipeline.evaluation.baselines import PrincipalDirections, checked_rank, pca_replacements
@@ -172,7 +173,9 @@ class Evaluator:
             found = work(self.held_out.batch(number))
             return self.processes.rank, self._counted, found
 
+        freed = FreedMemory()
         for turn in in_turns(self.held_out.n_batches, done, self.processes):
+            freed.look()
             for rank, tokens, found in turn:
                 add(found)
                 if self.progress is not None and rank != self.processes.rank:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.allocation import resident
 from pipeline.corpus.document import Document
 from pipeline.corpus.for_params import settings_of
 from pipeline.corpus.tokenization import tokenize_corpus
@@ -34,7 +35,7 @@ from pipeline.params.choices import STORE
 from pipeline.params.schema import Params
 from pipeline.planning.rates import Rates
 from pipeline.planning.run import Run
-from pipeline.planning.timing import BUSY, REPEATS, SECONDS, OtherWork, Stopwatch, fastest, resident, silent, slope, timed
+from pipeline.planning.timing import BUSY, REPEATS, SECONDS, OtherWork, Stopwatch, fastest, silent, slope, timed
 from pipeline.seeding import generator
 
 if TYPE_CHECKING:

@@ -104,8 +104,7 @@ def refuse_by_text(run: Run, text: TextSample) -> None:
     room = run.context_size / max(run.context_size - 1, 1)
     counted = "it holds" if text.whole else "by the size of its files it holds about"
     faults, wanted = [], run.stored_tokens
-    held_out = sum(source.held_out for source in text.sources.values())
-    most = text.tokens - held_out if text.whole else text.most
+    most = text.trained if text.whole else text.most
     if wanted > most * room and all(source.stop is None for source in text.sources.values()):
         there = most if text.whole else text.there * (1.0 - dataset.eval_fraction) if text.there is not None else most
         faults.append(

@@ -20,6 +20,7 @@ import numpy as np
 from pipeline.corpus.chat import ChatTemplate
 from pipeline.corpus.document import Document
 from pipeline.corpus.mixture import of_source
+from pipeline.corpus.sides import Sides
 from pipeline.corpus.sources import DEMO, Corpus, corpora
 from pipeline.corpus.tokenization import BATCH_CHARACTERS, TokenizerInfo, tokenizer_info
 from pipeline.extent import Extent
@@ -81,7 +82,8 @@ class SourceSample:
 
     Attributes:
         documents, characters, n_bytes, tokens: so far, pieces of text files each as a document; n_bytes in UTF-8.
-        held_out: tokens that are held out; held_out_parts: of each document or piece, and the whole document that it is of.
+        trained: tokens that may be trained on; held_out: that are held out. Left out are equal texts of both sides.
+        held_out_parts: of each document or piece, and the whole document that it is of.
         files: tokens of each text file that comes in pieces, by name; pieces: how many.
         squares: sum of the squared lengths of the documents that are no pieces, in tokens.
         first: seconds until the first document was there; seconds: of reading after it.
@@ -96,6 +98,7 @@ class SourceSample:
     characters: int = 0
     n_bytes: int = 0
     tokens: int = 0
+    trained: int = 0
     held_out: int = 0
     held_out_parts: list[tuple[int, Hashable]] = field(default_factory=list)
     files: Counter[str] = field(default_factory=Counter)
@@ -156,6 +159,11 @@ class TextSample:
         return sum(source.tokens for source in self.sources.values())
 
     @property
+    def trained(self) -> int:
+        """Tokens of the sample that may be trained on."""
+        return sum(source.trained for source in self.sources.values())
+
+    @property
     def batch_tokens(self) -> float:
         """Tokens of a batch of documents, behind which tokenize looks whether it has enough."""
         return max(1.0, BATCH_CHARACTERS * self.tokens / max(sum(source.characters for source in self.sources.values()), 1))
@@ -180,7 +188,7 @@ class TextSample:
         found = list(self.sources.values())
         if len(found) == 1 and found[0].stop is not None:
             return found[0].stop
-        if self.whole and (len(found) == 1 or self.tokens - sum(source.held_out for source in found) <= wanted):
+        if self.whole and (len(found) == 1 or self.trained <= wanted):
             if len(found) == 1:
                 return found[0].held()
             held_out = sum(source.held_out for source in found)
@@ -229,12 +237,12 @@ def sample_text(params: Params, model: ModelSource, seconds: float = SECONDS, *,
     chat = ChatTemplate(loaded, model.name) if any(part.messages_field is not None for part in parts.values()) else None
     wanted = params.activations.total_tokens
     watch = Stopwatch()
-    found = {}
-    for name, corpus in corpora(params.dataset, params.demo.text_packages, chat).items():
+    dataset, found = params.dataset, {}
+    sides = Sides(dataset.eval_fraction, dataset.split_seed, dataset.near_duplicate_similarity)
+    for name, corpus in corpora(dataset, params.demo.text_packages, chat).items():
         with of_source(name):
-            found[name] = _Reading(params.dataset, parts[name], info, wanted, no_further).sample(
-                corpus, seconds, watch.seconds()
-            )
+            reading = _Reading(sides, parts[name], info, wanted, no_further)
+            found[name] = reading.sample(corpus, seconds, watch.seconds())
         watch = Stopwatch()
     return TextSample(found, info, took)
 
@@ -243,14 +251,14 @@ class _Reading:
     """One source being read.
 
     Args:
-        dataset: the section; part: that of the source.
+        sides: of all sources. part: the section of the data set of this one.
         info: the tokenizer.
         wanted: training tokens of the run.
         no_further: whether to stop where there are enough.
     """
 
-    def __init__(self, dataset: DatasetParams, part: DatasetParams, info: TokenizerInfo, wanted: int, no_further: bool) -> None:
-        self.dataset, self.part, self.info, self.wanted, self.no_further = dataset, part, info, wanted, no_further
+    def __init__(self, sides: Sides, part: DatasetParams, info: TokenizerInfo, wanted: int, no_further: bool) -> None:
+        self.sides, self.part, self.info, self.wanted, self.no_further = sides, part, info, wanted, no_further
         self.found = SourceSample()
 
     def sample(self, corpus: Corpus, seconds: float, before: float) -> SourceSample:
@@ -305,14 +313,17 @@ class _Reading:
                 found.files[document.piece_of] += n
             else:
                 found.squares += float(n) ** 2
-            if document.is_held_out(self.dataset.eval_fraction, self.dataset.split_seed):
+            split = self.sides.of(document)
+            if split == "train":
+                found.trained += n
+            elif split == "eval":
                 found.held_out += n
                 found.held_out_parts.append((n, document.piece_of or found.documents))
             if found.tokens <= KEPT_TOKENS or not found.kept:
                 found.kept.append(document)
             if found.batch >= BATCH_CHARACTERS:  # here tokenize_corpus looks whether it has enough
                 found.batch = 0
-                if found.stop is None and found.tokens - found.held_out >= self.wanted:
+                if found.stop is None and found.trained >= self.wanted:
                     found.stop = found.held()
 
     def _estimated(self) -> tuple[float | None, float | None]:

@@ -28,14 +28,6 @@ def n_processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def resident() -> int:
-    """Bytes of memory that this process has now; 0 where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
-
-
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
     """Within the block nothing comes to standard error: progress of what is only measured is of no interest."""

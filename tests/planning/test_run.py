@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -192,8 +193,12 @@ def test_text_files_are_one_document_each_in_every_figure_of_a_plan(project: Pro
     texts = project.path / "texts"
     texts.mkdir()
     words = [line.split('"')[3] for line in (project.path / "text.jsonl").read_text().splitlines()]
+    licence = " ".join(words[:12])[:2500]  # a piece of every file, which is left out on one side
+    assert len(licence) >= 2000
     for n in range(40):
-        (texts / f"{n}.txt").write_text("\n\n".join(f"{n} {k} {words[(7 * n + k) % len(words)]} " * 6 for k in range(8)))
+        (texts / f"{n}.txt").write_text(
+            licence + "\n\n" + "\n\n".join(f"{n} {k} {words[(7 * n + k) % len(words)]} " * 6 for k in range(8))
+        )
     project.set(
         dataset__dataset_name_or_path=str(texts),
         dataset__eval_fraction=0.1,
@@ -208,11 +213,13 @@ def test_text_files_are_one_document_each_in_every_figure_of_a_plan(project: Pro
     assert store.eval.file_ids is not None
     n_files = len(set(store.eval.file_ids.tolist()))
     assert n_files < store.eval.n_documents
+    assert json.loads((project.path / "metrics" / "tokenize.json").read_text())["left_out_documents"] > 0
     for said in (counted.stdout, tokenized.stderr):
         says(said, "40 text files", f"in {n_files} text files", "asks for about 10%")
     assert "documents" not in counted.stdout.replace("documents fall", "").split("too little")[0]
     run = run_of(project, monkeypatch, "data/tokens.zarr")
-    evaluated = run.evaluated_extent
+    evaluated, sample = run.evaluated_extent, sample_text(run.params, run.sources.main)
+    assert 0 <= sample.held_out_of(4096, 0.1).tokens / CONTEXT - store.eval.n_contexts < 1
     assert run.held_out_extent == (n_files, n_files)
     assert evaluated is not None
     assert 2 <= evaluated.documents <= n_files
