@@ -11,11 +11,9 @@ from typing import NamedTuple
 MAX_POINTS = 1000
 MAX_NAMES = 16
 BESIDE = 1.02  # of the last x of a scatter chart: no point, often at a round number, is cut by the edge
-LATE = 0.75  # a point beyond this share of x has its label on its left
+LEAST_ROOM, ROOM = 1.1, 0.06  # of a logarithmic scatter chart on either side of its values: times, and share of decades
 RESOLUTION = 1e-11  # of the largest value: what lies closer together is drawn as one value
 CHARACTER = 0.012  # share of x that a character of a label takes, about
-ROW = 0.055  # share of y that a label takes
-ASIDE = 0.015  # share of x between a point and its label
 LOWEST_BAR, LOG_ROOM = 0.5, 3.0  # where a logarithmic axis of bars begins, and its end as a multiple of the highest
 
 
@@ -113,6 +111,7 @@ class ScatterChart:
     Attributes:
         name, title, x_label, y_label, note: as of a line chart.
         groups: at most six.
+        x_log, y_log: logarithmic; all values there are positive.
     """
 
     name: str
@@ -121,6 +120,8 @@ class ScatterChart:
     y_label: str
     groups: tuple[Group, ...]
     note: str = ""
+    x_log: bool = False
+    y_log: bool = False
 
     @property
     def named(self) -> bool:
@@ -202,8 +203,10 @@ def axes(chart: Chart) -> tuple[Axis, Axis]:
     if isinstance(chart, ScatterChart):
         points = [point for group in chart.groups for point in group.points]
         across, up = [point.x for point in points], [point.y for point in points]
-        right = BESIDE * max(across, default=1.0)
-        return linear_axis(min([0.0, *across]), right), linear_axis(min([0.0, *up]), max(up, default=1.0), 5)
+        return (
+            _around(across) if chart.x_log else linear_axis(min([0.0, *across]), BESIDE * max(across, default=1.0)),
+            _around(up) if chart.y_log else linear_axis(min([0.0, *up]), max(up, default=1.0), 5),
+        )
     xs = [x for line in chart.lines for x in line.x]
     x = linear_axis(min(xs, default=0.0), max(xs, default=1.0), tight=True)
     ys = [y for line in chart.lines for y in line.y if math.isfinite(y) and (y > 0 or not chart.y_log)]
@@ -211,6 +214,13 @@ def axes(chart: Chart) -> tuple[Axis, Axis]:
     if chart.y_log:
         return x, log_axis(low / 1.1, high * 1.1)
     return x, linear_axis(low, high, 5)
+
+
+def _around(values: Sequence[float]) -> Axis:
+    """A logarithmic axis with room on both sides of the values."""
+    low, high = min(values), max(values)
+    room = max(LEAST_ROOM, (high / low) ** ROOM)
+    return log_axis(low / room, high * room)
 
 
 def axis_labels(chart: Chart) -> tuple[str, str]:
@@ -229,39 +239,6 @@ def mark_sides(chart: BarChart, x_axis: Axis) -> list[bool]:
         starts = [at - other * on_left for (at, other), on_left in zip(marks, left, strict=True) if at > share]
         left[i] = left[i] or (share + width > min(starts, default=1.0) and share > width)
     return left
-
-
-class Label(NamedTuple):
-    """Where the name of a point stands.
-
-    Attributes:
-        text: the name.
-        x, y: shares of the plane: its end that is next to the point, and its middle.
-        left: whether it is on the left of the point.
-    """
-
-    text: str
-    x: float
-    y: float
-    left: bool
-
-
-def point_labels(chart: ScatterChart, x_axis: Axis, y_axis: Axis) -> list[Label]:
-    """The names of the points, each at the free place that is nearest to its point, above it first: none covers another."""
-    points = [(x_axis.share(p.x), y_axis.share(p.y), p.label) for group in chart.groups for p in group.points]
-    placed: list[tuple[float, float, float]] = []
-    labels = []
-    for x, y, text in sorted(points, key=lambda point: (-point[1], point[0])):
-        left = x > LATE
-        start = x - ASIDE - CHARACTER * len(text) if left else x + ASIDE
-        end = start + CHARACTER * len(text)
-        rows = [y + ROW * row for step in range(MAX_NAMES) for row in (step + 0.5, -step - 0.5)]
-        inside = [row for row in rows if ROW / 2 <= row <= 1 - ROW / 2]
-        free = (row for row in inside if not any(a < end and start < b and abs(row - other) < ROW for a, b, other in placed))
-        row = next(free, y)
-        placed.append((start, end, row))
-        labels.append(Label(text, end if left else start, row, left))
-    return labels
 
 
 def legend(chart: Chart) -> tuple[str, ...]:

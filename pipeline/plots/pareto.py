@@ -55,7 +55,9 @@ def _chart(key: str, own: Sequence[Experiment], place: str, site: str, note: str
         groups.append(Group("PCA", baseline))
         x_label, note = f"{x_label}; of PCA its rank", f"{note}; {PCA_NOTE}"
     title = f"L0 and {title}" + (f": {site}" if site else "")
-    return ScatterChart(f"pareto_{key}{place}", title, x_label, label, tuple(groups), note)
+    every = [point for group in groups for point in group.points]
+    logarithmic = {"x_log": min(p.x for p in every) > 0, "y_log": min(p.y for p in every) > 0}
+    return ScatterChart(f"pareto_{key}{place}", title, x_label, label, tuple(groups), note, **logarithmic)
 
 
 def _baseline(experiments: Sequence[Experiment], key: str) -> tuple[Point, ...]:

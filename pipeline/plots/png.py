@@ -17,9 +17,9 @@ from pipeline.plots.charts import (
     axis_labels,
     mark_sides,
     number,
-    point_labels,
     segments,
 )
+from pipeline.plots.point_labels import point_labels
 
 COLORS = ("#2563a8", "#d9622b", "#2a8c5a", "#8a55b5", "#b83253", "#6b7280")
 TEXT, FAINT, GRID = "#1f2430", "#5b6270", "#e3e6eb"

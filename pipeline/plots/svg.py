@@ -14,9 +14,9 @@ from pipeline.plots.charts import (
     axis_labels,
     mark_sides,
     number,
-    point_labels,
     segments,
 )
+from pipeline.plots.point_labels import point_labels
 
 WIDTH, HEIGHT = 640, 320
 LEFT, RIGHT, TOP, BOTTOM = 78, 24, 12, 44

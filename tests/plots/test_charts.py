@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from pipeline.plots.charts import (
     CHARACTER,
     MAX_NAMES,
-    ROW,
     BarChart,
     Group,
     Line,
@@ -25,11 +24,11 @@ from pipeline.plots.charts import (
     log_axis,
     mark_sides,
     number,
-    point_labels,
     segments,
     thinned,
 )
 from pipeline.plots.png import LINE, png
+from pipeline.plots.point_labels import ROW, point_labels
 from pipeline.plots.svg import svg
 
 VALUES = st.floats(-1e9, 1e9, allow_nan=False)
@@ -217,3 +216,26 @@ def test_no_name_of_a_point_covers_another(points):
         assert ROW / 2 <= label.y <= 1 - ROW / 2
         assert all(b <= start or start + width <= a or abs(label.y - y) >= ROW - 1e-9 for a, b, y in boxes)
         boxes.append((start, start + width, label.y))
+
+
+def test_the_name_of_a_point_stands_beside_it_and_off_the_line():
+    """The curve of a sweep, whose second point lies low: its name was half a chart above it."""
+    losses = ((16, 0.2142), (32, 0.1372), (64, 0.0808), (128, 0.0488))
+    points = tuple(Point(k, loss, f"ksweep/k{k}") for k, loss in losses)
+    pca = tuple(Point(k, loss, f"PCA {k}") for k, loss in ((16, 2.4088), (32, 1.5523), (64, 0.7873), (128, 0.3124)))
+    for log in (False, True):
+        chart = ScatterChart("a", "b", "x", "y", (Group("all", points, points), Group("PCA", pca)), x_log=log, y_log=log)
+        x_axis, y_axis = axes(chart)
+        line = [(x_axis.share(p.x), y_axis.share(p.y)) for p in points]
+        names = {label.text: label for label in point_labels(chart, x_axis, y_axis)}
+        for point in (*points, *pca):
+            label = names[point.label]
+            assert abs(label.x - x_axis.share(point.x)) < 0.02
+            assert abs(label.y - y_axis.share(point.y)) <= 2 * ROW + 1e-9
+            if log:  # on straight axes the curve lies on the ground, where there is no room
+                ends = sorted((label.x, label.x + (-1 if label.left else 1) * CHARACTER * len(label.text)))
+                for step in range(101):
+                    at = step / 100 * (len(line) - 1)
+                    (x0, y0), (x1, y1) = line[min(int(at), 2)], line[min(int(at), 2) + 1]
+                    x, y = x0 + (at - min(int(at), 2)) * (x1 - x0), y0 + (at - min(int(at), 2)) * (y1 - y0)
+                    assert not (ends[0] < x < ends[1] and abs(y - label.y) < ROW / 2), point.label
