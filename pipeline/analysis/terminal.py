@@ -212,7 +212,10 @@ def show_tokens(inspection: Inspection, top: int, labels: Mapping[str, str]) -> 
 def show_feature(inspection: Inspection, feature: str, top: int, effect: Attribution | None, labels: Mapping[str, str]) -> None:
     """A feature's strongest tokens, with the text around them, what is known of it, and what it does to the logits."""
     tokens = inspection.of_feature(feature)
-    click.echo(f"feature {feature}: active on {len(tokens)} of {int(inspection.kept.sum())} tokens{_known(feature, labels)}")
+    few = f", the {top} strongest below (--top)" if len(tokens) > top else ""
+    click.echo(
+        f"feature {feature}: active on {len(tokens)} of {int(inspection.kept.sum())} tokens{few}{_known(feature, labels)}"
+    )
     for token, value in tokens[:top]:
         around = inspection.around(token).replace("\n", "\\n")
         click.echo(f"{token:>5}  {value:<8.3g} {around}{mark(inspection, token)}")

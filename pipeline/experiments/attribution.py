@@ -111,6 +111,8 @@ class FeatureAttribution:
             method ablation, where it was not looked at.
         error_effects: [b, T], of the error term; 0 without a baseline text, when it is held, and of the method ablation.
         metric, baseline_metric: the number in the run as it is, and with features (and error term) of the baseline.
+        looked_at: of the method ablation, how many places (a feature at a position) were looked at, and how many there are;
+            None of other methods, which look at all.
     """
 
     method: str
@@ -120,6 +122,7 @@ class FeatureAttribution:
     error_effects: Tensor
     metric: float
     baseline_metric: float
+    looked_at: tuple[int, int] | None = None
 
     @property
     def gap(self) -> float:
@@ -177,9 +180,14 @@ class FeatureAttribution:
 
     def __repr__(self) -> str:
         first = ", ".join(f"{name} {effect:+.3g}" for name, effect in self.top_features(5)) or "none"
+        ends = f"{self.method}, metric {self.metric:.4g}, baseline {self.baseline_metric:.4g}"
+        if self.looked_at is not None:
+            few, every = self.looked_at
+            which = f"the {few} looked at of {every} places" if few < every else f"all {every} places"
+            return f"FeatureAttribution({ends}; each place alone taken away; {which}, summed over positions: {first})"
         return (
-            f"FeatureAttribution({self.method}, metric {self.metric:.4g}, baseline {self.baseline_metric:.4g}, gap "
-            f"{self.gap:.2g}; summed over positions: {first}{f'; {self.doubt}' if self.doubt else ''})"
+            f"FeatureAttribution({ends}, gap {self.gap:.2g}; summed over positions: {first}"
+            f"{f'; {self.doubt}' if self.doubt else ''})"
         )
 
 
@@ -316,17 +324,20 @@ def attribute(
         )
     measured: Metric = mean_loss if metric == "loss" else metric
     function = _OfFeatures(model, dictionary, text, measured, baseline, hook_points, norms, prepend_bos)
+    looked_at = None
     if method == "ablation":
         chosen = function.chosen(features)
         if top is not None and top < len(chosen):
             estimate = function.integrated(*_points(steps))[0].abs()
             chosen = chosen[estimate[tuple(chosen.T)].argsort(descending=True, stable=True)[:top].sort().values]
+        looked_at = (len(chosen), len(function.chosen(None)))
         effects, error_effects = function.ablated(chosen), torch.zeros(function.f.shape[:2])
     else:
         points, weights = _points(steps) if method == "integrated_gradients" else ([1.0], [1.0])
         effects, error_effects = function.integrated(points, weights)
     texts = [model.to_str_tokens(row) for row in function.ids] if function.has_text else _numbers(function.ids)
-    found = FeatureAttribution(method, texts, function.f, effects, error_effects, function.at(1.0), function.at(0.0))
+    ends = function.at(1.0), function.at(0.0)
+    found = FeatureAttribution(method, texts, function.f, effects, error_effects, *ends, looked_at)
     if found.doubt:
         warnings.warn(f"attribute, {method}: {found.doubt}", stacklevel=3)
     return found

@@ -29,6 +29,9 @@ def n_parameters(source: ModelSource, n_blocks: int | None = None) -> int:
 
 
 def _of_files(source: ModelSource) -> Iterator[int]:
+    if source.gguf is not None:
+        yield source.gguf.n_weights
+        return
     try:
         files = source.weight_files()
     except PipelineError:

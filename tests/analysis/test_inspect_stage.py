@@ -40,6 +40,11 @@ def test_tokens_features_and_steering(finished_project: Project) -> None:
     code, out, _ = run(finished_project, "--text", TEXT, "--feature", feature)
     assert code == 0
     assert f"feature {feature}: active on " in out
+    assert "strongest below" not in out
+    assert (
+        "tokens, the 1 strongest below (--top)"
+        in run(finished_project, "--text", "the cat the", "--feature", feature, "--top", "1")[1]
+    )
     assert "[the]" in out
     assert "promotes" in out
     code, out, _ = run(finished_project, "--text", TEXT, "--steer", feature, "--continue", "3")

@@ -183,4 +183,4 @@ def test_a_word_of_two_tokens_is_found_and_an_effect_like_noise_is_marked(driver
     for row in store.features(["feature", "logit_kurtosis"]):
         if row["feature"] in (1, 2, 3):
             show(driver, page, f"#/feature/{row['feature']}")
-            assert ("read these as noise" in text(driver)) == (row["logit_kurtosis"] < 1)
+            assert ("spread as noise would be" in text(driver)) == (row["logit_kurtosis"] < 1)

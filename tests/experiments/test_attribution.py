@@ -236,7 +236,15 @@ def test_a_linear_approximation_that_fails_says_so(double):
             trusted = attribute(double, made, TEXT, linear, **given | {"method": method})
             assert trusted.doubt == ""
             assert "trust" not in repr(trusted)
-        assert attribute(double, made, TEXT, bent, **given | {"method": "ablation"}).doubt == ""
+        exact = attribute(double, made, TEXT, bent, **given | {"method": "ablation"})
+        assert exact.doubt == ""
+        n = int((exact.features != 0).sum())
+        assert exact.looked_at == (n, n)
+        assert f"each place alone taken away; all {n} places, summed" in repr(exact)
+        assert "gap" not in repr(exact)
+        few = attribute(double, made, TEXT, bent, **given | {"method": "ablation", "top": 2})
+        assert few.looked_at == (2, n)
+        assert f"the 2 looked at of {n} places" in repr(few)
         assert attribute(double, made, TEXT, bent, hook_points=[LAYER], steps=128).doubt == ""
 
 

@@ -23,6 +23,7 @@ from pipeline.lm.loading import load_language_model, load_tokenizer, model_width
 from pipeline.lm.quiet import quiet
 from pipeline.lm.source import resolve_model
 from pipeline.lm.weights import loading_line
+from pipeline.planning.weights import n_parameters
 from tests.lm.families import CONTEXT, LAYERS, VOCAB, D
 from tests.lm.gguf_files import gguf_name, put, stored, vocabulary, write_gguf
 from tests.messages import saying, says
@@ -165,6 +166,12 @@ def test_the_digest_is_of_the_content(files: Files, tmp_path: Path) -> None:
     content[-1] ^= 1
     copied.write_bytes(content)
     assert resolve_model(copied).digest() != resolve_model(file).digest()
+
+
+def test_its_parameters_are_counted_as_they_are_loaded(files: Files) -> None:
+    """Not estimated from its configuration, as those of a model whose files are not here."""
+    file = files("llama", "Q8_0")
+    assert n_parameters(model_widths(file)) == sum(parameter.numel() for parameter in loaded_by_transformers(file).parameters())
 
 
 def test_widths_need_no_torch(files: Files) -> None:

@@ -69,7 +69,7 @@ async function showFeature(view, name, latest) {
   });
   const stat = (title, value) => `<div>${title}<b>${value}</b></div>`;
   const density = columns.density[row], tags = density === 0 ? '<span class="tag">never active here</span>' : density > 0.1 ? '<span class="tag">dense</span>' : "";
-  const noisy = noise(columns, row) ? `<p class="warning">No token stands out (excess kurtosis ${number(columns.kurtosis[row])}; of noise 0): read these as noise. What the feature does, it does through later blocks; <code>stages.inspect --steer</code> shows that.</p>` : "";
+  const noisy = noise(columns, row) ? `<p class="warning">All tokens together are spread as noise would be (excess kurtosis ${number(columns.kurtosis[row])}; of noise 0), so that some of these stand here by chance. The direct way to the logits, which this is, says little of such a feature: what it does through later blocks <code>stages.inspect --steer</code> and <code>attribute</code> in a notebook show.</p>` : "";
   const logits = page.promoted.length ? `<p>what an activation of 1 adds directly, past the blocks behind it${overview.logit_softcap ? " (before the soft cap of the logits)" : ""}, the final norm's scale left out</p>${noisy}
     <h3>promotes</h3>${effects(page.promoted, page, false)}<h3>suppresses</h3>${effects(page.suppressed, page, true)}` :
     `<p>none: what it writes (${overview.hooks.map(escaped).join(", ")}) is not itself added to the residual stream, so it has no direct effect on the logits</p>`;

@@ -5,7 +5,7 @@ const shownChips = (columns, places) => chips(columns, places.slice(0, SHOWN));
 const COLUMNS = [
   { key: "feature", title: "feature", width: "92px", least: 92, text: (c, r) => `<span>${escaped(c.name[r])}</span>` },
   { key: "fires", title: "fires on", least: 160, width: "minmax(160px,1.45fr)", sort: "fireText", text: (c, r) => `<span>${shownChips(c, c.fires[r])}</span>` },
-  { key: "promotes", title: "promotes", least: 140, width: "minmax(140px,1.35fr)", sort: "promoteText", text: (c, r) => `<span${noise(c, r) ? ' class="noise" title="no token stands out: read it as noise"' : ""}>${shownChips(c, c.promotes[r])}</span>` },
+  { key: "promotes", title: "promotes", least: 140, width: "minmax(140px,1.35fr)", sort: "promoteText", text: (c, r) => `<span${noise(c, r) ? ' class="noise" title="all tokens together are spread as noise would be: some stand here by chance"' : ""}>${shownChips(c, c.promotes[r])}</span>` },
   { key: "explanation", title: "explanation", least: 160, width: "minmax(160px,1.6fr)", sort: "explainText", text: (c, r) => `<span>${escaped(c.explanation[r]?.[0] ?? "")}</span>` },
   { key: "density", title: "density", width: "150px", least: 150, number: true, text: (c, r) => `<span class="num">${meter(c.density[r])}${percent(c.density[r])}</span>` },
   { key: "max", title: "maximum", width: "84px", least: 84, number: true },
