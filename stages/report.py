@@ -28,12 +28,12 @@ def main(params: str, output: Path, commits: int) -> None:
     from pipeline.errors import DataError
     from pipeline.plots.comparison import table, tables
     from pipeline.plots.experiment import distinct, member_rows, read_experiment, told_apart, why_apart
-    from pipeline.plots.experiments import experiment_rows
+    from pipeline.plots.experiments import experiment_rows, with_documents
     from pipeline.plots.pareto import pareto_charts
     from pipeline.plots.training_report import write_report
 
     rows, notes = experiment_rows(commits)
-    single = [each for row in rows for each in member_rows(row)]
+    single = [each for row in rows for each in member_rows(with_documents(row))]
     evaluated = distinct(found for row in single if (found := read_experiment(row)) is not None)
     experiments = told_apart(evaluated)
     for note in notes:

@@ -239,6 +239,15 @@ class ReconstructionSums:
             merged.add_all(part)
         return merged
 
+    def of_documents(self, documents: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """{FVU that is compared: its numerators and denominators, float64 [n], at documents int64 [n]}: that of the tokens that
+        are not massive, unless their labels do not vary."""
+        if self.ordinary is None:
+            return {"fvu_ordinary": self.documents.at(documents, "error", "variance")}
+        if self.ordinary["variance"]:
+            return {"fvu_ordinary": self.documents.at(documents, "ordinary error", "ordinary variance")}
+        return {"fvu": self.documents.at(documents, "error", "variance")}
+
     @property
     def ordinary_variance(self) -> float:
         """Sum of ||x - nu||^2 over the tokens that are not massive."""
@@ -357,6 +366,10 @@ class ReconstructionMetrics:
     def tokens(self) -> int:
         """Kept tokens so far."""
         return int(next(iter(self.parts.values())).sums["n"])
+
+    def of_documents(self, documents: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """As of :class:`ReconstructionSums`, of all hook points together."""
+        return ReconstructionSums.merged(self.parts.values()).of_documents(documents)
 
     def results(self) -> dict[str, float]:
         """Overall metrics; with several hook points also each metric as `<metric>.<hook>`.
