@@ -32,9 +32,9 @@ RULES = {
     KNEE: "the run farthest below the straight line from the first to the last one, loss against log L0, by "
     f"{LEAST_BOW:.0%} of the whole fall or more; of {FEWEST} or more L0s; never the first, the last, or one with more than "
     f"{MOST_DEAD:.0%} dead features",
-    "redraws": f"the evaluated documents are drawn again {DRAWS:,} times, as many as there are, the same for all runs; each draw "
-    "has losses and a knee of its own. Said is how many of them have this knee, and behind what a doubling changes the ends of "
-    f"the middle {DECIDED:.0%} of the draws",
+    "redraws": f"the evaluated documents are drawn again {DRAWS:,} times, as many as there are, the same for all runs; each "
+    "draw has losses and a knee of its own. Said is how many of them have this knee, and behind what a doubling changes the "
+    f"ends of the middle {DECIDED:.0%} of the draws",
     "undecided": f"no knee has {DECIDED:.0%} of the redraws; named are those, or none, that have them together. Of runs that "
     "were not evaluated on the same documents, or have kept no sums of these: the 95 % interval of the knee overlaps that of "
     "its neighbour on the curve",

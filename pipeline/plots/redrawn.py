@@ -51,8 +51,9 @@ def _redrawn(documents: tuple[Documents, ...], loss: str) -> tuple[Array, Array]
 
     from pipeline.redraws import redrawn_sums
 
-    sums = redrawn_sums(torch.from_numpy(np.hstack([over[there], under[there]]))).numpy()
-    above, below = np.split(sums, 2, axis=1)
+    # Equal columns once: a product may round them differently, and equal runs are to stay equal.
+    columns, place = np.unique(np.hstack([over[there], under[there]]), axis=1, return_inverse=True)
+    above, below = np.split(redrawn_sums(torch.from_numpy(columns)).numpy()[:, place.ravel()], 2, axis=1)
     return (over.sum(0) / under.sum(0), above / below) if (below > 0).all() else None
 
 
