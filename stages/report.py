@@ -1,9 +1,9 @@
 """report: compare experiments: L0 against FVU and delta cross entropy, as a table, PNG files and a page.
 
-Reads the metrics and parameters of the experiments (`dvc exp run`) of the last commit (or of more), and of the working tree;
-each member of a sweep is compared as an experiment by itself. Those of another model, text, hook point or evaluation are in a
-group of their own, each with its table and charts. `dvc exp show` has columns of
-each member, <member>.<metric>.
+Reads the metrics and parameters of the experiments (`dvc exp run`) of the last commit (or of more), and of the working tree,
+and of those that differ in L0 alone the sums of each evaluated document (metrics/plots/evaluation, in DVC's cache). Each
+member of a sweep is compared as an experiment by itself. Those of another model, text, hook point or evaluation are in a
+group of their own, each with its table and charts. `dvc exp show` has columns of each member, <member>.<metric>.
 Writes metrics/plots/pareto.
 """
 
