@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.files import is_number, json_object, parse_json
@@ -45,7 +46,9 @@ class Documents:
             sums = {name: json_object(each, WHAT) for name, each in json_object(found.get("sums"), WHAT).items()}
         except DataError:
             return None
-        pairs = {name: (each.get("numerators"), each.get("denominators")) for name, each in sums.items()}
+        pairs: dict[str, tuple[Any, Any]] = {
+            name: (each.get("numerators"), each.get("denominators")) for name, each in sums.items()
+        }
         right = all(_numbers(over) and _numbers(under) and len(over) == len(under) for over, under in pairs.values())
         return cls(str(found.get("digest")), pairs) if right and found.get("digest") else None
 

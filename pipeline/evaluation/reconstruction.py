@@ -242,11 +242,10 @@ class ReconstructionSums:
     def of_documents(self, documents: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """{FVU that is compared: its numerators and denominators, float64 [n], at documents int64 [n]}: that of the tokens that
         are not massive, unless their labels do not vary."""
-        if self.ordinary is None:
-            return {"fvu_ordinary": self.documents.at(documents, "error", "variance")}
-        if self.ordinary["variance"]:
-            return {"fvu_ordinary": self.documents.at(documents, "ordinary error", "ordinary variance")}
-        return {"fvu": self.documents.at(documents, "error", "variance")}
+        known = self.ordinary is None or self.ordinary["variance"] != 0
+        prefix = "" if self.ordinary is None or not known else "ordinary "
+        errors, variances = self.documents.at(documents, f"{prefix}error", f"{prefix}variance")
+        return {"fvu_ordinary" if known else "fvu": (errors, variances)}
 
     @property
     def ordinary_variance(self) -> float:
