@@ -3,9 +3,9 @@ members, in one pass.
 
 Reads data/inference/<name>/ (of a sweep <name>/<member>/), data/tokens.zarr (the eval split), data/norms.json,
 data/norm_statistics.safetensors and the model. Writes metrics/evaluation.json and metrics/plots/evaluation/ (densities of
-features and norms of activations, as data, PNG and HTML), of a sweep {member: metrics} and a directory a member; says on
-standard error how many tokens are excluded, and what was not measured. Cost: about six runs of the model over the held-out
-tokens, and one or two for each further member.
+features and norms of activations, as data, PNG and HTML; sums of each document, by which runs are compared), of a sweep
+{member: metrics} and a directory a member; says on standard error how many tokens are excluded, and what was not measured.
+Cost: about six runs of the model over the held-out tokens, and one or two for each further member.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """report: compare experiments: L0 against FVU and delta cross entropy, as a table, PNG files and a page.
 
-Reads the metrics and parameters of the experiments (`dvc exp run`) of the last commit (or of more), and of the working tree;
-each member of a sweep is compared as an experiment by itself. Those of another model, text, hook point or evaluation are in a
-group of their own, each with its table and charts. `dvc exp show` has columns of
-each member, <member>.<metric>.
+Reads the metrics and parameters of the experiments (`dvc exp run`) of the last commit (or of more), and of the working tree,
+and of those that differ in L0 alone the sums of each evaluated document (metrics/plots/evaluation, in DVC's cache). Each
+member of a sweep is compared as an experiment by itself. Those of another model, text, hook point or evaluation are in a
+group of their own, each with its table and charts. `dvc exp show` has columns of each member, <member>.<metric>.
 Writes metrics/plots/pareto.
 """
 
@@ -28,12 +28,12 @@ def main(params: str, output: Path, commits: int) -> None:
     from pipeline.errors import DataError
     from pipeline.plots.comparison import table, tables
     from pipeline.plots.experiment import distinct, member_rows, read_experiment, told_apart, why_apart
-    from pipeline.plots.experiments import experiment_rows
+    from pipeline.plots.experiments import experiment_rows, with_documents
     from pipeline.plots.pareto import pareto_charts
     from pipeline.plots.training_report import write_report
 
     rows, notes = experiment_rows(commits)
-    single = [each for row in rows for each in member_rows(row)]
+    single = [each for row in rows for each in member_rows(with_documents(row))]
     evaluated = distinct(found for row in single if (found := read_experiment(row)) is not None)
     experiments = told_apart(evaluated)
     for note in notes:

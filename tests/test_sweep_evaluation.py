@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,10 @@ from safetensors.torch import load_file
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.api import load_dictionary
 from pipeline.errors import DataError
+from pipeline.metric_names import ordinary
+from pipeline.plots.experiment import Experiment, member_rows, read_experiment
+from pipeline.plots.experiments import with_documents
+from pipeline.plots.knee import LOSSES, knee_lines
 from pipeline.tracking.tracker import Tracker
 from tests.evaluated_sweep import LATE, MLP, SWEEP, Sweep, make_sweep
 from tests.messages import says
@@ -70,6 +75,23 @@ def test_plots_of_all_and_of_each(sweep: Sweep) -> None:
     assert "top_k 8, trainer.lr 0.001" in page
     assert MLP[1] in (folder / "mlp/index.html").read_text()
     assert LATE not in (folder / "mlp/index.html").read_text()
+
+
+def test_members_have_sums_of_the_same_documents_which_the_report_reads(sweep: Sweep, monkeypatch) -> None:
+    """Those of each member where it is, and of no other figures than its own."""
+    monkeypatch.chdir(sweep.project.path)
+    figures = {f"{name}.{key}": value for name, one in sweep.alone.items() for key, value in one.items()}
+    rows = member_rows(with_documents({"rev": "workspace", "Experiment": "s", **figures}))
+    found = {row["Experiment"]: read_experiment(row) for row in rows}
+    assert set(found) == {f"s/{name}" for name in SWEEP}
+    kept = [e.documents.documents for e in found.values() if e is not None and e.documents is not None]
+    assert len({each.digest for each in kept if each is not None}) == 1
+    for label, loss in LOSSES.items():
+        losses = loss.redrawn([e for e in found.values() if e is not None])
+        assert losses is not None, label
+        for at, name in enumerate(SWEEP):
+            ends = [sweep.alone[name][f"{ordinary(sweep.alone[name], loss.field)}_{end}"] for end in ("low", "high")]
+            assert np.quantile(losses[:, at], [0.025, 0.975]).tolist() == pytest.approx(ends, rel=1e-9)
 
 
 def test_a_feature_store_and_pages_of_each(sweep: Sweep) -> None:
@@ -217,6 +239,8 @@ def test_each_member_has_a_run_of_its_own_and_the_sweep_one_that_compares_them(c
         assert run_file == Path("data/run.json")
         return runs.setdefault((stage, member), Recorded())
 
+    seen: list[Experiment] = []
+    monkeypatch.setattr("pipeline.evaluation.members.knee_lines", lambda own: (seen.extend(own), knee_lines(own))[1])
     monkeypatch.setattr("pipeline.evaluation.results.open_tracker", opened)
     monkeypatch.setattr("pipeline.dashboard.run.open_tracker", opened)
     for stage in ("evaluate", "analyze"):
@@ -235,6 +259,9 @@ def test_each_member_has_a_run_of_its_own_and_the_sweep_one_that_compares_them(c
     assert whole.tags["differs"].startswith("sweep of 4: k4, k8, late, mlp; knee: not said of 2 different L0s")
     for name, own in metrics.items():
         says(whole.note, f"| {name} |", f"{own['delta_ce']:.4f}")
+    assert {e.name for e in seen} == set(SWEEP)
+    assert len({e.documents.documents.digest for e in seen if e.documents and e.documents.documents}) == 1
+    assert all(e.documents for e in seen)
     together = runs["evaluate", ""].artifacts
     assert together == [("metrics/evaluation.json", "metrics"), ("metrics/plots/evaluation", "plots/evaluation")]
     assert runs["analyze", ""].artifacts == [("data/dashboard/index.html", "dashboard")]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Collection, Sequence
 
+from pipeline.documents import FILE, Documents, Kept
 from pipeline.plots.comparison import by_site, heading, markdown, tables
-from pipeline.plots.experiment import Experiment, read_experiment, told_apart
+from pipeline.plots.experiment import DOCUMENTS, Experiment, read_experiment, told_apart
 from pipeline.plots.knee import knee_lines
 from pipeline.plots.pareto import FIGURES, pareto_charts
 from pipeline.plots.training_report import write_report
 from pipeline.tracking.tracker import RunGroup, Tracker
 
+PLOTS = "plots/evaluation"  # where a run has the plots of its evaluation
 FIRST = 3  # lines on knees that stand in the folded note
 
 
@@ -23,7 +26,8 @@ def log_comparison(tracker: Tracker, run_ids: Collection[str | None]) -> None:
         tracker: of the run; one that knows no other runs logs nothing.
         run_ids: the runs that were evaluated; of a sweep its members.
     """
-    found = [(row.get("run"), experiment) for row in tracker.rows() if (experiment := read_experiment(row)) is not None]
+    rows = [{**row, DOCUMENTS: functools.partial(_documents, tracker, str(row.get("run")))} for row in tracker.rows()]
+    found = [(row.get("run"), experiment) for row in rows if (experiment := read_experiment(row)) is not None]
     apart = list(zip([run for run, _ in found], told_apart([experiment for _, experiment in found]), strict=True))
     sites = {experiment.site for run, experiment in apart if run in run_ids}
     like = [experiment for _, experiment in apart if experiment.site in sites]
@@ -37,6 +41,11 @@ def log_comparison(tracker: Tracker, run_ids: Collection[str | None]) -> None:
     knees = [line for own in by_site(like).values() for line in knee_lines(own)]
     tracker.describe_experiment("\n".join(markdown(like)), "; ".join(knees[:FIRST]))
     tracker.group_runs(groups([(str(run), experiment) for run, experiment in apart]))
+
+
+def _documents(tracker: Tracker, run: str, _: str) -> Kept:
+    """What a run has kept of each document; a member of a sweep is a run of its own."""
+    return Kept(lambda: Documents.read(tracker.artifact(run, f"{PLOTS}/{FILE}")))
 
 
 def groups(runs: Sequence[tuple[str, Experiment]]) -> list[RunGroup]:

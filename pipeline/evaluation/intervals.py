@@ -1,8 +1,8 @@
 """Confidence intervals of ratios of sums over tokens, from drawing whole documents again (bootstrap).
 
 Tokens of one document are alike: an interval that takes them for independent is too narrow. Drawn are as many documents as
-there are, with replacement; the interval holds the middle 95 % of the ratios. Source: Efron and Tibshirani 1993, percentile
-method, with documents as clusters; a text file whose pieces are stored by themselves is one document (split_tokens.py).
+there are, with replacement (pipeline/redraws.py); the interval holds the middle 95 % of the ratios. A text file whose pieces
+are stored by themselves is one document (split_tokens.py).
 """
 
 from __future__ import annotations
@@ -10,11 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.seeding import generator
-
-DRAWS = 2000
-TAIL = 0.025
-BLOCK = 2**22  # drawn documents held at once
+from pipeline.redraws import TAIL, redraws
 
 
 class DocumentSums:
@@ -47,6 +43,12 @@ class DocumentSums:
                 sums[there] += added
         return tuple(found)
 
+    def at(self, documents: Tensor, *names: str) -> tuple[Tensor, ...]:
+        """The sums of each name at some documents int64 [n], float64 [n]."""
+        short = self.of(*names)
+        missing = max(0, int(documents.max()) + 1 - len(short[0])) if len(documents) else 0
+        return tuple(torch.nn.functional.pad(sums, (0, missing))[documents] for sums in short)
+
 
 def ratio_interval(numerators: Tensor, denominators: Tensor, seed: int = 0) -> tuple[float, float] | None:
     """Interval of sum(numerators) / sum(denominators).
@@ -59,15 +61,9 @@ def ratio_interval(numerators: Tensor, denominators: Tensor, seed: int = 0) -> t
     """
     there = denominators != 0
     a, b = numerators[there], denominators[there]
-    n = len(a)
-    if n < 2:
+    if len(a) < 2:
         return None
-    draw = generator(seed, "bootstrap", "documents")
-    step = max(1, BLOCK // n)
-    ratios = []
-    for start in range(0, DRAWS, step):
-        rows = torch.randint(n, (min(step, DRAWS - start), n), generator=draw)
-        ratios.append(a[rows].sum(1) / b[rows].sum(1))
+    ratios = [a[rows].sum(1) / b[rows].sum(1) for rows in redraws(len(a), seed)]
     low, high = torch.cat(ratios).quantile(torch.tensor([TAIL, 1 - TAIL], dtype=torch.float64)).tolist()
     return low, high
 

@@ -182,6 +182,11 @@ class PredictionMetrics:
             raise NumericsError(f"{self.where}: no prediction to evaluate: every target is masked; evaluate on other tokens")
         return self.sums[name] / self.counts[name]
 
+    def of_documents(self, documents: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """{"delta_ce": its numerators and denominators, float64 [n], at documents int64 [n]}."""
+        before, after, number = self.documents.at(documents, "original", "spliced", "number of original")
+        return {"delta_ce": (after - before, number)}
+
     def results(self) -> dict[str, float]:
         """The metrics, in nats where they are cross entropies.
 
@@ -227,13 +232,18 @@ class PredictionMetrics:
         return {f"{name}{end}": value for name, value in found.items()}
 
 
+def main_of(by_alias: Mapping[str, object]) -> str:
+    """The alias of the main model, or of the first one."""
+    return MAIN if MAIN in by_alias else next(iter(by_alias))
+
+
 def prediction_results(by_alias: Mapping[str, PredictionMetrics]) -> dict[str, float]:
     """The metrics of a dictionary that writes to several models: the main model's (or the first one's) as they are.
 
     Those of the others have the model's alias appended. The hook point of a model that has no other is replaced alone
     whenever it is replaced: its <metric>.<hook> are the model's own.
     """
-    main = MAIN if MAIN in by_alias else next(iter(by_alias))
+    main = main_of(by_alias)
     results: dict[str, float] = {}
     for alias, predictions in by_alias.items():
         found = predictions.results()

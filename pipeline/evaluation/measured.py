@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pipeline.documents import Documents
 from pipeline.errors import DataError
 from pipeline.evaluation.baselines import PcaMetrics, PrincipalDirections, used_rank
 from pipeline.evaluation.decoder import decoder_metrics, share_histogram, written_shares
-from pipeline.evaluation.language_model import PredictionMetrics, prediction_results
+from pipeline.evaluation.language_model import PredictionMetrics, main_of, prediction_results
 from pipeline.evaluation.massive import MassiveTokens, limits_of
 from pipeline.evaluation.reconstruction import LabelMean, ReconstructionMetrics
 from pipeline.evaluation.saebench import saebench_core
@@ -44,6 +45,7 @@ class Evaluation:
         shares: {written hook point: features by share of what they write that is there} (decoder.share_histogram), where
             there are several.
         said: what was not measured and why; "": nothing.
+        documents: sums of each document, by which it is compared with other evaluations of the same ones.
     """
 
     metrics: dict[str, float]
@@ -52,6 +54,7 @@ class Evaluation:
     histogram: DensityHistogram
     shares: dict[str, list[int]] = field(default_factory=dict)
     said: str = ""
+    documents: Documents | None = None
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,15 @@ class Measured:
             mean_when_active=self.counts.sparsity.mean_when_active(),
             histogram=self.counts.sparsity.histogram(),
             shares=self._shares(),
+            documents=self._documents(held_out),
         )
+
+    def _documents(self, held_out: SplitTokens) -> Documents:
+        documents = torch.tensor(sorted(self.counts.documents))
+        predictions = self.counts.predictions[main_of(self.counts.predictions)]
+        sums = {**self.counts.reconstruction.of_documents(documents), **predictions.of_documents(documents)}
+        pairs = {name: (over.tolist(), under.tolist()) for name, (over, under) in sums.items()}
+        return Documents(held_out.digest, pairs)
 
     def _shares(self) -> dict[str, list[int]]:
         hooks = self.raw.hooks_out

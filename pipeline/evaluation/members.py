@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.documents import Documents, Kept
 from pipeline.evaluation.compared import interval_of
 from pipeline.extent import interval_note
 from pipeline.metric_names import flatten, ordinary
@@ -20,19 +21,23 @@ if TYPE_CHECKING:
     from pipeline.params.schema import Params
 
 
-def member_experiments(params: Params, metrics: Mapping[str, Mapping[str, Any]]) -> list[Experiment]:
+def member_experiments(
+    params: Params, metrics: Mapping[str, Mapping[str, Any]], documents: Mapping[str, Documents | None] | None = None
+) -> list[Experiment]:
     """The members of a run's sweep that were evaluated, by their own names; their sites are hook points alone.
 
     Args:
         params: of the run.
         metrics: {member: its evaluation}.
+        documents: what each evaluation has kept of its documents; None: it is not needed.
     """
     found = []
     for name, one in metrics.items():
         values = dict(flatten(params.members[name].to_dict()))
         row = {**values, **one, "Experiment": name, "differs": differs(own_keys(params, name))}
         if (experiment := read_experiment(row)) is not None:
-            found.append(experiment._replace(site=experiment.site.removeprefix(f"{params.model.model_name}, ")))
+            site, own = experiment.site.removeprefix(f"{params.model.model_name}, "), (documents or {}).get(name)
+            found.append(experiment._replace(site=site, documents=None if own is None else Kept.of(own)))
     return found
 
 
@@ -42,9 +47,15 @@ def about_sweep(params: Params) -> str:
     return f"sweep {params.dictionary.name}, {n} member{'s' if n > 1 else ''}"
 
 
-def about_members(params: Params, metrics: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
-    """The members that were evaluated and their knee, in a line, and what they reached, in Markdown."""
-    experiments = member_experiments(params, metrics)
+def about_members(
+    params: Params, metrics: Mapping[str, Mapping[str, Any]], documents: Mapping[str, Documents | None] | None = None
+) -> tuple[str, str]:
+    """The members that were evaluated and their knee, in a line, and what they reached, in Markdown.
+
+    Args:
+        params, metrics, documents: as of :func:`member_experiments`.
+    """
+    experiments = member_experiments(params, metrics, documents)
     knees = [line for own in by_site(experiments).values() for line in knee_lines(own)]
     line = "; ".join([sweep_of(name for name in params.members if name in metrics), *knees])
     return line, "\n".join([f"**{line}**", "", *markdown(experiments, "member")])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.dictionaries.store import read_config
+from pipeline.documents import FILE
 from pipeline.evaluation.massive import massive_line
 from pipeline.evaluation.tables import compared_table, metric_tables
 from pipeline.files import atomic_directory, write_bytes, write_json
@@ -33,6 +34,7 @@ def write_plots(
       count} a bin, and before them the features that were never active, with log10_density null.
     - written_share.json, of several written hook points: {hook point: features in equal bins of the share of what they write
       that is there, 0 to 1}.
+    - documents.json: sums of each evaluated document, and a digest of these (pipeline/documents.py).
     - feature_density.png, activation_norm.png, written_share.png, and index.html with all of them and every metric, defined.
 
     Args:
@@ -59,6 +61,8 @@ def write_plots(
         write_json(place / "feature_density.json", [{"log10_density": None, "features": histogram.never}, *bins])
         if evaluation.shares:
             write_json(place / "written_share.json", evaluation.shares)
+        if evaluation.documents is not None:
+            write_bytes(place / FILE, evaluation.documents.content())
         charts = [density, *share_charts(evaluation.shares), *lengths]
         title, about = "Evaluation on held-out text", describe(config.to_dict(), layers=config.layers)
         write_report(place, title, about, charts, tables=first, more=every)

@@ -239,6 +239,14 @@ class ReconstructionSums:
             merged.add_all(part)
         return merged
 
+    def of_documents(self, documents: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """{FVU that is compared: its numerators and denominators, float64 [n], at documents int64 [n]}: that of the tokens that
+        are not massive, unless their labels do not vary."""
+        known = self.ordinary is None or self.ordinary["variance"] != 0
+        prefix = "" if self.ordinary is None or not known else "ordinary "
+        errors, variances = self.documents.at(documents, f"{prefix}error", f"{prefix}variance")
+        return {"fvu_ordinary" if known else "fvu": (errors, variances)}
+
     @property
     def ordinary_variance(self) -> float:
         """Sum of ||x - nu||^2 over the tokens that are not massive."""
@@ -357,6 +365,10 @@ class ReconstructionMetrics:
     def tokens(self) -> int:
         """Kept tokens so far."""
         return int(next(iter(self.parts.values())).sums["n"])
+
+    def of_documents(self, documents: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """As of :class:`ReconstructionSums`, of all hook points together."""
+        return ReconstructionSums.merged(self.parts.values()).of_documents(documents)
 
     def results(self) -> dict[str, float]:
         """Overall metrics; with several hook points also each metric as `<metric>.<hook>`.

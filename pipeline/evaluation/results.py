@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dictionaries.store import read_config
-from pipeline.evaluation.compared_runs import log_comparison
+from pipeline.evaluation.compared_runs import PLOTS, log_comparison
 from pipeline.evaluation.headline import headline, member_headlines, note
 from pipeline.evaluation.massive import massive_line
 from pipeline.evaluation.members import about_members
@@ -81,20 +81,22 @@ def log_results(
             tracker.log_metrics({**own, **headline(own)})
             tracker.log_model_metrics(headline(own))
             tracker.describe(note(config.to_dict(), own, layers=config.layers))
+            tracker.log_artifact(Path(plots) / name, PLOTS)
             if not name:
                 tracker.log_artifact(out, "metrics")
                 log_comparison(tracker, members)
-            tracker.log_artifact(Path(plots) / name, "plots/evaluation")
     if params.sweep is not None:
         with open_tracker(params.tracking, stage="evaluate", run_file=Path(run)) as tracker:
             metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
             tracker.log_metrics(member_headlines(metrics))
-            line, text = about_members(params, {name: {**own, **_training(places[name])} for name, own in metrics.items()})
+            known = {name: {**own, **_training(places[name])} for name, own in metrics.items()}
+            documents = {name: evaluation.documents for name, evaluation in evaluations.items()}
+            line, text = about_members(params, known, documents)
             tracker.set_tags({"differs": line})
             tracker.describe(text)
             tracker.log_artifact(out, "metrics")
             log_comparison(tracker, members)
-            tracker.log_artifact(plots, "plots/evaluation")
+            tracker.log_artifact(plots, PLOTS)
 
 
 def _training(place: Path) -> dict[str, Any]:

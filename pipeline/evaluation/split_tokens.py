@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -122,6 +124,15 @@ class SplitTokens:
     def _documents(self, chosen: np.ndarray) -> np.ndarray:
         ids = read_contexts(self._split, chosen, "document_ids").astype(np.int64)
         return ids if self._wholes is None else self._wholes[ids]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 of the chosen contexts, their tokens, which of these are kept, and their documents, however batched."""
+        digest = hashlib.sha256()
+        for batch in self:
+            columns = (batch.contexts[:, None], batch.tokens, batch.mask.long(), batch.documents)
+            digest.update(torch.cat(columns, dim=1).numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def extent(self, documents: Collection[int]) -> Extent:
         """How many documents these are, by their numbers in `SplitBatch.documents`."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.extent import Extent
 from pipeline.metric_names import ordinary
+
+if TYPE_CHECKING:
+    from pipeline.documents import Kept
 
 NOTHING = (None, "None", "-", "")  # what DVC gives for null, and for what a row does not have
 FIGURES_OF_A_ROW = ("l0_mean", "fvu", "delta_ce", "dead_fraction")
@@ -22,6 +25,8 @@ _SAID = (
     "trainer.total_training_tokens",
 )
 _TRAINING = "metrics/train.json:"
+DOCUMENTS = "documents of the evaluation"  # in a row: Callable[[str], Kept], by the name of a member
+MEMBER = "member of the sweep"  # of a row that is one
 # What makes groups of the experiments of one model and hook points, and the parameters that it follows from.
 _APART = {"revision": "model.revision", "data": "dataset", "evaluated": "evaluation.tokens"}
 MOST_DIFFERENCES = 4
@@ -49,6 +54,8 @@ class Experiment(NamedTuple):
         gate: kind and activation function.
         kind: of the dictionary.
         extent: documents of the evaluated tokens. None: they were not counted.
+        documents: what its evaluation has kept of each of them, read when it is asked for; of no account where experiments are
+            told apart. None: nothing is known of it.
     """
 
     name: str
@@ -74,6 +81,7 @@ class Experiment(NamedTuple):
     gate: str = ""
     kind: str = ""
     extent: Extent | None = None
+    documents: Kept | None = None
 
 
 def differs(keys: Mapping[str, Any]) -> str:
@@ -112,7 +120,7 @@ def member_rows(row: Mapping[str, Any]) -> list[dict[str, Any]]:
         metrics, keys = (_under(row, f"{place}.") for place in (name, f"sweep.{name}"))
         metrics |= {f"{_TRAINING}{key}": value for key, value in _under(row, f"{_TRAINING}{name}.").items()}
         experiment = {"Experiment": f"{row.get('Experiment') or row.get('rev')}/{name}"}
-        found.append({**shared, **keys, **metrics, **experiment, "differs": differs(keys)})
+        found.append({**shared, **keys, **metrics, **experiment, MEMBER: name, "differs": differs(keys)})
     return found
 
 
@@ -161,7 +169,14 @@ def read_experiment(row: Mapping[str, Any]) -> Experiment | None:
         gate=f"{kind} {act_fn}".strip(),
         kind=kind,
         extent=Extent.of(row),
+        documents=_documents(row),
     )
+
+
+def _documents(row: Mapping[str, Any]) -> Kept | None:
+    """By DOCUMENTS a row has what gives those of a member, of "" without a sweep; by MEMBER its own."""
+    of_member = row.get(DOCUMENTS)
+    return None if of_member is None else of_member(str(row.get(MEMBER) or ""))
 
 
 def _of_training(row: Mapping[str, Any], name: str) -> Any:
@@ -204,7 +219,7 @@ def distinct(experiments: Iterable[Experiment]) -> list[Experiment]:
     """Without repetitions: the workspace repeats the experiment that was applied to it."""
     found: dict[tuple[Any, ...], Experiment] = {}
     for experiment in experiments:
-        key = experiment[1:]
+        key = experiment._replace(documents=None)[1:]
         if key not in found or found[key].name.split("/")[0] == "workspace":
             found[key] = experiment
     return list(found.values())

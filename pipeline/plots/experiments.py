@@ -1,17 +1,21 @@
-"""The experiments that DVC keeps, as rows."""
+"""The experiments that DVC keeps, as rows, and what their evaluations have kept of each document."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.documents import FILE, Documents, Kept
+from pipeline.errors import DataError
 from pipeline.foreign import reading
-from pipeline.plots.experiment import NOTHING
+from pipeline.plots.experiment import DOCUMENTS, NOTHING
 
 WORKSPACE = "workspace"
 AFTER = "analyze"  # the stage behind the evaluation, whose figures do not depend on it
+EVALUATION = "metrics/plots/evaluation"
 COMMITTED = "of the repository"  # a commit's own figures, which came with it or were committed
 
 
@@ -46,6 +50,38 @@ def experiment_rows(commits: int) -> tuple[list[dict[str, Any]], list[str]]:
             "failed); once evaluate has ended, MLflow and metrics/evaluation.json have its figures"
         )
     return sorted(map(_named, rows), key=lambda row: COMMITTED in str(row.get("Experiment"))), notes
+
+
+def with_documents(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row, by DOCUMENTS with what gives those of a member, of "" without a sweep.
+
+    Of the working tree they are read of the file itself, of another revision of DVC's cache: no remote is asked.
+    """
+    rev = str(row.get("rev"))
+    return {**row, DOCUMENTS: lambda member: Kept(lambda: Documents.read(_content(rev, member)))}
+
+
+def _content(rev: str, member: str) -> bytes | None:
+    name = f"{member}/{FILE}" if member else FILE
+    path = f"{EVALUATION}/{name}" if rev == WORKSPACE else _cached(rev).get(name)
+    try:
+        return None if path is None else Path(path).read_bytes()
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=256)
+def _cached(rev: str) -> dict[str, str]:
+    """{file of the evaluation's plots at a revision: where DVC's cache has it, or would}."""
+    from dvc.repo import Repo
+
+    found: dict[str, str] = {}
+    fault = f"the evaluation of {rev} is not in the cache"
+    with contextlib.suppress(DataError), reading(fault), Repo() as repo, repo.switch(rev):
+        (out,) = repo.find_outs_by_path(EVALUATION)
+        for key, _, digest in out.get_obj() or ():
+            found["/".join(key)] = out.cache.oid_to_path(digest.value)
+    return found
 
 
 def _named(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 """What MLflow's pages show beside a run's figures: columns and charts of the table of runs, the experiment's note, a model.
+And what is read back of runs: their figures, and files that they keep.
 
 MLflow keeps which columns a table has in the browser; a view that is shared lies in a tag of the experiment and is opened by
 its key: #/experiments/<id>/runs?viewStateShareKey=scopeline. The note, above the table, has that link. A link that states an
@@ -8,8 +9,10 @@ order or a filter opens no view: the order of the rows is in the view.
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.metric_names import HEADLINE
@@ -201,6 +204,14 @@ def experiment_rows(client: Any, experiment_id: str) -> list[dict[str, Any]]:
         row["Experiment"] = f"{parent}/{name}" if parent and "/" not in name else name
         rows.append(row)
     return rows
+
+
+def artifact(client: Any, run_id: str, name: str) -> bytes | None:
+    """The content of a file among a run's artifacts; None: it is not there."""
+    if name not in {each.path for each in client.list_artifacts(run_id, name.rpartition("/")[0])}:
+        return None
+    with tempfile.TemporaryDirectory() as place:
+        return Path(client.download_artifacts(run_id, name, place)).read_bytes()
 
 
 def _value(text: str) -> Any:

@@ -250,6 +250,13 @@ class MlflowTracker(Tracker):
             self.attempt("read the runs", lambda: found.extend(mlflow_pages.experiment_rows(self._client, self._experiment_id)))
         return found
 
+    def artifact(self, run_id: str, name: str) -> bytes | None:
+        """A file among the artifacts of a run; one that is not there is no fault."""
+        found: list[bytes | None] = [None]
+        if self.run_id is not None and not self._closed and time.monotonic() >= self._retry_at:
+            self.attempt(f"read {name}", lambda: found.append(mlflow_pages.artifact(self._client, run_id, name)))
+        return found[-1]
+
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         """Copy a file, or what a directory holds, to the run's artifacts; what does not exist is reported."""
         source = str(path)

@@ -74,6 +74,10 @@ class Trackers(Tracker):
         """Those of the first that knows any."""
         return next((rows for each in self.trackers if (rows := each.rows())), [])
 
+    def artifact(self, run_id: str, name: str) -> bytes | None:
+        """Of the first that has it."""
+        return next((found for each in self.trackers if (found := each.artifact(run_id, name)) is not None), None)
+
     def describe_experiment(self, text: str, first: str = "") -> None:
         """To each."""
         for each in self.trackers:

@@ -84,6 +84,10 @@ class Tracker:
         "run"; empty where nothing knows them."""
         return []
 
+    def artifact(self, run_id: str, name: str) -> bytes | None:
+        """What a run of :meth:`rows` has kept under a name; None: it has nothing there, or cannot be asked."""
+        return None
+
     def describe_experiment(self, text: str, first: str = "") -> None:
         """The description of all runs together, in Markdown; `first` is a sentence that is seen without opening it."""
 

@@ -71,3 +71,19 @@ def test_contexts_far_apart_are_not_read_with_all_that_lies_between(monkeypatch)
     assert max(spans) <= 4
     assert batch.contexts.tolist() == [0, 4, 8, 13, 17, 22, 26, 31, 35]
     assert torch.equal(batch.tokens, torch.from_numpy(tokens[batch.contexts].astype(np.int64)))
+
+
+def test_the_digest_is_of_tokens_and_documents_and_not_of_batches():
+    tokens = tiny_tokens(9)
+    wanted = held_out(tokens, batch_contexts=4).digest
+    assert {held_out(tokens.copy(), batch_contexts=n).digest for n in (1, 3, 9)} == {wanted}
+    assert held_out(tokens, n_tokens=5 * CONTEXT).digest != wanted
+    other = tokens.copy()
+    other[3, 2] += 1
+    assert held_out(other).digest != wanted
+    without_mask = held_out(tokens)
+    without_mask._mask_of = lambda _, ids: ids >= 0
+    assert without_mask.digest != wanted
+    pieces = held_out(tokens)
+    pieces._wholes = None
+    assert pieces.digest != wanted

@@ -112,7 +112,8 @@ def test_the_interval_of_an_sae_is_of_its_spliced_run(exact):
     model, module = exact
     case = Case(model, SAE)
     case.dictionary.double()
-    got = case.evaluate(batch_contexts=4).metrics
+    evaluation = case.evaluate(batch_contexts=4)
+    got = evaluation.metrics
     documents = ArraySplit(case.tokens).whole_documents()
     with torch.no_grad():
         x_hat = case.dictionary(case.activations[case.hooks[0]])
@@ -121,5 +122,16 @@ def test_the_interval_of_an_sae_is_of_its_spliced_run(exact):
     spliced = hooked_run(module, case.ids, layer, lambda x: torch.where(case.mask[..., None], x_hat, x))
     delta = _losses(spliced, case.tokens) - _losses(hooked_run(module, case.ids, layer, lambda x: x), case.tokens)
     number = _document_sums(np.ones(predicted.shape), documents, predicted)
-    interval = ratio_interval(_document_sums(delta, documents, predicted), number)
+    changes = _document_sums(delta, documents, predicted)
+    interval = ratio_interval(changes, number)
     assert (got["delta_ce_low"], got["delta_ce_high"]) == pytest.approx(interval, rel=1e-6)
+    assert evaluation.documents is not None
+    there = [n for n, size in enumerate(_document_sums(np.ones(predicted.shape), documents, case.mask.numpy())) if size]
+    label = case.activations[case.hooks[0]]
+    error, spread = ((x - label).square().sum(-1).numpy() for x in (x_hat, label[case.mask].mean(0)))
+    parts = [_document_sums(each, documents, case.mask.numpy()) for each in (error, spread)]
+    for name, wanted in (("fvu", parts), ("delta_ce", [changes, number])):
+        kept = evaluation.documents.of(name)
+        assert kept is not None
+        for values, each in zip(kept, wanted, strict=True):
+            assert values == pytest.approx([float(each[n]) for n in there], rel=1e-6)

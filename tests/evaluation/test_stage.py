@@ -20,6 +20,12 @@ SPEC_KEYS = {
 }  # fmt: skip
 
 
+def of_documents(project) -> dict[str, float]:
+    """What the sums of each document add up to."""
+    file = json.loads((project.path / "metrics/plots/evaluation/documents.json").read_text())
+    return {name: sum(each["numerators"]) / sum(each["denominators"]) for name, each in file["sums"].items()}
+
+
 def test_metrics_are_flat_finite_and_without_times(finished_project):
     text = (finished_project.path / "metrics" / "evaluation.json").read_text()
     metrics = json.loads(text)
@@ -42,6 +48,11 @@ def test_plots_and_densities_are_written(finished_project):
     never, *bins = json.loads((folder / "feature_density.json").read_text())
     assert never == {"log10_density": None, "features": metrics["dead_features"]}
     assert sum(row["features"] for row in bins) + metrics["dead_features"] == len(tensors["density"])
+    assert of_documents(finished_project) == pytest.approx({name: metrics[name] for name in ("fvu_ordinary", "delta_ce")})
+    file = json.loads((folder / "documents.json").read_text())
+    sizes = {len(values) for each in file["sums"].values() for values in each.values()}
+    assert sizes == {metrics["evaluated_documents"]}
+    assert sum(file["sums"]["delta_ce"]["denominators"]) == metrics["predicted_tokens"]
     pictures = {path.name for path in folder.glob("*.png")}
     assert pictures == {"feature_density.png", "activation_norm.png"}
     page = (folder / "index.html").read_text()
@@ -84,6 +95,7 @@ def test_excluded_tokens_are_said(project):
     assert f"{line}. " in page
     assert metrics["fvu"] == pytest.approx(before["fvu"], rel=1e-9)
     assert metrics["fvu_ordinary"] != metrics["fvu"]
+    assert of_documents(project) == pytest.approx({name: metrics[name] for name in ("fvu_ordinary", "delta_ce")})
     assert metrics["ce_zero"] < before["ce_zero"]  # fewer activations are replaced
     assert metrics["ce_original"] == before["ce_original"]
     histogram = json.loads((project.path / "metrics/plots/evaluation/feature_density.json").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 
 from pipeline.plots.charts import Group, Point, ScatterChart, axes
 from pipeline.plots.comparison import LEGEND, markdown, table, tables
-from pipeline.plots.experiment import Experiment, distinct, member_rows, read_experiment, told_apart, why_apart
-from pipeline.plots.experiments import experiment_rows
+from pipeline.plots.experiment import DOCUMENTS, Experiment, distinct, member_rows, read_experiment, told_apart, why_apart
+from pipeline.plots.experiments import experiment_rows, with_documents
 from pipeline.plots.knee import RULES
 from pipeline.plots.page import page
 from pipeline.plots.pareto import front, pareto_charts
@@ -326,6 +327,43 @@ def test_a_project_without_experiments_says_so(tmp_path: Path) -> None:
     outcome = report(tmp_path)
     assert outcome.returncode == 2
     says(outcome.stderr, "error:", "no experiment", "`dvc repro`")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # DVC's own
+def test_documents_of_a_revision_are_read_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each revision's own, in a repository of two; where the cache is gone there are none."""
+    alone = {"HOME": str(tmp_path), "DVC_NO_ANALYTICS": "true", "PATH": os.environ["PATH"]}
+    git(tmp_path, "init", "-q")
+
+    def dvc(*arguments: str) -> None:
+        subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=tmp_path, check=True, env=alone, capture_output=True)
+
+    dvc("init", "-q")
+    place = tmp_path / "metrics/plots/evaluation"
+    (place / "k8").mkdir(parents=True)
+    for digest in ("first", "second"):
+        for folder in (place, place / "k8"):
+            (folder / "documents.json").write_text(f'{{"digest": "{digest} {folder.name}", "sums": {{}}}}')
+        dvc("add", "-q", "metrics/plots/evaluation")
+        git(tmp_path, "add", "-A")
+        git(tmp_path, "commit", "-q", "-m", digest)
+        git(tmp_path, "tag", digest)
+    monkeypatch.chdir(tmp_path)
+
+    def of(rev: str, member: str = "") -> str | None:
+        found = with_documents({"rev": rev})[DOCUMENTS](member).documents
+        return None if found is None else found.digest
+
+    assert [of(rev) for rev in ("workspace", "second", "first")] == [
+        "second evaluation",
+        "second evaluation",
+        "first evaluation",
+    ]
+    assert [of(rev, "k8") for rev in ("workspace", "first")] == ["second k8", "first k8"]
+    assert of("workspace", "k9") is of("first", "k9") is of("no-such") is None
+    shutil.rmtree(tmp_path / ".dvc/cache")
+    assert of("workspace") == "second evaluation"
+    assert of("first") is of("main") is None
 
 
 def test_outside_a_repository_it_says_where_to_go(tmp_path: Path) -> None:

@@ -255,6 +255,48 @@ def test_the_runs_are_compared_in_the_newest_one(tracked, client, params, monkey
     assert "<li>L0: " in page  # each column has its line
 
 
+def test_runs_on_the_same_documents_are_compared_by_these(tracked, client, params, monkeypatch):
+    """Of the runs that are compared, this one among them; without its file a run of before has its interval alone."""
+    from pipeline.evaluation.compared_runs import log_comparison
+    from tests.plots.test_redrawn import runs
+
+    asked = []
+    artifact = MlflowTracker.artifact
+    monkeypatch.setattr(MlflowTracker, "artifact", lambda *given: (asked.append(given[1]), artifact(*given))[1])
+    ids = {}
+    for e in runs({8.0: 1.0, 16.0: 0.4, 32.0: 0.3, 64.0: 0.2, 65.0: 0.1}, hard=2.0, own=0.01):
+        other, (low, high) = e.l0 == 65, e.fvu_interval
+        monkeypatch.setenv("DVC_EXP_NAME", "other" if other else e.name)
+        with _open(params) as tracker:
+            tracker.log_params({"model": {"model_name": "gpt2" if other else "demo"}, "dictionary": {"act_fn": "topk"}})
+            ids[e.name] = tracker.run_id
+        place = tracked / "plots"
+        place.mkdir(exist_ok=True)
+        (place / "documents.json").write_bytes(e.documents.documents.content())
+        with _open(params, "evaluate") as tracker:
+            figures = {"fvu": e.fvu, "fvu_low": low, "fvu_high": high, "delta_ce": e.delta_ce, "dead_fraction": 0.0}
+            tracker.log_metrics({"l0_mean": e.l0, "evaluated_tokens": 99.0, **figures})
+            tracker.log_artifact(place, "plots/evaluation")
+    del ids["k65"]
+
+    def compared() -> str:
+        asked.clear()
+        monkeypatch.setenv("DVC_EXP_NAME", "k64")
+        with _open(params, "evaluate", ids={"mlflow": ids["k64"]}) as tracker:
+            log_comparison(tracker, [tracker.run_id])
+            assert tracker.artifact(ids["k8"], "plots/evaluation/none.json") is None
+        return (tracked / "mlartifacts" / ids["k64"] / "artifacts/comparison/index.html").read_text()
+
+    page = compared()
+    assert "knee: k16, by delta CE and by FVU (in 100 % and 100 % of redraws)" in page
+    assert sorted(asked[:-1]) == sorted(ids.values())
+    note = client.get_experiment_by_name("scopeline").tags["mlflow.note.content"]
+    assert "of redraws" in note
+    (tracked / "mlartifacts" / ids["k8"] / "artifacts/plots/evaluation/documents.json").unlink()
+    page = compared()
+    assert "undecided between k8, k16 and k32 by FVU (95 % intervals overlap)" in page
+
+
 def test_each_group_of_runs_has_a_number_and_charts_of_its_own(tracked, client, params, monkeypatch):
     from pipeline.tracking.mlflow_pages import MAX_EXPERIMENT_TAG
     from pipeline.tracking.tracker import RunGroup
