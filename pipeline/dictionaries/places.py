@@ -50,7 +50,10 @@ def chosen(name: str | None, known: Mapping[str, object] | list[str], what: str)
     """
     names = [each for each in known if each]
     if not names and name is not None:
-        raise ParamsError(f"--member {name}: {what} is of one dictionary, without a sweep; leave the option out")
+        raise ParamsError(
+            f"--member {name}: {what} is of one dictionary, without a sweep; leave the option out, or bring back a run with "
+            "members by `dvc exp apply NAME`"
+        )
     if names and name is None:
         raise ParamsError(f"--member: {what} is of a sweep; name one of its members: {', '.join(names)}")
     if name is not None and name not in names:

@@ -12,6 +12,7 @@ from pipeline.params.dictionary_formats import DICTIONARY_FORMATS
 from pipeline.params.interchange import INTERCHANGE_FORMATS
 
 SHOWN = 8  # dictionaries of a folder that are named
+BY = "`--format`; in Python import_dictionary(path, format=...)"
 DEEPEST = 4  # folders below the one that was named
 MOST = 2000  # folders that are looked into
 
@@ -40,7 +41,7 @@ def format_and_place(path: Path, name: str | None = None) -> tuple[InterchangeFo
     if not places:
         known = f"of a known format (known: {', '.join((*DICTIONARY_FORMATS, *INTERCHANGE_FORMATS))})"
         what = f"of the format {name}{_files(name)}" if name else known
-        raise DataError(f"{path}: no dictionary {what} here; name its directory, or the format by --format")
+        raise DataError(f"{path}: no dictionary {what} here; name its directory, or the format ({BY})")
     if len(places) > 1:
         shown = ", ".join(str(place) for place in places[:SHOWN])
         more = f" and {len(places) - SHOWN:,} more" if len(places) > SHOWN else ""
@@ -63,7 +64,7 @@ def _formats_at(path: Path, name: str | None) -> list[InterchangeFormat]:
 def _one_format(path: Path, found: list[InterchangeFormat]) -> InterchangeFormat:
     if len(found) > 1:
         names = ", ".join(each.name for each in found)
-        raise DataError(f"{path}: has the files of several formats ({names}); say which by --format")
+        raise DataError(f"{path}: has the files of several formats ({names}); say which ({BY})")
     return found[0]
 
 

@@ -231,7 +231,7 @@ def test_the_overview_says_how_many_tokens_were_massive(project: Project) -> Non
     says(shown["massive"], "4 of 1,000", "(0.40 %)", "massive", "excluded", 10)
     assert shown["metrics"][0][2] == 0.375
     figures = dict(shown["figures"])
-    assert (figures["L0 (held out)"], figures["dead on held-out text (share)"]) == (3.25, 0.625)
+    assert (figures["L0 (held out)"], figures["dead on held-out text"]) == (3.25, "62.50%")
     plain = {name: value for name, value in before.items() if "ordinary" not in name and "massive" not in name}
     files.evaluation.write_text(json.dumps(plain))
     shown = overview(FeatureStore(path / "data/features"), files)

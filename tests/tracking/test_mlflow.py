@@ -192,6 +192,11 @@ def test_the_model_of_a_run_with_figures_of_its_own(tracked, client, params):
     assert str(model.status) == "READY"
 
 
+def first_of(note: str) -> str:
+    """The line that MLflow shows of a folded note."""
+    return next(line for line in note.splitlines() if not line.startswith("<!--"))
+
+
 def test_the_table_of_runs_has_a_view_and_a_note_that_a_user_may_write(tracked, client, params):
     with _open(params) as tracker:
         tracker.describe_experiment("| a |\n" + "long line\n" * 900, "knee: k16")
@@ -209,7 +214,7 @@ def test_the_table_of_runs_has_a_view_and_a_note_that_a_user_may_write(tracked, 
     assert sum(view["columnWidths"][name] for name in seen[:5]) <= 618  # at 1,280, MLflow's side panel beside it
     note = experiment.tags["mlflow.note.content"]
     assert "?viewStateShareKey=scopeline" in note
-    first = next(line for line in note.splitlines() if not line.startswith("<!--"))  # MLflow shows this one of a folded note
+    first = first_of(note)
     assert "[table by L0]" in first
     assert first.endswith("; knee: k16")
     assert "orderBy" not in note  # such a link opens no view
@@ -292,9 +297,22 @@ def test_runs_on_the_same_documents_are_compared_by_these(tracked, client, param
     assert sorted(asked[:-1]) == sorted(ids.values())
     note = client.get_experiment_by_name("scopeline").tags["mlflow.note.content"]
     assert "of redraws" in note
+    assert first_of(note).endswith("; knee: k16, by delta CE and by FVU")  # short: MLflow cuts it
     (tracked / "mlartifacts" / ids["k8"] / "artifacts/plots/evaluation/documents.json").unlink()
     page = compared()
     assert "undecided between k8, k16 and k32 by FVU (95 % intervals overlap)" in page
+
+    monkeypatch.setenv("DVC_EXP_NAME", "mlp")  # a run of another kind comes last: the knee of the others stays
+    with _open(params) as tracker:
+        tracker.log_params({"dictionary": {"kind": "transcoder", "hook_point_in": "blocks.1.hook_mlp_in"}})
+        other = tracker.run_id
+    with _open(params, "evaluate", ids={"mlflow": other}) as tracker:
+        tracker.log_metrics({"l0_mean": 9.0, "fvu": 0.5, "delta_ce": 0.1, "dead_fraction": 0.0, "evaluated_tokens": 99.0})
+        log_comparison(tracker, [other])
+    note = client.get_experiment_by_name("scopeline").tags["mlflow.note.content"]
+    assert "; dictionary knee: k16 by delta CE, undecided" in first_of(note)
+    assert "mlp" in note
+    assert "k32" in note
 
 
 def test_each_group_of_runs_has_a_number_and_charts_of_its_own(tracked, client, params, monkeypatch):
