@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 KEPT_BLOCK, KEPT_IN_ALL = 2**28, 2**29  # bytes: larger blocks, and more than so many free ones, are given back
+GROWN = 2**30  # bytes that memory may grow by before the pages of freed blocks are looked for
 _STATM = Path("/proc/self/statm")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of glibc's mallopt
 
@@ -47,8 +48,8 @@ class FreedMemory:
         self._before = resident()
 
     def look(self) -> None:
-        """Give back the pages that hold nothing, where memory has grown by KEPT_IN_ALL or more since the last time."""
-        if resident() < self._before + KEPT_IN_ALL:
+        """Give back the pages that hold nothing, where memory has grown by GROWN or more since the last time."""
+        if resident() < self._before + GROWN:
             return
         with contextlib.suppress(AttributeError, OSError, TypeError):
             ctypes.CDLL(None).malloc_trim(0)

@@ -34,9 +34,9 @@ def main(params: str, output: Path, commits: int) -> None:
 
     rows, notes = experiment_rows(commits)
     single = [each for row in rows for each in member_rows(with_documents(row))]
-    evaluated = distinct(found for row in single if (found := read_experiment(row)) is not None)
+    evaluated, repeated = distinct(found for row in single if (found := read_experiment(row)) is not None)
     experiments = told_apart(evaluated)
-    for note in notes:
+    for note in [*notes, *repeated]:
         click.echo(note, err=True)
     if not experiments:
         raise DataError("no experiment has been evaluated; run `dvc repro`, or `dvc exp run`")

@@ -79,6 +79,11 @@ def feature_labels(
     """
     if not Path(features).is_dir():
         raise DataError(f"{features}: the feature store is missing; run `dvc repro analyze`, or give the path of one")
+    if members := sorted(found.parent.name for found in Path(features).glob(f"*/{FEATURES}")):
+        raise DataError(
+            f"{features}: holds the feature stores of the members of a sweep; name that of one: "
+            f"{', '.join(str(Path(features, name)) for name in members)}"
+        )
     return known_features(features, interpretations).labels
 
 

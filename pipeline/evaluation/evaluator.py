@@ -146,6 +146,7 @@ class Evaluator:
             with of_member(name):
                 checked_rank(pca_rank, one.principal)
         self._kept: dict[int, dict[str, Tensor]] = {}
+        self._freed = FreedMemory()
         self._room = KEPT_BYTES // (self.processes.size * self.feature_group.size)
         self._check_memory()
         self.labels = LabelSums(self.measured.values(), self.models.device)
@@ -173,9 +174,7 @@ class Evaluator:
             found = work(self.held_out.batch(number))
             return self.processes.rank, self._counted, found
 
-        freed = FreedMemory()
         for turn in in_turns(self.held_out.n_batches, done, self.processes):
-            freed.look()
             for rank, tokens, found in turn:
                 add(found)
                 if self.progress is not None and rank != self.processes.rank:
@@ -331,6 +330,8 @@ class Evaluator:
         return found
 
     def _count(self, batch: SplitBatch, runs: int = 1) -> None:
+        """So many runs of the model have ended, and their logits are no longer needed."""
+        self._freed.look()
         self._counted += batch.tokens.numel() * runs
         if self.progress is not None:
             self.progress.update(batch.tokens.numel() * runs)

@@ -13,7 +13,7 @@ from pipeline.params.members import own_keys
 from pipeline.plots.charts import number
 from pipeline.plots.comparison import by_site, markdown
 from pipeline.plots.experiment import Experiment, differs, read_experiment, sweep_of
-from pipeline.plots.knee import knee_lines
+from pipeline.plots.knee import advice, knee_lines
 from pipeline.plots.page import Row, Table
 from pipeline.plots.training_report import PAGE
 
@@ -62,7 +62,7 @@ def about_members(
 
 
 def members_table(experiments: Sequence[Experiment], metrics: Mapping[str, Mapping[str, float]]) -> Table:
-    """The members beside each other, each with a link to its page."""
+    """The members beside each other, each with a link to its page, and what follows from them: the knee."""
     columns = ("L0", "FVU (95 %)", "PCA", "delta cross entropy (95 %)", "PCA", "loss recovered", "dead")
     rows = []
     for e in experiments:
@@ -71,7 +71,8 @@ def members_table(experiments: Sequence[Experiment], metrics: Mapping[str, Mappi
         cells = (e.l0, fvu, e.pca_fvu, delta, e.pca_delta_ce, own["loss_recovered_mean"], f"{e.dead:.2%}")
         rows.append(Row(e.name, e.differs or "as the run's parameters", cells, f"{e.name}/{PAGE}"))
     note = f"Loss recovered is that against the mean. {interval_note(next(iter(metrics.values())))}"
-    return Table("Members", columns, tuple(rows), note)
+    points = tuple(line for own in by_site(experiments).values() for line in advice(own))
+    return Table("Members", columns, tuple(rows), note, points)
 
 
 def _with_interval(metrics: Mapping[str, float], key: str) -> str:

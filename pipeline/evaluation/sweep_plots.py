@@ -60,7 +60,8 @@ def write_sweep_plots(
         write_bytes(place / "feature_density.safetensors", save(tensors))
         write_json(place / "feature_density.json", rows)
         metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
-        experiments = member_experiments(params, metrics)
+        documents = {name: evaluation.documents for name, evaluation in evaluations.items()}
+        experiments = member_experiments(params, metrics, documents)
         density = density_lines(
             {name: (e.histogram.edges, e.histogram.counts, e.histogram.never) for name, e in evaluations.items()}
         )

@@ -108,13 +108,15 @@ def make_sample(
         rows = tensor.reshape(-1, *tensor.shape[-1 if len(hooks) == 1 else -2 :])
         return rows if mask is None else rows[mask.reshape(-1)]
 
-    raw_x, rows_x = kept(inputs, dictionary.hooks_in), kept(x, dictionary.hooks_in)
-    raw_y, rows_y = (raw_x, rows_x) if same else (kept(labels, dictionary.hooks_out), kept(y, dictionary.hooks_out))
+    rows_x = kept(x, dictionary.hooks_in)
     if len(rows_x) == 0:
         raise DataError("initializer: every token of the sample is masked; raise initializer.tokens")
     if dictionary.reads_sequences:
         return Sample(x, y, inputs, labels, mask)
-    return Sample(rows_x, rows_y, raw_x, raw_y)
+    rows_y = rows_x if same else kept(y, dictionary.hooks_out)
+    del x, y  # a sample is large: no more than three of it at once
+    raw_x = kept(inputs, dictionary.hooks_in)
+    return Sample(rows_x, rows_y, raw_x, raw_x if same else kept(labels, dictionary.hooks_out))
 
 
 def _ratio(normalized: Tensor, raw: Tensor) -> float:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 FLOAT32, FLOAT64 = 4, 8
 TOKENIZED_BYTES = 30  # of a character on its way to tokens, over TEMPORARIES
-SAMPLE_COPIES = 3  # of the sample of a start: raw and normalised, and each without massive tokens where there are any
+SAMPLE_COPIES = 3  # of the sample of a start: raw and normalised, and one of them without massive tokens where there are any
 BATCHES_TAKEN = 5  # that are made ahead or in use
 TEMPORARIES = 3  # copies of a batch at the peak, with what is computed of it and what the C library keeps
 TOKEN_FIELDS = 4  # int32 arrays of a context that are in memory where contexts are taken in any order
@@ -161,11 +161,11 @@ def _live_batch(run: Run) -> tuple[Need, ...]:
     return (_through_model(run, run.params.activations.model_batch_size, key),) if run.live else ()
 
 
-def _batch_of_features(run: Run, *, encoded: bool) -> Need:
-    """The features of one training batch, of the dictionary that takes most."""
+def _batches_of_features(run: Run, *, encoded: bool) -> list[Need]:
+    """The features of one training batch, of each dictionary, the largest first."""
     acts = run.params.activations
     found = [each.need(acts.tokens_per_batch, acts.batch_size, encoded=encoded) for each in run.dictionaries.values()]
-    return max(found, key=lambda need: need.n_bytes)
+    return sorted(found, key=lambda need: need.n_bytes, reverse=True)
 
 
 def _weights(run: Run, copies: int, what: str = "the weights") -> Need:
@@ -231,7 +231,12 @@ def _train_holds(run: Run) -> tuple[Need, ...]:
 
 
 def _train_works_on(run: Run) -> tuple[Need, ...]:
-    return (_batch_of_features(run, encoded=False), *_live_batch(run))
+    import torch
+
+    from pipeline.training.held import steps_at_once
+
+    at_once = steps_at_once(len(run.dictionaries), torch.device("cpu"))
+    return (*_batches_of_features(run, encoded=False)[:at_once], *_live_batch(run))
 
 
 def _fold_holds(run: Run) -> tuple[Need, ...]:
@@ -239,7 +244,7 @@ def _fold_holds(run: Run) -> tuple[Need, ...]:
 
 
 def _fold_works_on(run: Run) -> tuple[Need, ...]:
-    return (_batch_of_features(run, encoded=True), *_live_batch(run))
+    return (_batches_of_features(run, encoded=True)[0], *_live_batch(run))
 
 
 def _evaluate_holds(run: Run) -> tuple[Need, ...]:

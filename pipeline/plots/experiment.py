@@ -215,14 +215,21 @@ def _hook_points(written: Any) -> str:
     return f"{hooks[0]} to {hooks[-1]} ({len(hooks)})" if len(hooks) > 2 else ", ".join(hooks)
 
 
-def distinct(experiments: Iterable[Experiment]) -> list[Experiment]:
-    """Without repetitions: the workspace repeats the experiment that was applied to it."""
-    found: dict[tuple[Any, ...], Experiment] = {}
+def distinct(experiments: Iterable[Experiment]) -> tuple[list[Experiment], list[str]]:
+    """(the experiments without repetitions, lines on experiments that repeat others): the workspace repeats the one that was
+    applied to it, and an experiment in which nothing was changed the one before it."""
+    found: dict[tuple[Any, ...], list[Experiment]] = {}
     for experiment in experiments:
-        key = experiment._replace(documents=None)[1:]
-        if key not in found or found[key].name.split("/")[0] == "workspace":
-            found[key] = experiment
-    return list(found.values())
+        found.setdefault(experiment._replace(documents=None)[1:], []).append(experiment)
+    shown, repeated = [], {}
+    for same in found.values():
+        named = [e for e in same if e.name.split("/")[0] != "workspace"] or same[:1]
+        shown.append(named[0])
+        for e in named[1:]:
+            repeated.setdefault(e.name.split("/")[0], named[0].name.split("/")[0])
+    return shown, [
+        f"{name} has the figures of {first} throughout: it is shown as {first} alone" for name, first in repeated.items()
+    ]
 
 
 def told_apart(experiments: Sequence[Experiment]) -> list[Experiment]:

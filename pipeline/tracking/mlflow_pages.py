@@ -174,16 +174,16 @@ def note(experiment_id: str, text: str, first: str = "") -> str:
     text, cut at a line where it is too long."""
     link = f"#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}{PAGES}"
     links = f"**Which run is best:** [table by L0]({link}), [charts]({link}&compareRunsMode=CHART)"
-    lines = [MARK, f"{links}; {first}" if first else links, "", *text.splitlines()]
-    while len("\n".join(lines)) > MAX_EXPERIMENT_TAG:
+    lines = [f"{links}; {first}" if first else links, "", *text.splitlines()]
+    while len("\n".join([*lines, "", MARK])) > MAX_EXPERIMENT_TAG:
         lines.pop()
-    return "\n".join(lines)
+    return "\n".join([*lines, "", MARK])  # at the end: the list of experiments shows how a note begins
 
 
 def describe_experiment(client: Any, experiment_id: str, text: str, first: str) -> None:
     """Write the experiment's note, unless somebody has written another one."""
     there = client.get_experiment(experiment_id).tags.get(NOTE_TAG, MARK)
-    if there.startswith(MARK):
+    if MARK in there:
         client.set_experiment_tag(experiment_id, NOTE_TAG, note(experiment_id, text, first))
 
 

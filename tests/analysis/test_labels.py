@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from pipeline.analysis.feature_columns import FEATURES
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.analysis.inspection import inspect_text
 from pipeline.analysis.labels import feature_labels, known_features
@@ -42,6 +43,10 @@ def test_a_store_of_another_dictionary_and_one_that_is_not_there(finished_projec
     assert known_features(tmp_path / "none", tmp_path / "none").labels == {}
     with pytest.raises(DataError, match=saying("none", "missing", "analyze")):
         feature_labels(tmp_path / "none")
+    (tmp_path / "sweep" / "k8").mkdir(parents=True)
+    (tmp_path / "sweep" / "k8" / FEATURES).write_bytes(b"")
+    with pytest.raises(DataError, match=saying(str(tmp_path / "sweep"), "members of a sweep", str(tmp_path / "sweep" / "k8"))):
+        feature_labels(tmp_path / "sweep")
     (tmp_path / "1.json").write_text("[")
     with pytest.raises(DataError, match=saying("1.json", "damaged", "stages.interpret")):
         known_features(tmp_path / "none", tmp_path)

@@ -210,8 +210,11 @@ def test_a_residual_crosscoder_counts_once(double):
     torch.testing.assert_close(found.effects, wanted, rtol=1e-9, atol=1e-9)
 
 
-def test_a_linear_approximation_that_fails_says_so(double):
-    """A metric of f that is a cosine of several turns: the derivative at f says nothing of the way from 0."""
+def test_integrated_gradients_over_too_few_steps_say_so(double):
+    """A metric of f that is a cosine of several turns: the derivative at a few points says nothing of the way from 0.
+
+    Effects of single features, and their approximation, have a gap there too, which is no fault of theirs.
+    """
     made = make("sae")
     direction = torch.randn(D_MODEL, dtype=torch.float64, generator=generator(0, "tests", "direction"))
 
@@ -222,20 +225,21 @@ def test_a_linear_approximation_that_fails_says_so(double):
         return torch.cos(4 * linear(run))
 
     given = {"hook_points": [LAYER], "method": "attribution_patching"}
-    with pytest.warns(UserWarning, match="attribute, attribution_patching: gap .* do not trust .*integrated_gradients") as seen:
-        found = attribute(double, made, TEXT, bent, **given)
+    with pytest.warns(UserWarning, match="attribute, integrated_gradients: gap .* should sum to: take more steps") as seen:
+        found = attribute(double, made, TEXT, bent, hook_points=[LAYER], steps=1)
     assert len(seen) == 1
-    assert abs(found.gap) > 0.5 * abs(found.metric - found.baseline_metric)
+    assert abs(found.gap) > 0.1 * abs(found.metric - found.baseline_metric)
     assert found.doubt in repr(found)
     assert f"gap {found.gap:.3g} of a difference of {found.metric - found.baseline_metric:.3g}" in found.doubt
-    with pytest.warns(UserWarning, match="attribute, integrated_gradients: gap .* do not trust .* more steps"):
-        attribute(double, made, TEXT, bent, hook_points=[LAYER], steps=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for method in METHODS:
             trusted = attribute(double, made, TEXT, linear, **given | {"method": method})
             assert trusted.doubt == ""
-            assert "trust" not in repr(trusted)
+            assert "steps" not in repr(trusted)
+        patched = attribute(double, made, TEXT, bent, **given)
+        assert abs(patched.gap) > 0.5 * abs(patched.metric - patched.baseline_metric)
+        assert patched.doubt == ""
         exact = attribute(double, made, TEXT, bent, **given | {"method": "ablation"})
         assert exact.doubt == ""
         n = int((exact.features != 0).sum())
@@ -251,19 +255,17 @@ def test_a_linear_approximation_that_fails_says_so(double):
 @pytest.mark.parametrize(
     ("method", "effect", "trusted"),
     [
-        ("attribution_patching", 1.1, True),
-        ("attribution_patching", 0.9, False),
-        ("attribution_patching", 2.9, True),
-        ("attribution_patching", 3.1, False),
-        ("attribution_patching", -2.0, False),
-        ("attribution_patching", float("nan"), False),
+        ("attribution_patching", -9.0, True),
         ("integrated_gradients", 1.85, True),
         ("integrated_gradients", 1.75, False),
+        ("integrated_gradients", 2.25, False),
+        ("integrated_gradients", -2.0, False),
+        ("integrated_gradients", float("nan"), False),
         ("ablation", 9.0, True),
     ],
 )
 def test_how_large_a_gap_may_be(method, effect, trusted):
-    """Half of the difference of 2, a tenth of it, or any."""
+    """A tenth of the difference of 2, or any."""
     f = torch.ones(1, 1, 1)
     found = FeatureAttribution(method, [["a"]], f, effect * f, torch.zeros(1, 1), 3.0, 1.0)
     assert (found.doubt == "") is trusted
@@ -274,7 +276,7 @@ def test_ablation_of_the_largest_alone(double, name):
     """The five that integrated gradients find largest, with the effects that they have among all; the rest stays 0."""
     made = make(name)
     every = attribute(double, made, TEXT, method="ablation").effects
-    estimate = attribute(double, made, TEXT).effects.abs().flatten()
+    estimate = attribute(double, made, TEXT, method="attribution_patching").effects.abs().flatten()
     wanted = torch.zeros_like(every).flatten()
     largest = estimate.topk(5).indices
     wanted[largest] = every.flatten()[largest]

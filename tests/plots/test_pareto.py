@@ -89,8 +89,11 @@ def test_rows_without_an_evaluation_and_repeated_ones() -> None:
     assert read_experiment({**ROW, **PARAMS, "fvu": "None"}) is None
     assert read_experiment({"rev": "workspace"}) is None
     wide, workspace, main = made("wide", 24, 0.1), made("workspace", 24, 0.1), made("main", 12, 0.2)
-    assert distinct([workspace, main, wide]) == [wide, main]
-    assert distinct([wide, workspace]) == [wide]
+    assert distinct([workspace, main, wide]) == ([wide, main], [])
+    assert distinct([wide, workspace]) == ([wide], [])
+    shown, (line,) = distinct([wide._replace(name="again"), wide, main])
+    assert [e.name for e in shown] == ["again", "main"]
+    assert line == "wide has the figures of again throughout: it is shown as again alone"
 
 
 def test_no_point_lies_on_the_right_edge() -> None:
@@ -126,7 +129,7 @@ def test_members_of_a_sweep_are_experiments_of_their_own() -> None:
     fvu = pareto_charts(experiments)[0]
     assert fvu.groups[0].front == (Point(16.0, 0.16, "workspace/k1.6"), Point(24.0, 0.1, "wide"))
     again = [e._replace(name=e.name.replace("workspace", "exp-1")) for e in experiments]
-    assert [e.name for e in distinct([*experiments, *again])] == ["wide", "exp-1/k1.6", "exp-1/base", "exp-1/both"]
+    assert [e.name for e in distinct([*experiments, *again])[0]] == ["wide", "exp-1/k1.6", "exp-1/base", "exp-1/both"]
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=12))
