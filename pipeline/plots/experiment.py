@@ -221,7 +221,8 @@ def distinct(experiments: Iterable[Experiment]) -> tuple[list[Experiment], list[
     found: dict[tuple[Any, ...], list[Experiment]] = {}
     for experiment in experiments:
         found.setdefault(experiment._replace(documents=None)[1:], []).append(experiment)
-    shown, repeated = [], {}
+    shown: list[Experiment] = []
+    repeated: dict[str, str] = {}
     for same in found.values():
         named = [e for e in same if e.name.split("/")[0] != "workspace"] or same[:1]
         shown.append(named[0])
