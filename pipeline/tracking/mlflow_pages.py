@@ -121,7 +121,7 @@ def group_runs(client: Any, experiment_id: str, groups: Sequence[RunGroup]) -> N
     Args:
         client: MLflow's.
         experiment_id: of the experiment with all their runs.
-        groups: the newest first.
+        groups: the newest first; those of one run alone have charts only where there are no others.
     """
     from mlflow.entities import Metric, RunTag
 
@@ -144,7 +144,9 @@ def group_runs(client: Any, experiment_id: str, groups: Sequence[RunGroup]) -> N
             client.log_batch(
                 run_id, [Metric(key, value, now, 0) for key, value in wanted.items()], (), [RunTag(GROUP_TAG, tag)]
             )
-    client.set_experiment_tag(experiment_id, VIEW_TAG, _view({numbers[i]: group.about for i, group in enumerate(groups)}))
+    several = [len(group.figures) > 1 for group in groups]  # a run alone is compared with nothing
+    shown = {numbers[i]: group.about for i, group in enumerate(groups) if several[i] or not any(several)}
+    client.set_experiment_tag(experiment_id, VIEW_TAG, _view(shown))
 
 
 def _number_of(run: Any) -> str:

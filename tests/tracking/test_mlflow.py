@@ -320,11 +320,11 @@ def test_each_group_of_runs_has_a_number_and_charts_of_its_own(tracked, client, 
     from pipeline.tracking.tracker import RunGroup
 
     ids = []
-    for name in ("a", "b", "c"):
+    for name in ("a", "b", "c", "d"):
         monkeypatch.setenv("DVC_EXP_NAME", name)
         with _open(params) as tracker:
             ids.append(tracker.run_id)
-    a, b, c = ids
+    a, b, c, d = ids
 
     def grouped(*groups: RunGroup) -> dict[str, object]:
         monkeypatch.setenv("DVC_EXP_NAME", "c")
@@ -338,8 +338,11 @@ def test_each_group_of_runs_has_a_number_and_charts_of_its_own(tracked, client, 
     view = grouped(RunGroup("sae, x", {b: figures(0.5), a: figures(0.25)}))
     assert [section["name"] for section in view["compareRunSections"]] == ["group 1: sae, x", "all runs"]
     view = grouped(RunGroup("clt, y", {c: figures(0.125)}), RunGroup("sae, x", {b: figures(0.5), a: figures(0.25)}))
+    assert [section["name"] for section in view["compareRunSections"]] == ["group 1: sae, x", "all runs"]  # nothing beside c
+    clt = RunGroup("clt, y", {d: figures(0.375), c: figures(0.125)})
+    view = grouped(clt, RunGroup("sae, x", {b: figures(0.5), a: figures(0.25)}))
     assert [section["name"] for section in view["compareRunSections"]] == ["group 2: clt, y", "group 1: sae, x", "all runs"]
-    for run_id, number, fvu in ((a, 1, 0.25), (b, 1, 0.5), (c, 2, 0.125)):
+    for run_id, number, fvu in ((a, 1, 0.25), (b, 1, 0.5), (c, 2, 0.125), (d, 2, 0.375)):
         data = client.get_run(run_id).data
         assert data.tags["group"].startswith(f"{number}: ")
         assert {key: value for key, value in data.metrics.items() if key.startswith("group")} == {
