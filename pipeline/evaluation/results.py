@@ -48,13 +48,13 @@ def write_results(
 
 
 def notices(evaluations: Mapping[str, Evaluation], places: Mapping[str, Path]) -> list[str]:
-    """How many tokens are excluded, a line for each dictionary of which some are, and what was not measured."""
+    """How many tokens are excluded, a line for all dictionaries of which it is true, and what was not measured."""
     lines = list(dict.fromkeys(evaluation.said for evaluation in evaluations.values() if evaluation.said))
+    of: dict[str, list[str]] = {}
     for name, evaluation in evaluations.items():
         if evaluation.metrics["excluded_tokens"]:
-            line = massive_line(evaluation.metrics, read_config(places[name]).norms)
-            lines.append(f"{name}: {line}" if name else str(line))
-    return lines
+            of.setdefault(str(massive_line(evaluation.metrics, read_config(places[name]).norms)), []).append(name)
+    return lines + [line if len(names) == len(evaluations) else f"{', '.join(names)}: {line}" for line, names in of.items()]
 
 
 def log_results(

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from pipeline.dictionaries.store import read_config
+from pipeline.evaluation import results
 from pipeline.evaluation.headline import headline, member_headlines, note
 from pipeline.evaluation.massive import massive_line
 from pipeline.metric_names import grouped, ordinary
@@ -110,3 +116,19 @@ def test_the_key_of_what_is_shown_first() -> None:
     assert ordinary(metrics, "fvu.blocks.2.hook_mlp_out") == "fvu.blocks.2.hook_mlp_out"
     assert ordinary(metrics, "l0_mean") == "l0_mean"
     assert ordinary(metrics, "kl") == "kl"
+
+
+def test_what_is_true_of_all_members_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluation(excluded: float) -> Any:
+        metrics = {"evaluated_tokens": 1000.0, "massive_tokens": excluded, "excluded_tokens": excluded}
+        return SimpleNamespace(metrics=metrics, said="")
+
+    norms = {"a": {"mean_norm": 1.0, "max_norm_factor": 10.0, "median_norm": 2.0}}
+    monkeypatch.setattr(results, "read_config", lambda place: SimpleNamespace(norms=norms))
+    places = {name: Path(name) for name in ("k8", "k16", "mlp")}
+    (line,) = results.notices({"k8": evaluation(4.0), "k16": evaluation(4.0)}, places)
+    says(line, "4 of 1,000", "massive")
+    assert "k8" not in line
+    lines = results.notices({"k8": evaluation(4.0), "k16": evaluation(4.0), "mlp": evaluation(7.0)}, places)
+    assert [each.partition(": ")[0] for each in lines] == ["k8, k16", "mlp"]
+    says(lines[1], "7 of 1,000")
