@@ -128,8 +128,12 @@ def _check_free(place: Path, form: InterchangeFormat) -> None:
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
     if not place.is_dir() or not (form.recognises(place) or form.inside(place)):
+        inside = (
+            sorted(each.name for each in place.iterdir() if each.is_dir() and form.recognises(each)) if place.is_dir() else []
+        )
+        there = f", the dictionaries {', '.join(inside)}, each in a folder of its own," if inside else ""
         raise DataError(
-            f"{place}: something else than a dictionary in the format {form.name} is here; give another place by --to"
+            f"{place}: something else than a dictionary in the format {form.name}{there} is here; give another place by --to"
         )
 
 

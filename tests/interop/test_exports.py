@@ -23,7 +23,7 @@ from pipeline.params.interchange import INTERCHANGE_FORMATS
 from tests.dictionaries.make import filled, read_by
 from tests.interop.cases import GATES, HELD, KINDS, D, F, folded, naive
 from tests.interop.test_imports import same
-from tests.messages import says
+from tests.messages import saying, says
 
 PAIRS = [(format, kind, gate) for format, held in HELD.items() for kind, gate in sorted(held)]
 
@@ -200,6 +200,9 @@ def test_something_else_is_not_replaced_but_an_earlier_export_is(tmp_path: Path)
     for gate in ("relu", "jumprelu"):
         export_dictionary(folded("sae", gate), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "cfg.json").read_text())["architecture"] == "jumprelu"
+    export_dictionary(folded("sae", "relu"), tmp_path / "set" / "k8")
+    with pytest.raises(DataError, match=saying("set", "the dictionaries k8, each in a folder of its own", "--to")):
+        export_dictionary(folded("sae", "relu"), tmp_path / "set")
 
 
 def test_a_set_of_transcoders_is_written_for_circuit_tracer(tmp_path: Path) -> None:
