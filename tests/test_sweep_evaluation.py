@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
+from pipeline.analysis.analyze import Inputs, analyze
 from pipeline.analysis.feature_tables import FeatureStore
 from pipeline.api import load_dictionary
 from pipeline.errors import DataError
+from pipeline.evaluation import kept_activations
+from pipeline.evaluation.models import LanguageModels
 from pipeline.metric_names import ordinary
+from pipeline.params.loader import load_params
 from pipeline.plots.experiment import Experiment, member_rows, read_experiment
 from pipeline.plots.experiments import with_documents
 from pipeline.plots.knee import LOSSES, knee_lines
@@ -56,6 +62,40 @@ def test_each_member_has_the_metrics_that_it_has_alone(sweep: Sweep) -> None:
     found = json.loads((sweep.project.path / "metrics/evaluation.json").read_text())
     assert found == sweep.alone
     assert len({one["fvu"] for one in found.values()}) == len(SWEEP)
+
+
+@pytest.mark.parametrize("name", [*SWEEP])
+def test_each_member_has_the_feature_store_that_it_has_alone(
+    name: str, sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte, though a member is looked at on activations that were kept for it."""
+    monkeypatch.chdir(sweep.project.path)
+    params, place = load_params().members[name], Path("data/inference/main") / name
+    analyze(params, Inputs(place, "data/tokens.zarr", "data/norms.json"), tmp_path / "alone")
+    together = Path("data/features") / name
+    files = [file.name for file in together.iterdir()]
+    assert sorted(files) == sorted(file.name for file in (tmp_path / "alone").iterdir())
+    for file in files:
+        assert (together / file).read_bytes() == (tmp_path / "alone" / file).read_bytes(), file
+
+
+def test_the_model_runs_once_for_members_with_the_same_hook_points(copied: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[tuple[str, ...]] = []
+    given = LanguageModels.activations
+
+    def counted(self: LanguageModels, tokens: Tensor, keys: Iterable[str]) -> dict[str, Tensor]:
+        runs.append(tuple(keys))
+        return given(self, tokens, runs[-1])
+
+    monkeypatch.setattr(LanguageModels, "activations", counted)
+    assert copied.run("analyze").exit_code == 0
+    of_each = {hooks: runs.count(hooks) for hooks in runs}
+    assert len(of_each) == 3  # k4 and k8 read the same
+    (n_batches,) = set(of_each.values())
+    monkeypatch.setattr(kept_activations.KeptActivations, "get", lambda self, tokens, key: None)
+    runs.clear()
+    assert copied.run("analyze").exit_code == 0
+    assert len(runs) == 4 * n_batches
 
 
 def test_plots_of_all_and_of_each(sweep: Sweep) -> None:

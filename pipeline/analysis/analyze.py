@@ -31,6 +31,7 @@ from pipeline.corpus.tokens import open_tokens
 from pipeline.dealing import by_the_first, in_turns
 from pipeline.dictionaries.formats.scopeline import CONFIG_FILE
 from pipeline.errors import DataError, Interrupted
+from pipeline.evaluation.kept_activations import KeptActivations, RememberingModels
 from pipeline.evaluation.models import LanguageModels
 from pipeline.evaluation.raw_space import RawDictionary
 from pipeline.evaluation.split_tokens import SplitTokens
@@ -146,6 +147,7 @@ def analyzed(
     *,
     save_seconds: float = SAVE_SECONDS,
     models: dict[str, LanguageModel] | None = None,
+    kept: KeptActivations | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Write the feature store of a dictionary, whole or not at all; its metadata.
 
@@ -158,13 +160,14 @@ def analyzed(
         folder: the feature store; what is there is replaced.
         save_seconds: time between two saved states.
         models: {alias: language model} that are loaded already; others are added. None: none.
+        kept: activations of these models, for other dictionaries too. None: none are kept.
 
     Raises:
         DataError: something of these is missing, damaged, or does not fit the rest.
         Interrupted: a signal asked to stop; the state is saved.
     """
     with ended_by_signals():
-        one = _Pass.prepared(params, inputs, models)
+        one = _Pass.prepared(params, inputs, models, kept=kept)
         run_pass(one.collection, one.tokens, one.saved, save_seconds)
         contexts = AnalysedContexts(one.split, one.tokens.contexts, ReadableTexts(one.found.main))
         about = about_store(one.found, one.collection, one.params)
@@ -184,11 +187,12 @@ def collect(
     *,
     save_seconds: float = SAVE_SECONDS,
     models: dict[str, LanguageModel] | None = None,
+    kept: KeptActivations | None = None,
 ) -> None:
     """Run the models over the contexts in several processes; :func:`analyzed` in the first one goes on from there.
 
     Args:
-        params, inputs, save_seconds, models: as of :func:`analyzed`.
+        params, inputs, save_seconds, models, kept: as of :func:`analyzed`.
         processes: that the contexts are dealt to.
         feature_group: over those that the features are dealt to, which have the same contexts.
 
@@ -196,7 +200,7 @@ def collect(
         DataError, Interrupted: as :func:`analyzed`.
     """
     with ended_by_signals():
-        one = _Pass.prepared(params, inputs, models, feature_group)
+        one = _Pass.prepared(params, inputs, models, feature_group, kept)
         run_pass(one.collection, one.tokens, one.saved, save_seconds, processes, feature_group)
 
 
@@ -226,6 +230,7 @@ class _Pass:
         inputs: Inputs,
         models: dict[str, LanguageModel] | None,
         feature_group: Reductions = ONE_PROCESS,
+        kept: KeptActivations | None = None,
     ) -> _Pass:
         checkpoints = root() / "data" / "checkpoints"
         ensure_writable(checkpoints, "the state of the analysis")
@@ -250,9 +255,8 @@ class _Pass:
         )
         store.check_tokenizer(tokenizer_info(found.main.tokenizer, found.main.name).digest, found.main.name)
         params = dataclasses.replace(params, analysis=within(params.analysis, tokens, found.dictionary))
-        collection = Collection(
-            LanguageModels(found.models), RawDictionary(found.dictionary, found.norms), params.analysis, tokens.n_tokens
-        )
+        running = LanguageModels(found.models) if kept is None else RememberingModels(found.models, kept)
+        collection = Collection(running, RawDictionary(found.dictionary, found.norms), params.analysis, tokens.n_tokens)
         code = code_digest("analyze", NOT_THE_PASS)
         saved = SavedState(_depends_on(params, inputs, store, found), code, checkpoints)
         return cls(params, found, split, tokens, collection, saved)

@@ -14,6 +14,7 @@ from pipeline.dashboard.members import UP, members_page
 from pipeline.dashboard.overview import OverviewFiles, check_files, overview
 from pipeline.distributed.group import mesh
 from pipeline.errors import of_member
+from pipeline.evaluation.kept_activations import KEPT_BYTES, KeptActivations
 from pipeline.files import atomic_directory
 from pipeline.plots.training_report import PAGE
 from pipeline.progress import part
@@ -46,10 +47,12 @@ def collected(
         return
     _checked(places, figures)
     models: dict[str, LanguageModel] = {}
+    kept = _kept(params, processes.size)
     rows, features = mesh(processes, params.distributed)
     for number, (name, member) in enumerate(params.members.items(), 1):
         with of_member(name), part(name, number, len(params.members)):
-            collect(member, Inputs(places[name], tokens, figures["norms"]), rows, features, models=models)
+            inputs = Inputs(places[name], tokens, figures["norms"])
+            collect(member, inputs, rows, features, models=models, kept=kept)
 
 
 def _checked(places: Mapping[str, Path], figures: Mapping[str, str | Path]) -> dict[str, OverviewFiles]:
@@ -60,6 +63,11 @@ def _checked(places: Mapping[str, Path], figures: Mapping[str, str | Path]) -> d
         check_files(one)
         one.metrics()
     return files
+
+
+def _kept(params: Params, n_processes: int = 1) -> KeptActivations | None:
+    """Where the members of a sweep find the activations on which another one was looked at; None of one dictionary."""
+    return None if len(params.members) == 1 else KeptActivations(KEPT_BYTES // n_processes)
 
 
 @contextlib.contextmanager
@@ -92,6 +100,7 @@ def drawn(
     files = _checked(places, figures)
     single = params.analysis.single_page_features
     models: dict[str, LanguageModel] = {}
+    kept = _kept(params)
     shown: dict[str, str] = {}
     whole = contextlib.nullcontext if params.sweep is None else atomic_directory
     with contextlib.ExitStack() as states:
@@ -99,7 +108,7 @@ def drawn(
             for number, (name, member) in enumerate(params.members.items(), 1):
                 with of_member(name), part(name, number, len(params.members)):
                     inputs, place = Inputs(places[name], tokens, figures["norms"]), Path(stores) / name
-                    about = states.enter_context(analyzed(member, inputs, place, models=models))
+                    about = states.enter_context(analyzed(member, inputs, place, models=models, kept=kept))
                     store = FeatureStore(place)
                     up = UP if name else ""
                     about_all, explained = (

@@ -29,6 +29,7 @@ from pipeline.allocation import FreedMemory
 from pipeline.dealing import in_turns
 from pipeline.errors import of_member
 from pipeline.evaluation.baselines import PrincipalDirections, checked_rank, pca_replacements
+from pipeline.evaluation.kept_activations import KEPT_BYTES
 from pipeline.evaluation.labels import Found, LabelSums
 from pipeline.evaluation.language_model import (
     Replacement,
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress
 
 R = TypeVar("R")
-KEPT_BYTES = 2**30
 
 
 def batch_needs(

@@ -23,9 +23,10 @@ SHOWN_CONTEXTS = 96  # that features are shown in, so that they have about as ma
 
 
 class Part(NamedTuple):
-    """Seconds: of a token, of a feature, of the neighbours of all features."""
+    """Seconds: of a token, of one whose activations are kept, of a feature, of the neighbours of all features."""
 
     token: float
+    kept: float
     feature: float
     neighbours: float
 
@@ -39,6 +40,8 @@ def measure_features(
     tokens: TokenStore,
     analysed: int,
     folder: Path,
+    *,
+    is_one_of_several: bool,
 ) -> Part:
     """Measure the analysis of one dictionary.
 
@@ -51,6 +54,7 @@ def measure_features(
         tokens: contexts.
         analysed: tokens of the run's whole pass.
         folder: where a part of a feature store is written.
+        is_one_of_several: whether another dictionary may have had its activations before it.
     """
     from pipeline.analysis.analyze import within
     from pipeline.analysis.collection import Collection
@@ -67,12 +71,14 @@ def measure_features(
 
     most = min(analysis.batch_contexts, tokens.train.n_contexts)
     kept = within(analysis, split(tokens.train.n_contexts, most), raw.dictionary)
-    running = Collection(LanguageModels(cast(Any, models)), raw, kept, analysed)
 
-    def work(n: int) -> None:
-        running.update(next(iter(split(n, n))))
+    def token(of: Mapping[str, Any]) -> float:
+        """Seconds of a token whose activations these give."""
+        running = Collection(LanguageModels(of), raw, kept, analysed)
+        each, beside = slope(lambda n: running.update(next(iter(split(n, n)))), most)
+        return (each + beside / most) / size
 
-    each, beside = slope(work, most)
+    seconds = token(models), token(replayed) if is_one_of_several else 0.0
     shown = split(min(SHOWN_CONTEXTS, tokens.train.n_contexts), most)
     collection = Collection(LanguageModels(cast(Any, replayed)), raw, kept, analysed)
     for batch in shown:
@@ -80,7 +86,7 @@ def measure_features(
     found = Loaded(raw.dictionary, dict(models), None if raw.dictionary.config.folded else dict(norms))
     contexts = AnalysedContexts(tokens.train, shown.contexts, ReadableTexts(found.main))
     feature = _feature(params, found, collection, contexts, folder)
-    return Part((each + beside / most) / size, feature, _neighbours(found, collection, kept.neighbours))
+    return Part(*seconds, feature, _neighbours(found, collection, kept.neighbours))
 
 
 def _neighbours(found: Loaded, collection: Collection, n: int) -> float:

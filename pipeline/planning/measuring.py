@@ -367,14 +367,21 @@ class _Measurement:
         found: Mapping[str, Mapping[str, Tensor]],
         tokens: TokenStore,
     ) -> None:
+        from pipeline.evaluation.kept_activations import KEPT_BYTES
         from pipeline.planning.features import measure_features
+        from pipeline.planning.stages import analysed_bytes
 
-        replayed = {alias: Replayed(own) for alias, own in found.items()}
-        parts = [
-            measure_features(self.params, raw, norms, models, replayed, tokens, self.run.analysed_tokens, self.folder)
-            for raw in raws.values()
-        ]
-        self.known["analyze"] = sum(part.token for part in parts)
+        replayed, several = {alias: Replayed(own) for alias, own in found.items()}, len(raws) > 1
+        share = min(1.0, KEPT_BYTES / max(analysed_bytes(self.run), 1))  # of the tokens whose activations are kept
+        parts, token, had = [], 0.0, set[str]()
+        for raw in raws.values():
+            given = (self.params, raw, norms, models, replayed, tokens, self.run.analysed_tokens, self.folder)
+            part = measure_features(*given, is_one_of_several=several)
+            kept = share if had.issuperset(raw.hooks_to_look_at) else 0.0
+            token += kept * part.kept + (1.0 - kept) * part.token
+            had.update(raw.hooks_to_look_at)
+            parts.append(part)
+        self.known["analyze"] = token
         self.known["neighbours"] = sum(part.neighbours for part in parts)
         self.known["feature"] = sum(part.feature for part in parts) / len(parts)
 

@@ -248,7 +248,7 @@ def _fold_works_on(run: Run) -> tuple[Need, ...]:
 
 
 def _evaluate_holds(run: Run) -> tuple[Need, ...]:
-    from pipeline.evaluation.evaluator import KEPT_BYTES
+    from pipeline.evaluation.kept_activations import KEPT_BYTES
 
     widths = sum(run.sources.widths[hook] for hook in run.params.dictionary_hook_points) + run.sources.main.d_model
     kept = min(run.evaluated_tokens * widths * ITEMSIZE[run.params.model.dtype], KEPT_BYTES)
@@ -276,8 +276,20 @@ def _analyze_needs(run: Run) -> tuple[Need, Need, Need]:
 
 
 def _analyze_holds(run: Run) -> tuple[Need, ...]:
+    from pipeline.evaluation.kept_activations import KEPT_BYTES
+
     contexts, _, near = _analyze_needs(run)
-    return (_model(run, whole=True), _largest(run, 1, "the weights"), contexts, near)
+    held = (_model(run, whole=True), _largest(run, 1, "the weights"), contexts, near)
+    if len(run.dictionaries) == 1:
+        return held
+    kept = min(analysed_bytes(run), KEPT_BYTES)
+    return (*held, Need("activations that are kept", kept, {"analysis.tokens": run.analysed_tokens}))
+
+
+def analysed_bytes(run: Run) -> int:
+    """Of the activations that the members of a sweep are looked at on."""
+    widths = sum(run.sources.widths[hook] for hook in run.params.dictionary_hook_points)
+    return run.analysed_tokens * widths * ITEMSIZE[run.params.model.dtype]
 
 
 def _analyze_works_on(run: Run) -> tuple[Need, ...]:
