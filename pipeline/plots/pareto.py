@@ -10,8 +10,8 @@ from pipeline.plots.experiment import Experiment
 
 PCA_NOTE = "PCA stands at its rank, its directions at each hook point written"
 FIGURES = {
-    "fvu": ("FVU", "fraction of variance unexplained, held out"),
-    "delta_ce": ("Delta cross entropy", "cross entropy added (nats a token), held out"),
+    "fvu": ("FVU", "FVU, held out"),
+    "delta_ce": ("Delta cross entropy", "nats a token added, held out"),
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plots.charts import Group, Point, ScatterChart, axes
+from pipeline.plots.charts import Group, Point, ScatterChart, axes, axis_labels
 from pipeline.plots.comparison import LEGEND, markdown, table, tables
 from pipeline.plots.experiment import DOCUMENTS, Experiment, distinct, member_rows, read_experiment, told_apart, why_apart
 from pipeline.plots.experiments import experiment_rows, with_documents
@@ -21,11 +21,13 @@ from pipeline.plots.knee import RULES
 from pipeline.plots.page import page
 from pipeline.plots.pareto import front, pareto_charts
 from pipeline.plots.png import png
+from pipeline.plots.svg import PLANE_HEIGHT
 from tests.messages import says
 from tests.project import REPOSITORY
 
 ROW = {"Experiment": "wide", "rev": "1a2b3c4", "l0_mean": 24.0, "fvu": 0.1, "delta_ce": 0.2, "dead_fraction": 0.01}
 PARAMS = {"model.model_name": "demo", "dictionary.kind": "sae", "dictionary.act_fn": "topk", "dictionary.top_k": 24}
+LABEL = 6.7  # of a picture's height that a character of an upright label takes, in the largest letters of a page
 
 
 def made(name: str, l0: float, fvu: float, delta_ce: float = 0.1, site: str = "demo, blocks.2") -> Experiment:
@@ -101,6 +103,14 @@ def test_no_point_lies_on_the_right_edge() -> None:
     for l0 in (8.0, 10.0, 64.0, 100.0):
         x, _ = axes(pareto_charts([made("a", l0, 0.1), made("b", l0 / 2, 0.2)])[0])
         assert x.share(l0) < 0.99
+
+
+def test_axes_are_logarithmic_and_their_labels_fit() -> None:
+    for chart in pareto_charts([made("a", 8.0, 0.1), made("b", 4.0, 0.2)]):
+        _, label = axis_labels(chart)
+        assert label.endswith(", log scale")
+        assert len(label) * LABEL <= PLANE_HEIGHT, label
+    assert not pareto_charts([made("a", 0.0, 0.1), made("b", 4.0, 0.2)])[0].x_log  # a dictionary that is dead
 
 
 def test_members_of_a_sweep_are_experiments_of_their_own() -> None:
