@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 
 def number(value: float) -> str:
     """1,234,567."""
@@ -46,3 +48,16 @@ def duration(seconds: float) -> str:
     if minutes < 100:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def of_members(lines: Mapping[str, Iterable[str]]) -> list[str]:
+    """Lines on the members of a sweep, each once: as it is where it is of all, else behind the names of those that it is of.
+
+    Args:
+        lines: of each member, of those without any too; of one dictionary its name is "".
+    """
+    of: dict[str, list[str]] = {}
+    for name, own in lines.items():
+        for line in own:
+            of.setdefault(line, []).append(name)
+    return [line if len(names) == len(lines) else f"{', '.join(names)}: {line}" for line, names in of.items()]

@@ -255,7 +255,9 @@ class _Pass:
         )
         store.check_tokenizer(tokenizer_info(found.main.tokenizer, found.main.name).digest, found.main.name)
         params = dataclasses.replace(params, analysis=within(params.analysis, tokens, found.dictionary))
-        running = LanguageModels(found.models) if kept is None else RememberingModels(found.models, kept)
+        running = LanguageModels(found.models)
+        if kept is not None:
+            running = RememberingModels(running, kept)
         collection = Collection(running, RawDictionary(found.dictionary, found.norms), params.analysis, tokens.n_tokens)
         code = code_digest("analyze", NOT_THE_PASS)
         saved = SavedState(_depends_on(params, inputs, store, found), code, checkpoints)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import re
+import itertools
 import tempfile
 from collections.abc import Collection, Sequence
 
@@ -16,12 +16,13 @@ from pipeline.plots.training_report import write_report
 from pipeline.tracking.tracker import RunGroup, Tracker
 
 PLOTS = "plots/evaluation"  # where a run has the plots of its evaluation
-FIRST = 3  # lines on knees that stand in the folded note
+FIRST = 3  # groups of runs that the note describes, the one of the newest run before others
 
 
 def log_comparison(tracker: Tracker, run_ids: Collection[str | None]) -> None:
     """Log L0 against FVU and delta cross entropy of these runs and of all that are like them, with PCA in the same chart, to
-    the run of the tracker; tables of all runs, these first, as the description of all runs together; and which are alike.
+    the run of the tracker; tables of these and of the newest other groups as the description of all runs together; and which
+    are alike.
 
     Args:
         tracker: of the run; one that knows no other runs logs nothing.
@@ -39,19 +40,17 @@ def log_comparison(tracker: Tracker, run_ids: Collection[str | None]) -> None:
         about, pictures = f"{len(like)} on held-out text", len(FIGURES)
         write_report(place, "Runs beside each other", about, charts, pictures=pictures, tables=tables(like))
         tracker.log_artifact(place, "comparison")
-    every = sorted((experiment for _, experiment in apart), key=lambda e: e.site not in sites)
-    tracker.describe_experiment("\n".join(markdown(every)), "; ".join(_knees(every)))
+    every = by_site(sorted((experiment for _, experiment in apart), key=lambda e: e.site not in sites))
+    first = [e for own in itertools.islice(every.values(), FIRST) for e in own]  # others need not be redrawn
+    tracker.describe_experiment("\n".join(markdown(first)), "; ".join(_knees(first)))
     tracker.group_runs(groups([(str(run), experiment) for run, experiment in apart]))
 
 
 def _knees(experiments: Sequence[Experiment]) -> list[str]:
-    """The first lines on knees, of several kinds with the kind; without what is in brackets, as MLflow cuts a folded note."""
+    """The lines on knees, of several kinds with the kind; brief, as MLflow cuts a folded note."""
     several = len({e.kind for e in experiments}) > 1
-    found: list[str] = []
-    for own in by_site(experiments).values():
-        if len(found) < FIRST:  # others need not be redrawn
-            found += [f"{own[0].kind} {line}" if several else line for line in knee_lines(own)]
-    return [re.sub(r" \([^()]*\)", "", line) for line in found[:FIRST]]
+    groups_of_runs = by_site(experiments).values()
+    return [f"{own[0].kind} {line}" if several else line for own in groups_of_runs for line in knee_lines(own, brief=True)]
 
 
 def _documents(tracker: Tracker, run: str, _: str) -> Kept:

@@ -29,7 +29,7 @@ from pipeline.allocation import FreedMemory
 from pipeline.dealing import in_turns
 from pipeline.errors import of_member
 from pipeline.evaluation.baselines import PrincipalDirections, checked_rank, pca_replacements
-from pipeline.evaluation.kept_activations import KEPT_BYTES
+from pipeline.evaluation.kept_activations import KEPT_BYTES, KeptActivations, RememberingModels
 from pipeline.evaluation.labels import Found, LabelSums
 from pipeline.evaluation.language_model import (
     Replacement,
@@ -145,9 +145,9 @@ class Evaluator:
         for name, one in self.measured.items():
             with of_member(name):
                 checked_rank(pca_rank, one.principal)
-        self._kept: dict[int, dict[str, Tensor]] = {}
+        room = KEPT_BYTES // (self.processes.size * self.feature_group.size)
+        self._running = RememberingModels(self.models, KeptActivations(room))
         self._freed = FreedMemory()
-        self._room = KEPT_BYTES // (self.processes.size * self.feature_group.size)
         self._check_memory()
         self.labels = LabelSums(self.measured.values(), self.models.device)
         self._each(self._look, self.labels.add)
@@ -314,20 +314,13 @@ class Evaluator:
     def _found(self, batch: SplitBatch) -> dict[str, Tensor]:
         """{key: [b, T, D]} of the models as they are: hook points, and of each dictionary the input of each model's first block
         that has one."""
-        number = int(batch.contexts[0])
-        found = self._kept.get(number)
-        if found is None:
-            keys = [
-                key
-                for one in self.measured.values()
-                for hooks in one.hooks.values()
-                for key in (*hooks, self.models.block_input(hooks))
-            ]
-            found = self.models.activations(batch.tokens, dict.fromkeys(keys))
-            self._room -= sum(x.nbytes for x in found.values())
-            if self._room >= 0:
-                self._kept[number] = found
-        return found
+        keys = [
+            key
+            for one in self.measured.values()
+            for hooks in one.hooks.values()
+            for key in (*hooks, self.models.block_input(hooks))
+        ]
+        return self._running.activations(batch.tokens, keys)
 
     def _count(self, batch: SplitBatch, runs: int = 1) -> None:
         """So many runs of the model have ended, and their logits are no longer needed."""

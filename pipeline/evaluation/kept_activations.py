@@ -1,14 +1,13 @@
-"""Activations that are kept for the next dictionary which is looked at on the same contexts of the same models."""
+"""Activations that are kept: for the next pass over the same contexts, or the next dictionary that is looked at on them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from torch import Tensor
 
 from pipeline.evaluation.models import LanguageModels
-from pipeline.lm.language_model import LanguageModel
 
 KEPT_BYTES = 2**30
 
@@ -39,12 +38,12 @@ class RememberingModels(LanguageModels):
     """Language models that run over a batch only for what is not kept of it; nobody may change what they give.
 
     Args:
-        models: as of :class:`LanguageModels`.
+        models: that run.
         kept: of these models.
     """
 
-    def __init__(self, models: LanguageModel | Mapping[str, LanguageModel], kept: KeptActivations) -> None:
-        super().__init__(models)
+    def __init__(self, models: LanguageModels, kept: KeptActivations) -> None:
+        super().__init__(models.by_alias)
         self._kept = kept
 
     def activations(self, tokens: Tensor, keys: Iterable[str]) -> dict[str, Tensor]:

@@ -53,6 +53,11 @@ class LanguageModels:
         self._models = dict(models) if isinstance(models, Mapping) else {MAIN: models}
 
     @property
+    def by_alias(self) -> Mapping[str, LanguageModel]:
+        """{alias: model}."""
+        return self._models
+
+    @property
     def device(self) -> torch.device:
         """Where the models are."""
         return next(iter(self._models.values())).device

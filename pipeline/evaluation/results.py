@@ -15,6 +15,7 @@ from pipeline.evaluation.plots import write_plots
 from pipeline.evaluation.sweep_plots import write_sweep_plots
 from pipeline.files import write_json
 from pipeline.tracking.opening import open_tracker
+from pipeline.words import of_members
 
 if TYPE_CHECKING:
     from pipeline.evaluation.measured import Evaluation
@@ -50,11 +51,11 @@ def write_results(
 def notices(evaluations: Mapping[str, Evaluation], places: Mapping[str, Path]) -> list[str]:
     """How many tokens are excluded, a line for all dictionaries of which it is true, and what was not measured."""
     lines = list(dict.fromkeys(evaluation.said for evaluation in evaluations.values() if evaluation.said))
-    of: dict[str, list[str]] = {}
-    for name, evaluation in evaluations.items():
-        if evaluation.metrics["excluded_tokens"]:
-            of.setdefault(str(massive_line(evaluation.metrics, read_config(places[name]).norms)), []).append(name)
-    return lines + [line if len(names) == len(evaluations) else f"{', '.join(names)}: {line}" for line, names in of.items()]
+    excluded: dict[str, list[str]] = {
+        name: [str(massive_line(one.metrics, read_config(places[name]).norms))] if one.metrics["excluded_tokens"] else []
+        for name, one in evaluations.items()
+    }
+    return lines + of_members(excluded)
 
 
 def log_results(

@@ -301,7 +301,7 @@ def attribute(
         >>> found = attribute(model, sae, "The cat sat on the", logit_difference(model, " mat", " dog"))
         >>> found.top(5), found.gap
 
-    Warns: the effects cannot be trusted, see `FeatureAttribution.doubt`.
+    Warns: integrated gradients were summed over too few steps, see `FeatureAttribution.doubt`.
 
     Raises:
         DataError: a metric that is not one number or has no gradient; texts of unequal length; a baseline text for a dictionary

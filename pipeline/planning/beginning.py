@@ -17,7 +17,7 @@ from pipeline.planning.report import few_documents_line, needs_lines, short_line
 from pipeline.planning.run import Run
 from pipeline.planning.stages import BY_NAME, clock_seconds, peak_bytes
 from pipeline.planning.weights import n_parameters
-from pipeline.words import bytes_in_words, seconds_in_words
+from pipeline.words import bytes_in_words, of_members, seconds_in_words
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Params
@@ -74,13 +74,8 @@ def _expect(run: Run, stage: str, kept: Recorded | None) -> None:
 
 def begin_training(params: Params, steps_left: tuple[int, ...]) -> None:
     """The same of trainings, which may go on, and what of their parameters will act otherwise than one may expect."""
-    said: dict[str, list[str]] = {}
-    for member, own in params.members.items():
-        for line in said_of_training(own):
-            said.setdefault(line, []).append(member)
-    for line, members in said.items():
-        of_some = len(members) < len(params.members)
-        _say("train", f"{', '.join(members)}: {line}" if of_some else line)
+    for line in of_members({member: said_of_training(own) for member, own in params.members.items()}):
+        _say("train", line)
     begin("train", params, steps_left=steps_left)
 
 

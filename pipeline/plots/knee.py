@@ -135,10 +135,8 @@ def curves(own: Sequence[Experiment]) -> dict[str, list[Experiment]]:
 def advice(own: Sequence[Experiment]) -> list[str]:
     """Lines on the experiments of a group: the knee of each loss, what a doubling of L0 gains, what is not recommended; nothing
     where none differ in L0 alone."""
-    several = {name: runs for name, runs in curves(own).items() if len({e.l0 for e in runs}) > 1}
     lines = []
-    for name, runs in several.items():
-        of = f" ({name})" if len(several) > 1 else ""
+    for of, runs in _several(own):
         lines.append(f"{KNEE}{of}: {_knees(runs)}")
         lines += [f"a doubling of L0 changes {label}{of}: {_steps(runs, loss)}" for label, loss in LOSSES.items()]
         if dead := [f"{e.name} ({e.dead:.1%})" for e in runs if e.dead > MOST_DEAD]:
@@ -146,9 +144,15 @@ def advice(own: Sequence[Experiment]) -> list[str]:
     return lines
 
 
-def knee_lines(own: Sequence[Experiment]) -> list[str]:
-    """Of :func:`advice` the lines on the knee."""
-    return [line for line in advice(own) if line.startswith(KNEE)]
+def knee_lines(own: Sequence[Experiment], *, brief: bool = False) -> list[str]:
+    """Of :func:`advice` the lines on the knee; brief: without how sure it is."""
+    return [f"{KNEE}{of}: {_knees(runs, brief)}" for of, runs in _several(own)]
+
+
+def _several(own: Sequence[Experiment]) -> list[tuple[str, list[Experiment]]]:
+    """(what is said of it where there are others, its runs) of each curve."""
+    found = {name: runs for name, runs in curves(own).items() if len({e.l0 for e in runs}) > 1}
+    return [(f" ({name})" if len(found) > 1 else "", runs) for name, runs in found.items()]
 
 
 class Said(NamedTuple):
@@ -158,20 +162,24 @@ class Said(NamedTuple):
         word: its name, or which ones it is undecided between.
         share: of the redraws that it has; "": they are not known, or stand with the names.
         why: it is not decided, or not said.
+        brief: the word without shares; "": it has none.
     """
 
     word: str
     share: str = ""
     why: str = ""
+    brief: str = ""
 
 
-def _knees(runs: Sequence[Experiment]) -> str:
-    """The knee of a curve by each loss, in words."""
+def _knees(runs: Sequence[Experiment], brief: bool = False) -> str:
+    """The knee of a curve by each loss, in words; brief: without how sure it is."""
     n = len({e.l0 for e in runs})
     if n < FEWEST:
         return f"not said of {n} different L0s, {FEWEST} are needed; look at what a doubling of L0 changes"
     said = {label: _knee_in_words(runs, loss) for label, loss in LOSSES.items()}
-    (word, share, why), *others = said.values()
+    if brief:
+        said = {label: Said(each.brief or each.word) for label, each in said.items()}
+    (word, share, why, _), *others = said.values()
     if all((each.word, each.why, bool(each.share)) == (word, why, bool(share)) for each in others):
         shares = f" (in {' and '.join(each.share for each in said.values())} of redraws)" if share else ""
         return f"{word}, by {' and by '.join(LOSSES)}{shares}{why}"
@@ -205,7 +213,9 @@ def _of_redraws(runs: Sequence[Experiment], losses: Array, found: Knee | None) -
         if together < DECIDED * len(losses) and which != own:
             likely, together = [*likely, which], together + n
     likely.sort(key=lambda which: (-counts[which], which))
-    return Said(_undecided([f"{_word(runs, which)} ({_percent(counts[which], len(losses))})" for which in likely]))
+    names = [_word(runs, which) for which in likely]
+    shares = [_percent(counts[which], len(losses)) for which in likely]
+    return Said(_undecided([f"{name} ({share})" for name, share in zip(names, shares, strict=True)]), brief=_undecided(names))
 
 
 def _word(runs: Sequence[Experiment], which: Sequence[int]) -> str:

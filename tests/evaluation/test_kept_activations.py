@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluation.kept_activations import KeptActivations, RememberingModels
+from pipeline.evaluation.models import LanguageModels
 
 FIRST, SECOND = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
 
@@ -27,7 +28,7 @@ class Counted:
 
 def test_what_is_kept_is_not_run_again() -> None:
     model, kept = Counted(), KeptActivations()
-    first, again = (RememberingModels({"": model}, kept) for _ in range(2))  # type: ignore[dict-item]
+    first, again = (RememberingModels(LanguageModels(model), kept) for _ in range(2))  # type: ignore[arg-type]
     tokens, others = torch.arange(12).reshape(2, 6), torch.arange(12).reshape(2, 6) + 1
     found = first.activations(tokens, [FIRST])
     assert torch.equal(again.activations(tokens, [FIRST])[FIRST], found[FIRST])
@@ -43,7 +44,7 @@ def test_what_is_kept_is_not_run_again() -> None:
 def test_only_what_there_is_room_for_is_kept() -> None:
     model, tokens = Counted(), torch.arange(12).reshape(2, 6)
     n_bytes = tokens.numel() * 4
-    models = RememberingModels({"": model}, KeptActivations(n_bytes))  # type: ignore[dict-item]
+    models = RememberingModels(LanguageModels(model), KeptActivations(n_bytes))  # type: ignore[arg-type]
     for _ in range(2):
         models.activations(tokens, [FIRST])
         models.activations(tokens + 1, [FIRST])
